@@ -1,0 +1,206 @@
+"""Parts: how a name in a recipe becomes an object. This file alone imports by name.
+
+A part is one file holding one public class whose name equals the file's stem but for case and
+underscores. Nothing is registered: the catalogue is read from the files with `ast`, and a part is
+imported only when it is used. `SLOTS` is the only list: slot → rooms searched.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import importlib
+import importlib.util
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+from typing import Any, ClassVar
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
+
+from luthier.errors import RecipeError, nearest
+
+SLOTS: dict[str, tuple[str, ...]] = {
+    "objective": ("objectives",),
+    "tuner": ("tuners",),
+    "optimizer": ("engine/optimizers",),
+    "schedule": ("engine/schedules",),
+    "metric": ("evals/metrics",),
+    "dataset": ("data/generated",),
+}
+CONSTANTS = ("PAPER", "NEEDS", "FACE", "READS", "WRITES", "EXCLUDES", "COUPLES", "UNIT", "SETTINGS", "RESTORES")
+PACKAGE = Path(__file__).parent
+
+
+
+class _Lazy(ModuleType):
+    """A module imported at its first attribute access."""
+
+    def __getattr__(self, name: str) -> Any:
+        module = importlib.import_module(self.__name__)
+        value = getattr(module, name)
+        self.__dict__[name] = value
+        return value
+
+
+def lazy(name: str) -> Any:
+    """A handle on module `name` that costs nothing until used: `torch = lazy("torch")`."""
+    return sys.modules[name] if name in sys.modules else _Lazy(name)
+
+
+class Part(BaseModel):
+    """Frozen options plus the verbs of a family. Options never hold state.
+
+    Literal class constants describe it to the catalogue: PAPER, NEEDS, FACE, READS, WRITES, EXCLUDES,
+    COUPLES, UNIT, SETTINGS (option sets that the conformance matrix exercises).
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
+    PAPER: ClassVar[str] = ""
+    NEEDS: ClassVar[tuple[str, ...]] = ()
+    SETTINGS: ClassVar[tuple[dict[str, Any], ...]] = ({},)
+
+    @property
+    def kind(self) -> str:
+        """The name a recipe uses."""
+        return Path(sys.modules[type(self).__module__].__file__ or type(self).__name__).stem
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One line of the catalogue, read without importing the part."""
+
+    slot: str
+    name: str
+    path: Path
+    class_name: str
+    about: str
+    options: tuple[str, ...]
+    constants: Mapping[str, Any] = field(default_factory=dict)
+
+
+def part_field(slot: str) -> BeforeValidator:
+    """Marks an option that holds another part: `base: Annotated[Objective, part_field("objective")]`."""
+    return BeforeValidator(lambda value: build(slot, value))
+
+
+def build(slot: str, spec: Any, base: Path | None = None) -> Any:
+    """Make the part that `spec` describes: a name, `{kind: name, ...}`, a path to a file, or a Part.
+
+    Args:
+        slot: a key of SLOTS.
+        base: folder that relative part files are looked up in (the recipe's).
+
+    Raises:
+        RecipeError: unknown part or option (with the nearest name), or a value of the wrong type.
+    """
+    if isinstance(spec, Part):
+        return spec
+    if isinstance(spec, str):
+        spec = {"kind": spec}
+    if not isinstance(spec, Mapping) or not isinstance(spec.get("kind"), str):
+        raise RecipeError(f"{slot}: expected a name or a block with `kind`, found {spec!r}")
+    options = {key: value for key, value in spec.items() if key != "kind"}
+    made = load(slot, spec["kind"], base)
+    unknown = [key for key in options if key not in made.model_fields]
+    if unknown:
+        close = nearest(unknown[0], list(made.model_fields))
+        known = ", ".join(made.model_fields) or "none"
+        hint = f"Did you mean `{close}`?" if close else f"Its options are: {known}."
+        raise RecipeError(f"{slot} `{spec['kind']}` has no option `{unknown[0]}`.", hint)
+    try:
+        return made(**options)
+    except ValidationError as error:
+        first = error.errors()[0]
+        path = ".".join(str(piece) for piece in first["loc"]) or "options"
+        raise RecipeError(f"{slot}.{path}: {first['msg']} (found {first.get('input')!r}).") from None
+
+
+def load(slot: str, name: str, base: Path | None = None) -> type[Any]:
+    """Import the class of a part by name or file, without building it."""
+    entry = find(slot, name, base)
+    module = _import(entry.path)
+    return getattr(module, entry.class_name)
+
+
+def find(slot: str, name: str, base: Path | None = None) -> Entry:
+    """The catalogue entry of a part, without importing it."""
+    if name.endswith(".py"):
+        path = Path(name) if Path(name).is_absolute() or base is None else base / name
+        if not path.is_file():
+            raise RecipeError(f"{slot}: there is no file {path}.", "Paths of parts are relative to the recipe.")
+        return read_entry(slot, path.resolve())
+    for entry in catalogue(slot):
+        if entry.name == name:
+            return entry
+    known = [entry.name for entry in catalogue(slot)]
+    close = nearest(name, known)
+    hint = f"Did you mean `{close}`?" if close else f"Known: {', '.join(known)}."
+    raise RecipeError(f"There is no {slot} called `{name}`.", hint)
+
+
+@cache
+def catalogue(slot: str) -> tuple[Entry, ...]:
+    """All parts of a slot in the package, by name. A stem is unique in its slot."""
+    found: dict[str, Entry] = {}
+    for room in SLOTS[slot]:
+        for path in sorted((PACKAGE / room).rglob("*.py")):
+            if path.name.startswith("_") or path.stem == "base":
+                continue
+            if path.stem in found:
+                raise RecipeError(f"Two {slot} parts are called `{path.stem}`: {found[path.stem].path} and {path}.")
+            found[path.stem] = read_entry(slot, path)
+    return tuple(found[name] for name in sorted(found))
+
+
+def read_entry(slot: str, path: Path) -> Entry:
+    """Read a part file's public class, first docstring line, options and constants with `ast`."""
+    try:
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+    except (SyntaxError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{slot}: {path} is not valid Python: {error}.") from None
+    wanted = path.stem.replace("_", "").lower()
+    classes = [node for node in tree.body if isinstance(node, ast.ClassDef)]
+    match = [node for node in classes if node.name.lower() == wanted]
+    if not match:
+        names = ", ".join(node.name for node in classes) or "no class"
+        raise RecipeError(
+            f"{slot}: {path.name} holds {names}.",
+            f"A part file holds one class named like the file, here `{path.stem.title().replace('_', '')}`.",
+        )
+    about = (ast.get_docstring(match[0]) or ast.get_docstring(tree) or "").split("\n")[0]
+    options, constants = [], {}
+    for node in match[0].body:
+        target = node.target if isinstance(node, ast.AnnAssign) else None
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
+            target = node.targets[0]
+        if not isinstance(target, ast.Name):
+            continue
+        if target.id in CONSTANTS and node.value is not None:
+            constants[target.id] = ast.literal_eval(node.value)
+        elif isinstance(node, ast.AnnAssign) and not target.id.startswith("_") and not target.id.isupper():
+            options.append(target.id)
+    return Entry(slot, path.stem, path, match[0].name, about, tuple(options), constants)
+
+
+def _import(path: Path) -> ModuleType:
+    if PACKAGE in path.parents:
+        name = ".".join(("luthier", *path.relative_to(PACKAGE).with_suffix("").parts))
+        return importlib.import_module(name)
+    text = path.read_bytes()
+    name = f"luthier_part_{path.stem}_{hashlib.sha256(text).hexdigest()[:12]}"
+    if name in sys.modules:
+        return sys.modules[name]
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        del sys.modules[name]
+        raise RecipeError(f"{path} cannot be imported: {type(error).__name__}: {error}.") from error
+    return module

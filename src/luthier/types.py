@@ -1,0 +1,131 @@
+"""The nouns every room shares, and the legend of shape letters. Nothing here imports torch.
+
+Shapes: B rows of a batch, T positions of a row, N target positions, R records in a batch,
+V vocabulary, D width of the hidden state, S seeds.
+
+Well-known streams: `weights` (token, float; a target is a position whose weight is not 0 and that
+has a position of the same record before it), `logprobs:<reference>` (token, float).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    import numpy
+    from torch import Tensor
+
+Axis = Literal["row", "token"]
+Shape = Literal["messages", "prompt_completion", "text", "preference"]
+
+
+@dataclass(frozen=True)
+class Record:
+    """One line a user brought, before tokenisation. `id` never changes through any transform.
+
+    `fields` by shape — messages: `messages` (list of {role, content}); prompt_completion: `prompt`,
+    `completion` (both str, or both lists of messages); text: `text`; preference: `prompt`
+    (str, messages or None), `chosen`, `rejected`. Further columns stay in `fields` under their names.
+    """
+
+    id: str
+    shape: Shape
+    fields: Mapping[str, Any]
+    origin: str  # "data.jsonl:12", for messages
+
+
+@dataclass(frozen=True)
+class Stream:
+    """Values that travel with a row or a batch, and all that moving them needs: axis and pad value."""
+
+    values: Any  # Row: numpy [T] (token) or scalar (row); Batch: Tensor [B,T] (token) or [R] (row)
+    axis: Axis
+    pad: float = 0.0
+
+
+@dataclass(frozen=True)
+class Row:
+    """One tokenised record. `streams["weights"]` marks its targets."""
+
+    record: str
+    ids: numpy.ndarray  # int32 [T]
+    streams: Mapping[str, Stream]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def targets(self) -> int:
+        """Number of target positions (the first position of a record is never predicted)."""
+        return int((self.streams["weights"].values[1:] != 0).sum())
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows ready for a forward pass, padded (with `attention_mask`) or packed (without: positions restart).
+
+    `record_of [B,T]` indexes `records` (-1: padding) and `position_of [B,T]` counts within the record, so
+    per-record sums are the same whatever the layout. A packed batch never carries a 2-D mask: together
+    with restarting positions it would let records see each other, silently.
+    """
+
+    ids: Tensor  # int64 [B,T]
+    position_of: Tensor  # int64 [B,T]
+    record_of: Tensor  # int64 [B,T]
+    records: tuple[str, ...]  # R record ids
+    streams: Mapping[str, Stream]
+    attention_mask: Tensor | None = None  # int64 [B,T]; None when packed
+
+    @property
+    def packed(self) -> bool:
+        return self.attention_mask is None
+
+    @property
+    def weights(self) -> Tensor:
+        """Token weights [B,T]."""
+        return self.streams["weights"].values
+
+    def targets(self) -> tuple[Tensor, Tensor]:
+        """Row and column indices, both [N], of the positions to predict, ordered by (record, position)."""
+        rows, columns = ((self.weights != 0) & (self.position_of > 0)).nonzero(as_tuple=True)
+        return rows, columns
+
+    def token(self, name: str) -> Tensor:
+        """A token stream at the target positions, [N]."""
+        return self.streams[name].values[self.targets()]
+
+    def with_stream(self, name: str, stream: Stream) -> Batch:
+        return replace(self, streams={**self.streams, name: stream})
+
+    def to(self, device: Any) -> Batch:
+        moved = {k: replace(s, values=s.values.to(device)) for k, s in self.streams.items()}
+        mask = None if self.attention_mask is None else self.attention_mask.to(device)
+        return replace(
+            self,
+            ids=self.ids.to(device),
+            position_of=self.position_of.to(device),
+            record_of=self.record_of.to(device),
+            streams=moved,
+            attention_mask=mask,
+        )
+
+
+@dataclass(frozen=True)
+class Term:
+    """One summand of an update's loss: `coefficient * total / counts[unit]`, counts being global."""
+
+    total: Tensor  # scalar, differentiable
+    unit: str
+    coefficient: float = 1.0
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """One continuation of one prompt. `finish`: "stop" (end of turn), "length" (budget of tokens used up)."""
+
+    ids: list[int]
+    finish: Literal["stop", "length"]
+    record: str
+    metadata: Mapping[str, Any] = field(default_factory=dict)
