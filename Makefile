@@ -1,0 +1,55 @@
+# `make demo` is the place to start. Every target sets up what it needs; the second time that is instant.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --no-compile --constraint constraints.txt
+# Compiling on every core afterwards is quicker than letting pip do it file by file.
+COMPILE := $(BIN)/python -m compileall -q -j 0 $(VENV)/lib || true
+PYTEST := $(BIN)/python -m pytest -q
+
+.PHONY: help setup demo test test-full lint format nano clean
+
+help:  ## this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
+
+setup: $(VENV)/.dev-installed  ## virtual environment in .venv with pinned dependencies and the developer's tools
+
+demo: $(VENV)/.installed  ## fine-tune a 135M-parameter model by three methods and compare them (under 10 minutes)
+	$(BIN)/luthier compare quickstart
+
+test: setup  ## lint and all quick tests (under 10 minutes on 2 cores)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	OMP_NUM_THREADS=1 $(PYTEST) -n 2 -m "not slow"
+
+test-full: setup  ## every test, slow ones too
+	OMP_NUM_THREADS=1 $(PYTEST) -n 2
+
+lint: setup  ## ruff and pyright
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+format: setup  ## put the code into the project's form
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:  ## remove the environment and what was built; runs/ stays
+	rm -rf $(VENV) build dist .pytest_cache .ruff_cache
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Luthier needs Python 3.11 or newer. Name one: make $(MAKECMDGOALS) PYTHON=python3.12"; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "Installing the pinned dependencies into $(VENV): a few minutes the first time."
+	$(PIP) --editable .
+	$(COMPILE)
+	@touch $@
+
+$(VENV)/.dev-installed: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "Installing the pinned dependencies into $(VENV): a few minutes the first time."
+	$(PIP) --editable '.[dev]'
+	$(COMPILE)
+	@touch $@ $(VENV)/.installed
