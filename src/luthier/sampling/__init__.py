@@ -1,0 +1,1 @@
+"""One continuation of one state by one policy: native generation and the scoring of given continuations."""
