@@ -64,11 +64,13 @@ class Row:
 
 @dataclass(frozen=True)
 class Batch:
-    """Rows ready for a forward pass, padded (with `attention_mask`) or packed (without: positions restart).
+    """Rows ready for one forward pass.
 
-    `record_of [B,T]` indexes `records` (-1: padding) and `position_of [B,T]` counts within the record, so
-    per-record sums are the same whatever the layout. A packed batch never carries a 2-D mask: together
-    with restarting positions it would let records see each other, silently.
+    Three layouts: *right-padded* (no mask: a causal model never looks right, so padding cannot be seen),
+    *left-padded* (2-D `attention_mask`), *packed* (positions restart within a row, no mask: together with
+    restarting positions a 2-D mask would let records see each other, silently). `record_of [B,T]` indexes
+    `records` (-1: padding) and `position_of [B,T]` counts within the record, so per-record sums are the
+    same whatever the layout.
     """
 
     ids: Tensor  # int64 [B,T]
@@ -76,11 +78,7 @@ class Batch:
     record_of: Tensor  # int64 [B,T]
     records: tuple[str, ...]  # R record ids
     streams: Mapping[str, Stream]
-    attention_mask: Tensor | None = None  # int64 [B,T]; None when packed
-
-    @property
-    def packed(self) -> bool:
-        return self.attention_mask is None
+    attention_mask: Tensor | None = None  # int64 [B,T]; left padding only
 
     @property
     def weights(self) -> Tensor:
@@ -88,16 +86,13 @@ class Batch:
         return self.streams["weights"].values
 
     def targets(self) -> tuple[Tensor, Tensor]:
-        """Row and column indices, both [N], of the positions to predict, ordered by (record, position)."""
+        """Row and column indices, both [N], of the positions to predict."""
         rows, columns = ((self.weights != 0) & (self.position_of > 0)).nonzero(as_tuple=True)
         return rows, columns
 
-    def token(self, name: str) -> Tensor:
+    def at_targets(self, name: str) -> Tensor:
         """A token stream at the target positions, [N]."""
         return self.streams[name].values[self.targets()]
-
-    def with_stream(self, name: str, stream: Stream) -> Batch:
-        return replace(self, streams={**self.streams, name: stream})
 
     def to(self, device: Any) -> Batch:
         moved = {k: replace(s, values=s.values.to(device)) for k, s in self.streams.items()}
@@ -114,10 +109,13 @@ class Batch:
 
 @dataclass(frozen=True)
 class Term:
-    """One summand of an update's loss: `coefficient * total / counts[unit]`, counts being global."""
+    """One summand of an update's loss: `coefficient * total / counts[unit]`, the counts being global.
+
+    `unit` None: `total` is already divided (several objectives that shared one pass of the head).
+    """
 
     total: Tensor  # scalar, differentiable
-    unit: str
+    unit: str | None
     coefficient: float = 1.0
 
 

@@ -1,0 +1,1 @@
+"""Records, rendering and masks, splits, the doctor: from the user's file to token rows."""

@@ -1,0 +1,144 @@
+"""From tokenised rows to batches: data order, micro-batches and the three layouts.
+
+Order is a function of (seed, epoch, record id): the same for every method, untouched by adding parts,
+and resumed from one integer.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from typing import Literal
+
+import numpy
+import torch
+
+from luthier.types import Batch, Row, Stream
+
+Layout = Literal["padded", "packed"]
+
+
+class Ordered:
+    """The endless stream of records: epoch after epoch, each in its own keyed order."""
+
+    def __init__(self, rows: Sequence[Row], seed: int):
+        self.rows = rows
+        self.seed = seed
+        self._epoch = -1
+        self._order: list[int] = []
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def at(self, position: int) -> Row:
+        """The row at a position of the stream; position // len is the epoch."""
+        epoch, place = divmod(position, len(self.rows))
+        if epoch != self._epoch:
+            self._order = data_order([row.record for row in self.rows], self.seed, epoch)
+            self._epoch = epoch
+        return self.rows[self._order[place]]
+
+    def walk(self, position: int) -> Iterator[Row]:
+        """Rows from a position on, without end."""
+        while True:
+            yield self.at(position)
+            position += 1
+
+
+def data_order(records: Sequence[str], seed: int, epoch: int) -> list[int]:
+    """A permutation of the records, keyed by (seed, epoch, record id)."""
+    keys = [hashlib.blake2b(f"{seed}/{epoch}/{record}".encode(), digest_size=8).digest() for record in records]
+    return sorted(range(len(records)), key=lambda i: (keys[i], records[i]))
+
+
+def micro_batches(rows: Sequence[Row], tokens: int, layout: Layout) -> list[list[Row]]:
+    """Cut an update's rows into micro-batches of at most `tokens` positions, padding included.
+
+    Rows are grouped by length, longest first: little padding, and a shortage of memory shows at once.
+    A row longer than `tokens` is a micro-batch of its own.
+    """
+    ordered = sorted(rows, key=lambda row: (-len(row), row.record))
+    if layout == "packed":
+        return _first_fit(ordered, tokens)
+    cut: list[list[Row]] = []
+    for row in ordered:
+        if cut and (len(cut[-1]) + 1) * len(cut[-1][0]) <= tokens:
+            cut[-1].append(row)
+        else:
+            cut.append([row])
+    return cut
+
+
+def _first_fit(ordered: Sequence[Row], tokens: int) -> list[list[Row]]:
+    bins: list[list[Row]] = []
+    free: list[int] = []
+    for row in ordered:
+        place = next((i for i, room in enumerate(free) if room >= len(row)), None)
+        if place is None:
+            bins.append([row])
+            free.append(tokens - len(row))
+        else:
+            bins[place].append(row)
+            free[place] -= len(row)
+    return bins
+
+
+def collate(rows: Sequence[Row], layout: Layout = "padded", pad_id: int = 0, side: str = "right") -> Batch:
+    """Put rows into one batch: `packed` makes B = 1 with positions that restart at every record.
+
+    Args:
+        rows: R rows carrying the same streams.
+        side: where padding goes, "right" or "left"; packed batches have none.
+    """
+    if layout == "packed":
+        return _packed(rows)
+    longest = max(len(row) for row in rows)
+    shape = (len(rows), longest)
+    ids = numpy.full(shape, pad_id, dtype=numpy.int64)
+    record_of = numpy.full(shape, -1, dtype=numpy.int64)
+    position_of = numpy.tile(numpy.arange(longest, dtype=numpy.int64), (len(rows), 1))
+    tokens = {
+        name: numpy.full(shape, stream.pad, dtype=stream.values.dtype)
+        for name, stream in rows[0].streams.items()
+        if stream.axis == "token"
+    }
+    for index, row in enumerate(rows):
+        at = slice(0, len(row)) if side == "right" else slice(longest - len(row), longest)
+        ids[index, at] = row.ids
+        record_of[index, at] = index
+        if side == "left":
+            position_of[index] = numpy.maximum(position_of[index] - (longest - len(row)), 0)
+        for name, values in tokens.items():
+            values[index, at] = row.streams[name].values
+    mask = torch.from_numpy((record_of >= 0).astype(numpy.int64)) if side == "left" else None
+    return _batch(rows, ids, position_of, record_of, tokens, mask)
+
+
+def _packed(rows: Sequence[Row]) -> Batch:
+    ids = numpy.concatenate([row.ids for row in rows])[None].astype(numpy.int64)
+    position_of = numpy.concatenate([numpy.arange(len(row), dtype=numpy.int64) for row in rows])[None]
+    record_of = numpy.repeat(numpy.arange(len(rows), dtype=numpy.int64), [len(row) for row in rows])[None]
+    tokens = {
+        name: numpy.concatenate([row.streams[name].values for row in rows])[None]
+        for name, stream in rows[0].streams.items()
+        if stream.axis == "token"
+    }
+    return _batch(rows, ids, position_of, record_of, tokens, None)
+
+
+def _batch(rows: Sequence[Row], ids, position_of, record_of, tokens, mask) -> Batch:  # type: ignore[no-untyped-def]
+    streams = {
+        name: Stream(torch.from_numpy(values), "token", rows[0].streams[name].pad) for name, values in tokens.items()
+    }
+    for name, stream in rows[0].streams.items():
+        if stream.axis == "row":
+            values = torch.tensor([float(row.streams[name].values) for row in rows])
+            streams[name] = Stream(values, "row", stream.pad)
+    return Batch(
+        ids=torch.from_numpy(ids),
+        position_of=torch.from_numpy(position_of),
+        record_of=torch.from_numpy(record_of),
+        records=tuple(row.record for row in rows),
+        streams=streams,
+        attention_mask=mask,
+    )

@@ -1,0 +1,78 @@
+"""The budget: how far a run may go, in exactly one unit, and how far it has come."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Literal
+
+from luthier.data.batches import Ordered
+from luthier.errors import RunError
+from luthier.types import Row
+
+Unit = Literal["epochs", "records", "tokens", "updates", "seconds"]
+
+
+@dataclass
+class Position:
+    """Where a run stands. `tokens` went through a backward pass; `seconds` were spent in updates."""
+
+    updates: int = 0
+    records: int = 0
+    tokens: int = 0
+    targets: int = 0
+    seconds: float = 0.0
+
+    def to_json(self) -> dict[str, float]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Budget:
+    """`amount` of `unit`; a record's tokens count once per time it is trained on.
+
+    A budget of seconds depends on the machine and cannot be repeated bit for bit.
+    """
+
+    unit: Unit
+    amount: float
+
+    @property
+    def repeatable(self) -> bool:
+        return self.unit != "seconds"
+
+    def spent(self, position: Position, rows: int) -> float:
+        """The part of the budget used up, 0 to 1."""
+        used = position.records / rows if self.unit == "epochs" else getattr(position, self.unit)
+        return min(1.0, used / self.amount)
+
+    def draw(self, ordered: Ordered, position: Position, records: int) -> list[Row]:
+        """The next update's rows: `records` of them, fewer where the budget ends, none when it is spent."""
+        if len(ordered) == 0:
+            raise RunError("There is no record to train on.")
+        if self.unit in ("updates", "seconds"):
+            records = 0 if self.spent(position, len(ordered)) >= 1.0 else records
+        elif self.unit in ("epochs", "records"):
+            total = round(self.amount * len(ordered)) if self.unit == "epochs" else int(self.amount)
+            records = min(records, total - position.records)
+        rows = [ordered.at(position.records + i) for i in range(max(0, records))]
+        if self.unit != "tokens":
+            return rows
+        kept, used = [], position.tokens
+        for row in rows:
+            if used >= self.amount:
+                break
+            kept.append(row)
+            used += len(row)
+        return kept
+
+    def updates(self, ordered: Ordered, position: Position, records: int) -> int | None:
+        """Updates still to come, or None where only time will tell."""
+        if self.unit == "seconds":
+            return None
+        if self.unit == "updates":
+            return max(0, int(self.amount) - position.updates)
+        if self.unit == "tokens":
+            mean = sum(len(row) for row in ordered.rows) / len(ordered)
+            return max(0, round((self.amount - position.tokens) / (mean * records) + 0.499))
+        total = round(self.amount * len(ordered)) if self.unit == "epochs" else int(self.amount)
+        return max(0, -(-(total - position.records) // records))

@@ -1,0 +1,70 @@
+"""Several processes as one: ranks share an update's micro-batches and sum their gradients once."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+BUCKET = 2**23
+"""Elements reduced in one message (32 MiB in fp32): large enough to hide latency, small beside the model."""
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among its peers. One process is a world of size 1, with the same code path."""
+
+    rank: int = 0
+    size: int = 1
+
+    @classmethod
+    def join(cls) -> World:
+        """The world that torchrun set up (RANK, WORLD_SIZE), or a world of one."""
+        size = int(os.environ.get("WORLD_SIZE", "1"))
+        if size == 1:
+            return cls()
+        if not dist.is_initialized():
+            dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+        return cls(dist.get_rank(), dist.get_world_size())
+
+    def share(self, items: list) -> list:
+        """This rank's items: every size-th one, so that the longest are spread evenly."""
+        return items[self.rank :: self.size]
+
+    def sum_numbers(self, numbers: dict[str, float]) -> dict[str, float]:
+        """Sum named numbers over ranks in one message, in float64."""
+        if self.size == 1:
+            return numbers
+        names = sorted(numbers)
+        values = torch.tensor([numbers[name] for name in names], dtype=torch.float64)
+        values = values.cuda() if dist.get_backend() == "nccl" else values
+        dist.all_reduce(values)
+        return dict(zip(names, values.tolist(), strict=True))
+
+    def sum_tensors(self, tensors: Iterable[Tensor]) -> None:
+        """Sum tensors over ranks in place, in buckets of one type."""
+        if self.size == 1:
+            return
+        waiting: list[Tensor] = []
+        for tensor in tensors:
+            if waiting and (waiting[0].dtype != tensor.dtype or sum(t.numel() for t in waiting) > BUCKET):
+                _reduce(waiting)
+                waiting = []
+            waiting.append(tensor)
+        if waiting:
+            _reduce(waiting)
+
+    def barrier(self) -> None:
+        if self.size > 1:
+            dist.barrier()
+
+
+def _reduce(tensors: list[Tensor]) -> None:
+    flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
+    dist.all_reduce(flat)
+    for tensor, piece in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
+        tensor.copy_(piece.view_as(tensor))

@@ -1,0 +1,114 @@
+"""Memory: what a run took at its peak, and what it will take, before it starts."""
+
+from __future__ import annotations
+
+import resource
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from luthier.models.head import CHUNK_BYTES
+
+
+def reset_peak() -> None:
+    """Start measuring anew, where the system allows it (Linux: /proc/self/clear_refs)."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return
+
+
+def peak() -> int:
+    """Peak bytes since `reset_peak`: of the GPU when there is one, else resident memory of this process."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    return _status("VmHWM") or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def resident() -> int:
+    """Bytes in use now, measured as `peak` measures."""
+    if torch.cuda.is_available():
+        return torch.cuda.memory_allocated()
+    return _status("VmRSS") or peak()
+
+
+def _status(field: str) -> int | None:
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(field)), None)
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Predicted peak in bytes, by what takes it."""
+
+    process: int
+    weights: int
+    optimizer: int
+    gradients: int
+    activations: int
+    head: int
+
+    @property
+    def total(self) -> int:
+        return self.process + self.weights + self.optimizer + self.gradients + self.activations + self.head
+
+
+def estimate(module: nn.Module, tokens: int, *, several: bool, checkpointing: bool, copies: int = 0) -> Estimate:
+    """Predict the peak of training `module`, whose trained parameters require grad.
+
+    Args:
+        tokens: positions of the largest micro-batch, padding included.
+        several: more than one micro-batch per update (gradients are then summed in fp32).
+        copies: frozen copies of the model that references need.
+    """
+    config = getattr(module.config, "text_config", module.config)
+    everything = list(module.parameters())
+    trained = [p for p in everything if p.requires_grad]
+    weights = sum(p.numel() * p.element_size() for p in everything) * (1 + copies)
+    masters = sum(4 * p.numel() for p in trained if p.element_size() < 4)
+    moments = sum(2 * max(4, p.element_size()) * p.numel() for p in trained)
+    gradients = sum((4 if several else p.element_size()) * p.numel() for p in trained)
+    narrow = min(p.element_size() for p in everything)
+    full = len(trained) == len(everything)
+    return Estimate(
+        process=resident() - weights // (1 + copies) if not torch.cuda.is_available() else 0,
+        weights=weights,
+        optimizer=masters + moments,
+        gradients=gradients,
+        activations=tokens * _activation_bytes(config, narrow, full, checkpointing),
+        head=_head_bytes(module, narrow, full),
+    )
+
+
+def _activation_bytes(config, narrow: int, full: bool, checkpointing: bool) -> int:  # type: ignore[no-untyped-def]
+    """Bytes kept per position for the backward of a pre-norm gated transformer.
+
+    Per layer: two norms (input and fp32 normalised copies), q, k, v before and after rotation, the
+    attention output, both residual sums, and four tensors of the gated MLP. With frozen linears their
+    inputs are still kept for the adapters.
+    """
+    width, inner = config.hidden_size, config.intermediate_size
+    heads = config.num_attention_heads
+    head_width = getattr(config, "head_dim", None) or width // heads
+    keys = (getattr(config, "num_key_value_heads", None) or heads) * head_width
+    queries = heads * head_width
+    norms = 2 * (2 * narrow + 4) * width
+    attention = narrow * (3 * queries + 3 * keys + width)
+    mlp = narrow * (4 * inner + width)
+    adapters = 0 if full else narrow * width
+    layer = norms + attention + mlp + adapters
+    layers = config.num_hidden_layers
+    return layers * width * narrow + layer if checkpointing else layers * layer
+
+
+def _head_bytes(module: nn.Module, narrow: int, full: bool) -> int:
+    weight = module.get_output_embeddings().weight  # pyright: ignore
+    chunk = CHUNK_BYTES * 3 + CHUNK_BYTES * narrow // 4
+    return chunk + (weight.numel() * (4 + narrow) if full else 0)

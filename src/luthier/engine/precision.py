@@ -1,0 +1,152 @@
+"""Master weights: the model computes in bf16 where that is fast, the optimiser moves fp32 copies.
+
+Gradients of several micro-batches are summed in the masters' type as they appear, each low-precision
+gradient being freed at once; the step runs bucket by bucket, so that no second full-size gradient exists.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from luthier.engine.distributed import World
+
+BUCKET_BYTES = 64 * 2**20
+
+
+class Masters:
+    """The trained parameters, their master copies, gradients and optimisers.
+
+    Args:
+        parameters: names and parameters of the model; types narrower than fp32 get an fp32 master.
+        optimizer: a part with `make(parameters) -> torch.optim.Optimizer`.
+    """
+
+    def __init__(self, parameters: Iterable[tuple[str, nn.Parameter]], optimizer: Any):
+        self.compute = dict(parameters)
+        self.master = {name: _master(p) for name, p in self.compute.items()}
+        self.sums: dict[str, Tensor] = {}
+        self._hooks: list[Any] = []
+        self.buckets = [(names, optimizer.make([self.master[n] for n in names])) for names in self._split()]
+
+    def _split(self) -> Iterator[list[str]]:
+        bucket: list[str] = []
+        size = 0
+        for name, master in self.master.items():
+            if bucket and size + master.numel() * master.element_size() > BUCKET_BYTES:
+                yield bucket
+                bucket, size = [], 0
+            bucket.append(name)
+            size += master.numel() * master.element_size()
+        if bucket:
+            yield bucket
+
+    def _narrow(self, name: str) -> bool:
+        return self.compute[name] is not self.master[name]
+
+    def accumulate(self, several: bool) -> None:
+        """Start an update. `several`: more than one backward (or rank) will add to the gradients."""
+        self.clear()
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks = []
+        if not several:
+            return
+        for name in self.compute:
+            if self._narrow(name):
+                self._hooks.append(self.compute[name].register_post_accumulate_grad_hook(self._collector(name)))
+
+    def _collector(self, name: str) -> Any:
+        def collect(parameter: Tensor) -> None:
+            gradient = parameter.grad
+            assert gradient is not None
+            if name in self.sums:
+                self.sums[name] += gradient
+            else:
+                self.sums[name] = gradient.to(self.master[name].dtype)
+            parameter.grad = None
+
+        return collect
+
+    def gradient(self, name: str) -> Tensor | None:
+        """The complete, unclipped gradient of a parameter, or None when nothing reached it."""
+        return self.sums.get(name, self.compute[name].grad)
+
+    def reduce(self, world: World) -> None:
+        """Sum gradients over ranks; a rank whose share was empty takes part with zeros."""
+        if world.size == 1:
+            return
+        for name, parameter in self.compute.items():
+            if self.gradient(name) is None:
+                if self._narrow(name):
+                    self.sums[name] = torch.zeros_like(self.master[name])
+                else:
+                    parameter.grad = torch.zeros_like(parameter)
+        world.sum_tensors(g for name in self.compute if (g := self.gradient(name)) is not None)
+
+    def norm(self) -> float:
+        """Global L2 norm of the gradient."""
+        norms = [
+            torch.linalg.vector_norm(g, dtype=torch.promote_types(g.dtype, torch.float32))
+            for name in self.compute
+            if (g := self.gradient(name)) is not None
+        ]
+        return float(torch.linalg.vector_norm(torch.stack(norms))) if norms else 0.0
+
+    @torch.no_grad()
+    def step(self, scale: float, factor: float) -> None:
+        """Move the masters by `scale` × gradient at `factor` × the optimiser's learning rate, then the model."""
+        for names, optimizer in self.buckets:
+            for name in names:
+                gradient = self.gradient(name)
+                self.master[name].grad = None if gradient is None else gradient.to(self.master[name].dtype)
+                if gradient is not None and scale != 1.0:
+                    self.master[name].grad.mul_(scale)  # pyright: ignore[reportOptionalMemberAccess]
+            for group in optimizer.param_groups:
+                group["lr"] = optimizer.defaults["lr"] * factor
+            optimizer.step()
+            for name in names:
+                self.master[name].grad = None
+                self.compute[name].grad = None
+                self.sums.pop(name, None)
+                if self._narrow(name):
+                    self.compute[name].copy_(self.master[name])
+
+    def clear(self) -> None:
+        """Forget all gradients."""
+        self.sums.clear()
+        for parameter in self.compute.values():
+            parameter.grad = None
+
+    def state(self) -> dict[str, Tensor]:
+        """Masters and optimiser state as named tensors."""
+        tensors = {f"master/{name}": master.detach() for name, master in self.master.items()}
+        for names, optimizer in self.buckets:
+            for name in names:
+                for key, value in optimizer.state.get(self.master[name], {}).items():
+                    tensors[f"optimizer/{key}/{name}"] = torch.as_tensor(value)
+        return tensors
+
+    @torch.no_grad()
+    def load(self, tensors: dict[str, Tensor]) -> None:
+        """Put back what `state` gave, bit for bit."""
+        for names, optimizer in self.buckets:
+            for name in names:
+                master = self.master[name]
+                master.copy_(tensors[f"master/{name}"])
+                if self._narrow(name):
+                    self.compute[name].copy_(master)
+                for label, value in tensors.items():
+                    if label.startswith("optimizer/") and label.endswith(f"/{name}"):
+                        key = label.split("/")[1]
+                        if label == f"optimizer/{key}/{name}":
+                            optimizer.state[master][key] = value.to(master.device).clone()
+
+
+def _master(parameter: nn.Parameter) -> nn.Parameter:
+    if parameter.dtype in (torch.float32, torch.float64):
+        return parameter
+    return nn.Parameter(parameter.detach().float(), requires_grad=True)

@@ -1,0 +1,247 @@
+"""The training loop: draw rows until the budget is spent, update, report, save, and go on after a kill."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy
+import torch
+
+from luthier.data.batches import Layout, Ordered, collate, micro_batches
+from luthier.engine import checkpoint, memory
+from luthier.engine.budget import Budget, Position
+from luthier.engine.distributed import World
+from luthier.engine.precision import Masters
+from luthier.engine.update import NotFinite, UpdateReport, run_update
+from luthier.errors import RunError
+from luthier.models.policy import TokenPolicy
+from luthier.objectives.base import Objective, Update, members_of
+from luthier.tuners.base import Tuner
+from luthier.types import Row
+
+SAVE_SECONDS = 300.0
+
+
+@dataclass(frozen=True)
+class Batching:
+    """`records` per update; `tokens` per forward (padding included); how rows are laid out."""
+
+    records: int = 16
+    tokens: int = 2048
+    layout: Layout = "padded"
+    side: Literal["right", "left"] = "right"
+    pad_id: int = 0
+
+
+@dataclass(frozen=True)
+class Saving:
+    """Where checkpoints go; `every` updates, or None for every SAVE_SECONDS; how many to keep."""
+
+    folder: Path
+    every: int | None = None
+    keep: int = 2
+    fingerprint: str = ""
+
+
+@dataclass
+class Trainer:
+    """Everything one training needs. `train` may be called once."""
+
+    policy: TokenPolicy
+    tuners: Sequence[Tuner]
+    objective: Objective
+    rows: Sequence[Row]
+    optimizer: Any
+    schedule: Any
+    budget: Budget
+    batching: Batching
+    seed: int = 0
+    world: World = World()
+    saving: Saving | None = None
+    observe: Callable[[dict[str, Any]], None] = lambda event: None
+    stop_requested: Callable[[], bool] = lambda: False
+    position: Position = field(default_factory=Position)
+
+    def __post_init__(self) -> None:
+        named = {name: p for tuner in self.tuners for name, p in tuner.parameters(self.policy.module)}
+        if not named:
+            raise RunError("The tuner leaves nothing to train.")
+        self.masters = Masters(named.items(), self.optimizer)
+        self.ordered = Ordered(self.rows, self.seed)
+        self.micro_tokens = self.batching.tokens
+        parts = [*members_of(self.objective), *self.tuners]
+        self.states = {f"{index}": part.start(self.policy) for index, part in enumerate(parts)}
+        self._state_by_part = {id(part): self.states[f"{index}"] for index, part in enumerate(parts)}
+        self._saved_at = time.perf_counter()
+
+    def train(self) -> Literal["done", "stopped"]:
+        """Run to the end of the budget, or until `stop_requested` (the state is then saved)."""
+        self.policy.module.train()
+        status: Literal["done", "stopped"] = "done"
+        while rows := self.budget.draw(self.ordered, self.position, self.batching.records):
+            self._one(rows)
+            if self.stop_requested():
+                self.save()
+                status = "stopped"
+                break
+            if self._save_due():
+                self.save()
+        self.policy.module.eval()
+        if status == "done":
+            for tuner in self.tuners:
+                tuner.finish(self.policy.module)
+        return status
+
+    def _one(self, rows: list[Row]) -> None:
+        started = time.perf_counter()
+        before = self.budget.spent(self.position, len(self.rows))
+        after_position = self._advanced(rows)
+        progress = (before + self.budget.spent(after_position, len(self.rows))) / 2
+        try:
+            report = self._update(rows, progress)
+        except NotFinite:
+            self.save()
+            raise
+        after_position.seconds = self.position.seconds + time.perf_counter() - started
+        after_position.targets = self.position.targets + int(report.counts["targets"])
+        self.position = after_position
+        self._tell(report, progress, len(rows))
+
+    def _advanced(self, rows: list[Row]) -> Position:
+        position = self.position
+        return Position(
+            updates=position.updates + 1,
+            records=position.records + len(rows),
+            tokens=position.tokens + sum(len(row) for row in rows),
+            seconds=position.seconds,
+        )
+
+    def _update(self, rows: list[Row], progress: float) -> UpdateReport:
+        """One update; when memory runs out, forget its gradients and try again with half the micro-batch."""
+        while True:
+            try:
+                return self._try_update(rows, progress)
+            except (MemoryError, RuntimeError) as error:
+                if not _out_of_memory(error):
+                    raise
+                self.masters.clear()
+                largest = max(len(row) for row in rows)
+                if self.world.size > 1 or self.micro_tokens <= largest:
+                    raise RunError(
+                        f"Out of memory at update {self.position.updates + 1} with micro-batches of"
+                        f" {self.micro_tokens} tokens (longest record: {largest}).",
+                        "Lower train.batch.micro or data.max_tokens, or set train.checkpointing=true.",
+                    ) from error
+            self.micro_tokens = max(largest, self.micro_tokens // 2)
+            self.observe({"event": "micro", "tokens": self.micro_tokens, "update": self.position.updates + 1})
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+
+    def _try_update(self, rows: list[Row], progress: float) -> UpdateReport:
+        index = self.position.updates + 1
+        seed_everything(self.seed, index, self.world.rank)
+        device = next(self.policy.module.parameters()).device
+        cut = self.world.share(micro_batches(rows, self.micro_tokens, self.batching.layout))
+        batching = self.batching
+        batches = [collate(micro, batching.layout, batching.pad_id, batching.side).to(device) for micro in cut]
+        update = Update(index=index, seed=self.seed, progress=progress, batches=batches, states=self._state_by_part)
+        return run_update(
+            self.policy,
+            self.objective,
+            self.tuners,
+            self.masters,
+            update,
+            clip=self.optimizer.clip,
+            factor=self.schedule.factor(progress),
+            world=self.world,
+        )
+
+    def _tell(self, report: UpdateReport, progress: float, records: int) -> None:
+        position = self.position
+        self.observe(
+            {
+                "event": "update",
+                "update": position.updates,
+                "updates_left": self.budget.updates(self.ordered, position, self.batching.records),
+                "progress": self.budget.spent(position, len(self.rows)),
+                "loss": report.loss,
+                **report.meters,
+                "learning_rate": self.optimizer.lr * self.schedule.factor(progress),
+                "gradient_norm": report.gradient_norm,
+                "targets": position.targets,
+                "tokens": position.tokens,
+                "records": position.records,
+                "seconds": position.seconds,
+                "tokens_per_second": position.tokens / position.seconds,
+                "memory_bytes": memory.peak(),
+            }
+        )
+
+    def _save_due(self) -> bool:
+        if self.saving is None:
+            return False
+        if self.saving.every is not None:
+            return self.position.updates % self.saving.every == 0
+        return time.perf_counter() - self._saved_at > SAVE_SECONDS
+
+    def save(self) -> None:
+        """Write a checkpoint (rank 0)."""
+        if self.saving is None:
+            return
+        self._saved_at = time.perf_counter()
+        if self.world.rank == 0:
+            tensors = self.masters.state()
+            for index, state in self.states.items():
+                if state is not None:
+                    tensors |= {f"state/{index}/{name}": value for name, value in state.state_dict().items()}
+            meta = {
+                "position": self.position.to_json(),
+                "micro_tokens": self.micro_tokens,
+                "fingerprint": self.saving.fingerprint,
+            }
+            saved = checkpoint.Checkpoint(tensors, meta)
+            checkpoint.save(self.saving.folder, self.position.updates, saved, self.saving.keep)
+        self.world.barrier()
+
+    def resume(self) -> bool:
+        """Go on from the newest checkpoint, if there is one.
+
+        Raises:
+            RunError: it was written under another recipe.
+        """
+        found = checkpoint.newest(self.saving.folder) if self.saving is not None else None
+        if found is None or self.saving is None:
+            return False
+        saved = checkpoint.load(found)
+        if saved.meta["fingerprint"] != self.saving.fingerprint:
+            raise RunError(
+                f"The checkpoint {found} was written under another recipe.",
+                "Resume with the recipe it was started with, or start a new run.",
+            )
+        self.masters.load(saved.tensors)
+        for index, state in self.states.items():
+            prefix = f"state/{index}/"
+            if state is not None:
+                own = {n.removeprefix(prefix): t for n, t in saved.tensors.items() if n.startswith(prefix)}
+                state.load_state_dict(own)
+        self.position = Position(**saved.meta["position"])
+        self.micro_tokens = saved.meta["micro_tokens"]
+        return True
+
+
+def seed_everything(seed: int, update: int, rank: int) -> None:
+    """Seed every generator from (seed, update, rank): no generator state has to be saved."""
+    mixed = (seed * 1_000_003 + update) * 1_009 + rank
+    torch.manual_seed(mixed)
+    numpy.random.seed(mixed % 2**32)
+    random.seed(mixed)
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    text = str(error)
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in text

@@ -1,0 +1,141 @@
+"""One update, in one order: draw, prepare, count, backward, update terms, step.
+
+(Selecting rows within an update comes with the first selector.) Every term is divided by its *global*
+unit count, so the gradient cannot depend on how the update was split over micro-batches or ranks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from luthier.engine.distributed import World
+from luthier.engine.precision import Masters
+from luthier.errors import RunError
+from luthier.models.policy import TokenPolicy
+from luthier.objectives.base import Objective, Update
+from luthier.tuners.base import Tuner
+from luthier.types import Batch, Term
+
+
+class NotFinite(RunError):
+    """A loss or gradient is NaN or infinite; the model has not been touched by this update."""
+
+
+@dataclass(frozen=True)
+class UpdateReport:
+    """Numbers of one update, over all ranks."""
+
+    loss: float
+    gradient_norm: float
+    counts: dict[str, float]
+    meters: dict[str, float]
+
+
+def run_update(
+    policy: TokenPolicy,
+    objective: Objective,
+    tuners: Sequence[Tuner],
+    masters: Masters,
+    update: Update,
+    *,
+    clip: float | None,
+    factor: float,
+    world: World,
+) -> UpdateReport:
+    """Carry out `update` on its batches (this rank's share) and move the model.
+
+    Args:
+        clip: bound of the global gradient norm, or None.
+        factor: of the optimiser's learning rate at this update.
+
+    Raises:
+        NotFinite: naming the records; nothing was changed.
+        RunError: the update has no target at all.
+    """
+    objective.prepare(policy, update)
+    update.counts = count(objective, update.batches, world)
+    if not any(update.counts.values()):
+        records = ", ".join(record for batch in update.batches for record in batch.records[:4])
+        raise RunError(f"Update {update.index} has no target token (records {records}, ...).")
+    masters.accumulate(several=len(update.batches) > 1 or world.size > 1)
+    update.gradient = masters.gradient
+    loss = sum(backward(policy, objective, batch, update) for batch in update.batches)
+    if world.rank == 0:  # gradients are summed over ranks: what belongs to no data is added once
+        loss += _backward_terms([t for o in (objective, *tuners) for t in o.update_terms(policy, update)], update)
+    masters.reduce(world)
+    for tuner in tuners:
+        tuner.before_step(policy.module, update)
+    norm = masters.norm()
+    if not torch.isfinite(torch.tensor(norm)):
+        raise _not_finite("gradient", [record for batch in update.batches for record in batch.records], update)
+    scale = min(1.0, clip / (norm + 1e-6)) if clip is not None else 1.0
+    masters.step(scale, factor)
+    objective.after_step(policy, update)
+    for tuner in tuners:
+        tuner.after_step(policy.module, update)
+    return _report(loss, norm, update, world)
+
+
+def count(objective: Objective, batches: Sequence[Batch], world: World) -> dict[str, float]:
+    """Units over all micro-batches and ranks, in one reduction."""
+    totals = {"targets": 0.0, "weights": 0.0, "records": 0.0}
+    for batch in batches:
+        for name, number in objective.units(batch).items():
+            totals[name] = totals.get(name, 0.0) + number
+    return world.sum_numbers(totals)
+
+
+def backward(policy: TokenPolicy, objective: Objective, batch: Batch, update: Update) -> float:
+    """Forward and backward of one micro-batch; returns its share of the loss."""
+    with objective.scope(policy, batch):
+        loss = _total(objective.terms(policy, batch, update), update)
+        if loss is None:
+            return 0.0
+        value = float(loss.detach())
+        if value != value or value in (float("inf"), float("-inf")):
+            raise _not_finite("loss", list(batch.records), update)
+        if loss.requires_grad:
+            loss.backward()
+    return value
+
+
+def _backward_terms(terms: list[Term], update: Update) -> float:
+    loss = _total(terms, update)
+    if loss is None:
+        return 0.0
+    loss.backward()
+    return float(loss.detach())
+
+
+def _total(terms: list[Term], update: Update) -> Tensor | None:
+    """Σ coefficient × total / count; a unit whose global count is 0 contributes nothing."""
+    pieces = [
+        term.coefficient * term.total / (1.0 if term.unit is None else update.counts[term.unit])
+        for term in terms
+        if term.unit is None or update.counts[term.unit]
+    ]
+    return torch.stack([piece.reshape(()) for piece in pieces]).sum() if pieces else None
+
+
+def _report(loss: float, norm: float, update: Update, world: World) -> UpdateReport:
+    sums = {f"meter/{name}": total for name, (_, total) in update.meters.items()}
+    reduced = world.sum_numbers({"loss": loss, **sums})
+    meters = {
+        name: reduced[f"meter/{name}"] / update.counts[unit]
+        for name, (unit, _) in update.meters.items()
+        if update.counts[unit]
+    }
+    return UpdateReport(reduced["loss"], norm, update.counts, meters)
+
+
+def _not_finite(what: str, records: list[str], update: Update) -> NotFinite:
+    shown = ", ".join(records[:16]) + (f" and {len(records) - 16} more" if len(records) > 16 else "")
+    return NotFinite(
+        f"The {what} of update {update.index} is not a finite number. Records in the batch: {shown}.",
+        "The state before this update is saved. Look at these records, lower train.optimizer.lr, or run with"
+        " train.precision=float32.",
+    )

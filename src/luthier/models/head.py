@@ -1,0 +1,125 @@
+"""The head: from hidden states to per-token values without ever holding [B,T,V].
+
+`Head.sum` computes the gradient chunk by chunk inside the forward, so no logits are kept;
+`Head.map` gives differentiable per-token values and recomputes each chunk in the backward.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+CHUNK_BYTES = 48 * 2**20
+"""Size of one chunk's logits in the accumulation type. Smaller loses to overhead, larger to memory: bench/head.py."""
+
+
+@dataclass(frozen=True)
+class Head:
+    """Output embedding (adapter included), then scale, soft cap and temperature, all in fp32 or wider.
+
+    logits = softcap * tanh(scale * output(hidden) / softcap) / temperature
+    """
+
+    output: nn.Module
+    scale: float = 1.0
+    softcap: float | None = None
+    temperature: float = 1.0
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Hidden states [n,D] → logits [n,V], float32 (float64 stays float64)."""
+        logits = self.output(hidden)
+        logits = logits if logits.dtype == torch.float64 else logits.float()
+        if self.scale != 1.0:
+            logits = logits * self.scale
+        if self.softcap is not None:
+            logits = self.softcap * torch.tanh(logits / self.softcap)
+        return logits / self.temperature if self.temperature != 1.0 else logits
+
+    def chunks(self, hidden: Tensor) -> list[slice]:
+        """Equal slices of the N positions whose logits take about CHUNK_BYTES each."""
+        positions = len(hidden)
+        vocabulary = self.output.weight.shape[0]
+        most = max(1, CHUNK_BYTES // (vocabulary * max(4, hidden.element_size())))
+        pieces = max(1, -(-positions // most))
+        size = -(-positions // pieces) if positions else 1
+        return [slice(start, min(start + size, positions)) for start in range(0, positions, size)]
+
+    def sum(self, hidden: Tensor, function: Callable[[slice, Tensor], Tensor]) -> Tensor:
+        """Sum over all N positions of `function(slice, logits [n,V]) → [n]`, as a differentiable scalar.
+
+        Gradients with respect to `hidden` and the head's own parameters are computed here, chunk by
+        chunk, and scaled in the backward: one pass, no logits kept, no recomputation.
+        """
+        parameters = [p for p in self.output.parameters() if p.requires_grad]
+        if not torch.is_grad_enabled():
+            totals = [function(piece, self.logits(hidden[piece])).sum() for piece in self.chunks(hidden)]
+            return torch.stack(totals).sum() if totals else hidden.new_zeros(()).float()
+        return _ChunkedSum.apply(self, function, hidden, *parameters)
+
+    def map(self, hidden: Tensor, function: Callable[[slice, Tensor], Tensor]) -> Tensor:
+        """Differentiable per-token values [N,...] of `function(slice, logits [n,V]) → [n,...]`."""
+
+        def piece_values(piece: slice, part: Tensor) -> Tensor:
+            return function(piece, self.logits(part))
+
+        values = [
+            checkpoint(piece_values, piece, hidden[piece], use_reentrant=False)
+            if torch.is_grad_enabled()
+            else piece_values(piece, hidden[piece])
+            for piece in self.chunks(hidden)
+        ]
+        return torch.cat(values) if values else hidden.sum(-1).float()
+
+
+class _ChunkedSum(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, head: Head, function: Any, hidden: Tensor, *parameters: Tensor) -> Tensor:
+        wide = torch.float64 if hidden.dtype == torch.float64 else torch.float32
+        total = torch.zeros((), dtype=wide, device=hidden.device)
+        hidden_gradient = torch.zeros_like(hidden)
+        gradients = [torch.zeros_like(p, dtype=wide) for p in parameters]
+        with torch.enable_grad():
+            for piece in head.chunks(hidden):
+                part = hidden[piece].detach().requires_grad_()
+                value = function(piece, head.logits(part)).sum()
+                part_gradient, *rest = torch.autograd.grad(value, [part, *parameters], materialize_grads=True)
+                total += value.detach()
+                hidden_gradient[piece] = part_gradient
+                for whole, one in zip(gradients, rest, strict=True):
+                    whole += one
+        ctx.save_for_backward(hidden_gradient, *gradients)
+        ctx.dtypes = [p.dtype for p in parameters]
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *outer: Tensor) -> tuple[Any, ...]:
+        hidden_gradient, *gradients = ctx.saved_tensors
+        scaled = [(g.mul_(outer[0])).to(dtype) for g, dtype in zip(gradients, ctx.dtypes, strict=True)]
+        return None, None, hidden_gradient * outer[0].to(hidden_gradient.dtype), *scaled
+
+
+class TargetLogProb(torch.autograd.Function):
+    """log softmax(logits)[target] with a backward that makes one [n,V] tensor instead of three."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, targets: Tensor) -> Tensor:
+        normaliser = torch.logsumexp(logits, dim=-1)
+        ctx.save_for_backward(logits, normaliser, targets)
+        return logits.gather(-1, targets[:, None])[:, 0] - normaliser
+
+    @staticmethod
+    def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor, None]:
+        logits, normaliser, targets = ctx.saved_tensors
+        gradient = torch.exp(logits - normaliser[:, None]).mul_(-outer[0][:, None])
+        gradient.scatter_add_(-1, targets[:, None], outer[0][:, None])
+        return gradient, None
+
+
+def target_logprob(logits: Tensor, targets: Tensor) -> Tensor:
+    """Log-probability of each target: logits [n,V], targets [n] → [n]."""
+    return TargetLogProb.apply(logits, targets)  # pyright: ignore[reportReturnType]

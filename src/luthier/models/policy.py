@@ -1,0 +1,128 @@
+"""What the engine sees of a language model: hidden states at the targets, and the head over them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from luthier.errors import ModelError
+from luthier.models.head import Head
+from luthier.types import Batch
+
+
+class TokenPolicy:
+    """A causal language model as objectives see it.
+
+    `hidden(batch)` runs the model's own outermost forward (so adapters, prompts and hooks all take
+    part) and takes the input of its output embedding; the model's own logits are never computed.
+    """
+
+    face = "token"
+
+    def __init__(self, module: nn.Module):
+        self.module = module
+        self.references: dict[str, Reference] = {}
+
+    @property
+    def head(self) -> Head:
+        config = getattr(self.module.config, "text_config", self.module.config)
+        scale = float(getattr(config, "logit_scale", None) or 1.0)  # cohere
+        scale /= float(getattr(config, "logits_scaling", None) or 1.0)  # granite
+        return Head(self._output(), scale, getattr(config, "final_logit_softcapping", None))
+
+    def _output(self) -> nn.Module:
+        return self.module.get_output_embeddings()
+
+    def hidden(self, batch: Batch) -> Tensor:
+        """Hidden states [N,D] from which the N targets of the batch are predicted, in `batch.targets()` order."""
+        rows, columns = batch.targets()
+        return self._forward(batch)[rows, columns - 1]
+
+    def _forward(self, batch: Batch) -> Tensor:
+        with _head_input(self._output()) as captured:
+            self.module(
+                input_ids=batch.ids,
+                attention_mask=batch.attention_mask,
+                position_ids=batch.position_of,
+                use_cache=False,
+            )
+        return captured[0]
+
+    def verify_head(self) -> None:
+        """Check on four tokens that head(hidden) equals the model's own logits.
+
+        Raises:
+            ModelError: the model does something to its logits that the head does not know.
+        """
+        device = next(self.module.parameters()).device
+        ids = torch.arange(4, device=device)[None] % self._output().weight.shape[0]
+        training = self.module.training
+        self.module.eval()
+        with torch.no_grad():
+            own = self.module(input_ids=ids, use_cache=False).logits.float()
+            with _head_input(self._output()) as captured:
+                self.module(input_ids=ids, use_cache=False)
+            ours = self.head.logits(captured[0]).float()
+        self.module.train(training)
+        if not torch.allclose(own, ours, rtol=2e-2, atol=2e-2 * float(own.abs().max())):
+            raise ModelError(
+                f"{type(self.module).__name__} changes its logits after the output embedding in a way Luthier"
+                " does not know.",
+                "Scale (`logit_scale`, `logits_scaling`) and soft cap (`final_logit_softcapping`) are known.",
+            )
+
+
+class Reference:
+    """A read-only policy: hidden states and logits without gradient, in eval mode, inside `scope`.
+
+    Args:
+        policy: the trained policy (with `scope` switching its tuner off) or a frozen copy.
+        scope: context under which the module is the reference.
+    """
+
+    def __init__(self, policy: TokenPolicy, scope: Callable[[], AbstractContextManager[Any]] = nullcontext):
+        self.policy = policy
+        self.scope = scope
+
+    def hidden(self, batch: Batch) -> Tensor:
+        """As TokenPolicy.hidden, [N,D]."""
+        with self._reading():
+            return self.policy.hidden(batch)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Hidden states [n,D] → logits [n,V]."""
+        with self._reading():
+            return self.policy.head.logits(hidden)
+
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
+        module = self.policy.module
+        training = module.training
+        with torch.no_grad(), self.scope():
+            if training:
+                module.eval()
+            try:
+                yield
+            finally:
+                if training:
+                    module.train()
+
+
+@contextmanager
+def _head_input(output: nn.Module) -> Iterator[list[Tensor]]:
+    """Capture what enters the output embedding, and give it nothing to multiply."""
+    captured: list[Tensor] = []
+
+    def take(_module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        captured.append(inputs[0])
+        return (inputs[0][..., :0, :], *inputs[1:])
+
+    handle = output.register_forward_pre_hook(take)
+    try:
+        yield captured
+    finally:
+        handle.remove()

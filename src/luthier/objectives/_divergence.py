@@ -1,0 +1,37 @@
+"""Divergences between two categorical distributions given by logits, with lean backwards."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class _ForwardKL(torch.autograd.Function):
+    """KL(q || p) for constant q. Its gradient with respect to p's logits is p - q."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, reference: Tensor) -> Tensor:
+        log_p = torch.log_softmax(logits, dim=-1)
+        log_q = torch.log_softmax(reference, dim=-1)
+        q = log_q.exp()
+        distance = log_q.sub_(log_p).mul_(q).sum(-1)
+        ctx.save_for_backward(log_p.exp_().sub_(q))
+        return distance
+
+    @staticmethod
+    def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor, None]:
+        (difference,) = ctx.saved_tensors
+        return difference * outer[0][:, None], None
+
+
+def kl_from_reference(logits: Tensor, reference: Tensor) -> Tensor:
+    """KL(reference || policy) = Σ_v q (log q - log p): logits [n,V] twice → [n]; gradient to the first."""
+    return _ForwardKL.apply(logits, reference)  # pyright: ignore[reportReturnType]
+
+
+def kl_to_reference(logits: Tensor, reference: Tensor) -> Tensor:
+    """KL(policy || reference) = Σ_v p (log p - log q): logits [n,V] twice → [n]; gradient to the first."""
+    log_p = torch.log_softmax(logits, dim=-1)
+    return (log_p.exp() * (log_p - torch.log_softmax(reference, dim=-1))).sum(-1)

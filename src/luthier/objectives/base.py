@@ -1,0 +1,322 @@
+"""The family of objectives: what an update offers them and what they give back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from luthier import parts
+from luthier.errors import RecipeError
+from luthier.parts import Part, lazy
+from luthier.types import Batch, Term
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from luthier.models import head as heads
+    from luthier.models.policy import TokenPolicy
+else:
+    torch = lazy("torch")
+    heads = lazy("luthier.models.head")
+
+
+@dataclass
+class Update:
+    """One update as objectives and tuners see it.
+
+    `counts` are global (all micro-batches, all ranks) and known before the first backward; `progress` is
+    the middle of this update's share of the budget, 0 to 1; `gradient(name)` gives a parameter's complete,
+    unclipped gradient to tuners' `before_step`.
+    """
+
+    index: int
+    seed: int
+    progress: float = 0.0
+    batches: Sequence[Batch] = ()
+    counts: dict[str, float] = field(default_factory=dict)
+    meters: dict[str, list[Any]] = field(default_factory=dict)
+    states: dict[int, Any] = field(default_factory=dict)
+    gradient: Callable[[str], Tensor | None] = lambda name: None
+
+    def state_of(self, part: Part) -> Any:
+        """What `part.start(policy)` returned; it travels with the checkpoints."""
+        return self.states[id(part)]
+
+    def meter(self, name: str, total: Any, unit: str) -> None:
+        """Add to a diagnostic that is reported as total / counts[unit]; reduced over ranks like a term."""
+        self.meters.setdefault(name, [unit, 0.0])[1] += float(total)
+
+
+class Objective(Part):
+    """A loss over batches. Verbs: `units`, `terms`; hooks: `prepare`, `scope`, `update_terms`, `after_step`."""
+
+    FACE: ClassVar[str] = "token"
+    READS: ClassVar[tuple[str, ...]] = ()
+    UNIT: ClassVar[str] = "targets"
+
+    def units(self, batch: Batch) -> dict[str, float]:
+        """Counts that terms may be divided by, from ids and streams only."""
+        rows, columns = batch.targets()
+        weights = batch.weights[rows, columns]
+        return {
+            "targets": float(len(rows)),
+            "weights": float(weights.double().sum()),
+            "records": float(len(batch.record_of[rows, columns].unique())),
+        }
+
+    def terms(self, policy: TokenPolicy, batch: Batch, update: Update) -> list[Term]:
+        """The summands of this micro-batch's loss."""
+        raise RecipeError(
+            f"{type(self).__name__} has no loss: write `token_loss` (TokenObjective), `sequence_loss`"
+            " (SequenceObjective) or `terms`."
+        )
+
+    def start(self, policy: TokenPolicy) -> Any:
+        """Hook: mutable state, or None. It needs `state_dict() -> {name: Tensor}` and `load_state_dict`."""
+        return None
+
+    def prepare(self, policy: TokenPolicy, update: Update) -> None:
+        """Hook: look at all micro-batches of the update before the first training forward."""
+
+    def scope(self, policy: TokenPolicy, batch: Batch) -> AbstractContextManager[Any]:
+        """Hook: a context around forward and backward of one micro-batch."""
+        return nullcontext()
+
+    def update_terms(self, policy: TokenPolicy, update: Update) -> list[Term]:
+        """Hook: terms that do not depend on data, added once per update."""
+        return []
+
+    def after_step(self, policy: TokenPolicy, update: Update) -> None:
+        """Hook: after the optimiser."""
+
+
+@dataclass
+class TokenView:
+    """One chunk of n target positions. All tensors are detached from nothing: losses differentiate `logits`."""
+
+    logits: Tensor  # [n,V], fp32 or wider
+    targets: Tensor  # [n]
+    streams: dict[str, Tensor]  # token streams at the chunk's positions, [n]
+    hidden_of: dict[str, Any]  # reference name → (reference, hidden [n,D])
+    keys: Tensor  # [n] int64: hash of (record, position), for keyed draws
+    update: Update
+
+    @cached_property
+    def logprob(self) -> Tensor:
+        """log p(target) under the trained model, [n], differentiable."""
+        return heads.target_logprob(self.logits, self.targets)
+
+    @property
+    def weights(self) -> Tensor:
+        return self.streams["weights"]
+
+    def logits_of(self, reference: str) -> Tensor:
+        """Logits [n,V] of a reference named in READS as `logits:<reference>`; no gradient."""
+        handle, hidden = self.hidden_of[reference]
+        return handle.logits(hidden)
+
+    def uniform(self, draws: int) -> Tensor:
+        """Uniform numbers [n,draws] in [0,1), a function of (seed, update, record, position, draw) alone."""
+        base = self.keys ^ _mix(torch.tensor(self.update.seed * 1_000_003 + self.update.index, device=self.keys.device))
+        draw = torch.arange(1, draws + 1, device=self.keys.device)
+        return ((_mix(base[:, None] + draw * 0x2545F4914F6CDD1D) >> 11) & (2**53 - 1)).double() / 2**53
+
+    def meter(self, name: str, values: Tensor, unit: str = "targets") -> None:
+        """Report the mean of per-token values [n] over the update."""
+        self.update.meter(name, values.detach().sum(), unit)
+
+
+class TokenObjective(Objective):
+    """A loss that is a sum over target positions: write `token_loss(view) -> [n]`.
+
+    Each value is multiplied by the position's weight and the sum divided by the update's global count of
+    UNIT ("targets", "weights" or "records").
+    """
+
+    def token_loss(self, view: TokenView) -> Tensor:
+        """Loss [n] of each target position of the chunk, before weights."""
+        raise RecipeError(f"{type(self).__name__} does not define `token_loss(self, view)`.")
+
+    def terms(self, policy: TokenPolicy, batch: Batch, update: Update) -> list[Term]:
+        return [Term(token_pass(policy, batch, update, [(self, 1.0)]), self.UNIT)]
+
+    def weighted(self, view: TokenView) -> Tensor:
+        """token_loss × weights, with the shape checked once and for all."""
+        loss = self.token_loss(view)
+        if not hasattr(loss, "shape") or loss.shape != view.targets.shape:
+            found = tuple(loss.shape) if hasattr(loss, "shape") else type(loss).__name__
+            raise RecipeError(
+                f"{type(self).__name__}.token_loss returned {found}; expected one value per target,"
+                f" {tuple(view.targets.shape)}.",
+                "Return the per-token values, without sum or mean: the engine divides by the global count.",
+            )
+        return loss * view.weights
+
+
+def token_pass(
+    policy: TokenPolicy, batch: Batch, update: Update, members: Sequence[tuple[TokenObjective, float]]
+) -> Tensor:
+    """One pass of the head for several token objectives: Σ factor × weighted loss, a scalar."""
+    hidden = policy.hidden(batch)
+    rows, columns = batch.targets()
+    targets = batch.ids[rows, columns]
+    streams = {name: s.values[rows, columns] for name, s in batch.streams.items() if s.axis == "token"}
+    reads = {read for objective, _ in members for read in objective.READS if read.startswith("logits:")}
+    references = {read.split(":")[1]: policy.references[read.split(":")[1]] for read in sorted(reads)}
+    hidden_of = {name: (handle, handle.hidden(batch)) for name, handle in references.items()}
+    keys = position_keys(batch)
+
+    def loss(piece: slice, logits: Tensor) -> Tensor:
+        view = TokenView(
+            logits=logits,
+            targets=targets[piece],
+            streams={name: values[piece] for name, values in streams.items()},
+            hidden_of={name: (handle, states[piece]) for name, (handle, states) in hidden_of.items()},
+            keys=keys[piece],
+            update=update,
+        )
+        total = sum(factor * objective.weighted(view) for objective, factor in members)
+        view.meter("nll", -view.logprob)
+        return total  # pyright: ignore[reportReturnType]
+
+    return policy.head.sum(hidden, loss)
+
+
+@dataclass
+class SequenceView:
+    """One micro-batch by record: sums over its R records."""
+
+    logprob: Tensor  # [R] Σ log p(target), differentiable
+    count: Tensor  # [R] targets of each record
+    streams: dict[str, Tensor]  # row streams [R]
+    reference_logprob: dict[str, Tensor]  # reference → [R], from streams `logprobs:<reference>`
+    update: Update
+
+
+class SequenceObjective(Objective):
+    """A loss per record from summed log-probabilities: write `sequence_loss(view) -> [R]`."""
+
+    UNIT: ClassVar[str] = "records"
+
+    def sequence_loss(self, view: SequenceView) -> Tensor:
+        """Loss [R] of each record of the micro-batch."""
+        raise RecipeError(f"{type(self).__name__} does not define `sequence_loss(self, view)`.")
+
+    def terms(self, policy: TokenPolicy, batch: Batch, update: Update) -> list[Term]:
+        rows, columns = batch.targets()
+        targets, owner = batch.ids[rows, columns], batch.record_of[rows, columns]
+        logprob = policy.head.map(policy.hidden(batch), lambda s, z: heads.target_logprob(z, targets[s]))
+        update.meter("nll", -logprob.detach().sum(), "targets")
+
+        def per_record(values: Tensor) -> Tensor:
+            return torch.zeros(len(batch.records), dtype=values.dtype, device=values.device).index_add(0, owner, values)
+
+        view = SequenceView(
+            logprob=per_record(logprob),
+            count=per_record(torch.ones_like(logprob)),
+            streams={name: s.values for name, s in batch.streams.items() if s.axis == "row"},
+            reference_logprob={
+                name.split(":")[1]: per_record(s.values[rows, columns].to(logprob.dtype))
+                for name, s in batch.streams.items()
+                if name.startswith("logprobs:")
+            },
+            update=update,
+        )
+        loss = self.sequence_loss(view)
+        if not hasattr(loss, "shape") or loss.shape != view.count.shape:
+            raise RecipeError(
+                f"{type(self).__name__}.sequence_loss returned {getattr(loss, 'shape', type(loss).__name__)}; expected"
+                f" one value per record, {tuple(view.count.shape)}."
+            )
+        return [Term((loss * (view.count > 0)).sum(), self.UNIT)]
+
+
+class WeightedSum(Objective):
+    """Σ coefficient × objective, in written order; token objectives share one pass of the head."""
+
+    members: tuple[tuple[Any, float], ...]
+
+    def units(self, batch: Batch) -> dict[str, float]:
+        return {name: n for objective, _ in self.members for name, n in objective.units(batch).items()}
+
+    def terms(self, policy: TokenPolicy, batch: Batch, update: Update) -> list[Term]:
+        tokens = [(o, c / update.counts[o.UNIT]) for o, c in self.members if isinstance(o, TokenObjective)]
+        terms = [Term(token_pass(policy, batch, update, tokens), None)] if tokens else []
+        for objective, coefficient in self.members:
+            if not isinstance(objective, TokenObjective):
+                own = objective.terms(policy, batch, update)
+                terms += [Term(term.total, term.unit, term.coefficient * coefficient) for term in own]
+        return terms
+
+    def prepare(self, policy: TokenPolicy, update: Update) -> None:
+        for objective, _ in self.members:
+            objective.prepare(policy, update)
+
+    def scope(self, policy: TokenPolicy, batch: Batch) -> AbstractContextManager[Any]:
+        stack = ExitStack()
+        for objective, _ in self.members:
+            stack.enter_context(objective.scope(policy, batch))
+        return stack
+
+    def update_terms(self, policy: TokenPolicy, update: Update) -> list[Term]:
+        return [
+            Term(term.total, term.unit, term.coefficient * coefficient)
+            for objective, coefficient in self.members
+            for term in objective.update_terms(policy, update)
+        ]
+
+    def after_step(self, policy: TokenPolicy, update: Update) -> None:
+        for objective, _ in self.members:
+            objective.after_step(policy, update)
+
+
+def build_objective(spec: Any, base: Path | None = None) -> Objective:
+    """An objective from a recipe: a name, a block, or a list of blocks with `coefficient` (a weighted sum)."""
+    if not isinstance(spec, list):
+        return parts.build("objective", spec, base)
+    members = []
+    for item in spec:
+        block = {"kind": item} if isinstance(item, str) else dict(item)
+        coefficient = float(block.pop("coefficient", 1.0))
+        members.append((parts.build("objective", block, base), coefficient))
+    return WeightedSum(members=tuple(members))
+
+
+def members_of(objective: Objective) -> list[Objective]:
+    """The objective itself, or the members of a sum."""
+    return [member for member, _ in objective.members] if isinstance(objective, WeightedSum) else [objective]
+
+
+def reads_of(objective: Objective) -> tuple[str, ...]:
+    """All streams and references an objective reads."""
+    return tuple(dict.fromkeys(read for member in members_of(objective) for read in member.READS))
+
+
+def position_keys(batch: Batch) -> Tensor:
+    """One int64 per target: a hash of (record id, position in the record), [N]."""
+    import hashlib
+
+    rows, columns = batch.targets()
+    names = [
+        int.from_bytes(hashlib.blake2b(record.encode(), digest_size=8).digest(), "little", signed=True)
+        for record in batch.records
+    ]
+    owner = torch.tensor(names, device=batch.ids.device)[batch.record_of[rows, columns]]
+    return _mix(owner ^ _mix(batch.position_of[rows, columns]))
+
+
+def _mix(value: Tensor) -> Tensor:
+    """A 64-bit integer hash (the finaliser of splitmix64, Steele et al. 2014), wrapping in int64."""
+
+    def shifted(x: Tensor, by: int) -> Tensor:
+        return (x >> by) & ((1 << (64 - by)) - 1)
+
+    value = value + -7046029254386353131
+    value = (value ^ shifted(value, 30)) * -4658895280553007687
+    value = (value ^ shifted(value, 27)) * -7723592293110705685
+    return value ^ shifted(value, 31)

@@ -1,0 +1,65 @@
+"""The family of tuners."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from luthier.errors import RecipeError
+from luthier.parts import Part
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+
+class Tuner(Part):
+    """Which parameters move. Verbs: `apply`, `save`, `merge`; hooks: `plan`, `before_step`, `after_step`, `finish`.
+
+    RESTORES says what `disabled()` gives: "base" (the model as it was, so it can serve as a reference for
+    free) or "nothing" (a reference needs a frozen copy).
+    """
+
+    RESTORES: ClassVar[Literal["base", "nothing"]] = "nothing"
+
+    def plan(self, model: nn.Module, seed: int) -> dict[str, Any]:
+        """Hook: choose what `apply` needs (masks, indices, the seed of an initialisation)."""
+        return {}
+
+    def apply(self, model: nn.Module, plan: dict[str, Any]) -> nn.Module:
+        """Make the model trainable; deterministic given the plan. Returns the module to train."""
+        raise RecipeError(f"{type(self).__name__} does not define `apply(self, model, plan)`.")
+
+    def parameters(self, model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+        """Names and parameters that the optimiser moves, each once."""
+        return ((name, p) for name, p in model.named_parameters() if p.requires_grad)
+
+    def disabled(self, model: nn.Module) -> AbstractContextManager[Any]:
+        """The model without this tuner, if RESTORES is "base"."""
+        return nullcontext()
+
+    def save(self, model: nn.Module, masters: dict[str, Tensor], folder: Path) -> None:
+        """Write the result so that it loads without Luthier; `masters` are the fp32 values by name."""
+        raise RecipeError(f"{type(self).__name__} does not define `save(self, model, masters, folder)`.")
+
+    def merge(self, model: nn.Module) -> nn.Module:
+        """The plain model with the tuning folded in."""
+        return model
+
+    def start(self, policy: Any) -> Any:
+        """Hook: mutable state, or None. It needs `state_dict() -> {name: Tensor}` and `load_state_dict`."""
+        return None
+
+    def before_step(self, model: nn.Module, update: Any) -> None:
+        """Hook: gradients are complete and not yet clipped."""
+
+    def after_step(self, model: nn.Module, update: Any) -> None:
+        """Hook: after the optimiser."""
+
+    def update_terms(self, policy: Any, update: Any) -> list[Any]:
+        """Hook: terms that do not depend on data, added once per update."""
+        return []
+
+    def finish(self, model: nn.Module) -> None:
+        """Hook: at the true end of training, always."""

@@ -1,0 +1,24 @@
+"""Full: every parameter is trained."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from luthier.tuners.base import Tuner
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+
+class Full(Tuner):
+    """Full fine-tuning: all parameters move; the result is a complete model folder."""
+
+    RESTORES: ClassVar[Literal["base", "nothing"]] = "nothing"
+
+    def apply(self, model: nn.Module, plan: dict[str, Any]) -> nn.Module:
+        return model.requires_grad_(True)
+
+    def save(self, model: nn.Module, masters: dict[str, Tensor], folder: Path) -> None:
+        """A folder for `from_pretrained`, in the dtype the model computes in."""
+        model.save_pretrained(folder)  # pyright: ignore[reportCallIssue]

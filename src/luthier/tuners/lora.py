@@ -1,0 +1,72 @@
+"""LoRA: low-rank additions to the linear layers, through PEFT."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from pydantic import Field
+
+from luthier.parts import lazy
+from luthier.tuners.base import Tuner
+
+if TYPE_CHECKING:
+    import peft
+    import torch
+    from torch import Tensor, nn
+else:
+    peft = lazy("peft")
+    torch = lazy("torch")
+
+
+class LoRA(Tuner):
+    """Low-rank adaptation: W + (alpha / r) B A, with A and B trained and W frozen.
+
+    `targets` is "all-linear" or a list of module names; `alpha` null means 2r. Saved in PEFT's format, so
+    plain PEFT loads it. Source: arXiv 2106.09685.
+    """
+
+    PAPER: ClassVar[str] = "arXiv 2106.09685"
+    RESTORES: ClassVar[Literal["base", "nothing"]] = "base"
+    SETTINGS: ClassVar = (
+        {},
+        {"r": 4},
+        {"alpha": 4.0},
+        {"dropout": 0.3},
+        {"targets": ["q_proj"]},
+        {"rank_stabilised": True},
+    )
+
+    r: int = Field(16, ge=1)
+    alpha: float | None = Field(None, gt=0)
+    dropout: float = Field(0.0, ge=0.0, lt=1.0)
+    targets: Literal["all-linear"] | list[str] = "all-linear"
+    rank_stabilised: bool = False
+
+    def plan(self, model: nn.Module, seed: int) -> dict[str, Any]:
+        return {"seed": seed}
+
+    def apply(self, model: nn.Module, plan: dict[str, Any]) -> nn.Module:
+        config = peft.LoraConfig(
+            task_type="CAUSAL_LM",
+            r=self.r,
+            lora_alpha=self.alpha or 2 * self.r,  # pyright: ignore[reportArgumentType]
+            lora_dropout=self.dropout,
+            target_modules=self.targets,
+            use_rslora=self.rank_stabilised,
+        )
+        with torch.random.fork_rng():
+            torch.manual_seed(plan["seed"])
+            return peft.get_peft_model(model, config, autocast_adapter_dtype=False)  # pyright: ignore[reportArgumentType]
+
+    def disabled(self, model: nn.Module) -> AbstractContextManager[Any]:
+        return model.disable_adapter()  # pyright: ignore[reportCallIssue]
+
+    def save(self, model: nn.Module, masters: dict[str, Tensor], folder: Path) -> None:
+        """A PEFT adapter folder holding the fp32 master values."""
+        state = {name: masters.get(name, value) for name, value in model.state_dict().items()}
+        model.save_pretrained(folder, state_dict=state, safe_serialization=True)  # pyright: ignore[reportCallIssue]
+
+    def merge(self, model: nn.Module) -> nn.Module:
+        return model.merge_and_unload()  # pyright: ignore[reportCallIssue]
