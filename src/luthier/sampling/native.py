@@ -49,8 +49,7 @@ def generate(
         ModelError: the model has no key-value cache.
     """
     forward = Forward(module)
-    names = [str(index) for index in range(len(prompts))] if records is None else records
-    _check(prompts, names, forward.context)
+    names = check_prompts(prompts, [len(prompt) for prompt in prompts], records, forward.context - 1)
     keys = list(range(len(prompts))) if seeds is None else seeds
     draw = _greedy if temperature == 0 else _Draw(temperature, keys)
     found: dict[int, Trajectory] = {}
@@ -64,13 +63,26 @@ def generate(
     return [found[index] for index in range(len(prompts))]
 
 
-def _check(prompts: Sequence[Sequence[int]], names: Sequence[str], context: int) -> None:
-    for prompt, name in zip(prompts, names, strict=True):
-        if not 0 < len(prompt) < context:
+def check_prompts(
+    prompts: Sequence[Sequence[int]], longest: Sequence[int], records: Sequence[str] | None, room: int
+) -> Sequence[str]:
+    """Names for the prompts, once each is known to hold a token and to fit.
+
+    Args:
+        longest: positions that each prompt needs; `room`: positions there are.
+
+    Raises:
+        DataError: naming the first record that does not fit.
+    """
+    names = [str(index) for index in range(len(prompts))] if records is None else records
+    for prompt, needed, name in zip(prompts, longest, names, strict=True):
+        if not prompt or needed > room:
+            size = f"takes {needed} tokens; the model has room for {room}" if prompt else "is empty"
             raise DataError(
-                f"Record {name}: its prompt has {len(prompt)} tokens; the model can continue 1 to {context - 1}.",
+                f"Record {name}: its prompt {size}.",
                 "Shorten or drop the record (`data.max_tokens`, `data.too_long: drop`).",
             )
+    return names
 
 
 def _batches(module: Any, prompts: Sequence[Sequence[int]], new: int, batch: int | None) -> Iterator[list[int]]:
