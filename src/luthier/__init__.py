@@ -1,0 +1,53 @@
+"""Luthier: compare ways of fine-tuning a model, on your model, your data, one budget.
+
+Importing it loads nothing heavy: each public name comes from its room when first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from luthier.compare import compare
+    from luthier.errors import LuthierError
+    from luthier.evals.base import Metric
+    from luthier.objectives.base import Objective, SequenceObjective, TokenObjective
+    from luthier.parts import Part
+    from luthier.recipe import Recipe, load_recipe
+    from luthier.steps import run_recipe as run
+    from luthier.tuners.base import Tuner
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "LuthierError": "luthier.errors",
+    "Metric": "luthier.evals.base",
+    "Objective": "luthier.objectives.base",
+    "Part": "luthier.parts",
+    "Recipe": "luthier.recipe",
+    "SequenceObjective": "luthier.objectives.base",
+    "TokenObjective": "luthier.objectives.base",
+    "Tuner": "luthier.tuners.base",
+    "load_recipe": "luthier.recipe",
+}
+__all__ = [
+    "LuthierError",
+    "Metric",
+    "Objective",
+    "Part",
+    "Recipe",
+    "SequenceObjective",
+    "TokenObjective",
+    "Tuner",
+    "__version__",
+    "compare",
+    "load_recipe",
+    "run",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'luthier' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)

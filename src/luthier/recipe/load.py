@@ -1,0 +1,286 @@
+"""From a file, a name or a dict to a checked recipe."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from luthier import parts
+from luthier.errors import RecipeError, nearest
+from luthier.recipe import lock, yaml
+from luthier.recipe.merge import (
+    DEFAULT,
+    Key,
+    Layer,
+    Merged,
+    as_block,
+    check_keys,
+    describe,
+    leaves,
+    parse_overrides,
+    unknown_key,
+)
+from luthier.recipe.methods import Method, apply_advice, find_method, refuse_conflicts
+from luthier.recipe.settings import PARTS, SOURCES, Settings, Train, copy, expand
+
+BUNDLED = parts.PACKAGE / "recipes"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A resolved recipe.
+
+    Attributes:
+        settings: the checked tree; parts stay descriptions until built.
+        data: the same as plain values.
+        origins: where each value came from, by dotted path: "default", "recipe mine.yaml:12",
+            "method asft", "advice of asft", "command line".
+        base: the folder that relative paths start from.
+        text_of_parts: the source of every part file of the user's that it names.
+    """
+
+    settings: Settings
+    data: dict[str, Any]
+    origins: dict[str, str]
+    base: Path
+    text_of_parts: dict[str, str]
+
+    @property
+    def name(self) -> str:
+        return self.settings.name
+
+    def to_lock(self, extra: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """Everything that `load_recipe` needs to repeat this recipe, with versions, as plain JSON.
+
+        Args:
+            extra: more to record at the top, such as data hashes.
+        """
+        return lock.make_lock(self.name, self.base, self.data, self.origins, self.text_of_parts, dict(extra or {}))
+
+    def build_parts(self) -> dict[str, Any]:
+        """Build every part it names, by dotted path (items of a list: `train.tuner.0`); loads no torch.
+
+        Raises:
+            RecipeError: unknown part or option, or a value of the wrong type, with its place.
+        """
+        built = {}
+        for place, slot, spec in _part_specs(self.data):
+            try:
+                built[place] = parts.build(slot, spec, self.base)
+            except RecipeError as error:
+                raise RecipeError(f"{self._origin(place)}: {place}: {error.message}", error.hint) from None
+        return built
+
+    def _origin(self, place: str) -> str:
+        named = [origin for path, origin in self.origins.items() if path == place or path.startswith(f"{place}.")]
+        return next((origin for origin in named if origin != DEFAULT), DEFAULT)
+
+
+def load_recipe(
+    path: Path | str | Mapping[str, Any],
+    methods: list[str] | tuple[str, ...] = (),
+    overrides: list[str] | tuple[str, ...] = (),
+    base: Path | None = None,
+) -> Recipe:
+    """Read a recipe, lay methods and overrides over it, and check every key.
+
+    Order: defaults < `extends` < recipe < methods < overrides; a method's advice fills what nobody wrote.
+
+    Args:
+        path: a YAML file, a lock, the name of a bundled recipe, or the content of either as a dict.
+        methods: names such as "dft", "dft+lora8", "./mine.py"; several are composed.
+        overrides: `train.optimizer.lr=5e-5`; values are YAML.
+        base: for a dict, the folder relative paths start from (default: the current one).
+
+    Raises:
+        RecipeError: names the file, line and key, and the nearest known name.
+    """
+    start = _read(path, base)
+    command_line = Layer(expand(parse_overrides(list(overrides))), "command line", Path.cwd())
+    check_keys(command_line)
+    folders = tuple(dict.fromkeys((Path.cwd(), start.base)))
+    patches = [patch for name in methods for patch in find_method(name, folders)]
+    refuse_conflicts(patches)
+    for layer in (*(patch.method for patch in patches), command_line):
+        start.merged.add(_from_base(layer, start.base))
+    apply_advice(start.merged, patches, _defaults())
+    return _resolve(start)
+
+
+@dataclass(frozen=True)
+class _Start:
+    """What was read before methods and the command line."""
+
+    name: str
+    base: Path
+    merged: Merged
+
+
+def _defaults() -> Layer:
+    """Defaults of the parts: what a recipe's own block of the same kind merges with."""
+    blocks = {key: Train.model_fields[key].default for block, key in PARTS if block == "train"}
+    return Layer({"train": copy(blocks)}, DEFAULT, Path.cwd())
+
+
+def _read(path: Path | str | Mapping[str, Any], base: Path | None) -> _Start:
+    if isinstance(path, Mapping):
+        name, folder, label = "recipe", (base or Path.cwd()).resolve(), "recipe"
+        document = yaml.Document(dict(path), {})
+    else:
+        file = find_recipe(path)
+        bundled = file.parent == BUNDLED
+        name, folder, label = file.stem, Path.cwd() if bundled else file.parent, f"recipe {file.name}"
+        document = _read_file(file)
+    if lock.is_lock(document.data):
+        lock_base, data, origins = lock.open_lock(document.data, label)
+        return _Start(data.get("name", name), lock_base, Merged(data, origins))
+    merged = Merged()
+    merged.add(_defaults())
+    layers = _chain(Layer(as_block(document.data, label), label, folder, document.lines), ())
+    for layer in layers:
+        merged.add(_from_base(layer, folder))
+    return _Start(name, folder, merged)
+
+
+def find_recipe(path: Path | str) -> Path:
+    """The file that a path or the name of a bundled recipe stands for.
+
+    Raises:
+        RecipeError: there is none; with the nearest name.
+    """
+    file = Path(path)
+    if file.is_file():
+        return file.resolve()
+    named = BUNDLED / f"{path}.yaml"
+    if len(file.parts) == 1 and named.is_file():
+        return named
+    if file.is_dir():
+        raise RecipeError(f"{file} is a folder, not a recipe.", "Give the recipe's file, or lock.json of a run.")
+    beside = file.parent.glob("*.y*ml") if file.parent.is_dir() else ()
+    known = {str(file.parent / found.name) for found in beside} | {found.stem for found in BUNDLED.glob("*.yaml")}
+    close = nearest(str(path), known)
+    bundled = ", ".join(sorted(found.stem for found in BUNDLED.glob("*.yaml")))
+    hint = f"Did you mean `{close}`?" if close else f"Bundled recipes: {bundled or 'none'}."
+    raise RecipeError(f"There is no recipe {path}.", hint)
+
+
+def _read_file(file: Path) -> yaml.Document:
+    try:
+        text = file.read_text(encoding="utf-8")
+    except OSError as error:
+        raise RecipeError(f"{file} cannot be read: {error.strerror}.") from None
+    except UnicodeDecodeError as error:
+        raise RecipeError(f"{file} is not UTF-8 text (byte {error.start}).", "Save it as UTF-8.") from None
+    return yaml.parse(text, file.name)
+
+
+def _chain(layer: Layer, seen: tuple[Path, ...]) -> list[Layer]:
+    """A recipe and all that it extends, the outermost base first, each with its keys checked."""
+    data = dict(layer.data)
+    parent = data.pop("extends", None)
+    here = Layer(expand(data), layer.label, layer.folder, layer.lines)
+    check_keys(here)
+    if parent is None:
+        return [here]
+    if not isinstance(parent, str):
+        raise RecipeError(f"{layer.origin(('extends',))}: `extends` names one recipe, found {describe(parent)}.")
+    named = layer.folder / parent
+    file = find_recipe(named if named.is_file() else parent)
+    if file in seen:
+        circle = " -> ".join(path.name for path in (*seen, file))
+        raise RecipeError(f"{layer.origin(('extends',))}: recipes extend each other in a circle: {circle}.")
+    document = _read_file(file)
+    label = f"recipe {file.name}"
+    content = as_block(document.data, label)
+    content.pop("name", None)
+    folder = layer.folder if file.parent == BUNDLED else file.parent
+    return [*_chain(Layer(content, label, folder, document.lines), (*seen, file)), here]
+
+
+def _from_base(layer: Layer, base: Path) -> Layer:
+    """The layer with its relative files made to start from the recipe's folder."""
+    if layer.folder.resolve() == base.resolve():
+        return layer
+    return Layer(_moved(copy(layer.data), (), layer.folder, base), layer.label, layer.folder, layer.lines)
+
+
+def _moved(value: Any, path: Key, folder: Path, base: Path) -> Any:
+    if isinstance(value, list):
+        return [_moved(item, path, folder, base) for item in value]
+    if isinstance(value, dict):
+        return {key: _moved(item, (*path, key), folder, base) for key, item in value.items()}
+    is_file = path == ("model", "path") or (path[:-1] in SOURCES and path[-1] == "path")
+    is_part = path[-1:] == ("kind",) and isinstance(value, str) and value.endswith(".py")
+    if not (is_file or is_part) or not isinstance(value, str) or Path(value).is_absolute():
+        return value
+    return os.path.relpath((folder / value).resolve(), base) if (folder / value).exists() else value
+
+
+def _resolve(start: _Start) -> Recipe:
+    merged = start.merged
+    merged.data.setdefault("name", start.name)
+    try:
+        settings = Settings.model_validate(merged.data)
+    except ValidationError as error:
+        raise _explain(error, merged) from None
+    data = settings.model_dump()
+    data["budget"] = {settings.budget.unit: settings.budget.amount}
+    origins = {".".join(key): merged.origin(key) if merged.written(key) else DEFAULT for key, _ in leaves(data)}
+    return Recipe(settings, data, origins, start.base, lock.part_files(data, start.base))
+
+
+PLAIN = {
+    "int_type": "expected a whole number",
+    "int_from_float": "expected a whole number",
+    "float_type": "expected a number",
+    "finite_number": "expected a finite number",
+    "string_type": "expected text",
+    "bool_type": "expected true or false",
+    "list_type": "expected a list",
+    "dict_type": "expected a block of keys",
+    "model_type": "expected a block of keys",
+}
+
+
+def _explain(error: ValidationError, merged: Merged) -> RecipeError:
+    """One plain sentence for the first thing that is wrong."""
+    first = error.errors()[0]
+    key = tuple(str(piece) for piece in first["loc"])
+    place, where = ".".join(key), merged.origin(key)
+    if first["type"] == "missing":
+        return RecipeError(f"The recipe has no `{place}`.", f"Write `{place}:` in it.")
+    if first["type"] == "extra_forbidden":
+        return unknown_key(key, list(Settings.model_fields), where)
+    found = describe(first.get("input"))
+    if first["type"] == "value_error":
+        also = "" if isinstance(first.get("input"), dict | list) else f"; found {found}"
+        return RecipeError(f"{where}: {place}: {first['ctx']['error']}{also}.")
+    if first["type"] == "literal_error":
+        expected = first["ctx"]["expected"]
+        close = nearest(str(first.get("input")), expected.replace("'", "").replace(" or ", ", ").split(", "))
+        hint = f"Did you mean `{close}`?" if close else None
+        return RecipeError(f"{where}: {place}: expected {expected}; found {found}.", hint)
+    what = PLAIN.get(first["type"], first["msg"][:1].lower() + first["msg"][1:])
+    return RecipeError(f"{where}: {place}: {what}; found {found}.")
+
+
+def _part_specs(data: dict[str, Any]) -> list[tuple[str, str, Any]]:
+    """(dotted path, slot, spec) of every part a resolved recipe names."""
+    specs: list[tuple[str, str, Any]] = []
+    for (block, key), slot in PARTS.items():
+        value, place = data[block][key], f"{block}.{key}"
+        items = value if isinstance(value, list) else [value]
+        for index, item in enumerate(items):
+            spec = item["objective"] if "objective" in item else item
+            if item != "auto":
+                specs.append((f"{place}.{index}" if isinstance(value, list) else place, slot, spec))
+    for block, key in SOURCES:
+        value = data[block][key]
+        if isinstance(value, dict) and "kind" in value:
+            specs.append((f"{block}.{key}", "dataset", value))
+    return specs

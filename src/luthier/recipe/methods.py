@@ -1,0 +1,241 @@
+"""Methods: named patches over a recipe. `method:` overrides what the user wrote, `advice:` fills what nobody wrote."""
+
+from __future__ import annotations
+
+import ast
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from luthier import parts
+from luthier.errors import RecipeError, nearest
+from luthier.recipe import yaml
+from luthier.recipe.merge import Layer, Merged, as_block, check_keys, leaves
+from luthier.recipe.settings import PARTS, expand
+
+FOLDER = parts.PACKAGE / "methods"
+KEYS = ("about", "method", "advice")
+BASES = {
+    "TokenObjective": "objective",
+    "SequenceObjective": "objective",
+    "Objective": "objective",
+    "Tuner": "tuner",
+    "Metric": "metric",
+}
+
+
+@dataclass(frozen=True)
+class Method:
+    """One method: what it sets (`method`), what it advises (`advice`) and where it is written."""
+
+    name: str
+    about: str
+    method: Layer
+    advice: Layer
+    path: Path
+
+
+def find_method(name: str, folders: tuple[Path, ...]) -> list[Method]:
+    """The patches that `name` composes: "dft", "dft+lora8", "./mine.yaml", "./mine.py".
+
+    Args:
+        folders: where the user's own methods and part files may be, the first one wins.
+
+    Raises:
+        RecipeError: unknown method, with the nearest name.
+    """
+    return [_find_one(piece.strip(), folders) for piece in name.split("+")]
+
+
+def list_methods(folder: Path | None = None) -> list[Method]:
+    """All methods of the package and those beside the recipe, by name."""
+    own = [] if folder is None else [path for path in sorted(folder.glob("*.yaml")) if _is_method(path)]
+    found = [read_method(path) for path in [*sorted(FOLDER.glob("*.yaml")), *own]]
+    return sorted(found, key=lambda method: method.name)
+
+
+def method_label(name: str) -> str:
+    """A method's name as a folder and a column: "./mine.py+lora8" is "mine+lora8"."""
+    pieces = [piece.strip() for piece in name.split("+")]
+    return "+".join(Path(piece).stem if piece.endswith((".py", ".yaml")) else piece for piece in pieces)
+
+
+def _find_one(name: str, folders: tuple[Path, ...]) -> Method:
+    if name.endswith((".py", ".yaml")):
+        found = next((folder / name for folder in folders if (folder / name).is_file()), None)
+        if found is None:
+            raise RecipeError(f"There is no method file {name}.", f"Looked in {folders[0]}.")
+        return method_of_part(found.resolve()) if name.endswith(".py") else read_method(found)
+    packaged = FOLDER / f"{name}.yaml"
+    own = next((path for path in (folder / f"{name}.yaml" for folder in folders) if _is_method(path)), None)
+    if own is not None and packaged.is_file() and not own.samefile(packaged):
+        raise RecipeError(f"The method `{name}` exists twice: in Luthier and in {own}.", "Rename yours.")
+    if own is not None or packaged.is_file():
+        return read_method(own or packaged)
+    known = {path.stem for path in FOLDER.glob("*.yaml")}
+    known |= {path.stem for folder in folders for path in folder.glob("*.yaml") if _is_method(path)}
+    close = nearest(name, known)
+    hint = f"Did you mean `{close}`?" if close else f"Known: {', '.join(sorted(known)) or 'none'}."
+    raise RecipeError(f"There is no method called `{name}`.", hint)
+
+
+def _is_method(path: Path) -> bool:
+    """A recipe may stand beside methods; only a method has one of these keys at its top."""
+    if not path.is_file():
+        return False
+    try:
+        data = yaml.parse(path.read_text(encoding="utf-8"), path.name).data
+    except (RecipeError, UnicodeDecodeError):
+        return False
+    return isinstance(data, dict) and bool({"method", "advice"} & set(data))
+
+
+def read_method(path: Path) -> Method:
+    """Read a method's file and check its keys.
+
+    Raises:
+        RecipeError: a key that methods or recipes do not have, or nothing that is set.
+    """
+    document = yaml.parse(path.read_text(encoding="utf-8"), path.name)
+    data = as_block(document.data, path.name)
+    for key in data:
+        if key not in KEYS:
+            close = nearest(key, KEYS)
+            hint = f"Did you mean `{close}`?" if close else f"A method has {', '.join(KEYS)}."
+            raise RecipeError(f"{path.name}:{document.lines[(key,)]}: a method has no key `{key}`.", hint)
+    if not isinstance(data.get("about"), str):
+        raise RecipeError(f"{path.name}: `about` is missing.", "Say in one line what the method is.")
+    blocks = {key: data.get(key, {}) for key in ("method", "advice")}
+    for key, block in blocks.items():
+        if not isinstance(block, dict):
+            raise RecipeError(f"{path.name}: `{key}` must be a block of recipe keys.")
+    if not any(blocks.values()):
+        raise RecipeError(f"{path.name} sets nothing.", "Write what the method changes under `method:`.")
+    for key, block in blocks.items():
+        lines = {place[1:]: line for place, line in document.lines.items() if place[0] == key}
+        check_keys(Layer(expand(block), path.name, path.parent, lines))
+    name = path.stem
+    return Method(
+        name,
+        data["about"],
+        Layer(expand(blocks["method"]), f"method {name}", path.parent),
+        Layer(expand(blocks["advice"]), f"advice of {name}", path.parent),
+        path,
+    )
+
+
+def method_of_part(path: Path) -> Method:
+    """The method that a user's part file stands for: that part in its slot, nothing else."""
+    slot = slot_of_file(path)
+    places = [place for place, name in PARTS.items() if name == slot]
+    if slot not in ("objective", "tuner"):
+        raise RecipeError(f"{path.name} is a {slot}, not a method.", "Methods are objectives or tuners.")
+    block, key = places[0]
+    layer = Layer({block: {key: {"kind": str(path)}}}, f"method {path.stem}", path.parent)
+    about = parts.read_entry(slot, path).about
+    return Method(path.stem, about, layer, Layer({}, f"advice of {path.stem}", path.parent), path)
+
+
+def slot_of_file(path: Path) -> str:
+    """The slot a part file belongs to, read from its base class without importing it.
+
+    Raises:
+        RecipeError: no class named like the file, or a base class that tells no slot.
+    """
+    entry = parts.read_entry("part", path)
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    made = next(node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == entry.class_name)
+    known = {**BASES, **_imported_parts(tree)}
+    names = [_last_name(base) for base in made.bases]
+    for name in names:
+        if name in known:
+            return known[name]
+    found = ", ".join(name for name in names if name) or "nothing"
+    raise RecipeError(
+        f"{path.name}: cannot tell what kind of part {entry.class_name} is; it derives from {found}.",
+        f"Derive it from one of {', '.join(BASES)}.",
+    )
+
+
+def _imported_parts(tree: ast.Module) -> dict[str, str]:
+    """Names imported from a room of parts, with the slot of that room."""
+    rooms = {f"luthier.{room.replace('/', '.')}": slot for slot, found in parts.SLOTS.items() for room in found}
+    imported: dict[str, str] = {}
+    for node in tree.body:
+        if isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
+            slot = next((slot for room, slot in rooms.items() if f"{node.module}.".startswith(f"{room}.")), None)
+            if slot is not None:
+                imported.update({alias.asname or alias.name: slot for alias in node.names})
+    return imported
+
+
+def _last_name(base: ast.expr) -> str:
+    if isinstance(base, ast.Attribute):
+        return base.attr
+    return base.id if isinstance(base, ast.Name) else ""
+
+
+def refuse_conflicts(methods: list[Method]) -> None:
+    """Two patches must not write one key: their order would silently decide.
+
+    Raises:
+        RecipeError: names both patches and the key.
+    """
+    writers: list[tuple[tuple[str, ...], str]] = []
+    for method in methods:
+        keys = [key for key, _ in leaves(method.method.data)]
+        for key in keys:
+            for other, name in writers:
+                if key[: len(other)] == other or other[: len(key)] == key:
+                    shared = ".".join(min(key, other, key=len))
+                    raise RecipeError(
+                        f"The methods `{name}` and `{method.name}` both write `{shared}`.",
+                        "They cannot be composed; compare them as two methods.",
+                    )
+        writers += [(key, method.name) for key in keys]
+
+
+def apply_advice(merged: Merged, methods: list[Method], defaults: Layer) -> None:
+    """Fill in what methods advise, wherever nobody wrote anything.
+
+    Advice for an option of a part counts only while that part is the one the method was written for.
+
+    Raises:
+        RecipeError: two methods advise different values for one key that nobody wrote.
+    """
+    intended = Merged()
+    for layer in (defaults, *(method.advice for method in methods), *(method.method for method in methods)):
+        intended.add(layer)
+    advised: dict[tuple[str, ...], tuple[str, Any]] = {}
+    for method in methods:
+        for key, value in _advised_values(method):
+            if merged.written(key) or not _same_part(key, merged.data, intended.data):
+                continue
+            if key in advised and advised[key][1] != value:
+                raise RecipeError(
+                    f"The methods `{advised[key][0]}` and `{method.name}` advise different values for `{'.'.join(key)}`: "
+                    f"{advised[key][1]!r} and {value!r}.",
+                    "Write the one you want in the recipe.",
+                )
+            advised[key] = (method.name, value)
+    for key, (name, value) in advised.items():
+        merged.put(key, value, f"advice of {name}")
+
+
+def _advised_values(method: Method) -> list[tuple[tuple[str, ...], Any]]:
+    data = dict(method.advice.data)
+    whole = [(("budget",), data.pop("budget"))] if "budget" in data else []
+    return [*leaves(data), *whole]
+
+
+def _same_part(key: tuple[str, ...], data: Any, intended: Any) -> bool:
+    for length in range(1, len(key)):
+        if key[:length] in PARTS:
+            return _kind(data, key[:length]) == _kind(intended, key[:length])
+    return True
+
+
+def _kind(data: Any, key: tuple[str, ...]) -> Any:
+    for piece in key:
+        data = data.get(piece) if isinstance(data, dict) else None
+    return data.get("kind") if isinstance(data, dict) else None

@@ -1,0 +1,196 @@
+"""Run folders: numbered, with one writer, written so that a crash or a full disk loses nothing already there."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import math
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from luthier.errors import RunError
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """`runs/<name>/<n>/`, the home of everything one command computes."""
+
+    path: Path
+
+    @classmethod
+    def create(cls, out: Path, name: str) -> RunFolder:
+        """Make the next numbered folder under `out/name`; safe against others doing the same."""
+        parent = out / name
+        try:
+            parent.mkdir(parents=True, exist_ok=True)
+            while True:
+                taken = [int(child.name) for child in parent.iterdir() if child.name.isdecimal()]
+                path = parent / str(max(taken, default=0) + 1)
+                try:
+                    path.mkdir()
+                except FileExistsError:
+                    continue
+                return cls(path)
+        except OSError as error:
+            raise _failed(parent, error, "Choose another place with `out=FOLDER`.") from None
+
+    @classmethod
+    def open(cls, path: Path) -> RunFolder:
+        """An existing run folder.
+
+        Raises:
+            RunError: there is no such folder.
+        """
+        if not path.is_dir():
+            raise RunError(f"There is no run folder {path}.", "Give the numbered folder of a run, such as runs/name/1.")
+        return cls(path)
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the folder as its only writer; the lock goes with the process, however that ends.
+
+        Raises:
+            RunError: another process is writing to it.
+        """
+        with open(self.path / ".lock", "a+", encoding="ascii") as handle:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                handle.seek(0)
+                who = handle.read().strip() or "unknown"
+                raise RunError(
+                    f"{self.path} is being written by another process (process id {who}).",
+                    "Wait until it ends, stop it, or start a new run.",
+                ) from None
+            handle.truncate(0)
+            handle.write(f"{os.getpid()}\n")
+            handle.flush()
+            yield
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Replace a JSON file in one step: readers see the old or the new one, also after a power cut.
+
+    Numbers that JSON does not know (NaN, infinity) are written as null.
+
+    Raises:
+        RunError: the disk is full or the file cannot be written; the previous file is still there.
+    """
+    write_text(path, json.dumps(_finite(value), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace a text file in one step, as `write_json` does."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as handle:
+            handle.write(text.encode("utf-8", "backslashreplace"))
+            handle.flush()
+            os.fsync(handle.fileno())
+        os.replace(temporary, path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        kept = "The previous version of the file is unchanged." if path.exists() else "Nothing was written."
+        raise _failed(path, error, kept) from None
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file of a run.
+
+    Raises:
+        RunError: it is missing or damaged.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise RunError(f"{path} cannot be read: {error.strerror}.", "Is this the folder of a finished run?") from None
+    except ValueError as error:
+        raise RunError(f"{path} is damaged: {error}.") from None
+
+
+def append_jsonl(path: Path, value: Any) -> None:
+    """Add one line. A torn last line, left by a crash, is cut off first; a failed write leaves no torn line.
+
+    Raises:
+        RunError: the disk is full or the file cannot be written; all earlier lines are still there.
+    """
+    line = json.dumps(_finite(value), ensure_ascii=False, allow_nan=False).encode("utf-8", "backslashreplace") + b"\n"
+    try:
+        with open(path, "r+b" if path.exists() else "w+b", buffering=0) as handle:
+            end = _whole_lines(handle)
+            handle.truncate(end)
+            handle.seek(end)
+            try:
+                _write_all(handle, line)
+            except OSError:
+                handle.truncate(end)
+                raise
+    except OSError as error:
+        raise _failed(path, error, "All lines written before are kept.") from None
+
+
+def read_jsonl(path: Path) -> list[Any]:
+    """All whole lines; [] when the file does not exist yet. A last line without its end is left out.
+
+    Raises:
+        RunError: a line in the middle is damaged.
+    """
+    try:
+        text = path.read_bytes()
+    except FileNotFoundError:
+        return []
+    values = []
+    for number, line in enumerate(text.split(b"\n")[:-1], start=1):
+        try:
+            values.append(json.loads(line))
+        except ValueError as error:
+            raise RunError(f"{path}:{number} is damaged: {error}.") from None
+    return values
+
+
+def _whole_lines(handle: Any) -> int:
+    """Length of the file without a torn last line."""
+    end = handle.seek(0, os.SEEK_END)
+    while end > 0:
+        start = max(0, end - 4096)
+        handle.seek(start)
+        found = handle.read(end - start).rfind(b"\n")
+        if found >= 0:
+            return start + found + 1
+        end = start
+    return 0
+
+
+def _write_all(handle: Any, content: bytes) -> None:
+    while content:
+        content = content[handle.write(content) :]
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    return [_finite(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _failed(path: Path, error: OSError, kept: str) -> RunError:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return RunError(
+            f"No space left on the disk while writing {path}. {kept}", "Make room, then go on with --resume."
+        )
+    return RunError(f"{path} cannot be written: {error.strerror}. {kept}")
