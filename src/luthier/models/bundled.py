@@ -25,6 +25,7 @@ import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from luthier.errors import ModelError
 
@@ -170,11 +171,12 @@ def dequantise(gguf: Path, folder: Path) -> None:
     # transformers shows a bar of its own here, whatever its logging is set to.
     with contextlib.redirect_stderr(io.StringIO()):
         tokenizer = transformers.AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-        model = transformers.AutoModelForCausalLM.from_pretrained(
+        model: Any = transformers.AutoModelForCausalLM.from_pretrained(
             gguf.parent, gguf_file=gguf.name, dtype=torch.bfloat16
         )
-    # Left in place it would make transformers look for the GGUF file whenever the folder is loaded.
-    delattr(model.config, "quantization_config")
+    # The weights are plain now: with these left, saving is refused and loading would look for the GGUF file.
+    del model.config.quantization_config
+    model.hf_quantizer = None
     model.config._name_or_path = folder.name
     tokenizer.model_max_length = model.config.max_position_embeddings
     model.save_pretrained(folder)
