@@ -25,7 +25,7 @@ from luthier.recipe.merge import (
     parse_overrides,
     unknown_key,
 )
-from luthier.recipe.methods import Method, apply_advice, find_method, refuse_conflicts
+from luthier.recipe.methods import apply_advice, find_method, refuse_conflicts
 from luthier.recipe.settings import PARTS, SOURCES, Settings, Train, copy, expand
 
 BUNDLED = parts.PACKAGE / "recipes"
@@ -62,23 +62,9 @@ class Recipe:
         """
         return lock.make_lock(self.name, self.base, self.data, self.origins, self.text_of_parts, dict(extra or {}))
 
-    def build_parts(self) -> dict[str, Any]:
-        """Build every part it names, by dotted path (items of a list: `train.tuner.0`); loads no torch.
-
-        Raises:
-            RecipeError: unknown part or option, or a value of the wrong type, with its place.
-        """
-        built = {}
-        for place, slot, spec in _part_specs(self.data):
-            try:
-                built[place] = parts.build(slot, spec, self.base)
-            except RecipeError as error:
-                raise RecipeError(f"{self._origin(place)}: {place}: {error.message}", error.hint) from None
-        return built
-
-    def _origin(self, place: str) -> str:
-        named = [origin for path, origin in self.origins.items() if path == place or path.startswith(f"{place}.")]
-        return next((origin for origin in named if origin != DEFAULT), DEFAULT)
+    def build_parts(self) -> dict[str, parts.Part]:
+        """Every part it names, built, by dotted path (items of a list: `train.tuner.0`)."""
+        return {".".join(key): parts.build(slot, spec, self.base) for key, slot, spec in _part_specs(self.data)}
 
 
 def load_recipe(
@@ -230,8 +216,27 @@ def _resolve(start: _Start) -> Recipe:
         raise _explain(error, merged) from None
     data = settings.model_dump()
     data["budget"] = {settings.budget.unit: settings.budget.amount}
+    texts = lock.part_files(data, start.base)
+    _fill_options(data, merged, start.base)
     origins = {".".join(key): merged.origin(key) if merged.written(key) else DEFAULT for key, _ in leaves(data)}
-    return Recipe(settings, data, origins, start.base, lock.part_files(data, start.base))
+    return Recipe(Settings.model_validate(data), data, origins, start.base, texts)
+
+
+def _fill_options(data: dict[str, Any], merged: Merged, base: Path) -> None:
+    """Build every part, which checks its options, and write out the defaults of those not given."""
+    for key, slot, spec in _part_specs(data):
+        try:
+            part = parts.build(slot, spec, base)
+        except RecipeError as error:
+            raise RecipeError(f"{merged.origin(key)}: {'.'.join(key)}: {error.message}", error.hint) from None
+        for option in type(part).model_fields:
+            spec.setdefault(option, _plain(getattr(part, option)))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, parts.Part):
+        return {"kind": value.kind, **{name: _plain(getattr(value, name)) for name in type(value).model_fields}}
+    return copy(value)
 
 
 PLAIN = {
@@ -256,12 +261,12 @@ def _explain(error: ValidationError, merged: Merged) -> RecipeError:
         return RecipeError(f"The recipe has no `{place}`.", f"Write `{place}:` in it.")
     if first["type"] == "extra_forbidden":
         return unknown_key(key, list(Settings.model_fields), where)
-    found = describe(first.get("input"))
+    found, details = describe(first.get("input")), first.get("ctx", {})
     if first["type"] == "value_error":
         also = "" if isinstance(first.get("input"), dict | list) else f"; found {found}"
-        return RecipeError(f"{where}: {place}: {first['ctx']['error']}{also}.")
+        return RecipeError(f"{where}: {place}: {details['error']}{also}.")
     if first["type"] == "literal_error":
-        expected = first["ctx"]["expected"]
+        expected = details["expected"]
         close = nearest(str(first.get("input")), expected.replace("'", "").replace(" or ", ", ").split(", "))
         hint = f"Did you mean `{close}`?" if close else None
         return RecipeError(f"{where}: {place}: expected {expected}; found {found}.", hint)
@@ -269,18 +274,18 @@ def _explain(error: ValidationError, merged: Merged) -> RecipeError:
     return RecipeError(f"{where}: {place}: {what}; found {found}.")
 
 
-def _part_specs(data: dict[str, Any]) -> list[tuple[str, str, Any]]:
-    """(dotted path, slot, spec) of every part a resolved recipe names."""
-    specs: list[tuple[str, str, Any]] = []
+def _part_specs(data: dict[str, Any]) -> list[tuple[Key, str, dict[str, Any]]]:
+    """(path, slot, description) of every part a resolved recipe names."""
+    specs: list[tuple[Key, str, dict[str, Any]]] = []
     for (block, key), slot in PARTS.items():
-        value, place = data[block][key], f"{block}.{key}"
-        items = value if isinstance(value, list) else [value]
-        for index, item in enumerate(items):
-            spec = item["objective"] if "objective" in item else item
-            if item != "auto":
-                specs.append((f"{place}.{index}" if isinstance(value, list) else place, slot, spec))
+        value = data[block][key]
+        if isinstance(value, list):
+            items = [item.get("objective", item) for item in value]
+            specs += [((block, key, str(index)), slot, item) for index, item in enumerate(items)]
+        elif value != "auto":
+            specs.append(((block, key), slot, value))
     for block, key in SOURCES:
         value = data[block][key]
         if isinstance(value, dict) and "kind" in value:
-            specs.append((f"{block}.{key}", "dataset", value))
+            specs.append(((block, key), "dataset", value))
     return specs

@@ -36,9 +36,10 @@ class Method:
 
 
 def find_method(name: str, folders: tuple[Path, ...]) -> list[Method]:
-    """The patches that `name` composes: "dft", "dft+lora8", "./mine.yaml", "./mine.py".
+    """The patches that a method composes.
 
     Args:
+        name: "dft", "dft+lora8", "./mine.yaml", "./mine.py".
         folders: where the user's own methods and part files may be, the first one wins.
 
     Raises:
@@ -212,9 +213,10 @@ def apply_advice(merged: Merged, methods: list[Method], defaults: Layer) -> None
             if merged.written(key) or not _same_part(key, merged.data, intended.data):
                 continue
             if key in advised and advised[key][1] != value:
+                other, its_value = advised[key]
                 raise RecipeError(
-                    f"The methods `{advised[key][0]}` and `{method.name}` advise different values for `{'.'.join(key)}`: "
-                    f"{advised[key][1]!r} and {value!r}.",
+                    f"The methods `{other}` and `{method.name}` advise different values for `{'.'.join(key)}`: "
+                    f"{its_value!r} and {value!r}.",
                     "Write the one you want in the recipe.",
                 )
             advised[key] = (method.name, value)

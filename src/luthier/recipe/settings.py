@@ -1,4 +1,4 @@
-"""The tree of a recipe: every key with its default. It only describes; building parts is for those who use them."""
+"""The tree of a recipe: every key with its default, except the options of parts, whose defaults stand in the parts."""
 
 from __future__ import annotations
 
@@ -168,15 +168,8 @@ class Train(Block):
 
     objective: Annotated[dict[str, Any] | list[dict[str, Any]], PlainValidator(_objective)] = {"kind": "sft"}
     tuner: Annotated[dict[str, Any] | list[dict[str, Any]], PlainValidator(_tuner)] = {"kind": "lora"}
-    optimizer: PartSpec = {
-        "kind": "adamw",
-        "lr": 2e-4,
-        "betas": [0.9, 0.999],
-        "eps": 1e-8,
-        "weight_decay": 0.0,
-        "clip": 1.0,
-    }
-    schedule: PartSpec = {"kind": "cosine", "warmup": 0.03}
+    optimizer: PartSpec = {"kind": "adamw"}
+    schedule: PartSpec = {"kind": "cosine"}
     batch: BatchSettings = BatchSettings()
     precision: Literal["auto", "float32", "bfloat16", "float64"] = "auto"
     checkpointing: bool = False
@@ -186,11 +179,11 @@ class Train(Block):
 class Budget(Block):
     """How long to train: exactly one of its keys is set."""
 
-    epochs: float | None = Field(None, gt=0)
+    epochs: float | None = Field(default=None, gt=0)
     records: Count | None = None
     tokens: Count | None = None
     updates: Count | None = None
-    seconds: float | None = Field(None, gt=0)
+    seconds: float | None = Field(default=None, gt=0)
 
     @model_validator(mode="after")
     def _exactly_one(self) -> Budget:
@@ -224,7 +217,7 @@ class Generate(Block):
     """How answers are generated. `batch` counts prompts generated together."""
 
     max_new_tokens: Count = 256
-    temperature: float = Field(0.0, ge=0)
+    temperature: float = Field(default=0.0, ge=0)
     batch: AutoCount = "auto"
 
 
@@ -262,7 +255,7 @@ def _tune(value: Any) -> Any:
 class Compare(Block):
     """Which methods are compared, over which seeds, and how each gets its learning rate."""
 
-    methods: list[str] = Field(["sft"], min_length=1)
+    methods: list[str] = Field(default=["sft"], min_length=1)
     baseline: str = "first"
     seeds: Annotated[int | list[int], PlainValidator(_seeds)] = 1
     learning_rate: Literal["same", "advice", "tune"] = "same"
@@ -288,7 +281,7 @@ class Compare(Block):
 class Settings(Block):
     """A whole recipe, resolved."""
 
-    name: str = Field("recipe", pattern=r"^[\w][\w.+-]*$")
+    name: str = Field(default="recipe", pattern=r"^[\w][\w.+-]*$")
     model: Model
     data: Data
     train: Train = Train()
@@ -296,7 +289,7 @@ class Settings(Block):
     evaluate: Evaluate = Evaluate()
     generate: Generate = Generate()
     compare: Compare = Compare()
-    seed: int = Field(0, ge=0)
+    seed: int = Field(default=0, ge=0)
     observe: list[Literal["jsonl", "progress"]] = ["jsonl", "progress"]
     out: str = "runs"
 

@@ -23,7 +23,10 @@ class Document:
 
 
 class _Loader(yaml.SafeLoader):
-    yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}
+    """PyYAML's loader without the implicit types of YAML 1.1."""
+
+
+_Loader.yaml_implicit_resolvers = {}
 
 
 _SCHEMA = (
@@ -44,7 +47,8 @@ def parse(text: str, name: str) -> Document:
     """Read one YAML document.
 
     Args:
-        name: what messages call the text, such as its file name.
+        text: the document.
+        name: what messages call it, such as its file name.
 
     Raises:
         RecipeError: malformed text, a key written twice or not text, an unknown tag; with the line.
