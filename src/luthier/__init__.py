@@ -6,6 +6,8 @@ Importing it loads nothing heavy: each public name comes from its room when firs
 from __future__ import annotations
 
 import importlib
+import sys
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -30,7 +32,9 @@ _HOMES = {
     "TokenObjective": "luthier.objectives.base",
     "Tuner": "luthier.tuners.base",
     "load_recipe": "luthier.recipe",
+    "run": "luthier.steps",
 }
+_RENAMED = {"run": "run_recipe"}
 __all__ = [
     "LuthierError",
     "Metric",
@@ -50,4 +54,28 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'luthier' has no attribute {name!r}")
-    return getattr(importlib.import_module(_HOMES[name]), name)
+    return getattr(importlib.import_module(_HOMES[name]), _RENAMED.get(name, name))
+
+
+class _Room(ModuleType):
+    """The room `luthier.compare`, which is also the public function of that name."""
+
+    def __call__(self, *arguments: Any, **options: Any) -> Any:
+        return self.compare(*arguments, **options)
+
+
+class _Package(ModuleType):
+    """Makes `luthier.compare` both the room and the function, whichever is imported first."""
+
+    @property
+    def compare(self) -> ModuleType:
+        room = importlib.import_module("luthier.compare")
+        room.__class__ = _Room
+        return room
+
+    @compare.setter
+    def compare(self, room: ModuleType) -> None:
+        """The import system binds a room to its package; the property answers instead."""
+
+
+sys.modules[__name__].__class__ = _Package

@@ -228,9 +228,15 @@ def _fill_options(data: dict[str, Any], merged: Merged, base: Path) -> None:
         try:
             part = parts.build(slot, spec, base)
         except RecipeError as error:
-            raise RecipeError(f"{merged.origin(key)}: {'.'.join(key)}: {error.message}", error.hint) from None
+            where = merged.origin((*key, _named_option(error, spec)))
+            raise RecipeError(f"{where}: {'.'.join(key)}: {error.message}", error.hint) from None
         for option in type(part).model_fields:
             spec.setdefault(option, _plain(getattr(part, option)))
+
+
+def _named_option(error: RecipeError, spec: Mapping[str, Any]) -> str:
+    """The option that an error about a part is about, to find where it was written."""
+    return next((name for name in spec if f"`{name}`" in error.message or f".{name}:" in error.message), "kind")
 
 
 def _plain(value: Any) -> Any:

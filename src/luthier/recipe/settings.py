@@ -26,7 +26,7 @@ LISTS: tuple[Path, ...] = (("train", "objective"), ("train", "tuner"))
 class Block(BaseModel):
     """A frozen block of the recipe that refuses unknown keys and never converts text to numbers."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, defer_build=True)
 
 
 def _whole(value: Any) -> Any:
@@ -170,10 +170,10 @@ class Train(Block):
     tuner: Annotated[dict[str, Any] | list[dict[str, Any]], PlainValidator(_tuner)] = {"kind": "lora"}
     optimizer: PartSpec = {"kind": "adamw"}
     schedule: PartSpec = {"kind": "cosine"}
-    batch: BatchSettings = BatchSettings()
+    batch: BatchSettings = Field(default_factory=BatchSettings)
     precision: Literal["auto", "float32", "bfloat16", "float64"] = "auto"
     checkpointing: bool = False
-    save: Save = Save()
+    save: Save = Field(default_factory=Save)
 
 
 class Budget(Block):
@@ -284,11 +284,11 @@ class Settings(Block):
     name: str = Field(default="recipe", pattern=r"^[\w][\w.+-]*$")
     model: Model
     data: Data
-    train: Train = Train()
-    budget: Budget = Budget(epochs=2)
-    evaluate: Evaluate = Evaluate()
-    generate: Generate = Generate()
-    compare: Compare = Compare()
+    train: Train = Field(default_factory=Train)
+    budget: Budget = Field(default_factory=lambda: Budget(epochs=2))
+    evaluate: Evaluate = Field(default_factory=Evaluate)
+    generate: Generate = Field(default_factory=Generate)
+    compare: Compare = Field(default_factory=Compare)
     seed: int = Field(default=0, ge=0)
     observe: list[Literal["jsonl", "progress"]] = ["jsonl", "progress"]
     out: str = "runs"

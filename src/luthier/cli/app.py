@@ -1,0 +1,70 @@
+"""The command `luthier`: the list of its commands, and how errors are shown."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from luthier import __version__
+from luthier.cli import check, compare, evaluate, methods, report, run
+from luthier.errors import LuthierError
+
+INTERRUPTED = 130
+
+app = typer.Typer(
+    help="Compare ways of fine-tuning a model: on your model, your data, one budget.",
+    epilog="Start with: luthier compare quickstart",
+    add_completion=False,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("compare")(compare.command)
+app.command("run")(run.command)
+app.command("check")(check.command)
+app.command("methods")(methods.command)
+app.command("eval")(evaluate.command)
+app.command("report")(report.command)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"luthier {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _global_options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    """Options before the command; `--debug` is taken anywhere on the line, by `main`."""
+
+
+def main() -> None:
+    """Run the command line and leave with its exit code: 2 for a mistake in the input, 1 for a failed run."""
+    arguments = sys.argv[1:]
+    debug = "--debug" in arguments
+    try:
+        app(args=[argument for argument in arguments if argument != "--debug"], prog_name="luthier")
+    except LuthierError as error:
+        if debug:
+            raise
+        _complain(error)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        if debug:
+            raise
+        typer.echo("stopped", err=True)
+        sys.exit(INTERRUPTED)
+
+
+def _complain(error: LuthierError) -> None:
+    typer.echo(f"error: {error.message}", err=True)
+    if error.hint:
+        typer.echo(f"  {error.hint}", err=True)

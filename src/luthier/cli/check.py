@@ -1,0 +1,100 @@
+"""`luthier check`: what is wrong with a recipe or a part file, before anything is trained."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from luthier.cli.arguments import Overrides, RecipeArgument, split_names
+from luthier.errors import RecipeError
+
+if TYPE_CHECKING:
+    from luthier.recipe import Recipe
+
+
+def command(
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    show: Annotated[
+        bool, typer.Option("--show", help="Print each value and where it came from, and look no further.")
+    ] = False,
+    probe: Annotated[bool, typer.Option("--probe", help="Train two updates to estimate the time.")] = False,
+    methods: Annotated[
+        str | None,
+        typer.Option("--methods", help="Methods to try on the recipe: sft,dft or all (default: those of the recipe)."),
+    ] = None,
+) -> None:
+    """Look at a recipe, its data and the memory it needs, without training; or at a part file (./mine.py)."""
+    if recipe.endswith(".py"):
+        _check_part(Path(recipe))
+        return
+    from luthier.recipe import load_recipe
+
+    loaded = load_recipe(recipe, [], overrides or [])
+    if show:
+        _show_values(loaded)
+    _try_methods(loaded, recipe, overrides or [], methods)
+    if show:
+        return
+    from rich.console import Console
+
+    from luthier.steps.check import check_recipe
+
+    check_recipe(loaded, probe, Console())
+
+
+def _check_part(path: Path) -> None:
+    if not path.is_file():
+        raise RecipeError(f"There is no part file {path}.")
+    from rich.console import Console
+
+    from luthier import parts
+    from luthier.cli.methods import show_part
+    from luthier.recipe.methods import slot_of_file
+
+    show_part(parts.read_entry(slot_of_file(path), path.resolve()))
+    from luthier.steps.conformance import check_part
+
+    check_part(path.resolve(), Console())
+
+
+def _show_values(recipe: Recipe) -> None:
+    from luthier.cli.methods import plain
+    from luthier.recipe.merge import leaves
+
+    rows = [(".".join(key), plain(value)) for key, value in leaves(recipe.data)]
+    name_width = max(len(name) for name, _ in rows)
+    value_width = min(40, max(len(value) for _, value in rows))
+    for name, value in rows:
+        typer.echo(f"{name:{name_width}}  {value:{value_width}}  {recipe.origins[name]}")
+
+
+def _try_methods(plain: Recipe, source: str, overrides: list[str], wanted: str | None) -> None:
+    """Resolve the recipe under each method; an unfit one is an error only if it was asked for by name."""
+    from luthier.recipe import list_methods, load_recipe
+
+    everything = wanted == "all"
+    names = [method.name for method in list_methods(plain.base)] if everything else split_names(wanted)
+    for name in names or plain.settings.compare.methods:
+        try:
+            changed = _changes(plain, load_recipe(source, [name], overrides))
+        except RecipeError as error:
+            if not everything:
+                raise
+            typer.echo(f"method {name}: does not apply: {error.message}")
+            continue
+        typer.echo(f"method {name}: {'; '.join(changed) or 'changes nothing in this recipe'}")
+
+
+def _changes(before: Recipe, after: Recipe) -> list[str]:
+    from luthier.cli.methods import plain
+    from luthier.recipe.merge import leaves
+
+    old = dict(leaves(before.data))
+    return [
+        f"{'.'.join(key)} = {plain(value)}{' (advice)' if after.origins['.'.join(key)].startswith('advice') else ''}"
+        for key, value in leaves(after.data)
+        if key not in old or old[key] != value
+    ]

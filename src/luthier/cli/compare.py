@@ -1,0 +1,35 @@
+"""`luthier compare`: several methods under one budget."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from luthier.cli.arguments import Out, Overrides, RecipeArgument, read_seeds, split_names, with_out
+
+
+def command(
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    methods: Annotated[
+        str | None, typer.Option("--methods", help="Methods to compare: sft,dft,asft (default: those of the recipe).")
+    ] = None,
+    seeds: Annotated[str | None, typer.Option("--seeds", help="A number of seeds, or a list: 0,1,2")] = None,
+    resume: Annotated[Path | None, typer.Option("--resume", help="The folder of a comparison to go on with.")] = None,
+    out: Out = None,
+) -> None:
+    """Same model, data and budget through several methods: table, statistics, cost, forgetting, report."""
+    from rich.console import Console
+
+    from luthier.compare import compare
+    from luthier.recipe import load_recipe
+    from luthier.records import RunFolder
+
+    loaded = load_recipe(recipe, [], with_out(overrides, out))
+    wanted = read_seeds(seeds) or loaded.settings.compare.seeds
+    names = split_names(methods) or loaded.settings.compare.methods
+    folder = None if resume is None else RunFolder.open(resume)
+    report = compare(loaded, names, list(range(wanted)) if isinstance(wanted, int) else wanted, folder, Console())
+    typer.echo(f"report: {report}")

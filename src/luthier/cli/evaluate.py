@@ -1,0 +1,26 @@
+"""`luthier eval`: score a model, or the model that a run left, on records."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from luthier.cli.arguments import Overrides
+
+
+def command(
+    model: Annotated[str, typer.Argument(metavar="MODEL_OR_RUN", help="A model, or the folder of a run.")],
+    data: Annotated[str, typer.Option("--data", help="Records to score on: a file or a bundled data set.")],
+    overrides: Overrides = None,
+    metric: Annotated[
+        str, typer.Option("--metric", help="How answers are scored; auto looks at the records.")
+    ] = "auto",
+    limit: Annotated[int | None, typer.Option("--limit", min=1, help="Use only so many records.")] = None,
+) -> None:
+    """Score a model on records it was not trained on."""
+    from rich.console import Console
+
+    from luthier.steps.evaluate import evaluate_model
+
+    evaluate_model(model, data=data, metric=metric, limit=limit, overrides=overrides or [], console=Console())

@@ -1,0 +1,141 @@
+"""`luthier methods`: the catalogue, read from the files; nothing heavy is imported."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from luthier.errors import RecipeError, nearest
+
+if TYPE_CHECKING:
+    from luthier.parts import Entry
+    from luthier.recipe import Method
+
+
+def command(
+    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="A method or a part; default: list all.")] = None,
+) -> None:
+    """What can be compared, and what it is made of."""
+    if name is None:
+        _list_all()
+    else:
+        _show(name)
+
+
+def _list_all() -> None:
+    from luthier import parts
+    from luthier.recipe import list_methods
+
+    typer.echo("methods (luthier compare RECIPE --methods sft,dft; `+` composes; `methods NAME` tells more)")
+    _table([(method.name, method.about) for method in list_methods(Path.cwd())])
+    for slot in parts.SLOTS:
+        typer.echo(f"\n{slot}")
+        _table([(entry.name, entry.about) for entry in parts.catalogue(slot)])
+
+
+def _table(rows: list[tuple[str, str]]) -> None:
+    width = max((len(left) for left, _ in rows), default=0)
+    for left, right in rows:
+        typer.echo(f"  {left:{width}}  {right}".rstrip())
+
+
+def _show(name: str) -> None:
+    from luthier import parts
+    from luthier.recipe import list_methods
+    from luthier.recipe.methods import slot_of_file
+
+    if name.endswith(".py"):
+        path = Path(name)
+        if not path.is_file():
+            raise RecipeError(f"There is no part file {name}.")
+        show_part(parts.read_entry(slot_of_file(path), path.resolve()))
+        return
+    methods = [method for method in list_methods(Path.cwd()) if method.name == name]
+    entries = [entry for slot in parts.SLOTS for entry in parts.catalogue(slot) if entry.name == name]
+    if not methods and not entries:
+        raise _unknown(name)
+    for method in methods:
+        _show_method(method)
+        entries = [entry for entry in _parts_of(method) if entry not in entries] + entries
+    for index, entry in enumerate(entries):
+        if methods or index:
+            typer.echo("")
+        show_part(entry)
+
+
+def _unknown(name: str) -> RecipeError:
+    from luthier import parts
+    from luthier.recipe import list_methods
+
+    known = {method.name for method in list_methods(Path.cwd())}
+    known |= {entry.name for slot in parts.SLOTS for entry in parts.catalogue(slot)}
+    close = nearest(name, known)
+    hint = f"Did you mean `{close}`?" if close else "`luthier methods` lists all."
+    return RecipeError(f"There is no method or part called `{name}`.", hint)
+
+
+def _show_method(method: Method) -> None:
+    typer.echo(f"{method.name}: {method.about}")
+    _table(
+        [
+            *(("sets", line) for line in _lines(method.method.data)),
+            *(("advises", line) for line in _lines(method.advice.data)),
+            ("file", str(method.path)),
+        ]
+    )
+
+
+def _lines(data: dict[str, Any]) -> list[str]:
+    from luthier.recipe.merge import leaves
+
+    return [f"{'.'.join(key)} = {plain(value)}" for key, value in leaves(data)]
+
+
+def _parts_of(method: Method) -> list[Entry]:
+    from luthier import parts
+    from luthier.recipe.settings import PARTS
+
+    found = []
+    for (block, key), slot in PARTS.items():
+        value = method.method.data.get(block, {}).get(key)
+        items = value if isinstance(value, list) else [value]
+        specs = [item.get("objective", item) for item in items if isinstance(item, dict)]
+        found += [parts.find(slot, spec["kind"], method.path.parent) for spec in specs if "kind" in spec]
+    return found
+
+
+def show_part(entry: Entry) -> None:
+    """Print the catalogue's entry of one part: paper, needs, options with their defaults, file."""
+    from luthier import parts
+
+    options = parts.load(entry.slot, str(entry.path)).model_fields
+    facts = [(key.lower(), plain(value)) for key, value in entry.constants.items() if key != "SETTINGS" and value]
+    typer.echo(f"{entry.slot} {entry.name}: {entry.about}")
+    _table(
+        [
+            *facts,
+            *(("option", _option(name, field)) for name, field in options.items()),
+            ("file", str(entry.path)),
+        ]
+    )
+
+
+def _option(name: str, field: Any) -> str:
+    kind = getattr(field.annotation, "__name__", None) if isinstance(field.annotation, type) else str(field.annotation)
+    shown = f"{name}: {str(kind).replace('typing.', '')}"
+    if not field.is_required():
+        shown += f" = {plain(field.get_default(call_default_factory=True))}"
+    return shown if not field.description else f"{shown}   {field.description}"
+
+
+def plain(value: Any) -> str:
+    """A value as a recipe would write it."""
+    import json
+
+    if isinstance(value, str):
+        return value
+    if isinstance(value, list | tuple) and all(isinstance(item, str) for item in value):
+        return ", ".join(value)
+    return json.dumps(value, ensure_ascii=False, default=str)

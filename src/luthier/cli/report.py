@@ -1,0 +1,30 @@
+"""`luthier report`: the report of a comparison again, in any format."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+class Format(StrEnum):
+    """What a report can be written as."""
+
+    html = "html"
+    markdown = "markdown"
+    latex = "latex"
+    csv = "csv"
+    json = "json"
+
+
+def command(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a comparison, such as runs/quickstart/1.")],
+    format: Annotated[Format, typer.Option("--format", help="The form of the report.")] = Format.html,
+) -> None:
+    """Write the report of a comparison again; nothing is computed."""
+    from luthier.records import RunFolder
+    from luthier.report import write_report
+
+    typer.echo(str(write_report(RunFolder.open(run).path, format.value)))
