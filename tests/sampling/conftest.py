@@ -5,7 +5,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="session")
 def module():
     torch.manual_seed(0)
     config = LlamaConfig(

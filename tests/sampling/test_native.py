@@ -66,7 +66,7 @@ def test_uniform_is_spread():
     values = [uniform(seed, step) for seed in range(100) for step in range(100)]
     assert len(set(values)) == len(values)
     assert abs(sum(values) / len(values) - 0.5) < 0.01
-    assert 0 <= min(values) and max(values) < 1
+    assert min(values) >= 0 and max(values) < 1
 
 
 def test_mode_returns_and_no_gradient_state_remains(module):

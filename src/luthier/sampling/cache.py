@@ -15,7 +15,7 @@ from luthier.errors import ModelError
 
 ROOM = 64  # positions by which a full buffer grows: the whole is copied once in so many steps, not at every step
 CPU_BUDGET = 1 << 30
-CPU_ROWS, GPU_ROWS = 64, 256
+CPU_ROWS, GPU_ROWS = 32, 256  # beyond 32 a CPU's tokens per second stop rising
 
 
 class GrowingLayer(DynamicLayer):
@@ -44,7 +44,7 @@ class GrowingLayer(DynamicLayer):
         self.keys, self.values = (buffer[:, :, :end] for buffer in self.buffers)
         return self.keys, self.values
 
-    def reorder_cache(self, beam_idx: Tensor) -> None:
+    def reorder_cache(self, beam_idx: Any) -> None:
         """Keep the rows `beam_idx`, in that order; a row may be asked for more than once."""
         super().reorder_cache(beam_idx)
         self.buffers = None
@@ -67,9 +67,9 @@ def open_cache(module: Any) -> DynamicCache:
     return cache
 
 
-def keep_rows(cache: DynamicCache, rows: Tensor) -> None:
+def keep_rows(cache: DynamicCache, rows: Any) -> None:
     """Reduce or repeat the rows of every layer. `rows`: int64 indices of rows now in the cache."""
-    cache.reorder_cache(rows)  # pyright: ignore[reportArgumentType]
+    cache.reorder_cache(rows)
 
 
 class Forward:
@@ -101,7 +101,11 @@ class Forward:
         """Logits of new tokens, [B,1,V] if `last` else [B,T,V].
 
         Args:
-            ids: new tokens [B,T]; mask: [B, cached + T]; positions: [B,T].
+            ids: new tokens [B,T].
+            mask: 1 for real tokens, [B, cached + T].
+            positions: of the new tokens in their records, [B,T].
+            cache: what was seen before; grows by T.
+            last: only the logits of the last position.
         """
         extra: dict[str, Any] = {}
         if self.positions:

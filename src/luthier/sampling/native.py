@@ -34,6 +34,7 @@ def generate(
     Args:
         module: a causal LM with a key-value cache; its mode is restored.
         prompts: token ids of each prompt, none empty.
+        max_new_tokens: the most tokens of one continuation, the end token included.
         end_ids: tokens that end a continuation; the one drawn is the last of `Trajectory.ids`.
         temperature: 0 takes the largest logit; otherwise logits are divided by it and a token is drawn.
         seeds: one per prompt, for draws that depend on (seed, position) and on no other prompt. Default: its index.
@@ -69,7 +70,10 @@ def check_prompts(
     """Names for the prompts, once each is known to hold a token and to fit.
 
     Args:
-        longest: positions that each prompt needs; `room`: positions there are.
+        prompts: token ids of each.
+        longest: positions that each prompt needs.
+        records: their names; default: their index.
+        room: positions there are.
 
     Raises:
         DataError: naming the first record that does not fit.

@@ -1,0 +1,60 @@
+"""Which metric fits, from the shape of the data alone."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from luthier.data.parsers import parse_json
+from luthier.errors import DataError
+from luthier.types import Record
+
+LABELS = 20  # more different answers than this are not labels
+LABEL_WORDS = 6
+NEARLY = 0.9  # a fallback says so when this share fits a shape that not all fit
+_ENDS_IN_NUMBER = re.compile(r"(^|[\s$€£=(:])[-+]?\d[\d.,]*\d?\s*[%°)]?\s*\.?\s*$")
+
+
+def choose_metric(records: Sequence[Record], references: Sequence[str]) -> tuple[str, str]:
+    """The metric for these records, and the reason in words.
+
+    In this order: every record has `choices` → choice; every reference is a JSON object or list →
+    json_fields; every reference ends in a number or holds `####` → number; few different short
+    references → exact; else chrf.
+
+    Raises:
+        DataError: there are no records.
+    """
+    if not records:
+        raise DataError("There are no records to choose a metric for.", "Check the source of the evaluation set.")
+    count = len(records)
+    if all("choices" in record.fields for record in records):
+        return "choice", f"all {count} records have `choices`"
+    shapes = {
+        "json_fields": ("are JSON objects or lists", [_is_json(text) for text in references]),
+        "number": ("end in a number", [_is_numeric(text) for text in references]),
+    }
+    for name, (words, fits) in shapes.items():
+        if all(fits):
+            return name, f"all {count} references {words}"
+    labels = {" ".join(text.split()).casefold() for text in references}
+    short = all(len(label.split()) <= LABEL_WORDS for label in labels)
+    if short and len(labels) <= min(LABELS, count // 2):
+        return "exact", f"{count} references are {len(labels)} different labels"
+    return "chrf", f"{count} references are open text{_nearly(records, shapes)}"
+
+
+def _is_json(text: str) -> bool:
+    return text.strip()[:1] in ("{", "[") and isinstance(parse_json(text), dict | list)
+
+
+def _is_numeric(text: str) -> bool:
+    return "####" in text or _ENDS_IN_NUMBER.search(text) is not None
+
+
+def _nearly(records: Sequence[Record], shapes: dict[str, tuple[str, list[bool]]]) -> str:
+    for name, (words, fits) in shapes.items():
+        if sum(fits) >= NEARLY * len(fits):
+            first = records[fits.index(False)]
+            return f" ({sum(fits)} {words}, but {first.origin} does not; set `evaluate.metric: {name}` if it should)"
+    return ""

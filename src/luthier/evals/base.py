@@ -1,0 +1,98 @@
+"""What a metric is, and what evaluating produces. Nothing here imports torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Any, ClassVar
+
+from luthier.errors import LuthierError
+from luthier.parts import Part
+from luthier.types import Record
+
+
+class EvaluationError(LuthierError):
+    """Records cannot be scored; names the record."""
+
+
+class Metric(Part):
+    """Scores the answers to records, each in [0,1], higher is better.
+
+    `NEEDS` says what of: ("generation",) a generated text, ("choices",) the log-probability of each of
+    the record's `choices`, ("logprobs",) the log-probability of the reference. `RIGHT` is the score from which an
+    answer counts as right (retention). A metric with `RANKS = False` is shown and never decides.
+
+    Raise ValueError for a reference that cannot be scored: the message is shown with the record's name.
+    """
+
+    NEEDS: ClassVar[tuple[str, ...]] = ("generation",)
+    RANKS: ClassVar[bool] = True
+    RIGHT: ClassVar[float] = 1.0
+
+    def score(self, prediction: str, record: Record, reference: str) -> float:
+        """The score of a generated or chosen answer."""
+        raise NotImplementedError
+
+    def pick(self, logprobs: Sequence[float], choices: Sequence[str], tokens: Sequence[int]) -> int:
+        """The index of the choice taken, from summed log-probabilities and token counts (NEEDS choices)."""
+        raise NotImplementedError
+
+    def of_logprobs(self, total: float, targets: int) -> float:
+        """An item's value from the summed log-probability of its targets (NEEDS logprobs)."""
+        raise NotImplementedError
+
+    def combine(self, scores: Sequence[float], weights: Sequence[int]) -> float:
+        """One number from all items; `weights` are target counts for NEEDS logprobs and 1 otherwise."""
+        return sum(scores) / len(scores)
+
+
+@dataclass(frozen=True)
+class Item:
+    """One record's answer and score; a line of evaluation.jsonl."""
+
+    id: str
+    prompt: str
+    reference: str
+    prediction: str
+    score: float
+    finish: str | None  # "stop" or "length"; None when nothing was generated
+    metric: str
+    right: bool
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, line: Mapping[str, Any]) -> Item:
+        """From a line of evaluation.jsonl, which may hold more keys (`set`)."""
+        return cls(**{field.name: line[field.name] for field in fields(cls)})
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """All items of one model on one set, ordered by record id.
+
+    `name` is the metric's, or `mixed` when records carry their own; `reason` says who chose it.
+    `generated` counts tokens written by the model, a cost that the table shows.
+    """
+
+    items: list[Item]
+    mean: float
+    name: str
+    reason: str
+    generated: int
+
+    @property
+    def n(self) -> int:
+        return len(self.items)
+
+    def to_json(self) -> dict[str, Any]:
+        """The summary; items are lines of their own file."""
+        return {
+            "metric": self.name,
+            "n": self.n,
+            "mean": self.mean,
+            "reason": self.reason,
+            "generated": self.generated,
+            "cut_off": sum(item.finish == "length" for item in self.items),
+        }

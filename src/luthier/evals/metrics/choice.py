@@ -1,0 +1,34 @@
+"""Multiple choice."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar, Literal
+
+from luthier.evals.base import Metric
+from luthier.types import Record
+
+
+class Choice(Metric):
+    """1 when the reference is the most probable of the record's `choices`; nothing is generated.
+
+    `normalize` divides each choice's summed log-probability by its number of tokens or characters, so
+    that long choices are not at a disadvantage.
+    """
+
+    NEEDS: ClassVar[tuple[str, ...]] = ("choices",)
+    SETTINGS: ClassVar = ({}, {"normalize": "tokens"}, {"normalize": "characters"})
+
+    normalize: Literal["none", "tokens", "characters"] = "none"
+
+    def pick(self, logprobs: Sequence[float], choices: Sequence[str], tokens: Sequence[int]) -> int:
+        lengths = {
+            "none": [1] * len(choices),
+            "tokens": list(tokens),
+            "characters": [len(choice) for choice in choices],
+        }[self.normalize]
+        values = [logprob / length for logprob, length in zip(logprobs, lengths, strict=True)]
+        return values.index(max(values))
+
+    def score(self, prediction: str, record: Record, reference: str) -> float:
+        return float(prediction.strip() == reference.strip())

@@ -1,0 +1,25 @@
+"""Exact match."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from luthier.evals.base import Metric
+from luthier.types import Record
+
+
+class Exact(Metric):
+    """1 when the answer is the reference, letter for letter; case and spacing are forgiven unless told otherwise."""
+
+    NEEDS: ClassVar[tuple[str, ...]] = ("generation",)
+    SETTINGS: ClassVar = ({}, {"ignore_case": False}, {"ignore_space": False})
+
+    ignore_case: bool = True
+    ignore_space: bool = True
+
+    def score(self, prediction: str, record: Record, reference: str) -> float:
+        return float(self._normal(prediction) == self._normal(reference))
+
+    def _normal(self, text: str) -> str:
+        text = " ".join(text.split()) if self.ignore_space else text
+        return text.casefold() if self.ignore_case else text

@@ -1,0 +1,60 @@
+"""Fields of a JSON answer."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any, ClassVar
+
+from luthier.data.parsers import parse_json
+from luthier.evals.base import Metric
+from luthier.types import Record
+
+Path = tuple[str | int, ...]
+
+
+class JsonFields(Metric):
+    """Share of the reference's leaf fields that the answer has right; a field too many counts as one wrong.
+
+    score = right / (leaves of the reference + leaves that only the answer has). Lists are compared by
+    index, numbers by value, strings without surrounding space. An answer that is not JSON scores 0.
+    `strict` gives 1 only when every field is right and none is extra.
+    """
+
+    NEEDS: ClassVar[tuple[str, ...]] = ("generation",)
+    SETTINGS: ClassVar = ({}, {"ignore_case": True}, {"strict": True})
+
+    ignore_case: bool = False
+    strict: bool = False
+
+    def score(self, prediction: str, record: Record, reference: str) -> float:
+        gold = parse_json(reference)
+        if gold is None:
+            raise ValueError(f"its reference is not JSON: {reference[:80]!r}")
+        wanted, found = dict(_leaves(gold)), dict(_leaves(parse_json(prediction)))
+        right = sum(path in found and self._same(value, found[path]) for path, value in wanted.items())
+        extra = sum(path not in wanted for path in found)
+        share = right / (len(wanted) + extra)
+        return float(share == 1) if self.strict else share
+
+    def _same(self, gold: Any, found: Any) -> bool:
+        if isinstance(gold, bool) or isinstance(found, bool):
+            return gold is found
+        if isinstance(gold, int | float) and isinstance(found, int | float):
+            return gold == found or math.isclose(gold, found, rel_tol=1e-9)
+        if isinstance(gold, str) and isinstance(found, str):
+            pair = (gold.strip(), found.strip())
+            return pair[0].casefold() == pair[1].casefold() if self.ignore_case else pair[0] == pair[1]
+        return type(gold) is type(found) and gold == found
+
+
+def _leaves(value: Any, path: Path = ()) -> Iterator[tuple[Path, Any]]:
+    """Each value that holds no others, with the keys that lead to it; an empty object or list is a leaf."""
+    if isinstance(value, dict) and value:
+        for key, inner in value.items():
+            yield from _leaves(inner, (*path, key))
+    elif isinstance(value, list) and value:
+        for index, inner in enumerate(value):
+            yield from _leaves(inner, (*path, index))
+    else:
+        yield path, value

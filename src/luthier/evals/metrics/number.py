@@ -1,0 +1,25 @@
+"""Numeric answers."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from luthier.data.parsers import parse_number
+from luthier.evals.base import Metric
+from luthier.types import Record
+
+
+class Number(Metric):
+    """1 when the final number of the answer equals that of the reference: 1,200 and 1200.0 are equal."""
+
+    NEEDS: ClassVar[tuple[str, ...]] = ("generation",)
+    SETTINGS: ClassVar = ({}, {"after": "####"})
+
+    after: str | None = None
+
+    def score(self, prediction: str, record: Record, reference: str) -> float:
+        gold = parse_number(reference, self.after)
+        if gold is None:
+            where = f" after {self.after!r}" if self.after else ""
+            raise ValueError(f"its reference holds no number{where}: {reference[:80]!r}")
+        return float(parse_number(prediction, self.after) == gold)

@@ -1,0 +1,154 @@
+"""Evaluation end to end on a tiny random model whose own answers serve as references."""
+
+import json
+import math
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from luthier.errors import RecipeError
+from luthier.evals.base import EvaluationError, Item
+from luthier.evals.evaluate import evaluate, perplexity
+from luthier.sampling.native import generate
+
+
+@pytest.fixture
+def own_answer(module, letters, renderer):
+    def answer(prompt):
+        found = generate(module, [letters(prompt)["input_ids"]], end_ids=renderer.end_ids, max_new_tokens=6)[0]
+        return letters.decode(found.ids, skip_special_tokens=True)
+
+    return answer
+
+
+@pytest.fixture
+def run(module, letters, renderer, settings):
+    def evaluated(records, metric, **more):
+        return evaluate(module, letters, renderer, records, metric, settings, **more)
+
+    return evaluated
+
+
+def test_generated_answers_are_scored_in_record_order(run, record, own_answer):
+    prompts = ["q", "wxyz", "some words", "more of them"]
+    records = [record(name, prompt, own_answer(prompt)) for name, prompt in zip("dbca", prompts, strict=True)]
+    records[1] = record("b", "wxyz", "something else")
+    seen = []
+    found = run(records, "exact", progress=lambda done, total: seen.append((done, total)))
+    assert [item.id for item in found.items] == ["a", "b", "c", "d"]
+    assert [item.score for item in found.items] == [1, 0, 1, 1]
+    assert (found.mean, found.n, found.name) == (0.75, 4, "exact")
+    assert seen == [(1, 4), (2, 4), (3, 4), (4, 4)]
+    assert found.items[3].prompt == "q" and found.items[3].right and found.generated >= 4
+    again = run(records[::-1], "exact")
+    assert again == found
+    line = json.loads(json.dumps({"set": "target", **found.items[0].to_json()}))
+    assert Item.from_json(line) == found.items[0]
+    assert found.to_json()["mean"] == 0.75
+
+
+def test_sampling_is_keyed_by_seed_and_record(run, record, settings):
+    settings.temperature = 1.0
+    records = [record(name, "ask", "x") for name in "abc"]
+    whole = run(records, "chrf")
+    part = run(records[1:], "chrf")
+    assert part.items == whole.items[1:]
+    assert len({item.prediction for item in whole.items}) == 3
+    assert run(records, "chrf", seed=1).items != whole.items
+
+
+def test_choices_by_log_probability(run, module, letters, record):
+    def total(prompt, choice):
+        ids = letters(prompt)["input_ids"]
+        whole = ids + [ord(letter) for letter in choice]
+        with torch.no_grad():
+            values = module(torch.tensor([whole])).logits[0].log_softmax(-1)
+        return sum(values[place - 1, whole[place]].item() for place in range(len(ids), len(whole)))
+
+    choices = ["yes", "no", "perhaps"]
+    records = [record(str(index), f"question {index}", "no", choices=choices) for index in range(6)]
+    found = run(records, "auto")
+    wanted = [max(choices, key=lambda choice: total(f"question {index}", choice)) for index in range(6)]
+    assert [item.prediction for item in found.items] == wanted
+    assert [item.score for item in found.items] == [float(one == "no") for one in wanted]
+    assert found.name == "choice" and found.generated == 0 and found.items[0].finish is None
+
+
+def test_records_with_their_own_metric(run, record):
+    records = [
+        record("a", "ask", "x", metric={"kind": "chrf", "order": 2}),
+        record("b", "ask", "7", metric="number"),
+        record("c", "ask", "yes", choices=["yes", "no"]),
+        record("d", "ask", '{"a": 1}'),
+    ]
+    found = run(records, "auto")
+    assert [item.metric for item in found.items] == ["chrf", "number", "choice", "json_fields"]
+    assert found.name == "mixed"
+    assert found.mean == pytest.approx(sum(item.score for item in found.items) / 4)
+    assert [item.metric for item in run(records, "exact").items][2:] == ["exact", "exact"]
+
+
+def test_perplexity_as_metric_and_helper(run, module, renderer, record):
+    records = [record("a", "ask", "answer"), record("b", "why", "because so")]
+    rows = [renderer.render(one) for one in records]
+    found = run(records, "perplexity")
+    totals = []
+    for row in rows:
+        ids = torch.tensor([row.ids.tolist()])
+        labels = torch.where(torch.tensor(row.streams["weights"].values)[None] != 0, ids, -100)
+        with torch.no_grad():
+            totals.append(module(ids, labels=labels).loss.item() * row.targets)
+    wanted = math.exp(sum(totals) / sum(row.targets for row in rows))
+    assert found.mean == pytest.approx(wanted, rel=1e-5)
+    assert perplexity(module, rows) == pytest.approx(wanted, rel=1e-5)
+    assert not any(item.right for item in found.items)
+
+
+@pytest.mark.parametrize(
+    ("fields", "metric", "message"),
+    [
+        ({"completion": "none"}, "number", "Record bad .*no number"),
+        ({"completion": "none"}, "json_fields", "Record bad .*not JSON"),
+        ({"completion": "maybe", "choices": ["yes", "no"]}, "choice", "Record bad .*`choices`"),
+        ({}, "choice", "Record bad .*`choices`"),
+        ({"metric": "nmber"}, "auto", "Record bad .*no metric called"),
+        ({"metric": "perplexity"}, "exact", "Record bad.*cannot be averaged"),
+        ({"masked": True}, "perplexity", "Record bad .*no target"),
+    ],
+)
+def test_what_cannot_be_scored_names_the_record(run, record, fields, metric, message):
+    good = {"number": "1", "json_fields": "{}", "choice": "yes"}.get(metric, "x")
+    records = [record("a", completion=good, choices=["yes", "no"]), record("bad", **fields)]
+    with pytest.raises(EvaluationError, match=message):
+        run(records, metric)
+
+
+@pytest.mark.parametrize(
+    ("body", "message"), [("1 / 0", "failed: ZeroDivisionError"), ("2.0", "gave 2.0"), ("float('nan')", "gave nan")]
+)
+def test_a_users_metric_that_breaks(run, record, tmp_path, body, message):
+    (tmp_path / "mine.py").write_text(
+        "from luthier.evals.base import Metric\n\n\nclass Mine(Metric):\n    'Mine.'\n\n"
+        f"    def score(self, prediction, record, reference):\n        return {body}\n"
+    )
+    with pytest.raises(EvaluationError, match=f"Record a .*mine.*{message}"):
+        run([record("a")], "mine.py", base=tmp_path)
+
+
+def test_nothing_to_evaluate(run, module, renderer, record):
+    with pytest.raises(EvaluationError, match="no records"):
+        run([], "exact")
+    with pytest.raises(RecipeError, match="exact"):
+        run([record("a")], "exactt")
+    with pytest.raises(EvaluationError, match="no target"):
+        perplexity(module, [renderer.render(record("a", masked=True))])
+
+
+def test_metrics_need_no_torch():
+    code = (
+        "import sys\nfrom luthier.parts import build, catalogue\nimport luthier.evals.retention, luthier.evals.auto\n"
+        "[build('metric', entry.name) for entry in catalogue('metric')]\nassert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
