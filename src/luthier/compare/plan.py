@@ -140,7 +140,7 @@ class Plan:
 
 
 def plan(
-    recipe: Path | str | dict[str, Any],
+    recipe: Recipe | Path | str | dict[str, Any],
     *,
     methods: Sequence[str] | None = None,
     seeds: int | Sequence[int] | None = None,
@@ -151,7 +151,7 @@ def plan(
     """Resolve every run of a comparison, so that a mistake in any of them is found before the first.
 
     Args:
-        recipe: a file, a bundled name or a dictionary.
+        recipe: a loaded recipe, a file, a bundled name or a dictionary.
         methods: names of method patches, composed with `+`, or part files; default: `compare.methods`.
         seeds: a count or a list; default: `compare.seeds`.
         baseline: a method of the table, `first` or `base`; default: `compare.baseline`.
@@ -160,7 +160,7 @@ def plan(
     Raises:
         RecipeError: an unknown or repeated method, baseline or key, or a value that a method refuses.
     """
-    source = Source(recipe, tuple(overrides), base)
+    source = Source(recipe.to_lock() if isinstance(recipe, Recipe) else recipe, tuple(overrides), base)
     plain = source.load()
     wanted = plain.settings.compare
     names = list(methods or wanted.methods)
@@ -186,7 +186,9 @@ def plan(
         rule=wanted.learning_rate,
         candidates=candidates if tune else (),
         bases=tuple(_bases(source, cells, files)),
-        tuning=tuple(_tuning(source, cells, candidates, _tune_seeds(tune["seeds"], seed_list), files)) if tune else (),
+        tuning=tuple(_tuning(source, cells, candidates, _tune_seeds(tune["seeds"], seed_list), files))
+        if tune and len(candidates) > 1
+        else (),
         data_files=files,
     )
 

@@ -1,0 +1,70 @@
+"""What a finished, failed or missing run left in its folder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from luthier.compare.plan import Task
+from luthier.evals.base import Item
+from luthier.records import read_json, read_jsonl
+
+LOG_LINES = 12
+
+
+@dataclass(frozen=True)
+class Run:
+    """One task and what came of it. `status` is done, failed, stopped or missing; `items` are keyed by set."""
+
+    task: Task
+    status: str
+    record: Mapping[str, Any] = field(default_factory=dict)
+    items: Mapping[str, list[Item]] = field(default_factory=dict)
+    metrics: list[Mapping[str, Any]] = field(default_factory=list)
+    log: tuple[str, ...] = ()
+
+    @property
+    def done(self) -> bool:
+        return self.status == "done"
+
+    @property
+    def error(self) -> str | None:
+        return self.record.get("error")
+
+    def mean(self, name: str) -> float | None:
+        """The mean score on a set, or None when it was not evaluated."""
+        return (self.record.get("evaluation", {}).get(name) or {}).get("mean")
+
+
+def read_run(folder: Path, task: Task) -> Run:
+    """Read a run's folder; only a run that is done has items and metrics."""
+    status, record = status_of(folder, task)
+    if status != "done":
+        return Run(task, status, record, log=tail_of_log(folder))
+    items: dict[str, list[Item]] = {}
+    for line in read_jsonl(folder / "evaluation.jsonl"):
+        items.setdefault(line["set"], []).append(Item.from_json(line))
+    return Run(task, status, record, items, read_jsonl(folder / "metrics.jsonl"))
+
+
+def status_of(folder: Path, task: Task) -> tuple[str, dict[str, Any]]:
+    """The status of this very task in a folder, with run.json; another task's run counts as missing."""
+    if not (folder / "task.json").is_file() or not (folder / "run.json").is_file():
+        return "missing", {}
+    if read_json(folder / "task.json").get("fingerprint") != task.fingerprint:
+        return "missing", {}
+    record = read_json(folder / "run.json")
+    return record["status"], record
+
+
+def tail_of_log(folder: Path, lines: int = LOG_LINES) -> tuple[str, ...]:
+    """The last lines a run wrote to its log, without empty ones."""
+    path = folder / "log.txt"
+    if not path.is_file():
+        return ()
+    with path.open("rb") as handle:
+        handle.seek(max(0, handle.seek(0, 2) - 16_384))
+        text = handle.read().decode("utf-8", "replace")
+    return tuple(line.rstrip() for line in text.splitlines() if line.strip())[-lines:]

@@ -1,0 +1,88 @@
+"""What was equal, what was not, and what must be said about it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from statistics import fmean
+from typing import Any
+
+from luthier.compare.plan import OUTSIDE, Plan
+from luthier.compare.runs import Run
+
+SAME = 0.005  # share by which the data used may differ before it is said
+
+
+def setup(plan: Plan, runs: Sequence[Run]) -> dict[str, Any]:
+    """Model, data, settings, versions and hardware, for the report's last section and setup.md."""
+    done = [run.record for run in runs if run.done]
+    first = done[0] if done else {}
+    return {
+        "model": dict(plan.settings["model"]),
+        "settings": {key: value for key, value in plan.settings.items() if key not in ("observe", "out")},
+        "data_files": dict(plan.data_files),
+        "data": first.get("data"),
+        "versions": first.get("versions", {}),
+        "hardware": first.get("hardware", {}),
+        "seconds": sum(value or 0 for record in done for value in record.get("seconds", {}).values()),
+        "repeatable": all(record["train"].get("repeatable", True) for record in done if "train" in record),
+    }
+
+
+def differences(plan: Plan) -> list[dict[str, Any]]:
+    """Every setting that is not the same in all columns, with who wrote it.
+
+    `why` is "method" where only patches make the difference and "besides" where anything else does.
+    """
+    flat = {cell.label: dict(leaves(cell.settings)) for cell in plan.cells}
+    paths = sorted({path for values in flat.values() for path in values if path.split(".")[0] not in (*OUTSIDE, "seed")})
+    found = []
+    for path in paths:
+        values = {label: settings.get(path) for label, settings in flat.items()}
+        first = next(iter(values.values()))
+        if all(value == first for value in values.values()):
+            continue
+        writers = {cell.origins.get(path, "default") for cell in plan.cells if path in flat[cell.label]}
+        patched = all(writer.startswith(("method ", "default")) for writer in writers)
+        why = "method" if patched else "besides"
+        found.append({"path": path, "why": why, "values": values, "writers": sorted(writers)})
+    return found
+
+
+def leaves(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted paths and values of nested settings; lists are values."""
+    for key, item in value.items():
+        if isinstance(item, Mapping) and item:
+            yield from leaves(item, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", item
+
+
+def warnings(plan: Plan, runs: Sequence[Run]) -> list[str]:
+    """What a reader must know before reading the table."""
+    done = [run for run in runs if run.done]
+    found = list(_unequal_data(plan, done))
+    if "seconds" in plan.settings["budget"]:
+        found.append("The budget is in seconds: another machine, or another load on this one, gives other results.")
+    items = {frozenset(item.id for item in run.items["target"]) for run in done}
+    if len(items) > 1 and not plan.settings["compare"]["axes"]:
+        found.append("The runs were not evaluated on the same items; comparisons use the items they share.")
+    for key in ("versions", "hardware"):
+        if len({repr(sorted(run.record.get(key, {}).items())) for run in done}) > 1:
+            found.append(f"The runs differ in {key}: they were not all made in one environment, and their speeds mislead.")
+    return found
+
+
+def _unequal_data(plan: Plan, done: Sequence[Run]) -> Iterator[str]:
+    """Methods under one budget should have seen the same data."""
+    for axes in {repr(cell.axes): cell.axes for cell in plan.cells}.values():
+        cells = {cell.folder: cell.label for cell in plan.cells if cell.axes == axes}
+        for key in ("records", "tokens"):
+            used = {
+                label: fmean(run.record["train"][key] for run in done if run.task.cell == folder)
+                for folder, label in cells.items()
+                if any(run.task.cell == folder for run in done)
+            }
+            if used and max(used.values()) > (1 + SAME) * min(used.values()):
+                listed = ", ".join(f"{label} {value:,.0f}" for label, value in used.items())
+                yield f"The methods did not train on the same amount of data ({key}: {listed})."
+                break

@@ -1,0 +1,280 @@
+"""The report as one HTML file: no request leaves it, plots are inline SVG, light and dark follow the reader."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from luthier.report import plots
+from luthier.report.formats import count, duration, html_text, percent, plain, points, rate
+from luthier.report.plain import setup_facts
+from luthier.report.side_by_side import sample_block
+from luthier.report.table import Cell, build_table
+from luthier.report.words import (
+    Results,
+    findings,
+    headline,
+    limitations,
+    methods_of,
+    notes,
+    speaks_of_methods,
+)
+
+CSS = Path(__file__).with_name("page.css")
+OPEN_SAMPLES = 6
+
+
+def to_html(results: Results) -> str:
+    """The whole page."""
+    sections = (
+        _head(results),
+        _table(results),
+        _alerts(results),
+        _plots(results),
+        _items(results),
+        _samples(results),
+        _details(results),
+        _differs(results),
+        _tuning(results),
+        _setup(results),
+        _limits(results),
+    )
+    title = html_text(f"{results['name']} · comparison")
+    return (
+        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        '<meta name="color-scheme" content="light dark">'
+        f"<title>{title}</title><style>\n{CSS.read_text(encoding='utf-8')}</style></head>\n<body><main>\n"
+        + "\n".join(section for section in sections if section)
+        + "\n<footer>Made by Luthier from results.json beside this file.</footer></main></body></html>\n"
+    )
+
+
+def colours(results: Results) -> dict[str, str]:
+    """The CSS colour of every row, the same in plots, keys and samples."""
+    labels = [row["label"] for row in methods_of(results)]
+    return {label: f"var(--series-{index % plots.SERIES:02x})" for index, label in enumerate(labels)}
+
+
+def _head(results: Results) -> str:
+    model = results["setup"]["model"].get("path", "")
+    seeds, budget = len(results["seeds"]), ", ".join(f"{value:g} {key}" for key, value in results["budget"].items())
+    facts = [
+        f"model {model}",
+        f"{count(results['metric']['n'])} held-out items",
+        f"{seeds} {'seed' if seeds == 1 else 'seeds'}",
+        f"budget {budget}",
+        f"{duration(results['setup']['seconds'])} of runs",
+    ]
+    said = "".join(f"<li>{html_text(line)}</li>" for line in findings(results))
+    shown = "".join(f"<span>{html_text(fact)}</span>" for fact in facts)
+    return (
+        f'<p class="eyebrow">Luthier comparison</p><h1>{html_text(results["name"])}</h1><p class="facts">{shown}</p>'
+        f'<div class="headline"><p class="lead">{html_text(headline(results))}</p><ul>{said}</ul></div>'
+    )
+
+
+def _table(results: Results) -> str:
+    table = build_table(results)
+    colour = colours(results)
+    titles = "".join(f"<th>{html_text(title)}</th>" for title in table.titles)
+    rows = []
+    for row in table.rows:
+        first, *others = row
+        swatch = f'<span class="swatch" style="--colour: {colour.get(first.text, "var(--base)")}; display: inline-block">'
+        detail = f"<small>{html_text(first.detail)}</small>" if first.detail else ""
+        name = f'<td class="{first.tone}">{swatch}</span> <b>{html_text(first.text)}</b>{detail}</td>'
+        rows.append(f"<tr>{name}{''.join(_cell(cell) for cell in others)}</tr>")
+    below = "".join(f"<li>{html_text(line)}</li>" for line in notes(results))
+    return (
+        f'<div class="card"><div class="scroll"><table><thead><tr>{titles}</tr></thead>'
+        f'<tbody>{"".join(rows)}</tbody></table></div><ul class="notes">{below}</ul></div>'
+    )
+
+
+def _cell(cell: Cell) -> str:
+    detail = f"<small>{html_text(cell.detail)}</small>" if cell.detail else ""
+    return f'<td class="{cell.tone}"><b>{html_text(cell.text)}</b>{detail}</td>'
+
+
+def _alerts(results: Results) -> str:
+    shown = [f'<div class="alert"><p>{html_text(line)}</p></div>' for line in results["warnings"]]
+    for one in results["failures"]:
+        log = f"<details><summary>last lines of its log</summary><pre>{html_text(chr(10).join(one['log']))}</pre></details>"
+        shown.append(
+            f'<div class="alert failure"><p><b>{html_text(one["folder"])}</b>: {html_text(one["status"])}. '
+            f"{html_text(one['error'] or 'It did not run.')}</p>{log if one['log'] else ''}</div>"
+        )
+    return f"<h2>Warnings and failures</h2>{''.join(shown)}" if shown else ""
+
+
+def _plots(results: Results) -> str:
+    if not methods_of(results):
+        return ""
+    key = "".join(
+        f'<li><span class="swatch" style="--colour: {colour}"></span>{html_text(label)}</li>'
+        for label, colour in colours(results).items()
+    )
+    several = speaks_of_methods(results)
+    cards = [
+        ("Target score", "Dot: mean; bar: 95% interval" + ("; ticks: seeds." if several else "."), plots.target_plot(results)),
+        ("Target against what is kept", "Up and to the right is better; star: untrained model.", plots.forgetting_plot(results)),
+        (
+            "Negative log-likelihood in training",
+            "Of the training targets, per token; shown, never ranked.",
+            plots.curve_plot(results, "nll", "nll per target token"),
+        ),
+        (
+            "Loss in training",
+            "Each method's own objective: shapes may be compared, heights may not.",
+            plots.curve_plot(results, "loss", "loss"),
+        ),
+    ]
+    cost = ("Cost", "Means over runs, peak memory the highest; black tick: memory estimated before.", plots.cost_plot(results))
+    shown = "".join(_plot_card(*card) for card in cards) + _plot_card(*cost, wide=True)
+    return f'<h2>What was seen</h2><ul class="key">{key}</ul><div class="grid">{shown}</div>'
+
+
+def _plot_card(title: str, hint: str, svg: str | None, wide: bool = False) -> str:
+    if svg is None:
+        return ""
+    return f'<div class="card{" wide" if wide else ""}"><h3>{title}</h3><p>{hint}</p>{svg}</div>'
+
+
+def _items(results: Results) -> str:
+    svg = plots.items_plot(results)
+    if svg is None:
+        return ""
+    return (
+        "<h2>Item by item</h2>"
+        + _plot_card(
+            "Which items each gets right",
+            "One column per item: filled where right, paler where some seeds or part of the points are.",
+            svg,
+            wide=True,
+        )
+        + _agreement(results)
+    )
+
+
+def _agreement(results: Results) -> str:
+    """For each pair of rows the share of items on which both are right or both are not."""
+    arms = {
+        label: [fmean(column) >= 0.5 for column in zip(*runs, strict=True)]
+        for label, runs in results["scores"][0]["scores"].items()
+    }
+    if len(arms) < 3:
+        return ""
+    titles = "".join(f"<th>{html_text(label)}</th>" for label in arms)
+    rows = []
+    for label, ours in arms.items():
+        cells = (percent(fmean(a == b for a, b in zip(ours, theirs, strict=True))) for theirs in arms.values())
+        shown = "".join(f"<td>{cell}</td>" for cell in cells)
+        rows.append(f"<tr><td>{html_text(label)}</td>{shown}</tr>")
+    return (
+        '<div class="card" style="margin-top: 16px"><h3>Agreement</h3><p>Share of items on which both are right, or both '
+        f'are not (right: at least half of the points).</p><div class="scroll"><table class="pairs"><thead><tr><th></th>{titles}</tr>'
+        f"</thead><tbody>{''.join(rows)}</tbody></table></div></div>"
+    )
+
+
+def _samples(results: Results) -> str:
+    blocks = [sample_block(sample, colours(results)) for sample in results["samples"]]
+    if not blocks:
+        return ""
+    rest = blocks[OPEN_SAMPLES:]
+    more = f"<details><summary>{len(rest)} more</summary>{''.join(rest)}</details>" if rest else ""
+    return (
+        '<h2>Answers side by side</h2><p class="hint">Items on which the models disagree come first, so this is no fair '
+        "sample of how often each is right. Marked: what differs from the reference.</p>"
+        f"{''.join(blocks[:OPEN_SAMPLES])}{more}"
+    )
+
+
+def _details(results: Results) -> str:
+    """Numbers that do not decide: perplexity, seeds, data used, times."""
+    titles = ("method", "each seed", "validation", "perplexity", "records", "tokens", "trained parameters", "evaluation")
+    rows = []
+    for row in (row for row in results["rows"] if row["target"]):
+        cost = row["cost"] or {}
+        evaluated = cost.get("evaluate_seconds")
+        cells = (
+            row["label"],
+            ", ".join(points(mean) for mean in row["target"]["by_seed"]),
+            points(row["validation"]),
+            "–" if row["perplexity"] is None else f"{row['perplexity']:.2f}",
+            count(cost.get("records")),
+            count(cost.get("tokens")),
+            count(cost.get("trainable_parameters")),
+            "–" if evaluated is None else duration(evaluated),
+        )
+        rows.append(f"<tr>{''.join(f'<td>{html_text(cell)}</td>' for cell in cells)}</tr>")
+    head = "".join(f"<th>{title}</th>" for title in titles)
+    return (
+        '<h2>More numbers</h2><div class="card"><div class="scroll"><table>'
+        f"<thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
+        '<ul class="notes"><li>Perplexity of the reference answers is shown and never ranks methods.</li></ul></div>'
+    )
+
+
+def _differs(results: Results) -> str:
+    ordered = sorted(results["differences"], key=lambda one: one["why"] == "method")
+    labels = [row["label"] for row in results["rows"] if row["kind"] == "method"]
+    if not ordered:
+        return ""
+    rows = [_difference(one, labels) for one in ordered]
+    titles = "".join(f"<th>{html_text(label)}</th>" for label in labels)
+    return (
+        '<h2>What differs between the methods</h2><div class="card"><p class="hint">All other settings are the same. '
+        "Lines marked “besides the method” are a second reason why results may differ.</p>"
+        f'<div class="scroll"><table class="differs"><thead><tr><th>setting</th>{titles}<th>because of</th></tr></thead>'
+        f"<tbody>{''.join(rows)}</tbody></table></div></div>"
+    )
+
+
+def _difference(one: Mapping[str, Any], labels: Sequence[str]) -> str:
+    cells = "".join(f"<td>{html_text(plain(one['values'].get(label)))}</td>" for label in labels)
+    why = "the method" if one["why"] == "method" else f"besides the method: {', '.join(one['writers'])}"
+    tone = "" if one["why"] == "method" else ' class="tag partly"'
+    return f"<tr><td>{html_text(one['path'])}</td>{cells}<td><span{tone}>{html_text(why)}</span></td></tr>"
+
+
+def _tuning(results: Results) -> str:
+    runs = results["tuning"]["runs"]
+    if not runs:
+        return ""
+    rows = []
+    for run in runs:
+        values = ", ".join(f"{path.rsplit('.', 1)[-1]} {_value(value)}" for path, value in run["values"].items())
+        mark = '<span class="tag right">used</span>' if run["chosen"] else ""
+        cells = (run["label"], values, str(run["seed"]), points(run["validation"]), run["status"], duration(run["seconds"]))
+        rows.append(f"<tr>{''.join(f'<td>{html_text(cell)}</td>' for cell in cells)}<td>{mark}</td></tr>")
+    titles = "".join(f"<th>{name}</th>" for name in ("method", "values", "seed", "validation", "status", "time", ""))
+    return (
+        f'<h2>Tuning, outside the budget</h2><div class="card"><p class="hint">{len(runs)} runs, '
+        f"{duration(results['tuning']['seconds'])} in all, scored on validation only.</p>"
+        f'<div class="scroll"><table><thead><tr>{titles}</tr></thead><tbody>{"".join(rows)}</tbody></table></div></div>'
+    )
+
+
+def _value(value: Any) -> str:
+    return rate(value) if isinstance(value, float) else plain(value)
+
+
+def _setup(results: Results) -> str:
+    rows = "".join(
+        f"<tr><td>{html_text(name)}</td><td>{html_text(value)}</td></tr>" for name, value in setup_facts(results)
+    )
+    settings = html_text(json.dumps(results["setup"]["settings"], indent=1, ensure_ascii=False))
+    return (
+        f'<h2>Set-up</h2><div class="card"><div class="scroll"><table class="setup"><tbody>{rows}</tbody></table></div>'
+        f'<details><summary>every setting</summary><div class="box"><pre>{settings}</pre></div></details></div>'
+    )
+
+
+def _limits(results: Results) -> str:
+    lines = "".join(f"<li>{html_text(line)}</li>" for line in limitations(results))
+    return f'<h2>What this cannot tell</h2><div class="card"><ul style="margin: 0; padding-left: 20px">{lines}</ul></div>'

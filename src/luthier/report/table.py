@@ -1,0 +1,84 @@
+"""The table of a comparison, as text cells that every format lays out in its own way."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from luthier.report.formats import NONE, count, gigabytes, interval, minutes, percent, points, rate, signed
+from luthier.report.words import Results
+
+VERDICTS = {
+    ("differs", "methods"): "differs",
+    ("differs", "models"): "models differ",
+    ("n.s.", "methods"): "n.s.",
+    ("n.s.", "models"): "n.s.",
+}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One cell: what is said and, smaller, what it rests on. `tone` is good, bad, quiet or empty."""
+
+    text: str
+    detail: str = ""
+    tone: str = ""
+
+
+@dataclass(frozen=True)
+class Table:
+    """Titles, and rows of cells below them; the first column is text, all others are numbers."""
+
+    titles: tuple[str, ...]
+    rows: tuple[tuple[Cell, ...], ...]
+
+
+def build_table(results: Results) -> Table:
+    """The rows in the order of the plan: the untrained model first, then the methods."""
+    titles = ("method", "target", f"change vs {results['baseline']}", "retain", "net", "tok/s", "peak GB", "min", "lr")
+    return Table(titles, tuple(_row(row, results) for row in results["rows"]))
+
+
+def _row(row: Mapping[str, Any], results: Results) -> tuple[Cell, ...]:
+    cost = row["cost"] or {}
+    return (
+        Cell(row["label"], _missing(row, results), "bad" if row["failed"] else ""),
+        _target(row["target"]),
+        _change(row["change"], row),
+        *_retain(row),
+        Cell(count(cost.get("tokens_per_second"))),
+        Cell(gigabytes(cost.get("peak_memory_bytes"))),
+        Cell(minutes(cost.get("train_seconds"))),
+        Cell(rate(row["learning_rate"])),
+    )
+
+
+def _missing(row: Mapping[str, Any], results: Results) -> str:
+    if not row["failed"]:
+        return ""
+    runs = 1 if row["kind"] == "base" else len(results["seeds"])
+    return "failed" if row["failed"] == runs else f"{row['failed']} of {runs} runs failed"
+
+
+def _target(found: Mapping[str, Any] | None) -> Cell:
+    return Cell(NONE) if found is None else Cell(points(found["mean"]), interval(found["low"], found["high"]))
+
+
+def _change(found: Mapping[str, Any] | None, row: Mapping[str, Any]) -> Cell:
+    if found is None:
+        return Cell(NONE)
+    if found["verdict"] == "baseline":
+        return Cell("baseline" if row["target"] else NONE, "", "quiet")
+    verdict = VERDICTS[found["verdict"], found["about"]]
+    tone = "quiet" if found["verdict"] == "n.s." else "good" if found["delta"] > 0 else "bad"
+    return Cell(signed(found["delta"]), f"{interval(found['low'], found['high'], sign=True)} {verdict}", tone)
+
+
+def _retain(row: Mapping[str, Any]) -> tuple[Cell, Cell]:
+    found = row["retain"]
+    if found is None:
+        return Cell(NONE), Cell(NONE)
+    if row["kind"] == "base":
+        return Cell(NONE, f"{percent(found['mean'])} right"), Cell(NONE)
+    return Cell(percent(found["kept"])), Cell(signed(found["net_change"]))
