@@ -1,0 +1,142 @@
+"""Near-duplicates: records whose questions share most of their three-word sequences.
+
+MinHash with banding proposes pairs and the exact Jaccard index of the word sequences decides. What many
+records share (an instruction, a form) says nothing about one of them and is not counted.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
+
+import numpy
+
+from luthier.data.shapes import question_and_answer
+from luthier.types import Record
+
+WORDS = re.compile(r"\w+|[^\w\s]")
+THRESHOLD = 0.8
+BANDS, ROWS = 20, 5  # a pair at 0.8 is missed once in 2,500
+COMMON = 0.1  # word sequences in more than this share of the records are boilerplate
+COMMON_FROM = 20  # below so many records nothing is
+LARGEST = 0.1  # groups above this share of the records are a template's doing: kept apart unless identical
+LEADERS = 8  # members of a bucket that a newcomer is compared with
+
+_STREAM = numpy.random.default_rng(20240229)
+_FACTORS = _STREAM.integers(0, 2**63, BANDS * ROWS, dtype=numpy.uint64) * numpy.uint64(2) + numpy.uint64(1)
+_OFFSETS = _STREAM.integers(0, 2**63, BANDS * ROWS, dtype=numpy.uint64)
+
+
+def near_duplicates(records: Sequence[Record]) -> list[list[int]]:
+    """Indices of the records in groups; most groups hold one. A group's order follows the input's.
+
+    Args:
+        records: compared by the text before their last answer (by all of it for `text`).
+    """
+    texts = [question_and_answer(record) for record in records]
+    shingles = _distinctive([_shingles(question) for question, _ in texts])
+    groups = _Groups(len(records))
+    same: dict[str, int] = {}
+    for index, (question, _) in enumerate(texts):
+        groups.join(same.setdefault(_normal(question), index), index)
+    _join_similar(shingles, groups)
+    limit = max(10, LARGEST * len(records))
+    found = []
+    for members in groups.all():
+        if len(members) <= limit:
+            found.append(members)
+            continue
+        identical: dict[str, list[int]] = defaultdict(list)
+        for index in members:
+            identical[_normal(" ".join(texts[index]))].append(index)
+        found += identical.values()
+    return found
+
+
+def overlap(train: Sequence[Record], other: Sequence[Record]) -> tuple[list[str], list[str]]:
+    """Ids of `other`'s records whose question is in `train`: word for word, and nearly."""
+    known = {_normal(question_and_answer(record)[0]) for record in train}
+    exact = [record.id for record in other if _normal(question_and_answer(record)[0]) in known]
+    seen = set(exact)
+    near = []
+    border = len(train)
+    both = [*train, *other]
+    for group in near_duplicates(both):
+        if group[0] < border:
+            near += [both[index].id for index in group if index >= border and both[index].id not in seen]
+    return exact, near
+
+
+class _Groups:
+    """Union-find over indices."""
+
+    def __init__(self, size: int):
+        self.parent = list(range(size))
+
+    def root(self, index: int) -> int:
+        while self.parent[index] != index:
+            self.parent[index] = self.parent[self.parent[index]]
+            index = self.parent[index]
+        return index
+
+    def join(self, left: int, right: int) -> None:
+        low, high = sorted((self.root(left), self.root(right)))
+        self.parent[high] = low
+
+    def all(self) -> Iterable[list[int]]:
+        members: dict[int, list[int]] = defaultdict(list)
+        for index in range(len(self.parent)):
+            members[self.root(index)].append(index)
+        return members.values()
+
+
+def _normal(text: str) -> str:
+    return " ".join(WORDS.findall(text.lower()))
+
+
+def _shingles(text: str) -> numpy.ndarray:
+    """Sorted distinct hashes of all sequences of three words (fewer in a shorter text)."""
+    words = numpy.array([_word(word) for word in WORDS.findall(text.lower())], dtype=numpy.uint64)
+    if len(words) > 2:
+        factor = numpy.uint64(0x9E3779B97F4A7C15)
+        words = (words[:-2] * factor + words[1:-1]) * factor + words[2:]
+    return numpy.unique(words)
+
+
+@lru_cache(maxsize=2**16)
+def _word(word: str) -> int:
+    return int.from_bytes(hashlib.blake2b(word.encode(), digest_size=8).digest(), "big")
+
+
+def _distinctive(shingles: list[numpy.ndarray]) -> list[numpy.ndarray]:
+    if len(shingles) < COMMON_FROM:
+        return shingles
+    values, counts = numpy.unique(numpy.concatenate(shingles), return_counts=True)
+    common = values[counts > COMMON * len(shingles)]
+    return [one[~numpy.isin(one, common)] for one in shingles]
+
+
+def _join_similar(shingles: list[numpy.ndarray], groups: _Groups) -> None:
+    """Join the pairs above the threshold among those that share a band of their signatures."""
+    some = [index for index, one in enumerate(shingles) if len(one)]
+    buckets: dict[tuple[int, bytes], list[int]] = defaultdict(list)
+    # By content, so that the order of the input does not choose the leaders.
+    for index in sorted(some, key=lambda index: shingles[index].tobytes()):
+        signature = (shingles[index][:, None] * _FACTORS + _OFFSETS).min(axis=0)
+        for band in range(BANDS):
+            leaders = buckets[band, signature[band * ROWS : (band + 1) * ROWS].tobytes()]
+            match = next((leader for leader in leaders if _similar(index, leader, shingles, groups)), None)
+            if match is not None:
+                groups.join(match, index)
+            elif len(leaders) < LEADERS:
+                leaders.append(index)
+
+
+def _similar(left: int, right: int, shingles: list[numpy.ndarray], groups: _Groups) -> bool:
+    if groups.root(left) == groups.root(right):
+        return True
+    shared = len(numpy.intersect1d(shingles[left], shingles[right], assume_unique=True))
+    return shared >= THRESHOLD * (len(shingles[left]) + len(shingles[right]) - shared)

@@ -1,0 +1,219 @@
+"""From the `data:` block of a recipe to token rows in splits: read, divide, render once, cut to length."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+from luthier.data.cache import Cached, read_cache, write_cache
+from luthier.data.near import overlap
+from luthier.data.render import Renderer
+from luthier.data.report import DataReport, find_warnings, measure_lengths
+from luthier.data.shapes import EmptyAnswer, content_hash
+from luthier.data.sources import NotUtf8, load_records, scan_records
+from luthier.data.split import is_share, split_records, unique
+from luthier.errors import DataError, RecipeError
+from luthier.types import Record, Row, Stream
+
+SPLITS = ("train", "validation", "test")
+POLICIES = ("drop", "truncate", "error")
+Source = str | Mapping[str, Any]
+
+
+class DataSettings(Protocol):
+    """The keys of a recipe's `data:` block that are used here (`render` and `targets` are the renderer's)."""
+
+    @property
+    def train(self) -> Source: ...
+    @property
+    def validation(self) -> Source | int | None: ...
+    @property
+    def test(self) -> Source | int | None: ...
+    @property
+    def split_seed(self) -> int: ...
+    @property
+    def max_tokens(self) -> int: ...
+    @property
+    def too_long(self) -> str: ...
+    @property
+    def deduplicate(self) -> bool: ...
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Rows by split, their records by id, the ids of each split, and the doctor's report."""
+
+    train: list[Row]
+    validation: list[Row]
+    test: list[Row]
+    records: dict[str, Record]
+    splits: dict[str, list[str]]
+    report: DataReport
+
+
+def prepare(settings: DataSettings, renderer: Renderer, base: Path, cache: Path | None = None) -> Prepared:
+    """Read, split, render and cut the data of a recipe.
+
+    Args:
+        settings: the recipe's `data:` block.
+        renderer: made from the model's tokenizer and the block's `render` and `targets`.
+        base: folder that relative paths start from.
+        cache: folder for tokenised rows; used again only for the same records, tokenizer and rendering.
+
+    Raises:
+        DataError: the first record that cannot be used (with file and line), a row that is too long under
+            `too_long: error`, an empty data set, or nothing left to learn.
+        RecipeError: a setting that is not understood.
+    """
+    return run(settings, renderer, base, cache, problems=None)
+
+
+def run(
+    settings: DataSettings,
+    renderer: Renderer,
+    base: Path,
+    cache: Path | None,
+    problems: dict[str, list[str]] | None,
+) -> Prepared:
+    """`prepare`, or, with `problems` to fill, the same without stopping at records that cannot be used."""
+    if settings.too_long not in POLICIES:
+        raise RecipeError(f"data.too_long is `{settings.too_long}`.", f"Use one of {', '.join(POLICIES)}.")
+    report = DataReport(max_tokens=settings.max_tokens, policy=settings.too_long, problems=problems or {})
+    parts = _divide(settings, base, report, problems)
+    records = {record.id: record for part in parts.values() for record in part}
+    rendered = _render(list(records.values()), renderer, cache, problems)
+    report.lengths = measure_lengths([one.row for one in rendered.values()])
+    report.notes = dict(Counter(note for one in rendered.values() for note in one.notes))
+    rows = {
+        name: _fit([rendered[record.id].row for record in part if record.id in rendered], name, records, report)
+        for name, part in parts.items()
+    }
+    _require_targets(rows["train"], report)
+    splits = {name: [row.record for row in found] for name, found in rows.items()}
+    report.counts = {name: len(found) for name, found in rows.items()}
+    report.tokens = sum(len(row) for row in rows["train"])
+    report.target_tokens = sum(row.targets for row in rows["train"])
+    report.preview = renderer.preview(rows["train"][0]) if rows["train"] else []
+    report.warnings = find_warnings(report)
+    kept = {row.record: records[row.record] for found in rows.values() for row in found}
+    return Prepared(rows["train"], rows["validation"], rows["test"], kept, splits, report)
+
+
+def _divide(
+    settings: DataSettings, base: Path, report: DataReport, problems: dict[str, list[str]] | None
+) -> dict[str, list[Record]]:
+    """Records by split; sources of their own keep their records, and overlap with train is reported."""
+    own = {name: value for name in SPLITS[1:] if not is_share(value := getattr(settings, name))}
+    shares = {name: None if name in own else getattr(settings, name) for name in SPLITS[1:]}
+    found = _read(settings.train, base, problems)
+    report.read = len(found)
+    split = split_records(found, **shares, seed=settings.split_seed, deduplicate=settings.deduplicate)
+    report.duplicates = len(found) - len(unique(found))
+    report.near_duplicates = sum(size - 1 for size in split.groups)
+    report.largest_group = max(split.groups, default=1)
+    parts = {"train": split.train, "validation": split.validation, "test": split.test}
+    taken = {record.id for record in found}
+    for name, source in own.items():
+        parts[name] = [_renamed(record, name, taken) for record in _read(source, base, problems)]
+        report.read += len(parts[name])
+        taken |= {record.id for record in parts[name]}
+    for name in SPLITS[1:]:
+        if parts[name]:
+            exact, near = overlap(parts["train"], parts[name])
+            report.leakage[name] = {"exact": len(exact), "near": len(near), "examples": [*exact, *near][:3]}
+    report.shapes = dict(Counter(record.shape for part in parts.values() for record in part))
+    return parts
+
+
+def _read(source: Source, base: Path, problems: dict[str, list[str]] | None) -> list[Record]:
+    if problems is None:
+        return load_records(source, base)
+    records, errors = scan_records(source, base)
+    for error in errors:
+        kind = {NotUtf8: "not_utf8", EmptyAnswer: "empty"}.get(type(error), "unreadable")
+        problems.setdefault(kind, []).append(error.message)
+    return records
+
+
+def _renamed(record: Record, split: str, taken: set[str]) -> Record:
+    """A record whose id no other split has."""
+    return replace(record, id=f"{split}/{record.id}") if record.id in taken else record
+
+
+def _render(
+    records: Sequence[Record], renderer: Renderer, cache: Path | None, problems: dict[str, list[str]] | None
+) -> dict[str, Cached]:
+    """Each record's row and notes by id, from the cache where it has exactly these records."""
+    hashes = [content_hash(record) for record in records]
+    stored = read_cache(cache, renderer, hashes) if cache is not None else None
+    if stored is not None:
+        return {
+            record.id: replace(one, row=replace(one.row, record=record.id))
+            for record, one in zip(records, stored, strict=True)
+        }
+    made = {}
+    for record in records:
+        try:
+            rendering = renderer.explain(record)
+        except DataError as error:
+            if problems is None:
+                raise
+            problems.setdefault("unrendered", []).append(error.message)
+            continue
+        made[record.id] = Cached(rendering.row, rendering.notes)
+    if cache is not None and len(made) == len(records):
+        write_cache(cache, renderer, hashes, list(made.values()))
+    return made
+
+
+def _fit(rows: list[Row], split: str, records: Mapping[str, Record], report: DataReport) -> list[Row]:
+    """Rows within `max_tokens`, by the policy, with what was lost counted."""
+    kept = []
+    for row in rows:
+        if len(row) <= report.max_tokens:
+            kept.append(row)
+        elif report.policy == "error":
+            record = records[row.record]
+            raise DataError(
+                f"{record.origin}: record {record.id} has {len(row)} tokens, more than data.max_tokens "
+                f"{report.max_tokens}.",
+                "Raise `data.max_tokens`, or choose `data.too_long: drop` or `truncate`.",
+            )
+        elif report.policy == "drop":
+            report.dropped[split] = report.dropped.get(split, 0) + 1
+        else:
+            short = _cut(row, report.max_tokens)
+            if short.targets:
+                kept.append(short)
+                report.truncated[split] = report.truncated.get(split, 0) + 1
+            else:
+                report.no_target += 1
+    return kept
+
+
+def _cut(row: Row, length: int) -> Row:
+    streams = {
+        name: Stream(stream.values[:length], "token", stream.pad) if stream.axis == "token" else stream
+        for name, stream in row.streams.items()
+    }
+    return replace(row, ids=row.ids[:length], streams=streams)
+
+
+def _require_targets(train: list[Row], report: DataReport) -> None:
+    if report.problems and not train:
+        return
+    if not train:
+        raise DataError(
+            f"No training record is left: {report.dropped.get('train', 0)} have more than data.max_tokens "
+            f"{report.max_tokens} tokens (the median has {report.lengths.get('p50', 0)}), {report.no_target} lost "
+            "their answer to truncation.",
+            "Raise `data.max_tokens` or shorten the prompts.",
+        )
+    if not any(row.targets for row in train):
+        raise DataError(
+            "Everything is masked: no token of any training row is a target, so nothing could be learned.",
+            "Look at `data.targets` and at the mask preview of `luthier check`.",
+        )

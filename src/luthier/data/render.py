@@ -1,0 +1,228 @@
+"""From a record to token ids and weights: one tokenisation of the full text, targets proven by decoding."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+from typing import Any
+
+import numpy
+
+from luthier.data.shapes import last_answer, messages_of, plain_text
+from luthier.data.templates import (
+    ChatTemplate,
+    FormatString,
+    Rendered,
+    first_target,
+    squeeze,
+    whole_text,
+)
+from luthier.errors import DataError, ModelError, RecipeError
+from luthier.types import Record, Row, Stream
+
+TARGETS = ("auto", "assistant", "completion", "all")
+IN_PIECES = "texts tokenised in pieces, because a token would span the border of prompt and answer"
+
+
+@dataclass(frozen=True)
+class Rendering:
+    """A row, the number of its tokens before the last answer (None: no answer) and what to tell the user."""
+
+    row: Row
+    prompt_tokens: int | None
+    notes: tuple[str, ...]
+
+
+class Renderer:
+    """Writes records as a model reads them.
+
+    Args:
+        tokenizer: a fast tokenizer of transformers (character offsets are needed).
+        render: "chat" for the model's own template, or a format string.
+        targets: what is learned. assistant: every answer of the conversation; completion: the completion,
+            or the last answer; all: every token; auto: by the record's shape.
+
+    Raises:
+        ModelError: the tokenizer cannot serve (no offsets; no template where one is needed, at the first record).
+        RecipeError: `render` or `targets` is not understood.
+    """
+
+    def __init__(self, tokenizer: Any, render: str = "chat", targets: str = "auto"):
+        if targets not in TARGETS:
+            raise RecipeError(f"data.targets is `{targets}`.", f"Use one of {', '.join(TARGETS)}.")
+        if not getattr(tokenizer, "is_fast", False):
+            raise ModelError(
+                f"{type(tokenizer).__name__} gives no character offsets, so answers cannot be masked.",
+                "Save the model with a tokenizer.json (a fast tokenizer).",
+            )
+        self.tokenizer, self.form, self.targets = tokenizer, render, targets
+        self._format = None if render == "chat" else FormatString(render)
+        # The library below transformers is called directly (a third of the time), on a copy: a saved
+        # tokenizer.json may truncate or pad, and switching that off is not for us to do to others.
+        self._backend = copy.deepcopy(tokenizer.backend_tokenizer)
+        self._backend.no_truncation()
+        self._backend.no_padding()
+
+    @cached_property
+    def template(self) -> ChatTemplate:
+        """The model's chat template, proven to be usable."""
+        return ChatTemplate(self.tokenizer)
+
+    @cached_property
+    def end_ids(self) -> set[int]:
+        """The tokens that end an answer: EOS and the template's end of turn."""
+        ends = {self.tokenizer.eos_token_id}
+        if self._format is None and self.tokenizer.chat_template:
+            ends.add(self.template.closing_id)
+        return {end for end in ends if end is not None}
+
+    @cached_property
+    def key(self) -> str:
+        """Hash of everything but the record that decides its ids and targets."""
+        tokenizer = self.tokenizer
+        settings = [tokenizer.chat_template, tokenizer.bos_token, tokenizer.eos_token, self.form, self.targets]
+        text = self._backend.to_str() + repr(settings)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def render(self, record: Record) -> Row:
+        """The record as ids [T] with a `weights` stream [T]: 1 on targets, 0 elsewhere."""
+        return self.explain(record).row
+
+    def explain(self, record: Record) -> Rendering:
+        """`render`, with the length of the prompt and notes on what was special about this record.
+
+        Raises:
+            DataError: this record cannot be rendered, or its answer cannot be masked; names the record.
+        """
+        try:
+            rendered = self._rendered(record)
+            return self._tokenised(record, rendered)
+        except DataError as error:
+            raise DataError(f"{record.origin}: record {record.id}: {error.message}", error.hint) from None
+
+    def prompt(self, record: Record) -> list[int]:
+        """Ids to generate the last answer from: those of the row before it, or of all messages if none answers.
+
+        Raises:
+            DataError: a `text` record, which asks nothing.
+        """
+        rendering = self.explain(record)
+        if rendering.prompt_tokens is None:
+            raise DataError(
+                f"{record.origin}: record {record.id} is plain text without a prompt to answer.",
+                "Evaluate by perplexity, or bring records with prompt and completion, or messages.",
+            )
+        return rendering.row.ids[: rendering.prompt_tokens].tolist()
+
+    def prompt_text(self, record: Record) -> str:
+        """What the model reads before the last answer, as text (of `text` records the text)."""
+        rendered = self._rendered(record)
+        return rendered.text[: rendered.answer_start]
+
+    def reference(self, record: Record) -> str:
+        """The gold answer: the completion or the last assistant message; empty where there is none."""
+        if record.shape == "text":
+            return ""
+        messages = messages_of(record)
+        last = last_answer(messages)
+        return plain_text(messages[last]) if last < len(messages) else ""
+
+    def preview(self, row: Row) -> list[tuple[str, bool]]:
+        """The row's tokens as readable text, each with whether it is a target; split characters are joined."""
+        ids = row.ids.tolist()
+        targets = (row.streams["weights"].values != 0).tolist()
+        pieces, first = [], 0
+        for index in range(len(ids)):
+            context = max(0, first - 4)
+            known = self._decode(ids[context:first])
+            text = self._decode(ids[context : index + 1])[len(known) :]
+            broken = text.endswith("\ufffd") and index + 1 < len(ids) and index - first < 8
+            if not (broken and targets[index + 1] == targets[first]):
+                pieces.append((text, targets[first]))
+                first = index + 1
+        return pieces
+
+    def _rendered(self, record: Record) -> Rendered:
+        if record.shape == "preference" and self.targets in ("auto", "all"):
+            raise DataError(
+                "a pair of chosen and rejected answers, and no objective built so far reads pairs.",
+                "Write `data.targets: completion` to train on the chosen answers alone.",
+            )
+        if record.shape == "text" and self.targets in ("assistant", "completion"):
+            raise DataError(f"plain text has no answers, so `data.targets: {self.targets}` leaves nothing to learn.")
+        if self._format is not None:
+            return self._format.render(record, everything=self.targets == "all")
+        if record.shape == "text":
+            return whole_text(record)
+        first = 0 if self.targets == "all" else first_target(record, self.targets)
+        return self.template.render(record, wanted=lambda index: index >= first)
+
+    def _tokenised(self, record: Record, rendered: Rendered) -> Rendering:
+        starts = sorted({span.start for span in rendered.spans} | {rendered.answer_start or 0})
+        ids, offsets, indices, whole = self._encode(rendered, starts)
+        weights = numpy.zeros(len(ids), dtype=numpy.float32)
+        token_starts = numpy.array([start for start, _ in offsets], dtype=numpy.int64)
+        for span in rendered.spans:
+            first = indices[span.start]
+            end = first + int(numpy.searchsorted(token_starts[first:], span.end))
+            weights[first:end] = 1
+            self._verify(ids[first:end], span.answer)
+        if self.targets == "all":
+            weights[:] = 1
+        eos = self.tokenizer.eos_token_id
+        if rendered.close and eos is None:
+            raise ModelError("The tokenizer has no EOS token, so the model could never learn where an answer ends.")
+        if rendered.close and rendered.spans and (not ids or ids[-1] != eos):
+            ids = [*ids, eos]
+            weights = numpy.append(weights, numpy.float32(1))
+        row = Row(record.id, numpy.array(ids, dtype=numpy.int32), {"weights": Stream(weights, "token")})
+        prompt = None if rendered.answer_start is None else indices[rendered.answer_start]
+        return Rendering(row, prompt, rendered.notes if whole else (*rendered.notes, IN_PIECES))
+
+    def _encode(
+        self, rendered: Rendered, starts: list[int]
+    ) -> tuple[list[int], list[tuple[int, int]], Mapping[int, int], bool]:
+        """Ids, their character offsets, the token index of each start, and whether one tokenisation served."""
+        text, special = rendered.text, rendered.special_tokens
+        ids, offsets = self._ids(text, special)
+        before = {start: self._ids(text[:start], special)[0] if start else [] for start in starts}
+        if all(ids[: len(known)] == known for known in before.values()):
+            return ids, offsets, {start: len(known) for start, known in before.items()}, True
+        pieces: list[int] = []
+        places: list[tuple[int, int]] = []
+        borders = [0, *[start for start in starts if start > 0], len(text)]
+        indices = {0: 0}
+        for start, end in pairwise(borders):
+            indices[start] = len(pieces)
+            found, spots = self._ids(text[start:end], special and start == 0)
+            pieces += found
+            places += [(a + start, b + start) for a, b in spots]
+        if self._squeeze(self._decode(pieces)) != self._squeeze(self._decode(ids)):
+            raise DataError("the tokenizer joins prompt and answer, and reads other text when they are separated.")
+        return pieces, places, indices, False
+
+    def _ids(self, text: str, special: bool) -> tuple[list[int], list[tuple[int, int]]]:
+        encoded = self._backend.encode(text, add_special_tokens=special)
+        ids, offsets = encoded.ids, encoded.offsets
+        if special and ids and ids[-1] == self.tokenizer.eos_token_id and not text.endswith(self.tokenizer.eos_token):
+            return ids[:-1], offsets[:-1]
+        return ids, offsets
+
+    def _verify(self, target_ids: list[int], answer: str) -> None:
+        written = self._decode(target_ids)
+        if self._squeeze(answer) not in self._squeeze(written):
+            raise DataError(
+                f"the answer {answer[:60]!r} reads back from its target tokens as {written[:60]!r}.",
+                "The tokenizer cannot write this text: look for characters outside its vocabulary.",
+            )
+
+    def _squeeze(self, text: str) -> str:
+        normaliser = self._backend.normalizer
+        return squeeze(text, normaliser.normalize_str if normaliser is not None else None)
+
+    def _decode(self, ids: list[int]) -> str:
+        return self._backend.decode(ids, skip_special_tokens=False)

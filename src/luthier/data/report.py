@@ -1,0 +1,125 @@
+"""What the doctor knows about a data set, as plain numbers that can be stored and printed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy
+
+from luthier.types import Row
+
+FEW_TEST_RECORDS = 50
+
+
+@dataclass
+class DataReport:
+    """The examination of one `data:` block.
+
+    counts: rows per split, after everything was dropped. lengths: tokens per row before truncation
+    (p50, p95, max) over all splits. too_long and leakage: per split. problems: lines that cannot be
+    used, by kind (`unreadable`, `not_utf8`, `empty`, `unrendered`); always empty after `prepare`, which
+    stops at the first. preview: the first training row, token by token, with True on targets.
+    """
+
+    read: int = 0
+    counts: dict[str, int] = field(default_factory=dict)
+    shapes: dict[str, int] = field(default_factory=dict)
+    lengths: dict[str, int] = field(default_factory=dict)
+    max_tokens: int = 0
+    policy: str = "drop"
+    dropped: dict[str, int] = field(default_factory=dict)
+    truncated: dict[str, int] = field(default_factory=dict)
+    no_target: int = 0
+    duplicates: int = 0
+    near_duplicates: int = 0
+    largest_group: int = 0
+    tokens: int = 0
+    target_tokens: int = 0
+    leakage: dict[str, dict[str, Any]] = field(default_factory=dict)
+    problems: dict[str, list[str]] = field(default_factory=dict)
+    notes: dict[str, int] = field(default_factory=dict)
+    preview: list[tuple[str, bool]] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+    @property
+    def target_share(self) -> float:
+        """Share of the training tokens that are targets."""
+        return self.target_tokens / self.tokens if self.tokens else 0.0
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain types only."""
+        return asdict(self) | {"target_share": self.target_share}
+
+
+def measure_lengths(rows: Sequence[Row]) -> dict[str, int]:
+    """Quantiles of the rows' lengths in tokens; empty without rows."""
+    if not rows:
+        return {}
+    lengths = numpy.array([len(row) for row in rows])
+    p50, p95, p99 = (int(numpy.ceil(numpy.quantile(lengths, q))) for q in (0.5, 0.95, 0.99))
+    return {"p50": p50, "p95": p95, "p99": p99, "max": int(lengths.max())}
+
+
+def find_warnings(report: DataReport) -> list[str]:
+    """What the user should know before training, each with what to do about it."""
+    return [
+        *_about_length(report),
+        *_about_targets(report),
+        *_about_splits(report),
+        *(f"{count} records have {note}." for note, count in report.notes.items()),
+        *_about_problems(report.problems),
+    ]
+
+
+def _about_length(report: DataReport) -> list[str]:
+    lost, cut = sum(report.dropped.values()), sum(report.truncated.values())
+    total = sum(report.counts.values()) + lost + report.no_target
+    if not total or (lost + cut) / total < 0.005:
+        return []
+    verb, count = ("truncates", cut) if report.policy == "truncate" else ("drops", lost)
+    enough = 1 << (report.lengths["p99"] - 1).bit_length()
+    keep = f"`data.max_tokens: {enough}` keeps at least 99% whole"
+    return [
+        f"max_tokens {report.max_tokens} {verb} {count} of {total} records ({count / total:.0%}); the longest has "
+        f"{report.lengths['max']} tokens, and {keep}."
+    ]
+
+
+def _about_targets(report: DataReport) -> list[str]:
+    found = []
+    if report.no_target:
+        found.append(f"{report.no_target} records lost their whole answer to truncation and were dropped.")
+    if report.tokens and report.target_share < 0.05:
+        found.append(
+            f"Only {report.target_share:.1%} of the training tokens are targets: most of the computing is reading "
+            "prompts. Shorten the prompts if you can."
+        )
+    return found
+
+
+def _about_splits(report: DataReport) -> list[str]:
+    found = []
+    if report.duplicates:
+        found.append(f"{report.duplicates} exact duplicates; `data.deduplicate` decides whether they are removed.")
+    for name, leak in report.leakage.items():
+        exact, near, size = leak["exact"], leak["near"], report.counts.get(name, 0)
+        if exact or near:
+            found.append(
+                f"{exact} of {size} {name} records have a question that is also in train, {near} more nearly so "
+                f"(for example {', '.join(leak['examples'])}): {name} scores will flatter. Remove them from one side."
+            )
+    if 0 < report.counts.get("test", 0) < FEW_TEST_RECORDS:
+        found.append(f"Only {report.counts['test']} test records: scores will have wide intervals.")
+    return found
+
+
+def _about_problems(problems: Mapping[str, Sequence[str]]) -> list[str]:
+    words = {
+        "unreadable": "lines cannot be read",
+        "not_utf8": "lines are not UTF-8",
+        "empty": "records have no answer to learn from",
+        "unrendered": "records cannot be rendered for this model",
+    }
+    return [f"{len(found)} {words[kind]}; the first: {found[0]}" for kind, found in problems.items() if found]

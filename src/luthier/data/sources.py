@@ -1,0 +1,228 @@
+"""Where records come from: local files, generated data sets, the hub. Every mistake names file and line."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from luthier.data.shapes import assign_ids, content_hash, make_record
+from luthier.errors import DataError, LuthierError, RecipeError, nearest
+from luthier.parts import build
+from luthier.types import Record
+
+SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
+SOURCE_KEYS = ("path", "columns", "limit", "split", "config")
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+
+Fail = Callable[[DataError], None]
+Line = tuple[str, Any]  # origin, the object found there
+
+
+class NotUtf8(DataError):
+    """Bytes that are no UTF-8; the doctor counts these apart."""
+
+
+def load_records(source: Mapping[str, Any] | str, base: Path) -> list[Record]:
+    """Read all records of a source.
+
+    Args:
+        source: a path, a hub id, `{path, columns, limit, split, config}` or `{kind: <dataset part>, ...}`.
+        base: folder that relative paths start from (the recipe's).
+
+    Raises:
+        DataError: at the first line that cannot be used, with file and line, or when nothing is there.
+        RecipeError: an unknown key of the source.
+    """
+
+    def stop(error: DataError) -> None:
+        raise error
+
+    return _load(source, base, stop)
+
+
+def scan_records(source: Mapping[str, Any] | str, base: Path) -> tuple[list[Record], list[DataError]]:
+    """Read what can be read and collect every problem instead of stopping at the first."""
+    problems: list[DataError] = []
+    try:
+        return _load(source, base, problems.append), problems
+    except DataError as error:
+        return [], [*problems, error]
+
+
+def _load(source: Mapping[str, Any] | str, base: Path, fail: Fail) -> list[Record]:
+    spec: dict[str, Any] = {"path": source} if isinstance(source, str) else dict(source)
+    if "kind" in spec:
+        records = build("dataset", spec, base).records()
+        return assign_ids(records) if any(not record.id for record in records) else list(records)
+    _check_keys(spec)
+    columns = spec.get("columns") or {}
+    records = []
+    for origin, row in _lines(spec, base, fail):
+        try:
+            records.append(make_record(row, columns, origin))
+        except DataError as error:
+            fail(error)
+    if not records:
+        raise DataError(f"{spec['path']}: the data set is empty: no record in it can be used.")
+    return _limited(assign_ids(records), spec.get("limit"))
+
+
+def _check_keys(spec: Mapping[str, Any]) -> None:
+    for key in spec:
+        if key not in SOURCE_KEYS:
+            close = nearest(str(key), SOURCE_KEYS)
+            hint = f"Did you mean `{close}`?" if close else f"A source has: {', '.join(SOURCE_KEYS)}."
+            raise RecipeError(f"A data source has no key `{key}`.", hint)
+    if not isinstance(spec.get("path"), str):
+        raise RecipeError("A data source needs `path` (a file or a hub id) or `kind` (a generated data set).")
+
+
+def _limited(records: list[Record], limit: int | None) -> list[Record]:
+    """The `limit` records with the smallest content hash, in file order, so that smaller limits are nested."""
+    if limit is None or limit >= len(records):
+        return records
+    order = sorted(range(len(records)), key=lambda index: (content_hash(records[index]), records[index].id))
+    kept = set(order[:limit])
+    return [record for index, record in enumerate(records) if index in kept]
+
+
+def _lines(spec: Mapping[str, Any], base: Path, fail: Fail) -> Iterable[Line]:
+    path = Path(spec["path"]).expanduser()
+    path = path if path.is_absolute() else base / path
+    if path.is_file():
+        return _file_lines(path, fail)
+    if HUB_ID.fullmatch(spec["path"]) and not spec["path"].endswith(SUFFIXES) and not path.exists():
+        return _hub_lines(spec)
+    if path.is_dir():
+        raise DataError(f"{path} is a folder.", f"Name a file in it that ends in {', '.join(SUFFIXES)}.")
+    beside = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
+    close = nearest(path.name, beside)
+    hint = f"Did you mean {path.parent / close}?" if close else "Relative paths start from the recipe's folder."
+    raise DataError(f"There is no file {path}.", hint)
+
+
+def _file_lines(path: Path, fail: Fail) -> Iterator[Line]:
+    readers = {".jsonl": _jsonl, ".json": _json, ".csv": _csv, ".parquet": _parquet}
+    reader = readers.get(path.suffix.lower())
+    if reader is None:
+        raise DataError(f"{path}: `{path.suffix}` is not a kind of data file.", f"Known: {', '.join(SUFFIXES)}.")
+    try:
+        yield from reader(path, fail)
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror or error}.") from None
+
+
+def _jsonl(path: Path, fail: Fail) -> Iterator[Line]:
+    with path.open("rb") as file:
+        for number, raw in enumerate(file, 1):
+            origin = f"{path.name}:{number}"
+            try:
+                text = _decode(raw, origin)
+                if text.strip():
+                    yield origin, _parse(text, origin)
+            except DataError as error:
+                fail(error)
+
+
+def _json(path: Path, fail: Fail) -> Iterator[Line]:
+    raw = path.read_bytes()
+    rows = _parse(_decode(raw, path.name), path.name)
+    if not isinstance(rows, list):
+        raise DataError(
+            f"{path.name}: a .json file must hold a list of records, found {type(rows).__name__}.",
+            "Name the file .jsonl if each of its lines is a record.",
+        )
+    for number, row in enumerate(rows, 1):
+        yield f"{path.name}[{number}]", row
+
+
+def _csv(path: Path, fail: Fail) -> Iterator[Line]:
+    # The text is decoded as a whole first: a quoted cell may span lines, so lines are no units here.
+    reader = csv.DictReader(io.StringIO(_decode(path.read_bytes(), path.name), newline=""), strict=True)
+    while True:
+        try:
+            row = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            raise DataError(f"{path.name}:{reader.line_num}: not valid CSV: {error}.") from None
+        origin = f"{path.name}:{reader.line_num}"
+        if None in row or None in row.values():
+            names = reader.fieldnames or []
+            fail(DataError(f"{origin}: the number of cells differs from the header's {len(names)}."))
+        else:
+            yield origin, row
+
+
+def _parquet(path: Path, fail: Fail) -> Iterator[Line]:
+    import pyarrow.parquet
+
+    try:
+        table = pyarrow.parquet.read_table(path)
+    except pyarrow.ArrowException as error:
+        raise DataError(f"{path.name} is not a readable parquet file: {error}.") from None
+    for number, row in enumerate(table.to_pylist(), 1):
+        yield f"{path.name}[{number}]", row
+
+
+def _hub_lines(spec: Mapping[str, Any]) -> Iterator[Line]:
+    import datasets
+
+    name, split = spec["path"], spec.get("split") or "train"
+    try:
+        rows = datasets.load_dataset(name, spec.get("config"), split=split)
+    except LuthierError:
+        raise
+    except Exception as error:  # the library raises dozens of types for "not there"
+        raise DataError(
+            f"There is no file `{name}`, and it cannot be fetched as a data set of the hub: "
+            f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}",
+            "Check the path, or the id, `config:` and `split:` of the data set and the network.",
+        ) from None
+    for number, row in enumerate(rows, 1):
+        yield f"{name}:{split}[{number}]", row
+
+
+def _decode(raw: bytes, origin: str) -> str:
+    try:
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        before = raw[: error.start]
+        newlines = before.count(b"\n")
+        line = "" if ":" in origin else f", line {newlines + 1}"
+        column = error.start - (before.rfind(b"\n") + 1) + 1
+        wide = raw.startswith((b"\xff\xfe", b"\xfe\xff"))
+        raise NotUtf8(
+            f"{origin}{line}: byte {column} (0x{raw[error.start]:02x}) is not UTF-8"
+            + (": the file looks like UTF-16." if wide else "."),
+            f"Convert the file: `iconv -f {'UTF-16' if wide else 'LATIN1'} -t UTF-8 old > new`.",
+        ) from None
+
+
+def _parse(text: str, origin: str) -> Any:
+    try:
+        return json.loads(text, parse_constant=_refuse_constant)
+    except json.JSONDecodeError as error:
+        place = f"{origin}:{error.lineno}" if ":" not in origin else origin
+        message = f"{place}: not valid JSON: {error.msg} (column {error.colno})."
+        raise DataError(message, _json_hint(text, origin)) from None
+    except (ValueError, RecursionError) as error:
+        reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)
+        raise DataError(f"{origin}: not valid JSON: {reason}.") from None
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _json_hint(text: str, origin: str) -> str:
+    if ":" in origin and text.lstrip().startswith("["):
+        return "The line starts a list: name the file .json if it holds one list of records."
+    if ":" not in origin:
+        return "Name the file .jsonl if each of its lines is a record."
+    return "Each line of a .jsonl file is one complete JSON object."
