@@ -28,6 +28,19 @@ def by_transformers(module, prompt, new):
     return out[0, len(prompt) :].tolist()
 
 
+def test_a_common_prefix_is_run_once(module):
+    head = ragged_prompts(1)[0] * 3
+    prompts = [head + tail for tail in ragged_prompts(8, seed=4)] + [head]
+    seen = []
+    handle = module.model.embed_tokens.register_forward_hook(lambda _m, inputs, _o: seen.append(inputs[0].shape))
+    try:
+        found = generate(module, prompts, end_ids=END, max_new_tokens=12)
+    finally:
+        handle.remove()
+    assert [t.ids for t in found] == [by_transformers(module, prompt, 12) for prompt in prompts]
+    assert seen[0] == (1, len(head) - 1) and seen[1][0] == 9 and seen[1][1] <= 41
+
+
 @pytest.mark.parametrize("batch", [1, 5, None])
 def test_greedy_equals_transformers(module, batch):
     prompts = ragged_prompts(20)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -114,6 +114,49 @@ class Forward:
             extra["logits_to_keep"] = 1
         out = self.module(input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=True, **extra)
         return out.logits[:, -1:] if last else out.logits
+
+
+def prefill(forward: Forward, prompts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor, DynamicCache]:
+    """Run prompts up to their last token; what all of them begin with is run once.
+
+    Args:
+        forward: the model.
+        prompts: token ids of each, none empty.
+
+    Returns:
+        The last logits [B,V], the mask [B,T] of what is cached, and the cache.
+    """
+    cache = open_cache(forward.module)
+    shared = _common_prefix(prompts) if forward.positions and _plain(cache) else 0
+    rows = len(prompts)
+    if shared:
+        start = torch.tensor([prompts[0][:shared]], device=forward.device)
+        places = torch.arange(shared, device=forward.device)[None]
+        forward(start, torch.ones_like(start), places, cache, last=True)
+        keep_rows(cache, torch.zeros(rows, dtype=torch.long, device=forward.device))
+    rest = [list(prompt[shared:]) for prompt in prompts]
+    width = max(map(len, rest))
+    ids = torch.tensor([[0] * (width - len(one)) + one for one in rest], device=forward.device)
+    lengths = torch.tensor([len(one) for one in rest], device=forward.device)
+    own = (torch.arange(width, device=forward.device) >= (width - lengths)[:, None]).long()
+    mask = torch.cat([own.new_ones((rows, shared)), own], dim=1)
+    positions = (mask.cumsum(-1) - 1).clamp(min=0)[:, shared:]
+    return forward(ids, mask, positions, cache, last=True)[:, 0], mask, cache
+
+
+def _common_prefix(prompts: Sequence[Sequence[int]]) -> int:
+    """Length of what all prompts begin with, leaving each a token of its own; 0 where it saves nothing."""
+    if len(prompts) < 2:
+        return 0
+    texts = [list(prompt) for prompt in prompts]
+    low, high = min(texts), max(texts)  # what the extremes of the order share, all share
+    length = min(map(len, texts)) - 1
+    return next((place for place in range(length) if low[place] != high[place]), length)
+
+
+def _plain(cache: DynamicCache) -> bool:
+    """Whether padding may lie between cached tokens: windows and recurrent states count cached places."""
+    return all(type(layer) is GrowingLayer for layer in cache.layers)
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers.cache_utils import DynamicCache
 
 from luthier.errors import DataError
-from luthier.sampling.cache import Forward, keep_rows, open_cache, rows_that_fit, sampling_mode
+from luthier.sampling.cache import Forward, keep_rows, prefill, rows_that_fit, sampling_mode
 from luthier.types import Trajectory
 
 LEAVE = 8  # finished rows leave once they are an eighth of the batch: leaving copies the cache of those that stay
@@ -98,19 +98,6 @@ def _batches(module: Any, prompts: Sequence[Sequence[int]], new: int, batch: int
         order = order[size:]
 
 
-def left_padded(prompts: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Token ids and mask [B,T], each prompt at the right end of its row."""
-    width = max(len(prompt) for prompt in prompts)
-    ids = torch.tensor([[0] * (width - len(prompt)) + list(prompt) for prompt in prompts], device=device)
-    lengths = torch.tensor([len(prompt) for prompt in prompts], device=device)
-    return ids, (torch.arange(width, device=device) >= (width - lengths)[:, None]).long()
-
-
-def positions_of(mask: Tensor) -> Tensor:
-    """Position of each token within its own row; 0 on padding. `mask`: [B,T]."""
-    return (mask.cumsum(-1) - 1).clamp(min=0)
-
-
 class _Decoding:
     """One batch from prefill to its last finished row; finished rows leave on the way."""
 
@@ -130,11 +117,10 @@ class _Decoding:
 
     def run(self) -> Iterator[tuple[int, list[int]]]:
         """Yields (index of the prompt, its continuation) as rows finish."""
-        ids, mask = left_padded([self.prompts[index] for index in self.chosen], self.forward.device)
-        positions = positions_of(mask)
-        cache, rows = open_cache(self.forward.module), list(self.chosen)
+        rows = list(self.chosen)
+        logits, mask, cache = prefill(self.forward, [self.prompts[index] for index in rows])
+        positions = mask.sum(-1, keepdim=True) - 1
         for step in range(self.new):
-            logits = self.forward(ids, mask, positions, cache, last=True)[:, 0]
             ids = self.draw(logits, rows, step)[:, None]
             yield from self._take(rows, ids[:, 0].tolist())
             if not self.open:
@@ -144,7 +130,8 @@ class _Decoding:
                 rows = [rows[place] for place in kept]
                 ids, mask, positions = self._leave(cache, kept, ids, mask, positions)
             mask = torch.cat([mask, mask.new_ones((len(rows), 1))], dim=1)
-            positions = positions[:, -1:] + 1
+            positions = positions + 1
+            logits = self.forward(ids, mask, positions, cache, last=True)[:, 0]
 
     def _take(self, rows: list[int], tokens: list[int]) -> Iterator[tuple[int, list[int]]]:
         for index, token in zip(rows, tokens, strict=True):

@@ -11,8 +11,8 @@ from torch import Tensor
 from luthier.data.batches import collate, micro_batches
 from luthier.models.head import target_logprob
 from luthier.models.policy import TokenPolicy
-from luthier.sampling.cache import Forward, keep_rows, open_cache, rows_that_fit, sampling_mode
-from luthier.sampling.native import check_prompts, left_padded, positions_of
+from luthier.sampling.cache import Forward, keep_rows, prefill, rows_that_fit, sampling_mode
+from luthier.sampling.native import check_prompts
 from luthier.types import Row
 
 LOGIT_BYTES = 128 * 2**20  # float32 logits of the choices of one batch; one prompt alone may take more
@@ -79,9 +79,8 @@ def _prompts_that_fit(module: Any, length: int, choices: Sequence[Sequence[Seque
 def _score_choices(
     forward: Forward, prompts: list[Sequence[int]], choices: list[Sequence[Sequence[int]]]
 ) -> list[list[float]]:
-    ids, mask = left_padded(prompts, forward.device)
-    cache = open_cache(forward.module)
-    first = forward(ids, mask, positions_of(mask), cache, last=True)[:, 0].float().log_softmax(-1)
+    logits, mask, cache = prefill(forward, prompts)
+    first = logits.float().log_softmax(-1)
     owner = torch.tensor([place for place, options in enumerate(choices) for _ in options], device=forward.device)
     flat = [list(choice) for options in choices for choice in options]
     width = max(map(len, flat))
