@@ -1,0 +1,61 @@
+"""The rules of the house, checked on the house. tests/house/test_rules.py shows that each rule can fail."""
+
+from pathlib import Path
+
+import pytest
+
+from house import imports, parts_rules, text_rules
+from luthier.parts import SLOTS
+
+ROOT = Path(__file__).resolve().parents[2]
+SOURCE = ROOT / "src"
+PACKAGE = SOURCE / "luthier"
+TORCH_FREE = ("errors.py", "types.py", "parts.py", "records.py", "stats.py", "recipe", "report", "cli", "__init__.py")
+
+
+def check(faults):
+    assert not faults, "\n" + "\n".join(str(fault).replace(f"{ROOT}/", "") for fault in faults)
+
+
+def test_rooms_import_only_lower_rooms():
+    check(imports.import_faults(PACKAGE))
+
+
+def test_parts_are_named_documented_and_tested():
+    check(parts_rules.name_faults(ROOT, PACKAGE, SLOTS))
+
+
+def test_every_option_of_a_part_is_read():
+    check(parts_rules.option_faults(PACKAGE, SLOTS))
+
+
+def test_no_global_randomness_in_objectives_and_selection():
+    check(parts_rules.random_faults([PACKAGE / "objectives", PACKAGE / "select"]))
+
+
+@pytest.mark.parametrize("slot", SLOTS)
+def test_every_slot_has_parts(slot):
+    assert parts_rules.part_files(PACKAGE, SLOTS[slot])
+
+
+def test_nothing_torch_is_needed_to_look_at_parts_recipes_and_reports():
+    paths = [path for rooms in SLOTS.values() for path in parts_rules.part_files(PACKAGE, rooms)]
+    for name in TORCH_FREE:
+        paths += sorted((PACKAGE / name).rglob("*.py")) if (PACKAGE / name).is_dir() else [PACKAGE / name]
+    check(imports.torch_faults(SOURCE, imports.module_names(PACKAGE, paths)))
+
+
+def test_files_and_functions_are_short():
+    check(text_rules.length_faults([SOURCE, ROOT / "tests", ROOT / "bench"]))
+
+
+def test_no_notes_to_oneself():
+    check(text_rules.leftover_faults([SOURCE, ROOT / "tests", ROOT / "bench"]))
+
+
+def test_no_names_of_one_machine():
+    check(text_rules.machine_faults(ROOT))
+
+
+def test_one_version():
+    check(text_rules.version_faults(ROOT))
