@@ -21,15 +21,15 @@ def command(
     out: Out = None,
 ) -> None:
     """Same model, data and budget through several methods: table, statistics, cost, forgetting, report."""
-    from rich.console import Console
-
-    from luthier.compare import compare
     from luthier.recipe import load_recipe
     from luthier.records import RunFolder
 
-    loaded = load_recipe(recipe, [], with_out(overrides, out))
-    wanted = read_seeds(seeds) or loaded.settings.compare.seeds
-    names = split_names(methods) or loaded.settings.compare.methods
+    chosen_seeds = read_seeds(seeds)
     folder = None if resume is None else RunFolder.open(resume)
-    report = compare(loaded, names, list(range(wanted)) if isinstance(wanted, int) else wanted, folder, Console())
+    loaded = load_recipe(recipe, [], with_out(overrides, out))
+    from rich.console import Console
+
+    from luthier.compare import compare
+
+    report = compare(loaded, split_names(methods) or None, chosen_seeds, folder, Console())
     typer.echo(f"report: {report}")

@@ -25,6 +25,8 @@ def command(
 ) -> None:
     """Write the report of a comparison again; nothing is computed."""
     from luthier.records import RunFolder
+
+    folder = RunFolder.open(run)
     from luthier.report import write_report
 
-    typer.echo(str(write_report(RunFolder.open(run).path, format.value)))
+    typer.echo(str(write_report(folder.path, format.value)))

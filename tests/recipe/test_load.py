@@ -1,0 +1,220 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from luthier.errors import RecipeError
+from luthier.recipe import load, load_recipe
+
+PART = '''
+"""A made-up loss."""
+from luthier.objectives.base import TokenObjective
+
+
+class {name}(TokenObjective):
+    """Half the loss."""
+
+    power: float = 2.0
+
+    def token_loss(self, view):
+        return -view.logprob / 2
+'''
+
+
+def test_a_short_recipe(workshop):
+    recipe = load_recipe(workshop.recipe("budget: {epochs: 3}"))
+    assert recipe.name == "mine"
+    assert recipe.base == workshop.folder
+    assert recipe.settings.budget.epochs == 3
+    assert recipe.data["budget"] == {"epochs": 3}
+    assert recipe.origins["budget.epochs"] == "recipe mine.yaml:4"
+    assert recipe.origins["train.schedule.kind"] == "default"
+
+
+def test_every_value_has_an_origin(workshop):
+    from luthier.recipe.merge import leaves
+
+    recipe = load_recipe(workshop.recipe())
+    assert set(recipe.origins) == {".".join(key) for key, _ in leaves(recipe.data)}
+
+
+def test_options_of_parts_are_written_out(workshop):
+    recipe = load_recipe(workshop.recipe("train: {optimizer: {lr: 1e-5}}"))
+    assert recipe.data["train"]["optimizer"]["lr"] == 1e-5
+    assert recipe.origins["train.optimizer.lr"] == "recipe mine.yaml:4"
+    assert recipe.origins["train.optimizer.clip"] == "default"
+    assert recipe.settings.train.optimizer == recipe.data["train"]["optimizer"]
+
+
+def test_precedence(workshop):
+    workshop.recipe("train: {batch: {records: 1}, optimizer: {lr: 1e-1}}\nseed: 1\nout: base", "base.yaml")
+    workshop.write("mine.yaml", "extends: base.yaml\ntrain: {optimizer: {lr: 1e-2}, objective: sft}\nseed: 2\n")
+    recipe = load_recipe("mine.yaml", ["dft"], ["seed=3"])
+    assert recipe.settings.train.batch.records == 1
+    assert recipe.origins["train.batch.records"] == "recipe base.yaml:4"
+    assert recipe.settings.train.optimizer["lr"] == 1e-2
+    assert recipe.settings.train.objective["kind"] == "dft"
+    assert recipe.origins["train.objective.kind"] == "method dft"
+    assert (recipe.settings.seed, recipe.origins["seed"]) == (3, "command line")
+    assert (recipe.settings.out, recipe.name) == ("base", "mine")
+
+
+def test_a_changed_kind_leaves_the_options_of_the_old_one_behind(workshop):
+    recipe = load_recipe(workshop.recipe("train: {tuner: {kind: lora, r: 4}}"), [], ["train.tuner=full"])
+    assert "r" not in recipe.data["train"]["tuner"]
+
+
+def test_a_block_without_kind_merges_with_the_default_part(workshop):
+    assert load_recipe(workshop.recipe("train: {tuner: {r: 4}}")).data["train"]["tuner"]["kind"] == "lora"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("trian: {}", r"recipe mine\.yaml:4: there is no key `trian`\.\n.*Did you mean `train`"),
+        ("train: {optimizer: {lrr: 1}}", r"recipe mine\.yaml:4: train\.optimizer: .*no option `lrr`.*\n.*`lr`"),
+        ("train: {tuner: lorra}", r"mine\.yaml:4: train\.tuner: There is no tuner called `lorra`.*\n.*`lora`"),
+        ("train: {tuner: {kind: lora, r: many}}", r"mine\.yaml:4: train\.tuner: .*many"),
+        ("train: {batch: {records: many}}", r"train\.batch\.records: expected a whole number; found 'many'"),
+        ("train: {precision: bf16}", r"found 'bf16'\.\n.*`bfloat16`"),
+        ("train:", r"train: expected a block of keys; found nothing"),
+        ("model: 3", "is written twice"),
+        ("budget: {epochs: 1, tokens: 5}", r"mine\.yaml:4: budget: give exactly one of .* found epochs and tokens"),
+        ("generate: {temperature: -1}", r"generate\.temperature: input should be greater than or equal to 0; found -1"),
+        ("extends: 3", "`extends` names one recipe, found 3"),
+        ("extends: mine.yaml", r"in a circle: mine\.yaml -> mine\.yaml"),
+        ("evaluate: {metric: 5}", r"evaluate\.metric: expected the name of a part"),
+        ("train: {objective: ./gone.py}", r"train\.objective: there is no file"),
+        ("data: {}", "is written twice"),
+        ("seed: 5\nseed: 6", r"mine\.yaml:5: `seed` is written twice"),
+    ],
+)
+def test_mistakes_are_one_clear_error(workshop, text, message):
+    with pytest.raises(RecipeError, match=message):
+        load_recipe(workshop.recipe(text))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "is empty"),
+        ("- a", "a list"),
+        ("data: {train: a.jsonl}", "no `model`"),
+        ("model: m", "no `data`"),
+        ("model: m\ndata: {}", r"no `data\.train`"),
+        ("model: {dtype: auto}\ndata: {train: a}", r"no `model\.path`"),
+        ("model: m\ndata: {train: {limit: 3}}", r"data\.train"),
+    ],
+)
+def test_unfinished_recipes(workshop, text, message):
+    with pytest.raises(RecipeError, match=message):
+        load_recipe(workshop.write("mine.yaml", text))
+
+
+def test_a_missing_file_offers_the_nearest(workshop):
+    workshop.recipe()
+    with pytest.raises(RecipeError, match=r"Did you mean `mine\.yaml`"):
+        load_recipe("mime.yaml")
+
+
+def test_a_folder_is_not_a_recipe(workshop):
+    with pytest.raises(RecipeError, match="is a folder"):
+        load_recipe(workshop.folder)
+
+
+def test_a_file_that_is_not_text(workshop):
+    (workshop.folder / "mine.yaml").write_bytes(b"name: \xff\xfe")
+    with pytest.raises(RecipeError, match="not UTF-8"):
+        load_recipe("mine.yaml")
+
+
+def test_unknown_paths_on_the_command_line(workshop):
+    with pytest.raises(RecipeError, match=r"command line: there is no key `train\.optimzer`.*\n.*train\.optimizer"):
+        load_recipe(workshop.recipe(), [], ["train.optimzer.lr=1"])
+
+
+def test_two_budgets_on_the_command_line(workshop):
+    with pytest.raises(RecipeError, match="command line: budget: give exactly one"):
+        load_recipe(workshop.recipe(), [], ["budget.epochs=1", "budget.tokens=9"])
+
+
+def test_an_override_replaces_the_whole_budget(workshop):
+    assert load_recipe(workshop.recipe("budget: {epochs: 3}"), [], ["budget.updates=5"]).data["budget"] == {"updates": 5}
+
+
+def test_circles_of_recipes(workshop):
+    workshop.write("a.yaml", "extends: b.yaml\nmodel: m\n")
+    workshop.write("b.yaml", "extends: a.yaml\n")
+    with pytest.raises(RecipeError, match=r"circle: .*a\.yaml -> b\.yaml -> a\.yaml|circle: b\.yaml -> a\.yaml -> b\.yaml"):
+        load_recipe("a.yaml")
+
+
+def test_files_of_an_extended_recipe_start_from_its_folder(workshop):
+    workshop.write("shared/base.yaml", "model: ./model\ndata: {train: data.jsonl}\n")
+    workshop.write("shared/data.jsonl", "{}")
+    workshop.write("shared/model/config.json", "{}")
+    workshop.write("mine.yaml", "extends: shared/base.yaml\n")
+    recipe = load_recipe("mine.yaml")
+    assert recipe.data["data"]["train"]["path"] == "shared/data.jsonl"
+    assert recipe.data["model"]["path"] == "shared/model"
+
+
+def test_files_on_the_command_line_may_start_from_the_current_folder(workshop):
+    workshop.recipe(name="deep/mine.yaml")
+    workshop.write("other.jsonl", "{}")
+    recipe = load_recipe("deep/mine.yaml", [], ["data.train=other.jsonl", "data.test=beside.jsonl"])
+    assert recipe.data["data"]["train"]["path"] == "../other.jsonl"
+    assert recipe.data["data"]["test"]["path"] == "beside.jsonl"
+
+
+def test_bundled_recipes_have_names(workshop, monkeypatch):
+    monkeypatch.setattr(load, "BUNDLED", workshop.folder / "bundled")
+    workshop.recipe("seed: 7", "bundled/first.yaml")
+    assert load_recipe("first").settings.seed == 7
+    assert load_recipe("first").base == workshop.folder
+    workshop.write("mine.yaml", "extends: first\nname: own\n")
+    assert (load_recipe("mine.yaml").settings.seed, load_recipe("mine.yaml").name) == (7, "own")
+    with pytest.raises(RecipeError, match="Did you mean `first`"):
+        load_recipe("frist")
+
+
+def test_a_dict_is_a_recipe(workshop):
+    recipe = load_recipe({"model": "m", "data": {"train": "a"}}, base=workshop.folder)
+    assert (recipe.name, recipe.base) == ("recipe", workshop.folder)
+
+
+def test_a_part_file_beside_the_recipe(workshop):
+    workshop.write("halved.py", PART.format(name="Halved"))
+    recipe = load_recipe(workshop.recipe("train: {objective: {kind: ./halved.py, power: 3}}"))
+    assert recipe.data["train"]["objective"] == {"kind": "./halved.py", "power": 3}
+    assert "Half the loss" in recipe.text_of_parts["./halved.py"]
+    assert type(recipe.build_parts()["train.objective"]).__name__ == "Halved"
+
+
+def test_parts_of_a_list_are_built_by_index(workshop):
+    recipe = load_recipe(workshop.recipe("train: {objective: [sft, {kind: dft, coefficient: 0.5}]}"))
+    built = recipe.build_parts()
+    assert {"train.objective.0", "train.objective.1", "train.tuner", "train.optimizer", "train.schedule"} == set(built)
+
+
+@given(
+    st.dictionaries(
+        st.sampled_from(["model", "data", "train", "budget", "seed", "evaluate", "compare", "x", "extends"]),
+        st.recursive(
+            st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+            lambda inner: (
+                st.lists(inner, max_size=3)
+                | st.dictionaries(
+                    st.sampled_from(["train", "kind", "path", "objective", "tuner", "epochs", "metric", "tune", "seeds"]),
+                    inner,
+                    max_size=3,
+                )
+            ),
+            max_leaves=6,
+        ),
+    )
+)
+def test_any_content_is_a_recipe_or_refused(content):
+    try:
+        load_recipe({"model": "m", "data": {"train": "a"}, **content})
+    except RecipeError:
+        pass
