@@ -138,13 +138,17 @@ def test_two_budgets_on_the_command_line(workshop):
 
 
 def test_an_override_replaces_the_whole_budget(workshop):
-    assert load_recipe(workshop.recipe("budget: {epochs: 3}"), [], ["budget.updates=5"]).data["budget"] == {"updates": 5}
+    assert load_recipe(workshop.recipe("budget: {epochs: 3}"), [], ["budget.updates=5"]).data["budget"] == {
+        "updates": 5
+    }
 
 
 def test_circles_of_recipes(workshop):
     workshop.write("a.yaml", "extends: b.yaml\nmodel: m\n")
     workshop.write("b.yaml", "extends: a.yaml\n")
-    with pytest.raises(RecipeError, match=r"circle: .*a\.yaml -> b\.yaml -> a\.yaml|circle: b\.yaml -> a\.yaml -> b\.yaml"):
+    with pytest.raises(
+        RecipeError, match=r"circle: .*a\.yaml -> b\.yaml -> a\.yaml|circle: b\.yaml -> a\.yaml -> b\.yaml"
+    ):
         load_recipe("a.yaml")
 
 
@@ -204,7 +208,9 @@ def test_parts_of_a_list_are_built_by_index(workshop):
             lambda inner: (
                 st.lists(inner, max_size=3)
                 | st.dictionaries(
-                    st.sampled_from(["train", "kind", "path", "objective", "tuner", "epochs", "metric", "tune", "seeds"]),
+                    st.sampled_from(
+                        ["train", "kind", "path", "objective", "tuner", "epochs", "metric", "tune", "seeds"]
+                    ),
                     inner,
                     max_size=3,
                 )

@@ -73,7 +73,13 @@ def test_an_unknown_key_names_its_line():
 
 
 def test_overrides_are_yaml_values_on_dotted_paths():
-    texts = ["train.optimizer.lr=5e-5", "data.test=null", "compare.seeds=[1, 2]", "model=./a=b", "train.batch.records=4"]
+    texts = [
+        "train.optimizer.lr=5e-5",
+        "data.test=null",
+        "compare.seeds=[1, 2]",
+        "model=./a=b",
+        "train.batch.records=4",
+    ]
     assert parse_overrides(texts) == {
         "train": {"optimizer": {"lr": 5e-5}, "batch": {"records": 4}},
         "data": {"test": None},
@@ -83,7 +89,9 @@ def test_overrides_are_yaml_values_on_dotted_paths():
 
 
 def test_paths_to_tune_stay_whole():
-    assert parse_overrides(["compare.tune.train.optimizer.lr=[1]"]) == {"compare": {"tune": {"train.optimizer.lr": [1]}}}
+    assert parse_overrides(["compare.tune.train.optimizer.lr=[1]"]) == {
+        "compare": {"tune": {"train.optimizer.lr": [1]}}
+    }
 
 
 @pytest.mark.parametrize("text", ["x", "", "=3", "a..b=1", ".a=1", "a=[1", "a={b: 1, b: 2}"])

@@ -100,7 +100,8 @@ def test_a_part_file_beside_a_recipe_elsewhere(workshop):
 
 
 @pytest.mark.parametrize(
-    ("base", "slot"), [("Objective", "objective"), ("SequenceObjective", "objective"), ("Tuner", "tuner"), ("Metric", "metric")]
+    ("base", "slot"),
+    [("Objective", "objective"), ("SequenceObjective", "objective"), ("Tuner", "tuner"), ("Metric", "metric")],
 )
 def test_the_base_class_tells_the_slot(workshop, base, slot):
     path = workshop.write("mine.py", f"from luthier import {base}\nclass Mine({base}): ...\n")
@@ -112,7 +113,9 @@ def test_a_part_may_derive_from_a_part(workshop):
     assert slot_of_file(path) == "tuner"
 
 
-@pytest.mark.parametrize("text", ["class Mine: ...\n", "class Mine(Other): ...\n", "class Other: ...\n", "class Mine(:\n"])
+@pytest.mark.parametrize(
+    "text", ["class Mine: ...\n", "class Mine(Other): ...\n", "class Other: ...\n", "class Mine(:\n"]
+)
 def test_part_files_that_are_none(workshop, text):
     workshop.write("mine.py", text)
     with pytest.raises(RecipeError, match=r"mine\.py"):

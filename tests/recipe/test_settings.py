@@ -58,7 +58,10 @@ def test_the_name_of_a_bundled_data_set_is_a_kind(monkeypatch):
     entry = parts.Entry("dataset", "sums", None, "Sums", "", ())
     monkeypatch.setattr(parts, "catalogue", lambda slot: (entry,))
     full = expand({"data": {"train": "sums", "test": "sum"}, "evaluate": {"retain": "sums"}})
-    assert full == {"data": {"train": {"kind": "sums"}, "test": {"path": "sum"}}, "evaluate": {"retain": {"kind": "sums"}}}
+    assert full == {
+        "data": {"train": {"kind": "sums"}, "test": {"path": "sum"}},
+        "evaluate": {"retain": {"kind": "sums"}},
+    }
 
 
 @pytest.mark.parametrize(

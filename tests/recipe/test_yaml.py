@@ -41,7 +41,9 @@ def test_not_a_number():
     assert math.isnan(value(".nan"))
 
 
-@pytest.mark.parametrize("text", ["yes", "no", "on", "off", "1_000", "12:30:45", "2024-01-01", "10%", "y", "'5'", "0b1"])
+@pytest.mark.parametrize(
+    "text", ["yes", "no", "on", "off", "1_000", "12:30:45", "2024-01-01", "10%", "y", "'5'", "0b1"]
+)
 def test_text_stays_text(text):
     assert value(text) == text.strip("'")
 

@@ -11,8 +11,6 @@ from luthier import __version__
 from luthier.cli import check, compare, evaluate, methods, report, run
 from luthier.errors import LuthierError
 
-INTERRUPTED = 130
-
 app = typer.Typer(
     help="Compare ways of fine-tuning a model: on your model, your data, one budget.",
     epilog="Start with: luthier compare quickstart",
@@ -47,7 +45,10 @@ def _global_options(
 
 
 def main() -> None:
-    """Run the command line and leave with its exit code: 2 for a mistake in the input, 1 for a failed run."""
+    """Run the command line and leave with its exit code.
+
+    2 is a mistake in the input, 1 a failed run, 130 a stop by Ctrl-C (typer's own).
+    """
     arguments = sys.argv[1:]
     debug = "--debug" in arguments
     try:
@@ -57,11 +58,6 @@ def main() -> None:
             raise
         _complain(error)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        if debug:
-            raise
-        typer.echo("stopped", err=True)
-        sys.exit(INTERRUPTED)
 
 
 def _complain(error: LuthierError) -> None:

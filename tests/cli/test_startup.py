@@ -1,0 +1,77 @@
+"""What a user waits for at every command: importing, help and the schema check, in fresh processes."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+LIMIT = 0.5
+TRIES = 6
+HEAVY = ("torch", "transformers", "peft", "datasets", "matplotlib")
+CODE = """
+import sys
+sys.argv = ["luthier", *{arguments!r}]
+from luthier.cli.app import main
+try:
+    main()
+except SystemExit as stop:
+    assert not stop.code, stop.code
+loaded = [name for name in {heavy!r} if name in sys.modules]
+assert not loaded, loaded
+"""
+
+
+def seconds(code):
+    """Processor time of one fresh process: unlike the time on the clock it does not count other processes' work."""
+    before = os.times()
+    finished = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    after = os.times()
+    assert finished.returncode == 0, finished.stderr
+    return after.children_user + after.children_system - before.children_user - before.children_system
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--help"],
+        ["compare", "--help"],
+        ["methods"],
+        ["methods", "lora"],
+        ["check", "mine.yaml", "--show", "--methods", "all"],
+    ],
+    ids=" ".join,
+)
+def test_answers_at_once_and_without_torch(here, arguments):
+    code = CODE.format(arguments=arguments, heavy=HEAVY)
+    took = [seconds(code)]
+    while min(took) >= LIMIT and len(took) < TRIES:
+        took.append(seconds(code))
+    assert min(took) < LIMIT
+
+
+def test_importing_luthier_loads_nothing_heavy():
+    code = "import sys, luthier; luthier.load_recipe, luthier.LuthierError, luthier.TokenObjective, luthier.Tuner, "
+    code += "luthier.Metric, luthier.Part, luthier.Recipe, luthier.Objective, luthier.SequenceObjective\n"
+    code += f"assert not [name for name in {HEAVY!r} if name in sys.modules]"
+    seconds(code)
+
+
+def test_every_public_name_exists():
+    import luthier
+
+    assert [name for name in luthier.__all__ if not hasattr(luthier, name)] == []
+    with pytest.raises(AttributeError, match="nothing_like_this"):
+        _ = luthier.nothing_like_this
+
+
+@pytest.mark.parametrize("first", ["import luthier.compare.plan", "from luthier.compare import compare", "pass"])
+def test_compare_is_a_room_and_a_function(first):
+    code = f"{first}\nimport luthier\nassert callable(luthier.compare)\nfrom luthier.compare import plan as p\n"
+    code += "import luthier.compare.plan as q\nassert p is q\nfrom luthier import compare\nassert compare is luthier.compare"
+    seconds(code)
+
+
+def test_the_module_is_the_command():
+    finished = subprocess.run([sys.executable, "-m", "luthier", "--version"], capture_output=True, text=True)
+    assert finished.stdout == "luthier 0.1.0\n"
