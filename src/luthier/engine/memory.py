@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import resource
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import torch
 from torch import nn
 
 from luthier.models.head import CHUNK_BYTES
+from luthier.types import Row
 
 
 def reset_peak() -> None:
@@ -58,6 +60,18 @@ class Estimate:
     @property
     def total(self) -> int:
         return self.process + self.weights + self.optimizer + self.gradients + self.activations + self.head
+
+
+def largest_micro_batch(rows: Sequence[Row], records: int, tokens: int) -> int:
+    """Positions of the largest micro-batch that padding `records` rows per update may give."""
+    longest = sorted((len(row) for row in rows), reverse=True)[:records]
+    return max(longest[0], min(tokens, longest[0] * len(longest)))
+
+
+def several_micro_batches(rows: Sequence[Row], records: int, tokens: int) -> bool:
+    """Whether some update needs more than one micro-batch."""
+    longest = max(len(row) for row in rows)
+    return longest * min(records, len(rows)) > tokens
 
 
 def estimate(module: nn.Module, tokens: int, *, several: bool, checkpointing: bool, copies: int = 0) -> Estimate:

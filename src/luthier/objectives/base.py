@@ -276,15 +276,12 @@ class WeightedSum(Objective):
 
 
 def build_objective(spec: Any, base: Path | None = None) -> Objective:
-    """An objective from a recipe: a name, a block, or a list of blocks with `coefficient` (a weighted sum)."""
+    """An objective from a recipe: a name, a block, or a list of {objective, coefficient} (a weighted sum)."""
     if not isinstance(spec, list):
         return parts.build("objective", spec, base)
-    members = []
-    for item in spec:
-        block = {"kind": item} if isinstance(item, str) else dict(item)
-        coefficient = float(block.pop("coefficient", 1.0))
-        members.append((parts.build("objective", block, base), coefficient))
-    return WeightedSum(members=tuple(members))
+    return WeightedSum(
+        members=tuple((parts.build("objective", item["objective"], base), item["coefficient"]) for item in spec)
+    )
 
 
 def members_of(objective: Objective) -> list[Objective]:

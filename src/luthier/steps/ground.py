@@ -1,0 +1,149 @@
+"""What every step stands on: device, model, tokenizer, rendered data."""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from luthier import parts
+from luthier.data.sources import load_records
+from luthier.data.batches import data_order
+from luthier.data.prepare import Prepared, prepare
+from luthier.data.render import Renderer
+from luthier.errors import DataError, RecipeError
+from luthier.models.load import Loaded, fast_bfloat16, load_model
+from luthier.models.policy import Reference, TokenPolicy
+from luthier.objectives.base import Objective, reads_of
+from luthier.recipe import Recipe
+from luthier.tuners.base import Tuner
+from luthier.types import Record
+
+MICRO_TOKENS = {"cpu": 2048, "cuda": 16384}
+"""Positions per forward when `micro` is auto: more is no faster on two CPU cores (bench/micro.py)."""
+
+
+@dataclass(frozen=True)
+class Ground:
+    """A recipe's model and data, ready to train and evaluate."""
+
+    recipe: Recipe
+    device: torch.device
+    loaded: Loaded
+    renderer: Renderer
+    prepared: Prepared
+
+    def records(self, split: str) -> list[Record]:
+        """The records of `validation` or `test`, at most `evaluate.limit`, chosen by content."""
+        chosen = [self.prepared.records[name] for name in self.prepared.splits[split]]
+        return limited(chosen, self.recipe.settings.evaluate.limit)
+
+
+def find_device() -> torch.device:
+    """A GPU when there is one (this process's own under torchrun), else the processor."""
+    if torch.cuda.is_available():
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    return torch.device("cpu")
+
+
+def compute_dtype(recipe: Recipe, device: torch.device) -> str:
+    """The type the model computes in: `train.precision`, else `model.dtype`, else bf16 where that is fast."""
+    settings = recipe.settings
+    for wanted in (settings.train.precision, settings.model.dtype):
+        if wanted != "auto":
+            return wanted
+    return "bfloat16" if fast_bfloat16(device) else "float32"
+
+
+def stand(recipe: Recipe, cache: Path | None, say: Callable[[str], None] = lambda text: None) -> Ground:
+    """Load the model and prepare the data of a recipe."""
+    device = find_device()
+    settings = recipe.settings
+    model = settings.model.model_copy(update={"dtype": compute_dtype(recipe, device)})
+    say("loading the model")
+    loaded = load_model(model, recipe.base, device)
+    say("preparing the data")
+    renderer = Renderer(loaded.tokenizer, settings.data.render, settings.data.targets)
+    prepared = prepare(settings.data, renderer, recipe.base, cache)
+    check_context(loaded.module, settings.data.max_tokens, prepared)
+    return Ground(recipe, device, loaded, renderer, prepared)
+
+
+def check_context(module: nn.Module, max_tokens: int, prepared: Prepared) -> None:
+    """Refuse rows longer than the model can read."""
+    context = getattr(module.config, "max_position_embeddings", None)
+    rows = [row for split in (prepared.train, prepared.validation, prepared.test) for row in split]
+    longest = max(rows, key=len)
+    if context is not None and len(longest) > context:
+        raise DataError(
+            f"Record {longest.record} ({prepared.records[longest.record].origin}) has {len(longest)} tokens; the model"
+            f" reads at most {context}.",
+            f"Set data.max_tokens to {context} or less (now {max_tokens}).",
+        )
+
+
+def limited(records: list[Record], limit: int | None) -> list[Record]:
+    """At most `limit` records, the same ones whatever their order."""
+    if limit is None or len(records) <= limit:
+        return records
+    return [records[i] for i in sorted(data_order([record.id for record in records], 0, 0)[:limit])]
+
+
+def retain_records(recipe: Recipe) -> list[Record]:
+    """The records that must not be forgotten, or none."""
+    evaluate = recipe.settings.evaluate
+    return [] if evaluate.retain is None else limited(load_records(evaluate.retain, recipe.base), evaluate.limit)
+
+
+def build_tuners(recipe: Recipe) -> list[Tuner]:
+    """The recipe's tuners, in written order."""
+    spec = recipe.settings.train.tuner
+    return [parts.build("tuner", item, recipe.base) for item in (spec if isinstance(spec, list) else [spec])]
+
+
+def micro_tokens(recipe: Recipe, device: torch.device) -> int:
+    """Positions per forward."""
+    micro = recipe.settings.train.batch.micro
+    return MICRO_TOKENS[device.type] if micro == "auto" else micro
+
+
+def tuned_policy(module: nn.Module, tuners: Sequence[Tuner], objective: Objective, seed: int) -> TokenPolicy:
+    """Apply the tuners and bind the references that the objective reads, captured before any surgery.
+
+    `initial` is the module inside the tuners' `disabled()` when all of them restore the base, else a
+    frozen copy.
+
+    Raises:
+        RecipeError: the objective reads a reference that nothing provides.
+    """
+    wanted = {read.split(":")[1] for read in reads_of(objective) if read.startswith("logits:")}
+    if unknown := sorted(wanted - {"initial"}):
+        raise RecipeError(f"The objective reads a reference called `{unknown[0]}`.", "Known: `initial`.")
+    frozen = None
+    if wanted and not all(tuner.RESTORES == "base" for tuner in tuners):
+        frozen = TokenPolicy(copy.deepcopy(module).requires_grad_(False).eval())
+    module.requires_grad_(False)
+    for tuner in tuners:
+        module = tuner.apply(module, tuner.plan(module, seed))
+    policy = TokenPolicy(module)
+    policy.verify_head()
+    if frozen is not None:
+        policy.references["initial"] = Reference(frozen)
+    elif wanted:
+        policy.references["initial"] = Reference(policy, lambda: _without(tuners, policy.module))
+    return policy
+
+
+@contextmanager
+def _without(tuners: Sequence[Tuner], module: nn.Module) -> Iterator[Any]:
+    with ExitStack() as stack:
+        for tuner in tuners:
+            stack.enter_context(tuner.disabled(module))
+        yield

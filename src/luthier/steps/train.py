@@ -1,0 +1,220 @@
+"""The train step: from a recipe to a tuned model, its scores and its record."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from luthier import parts
+from luthier.engine import memory
+from luthier.engine.budget import Budget
+from luthier.engine.distributed import World
+from luthier.engine.trainer import Batching, Saving, Trainer
+from luthier.errors import LuthierError
+from luthier.objectives.base import build_objective
+from luthier.recipe import Recipe
+from luthier.recipe.lock import versions
+from luthier.records import read_jsonl, write_json
+from luthier.steps.evaluate import evaluate_sets
+from luthier.steps.ground import Ground, build_tuners, micro_tokens, stand, tuned_policy
+from luthier.steps.journal import Journal
+
+SETS = ("target", "retain", "validation")
+OUTSIDE = ("name", "compare", "observe", "out")  # keys that do not change what a run computes
+
+
+@dataclass
+class Run:
+    """One training in its folder."""
+
+    recipe: Recipe
+    folder: Path
+    method: str = "run"
+    sets: Sequence[str] = SETS
+    cache: Path | None = None
+    console: Console | None = None
+    world: World = field(default_factory=World)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def record(self, status: str, error: str | None = None, **more: Any) -> dict[str, Any]:
+        """What run.json says."""
+        return {
+            "status": status,
+            "error": error,
+            "method": self.method,
+            "seed": self.recipe.settings.seed,
+            "settings": self.recipe.data,
+            "seconds": self.seconds,
+            "versions": versions(),
+            "hardware": hardware(),
+            **more,
+        }
+
+    @contextmanager
+    def timed(self, name: str) -> Iterator[None]:
+        started = time.perf_counter()
+        yield
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started
+
+
+def run_recipe(recipe: Recipe, folder: Path, observers: Sequence[str]) -> dict[str, Any]:
+    """Train and evaluate a recipe in `folder`; goes on from its newest checkpoint. Returns run.json.
+
+    Raises:
+        LuthierError: what stopped it is also in run.json.
+    """
+    console = Console() if "progress" in observers else None
+    return carry_out(Run(recipe, folder, console=console, cache=folder / "shared"))
+
+
+def carry_out(run: Run) -> dict[str, Any]:
+    """Train, save, evaluate, record."""
+    world = run.world
+    folder = run.folder if world.rank == 0 else run.folder / f"rank-{world.rank}"
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with Journal(folder, run.console) as journal, _stop_signal() as stopped:
+            with run.timed("load"):
+                journal.phase("load")
+                ground = stand(run.recipe, run.cache)
+            trainer, facts = _trainer(run, ground, journal, stopped)
+            with run.timed("train"):
+                status = trainer.train()
+            facts |= _trained(trainer, folder)
+            if status == "stopped" or world.rank > 0:
+                record = run.record(status, train=facts)
+            else:
+                trainer.save()
+                _save_model(trainer, ground, folder / "model")
+                with run.timed("evaluate"):
+                    module = trainer.policy.module
+                    evaluation = evaluate_sets(ground, module, run.sets, folder, journal)
+                record = run.record(status, train=facts, evaluation=evaluation)
+    except LuthierError as error:
+        write_json(folder / "run.json", run.record("failed", str(error)))
+        raise
+    write_json(folder / "run.json", record)
+    if record["status"] == "done":
+        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    return record
+
+
+def _trainer(run: Run, ground: Ground, journal: Journal, stopped: threading.Event) -> tuple[Trainer, dict[str, Any]]:
+    settings = run.recipe.settings
+    train = settings.train
+    objective = build_objective(train.objective, run.recipe.base)
+    tuners = build_tuners(run.recipe)
+    memory.reset_peak()
+    module = ground.loaded.module
+    if train.checkpointing:
+        module.gradient_checkpointing_enable({"use_reentrant": False})
+    policy = tuned_policy(module, tuners, objective, settings.seed)
+    tokens = micro_tokens(run.recipe, ground.device)
+    layout = "padded" if train.batch.layout == "auto" else train.batch.layout
+    pad = ground.loaded.tokenizer.pad_token_id
+    trainer = Trainer(
+        policy=policy,
+        tuners=tuners,
+        objective=objective,
+        rows=ground.prepared.train,
+        optimizer=parts.build("optimizer", train.optimizer, run.recipe.base),
+        schedule=parts.build("schedule", train.schedule, run.recipe.base),
+        budget=Budget(settings.budget.unit, settings.budget.amount),  # pyright: ignore[reportArgumentType]
+        batching=Batching(train.batch.records, tokens, layout, pad_id=0 if pad is None else pad),
+        seed=settings.seed,
+        world=run.world,
+        saving=Saving(run.folder / "checkpoints", *_saving(train.save), fingerprint(run.recipe)),
+        observe=journal.event,
+        stop_requested=stopped.is_set,
+    )
+    estimate = memory.estimate(
+        policy.module,
+        memory.largest_micro_batch(ground.prepared.train, train.batch.records, tokens),
+        several=memory.several_micro_batches(ground.prepared.train, train.batch.records, tokens),
+        checkpointing=train.checkpointing,
+    )
+    if trainer.resume():
+        journal.forget_after(trainer.position.updates)
+    journal.phase("train")
+    trained = sum(p.numel() for p in trainer.masters.compute.values())
+    return trainer, {
+        "estimated_memory_bytes": estimate.total,
+        "trainable_parameters": trained,
+        "weights_id": ground.loaded.weights_id,
+        "data": ground.prepared.report.to_json(),
+    }
+
+
+def _saving(save: Any) -> tuple[int | None, int]:
+    return (None if save.every == "auto" else save.every), save.keep
+
+
+def _trained(trainer: Trainer, folder: Path) -> dict[str, Any]:
+    """The training's numbers for run.json."""
+    lines = [line for line in read_jsonl(folder / "metrics.jsonl") if "loss" in line]
+    position = trainer.position
+    return {
+        **position.to_json(),
+        "target_tokens": position.targets,
+        "tokens_per_second": position.tokens / position.seconds if position.seconds else None,
+        "peak_memory_bytes": memory.peak(),
+        "loss_first": lines[0]["loss"] if lines else None,
+        "loss_last": lines[-1]["loss"] if lines else None,
+        "micro_tokens": trainer.micro_tokens,
+        "budget": {trainer.budget.unit: trainer.budget.amount},
+        "repeatable": trainer.budget.repeatable,
+    }
+
+
+def _save_model(trainer: Trainer, ground: Ground, folder: Path) -> None:
+    """The result, loadable without Luthier, with its tokenizer; replaces what an earlier try left."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    masters = {name: master.detach() for name, master in trainer.masters.master.items()}
+    trainer.tuners[-1].save(trainer.policy.module, masters, folder)
+    ground.loaded.tokenizer.save_pretrained(folder)
+
+
+def fingerprint(recipe: Recipe) -> str:
+    """A hash of everything in a recipe that changes what a run computes."""
+    kept = {key: value for key, value in recipe.data.items() if key not in OUTSIDE}
+    return hashlib.sha256(json.dumps([kept, recipe.text_of_parts], sort_keys=True).encode()).hexdigest()
+
+
+def hardware() -> dict[str, Any]:
+    """What the run ran on."""
+    cpu = platform.processor() or platform.machine()
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        cpu = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        pass
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return {"cpu": cpu, "threads": torch.get_num_threads(), "gpu": gpu, "system": platform.system()}
+
+
+@contextmanager
+def _stop_signal() -> Iterator[threading.Event]:
+    """SIGTERM asks the run to save after the update in progress and end."""
+    stopped = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stopped
+        return
+    previous = signal.signal(signal.SIGTERM, lambda *_: stopped.set())
+    try:
+        yield stopped
+    finally:
+        signal.signal(signal.SIGTERM, previous)

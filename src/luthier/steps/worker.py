@@ -1,0 +1,59 @@
+"""`python -m luthier.steps.worker FOLDER`: the process of one run of a comparison, described by task.json.
+
+Under torchrun every rank is such a process; rank 0 writes the results.
+"""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from pathlib import Path
+from typing import Any
+
+from luthier.engine.distributed import World
+from luthier.errors import LuthierError
+from luthier.recipe import load_recipe
+from luthier.records import read_json, write_json
+from luthier.steps.evaluate import evaluate_sets
+from luthier.steps.ground import stand
+from luthier.steps.journal import Journal
+from luthier.steps.train import Run, carry_out
+
+
+def work(folder: Path) -> dict[str, Any]:
+    """Do the task of a folder and return its record."""
+    task = read_json(folder / "task.json")
+    recipe = load_recipe(task["recipe"], overrides=[f"seed={task['seed']}"])
+    run = Run(recipe, folder, task["method"], task["sets"], Path(task["shared"]), world=World.join())
+    return carry_out(run) if task["do"] == "train" else _evaluate(run)
+
+
+def _evaluate(run: Run) -> dict[str, Any]:
+    with Journal(run.folder) as journal:
+        with run.timed("load"):
+            journal.phase("load")
+            ground = stand(run.recipe, run.cache)
+        with run.timed("evaluate"):
+            evaluation = evaluate_sets(ground, ground.loaded.module, run.sets, run.folder, journal)
+    record = run.record("done", evaluation=evaluation)
+    write_json(run.folder / "run.json", record)
+    return record
+
+
+def main() -> int:
+    """Exit code 0: done; 143: stopped by SIGTERM, state saved; else failed."""
+    folder = Path(sys.argv[1])
+    try:
+        record = work(folder)
+    except LuthierError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except Exception as error:
+        traceback.print_exc()
+        write_json(folder / "run.json", {"status": "failed", "error": f"{type(error).__name__}: {error}"})
+        return 1
+    return 143 if record["status"] == "stopped" else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
