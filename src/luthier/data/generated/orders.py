@@ -1,0 +1,199 @@
+"""Customer messages to JSON orders."""
+
+from __future__ import annotations
+
+import json
+import random
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from pydantic import Field
+
+from luthier.data.generated._order_words import MONTHS, NUMBERS, TEST, TRAIN, Words
+from luthier.data.generated.base import Dataset, draw_records
+from luthier.types import Record
+
+INSTRUCTION = (
+    'Write the order as JSON: {"name", "items": [{"product", "count", "price"}], "currency", "due": "MM-DD", "express"}'
+)
+SETS = {2: "a pair of", 6: "half a dozen", 12: "a dozen"}
+
+
+@dataclass(frozen=True)
+class Item:
+    """One line of an order; `price` in hundredths."""
+
+    product: str
+    count: int
+    price: int
+
+
+@dataclass(frozen=True)
+class Order:
+    """What a message says and its JSON holds."""
+
+    name: str
+    items: tuple[Item, ...]
+    currency: str
+    month: int
+    day: int
+    express: bool
+
+    def as_json(self) -> str:
+        """The answer: one line, product names in the singular, prices as numbers."""
+        items = [{"product": item.product, "count": item.count, "price": number(item.price)} for item in self.items]
+        return json.dumps(
+            {
+                "name": self.name,
+                "items": items,
+                "currency": self.currency,
+                "due": f"{self.month:02}-{self.day:02}",
+                "express": self.express,
+            },
+            ensure_ascii=False,
+        )
+
+
+class Orders(Dataset):
+    """Customer messages to JSON orders: names, items with counts and prices, a date, express or not.
+
+    The `test` split is written with other wordings, layouts and number forms than `train` ("a dozen",
+    "1.250,00 €", "the 3rd of May", changed minds, misleading numbers), so that a score on it says
+    something about the task and not about the sentences.
+    """
+
+    count: int = Field(400, ge=1)
+    seed: int = 0
+    split: Literal["train", "test"] = "train"
+
+    def records(self) -> list[Record]:
+        """Conversations of system (the schema), user (the message) and assistant (the JSON)."""
+        return draw_records(self, self.count, self.seed, self.split)
+
+    def draw(self, generator: random.Random) -> dict[str, Any]:
+        """The fields of one record."""
+        words = TRAIN if self.split == "train" else TEST
+        order = draw_order(generator, words)
+        return {
+            "messages": [
+                {"role": "system", "content": INSTRUCTION},
+                {"role": "user", "content": write_message(generator, words, order)},
+                {"role": "assistant", "content": order.as_json()},
+            ]
+        }
+
+
+def draw_order(generator: random.Random, words: Words) -> Order:
+    """A random order, before anything is worded."""
+    amount = generator.choice((1, 1, 2))
+    items = tuple(
+        Item(product, generator.choice((1, 2, 3, 4, 5, 6, 8, 10, 12, 15, 20, 40)), draw_price(generator))
+        for product in generator.sample(words.products, amount)
+    )
+    return Order(
+        name=f"{generator.choice(words.first)} {generator.choice(words.last)}",
+        items=items,
+        currency=generator.choice(("EUR", "USD", "GBP")),
+        month=generator.randint(1, 12),
+        day=generator.randint(1, 28),
+        express=generator.random() < 0.5,
+    )
+
+
+def draw_price(generator: random.Random) -> int:
+    """Hundredths: whole numbers, halves and odd cents; one in eight above a thousand."""
+    if generator.random() < 0.125:
+        return 5000 * generator.randint(21, 80)
+    whole = generator.randint(2, 99)
+    return 100 * whole + generator.choice((0, 0, 50, 20, 95, generator.randint(1, 99)))
+
+
+def number(price: int) -> int | float:
+    """Hundredths as a JSON number: 1250 → 12.5, 800 → 8."""
+    return price // 100 if price % 100 == 0 else price / 100
+
+
+def write_message(generator: random.Random, words: Words, order: Order) -> str:
+    """Put an order into words: who, what, when, how fast, with some noise."""
+    name = order.name
+    before = generator.random() < 0.5
+    body, correction = write_items(generator, words, order)
+    parts = [generator.choice(words.names_before).format(name=name)] if before else []
+    parts.append(body)
+    if correction:
+        parts.append(correction)
+    tail = [
+        generator.choice(words.due).format(date=write_date(generator, words, order)),
+        generator.choice(words.express if order.express else words.relaxed),
+    ]
+    if generator.random() < 0.3:
+        tail.append(generator.choice(words.distractors).format(k=generator.randint(10, 999)))
+    generator.shuffle(tail)
+    parts += [part for part in tail if part]
+    if not before:
+        parts.append(generator.choice(words.names_after).format(name=name))
+    return " ".join(parts).replace("\n ", "\n")
+
+
+def write_items(generator: random.Random, words: Words, order: Order) -> tuple[str, str]:
+    """The items as prose or as a list, and the sentence that corrects a count (or nothing)."""
+    said, correction = list(order.items), ""
+    as_list = generator.random() < 0.35
+    if not as_list and generator.random() < 0.12:
+        place = generator.randrange(len(said))
+        right = said[place]
+        wrong = right.count + generator.randint(1, 4)
+        said[place] = replace(right, count=wrong)
+        correction = generator.choice(words.corrections).format(
+            n=right.count, items=plural(right.product, right.count), wrong=wrong
+        )
+    templates = words.bullets if as_list else words.lines
+    template = generator.choice(templates)
+    texts = [
+        template.format(
+            n=write_count(generator, words, item.count, as_list or bool(correction)),
+            item=item.product,
+            items=plural(item.product, item.count),
+            price=write_price(generator, words, item.price, order.currency),
+            k=position,
+        )
+        for position, item in enumerate(said, 1)
+    ]
+    opening = generator.choice(words.openings)
+    if as_list:
+        return f"{opening.rstrip(':')}:\n" + "\n".join(texts) + "\n", correction
+    return f"{opening} {' and '.join(texts)}.", correction
+
+
+def plural(product: str, count: int) -> str:
+    """Product names are chosen so that an s is all they need."""
+    return product if count == 1 else f"{product}s"
+
+
+def write_count(generator: random.Random, words: Words, count: int, plain: bool) -> str:
+    """Digits; half the small numbers of prose are words, and in test messages sets such as "a dozen"."""
+    if plain or generator.random() < 0.5:
+        return str(count)
+    if words is TEST and count in SETS:
+        return SETS[count]
+    return NUMBERS[count] if count < len(NUMBERS) and (words is TEST or count <= 10) else str(count)
+
+
+def write_price(generator: random.Random, words: Words, price: int, currency: str) -> str:
+    """A price in one of the split's forms; `{comma}` writes 1.250,00 as much of Europe does."""
+    value = number(price)
+    plain = str(value) if isinstance(value, int) else f"{value:.2f}"
+    comma = f"{price / 100:,.2f}".translate(str.maketrans(",.", ".,"))
+    return generator.choice(words.prices[currency]).format(p=plain, comma=comma)
+
+
+def write_date(generator: random.Random, words: Words, order: Order) -> str:
+    """The due date in one of the split's forms."""
+    ending = {1: "st", 2: "nd", 3: "rd"}.get(order.day % 10, "th") if order.day not in (11, 12, 13) else "th"
+    return generator.choice(words.dates).format(
+        month=MONTHS[order.month - 1],
+        day=order.day,
+        ordinal=f"{order.day}{ending}",
+        mm=f"{order.month:02}",
+        dd=f"{order.day:02}",
+    )
