@@ -61,7 +61,7 @@ def main() -> None:
     trainer = SFTTrainer(
         model=task["model"],
         args=config,
-        train_dataset=load_dataset("json", data_files=task["data"], split="train"),
+        train_dataset=load_dataset("json", data_files=task["ordered_data"], split="train"),
         callbacks=[clock],
     )
     trainer.train()

@@ -1,0 +1,86 @@
+"""Luthier's half of trl_sft.py: `python luthier_side.py TASK.json`, in Luthier's own environment."""
+
+import json
+import shutil
+import sys
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+
+def main() -> None:
+    task = json.loads(Path(sys.argv[1]).read_text())
+    if task["do"] == "order":
+        print(json.dumps({"order": order(task), "model": str(model_folder(task))}))
+    else:
+        Path(task["result"]).write_text(json.dumps(train(task)))
+
+
+def model_folder(task: dict[str, Any]) -> Path | str:
+    from luthier.models.load import resolve_model
+
+    return resolve_model(task["model"], Path.cwd())
+
+
+def order(task: dict[str, Any]) -> list[int]:
+    """The order in which the rows of the file are drawn in the first epoch."""
+    from luthier.data.batches import data_order
+    from luthier.data.sources import load_records
+
+    records = load_records(task["data"], Path.cwd())
+    return data_order([record.id for record in records], task["seed"], 0)
+
+
+def train(task: dict[str, Any]) -> dict[str, Any]:
+    import torch
+
+    from luthier.recipe import load_recipe
+    from luthier.steps import run_train
+
+    events: list[tuple[float, dict[str, Any]]] = []
+    folder = Path(task["folder"]) / "luthier"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    result = run_train(load_recipe(recipe(task)), folder, [lambda event: events.append((time.time(), event))])
+    updates = [(when, event) for when, event in events if event.get("event") == "update"]
+    return {
+        "began": updates[0][0] - updates[0][1]["seconds"],
+        "update_times": [when for when, _ in updates],
+        "losses": [event["loss"] for _, event in updates],
+        "tokens": result["train"]["tokens"],
+        "target_tokens": result["train"]["target_tokens"],
+        "estimated_memory_bytes": result["train"]["estimated_memory_bytes"],
+        "versions": {name: version(name) for name in ("luthier", "transformers", "torch")},
+        "threads": torch.get_num_threads(),
+    }
+
+
+def recipe(task: dict[str, Any]) -> dict[str, Any]:
+    optimizer = {"kind": "adamw", "lr": task["learning_rate"], "betas": task["betas"], "clip": task["clip"]}
+    return {
+        "name": "trl-sft",
+        "model": task["model"],
+        "data": {
+            "train": task["data"],
+            "validation": None,
+            "test": None,
+            "max_tokens": task["max_tokens"],
+            "deduplicate": False,
+        },
+        "train": {
+            "objective": "sft",
+            "tuner": "full",
+            "optimizer": {**optimizer, "weight_decay": 0.0},
+            "schedule": {"kind": "constant"},
+            "batch": {"records": task["batch"]},
+            "precision": "bfloat16",
+            "save": {"every": None},
+        },
+        "budget": {"epochs": 1},
+        "seed": task["seed"],
+    }
+
+
+if __name__ == "__main__":
+    main()
