@@ -56,10 +56,12 @@ def near_duplicates(records: Sequence[Record]) -> list[list[int]]:
     return found
 
 
-def overlap(train: Sequence[Record], other: Sequence[Record]) -> tuple[list[str], list[str]]:
-    """Ids of `other`'s records whose question is in `train`: word for word, and nearly."""
+def overlap(train: Sequence[Record], other: Sequence[Record], nearly: bool = True) -> tuple[list[str], list[str]]:
+    """Ids of `other`'s records whose question is in `train`: word for word, and (if asked) nearly."""
     known = {_normal(question_and_answer(record)[0]) for record in train}
     exact = [record.id for record in other if _normal(question_and_answer(record)[0]) in known]
+    if not nearly:
+        return exact, []
     seen = set(exact)
     near = []
     border = len(train)

@@ -21,6 +21,7 @@ from luthier.types import Record, Row, Stream
 SPLITS = ("train", "validation", "test")
 POLICIES = ("drop", "truncate", "error")
 Source = str | Mapping[str, Any]
+Problems = dict[str, list[str]]
 
 
 class DataSettings(Protocol):
@@ -68,7 +69,7 @@ def prepare(settings: DataSettings, renderer: Renderer, base: Path, cache: Path 
             `too_long: error`, an empty data set, or nothing left to learn.
         RecipeError: a setting that is not understood.
     """
-    return run(settings, renderer, base, cache, problems=None)
+    return run(settings, renderer, base, cache, DataReport(), problems=None)
 
 
 def run(
@@ -76,12 +77,15 @@ def run(
     renderer: Renderer,
     base: Path,
     cache: Path | None,
-    problems: dict[str, list[str]] | None,
+    report: DataReport,
+    problems: Problems | None,
 ) -> Prepared:
-    """`prepare`, or, with `problems` to fill, the same without stopping at records that cannot be used."""
+    """`prepare` into a given report; with `problems` to fill it goes on past records that cannot be used."""
     if settings.too_long not in POLICIES:
         raise RecipeError(f"data.too_long is `{settings.too_long}`.", f"Use one of {', '.join(POLICIES)}.")
-    report = DataReport(max_tokens=settings.max_tokens, policy=settings.too_long, problems=problems or {})
+    report.max_tokens, report.policy = settings.max_tokens, settings.too_long
+    if problems is not None and report.policy == "error":
+        report.policy = "drop"
     parts = _divide(settings, base, report, problems)
     records = {record.id: record for part in parts.values() for record in part}
     rendered = _render(list(records.values()), renderer, cache, problems)
@@ -103,7 +107,7 @@ def run(
 
 
 def _divide(
-    settings: DataSettings, base: Path, report: DataReport, problems: dict[str, list[str]] | None
+    settings: DataSettings, base: Path, report: DataReport, problems: Problems | None
 ) -> dict[str, list[Record]]:
     """Records by split; sources of their own keep their records, and overlap with train is reported."""
     own = {name: value for name in SPLITS[1:] if not is_share(value := getattr(settings, name))}
@@ -122,13 +126,14 @@ def _divide(
         taken |= {record.id for record in parts[name]}
     for name in SPLITS[1:]:
         if parts[name]:
-            exact, near = overlap(parts["train"], parts[name])
+            # A share was divided with near-duplicates together; only identical questions can be apart.
+            exact, near = overlap(parts["train"], parts[name], nearly=name in own)
             report.leakage[name] = {"exact": len(exact), "near": len(near), "examples": [*exact, *near][:3]}
     report.shapes = dict(Counter(record.shape for part in parts.values() for record in part))
     return parts
 
 
-def _read(source: Source, base: Path, problems: dict[str, list[str]] | None) -> list[Record]:
+def _read(source: Source, base: Path, problems: Problems | None) -> list[Record]:
     if problems is None:
         return load_records(source, base)
     records, errors = scan_records(source, base)
@@ -144,7 +149,7 @@ def _renamed(record: Record, split: str, taken: set[str]) -> Record:
 
 
 def _render(
-    records: Sequence[Record], renderer: Renderer, cache: Path | None, problems: dict[str, list[str]] | None
+    records: Sequence[Record], renderer: Renderer, cache: Path | None, problems: Problems | None
 ) -> dict[str, Cached]:
     """Each record's row and notes by id, from the cache where it has exactly these records."""
     hashes = [content_hash(record) for record in records]
@@ -203,8 +208,6 @@ def _cut(row: Row, length: int) -> Row:
 
 
 def _require_targets(train: list[Row], report: DataReport) -> None:
-    if report.problems and not train:
-        return
     if not train:
         raise DataError(
             f"No training record is left: {report.dropped.get('train', 0)} have more than data.max_tokens "

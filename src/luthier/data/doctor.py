@@ -1,0 +1,117 @@
+"""The data doctor: examines a `data:` block without stopping at the first bad line, and prints what it found."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from luthier.data.prepare import DataSettings, run
+from luthier.data.render import Renderer
+from luthier.data.report import DataReport, find_warnings
+from luthier.errors import DataError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.text import Text
+
+SHOWN_PROBLEMS = 10
+SHOWN_TOKENS = 600
+NAMES = {
+    "unreadable": "unreadable lines",
+    "not_utf8": "lines not UTF-8",
+    "empty": "records without an answer",
+    "unrendered": "records this model's template or tokenizer refuses",
+}
+
+
+def examine(settings: DataSettings, renderer: Renderer, base: Path, cache: Path | None = None) -> DataReport:
+    """Read, split and render all data; every record that cannot be used is listed in `problems`.
+
+    What makes training impossible (no record left, everything masked) comes as the first warning.
+
+    Raises:
+        ModelError: the tokenizer cannot render any record.
+        RecipeError: a setting that is not understood.
+    """
+    report = DataReport()
+    try:
+        run(settings, renderer, base, cache, report, report.problems)
+    except DataError as error:
+        report.warnings = [str(error), *find_warnings(report)]
+    return report
+
+
+def print_report(report: DataReport, console: Console) -> None:
+    """The report as a table, the problems one by one, the mask preview and the warnings."""
+    from rich.table import Table
+
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column(style="bold")
+    table.add_column()
+    for name, value in _lines(report):
+        table.add_row(name, value)
+    console.print(table)
+    for kind, found in report.problems.items():
+        console.print(f"\n[red]{len(found)} {NAMES[kind]}[/red]")
+        for message in found[:SHOWN_PROBLEMS]:
+            console.print(f"  {message}", markup=False, highlight=False)
+        if len(found) > SHOWN_PROBLEMS:
+            console.print(f"  ... and {len(found) - SHOWN_PROBLEMS} more")
+    if report.preview:
+        console.print("\n[bold]The first training record as the model reads it[/bold]")
+        print_preview(report.preview, console)
+    for warning in report.warnings:
+        console.print("\n[yellow]warning[/yellow] ", end="")
+        console.print(warning, markup=False, highlight=False)
+
+
+def print_preview(preview: Sequence[tuple[str, bool]], console: Console) -> None:
+    """Token by token, targets green (between ⟦ and ⟧ where the console has no colour)."""
+    console.print(_preview(preview, coloured=console.color_system is not None))
+    console.print("[green]green[/green]: learned" if console.color_system else "⟦ ⟧: learned", style="dim")
+
+
+def _preview(preview: Sequence[tuple[str, bool]], coloured: bool) -> Text:
+    from rich.text import Text
+
+    shown = Text()
+    inside = False
+    for count, (token, target) in enumerate(_shortened(preview)):
+        if not coloured and target != inside:
+            shown.append("⟦" if target else "⟧")
+        inside = target
+        visible = token.replace("\n", "⏎\n").replace("\t", "⇥")
+        # Neighbouring tokens differ in brightness, so that their borders show.
+        style = f"green{' bold' if count % 2 else ''}" if target else ("" if count % 2 else "dim")
+        shown.append(visible, style=style)
+    if inside and not coloured:
+        shown.append("⟧")
+    return shown
+
+
+def _shortened(preview: Sequence[tuple[str, bool]]) -> list[tuple[str, bool]]:
+    if len(preview) <= SHOWN_TOKENS:
+        return list(preview)
+    half = SHOWN_TOKENS // 2
+    return [*preview[:half], (f"\n[... {len(preview) - 2 * half} tokens ...]\n", False), *preview[-half:]]
+
+
+def _lines(report: DataReport) -> list[tuple[str, str]]:
+    shapes = ", ".join(f"{count:,} {shape.replace('_', '/')}" for shape, count in report.shapes.items())
+    lines = [
+        ("read", f"{report.read:,} records" + (f" ({shapes})" if shapes else "")),
+        ("rows", ", ".join(f"{name} {count:,}" for name, count in report.counts.items()) or "none"),
+        ("duplicates", f"{report.duplicates:,} exact, {report.near_duplicates:,} near"),
+    ]
+    if report.lengths:
+        lines.append(("tokens per row", "median {p50:,}, 95% {p95:,}, longest {max:,}".format(**report.lengths)))
+    if report.counts:
+        lost = sum(report.dropped.values()) + report.no_target
+        cut = sum(report.truncated.values())
+        lines.append((f"over {report.max_tokens:,} tokens", f"{lost:,} dropped, {cut:,} truncated"))
+        share = f"{report.target_tokens:,} of {report.tokens:,} training tokens ({report.target_share:.0%})"
+        lines.append(("targets", share))
+    for name, leak in report.leakage.items():
+        lines.append((f"{name} in train", f"{leak['exact']:,} exact, {leak['near']:,} near"))
+    return lines

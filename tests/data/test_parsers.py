@@ -1,0 +1,101 @@
+import time
+from decimal import Decimal
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from luthier.data.parsers import parse_json, parse_number
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [
+        ("The answer is 42.", "42"),
+        ("first 3, then 1,234.50 dollars", "1234.50"),
+        ("it cost $1,234,567", "1234567"),
+        ("-$5", "-5"),
+        ("$-5", "-5"),
+        ("the sum is −7°C", "-7"),
+        ("9 - 4", "4"),
+        ("16-3", "3"),
+        ("pages 3–4", "4"),
+        ("about 12km", "12"),
+        ("45%", "45"),
+        (".5", "0.5"),
+        ("2.5e3 bytes", "2500"),
+        ("3/4 of it", "0.75"),
+        ("1 1/2 cups", "1.5"),
+        (r"so $\frac{3}{4}$", "0.75"),
+        ("on 12/05/2024", "2024"),
+        ("He pays 2 and 3.\n#### 1,080 euro, i.e. 5 each", "1080"),
+        ("1'000", "1000"),
+        ("1,2345", "2345"),
+        ("version 1.5.2 costs 7", "7"),
+        ("answer: 0.", "0"),
+    ],
+)
+def test_the_answer_number_is_found(text, number):
+    assert parse_number(text) == Decimal(number)
+
+
+@pytest.mark.parametrize("text", ["", "none", "x2", "H2O", "5/0", "9" * 5000, "####"])
+def test_what_is_no_number_is_none(text):
+    assert parse_number(text) is None
+
+
+def test_a_mark_decides_where_to_look():
+    assert parse_number("1 Answer: 2 or 3", after="Answer:") == 2
+    assert parse_number("1 2 3", after="Answer:") is None
+    assert parse_number("Answer: 1. Answer: 2.", after="Answer:") == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ('{"a": 1}', {"a": 1}),
+        ('Sure: {"a": {"b": [1, "}"]}} and more {"c": 2}', {"a": {"b": [1, "}"]}}),
+        ('```json\n{"a": 1}\n```', {"a": 1}),
+        ("a {brace} then\n```\n[1, 2]\n```", [1, 2]),
+        ('He said "hi and {"a": "é"}', {"a": "é"}),
+        ('open { and {"a": 1}', {"a": 1}),
+        ("[1, 2]", [1, 2]),
+    ],
+)
+def test_the_answer_json_is_found(text, value):
+    assert parse_json(text) == value
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "", "42", "null", '"text"', "{'a': 1}", '{"a": NaN}', '{"a": Infinity}', '{"a": 1e999}', '{"a": 1, "a": 2}',
+        '{"a": 1', '{"a": 1,}', "see [1] for it", "{", "9" * 5000,
+    ],
+)  # fmt: skip
+def test_what_is_no_json_is_not_accepted(text):
+    assert parse_json(text) is None
+
+
+@pytest.mark.parametrize(
+    "text", ["[" * 100_000, "{" * 100_000, '{"a":' * 30_000, "```" * 50_000, "1," * 100_000, "1/" * 100_000, "-" * 100_000,
+             "1,234" * 50_000, "\\frac{" * 20_000, "{\"a\": [" * 20_000, "1 2/" * 50_000]
+)  # fmt: skip
+def test_hostile_text_ends_soon(text):
+    started = time.process_time()
+    parse_json(text)
+    parse_number(text)
+    assert time.process_time() - started < 3
+
+
+@given(
+    st.text(alphabet=st.characters(), max_size=200) | st.text(alphabet='0123456789,./-+eE$ {}[]":`#\\frac', max_size=80)
+)
+def test_any_text_is_answered(text):
+    number, value = parse_number(text), parse_json(text)
+    assert number is None or number.is_finite()
+    assert value is None or isinstance(value, dict | list)
+
+
+@given(st.decimals(allow_nan=False, allow_infinity=False, places=2, min_value=-(10**9), max_value=10**9))
+def test_a_written_number_is_read_back(number):
+    assert parse_number(f"so the total is {number:,} euros.") == number
