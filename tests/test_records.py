@@ -3,12 +3,15 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from luthier import records
 from luthier.errors import RunError
 from luthier.records import RunFolder, append_jsonl, read_json, read_jsonl, write_json
+
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(records.__file__).parents[1])}
 
 
 def test_folders_are_numbered(tmp_path):
@@ -21,7 +24,7 @@ def test_folders_are_numbered(tmp_path):
 def test_many_processes_get_many_folders(tmp_path):
     code = "import sys; from pathlib import Path; from luthier.records import RunFolder\n"
     code += "for _ in range(20): RunFolder.create(Path(sys.argv[1]), 'a')"
-    started = [subprocess.Popen([sys.executable, "-c", code, str(tmp_path)]) for _ in range(3)]
+    started = [subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], env=ENVIRONMENT) for _ in range(3)]
     assert [process.wait() for process in started] == [0, 0, 0]
     assert sorted(int(path.name) for path in (tmp_path / "a").iterdir()) == list(range(1, 61))
 
@@ -49,7 +52,9 @@ def test_two_writers_of_one_run(tmp_path):
 def test_the_lock_goes_with_a_killed_process(tmp_path):
     code = "import sys, time; from pathlib import Path; from luthier.records import RunFolder\n"
     code += "with RunFolder(Path(sys.argv[1])).lock(): print('held', flush=True); time.sleep(60)"
-    process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True, env=ENVIRONMENT
+    )
     assert process.stdout.readline() == "held\n"
     with pytest.raises(RunError, match=f"process id {process.pid}"), RunFolder(tmp_path).lock():
         pass
@@ -169,3 +174,8 @@ def test_lines_are_json(tmp_path):
     append_jsonl(tmp_path / "a.jsonl", {"text": "two\nlines", "loss": float("nan")})
     lines = (tmp_path / "a.jsonl").read_text().splitlines()
     assert [json.loads(line) for line in lines] == [{"text": "two\nlines", "loss": None}]
+
+
+def test_a_folder_that_cannot_be_locked(tmp_path):
+    with pytest.raises(RunError, match="cannot be written"), RunFolder(tmp_path / "gone").lock():
+        pass

@@ -57,7 +57,12 @@ class RunFolder:
         Raises:
             RunError: another process is writing to it.
         """
-        with open(self.path / ".lock", "a+", encoding="ascii") as handle:
+        path = self.path / ".lock"
+        try:
+            handle = open(path, "a+", encoding="ascii")  # noqa: SIM115 - held until the caller is done
+        except OSError as error:
+            raise _failed(path, error, "A run needs a folder that can be written.") from None
+        with handle:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:

@@ -17,7 +17,7 @@ class Result:
 
 
 @pytest.fixture
-def luthier(monkeypatch, capsys):
+def command(monkeypatch, capsys):
     def call(*arguments):
         monkeypatch.setattr(sys, "argv", ["luthier", *arguments])
         code = 0

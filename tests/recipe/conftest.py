@@ -38,7 +38,8 @@ def workshop(tmp_path, monkeypatch):
     made.write("../packaged/sft.yaml", "about: plain\nmethod: {train: {objective: sft}}\n")
     made.write(
         "../packaged/dft.yaml",
-        "about: dynamic\nmethod: {train: {objective: dft}}\nadvice: {train: {optimizer: {lr: 5e-5}}, budget: {epochs: 3}}\n",
+        "about: dynamic\nmethod: {train: {objective: dft}}\n"
+        "advice: {train: {optimizer: {lr: 5e-5}}, budget: {epochs: 3}}\n",
     )
     made.write("../packaged/lora8.yaml", "about: small adapter\nmethod: {train: {tuner: {kind: lora, r: 8}}}\n")
     return made

@@ -1,3 +1,5 @@
+import contextlib
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -84,7 +86,7 @@ def test_a_block_without_kind_merges_with_the_default_part(workshop):
         ("extends: mine.yaml", r"in a circle: mine\.yaml -> mine\.yaml"),
         ("evaluate: {metric: 5}", r"evaluate\.metric: expected the name of a part"),
         ("train: {objective: ./gone.py}", r"train\.objective: there is no file"),
-        ("data: {}", "is written twice"),
+        ("extend: base.yaml", r"Did you mean `extends`"),
         ("seed: 5\nseed: 6", r"mine\.yaml:5: `seed` is written twice"),
     ],
 )
@@ -130,6 +132,11 @@ def test_a_file_that_is_not_text(workshop):
 def test_unknown_paths_on_the_command_line(workshop):
     with pytest.raises(RecipeError, match=r"command line: there is no key `train\.optimzer`.*\n.*train\.optimizer"):
         load_recipe(workshop.recipe(), [], ["train.optimzer.lr=1"])
+
+
+def test_extends_is_not_for_the_command_line(workshop):
+    with pytest.raises(RecipeError, match="`extends` is for recipe files only"):
+        load_recipe(workshop.recipe(), [], ["extends=a.yaml"])
 
 
 def test_two_budgets_on_the_command_line(workshop):
@@ -220,7 +227,5 @@ def test_parts_of_a_list_are_built_by_index(workshop):
     )
 )
 def test_any_content_is_a_recipe_or_refused(content):
-    try:
+    with contextlib.suppress(RecipeError):
         load_recipe({"model": "m", "data": {"train": "a"}, **content})
-    except RecipeError:
-        pass

@@ -73,6 +73,14 @@ def test_a_damaged_copy_in_the_cache_is_replaced(locked, workshop):
     assert load_recipe(lock).build_parts()["train.objective"].power == 1.0
 
 
+def test_a_cache_that_cannot_be_written(locked, workshop, monkeypatch):
+    _, lock = locked
+    workshop.write("mine.py", "")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(workshop.write("a_file", "")))
+    with pytest.raises(RecipeError, match="cannot be made"):
+        load_recipe(lock)
+
+
 def test_methods_and_overrides_apply_to_a_lock(locked):
     _, lock = locked
     again = load_recipe(lock, ["dft"], ["train.batch.records=3"])

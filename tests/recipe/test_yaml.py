@@ -1,3 +1,4 @@
+import contextlib
 import math
 
 import pytest
@@ -74,7 +75,7 @@ def test_a_nested_key_written_twice():
         "a: \x00",
         'a: "\\UFFFFFFFF"',
         "a: " + "9" * 5000,
-        "[" * 5000,
+        "[" * 1500,
     ],
 )
 def test_what_cannot_be_read_is_a_recipe_error(text):
@@ -98,18 +99,14 @@ def test_an_alias_repeats_its_block():
 
 @given(st.text(max_size=200))
 def test_any_text_is_read_or_refused(text):
-    try:
+    with contextlib.suppress(RecipeError):
         parse(text, "r.yaml")
-    except RecipeError:
-        pass
 
 
 @given(st.text(alphabet="ab:{}[]-,&*!|>'\"\n \t0.e+%#?", max_size=60))
 def test_any_punctuation_is_read_or_refused(text):
-    try:
+    with contextlib.suppress(RecipeError):
         parse(text, "r.yaml")
-    except RecipeError:
-        pass
 
 
 @given(st.floats(allow_nan=False, allow_infinity=False))

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 # What a resumed run may be asked differently: these do not change what it computes.
 OUTSIDE = ("name", "compare", "observe", "out")
+STOPPED = 130
 
 
 def command(
@@ -38,24 +39,33 @@ def command(
     with folder.lock():
         from luthier.steps import run_recipe
 
-        run_recipe(loaded, folder.path, loaded.settings.observe)
+        record = run_recipe(loaded, folder.path, loaded.settings.observe)
+    if record["status"] == "stopped":
+        typer.echo(f"stopped; to go on, give the same command with --resume {folder.path}", err=True)
+        raise typer.Exit(STOPPED)
+    for name in ("target", "retain"):
+        scores = record["evaluation"].get(name)
+        if scores is not None:
+            typer.echo(f"{name:8}{100 * scores['mean']:5.1f}  ({scores['n']} records)")
     typer.echo(f"results: {folder.path}")
 
 
 def _refuse_changes(now: Recipe, then: Recipe, folder: Path) -> None:
     before, after = _flat(then.data), _flat(now.data)
+    again = f"Resume it as it was started (luthier run {folder / 'lock.json'} --resume {folder}), or start a new run."
     for path in sorted({*before, *after}):
         if before.get(path) != after.get(path):
             raise RunError(
-                f"{folder} was started with another recipe: `{path}` was {before.get(path)!r} and is now "
-                f"{after.get(path)!r}.",
-                f"Resume it as it was started (luthier run {folder / 'lock.json'} --resume {folder}), or start anew.",
+                f"{folder} was started with another recipe: `{path}` was {before.get(path)!r}, now {after.get(path)!r}.",
+                again,
             )
-    if now.text_of_parts != then.text_of_parts:
-        raise RunError(f"{folder} was started with another version of a part file.", "Start a new run.")
+    if sorted(now.text_of_parts.values()) != sorted(then.text_of_parts.values()):
+        raise RunError(f"{folder} was started with another version of {', '.join(now.text_of_parts)}.", again)
 
 
 def _flat(data: dict[str, Any]) -> dict[str, Any]:
+    """Values by dotted path. Part files are left out: the lock's copy has another path, and texts are compared."""
     from luthier.recipe.merge import leaves
 
-    return {".".join(key): value for key, value in leaves(data) if key[0] not in OUTSIDE}
+    values = {".".join(key): value for key, value in leaves(data) if key[0] not in OUTSIDE}
+    return {path: value for path, value in values.items() if not (isinstance(value, str) and value.endswith(".py"))}

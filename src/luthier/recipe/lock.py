@@ -118,6 +118,10 @@ def _locked_file(kind: str, base: Path, text: str) -> str:
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "luthier" / "parts"
     copied = cache / hashlib.sha256(text.encode("utf-8")).hexdigest()[:16] / Path(kind).name
     if not copied.is_file() or copied.read_bytes() != text.encode("utf-8"):
-        copied.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            copied.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            hint = f"The locked text of {kind} goes there; choose a cache with XDG_CACHE_HOME."
+            raise RecipeError(f"{copied.parent} cannot be made: {error.strerror}.", hint) from None
         write_text(copied, text)
     return str(copied)

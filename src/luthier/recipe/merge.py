@@ -114,8 +114,11 @@ def check_keys(layer: Layer) -> None:
 def _check(layer: Layer, data: Mapping[str, Any], block: type[Block], path: Key) -> None:
     for name, value in data.items():
         here = (*path, name)
+        if here == ("extends",):
+            raise RecipeError(f"{layer.origin(here)}: `extends` is for recipe files only.")
         if name not in block.model_fields:
-            raise unknown_key(here, list(block.model_fields), layer.origin(here))
+            known = [*block.model_fields] if path else [*block.model_fields, "extends"]
+            raise unknown_key(here, known, layer.origin(here))
         inner = block.model_fields[name].annotation
         if isinstance(value, dict) and isinstance(inner, type) and issubclass(inner, Block):
             _check(layer, value, inner, here)
