@@ -61,7 +61,7 @@ TRAIN = Words(
     bullets=("- {n} {items}, {price} each", "- {n} x {item} at {price}", "* {n} {items}: {price} each"),
     openings=("I would like to order", "Please send me", "We need", "I want to buy", "Please ship"),
     due=("Please deliver by {date}.", "We need it on {date}.", "Delivery on {date} please.", "Due date: {date}."),
-    express=("Please use express shipping.", "Send it express.", "Express delivery please.", "This is urgent: express."),
+    express=("Please use express shipping.", "Send it express.", "Express please.", "This is urgent: express."),
     relaxed=("Standard shipping is fine.", "No express needed.", "Normal delivery.", ""),
     names_before=("This is {name}.", "{name} here.", "Hello, I am {name}.", "From: {name}.", "Customer: {name}."),
     names_after=("Regards, {name}", "Thank you, {name}", "Best, {name}", "Thanks, {name}"),
@@ -89,7 +89,9 @@ TEST = Words(
         "GBP": ("GBP {p}", "{p} quid", "{p} pounds sterling"),
     },
     dates=("the {ordinal} of {month}", "{month} {ordinal}", "{day}. {month}", "2026-{mm}-{dd}"),
-    lines=("{n} of the {items} you sell for {price}", "{n} {items}, {price} apiece", "{n} {items} (unit price {price})"),
+    lines=(
+        "{n} of the {items} you sell for {price}", "{n} {items}, {price} apiece", "{n} {items} ({price} per unit)",
+    ),
     bullets=("{n} | {item} | {price}", "{item} - qty {n} - {price} a piece", "{k}) {item}: {n} pcs, {price}"),
     openings=(
         "Could you get us", "We're running out again, so put down", "Time to restock:", "Let's go with",

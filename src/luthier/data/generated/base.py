@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import random
 from abc import abstractmethod
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
 
 from luthier.errors import DataError
 from luthier.parts import Part
 from luthier.types import Record, Shape
+
+Split = Literal["train", "test"]
+MISSES = 2000  # draws in a row that gave nothing new before a data set counts as exhausted
 
 
 class Dataset(Part):
@@ -21,36 +25,47 @@ class Dataset(Part):
         """All records, in order. They carry no id yet: the content's hash becomes it."""
 
 
-def draw_records(dataset: Dataset, count: int, seed: int, split: str) -> list[Record]:
-    """Draw `count` different records with `dataset.draw(generator) -> fields`; a smaller count gives a prefix.
+def draw_records(
+    name: str, draw: Callable[[random.Random], Mapping[str, Any] | None], count: int, seed: int, split: Split
+) -> list[Record]:
+    """Draw `count` different records; a smaller count gives a prefix of a larger one.
+
+    Args:
+        name: the data set's, part of every draw's seed and of the records' origin.
+        draw: makes the columns of one record from a generator, or None where it belongs to the other split.
+        count: how many.
+        seed: another seed, other records.
+        split: part of every draw's seed too.
 
     Raises:
         DataError: the options allow fewer different records than asked for.
     """
-    found: list[Record] = []
-    seen: set[str] = set()
-    misses = 0
-    attempt = 0
+    found: dict[str, Record] = {}
+    attempt = misses = 0
     while len(found) < count:
-        generator = random.Random(f"{dataset.kind}:{split}:{seed}:{attempt}")
-        fields = dataset.draw(generator)  # type: ignore[attr-defined]
+        fields = draw(random.Random(f"{name}:{split}:{seed}:{attempt}"))
         attempt += 1
-        key = json.dumps(fields.get("messages", fields.get("prompt")), sort_keys=True)
-        if key in seen:
+        key = json.dumps(fields.get("messages", fields.get("prompt"))) if fields else None
+        if fields is None or key is None or key in found:
             misses += 1
-            if misses > 1000:
+            if misses > MISSES:
                 raise DataError(
-                    f"{dataset.kind} found only {len(found)} different records of the {count} asked for.",
+                    f"{name} has only {len(found)} different records of the {count} asked for.",
                     "Ask for fewer (`count`) or allow more variety in its options.",
                 )
             continue
         misses = 0
-        seen.add(key)
-        found.append(as_record(fields, f"{dataset.kind}:{split}:{len(found)}"))
-    return found
+        found[key] = as_record(fields, f"{name}:{split}:{len(found) + 1}")
+    return list(found.values())
 
 
 def as_record(fields: Mapping[str, Any], origin: str) -> Record:
     """A record without an id, its shape told by its columns."""
     shape: Shape = "messages" if "messages" in fields else "prompt_completion"
     return Record("", shape, dict(fields), origin)
+
+
+def belongs(content: str, split: Split) -> bool:
+    """Whether content is in a split: one in five is `test`, by its hash, whatever the seed."""
+    is_test = int.from_bytes(hashlib.sha256(content.encode()).digest()[:4], "big") % 5 == 0
+    return is_test == (split == "test")

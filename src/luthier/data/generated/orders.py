@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import random
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import Field
 
 from luthier.data.generated._order_words import MONTHS, NUMBERS, TEST, TRAIN, Words
-from luthier.data.generated.base import Dataset, draw_records
+from luthier.data.generated.base import Dataset, Split, draw_records
 from luthier.types import Record
 
 INSTRUCTION = (
@@ -64,11 +64,11 @@ class Orders(Dataset):
 
     count: int = Field(400, ge=1)
     seed: int = 0
-    split: Literal["train", "test"] = "train"
+    split: Split = "train"
 
     def records(self) -> list[Record]:
         """Conversations of system (the schema), user (the message) and assistant (the JSON)."""
-        return draw_records(self, self.count, self.seed, self.split)
+        return draw_records(self.kind, self.draw, self.count, self.seed, self.split)
 
     def draw(self, generator: random.Random) -> dict[str, Any]:
         """The fields of one record."""

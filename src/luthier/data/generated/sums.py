@@ -1,0 +1,124 @@
+"""Sums and word problems with worked steps, ending in `#### result`."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from typing import Any, Literal
+
+from pydantic import Field
+
+from luthier.data.generated.base import Dataset, Split, belongs, draw_records
+from luthier.types import Record
+
+Problem = tuple[str, list[str], int]  # the question, its worked steps, the result
+NAMES = ("Mia", "Ben", "Ada", "Tom", "Eva", "Sam", "Lea", "Max", "Ida", "Jim")
+THINGS = ("apples", "books", "coins", "eggs", "pens", "stamps", "cards", "nuts", "shells", "bricks")
+
+
+class Sums(Dataset):
+    """Sums with worked steps, as plain chains (`17+25-8`) or as short word problems.
+
+    The answer shows one step per line and ends in `#### result`, scored as a number. One problem in
+    five, by its numbers' hash, is `test`.
+    """
+
+    count: int = Field(1000, ge=1)
+    seed: int = 0
+    split: Split = "train"
+    style: Literal["plain", "words", "both"] = "words"
+    terms: int = Field(3, ge=2, le=6)
+    largest: int = Field(50, ge=2)
+
+    def records(self) -> list[Record]:
+        """Prompt and completion, and `number` after `####` as each record's metric."""
+        return draw_records(self.kind, self.draw, self.count, self.seed, self.split)
+
+    def draw(self, generator: random.Random) -> dict[str, Any] | None:
+        """The columns of one record; None if it is in the other split."""
+        style = generator.choice(("plain", "words")) if self.style == "both" else self.style
+        question, steps, result = (
+            chain(generator, self.terms, self.largest)
+            if style == "plain"
+            else generator.choice(STORIES)(generator, self.largest)
+        )
+        if not belongs("".join(letter for letter in question if letter.isdigit() or letter == " "), self.split):
+            return None
+        answer = "\n".join([*steps, f"#### {result}"])
+        return {"prompt": question, "completion": answer, "metric": {"kind": "number", "after": "####"}}
+
+
+def chain(generator: random.Random, terms: int, largest: int) -> Problem:
+    """A chain of 2 to `terms` numbers added and taken away; no step goes below zero."""
+    total = generator.randint(1, largest)
+    text, steps = str(total), []
+    for _ in range(generator.randint(2, terms) - 1):
+        value = generator.randint(1, largest)
+        sign = "-" if value <= total and generator.random() < 0.5 else "+"
+        after = total - value if sign == "-" else total + value
+        text += f"{sign}{value}"
+        steps.append(f"{total}{sign}{value}={after}")
+        total = after
+    return f"{text}=", steps, total
+
+
+def bought_and_gave(generator: random.Random, largest: int) -> Problem:
+    """Has some, gets more, gives some away."""
+    name, friend = generator.sample(NAMES, 2)
+    thing = generator.choice(THINGS)
+    start, more = generator.randint(2, largest), generator.randint(2, largest)
+    gone = generator.randint(1, start + more - 1)
+    question = f"{name} has {start} {thing}, buys {more} more and gives {gone} to {friend}. How many {thing} are left?"
+    have = start + more
+    return question, [f"{start}+{more}={have}", f"{have}-{gone}={have - gone}"], have - gone
+
+
+def boxes(generator: random.Random, largest: int) -> Problem:
+    """Some boxes of the same size and a few loose ones."""
+    name, thing = generator.choice(NAMES), generator.choice(THINGS)
+    number, size, loose = generator.randint(2, 9), generator.randint(2, 12), generator.randint(1, largest)
+    question = (
+        f"{name} fills {number} boxes with {size} {thing} each and has {loose} loose ones. How many {thing} in all?"
+    )
+    inside = number * size
+    return question, [f"{number}*{size}={inside}", f"{inside}+{loose}={inside + loose}"], inside + loose
+
+
+def sharing(generator: random.Random, largest: int) -> Problem:
+    """Two people put theirs together and share equally."""
+    one, two = generator.sample(NAMES, 2)
+    thing, people = generator.choice(THINGS), generator.randint(2, 6)
+    each = generator.randint(2, max(2, 2 * largest // people))
+    total = people * each
+    first = generator.randint(1, total - 1)
+    question = (
+        f"{one} brings {first} {thing} and {two} brings {total - first}. "
+        f"They are shared equally by {people} people. How many does each get?"
+    )
+    return question, [f"{first}+{total - first}={total}", f"{total}/{people}={each}"], each
+
+
+def savings(generator: random.Random, largest: int) -> Problem:
+    """Saves the same every week and pays for something."""
+    name = generator.choice(NAMES)
+    weeks, weekly = generator.randint(2, 9), generator.randint(2, 12)
+    saved = weeks * weekly
+    price = generator.randint(1, min(saved, largest))
+    question = (
+        f"{name} saves {weekly} dollars a week for {weeks} weeks and then spends {price} dollars. How much is left?"
+    )
+    return question, [f"{weekly}*{weeks}={saved}", f"{saved}-{price}={saved - price}"], saved - price
+
+
+def difference(generator: random.Random, largest: int) -> Problem:
+    """One has so many more than the other; how many together?"""
+    one, two = generator.sample(NAMES, 2)
+    thing = generator.choice(THINGS)
+    few, more = generator.randint(1, largest), generator.randint(1, largest)
+    question = f"{one} has {few} {thing}. {two} has {more} more than {one}. How many {thing} do they have together?"
+    return question, [f"{few}+{more}={few + more}", f"{few}+{few + more}={2 * few + more}"], 2 * few + more
+
+
+STORIES: tuple[Callable[[random.Random, int], Problem], ...] = (
+    bought_and_gave, boxes, sharing, savings, difference,
+)  # fmt: skip
