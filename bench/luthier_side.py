@@ -3,6 +3,7 @@
 import json
 import shutil
 import sys
+import threading
 import time
 from importlib.metadata import version
 from pathlib import Path
@@ -36,24 +37,34 @@ def train(task: dict[str, Any]) -> dict[str, Any]:
     import torch
 
     from luthier.recipe import load_recipe
-    from luthier.steps import run_train
+    from luthier.records import read_jsonl
+    from luthier.steps import run_recipe
 
-    events: list[tuple[float, dict[str, Any]]] = []
     folder = Path(task["folder"]) / "luthier"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    result = run_train(load_recipe(recipe(task)), folder, [lambda event: events.append((time.time(), event))])
-    updates = [(when, event) for when, event in events if event.get("event") == "update"]
+    metrics, first_seen = folder / "metrics.jsonl", []
+    threading.Thread(target=wait_for, args=(metrics, first_seen), daemon=True).start()
+    result = run_recipe(load_recipe(recipe(task)), folder, [])
+    updates = read_jsonl(metrics)
+    began = first_seen[0] - updates[0]["seconds"]
     return {
-        "began": updates[0][0] - updates[0][1]["seconds"],
-        "update_times": [when for when, _ in updates],
-        "losses": [event["loss"] for _, event in updates],
+        "began": began,
+        "update_times": [began + update["seconds"] for update in updates],
+        "losses": [update["loss"] for update in updates],
         "tokens": result["train"]["tokens"],
         "target_tokens": result["train"]["target_tokens"],
         "estimated_memory_bytes": result["train"]["estimated_memory_bytes"],
         "versions": {name: version(name) for name in ("luthier", "transformers", "torch")},
         "threads": torch.get_num_threads(),
     }
+
+
+def wait_for(path: Path, seen: list[float]) -> None:
+    """Note when a file gets its first line: the end of the first update."""
+    while not path.exists() or path.stat().st_size == 0:
+        time.sleep(0.005)
+    seen.append(time.time())
 
 
 def recipe(task: dict[str, Any]) -> dict[str, Any]:
@@ -78,6 +89,7 @@ def recipe(task: dict[str, Any]) -> dict[str, Any]:
             "save": {"every": None},
         },
         "budget": {"epochs": 1},
+        "evaluate": {"metric": "number", "perplexity": False},
         "seed": task["seed"],
     }
 
