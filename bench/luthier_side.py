@@ -46,7 +46,7 @@ def train(task: dict[str, Any]) -> dict[str, Any]:
     metrics, first_seen = folder / "metrics.jsonl", []
     threading.Thread(target=wait_for, args=(metrics, first_seen), daemon=True).start()
     result = run_recipe(load_recipe(recipe(task)), folder, [])
-    updates = read_jsonl(metrics)
+    updates = [line for line in read_jsonl(metrics) if "loss" in line]
     began = first_seen[0] - updates[0]["seconds"]
     return {
         "began": began,

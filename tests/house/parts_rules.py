@@ -60,12 +60,17 @@ def _test_faults(path: Path, tests: Path, shared: Path | None) -> list[str]:
 
 
 def _class_faults(path: Path) -> list[str]:
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    public = [node.name for node in tree.body if isinstance(node, ast.ClassDef) and not node.name.startswith("_")]
+    classes = [node for node in ast.parse(path.read_text(encoding="utf-8")).body if isinstance(node, ast.ClassDef)]
+    public = [node.name for node in classes if not node.name.startswith("_") and not _is_dataclass(node)]
     wanted = path.stem.replace("_", "").lower()
     if len(public) == 1 and public[0].lower() == wanted:
         return []
     return [f"{path}: holds {', '.join(public) or 'no public class'}; wanted one class named like the file"]
+
+
+def _is_dataclass(node: ast.ClassDef) -> bool:
+    """A plain record that the part works with is no part."""
+    return any("dataclass" in ast.unparse(decorator) for decorator in node.decorator_list)
 
 
 def option_faults(package: Path, slots: Slots) -> list[str]:
@@ -90,7 +95,8 @@ def _shared_files(package: Path, path: Path) -> list[Path]:
 
 
 def _options(path: Path) -> list[str]:
-    classes = [node for node in ast.parse(path.read_text(encoding="utf-8")).body if isinstance(node, ast.ClassDef)]
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    classes = [node for node in tree.body if isinstance(node, ast.ClassDef) and not _is_dataclass(node)]
     fields = [node for made in classes for node in made.body if isinstance(node, ast.AnnAssign)]
     return [
         node.target.id
