@@ -71,6 +71,9 @@ def test_json_fields_options_and_edges():
     assert score("json_fields", '{"a": []}', '{"a": {}}') == 0
     assert score("json_fields", '{"a": 0.30000000000000004}', '{"a": 0.3}') == 1
     assert score("json_fields", '{"a": 1}', '{"a": true}') == 0
+    assert score("json_fields", '{"a": 0}', '{"a": 0.0}') == 1
+    assert score("json_fields", '{"a": %s}' % ("9" * 400), '{"a": 0.5}') == 0
+    assert score("json_fields", "[" * 300 + "]" * 300, '{"a": 0.5}') == 0
 
 
 @pytest.mark.parametrize("metric", ["number", "json_fields"])

@@ -41,11 +41,14 @@ def test_a_common_prefix_is_run_once(module):
     assert seen[0] == (1, len(head) - 1) and seen[1][0] == 9 and seen[1][1] <= 41
 
 
+@pytest.fixture(scope="module")
+def wanted(module):
+    return [by_transformers(module, prompt, 60) for prompt in ragged_prompts(20)]
+
+
 @pytest.mark.parametrize("batch", [1, 5, None])
-def test_greedy_equals_transformers(module, batch):
-    prompts = ragged_prompts(20)
-    found = generate(module, prompts, end_ids=END, max_new_tokens=90, batch=batch)
-    wanted = [by_transformers(module, prompt, 90) for prompt in prompts]
+def test_greedy_equals_transformers(module, wanted, batch):
+    found = generate(module, ragged_prompts(20), end_ids=END, max_new_tokens=60, batch=batch)
     assert [trajectory.ids for trajectory in found] == wanted
     assert len({len(ids) for ids in wanted}) > 5
     assert {trajectory.finish for trajectory in found} == {"stop", "length"}

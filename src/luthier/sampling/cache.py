@@ -15,7 +15,7 @@ from luthier.errors import ModelError
 
 ROOM = 64  # positions by which a full buffer grows: the whole is copied once in so many steps, not at every step
 CPU_BUDGET = 1 << 30
-CPU_ROWS, GPU_ROWS = 32, 256  # beyond 32 a CPU's tokens per second stop rising
+CPU_ROWS, GPU_ROWS = 64, 256  # 64 rows decode 1.2 times the tokens per second of 32, 96 hardly more
 
 
 class GrowingLayer(DynamicLayer):

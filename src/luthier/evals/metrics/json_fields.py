@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
+from fractions import Fraction
 from typing import Any, ClassVar
 
 from luthier.data.parsers import parse_json
 from luthier.evals.base import Metric
 from luthier.types import Record
 
+CLOSE = Fraction(1, 10**9)
 Path = tuple[str | int, ...]
 
 
@@ -17,7 +18,7 @@ class JsonFields(Metric):
     """Share of the reference's leaf fields that the answer has right; a field too many counts as one wrong.
 
     score = right / (leaves of the reference + leaves that only the answer has). Lists are compared by
-    index, numbers by value, strings without surrounding space. An answer that is not JSON scores 0.
+    index, numbers by value (to nine digits), strings without surrounding space. An answer that is not JSON scores 0.
     `strict` gives 1 only when every field is right and none is extra.
     """
 
@@ -41,20 +42,21 @@ class JsonFields(Metric):
         if isinstance(gold, bool) or isinstance(found, bool):
             return gold is found
         if isinstance(gold, int | float) and isinstance(found, int | float):
-            return gold == found or math.isclose(gold, found, rel_tol=1e-9)
+            exact = Fraction(gold), Fraction(found)  # floats overflow on what a model may write
+            return abs(exact[0] - exact[1]) <= abs(exact[0]) * CLOSE
         if isinstance(gold, str) and isinstance(found, str):
             pair = (gold.strip(), found.strip())
             return pair[0].casefold() == pair[1].casefold() if self.ignore_case else pair[0] == pair[1]
         return type(gold) is type(found) and gold == found
 
 
-def _leaves(value: Any, path: Path = ()) -> Iterator[tuple[Path, Any]]:
+def _leaves(value: Any) -> Iterator[tuple[Path, Any]]:
     """Each value that holds no others, with the keys that lead to it; an empty object or list is a leaf."""
-    if isinstance(value, dict) and value:
-        for key, inner in value.items():
-            yield from _leaves(inner, (*path, key))
-    elif isinstance(value, list) and value:
-        for index, inner in enumerate(value):
-            yield from _leaves(inner, (*path, index))
-    else:
-        yield path, value
+    open_values: list[tuple[Path, Any]] = [((), value)]
+    while open_values:
+        path, value = open_values.pop()
+        inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+        if inner and value:
+            open_values += [((*path, key), one) for key, one in inner]
+        else:
+            yield path, value
