@@ -126,10 +126,10 @@ def test_difference_refuses_other_items():
 def test_sign_flip_exact_and_drawn_agree():
     changes = [0.1, -0.2, 0.3, 0.25, 0.5, -0.15, 0.35, 0.0, 0.45, 0.05, 0.22, -0.31, 0.12, 0.6, 0.41]
     exact = stats.sign_flip_p(changes)
-    drawn = stats.sign_flip_p(changes + [1e-13])  # one more item passes the limit of exact enumeration
+    drawn = stats.sign_flip_p([*changes, 1e-13])  # one more item passes the limit of exact enumeration
     assert exact == 392 / 2**14  # by enumeration
     assert drawn == pytest.approx(exact, abs=0.004)
-    assert drawn == stats.sign_flip_p(changes + [1e-13])
+    assert drawn == stats.sign_flip_p([*changes, 1e-13])
     assert stats.sign_flip_p([0.0, 0.0]) == 1.0
 
 

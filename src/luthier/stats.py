@@ -57,7 +57,8 @@ def difference(baseline: Scores, other: Scores, *, untrained: bool = False, leve
     """Compare two arms over their seeds, or over items alone when an arm has one seed.
 
     Args:
-        baseline, other: `[S][N]`; the numbers of seeds may differ when a run failed.
+        baseline: `[S][N]`.
+        other: `[S][N]`; its number of seeds may differ, when a run failed.
         untrained: the baseline is the base model: no seed, no seed variance.
         level: of the interval.
 
@@ -131,6 +132,7 @@ def score_interval(scores: Scores, level: float = 0.95) -> Interval:
 
     Args:
         scores: `[S][N]`.
+        level: of the interval.
     """
     items, mean = item_means(scores), fmean(fmean(run) for run in scores)
     if all(score in (0.0, 1.0) for run in scores for score in run):

@@ -22,7 +22,7 @@ def main(folder: Path) -> int:
     orders = json.loads(os.environ.get("FAKE_ORDERS", "{}"))
     with (folder / "started.txt").open("a") as handle:
         handle.write("started\n")
-    signal.signal(signal.SIGTERM, lambda *_: finish(folder, task, {"status": "stopped", "error": "stopped"}) or sys.exit(1))
+    signal.signal(signal.SIGTERM, lambda *_: stop(folder, task))
     name = str(folder)
     with (folder / "progress.jsonl").open("a") as progress:
         for step in range(3):
@@ -39,6 +39,11 @@ def main(folder: Path) -> int:
         return 2
     write_results(folder, task, orders)
     return 0
+
+
+def stop(folder: Path, task: dict) -> None:
+    finish(folder, task, {"status": "stopped", "error": "stopped by a signal"})
+    sys.exit(1)
 
 
 def write_results(folder: Path, task: dict, orders: dict) -> None:
@@ -101,7 +106,8 @@ def evaluate(name: str, task: dict, rate: float, number: int) -> list[dict]:
 
 
 def item(name: str, index: int, right: bool, task: dict) -> dict:
-    reference = {"customer": f"Müller & Söhne {index}", "total": 12.5 + index, "currency": "EUR", "paid": index % 2 == 0}
+    paid = index % 2 == 0
+    reference = {"customer": f"Müller & Söhne {index}", "total": 12.5 + index, "currency": "EUR", "paid": paid}
     found = reference if right else {**reference, "total": 99, "paid": None}
     text = json.dumps(found, ensure_ascii=False)
     if task["do"] == "evaluate" and not right:

@@ -9,12 +9,12 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Protocol
 
 from luthier.compare.plan import Task
-from luthier.compare.runs import status_of
+from luthier.compare.runs import status_of, tail_of_log
 from luthier.errors import RunError
 from luthier.records import read_json, read_jsonl, write_json
 
@@ -49,6 +49,9 @@ def execute(tasks: Sequence[Task], folder: Path, watcher: Watcher, command: Sequ
     """Run what is not done yet, in order; a failed run is recorded in its run.json and the next one starts.
 
     Args:
+        tasks: in the order they run.
+        folder: the comparison's.
+        watcher: is told about every run.
         command: the worker; it gets a run's folder as its last argument, with task.json in it.
 
     Returns:
@@ -107,10 +110,8 @@ def _run(path: Path, task: Task, watcher: Watcher, command: Sequence[str]) -> in
 
 
 def _wait(process: subprocess.Popen[bytes]) -> None:
-    try:
+    with suppress(subprocess.TimeoutExpired):
         process.wait(POLL_SECONDS)
-    except subprocess.TimeoutExpired:
-        pass
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
@@ -132,18 +133,19 @@ def _conclude(path: Path, task: Task, before: Mapping[str, Any] | None, code: in
         return "done"
     if status not in ("failed", "stopped"):
         status = "failed"
-    error = fresh.get("error") or describe_exit(code)
+    error = fresh.get("error") or describe_exit(code, tail_of_log(path, 1))
     write_json(path / "run.json", {**fresh, "status": status, "error": error, "method": task.method, "seed": task.seed})
     return status
 
 
-def describe_exit(code: int) -> str:
-    """What an exit code says, in words."""
+def describe_exit(code: int, last: Sequence[str] = ()) -> str:
+    """What an exit code says, in words, with the last line of the log."""
+    said = f" Its log ends with: {last[0]}" if last else " Its log is empty."
     if code >= 0:
-        return f"The process ended with exit code {code} and no result; its log says why."
+        return f"The process ended with exit code {code} and no result.{said}"
     name = signal.Signals(-code).name
-    hint = ": often the machine ran out of memory" if name == "SIGKILL" else ""
-    return f"The process was ended by {name}{hint}."
+    hint = " (often the machine ran out of memory)" if name == "SIGKILL" else ""
+    return f"The process was ended by {name}{hint}.{said}"
 
 
 def _record(path: Path) -> dict[str, Any] | None:

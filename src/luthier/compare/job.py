@@ -68,7 +68,8 @@ def compare(
         if not any(row["target"] for row in results["rows"] if row["kind"] == "method"):
             first = results["failures"][0]
             raise RunError(
-                f"No run succeeded. {first['folder']}: {first['error']}", f"Its log: {home.path / first['folder']}/log.txt"
+                f"No run succeeded. {first['folder']}: {first['error']}",
+                f"Its log: {home.path / first['folder']}/log.txt",
             )
         for name in FORMATS:
             write_report(home.path, name)

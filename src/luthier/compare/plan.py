@@ -114,9 +114,7 @@ class Plan:
         """
         ready = [cell for cell in self.cells if not self.candidates or cell.folder in chosen]
         tuned = {cell.folder: self.candidates[chosen[cell.folder]] if self.candidates else {} for cell in ready}
-        return [
-            self._run(cell, seed, tuned[cell.folder]) for seed, cell in itertools.product(self.seeds, ready)
-        ]
+        return [self._run(cell, seed, tuned[cell.folder]) for seed, cell in itertools.product(self.seeds, ready)]
 
     def _run(self, cell: Cell, seed: int, values: Mapping[str, Any]) -> Task:
         folder = f"{cell.folder}/seed-{seed}"
@@ -156,6 +154,7 @@ def plan(
         seeds: a count or a list; default: `compare.seeds`.
         baseline: a method of the table, `first` or `base`; default: `compare.baseline`.
         overrides: `path=value`, above everything else.
+        base: for a dictionary, the folder that relative paths start from.
 
     Raises:
         RecipeError: an unknown or repeated method, baseline or key, or a value that a method refuses.

@@ -26,6 +26,7 @@ def assemble(
     """The document that `report/` draws from. Scores and shares are in [0, 1], times in seconds.
 
     Args:
+        plan: what was to be done.
         bases: evaluations of the untrained model.
         tuning: (cell's folder, index of the candidate, run) of every tuning run.
         runs: all runs of the table, also failed and missing ones.
@@ -49,7 +50,7 @@ def assemble(
         "rows": rows,
         "best_on_validation": _best(rows),
         "tuning": _tuning(plan, tuning, chosen),
-        "differences": differences(plan),
+        "differences": differences(plan, chosen),
         "warnings": warnings(plan, runs),
         "failures": [_failure(run) for run in [*bases, *(run for *_, run in tuning), *runs] if not run.done],
         "samples": samples(plan, of_base, of_cell),

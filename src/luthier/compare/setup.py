@@ -28,24 +28,41 @@ def setup(plan: Plan, runs: Sequence[Run]) -> dict[str, Any]:
     }
 
 
-def differences(plan: Plan) -> list[dict[str, Any]]:
+def differences(plan: Plan, chosen: Mapping[str, int]) -> list[dict[str, Any]]:
     """Every setting that is not the same in all columns, with who wrote it.
 
     `why` is "method" where only patches make the difference and "besides" where anything else does.
+    Options that merely come with another part (its `kind` is listed) are left out.
+
+    Args:
+        plan: with the resolved settings of every column.
+        chosen: cell's folder → index of the tuned candidate.
     """
     flat = {cell.label: dict(leaves(cell.settings)) for cell in plan.cells}
-    paths = sorted({path for values in flat.values() for path in values if path.split(".")[0] not in (*OUTSIDE, "seed")})
-    found = []
-    for path in paths:
-        values = {label: settings.get(path) for label, settings in flat.items()}
-        first = next(iter(values.values()))
-        if all(value == first for value in values.values()):
-            continue
-        writers = {cell.origins.get(path, "default") for cell in plan.cells if path in flat[cell.label]}
-        patched = all(writer.startswith(("method ", "default")) for writer in writers)
-        why = "method" if patched else "besides"
-        found.append({"path": path, "why": why, "values": values, "writers": sorted(writers)})
-    return found
+    writers = {cell.label: dict(cell.origins) for cell in plan.cells}
+    for cell in plan.cells:
+        tuned = plan.candidates[chosen[cell.folder]] if cell.folder in chosen else {}
+        flat[cell.label].update(tuned)
+        writers[cell.label].update(dict.fromkeys(tuned, "tuned"))
+    outside = (*OUTSIDE, "seed")
+    paths = sorted({path for values in flat.values() for path in values if path.split(".")[0] not in outside})
+    return [found for path in paths if (found := _difference(path, flat, writers)) is not None]
+
+
+def _difference(
+    path: str, flat: Mapping[str, Mapping[str, Any]], writers: Mapping[str, Mapping[str, str]]
+) -> dict[str, Any] | None:
+    holders = {label: values[path] for label, values in flat.items() if path in values}
+    same = len({repr(value) for value in holders.values()}) == 1
+    if same and len(holders) == len(flat):
+        return None
+    kind = f"{path.rpartition('.')[0]}.kind"
+    if same and len({values.get(kind) for values in flat.values()}) > 1 and path != kind:
+        return None
+    names = {writers[label].get(path, "default") for label in holders}
+    others = sorted(name for name in names if not name.startswith(("method ", "default")))
+    values = {label: settings.get(path) for label, settings in flat.items()}
+    return {"path": path, "why": "besides" if others else "method", "values": values, "writers": others}
 
 
 def leaves(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -68,7 +85,7 @@ def warnings(plan: Plan, runs: Sequence[Run]) -> list[str]:
         found.append("The runs were not evaluated on the same items; comparisons use the items they share.")
     for key in ("versions", "hardware"):
         if len({repr(sorted(run.record.get(key, {}).items())) for run in done}) > 1:
-            found.append(f"The runs differ in {key}: they were not all made in one environment, and their speeds mislead.")
+            found.append(f"The runs differ in {key}: they were not all made in one environment; their speeds mislead.")
     return found
 
 

@@ -11,7 +11,7 @@ from luthier.report.table import Cell, build_table
 from luthier.report.words import Results, findings, headline, notes
 
 STYLES = {"good": "green", "bad": "red", "quiet": "dim", "": ""}
-WIDE = 112  # columns from which an interval stands beside its number
+WIDE = 124  # columns from which an interval stands beside its number
 
 
 def print_report(results: Results, console: Console) -> None:
@@ -33,7 +33,8 @@ def print_report(results: Results, console: Console) -> None:
     for line in results["warnings"]:
         console.print(Text(f"warning: {line}", style="yellow"))
     for failure in results["failures"]:
-        console.print(Text(f"{failure['status']}: {failure['folder']}: {failure['error'] or 'did not run'}", style="red"))
+        said = failure["error"] or "did not run"
+        console.print(Text(f"{failure['status']}: {failure['folder']}: {said}", style="red"))
 
 
 def _text(cell: Cell, between: str) -> Text:

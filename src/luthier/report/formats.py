@@ -96,6 +96,11 @@ def html_text(text: object) -> str:
     return html.escape(str(text), quote=True)
 
 
+def html_name(text: object) -> str:
+    """A long name or path for HTML, which may break after its joints and nowhere else."""
+    return re.sub(r"([+_.,/=])", r"\1<wbr>", html_text(text))
+
+
 def latex_text(text: object) -> str:
     """Text for LaTeX."""
     return "".join(_LATEX.get(sign, sign) for sign in str(text).replace("\n", " "))

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 from luthier.report import plots
-from luthier.report.formats import count, duration, html_text, percent, plain, points, rate
-from luthier.report.plain import setup_facts
+from luthier.report.formats import count, duration, html_name, html_text, percent, plain, points, rate
+from luthier.report.plain import grouped_differences, setup_facts
 from luthier.report.side_by_side import sample_block
 from luthier.report.table import Cell, build_table
 from luthier.report.words import (
@@ -55,8 +54,8 @@ def to_html(results: Results) -> str:
 
 def colours(results: Results) -> dict[str, str]:
     """The CSS colour of every row, the same in plots, keys and samples."""
-    labels = [row["label"] for row in methods_of(results)]
-    return {label: f"var(--series-{index % plots.SERIES:02x})" for index, label in enumerate(labels)}
+    rows = plots.coloured_rows(results)
+    return {row["label"]: f"var(--series-{index % plots.SERIES:02x})" for index, row in rows}
 
 
 def _head(results: Results) -> str:
@@ -67,7 +66,7 @@ def _head(results: Results) -> str:
         f"{count(results['metric']['n'])} held-out items",
         f"{seeds} {'seed' if seeds == 1 else 'seeds'}",
         f"budget {budget}",
-        f"{duration(results['setup']['seconds'])} of runs",
+        f"runs took {duration(results['setup']['seconds'])}",
     ]
     said = "".join(f"<li>{html_text(line)}</li>" for line in findings(results))
     shown = "".join(f"<span>{html_text(fact)}</span>" for fact in facts)
@@ -84,9 +83,9 @@ def _table(results: Results) -> str:
     rows = []
     for row in table.rows:
         first, *others = row
-        swatch = f'<span class="swatch" style="--colour: {colour.get(first.text, "var(--base)")}; display: inline-block">'
+        swatch = f'<span class="swatch" style="--colour: {colour.get(first.text, "var(--base)")}"></span>'
         detail = f"<small>{html_text(first.detail)}</small>" if first.detail else ""
-        name = f'<td class="{first.tone}">{swatch}</span> <b>{html_text(first.text)}</b>{detail}</td>'
+        name = f'<td class="{first.tone}">{swatch} <b>{html_name(first.text)}</b>{detail}</td>'
         rows.append(f"<tr>{name}{''.join(_cell(cell) for cell in others)}</tr>")
     below = "".join(f"<li>{html_text(line)}</li>" for line in notes(results))
     return (
@@ -103,7 +102,8 @@ def _cell(cell: Cell) -> str:
 def _alerts(results: Results) -> str:
     shown = [f'<div class="alert"><p>{html_text(line)}</p></div>' for line in results["warnings"]]
     for one in results["failures"]:
-        log = f"<details><summary>last lines of its log</summary><pre>{html_text(chr(10).join(one['log']))}</pre></details>"
+        log_text = "\n".join(one["log"])
+        log = f"<details><summary>last lines of its log</summary><pre>{html_text(log_text)}</pre></details>"
         shown.append(
             f'<div class="alert failure"><p><b>{html_text(one["folder"])}</b>: {html_text(one["status"])}. '
             f"{html_text(one['error'] or 'It did not run.')}</p>{log if one['log'] else ''}</div>"
@@ -118,23 +118,23 @@ def _plots(results: Results) -> str:
         f'<li><span class="swatch" style="--colour: {colour}"></span>{html_text(label)}</li>'
         for label, colour in colours(results).items()
     )
-    several = speaks_of_methods(results)
-    cards = [
-        ("Target score", "Dot: mean; bar: 95% interval" + ("; ticks: seeds." if several else "."), plots.target_plot(results)),
-        ("Target against what is kept", "Up and to the right is better; star: untrained model.", plots.forgetting_plot(results)),
+    base = next((row["target"] for row in results["rows"] if row["kind"] == "base" and row["target"]), None)
+    untrained = f"; untrained: 100% and {points(base['mean'])}." if base else "."
+    ticks = "; ticks: seeds." if speaks_of_methods(results) else "."
+    own = "Each method's own objective: compare shapes, not heights."
+    cards = (
+        ("Target score", f"Dot: mean; bar: 95% interval{ticks}", plots.target_plot(results)),
+        ("Target against what is kept", f"Up and right is better{untrained}", plots.forgetting_plot(results)),
         (
             "Negative log-likelihood in training",
-            "Of the training targets, per token; shown, never ranked.",
+            "Per target token; shown, never ranked.",
             plots.curve_plot(results, "nll", "nll per target token"),
         ),
-        (
-            "Loss in training",
-            "Each method's own objective: shapes may be compared, heights may not.",
-            plots.curve_plot(results, "loss", "loss"),
-        ),
-    ]
-    cost = ("Cost", "Means over runs, peak memory the highest; black tick: memory estimated before.", plots.cost_plot(results))
-    shown = "".join(_plot_card(*card) for card in cards) + _plot_card(*cost, wide=True)
+        ("Loss in training", own, plots.curve_plot(results, "loss", "loss")),
+    )
+    shown = "".join(_plot_card(*card) for card in cards)
+    cost = "Means over runs, of peak memory the highest; tick: memory estimated beforehand."
+    shown += _plot_card("Cost", cost, plots.cost_plot(results), wide=True)
     return f'<h2>What was seen</h2><ul class="key">{key}</ul><div class="grid">{shown}</div>'
 
 
@@ -168,16 +168,16 @@ def _agreement(results: Results) -> str:
     }
     if len(arms) < 3:
         return ""
-    titles = "".join(f"<th>{html_text(label)}</th>" for label in arms)
+    titles = "".join(f"<th>{html_name(label)}</th>" for label in arms)
     rows = []
     for label, ours in arms.items():
         cells = (percent(fmean(a == b for a, b in zip(ours, theirs, strict=True))) for theirs in arms.values())
         shown = "".join(f"<td>{cell}</td>" for cell in cells)
-        rows.append(f"<tr><td>{html_text(label)}</td>{shown}</tr>")
+        rows.append(f"<tr><td>{html_name(label)}</td>{shown}</tr>")
     return (
-        '<div class="card" style="margin-top: 16px"><h3>Agreement</h3><p>Share of items on which both are right, or both '
-        f'are not (right: at least half of the points).</p><div class="scroll"><table class="pairs"><thead><tr><th></th>{titles}</tr>'
-        f"</thead><tbody>{''.join(rows)}</tbody></table></div></div>"
+        '<div class="card below"><h3>Agreement</h3><p>Share of items on which both are right, or both are not (right: '
+        'at least half of the points).</p><div class="scroll"><table class="pairs">'
+        f"<thead><tr><th></th>{titles}</tr></thead><tbody>{''.join(rows)}</tbody></table></div></div>"
     )
 
 
@@ -188,15 +188,15 @@ def _samples(results: Results) -> str:
     rest = blocks[OPEN_SAMPLES:]
     more = f"<details><summary>{len(rest)} more</summary>{''.join(rest)}</details>" if rest else ""
     return (
-        '<h2>Answers side by side</h2><p class="hint">Items on which the models disagree come first, so this is no fair '
-        "sample of how often each is right. Marked: what differs from the reference.</p>"
+        '<h2>Answers side by side</h2><p class="hint">Items on which the models disagree come first, so this is no '
+        "fair sample of how often each is right. Marked: what differs from the reference.</p>"
         f"{''.join(blocks[:OPEN_SAMPLES])}{more}"
     )
 
 
 def _details(results: Results) -> str:
     """Numbers that do not decide: perplexity, seeds, data used, times."""
-    titles = ("method", "each seed", "validation", "perplexity", "records", "tokens", "trained parameters", "evaluation")
+    titles = ("method", "each seed", "validation", "perplexity", "records", "tokens", "trained weights", "evaluation")
     rows = []
     for row in (row for row in results["rows"] if row["target"]):
         cost = row["cost"] or {}
@@ -211,7 +211,7 @@ def _details(results: Results) -> str:
             count(cost.get("trainable_parameters")),
             "–" if evaluated is None else duration(evaluated),
         )
-        rows.append(f"<tr>{''.join(f'<td>{html_text(cell)}</td>' for cell in cells)}</tr>")
+        rows.append(f"<tr>{''.join(f'<td>{html_name(cell)}</td>' for cell in cells)}</tr>")
     head = "".join(f"<th>{title}</th>" for title in titles)
     return (
         '<h2>More numbers</h2><div class="card"><div class="scroll"><table>'
@@ -221,25 +221,22 @@ def _details(results: Results) -> str:
 
 
 def _differs(results: Results) -> str:
-    ordered = sorted(results["differences"], key=lambda one: one["why"] == "method")
-    labels = [row["label"] for row in results["rows"] if row["kind"] == "method"]
-    if not ordered:
+    rows = []
+    for path, groups, why in grouped_differences(results):
+        values = "".join(
+            f"<div><b>{html_name(value)}</b> <span>{html_name(', '.join(labels))}</span></div>"
+            for value, labels in groups
+        )
+        tone = "" if why == "the method" else ' class="tag partly"'
+        rows.append(f"<tr><td>{html_name(path)}</td><td>{values}</td><td><span{tone}>{html_text(why)}</span></td></tr>")
+    if not rows:
         return ""
-    rows = [_difference(one, labels) for one in ordered]
-    titles = "".join(f"<th>{html_text(label)}</th>" for label in labels)
     return (
         '<h2>What differs between the methods</h2><div class="card"><p class="hint">All other settings are the same. '
         "Lines marked “besides the method” are a second reason why results may differ.</p>"
-        f'<div class="scroll"><table class="differs"><thead><tr><th>setting</th>{titles}<th>because of</th></tr></thead>'
-        f"<tbody>{''.join(rows)}</tbody></table></div></div>"
+        '<div class="scroll"><table class="differs"><thead><tr><th>setting</th><th>values</th><th>because of</th></tr>'
+        f"</thead><tbody>{''.join(rows)}</tbody></table></div></div>"
     )
-
-
-def _difference(one: Mapping[str, Any], labels: Sequence[str]) -> str:
-    cells = "".join(f"<td>{html_text(plain(one['values'].get(label)))}</td>" for label in labels)
-    why = "the method" if one["why"] == "method" else f"besides the method: {', '.join(one['writers'])}"
-    tone = "" if one["why"] == "method" else ' class="tag partly"'
-    return f"<tr><td>{html_text(one['path'])}</td>{cells}<td><span{tone}>{html_text(why)}</span></td></tr>"
 
 
 def _tuning(results: Results) -> str:
@@ -250,8 +247,9 @@ def _tuning(results: Results) -> str:
     for run in runs:
         values = ", ".join(f"{path.rsplit('.', 1)[-1]} {_value(value)}" for path, value in run["values"].items())
         mark = '<span class="tag right">used</span>' if run["chosen"] else ""
-        cells = (run["label"], values, str(run["seed"]), points(run["validation"]), run["status"], duration(run["seconds"]))
-        rows.append(f"<tr>{''.join(f'<td>{html_text(cell)}</td>' for cell in cells)}<td>{mark}</td></tr>")
+        seed, score, spent = str(run["seed"]), points(run["validation"]), duration(run["seconds"])
+        cells = (run["label"], values, seed, score, run["status"], spent)
+        rows.append(f"<tr>{''.join(f'<td>{html_name(cell)}</td>' for cell in cells)}<td>{mark}</td></tr>")
     titles = "".join(f"<th>{name}</th>" for name in ("method", "values", "seed", "validation", "status", "time", ""))
     return (
         f'<h2>Tuning, outside the budget</h2><div class="card"><p class="hint">{len(runs)} runs, '
@@ -277,4 +275,4 @@ def _setup(results: Results) -> str:
 
 def _limits(results: Results) -> str:
     lines = "".join(f"<li>{html_text(line)}</li>" for line in limitations(results))
-    return f'<h2>What this cannot tell</h2><div class="card"><ul style="margin: 0; padding-left: 20px">{lines}</ul></div>'
+    return f'<h2>What this cannot tell</h2><div class="card"><ul class="plain">{lines}</ul></div>'

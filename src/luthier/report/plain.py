@@ -167,11 +167,19 @@ def setup_facts(results: Results) -> list[tuple[str, str]]:
 
 def difference_lines(results: Results) -> list[str]:
     """Each differing setting in one line, those not made by a method's own patch first."""
-    ordered = sorted(results["differences"], key=lambda one: one["why"] == "method")
     return [
-        f"{one['path']}: "
-        + ", ".join(f"{label} {plain(value)}" for label, value in one["values"].items())
-        + (" (the method)" if one["why"] == "method" else f" (besides the method: {', '.join(one['writers'])})")
-        for one in ordered
+        f"{path}: " + "; ".join(f"{value} ({', '.join(labels)})" for value, labels in groups) + f" \N{EM DASH} {why}"
+        for path, groups, why in grouped_differences(results)
     ]
 
+
+def grouped_differences(results: Results) -> list[tuple[str, list[tuple[str, list[str]]], str]]:
+    """Path, its values with the methods that have each, and the reason, for every differing setting."""
+    found = []
+    for one in sorted(results["differences"], key=lambda one: one["why"] == "method"):
+        groups: dict[str, list[str]] = {}
+        for label, value in one["values"].items():
+            groups.setdefault(plain(value), []).append(label)
+        why = "the method" if one["why"] == "method" else f"besides the method: {', '.join(one['writers'])}"
+        found.append((one["path"], list(groups.items()), why))
+    return found

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from luthier.report.words import Results, methods_of
+from luthier.report.words import Results
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -22,6 +22,7 @@ VARIABLES = {INK: "--ink", QUIET: "--quiet", RULE: "--rule", PAPER: "--card", BA
 SERIES = 8
 MARKERS = "osD^vPXh"
 WIDTH = 5.6  # inches; the page scales it to its column
+HEIGHT = 3.2
 LONGEST_LABEL = 26
 
 
@@ -30,15 +31,26 @@ def series_colour(index: int) -> str:
     return f"#0607{index % SERIES:02x}"
 
 
+def coloured_rows(results: Results) -> list[tuple[int, Mapping[str, Any]]]:
+    """Rows of methods that have a result, each with its place in the plan: a failed run shifts no colour."""
+    methods = (row for row in results["rows"] if row["kind"] == "method")
+    return [(index, row) for index, row in enumerate(methods) if row["target"]]
+
+
+def _height(rows: Sequence[Any]) -> float:
+    """The two plots that stand side by side share it."""
+    return max(HEIGHT, 1.2 + 0.42 * len(rows))
+
+
 def target_plot(results: Results) -> str:
     """Target score of each method with its interval and seeds; the untrained model as a line."""
-    rows = methods_of(results)
+    rows = coloured_rows(results)
     base = next((row for row in results["rows"] if row["kind"] == "base" and row["target"]), None)
 
     def draw(figure: Figure) -> None:
         axes = figure.add_subplot()
-        for index, row in enumerate(rows):
-            found, colour, height = row["target"], series_colour(index), len(rows) - index
+        for place, (index, row) in enumerate(rows):
+            found, colour, height = row["target"], series_colour(index), len(rows) - place
             axes.plot([100 * found["low"], 100 * found["high"]], [height] * 2, color=colour, lw=2.2, alpha=0.55)
             if len(found["by_seed"]) > 1:
                 seeds = [100 * mean for mean in found["by_seed"]]
@@ -48,18 +60,19 @@ def target_plot(results: Results) -> str:
         if base is not None:
             axes.axvline(100 * base["target"]["mean"], color=BASE, ls=(0, (4, 3)), lw=1.4)
             _say(axes, 100 * base["target"]["mean"], f"base {100 * base['target']['mean']:.1f}")
-        axes.set_yticks([len(rows) - index for index in range(len(rows))], [_short(row["label"]) for row in rows])
+        axes.set_yticks([len(rows) - place for place in range(len(rows))], [_short(row["label"]) for _, row in rows])
+        axes.margins(x=0.06)
         axes.set_ylim(0.4, len(rows) + 0.75)
         axes.set_xlabel(f"{results['metric']['name']} on held-out items, points")
         _clean(axes, grid="x")
 
-    return _svg(draw, 1.25 + 0.42 * len(rows), "target")
+    return _svg(draw, _height(rows), "target")
 
 
 def forgetting_plot(results: Results) -> str | None:
     """Target score against what is kept of the base's right items; up and right is better."""
-    rows = methods_of(results)
-    shown = [(index, row) for index, row in enumerate(rows) if row["retain"] and row["retain"]["kept"] is not None]
+    rows = coloured_rows(results)
+    shown = [(index, row) for index, row in rows if row["retain"] and row["retain"]["kept"] is not None]
     if not shown:
         return None
 
@@ -70,20 +83,17 @@ def forgetting_plot(results: Results) -> str | None:
             colour = series_colour(index)
             axes.plot([x, x], [100 * found["low"], 100 * found["high"]], color=colour, lw=1.6, alpha=0.45)
             axes.plot(x, y, _marker(index), color=colour, ms=9)
-        for row in results["rows"]:
-            if row["kind"] == "base" and row["target"]:
-                axes.plot(100, 100 * row["target"]["mean"], "*", color=BASE, ms=12)
-        axes.margins(x=0.08, y=0.1)
+        axes.margins(x=0.15, y=0.1)
         axes.set_xlabel("kept: % of the base's right retain items still right")
         axes.set_ylabel("target, points")
         _clean(axes, grid="both")
 
-    return _svg(draw, 3.3, "forgetting")
+    return _svg(draw, _height(rows), "forgetting")
 
 
 def curve_plot(results: Results, key: str, title: str) -> str | None:
     """A training curve of every method against progress: the mean over seeds, and each seed faintly."""
-    rows = [(index, row["label"]) for index, row in enumerate(methods_of(results))]
+    rows = [(index, row["label"]) for index, row in coloured_rows(results)]
     curves = {label: [run for run in results["curves"].get(label, []) if _drawable(run, key)] for _, label in rows}
     if not any(curves.values()):
         return None
@@ -102,12 +112,12 @@ def curve_plot(results: Results, key: str, title: str) -> str | None:
         axes.set_ylabel(title)
         _clean(axes, grid="both")
 
-    return _svg(draw, 3.3, f"curve-{key}")
+    return _svg(draw, HEIGHT, f"curve-{key}")
 
 
 def cost_plot(results: Results) -> str | None:
     """Speed, memory and time of each method as bars; the memory estimate as a tick."""
-    rows = [(index, row) for index, row in enumerate(methods_of(results)) if row["cost"]]
+    rows = [(index, row) for index, row in coloured_rows(results) if row["cost"]]
     panels: list[tuple[str, str, float, str]] = [
         ("tokens / s", "tokens_per_second", 1, ",.0f"),
         ("peak memory, GB", "peak_memory_bytes", 1e-9, ".2f"),
@@ -122,15 +132,17 @@ def cost_plot(results: Results) -> str | None:
             for place, (index, row) in enumerate(rows):
                 value, height = scale * (row["cost"][key] or 0), len(rows) - place
                 axes.barh(height, value, height=0.62, color=series_colour(index), alpha=0.85)
-                axes.annotate(format(value, form), (value, height), (4, 0), textcoords="offset points", va="center")
-                estimate = row["cost"]["estimated_memory_bytes"]
-                if key == "peak_memory_bytes" and estimate:
-                    axes.plot([scale * estimate] * 2, [height - 0.4, height + 0.4], color=INK, lw=1.4)
+                estimate = scale * (row["cost"]["estimated_memory_bytes"] or 0) if key == "peak_memory_bytes" else 0
+                if estimate:
+                    axes.plot([estimate] * 2, [height - 0.4, height + 0.4], color=INK, lw=1.4)
+                end = (max(value, estimate), height)
+                axes.annotate(format(value, form), end, (5, 0), textcoords="offset points", va="center")
             axes.set_title(title, loc="left", color=QUIET)
             axes.margins(x=0.3)
             axes.set_xlim(left=0)
             axes.set_xticks([])
-            axes.set_yticks([len(rows) - place for place in range(len(rows))], [_short(row["label"]) for _, row in rows])
+            heights = [len(rows) - place for place in range(len(rows))]
+            axes.set_yticks(heights, [_short(row["label"]) for _, row in rows])
             _clean(axes)
             axes.spines["bottom"].set_visible(False)
 
@@ -145,16 +157,17 @@ def items_plot(results: Results) -> str | None:
         return None
     labels = list(arms)
     order = sorted(range(len(table["items"])), key=lambda item: [-arms[labels[0]][item], *_hardness(arms, item)])
-    methods = [row["label"] for row in methods_of(results)]
+    methods = {row["label"]: index for index, row in coloured_rows(results)}
 
     def draw(figure: Figure) -> None:
         axes = figure.add_subplot()
         for place, label in enumerate(labels):
-            colour = series_colour(methods.index(label)) if label in methods else BASE
+            colour = series_colour(methods[label]) if label in methods else BASE
             height = len(labels) - place
             for start, length, value in _stretches([arms[label][item] for item in order]):
                 if value > 0:
-                    axes.broken_barh([(start, length)], (height - 0.4, 0.8), color=colour, alpha=0.15 + 0.85 * value, lw=0)
+                    span, rows = [(start, length)], (height - 0.4, 0.8)
+                    axes.broken_barh(span, rows, color=colour, alpha=0.15 + 0.85 * value, lw=0)
         axes.set_yticks([len(labels) - place for place in range(len(labels))], [_short(label) for label in labels])
         axes.set_xlim(0, len(order))
         axes.set_ylim(0.4, len(labels) + 0.6)
@@ -242,12 +255,12 @@ def _svg(draw: Callable[[Figure], None], height: float, name: str, width: float 
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
-    style = {
+    style: dict[Any, Any] = {
         "svg.fonttype": "none",
         "svg.hashsalt": name,
         "font.family": "DejaVu Sans",
-        "font.size": 9,
-        "axes.titlesize": 9,
+        "font.size": 10,
+        "axes.titlesize": 10,
         "axes.labelcolor": QUIET,
         "axes.edgecolor": RULE,
         "xtick.color": QUIET,
@@ -261,7 +274,8 @@ def _svg(draw: Callable[[Figure], None], height: float, name: str, width: float 
         for axes in figure.axes:
             axes.patch.set_visible(False)
         buffer = io.StringIO()
-        FigureCanvasSVG(figure).print_svg(buffer, metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+        without = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+        FigureCanvasSVG(figure).print_svg(buffer, metadata=without)
     return _for_page(buffer.getvalue())
 
 

@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from luthier.report.formats import html_text
+from luthier.report.formats import html_name, html_text
 
 WORDS = re.compile(r"\s+|\w+|[^\w\s]")
 LONGEST_DIFF = 600  # words; a longer answer is shown without marks
@@ -21,9 +21,10 @@ def sample_block(sample: Mapping[str, Any], colours: Mapping[str, str]) -> str:
     outputs = "".join(
         _output(one, sample["reference"], colours.get(one["label"], "var(--base)")) for one in sample["outputs"]
     )
+    asked = _text("prompt", sample["prompt"]) + _text("reference", _pretty(sample["reference"]))
     return (
         f'<div class="card sample"><header><span class="tag">{name}</span>{html_text(sample["id"])}</header>'
-        f'<div class="texts">{_text("prompt", sample["prompt"])}{_text("reference", _pretty(sample["reference"]))}</div>'
+        f'<div class="texts">{asked}</div>'
         f'<div class="outputs">{outputs}</div></div>'
     )
 
@@ -37,7 +38,7 @@ def _output(one: Mapping[str, Any], reference: str, colour: str) -> str:
     mark = {"right": "✓ right", "partly": f"{100 * one['score']:.0f}% of points", "wrong": "✗ wrong"}[kind]
     cut = '<p class="gone">cut off: the limit of new tokens was reached</p>' if one["finish"] == "length" else ""
     return (
-        f'<div class="output" style="--colour: {colour}"><p class="label"><span>{html_text(one["label"])}</span>'
+        f'<div class="output" style="--colour: {colour}"><p class="label"><span>{html_name(one["label"])}</span>'
         f'<span class="tag {kind}">{mark}</span></p><pre>{marked(one["prediction"], reference)}</pre>{cut}</div>'
     )
 

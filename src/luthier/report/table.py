@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from luthier.report.formats import NONE, count, gigabytes, interval, minutes, percent, points, rate, signed
+from luthier.report.formats import NONE, count, gigabytes, interval, minutes, p_value, percent, points, rate, signed
 from luthier.report.words import Results
 
 VERDICTS = {
@@ -72,7 +72,8 @@ def _change(found: Mapping[str, Any] | None, row: Mapping[str, Any]) -> Cell:
         return Cell("baseline" if row["target"] else NONE, "", "quiet")
     verdict = VERDICTS[found["verdict"], found["about"]]
     tone = "quiet" if found["verdict"] == "n.s." else "good" if found["delta"] > 0 else "bad"
-    return Cell(signed(found["delta"]), f"{interval(found['low'], found['high'], sign=True)} {verdict}", tone)
+    ends = interval(found["low"], found["high"], sign=True)
+    return Cell(signed(found["delta"]), f"{ends} {verdict}, {p_value(found['p_adjusted'])}", tone)
 
 
 def _retain(row: Mapping[str, Any]) -> tuple[Cell, Cell]:

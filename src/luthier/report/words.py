@@ -8,7 +8,6 @@ from typing import Any
 from luthier.report.formats import count, duration, interval, p_value, plain, points, rate, signed
 
 Results = Mapping[str, Any]
-NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 
 
 def methods_of(results: Results) -> list[Mapping[str, Any]]:
@@ -40,9 +39,10 @@ def findings(results: Results) -> list[str]:
     rows = methods_of(results)
     found = []
     if not speaks_of_methods(results):
-        number = NUMBERS[len(rows)] if len(rows) < len(NUMBERS) else str(len(rows))
-        who = f"These are {number} models, not {number} methods" if len(rows) > 1 else "This is a model, not a method"
-        found.append(f"One run each: these models, not these methods. {who}; a second run could turn the order around.")
+        found.append(
+            "One run each: these models, not these methods. Another run of each could turn their order around; "
+            "--seeds 3 compares methods."
+        )
     compared = [row for row in rows if row["change"] and row["change"]["verdict"] != "baseline"]
     found += [_difference(row, results["baseline"]) for row in compared if row["change"]["verdict"] == "differs"]
     same = [row for row in compared if row["change"]["verdict"] == "n.s."]
@@ -51,8 +51,8 @@ def findings(results: Results) -> list[str]:
         verb = "does" if len(same) == 1 else "do"
         reach = max(max(abs(row["change"]["low"]), abs(row["change"]["high"])) for row in same)
         found.append(
-            f"{names} {verb} not differ detectably from {results['baseline']}; "
-            f"differences up to {points(reach)} points either way remain possible."
+            f"{names} {verb} not differ detectably from {results['baseline']} "
+            f"(the intervals reach as far as {points(reach)} points)."
         )
     if results["best_on_validation"]:
         what = "method" if speaks_of_methods(results) else "model"
@@ -111,9 +111,11 @@ def notes(results: Results) -> list[str]:
 
 def _test_note(results: Results) -> str:
     if speaks_of_methods(results):
+        alone = any((row["change"] or {}).get("about") == "models" for row in results["rows"])
+        left = "; where one run is left, an exact paired test of two models" if alone else ""
         return (
             f"change: difference from {results['baseline']}; Student's t over seeds with the larger of seed and item "
-            "variance; verdict after Holm over all rows (the interval is for its row alone)."
+            f"variance{left}; verdict after Holm over all rows (the interval is for its row alone)."
         )
     return (
         f"change: difference from {results['baseline']} of these two models on these items; exact paired test, verdict "
@@ -131,7 +133,7 @@ def limitations(results: Results) -> list[str]:
         "Speed and memory are of this machine and its load at that time.",
     ]
     if not speaks_of_methods(results):
-        found.insert(0, "With one seed nothing is known about another run of the same method. `--seeds 3` compares methods.")
+        found.insert(0, "With one seed nothing is known about another run of a method; --seeds 3 compares methods.")
     elif len(results["seeds"]) == 2:
         found.insert(0, "Two seeds leave two degrees of freedom: only large differences can be seen.")
     if results["learning_rate"]["rule"] == "same":
