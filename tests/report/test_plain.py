@@ -1,0 +1,39 @@
+import csv
+import io
+import re
+
+from luthier.report.plain import to_csv, to_latex, to_markdown, to_setup
+
+
+def test_csv_reads_back_with_plain_numbers(several, single):
+    for results in (several, single):
+        lines = list(csv.DictReader(io.StringIO(to_csv(results))))
+        assert [line["row"] for line in lines] == ["base", "sft", "dft", "asft"]
+        for line, row in zip(lines, results["rows"], strict=True):
+            assert line["target_mean"] == ("" if row["target"] is None else str(row["target"]["mean"]))
+    assert lines[2]["failed_runs"] == "1"
+
+
+def test_markdown_keeps_its_table_whatever_the_names(hostile):
+    text = to_markdown(hostile)
+    table = [line for line in text.splitlines() if line.startswith("| ")]
+    bars = {len(re.findall(r"(?<!\\)\|", line)) for line in table}
+    assert len(table) == 6 and bars == {10}
+    assert "<b>" not in text
+
+
+def test_latex_escapes_and_balances(hostile, several):
+    for results in (hostile, several):
+        text = to_latex(results)
+        body = [line for line in text.splitlines() if line.endswith("\\\\")]
+        assert {len(re.findall(r"(?<!\\)&", line)) for line in body} == {8}
+        assert len(re.findall(r"(?<!\\)\{", text)) == len(re.findall(r"(?<!\\)\}", text))
+        assert len(re.findall(r"(?<!\\)\$", text)) % 2 == 0
+        assert not re.search(r"[^\x00-\x7f]", text)
+    assert r"$\pm$" in to_latex(several)
+
+
+def test_setup_says_what_others_need(several):
+    text = to_setup(several)
+    for words in ("sha256", "torch", "2.13.0", "learning rate", "train.objective.kind", "epochs 1", '"seed": 0'):
+        assert words in text.replace("\\", ""), words
