@@ -111,7 +111,8 @@ def test_small_parts_may_share_a_test_file_but_objectives_may_not(tmp_path):
 
 def test_underscore_helpers_and_constants_are_no_faults(tmp_path):
     fields = "    PAPER: ClassVar[str] = ''\n    trim: bool = True\n"
-    text = f"@dataclass(frozen=True)\nclass Line:\n    count: int\nclass _Helper:\n    pass\nclass Exact:\n{fields}    def f(self):\n        return self.trim"
+    beside = "@dataclass(frozen=True)\nclass Line:\n    count: int\nclass _Helper:\n    pass\n"
+    text = f"{beside}class Exact:\n{fields}    def f(self):\n        return self.trim"
     assert faults_with(tmp_path, {"src/luthier/evals/metrics/exact.py": text}) == []
 
 
