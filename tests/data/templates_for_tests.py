@@ -9,11 +9,13 @@ You are a helpful assistant.<|im_end|>
 
 LLAMA3 = """{{ bos_token }}{% for message in messages %}<|start_header_id|>{{ message.role }}<|end_header_id|>
 
-{{ message.content | trim }}<|eot_id|>{% endfor %}{% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>
+{{ message.content | trim }}<|eot_id|>{% endfor %}{% if add_generation_prompt %}\
+<|start_header_id|>assistant<|end_header_id|>
 
 {% endif %}"""
 
-GEMMA = """{{ bos_token }}{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}\
+GEMMA = """{{ bos_token }}{% if messages[0].role == 'system' %}\
+{{ raise_exception('System role not supported') }}{% endif %}\
 {% for message in messages %}{% if (message.role == 'user') != (loop.index0 % 2 == 0) %}\
 {{ raise_exception('Roles must alternate') }}{% endif %}\
 <start_of_turn>{{ 'model' if message.role == 'assistant' else message.role }}
@@ -41,7 +43,8 @@ THINKING = """{%- set ns = namespace(last=-1) %}{% for message in messages %}{% 
 {{ thought.strip('\\n') }}
 </think>
 
-{{ content.lstrip('\\n') }}{% else %}{{ content }}{% endif %}{% if message.tool_calls %}{% for call in message.tool_calls %}
+{{ content.lstrip('\\n') }}{% else %}{{ content }}{% endif %}\
+{% if message.tool_calls %}{% for call in message.tool_calls %}
 <tool_call>
 {{ call.function | tojson }}
 </tool_call>{% endfor %}{% endif %}<|im_end|>

@@ -3,6 +3,7 @@ import json
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from luthier.data.shapes import EmptyAnswer, content_hash
 from luthier.data.sources import NotUtf8, load_records, scan_records
 from luthier.errors import DataError, LuthierError, RecipeError
@@ -57,7 +58,7 @@ def test_missing_columns_are_named_with_a_suggestion(write, tmp_path):
 
 
 def test_a_wrong_name_under_columns_is_named(write, tmp_path):
-    with pytest.raises(DataError, match="prompt from `questoin`.*Columns found: question, answer"):
+    with pytest.raises(DataError, match=r"prompt from `questoin`.*Columns found: question, answer"):
         load_records({"path": write({"question": "a", "answer": "b"}), "columns": {"prompt": "questoin"}}, tmp_path)
 
 
@@ -212,7 +213,7 @@ def test_a_hub_id_that_is_not_there_is_one_clear_error(tmp_path, monkeypatch):
         raise ConnectionError("no network\nat all")
 
     monkeypatch.setattr(datasets, "load_dataset", fails)
-    with pytest.raises(DataError, match="no file `someone/some-set`.*no network"):
+    with pytest.raises(DataError, match=r"no file `someone/some-set`.*no network"):
         load_records("someone/some-set", tmp_path)
     monkeypatch.setattr(datasets, "load_dataset", lambda name, config, split: [{"text": f"{name} {config} {split}"}])
     source = {"path": "someone/some-set", "config": "main", "split": "test"}
@@ -227,7 +228,7 @@ JSON = st.recursive(
 COLUMN = st.sampled_from(["prompt", "completion", "text", "messages", "chosen", "rejected", "id", "tools", "extra"])
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(st.lists(st.binary(max_size=40) | st.dictionaries(COLUMN, JSON | st.just(TALK), max_size=4), max_size=6))
 def test_any_file_gives_records_or_one_clear_error(tmp_path_factory, rows):
     path = tmp_path_factory.mktemp("any") / "any.jsonl"

@@ -31,7 +31,7 @@ class Cached:
 def read_cache(folder: Path, renderer: Renderer, hashes: Sequence[str]) -> list[Cached] | None:
     """The rows of these records in this order, or None when they are not there or not whole."""
     try:
-        with numpy.load(_path(folder, renderer, hashes), allow_pickle=False) as stored:
+        with _path(folder, renderer, hashes).open("rb") as file, numpy.load(file, allow_pickle=False) as stored:
             ids, weights, ends = stored["ids"], stored["weights"], stored["ends"]
             notes = json.loads(stored["notes"].item())
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):

@@ -23,7 +23,7 @@ BANDS, ROWS = 20, 5  # a pair at 0.8 is missed once in 2,500
 COMMON = 0.1  # word sequences in more than this share of the records are boilerplate
 COMMON_FROM = 20  # below so many records nothing is
 LARGEST = 0.1  # groups above this share of the records are a template's doing: kept apart unless identical
-LEADERS = 8  # members of a bucket that a newcomer is compared with
+CROWD = 32  # members of a bucket that a newcomer is compared with
 
 _STREAM = numpy.random.default_rng(20240229)
 _FACTORS = _STREAM.integers(0, 2**63, BANDS * ROWS, dtype=numpy.uint64) * numpy.uint64(2) + numpy.uint64(1)
@@ -123,22 +123,21 @@ def _distinctive(shingles: list[numpy.ndarray]) -> list[numpy.ndarray]:
 
 def _join_similar(shingles: list[numpy.ndarray], groups: _Groups) -> None:
     """Join the pairs above the threshold among those that share a band of their signatures."""
-    some = [index for index, one in enumerate(shingles) if len(one)]
+    # Of identical questions, joined before, one stands for all.
+    some = [index for index, one in enumerate(shingles) if len(one) and groups.root(index) == index]
     buckets: dict[tuple[int, bytes], list[int]] = defaultdict(list)
-    # By content, so that the order of the input does not choose the leaders.
+    # By content, so that the order of the input does not choose whom a crowded bucket compares.
     for index in sorted(some, key=lambda index: shingles[index].tobytes()):
         signature = (shingles[index][:, None] * _FACTORS + _OFFSETS).min(axis=0)
         for band in range(BANDS):
-            leaders = buckets[band, signature[band * ROWS : (band + 1) * ROWS].tobytes()]
-            match = next((leader for leader in leaders if _similar(index, leader, shingles, groups)), None)
-            if match is not None:
-                groups.join(match, index)
-            elif len(leaders) < LEADERS:
-                leaders.append(index)
+            members = buckets[band, signature[band * ROWS : (band + 1) * ROWS].tobytes()]
+            for other in members:
+                if groups.root(other) != groups.root(index) and _similar(shingles[index], shingles[other]):
+                    groups.join(other, index)
+            if len(members) < CROWD:
+                members.append(index)
 
 
-def _similar(left: int, right: int, shingles: list[numpy.ndarray], groups: _Groups) -> bool:
-    if groups.root(left) == groups.root(right):
-        return True
-    shared = len(numpy.intersect1d(shingles[left], shingles[right], assume_unique=True))
-    return shared >= THRESHOLD * (len(shingles[left]) + len(shingles[right]) - shared)
+def _similar(left: numpy.ndarray, right: numpy.ndarray) -> bool:
+    shared = len(numpy.intersect1d(left, right, assume_unique=True))
+    return shared >= THRESHOLD * (len(left) + len(right) - shared)

@@ -11,14 +11,15 @@ from typing import Any
 LONGEST = 400  # digits of a number; a longer run is no answer
 TRIES = 200  # opening braces tried as the start of an object
 
+_DIGITS = rf"\d{{1,{LONGEST}}}"
 NUMBER = re.compile(
     r"(?<![\w.])(?P<sign>[-+−–]?)[$€£¥]?(?P<inner_sign>[-−]?)"
-    r"(?:(?P<grouped>\d{1,3}(?:[,'’\u00a0\u202f]\d{3})+(?!\d))|(?P<whole>\d{1,%(n)d}(?!\d)))?"
-    r"(?P<decimals>\.\d{1,%(n)d}(?!\d))?(?(grouped)|(?(whole)|(?(decimals)|(?!))))"
+    r"(?:(?P<grouped>\d{1,3}(?:[,'’\u00a0\u202f]\d{3})+(?!\d))|(?P<whole>" + _DIGITS + r"(?!\d)))?"
+    r"(?P<decimals>\." + _DIGITS + r"(?!\d))?(?(grouped)|(?(whole)|(?(decimals)|(?!))))"
     r"(?:[eE](?P<power>[-+]?\d{1,3})(?!\d))?"
-    r"(?:[ ]?/[ ]?(?P<below>\d{1,%(n)d})(?![\d/]))?" % {"n": LONGEST}
+    r"(?:[ ]?/[ ]?(?P<below>" + _DIGITS + r")(?![\d/]))?"
 )
-LATEX_FRACTION = re.compile(r"\\[dt]?frac\{(-?\d{1,%(n)d})\}\{(\d{1,%(n)d})\}" % {"n": LONGEST})
+LATEX_FRACTION = re.compile(r"\\[dt]?frac\{(-?" + _DIGITS + r")\}\{(" + _DIGITS + r")\}")
 DATE = re.compile(r"\d{1,4}(?:/\d{1,4}){2,}")
 MIXED = re.compile(r"(?<![\w./])(?P<sign>[-−]?)(?P<whole>\d{1,9}) (?P<above>\d{1,9})/(?P<below>\d{1,9})(?![\d/])")
 

@@ -61,8 +61,8 @@ class Renderer:
             )
         self.tokenizer, self.form, self.targets = tokenizer, render, targets
         self._format = None if render == "chat" else FormatString(render)
-        # The library below transformers is called directly (a third of the time), on a copy: a saved
-        # tokenizer.json may truncate or pad, and switching that off is not for us to do to others.
+        # The library below transformers is called directly (a third of the time), on a copy: truncation and
+        # padding are states of the shared object, which a saved file or any other caller may switch on.
         self._backend = copy.deepcopy(tokenizer.backend_tokenizer)
         self._backend.no_truncation()
         self._backend.no_padding()

@@ -49,9 +49,11 @@ def split_records(
         deduplicate: drop all but the first of identical records.
 
     Raises:
-        DataError: nothing is left to train on.
+        DataError: no records, or none left to train on.
         RecipeError: a share that is no percentage, or shares that leave nothing.
     """
+    if not records:
+        raise DataError("The training data is empty: no record in it can be used.")
     kept = unique(records) if deduplicate else list(records)
     groups = near_duplicates(kept)
     keyed = sorted((_position(kept, group, seed), group) for group in groups)

@@ -144,7 +144,8 @@ class ChatTemplate:
             return None, [ALTERED]
         before, after = around
         end = len(full) - len(after)
-        prompt = self.text(messages[:index], tools, answer_next=True)
+        # Templates refuse an empty conversation; whatever stands before a first answer is its prompt.
+        prompt = self.text(messages[:index], tools, answer_next=True) if index else before
         notes = []
         if full.startswith(before) and end >= len(before) and _says(full[len(before) : end], messages[index]):
             if before.startswith(prompt) and before[len(prompt) :].strip():

@@ -1,0 +1,80 @@
+import io
+import json
+from types import SimpleNamespace
+
+import pytest
+from rich.console import Console
+
+from luthier.data.doctor import examine, print_preview, print_report
+from luthier.data.render import Renderer
+
+
+def settings(**changes):
+    defaults = {"train": "data.jsonl", "validation": None, "test": None, "split_seed": 0, "max_tokens": 120}
+    return SimpleNamespace(**(defaults | {"too_long": "error", "deduplicate": True} | changes))
+
+
+def line(index, answer="Yes."):
+    return json.dumps({"prompt": f"question {index} of {index * 7919 % 1009}", "completion": answer}).encode()
+
+
+@pytest.fixture
+def bad(tmp_path):
+    refused = {"messages": [{"role": "system", "content": "a"}, {"role": "assistant", "content": "b"}]}
+    lines = [line(index) for index in range(60)]
+    lines += [b"{", line(100, answer=""), b'{"text": "\xff"}', json.dumps(refused).encode(), line(101, "Yes. " * 99)]
+    (tmp_path / "data.jsonl").write_bytes(b"\n".join([*lines, line(0)]))
+    return tmp_path
+
+
+def printed(show, *args, **options):
+    out = io.StringIO()
+    show(*args, Console(file=out, width=200, **options))
+    return out.getvalue()
+
+
+def test_every_bad_record_is_listed_and_the_rest_examined(bad, make_tokenizer):
+    report = examine(settings(), Renderer(make_tokenizer("gemma")), bad)
+    where = {kind: [message.split(": ")[0] for message in found] for kind, found in report.problems.items()}
+    places = {"unreadable": 61, "empty": 62, "not_utf8": 63, "unrendered": 64}
+    assert where == {kind: [f"data.jsonl:{number}"] for kind, number in places.items()}
+    assert report.counts["train"] == 60 and report.dropped == {"train": 1} and report.duplicates == 1
+    assert len(report.warnings) >= 5
+
+
+def test_the_report_is_printed_with_problems_and_warnings(bad, make_tokenizer):
+    report = examine(settings(), Renderer(make_tokenizer("gemma")), bad)
+    text = printed(print_report, report)
+    for words in ("63 records", "data.jsonl:63", "not UTF-8", "duplicates", "1 exact", "targets", "warning", "⟦Yes."):
+        assert words in text
+    assert json.dumps(report.to_json())
+
+
+def test_what_makes_training_impossible_is_the_first_warning(tmp_path, make_tokenizer):
+    (tmp_path / "data.jsonl").write_bytes(b"{\n{\n")
+    report = examine(settings(), Renderer(make_tokenizer("chatml")), tmp_path)
+    assert "training data is empty" in report.warnings[0] and len(report.problems["unreadable"]) == 3
+    (tmp_path / "data.jsonl").write_bytes(line(1))
+    report = examine(settings(max_tokens=4), Renderer(make_tokenizer("chatml")), tmp_path)
+    assert "No training record is left" in report.warnings[0]
+    assert "No training record" in printed(print_report, report)
+    missing = examine(settings(train="none.jsonl"), Renderer(make_tokenizer("chatml")), tmp_path)
+    assert "no file" in missing.problems["unreadable"][0] and "empty" in missing.warnings[0]
+
+
+def test_targets_are_green_or_between_marks():
+    preview = [("<user>\n", False), ("hi", False), ("yes", True), ("</s>", True)]
+    plain = printed(print_preview, preview)
+    assert "⏎\nhi⟦yes</s>⟧" in plain
+    coloured = printed(print_preview, preview, force_terminal=True, color_system="standard")
+    assert ("⟦" not in coloured and "\x1b[32myes" in coloured) or "\x1b[1;32myes" in coloured
+
+
+def test_a_long_preview_is_shortened_in_the_middle():
+    preview = [(f" t{index}", index > 900) for index in range(1000)]
+    text = printed(print_preview, preview)
+    assert " t0 " in text and "t999⟧" in text and "[... 400 tokens ...]" in text and "t500" not in text
+
+
+def test_text_that_looks_like_markup_is_shown_as_it_is():
+    assert "[bold]x[/bold]" in printed(print_preview, [("[bold]x[/bold]", True)])

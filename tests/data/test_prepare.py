@@ -1,0 +1,162 @@
+import json
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
+
+import numpy
+import pytest
+
+from luthier.data.cache import read_cache
+from luthier.data.prepare import prepare
+from luthier.data.render import Renderer
+from luthier.data.shapes import content_hash
+from luthier.errors import DataError, RecipeError
+
+
+def row(index, answer="Tom has 7 apples."):
+    return {"prompt": f"question {index} about {index * 7919 % 1009} things", "completion": f"{answer} {index}"}
+
+
+@pytest.fixture
+def setting(tmp_path):
+    def make(rows=(), name="data.jsonl", **changes):
+        (tmp_path / name).write_text("".join(json.dumps(one) + "\n" for one in rows))
+        defaults = {"train": name, "validation": "10%", "test": "15%", "split_seed": 0, "max_tokens": 200}
+        return SimpleNamespace(**(defaults | {"too_long": "drop", "deduplicate": True} | changes))
+
+    return make
+
+
+@pytest.fixture
+def renderer(make_tokenizer):
+    return Renderer(make_tokenizer("chatml"))
+
+
+def test_rows_records_and_splits_belong_together(setting, renderer, tmp_path):
+    done = prepare(setting([row(index) for index in range(100)]), renderer, tmp_path)
+    assert set(done.records) == {name for ids in done.splits.values() for name in ids} and len(done.records) == 100
+    for name in ("train", "validation", "test"):
+        rows = getattr(done, name)
+        assert [one.record for one in rows] == done.splits[name] and len(rows) == done.report.counts[name] > 0
+    one = done.train[0]
+    assert renderer.reference(done.records[one.record]) in renderer.tokenizer.decode(one.ids.tolist())
+    report = done.report
+    assert report.target_tokens == sum(one.targets for one in done.train) and 0 < report.target_share < 1
+    assert report.lengths["max"] == max(len(one) for one in [*done.train, *done.validation, *done.test])
+    assert json.loads(json.dumps(report.to_json()))["read"] == 100
+
+
+def test_too_long_is_dropped_truncated_or_an_error(setting, renderer, tmp_path):
+    rows = [*(row(index) for index in range(40)), row(40, answer="Yes. " * 200)]
+    limit = {"validation": None, "test": None, "max_tokens": 180}
+    dropped = prepare(setting(rows, **limit), renderer, tmp_path)
+    assert len(dropped.train) == 40 and dropped.report.dropped == {"train": 1}
+    assert "max_tokens 180 drops 1 of 41" in dropped.report.warnings[0]
+    cut = prepare(setting(rows, **limit, too_long="truncate"), renderer, tmp_path)
+    assert len(cut.train) == 41 and cut.report.truncated == {"train": 1}
+    assert max(len(one) for one in cut.train) == 180
+    assert all(len(one.streams["weights"].values) == len(one) for one in cut.train)
+    with pytest.raises(DataError, match=r"data\.jsonl:41: record \w+ has \d+ tokens, more than data\.max_tokens 180"):
+        prepare(setting(rows, **limit, too_long="error"), renderer, tmp_path)
+
+
+def test_rows_without_a_target_left_are_dropped_and_counted(setting, renderer, tmp_path):
+    rows = [row(index) for index in range(30)] + [{"prompt": "Hello, how are you? " * 60, "completion": "Yes."}]
+    done = prepare(setting(rows, validation=None, test=None, too_long="truncate"), renderer, tmp_path)
+    assert len(done.train) == 30 and done.report.no_target == 1
+    assert any("lost their whole answer" in warning for warning in done.report.warnings)
+
+
+def test_nothing_left_and_everything_masked_are_refused(setting, renderer, tmp_path):
+    rows = [row(index) for index in range(10)]
+    for policy in ("drop", "truncate"):
+        with pytest.raises(DataError, match="No training record is left"):
+            prepare(setting(rows, max_tokens=5, too_long=policy), renderer, tmp_path)
+    talk = [{"role": "assistant", "content": "Hi"}, {"role": "user", "content": "Hello"}]
+    blind = Renderer(renderer.tokenizer)
+    blind._tokenised = lambda record, rendered: _masked(Renderer._tokenised(blind, record, rendered))
+    with pytest.raises(DataError, match="Everything is masked"):
+        prepare(setting([{"messages": talk}], validation=None, test=None), blind, tmp_path)
+
+
+def _masked(rendering):
+    rendering.row.streams["weights"].values[:] = 0
+    return rendering
+
+
+def test_sources_of_their_own_keep_ids_apart_and_leaks_are_counted(setting, renderer, tmp_path):
+    rows = [row(index) | {"id": index} for index in range(60)]
+    setting([*rows[:3], row(500) | {"id": 99}], name="test.jsonl")
+    done = prepare(setting(rows, test="test.jsonl"), renderer, tmp_path)
+    assert done.splits["test"] == ["test/0", "test/1", "test/2", "99"]
+    assert len(set(done.records)) == len(done.records)
+    kept = {name for name in done.splits["train"] if name in ("0", "1", "2")}
+    leak = done.report.leakage["test"]
+    assert leak["exact"] == len(kept) > 0 and leak["examples"]
+    assert any("also in train" in warning for warning in done.report.warnings)
+
+
+def test_duplicates_are_counted_whether_removed_or_not(setting, renderer, tmp_path):
+    rows = [row(index) for index in range(20)] * 2
+    assert prepare(setting(rows), renderer, tmp_path).report.duplicates == 20
+    kept = prepare(setting(rows, deduplicate=False), renderer, tmp_path)
+    assert kept.report.duplicates == 20 and len(kept.records) == 40
+
+
+def test_the_cache_gives_the_same_rows_and_is_never_stale(setting, renderer, tmp_path, monkeypatch):
+    rows, cache = [row(index) for index in range(50)], tmp_path / "cache"
+    first = prepare(setting(rows), renderer, tmp_path, cache)
+    (stored,) = cache.iterdir()
+    with monkeypatch.context() as patch:
+        patch.setattr(Renderer, "explain", lambda *_: pytest.fail("rendered again"))
+        second = prepare(setting(rows, max_tokens=150), renderer, tmp_path, cache)
+    for one, other in zip(first.train, second.train, strict=True):
+        assert one.record == other.record and numpy.array_equal(one.ids, other.ids)
+        assert one.ids.dtype == other.ids.dtype
+        assert numpy.array_equal(one.streams["weights"].values, other.streams["weights"].values)
+    assert second.report.notes == first.report.notes
+    prepare(setting([*rows[1:], row(0, answer="No.")]), renderer, tmp_path, cache)
+    prepare(setting(rows), Renderer(renderer.tokenizer, targets="all"), tmp_path, cache)
+    assert len(list(cache.iterdir())) == 3
+    stored.write_bytes(stored.read_bytes()[:100])
+    assert numpy.array_equal(prepare(setting(rows), renderer, tmp_path, cache).train[0].ids, first.train[0].ids)
+
+
+def test_many_may_write_the_cache_at_once(setting, renderer, tmp_path):
+    data, cache = setting([row(index) for index in range(20)]), tmp_path / "cache"
+    with ThreadPoolExecutor(4) as pool:
+        done = list(pool.map(lambda _: prepare(data, renderer, tmp_path, cache), range(4)))
+    assert len({one.report.tokens for one in done}) == 1
+    assert [path.suffix for path in cache.iterdir()] == [".npz"]
+    everything = [*done[0].records.values()]
+    assert read_cache(cache, renderer, [content_hash(one) for one in everything[:-1]]) is None
+
+
+def test_a_template_with_the_date_is_cached_for_a_day(make_tokenizer, setting, tmp_path, monkeypatch):
+    import datetime
+
+    from luthier.data import cache as module
+
+    template = "{{ strftime_now('%Y') }}{% for m in messages %}{{ m.content }}</s>{% endfor %}"
+    renderer, cache = Renderer(make_tokenizer(template)), tmp_path / "cache"
+    data = setting([row(index) for index in range(10)])
+    prepare(data, renderer, tmp_path, cache)
+
+    class Tomorrow(datetime.date):
+        @classmethod
+        def today(cls):
+            return datetime.date(2100, 1, 1)
+
+    monkeypatch.setattr(module, "date", Tomorrow)
+    prepare(data, renderer, tmp_path, cache)
+    assert len(list(cache.iterdir())) == 2
+
+
+def test_errors_name_file_line_and_record(setting, make_tokenizer, tmp_path):
+    talk = [{"role": "system", "content": "x"}, {"role": "user", "content": "y"}, {"role": "assistant", "content": "z"}]
+    with pytest.raises(DataError, match=r"data\.jsonl:3: record \w+: .*System role not supported"):
+        prepare(setting([row(0), row(1), {"messages": talk}]), Renderer(make_tokenizer("gemma")), tmp_path)
+
+
+def test_an_unknown_policy_is_refused(setting, renderer, tmp_path):
+    with pytest.raises(RecipeError, match=r"data\.too_long is `cut`"):
+        prepare(setting([row(0)], too_long="cut"), renderer, tmp_path)

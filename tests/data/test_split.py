@@ -1,0 +1,121 @@
+import random
+
+import pytest
+
+from luthier.data.near import near_duplicates, overlap
+from luthier.data.split import split_records
+from luthier.errors import DataError, RecipeError
+from luthier.types import Record
+
+WORDS = [f"word{index}" for index in range(500)]
+
+
+def record(index, prompt=None, completion="yes"):
+    prompt = prompt if prompt is not None else " ".join(random.Random(index).choices(WORDS, k=30))
+    return Record(str(index), "prompt_completion", {"prompt": prompt, "completion": completion}, f"data.jsonl:{index}")
+
+
+def records(count, start=0):
+    return [record(index) for index in range(start, start + count)]
+
+
+def where(split):
+    parts = {"train": split.train, "validation": split.validation, "test": split.test}
+    return {one.id: name for name, part in parts.items() for one in part}
+
+
+def test_shares_are_about_right_and_nothing_is_lost():
+    split = split_records(records(1000), "10%", "15%")
+    assert len(split.test) == pytest.approx(150, abs=40) and len(split.validation) == pytest.approx(100, abs=35)
+    assert len(where(split)) == 1000 and split.duplicates == 0
+
+
+def test_records_added_later_move_no_other():
+    before = where(split_records(records(300), "10%", "15%"))
+    after = where(split_records([*records(200, start=1000), *reversed(records(300))], "10%", "15%"))
+    assert all(after[name] == part for name, part in before.items())
+
+
+def test_the_seed_alone_draws_another_division():
+    first, again, other = (where(split_records(records(300), "10%", "15%", seed=seed)) for seed in (0, 0, 1))
+    assert first == again != other
+
+
+def test_counts_are_exact():
+    split = split_records(records(100), 7, 20)
+    assert (len(split.validation), len(split.test)) == (7, 20)
+    assert where(split_records(list(reversed(records(100))), 7, 20)) == where(split)
+
+
+def test_a_small_data_set_still_gets_its_splits():
+    for count in range(3, 12):
+        split = split_records(records(count), "10%", "15%")
+        assert split.validation and split.test and split.train
+
+
+def test_no_split_asked_none_made():
+    split = split_records(records(10), None, None)
+    assert len(split.train) == 10 and not split.validation and not split.test
+
+
+def test_exact_duplicates_are_removed_and_counted():
+    double = [*records(50), *(record(index + 100, prompt=one.fields["prompt"]) for index, one in enumerate(records(5)))]
+    split = split_records(double, None, None)
+    assert split.duplicates == 5 and len(split.train) == 50
+    assert len(split_records(double, None, None, deduplicate=False).train) == 55
+
+
+def test_near_duplicates_stay_together():
+    base = records(200)
+    variants = []
+    for index, one in enumerate(base[:60]):
+        words = one.fields["prompt"].split()
+        words[3] = "changed"
+        variants += [record(1000 + index, " ".join(words)), record(2000 + index, one.fields["prompt"].upper() + "!")]
+    split = split_records([*base, *variants], "20%", "20%")
+    place = where(split)
+    assert all(place[str(index)] == place[str(1000 + index)] == place[str(2000 + index)] for index in range(60))
+    assert len(split.groups) == 60 and set(split.groups) == {3}
+    assert len(set(place.values())) == 3
+
+
+def test_what_all_records_share_makes_no_duplicates():
+    form = "Extract the invoice as JSON with the keys total, date and name, and write nothing else. Text: {} {} {}"
+    filled = [record(index, form.format(*random.Random(index).choices(WORDS, k=3))) for index in range(300)]
+    assert max(len(group) for group in near_duplicates(filled)) <= 3
+
+
+def test_one_question_for_all_does_not_send_all_to_one_split():
+    same = [record(index, "Write a poem.", completion=f"poem {index}") for index in range(100)]
+    split = split_records(same, "10%", "15%")
+    assert split.train and split.validation and split.test
+
+
+def test_groups_do_not_depend_on_the_order():
+    base = records(100)
+    variants = [record(1000 + index, one.fields["prompt"] + " end") for index, one in enumerate(base[:30])]
+    every = [*base, *variants]
+    shuffled = random.Random(1).sample(every, len(every))
+    first, other = (
+        {frozenset(some[index].id for index in group) for group in near_duplicates(some)} for some in (every, shuffled)
+    )
+    assert first == other and sum(len(group) == 2 for group in first) == 30
+
+
+def test_overlap_between_files_is_found():
+    train = records(200)
+    exact = record("exact", train[3].fields["prompt"].capitalize())
+    near = record("near", train[4].fields["prompt"] + " really")
+    assert overlap(train, [exact, near, record(999)]) == (["exact"], ["near"])
+    assert overlap(train, [exact, near], nearly=False) == (["exact"], [])
+
+
+def test_nothing_left_to_train_on_is_an_error():
+    with pytest.raises(DataError, match="none is left to train on"):
+        split_records(records(5), None, 5)
+
+
+@pytest.mark.parametrize("share", ["ten", "100%", "-1%", -1, True, "5"])
+def test_shares_must_be_shares(share):
+    with pytest.raises(RecipeError, match=r"data\.test: .* is no share"):
+        split_records(records(5), None, share)
