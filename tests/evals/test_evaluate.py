@@ -103,7 +103,7 @@ def test_perplexity_as_metric_and_helper(run, module, renderer, record):
     wanted = math.exp(sum(totals) / sum(row.targets for row in rows))
     assert found.mean == pytest.approx(wanted, rel=1e-5)
     assert perplexity(module, rows) == pytest.approx(wanted, rel=1e-5)
-    assert not any(item.right for item in found.items)
+    assert not any(item.right for item in found.items) and not found.ranks
 
 
 @pytest.mark.parametrize(
@@ -135,6 +135,20 @@ def test_a_users_metric_that_breaks(run, record, tmp_path, body, message):
     )
     with pytest.raises(EvaluationError, match=f"Record a .*mine.*{message}"):
         run([record("a")], "mine.py", base=tmp_path)
+
+
+@pytest.mark.parametrize("metric", ["choice", "perplexity"])
+def test_a_model_with_broken_weights_scores_nothing(run, module, renderer, record, metric):
+    weight = module.model.norm.weight
+    kept = weight.detach().clone()
+    weight.data.fill_(float("nan"))
+    try:
+        with pytest.raises(EvaluationError, match=r"Record a .*nan"):
+            run([record("a", completion="yes", choices=["yes", "no"])], metric)
+        with pytest.raises(EvaluationError, match=r"Record a: .*nan"):
+            perplexity(module, [renderer.render(record("a"))])
+    finally:
+        weight.data.copy_(kept)
 
 
 def test_nothing_to_evaluate(run, module, renderer, record):

@@ -91,6 +91,8 @@ def test_choice_normalises():
         "characters": 2,
     }
     assert picks["characters"].pick([-4.0, -5.0, -9.0], choices, tokens) == 1
+    assert picks["none"].pick([-1.0, -1.0], ["a", "b"], [1, 1]) == 1
+    assert picks["none"].pick([-1.0, -1.0], ["b", "a"], [1, 1]) == 0
 
 
 def test_perplexity_weighs_by_tokens():

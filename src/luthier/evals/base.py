@@ -73,7 +73,8 @@ class Evaluation:
     """All items of one model on one set, ordered by record id.
 
     `name` is the metric's, or `mixed` when records carry their own; `reason` says who chose it.
-    `generated` counts tokens written by the model, a cost that the table shows.
+    `generated` counts tokens written by the model, a cost that the table shows. Without `ranks` the mean
+    is shown as it is (no share of 1) and decides nothing.
     """
 
     items: list[Item]
@@ -81,6 +82,7 @@ class Evaluation:
     name: str
     reason: str
     generated: int
+    ranks: bool
 
     @property
     def n(self) -> int:
@@ -94,5 +96,6 @@ class Evaluation:
             "mean": self.mean,
             "reason": self.reason,
             "generated": self.generated,
+            "ranks": self.ranks,
             "cut_off": sum(item.finish == "length" for item in self.items),
         }

@@ -179,7 +179,17 @@ def perplexity(module: Any, rows: Sequence[Row], progress: Progress | None = Non
         raise EvaluationError(
             "There is no target token to compute a perplexity from.", "Check the mask: `luthier check` shows it."
         )
+    for row, (total, _) in zip(rows, found, strict=True):
+        _check_finite(total, f"Record {row.record}")
     return math.exp(-sum(total for total, _ in found) / targets)
+
+
+def _check_finite(value: float, where: str) -> None:
+    if not math.isfinite(value):
+        raise EvaluationError(
+            f"{where}: the model gives it a log-probability of {value}.",
+            "Its weights or activations are not finite; was the learning rate too high?",
+        )
 
 
 def _generate(work: _Work, records: list[Record]) -> None:
@@ -218,6 +228,7 @@ def _choose(work: _Work, records: list[Record]) -> None:
         records=[record.id for record in records],
     )
     for record, options, ids, values in zip(records, choices, tokens, logprobs, strict=True):
+        _check_finite(sum(values), f"Record {record.id} ({record.origin})")
         picked = work.metrics[record.id].pick(values, options, [len(one) for one in ids])
         work.add(record, options[picked], None)
 
@@ -242,6 +253,7 @@ def _weigh(work: _Work, records: list[Record]) -> None:
     for record, (total, targets) in zip(
         records, sequence_logprobs(work.module, rows, progress=work.report), strict=True
     ):
+        _check_finite(total, f"Record {record.id} ({record.origin})")
         work.weights[record.id] = targets
         work.add(record, "", None, work.metrics[record.id].of_logprobs(total, targets))
 
@@ -258,4 +270,5 @@ def _summary(work: _Work, reason: str) -> Evaluation:
         )
     scores, weights = [item.score for item in items], [work.weights.get(item.id, 1) for item in items]
     mean = first.combine(scores, weights) if len(kinds) == 1 else sum(scores) / len(scores)
-    return Evaluation(items, mean, first.kind if len(kinds) == 1 else "mixed", reason, work.generated)
+    name = first.kind if len(kinds) == 1 else "mixed"
+    return Evaluation(items, mean, name, reason, work.generated, first.RANKS)

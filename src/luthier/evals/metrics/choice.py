@@ -13,7 +13,8 @@ class Choice(Metric):
     """1 when the reference is the most probable of the record's `choices`; nothing is generated.
 
     `normalize` divides each choice's summed log-probability by its number of tokens or characters, so
-    that long choices are not at a disadvantage.
+    that long choices are not at a disadvantage. Equal values (bfloat16 has many) are settled by the
+    alphabet, since data sets often list the right answer first.
     """
 
     NEEDS: ClassVar[tuple[str, ...]] = ("choices",)
@@ -28,7 +29,7 @@ class Choice(Metric):
             "characters": [len(choice) for choice in choices],
         }[self.normalize]
         values = [logprob / length for logprob, length in zip(logprobs, lengths, strict=True)]
-        return values.index(max(values))
+        return max(range(len(choices)), key=lambda index: (values[index], choices[index]))
 
     def score(self, prediction: str, record: Record, reference: str) -> float:
         return float(prediction.strip() == reference.strip())
