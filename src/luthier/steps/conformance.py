@@ -1,0 +1,366 @@
+"""The conformance matrix of one part: what every objective and tuner must pass, run on a tiny model.
+
+`luthier check ./mine.py` runs it on a file of the user's; the tests run it on every part of the package.
+Each check is a function that returns None or raises `Failed` with what was seen.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy
+import torch
+from rich.console import Console
+from torch import Tensor, nn
+
+from luthier import parts
+from luthier.engine.budget import Budget
+from luthier.engine.distributed import World
+from luthier.engine.trainer import Batching, Saving, Trainer
+from luthier.errors import LuthierError, RunError
+from luthier.models.policy import TokenPolicy
+from luthier.objectives.base import Objective
+from luthier.recipe.methods import slot_of_file
+from luthier.steps.ground import tuned_policy
+from luthier.types import Row, Stream
+
+VOCABULARY, RECORDS = 61, 8
+LAYOUTS = {
+    "four records per forward": Batching(RECORDS, 60, "padded"),
+    "one record per forward": Batching(RECORDS, 1, "padded"),
+    "padding on the left": Batching(RECORDS, 10_000, "padded", "left"),
+    "packed": Batching(RECORDS, 10_000, "packed"),
+    "packed in pieces": Batching(RECORDS, 40, "packed"),
+}
+TOLERANCE = 1e-9
+
+
+class Failed(Exception):
+    """A check found the part wanting; the message says what was seen."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One line of the matrix."""
+
+    check: str
+    passed: bool
+    seen: str
+
+
+class Plain(parts.Part):
+    """Gradient descent at rate 1: the change of the weights *is* the gradient."""
+
+    lr: float = 1.0
+    clip: float | None = None
+
+    def make(self, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+        return torch.optim.SGD(parameters, lr=self.lr)
+
+
+def tiny_model(dtype: torch.dtype = torch.float64, seed: int = 0) -> nn.Module:
+    """A Llama with 2 layers, width 32 and tied embeddings, the same for the same seed."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        vocab_size=VOCABULARY,
+        max_position_embeddings=128,
+        tie_word_embeddings=True,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return LlamaForCausalLM(config).to(dtype).eval()
+
+
+def tiny_rows(count: int = RECORDS, seed: int = 0, targets: bool = True) -> list[Row]:
+    """Records of unequal length; the first tokens of each are its prompt, weights are not all 1."""
+    draw = numpy.random.default_rng(seed)
+    rows = []
+    for index in range(count):
+        length = int(draw.integers(6, 22))
+        weights = numpy.where(draw.random(length) < 0.3, 0.5, 1.0).astype(numpy.float32)
+        weights[: int(draw.integers(1, 5))] = 0.0
+        ids = draw.integers(0, VOCABULARY, length).astype(numpy.int32)
+        rows.append(Row(f"record-{index}", ids, {"weights": Stream(weights * targets, "token", 0.0)}))
+    return rows
+
+
+def trainer(objective: Objective, tuner: Any, rows: list[Row], batching: Batching, **more: Any) -> Trainer:
+    """A trainer of the tiny model with these parts; `more` overrides its fields."""
+    dtype = more.pop("dtype", torch.float64)
+    seed = more.get("seed", 0)
+    policy = tuned_policy(tiny_model(dtype), [tuner], objective, seed)
+    if more.pop("disturb", True):
+        _disturb(policy)
+    defaults: dict[str, Any] = {
+        "optimizer": Plain(),
+        "schedule": parts.build("schedule", "constant"),
+        "budget": Budget("updates", 1),
+    }
+    return Trainer(policy, [tuner], objective, rows, batching=batching, **(defaults | more))
+
+
+def _disturb(policy: TokenPolicy) -> None:
+    """Move the trained weights off their start, where a zero adapter or a zero divergence would hide faults."""
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in policy.module.parameters():
+            if parameter.requires_grad:
+                noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+                parameter += 0.05 * noise.to(parameter.dtype)
+
+
+def trained(objective: Objective, tuner: Any, batching: Batching, rows: list[Row] | None = None, **more: Any) -> dict:
+    """Weights after training, by name, minus weights before."""
+    run = trainer(objective, tuner, rows or tiny_rows(), batching, **more)
+    before = {name: p.detach().clone() for name, p in run.masters.master.items()}
+    run.train()
+    return {name: (p.detach() - before[name]) for name, p in run.masters.master.items()}
+
+
+def apart(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> float:
+    """Largest relative difference over tensors."""
+    largest = max(float(t.norm()) for t in one.values())
+    return max(
+        float((one[n] - other[n]).norm()) / max(float(one[n].norm()), 1e-6 * largest, 1e-300) for n in one
+    )
+
+
+def variants(part: type[Any]) -> list[Any]:
+    """The part under each of its SETTINGS."""
+    return [part(**settings) for settings in part.SETTINGS]
+
+
+def check_invariance(objectives: list[Objective], tuner: Any) -> None:
+    """The gradient does not depend on splits, padding side or packing."""
+    for objective in objectives:
+        whole = trained(objective, tuner, Batching(RECORDS, 10_000, "padded"))
+        if not any(float(t.abs().max()) for t in whole.values()):
+            raise Failed(f"{objective!r}: the gradient is zero everywhere")
+        for name, batching in LAYOUTS.items():
+            error = apart(whole, trained(objective, tuner, batching))
+            if not error <= TOLERANCE:
+                raise Failed(
+                    f"{objective!r}: with {name} the gradient differs by {error:.1e} (allowed {TOLERANCE:.0e}). Does the"
+                    " loss use a mean over the chunk, or anything but its own position?"
+                )
+
+
+def check_options(made: list[Any], result: Callable[[Any], dict]) -> None:
+    """Every option changes the result from one of the SETTINGS."""
+    part = type(made[0])
+    results = [result(one) for one in made]
+    silent = set(part.model_fields)
+    for i, one in enumerate(made):
+        for j in range(i):
+            differing = {name for name in silent if getattr(one, name) != getattr(made[j], name)}
+            if len(differing) == 1 and (
+                results[i].keys() != results[j].keys()
+                or any(a.shape != b.shape for a, b in zip(results[i].values(), results[j].values(), strict=True))
+                or apart(results[i], results[j]) > 1e-12
+            ):
+                silent -= differing
+    if silent:
+        raise Failed(
+            f"no two SETTINGS that differ only in `{sorted(silent)[0]}` give different results: the option is not read,"
+            " or SETTINGS lacks a set that shows it"
+        )
+
+
+def check_determinism(objective: Objective, tuner: Any) -> None:
+    """The same seed gives the same bits."""
+    one, two = (_three_updates(objective, tuner) for _ in range(2))
+    if any(not torch.equal(one[name], two[name]) for name in one):
+        raise Failed("two runs with one seed differ: is there a random call other than view.uniform?")
+
+
+def _three_updates(objective: Objective, tuner: Any) -> dict[str, Tensor]:
+    small = Batching(3, 40, "padded")
+    adamw = parts.build("optimizer", {"kind": "adamw", "lr": 1e-3})
+    return trained(objective, tuner, small, budget=Budget("updates", 3), optimizer=adamw)
+
+
+def check_resume(objective: Objective, tuner: Any) -> None:
+    """Stopped after two updates and resumed in a new trainer, the weights are bit-identical after four."""
+    adamw = parts.build("optimizer", {"kind": "adamw", "lr": 1e-3})
+    with tempfile.TemporaryDirectory() as folder:
+
+        def make(saving: Saving | None, stop: Callable[[], bool]) -> Trainer:
+            return trainer(
+                objective,
+                tuner,
+                tiny_rows(),
+                Batching(3, 40, "padded"),
+                budget=Budget("updates", 4),
+                optimizer=adamw,
+                saving=saving,
+                stop_requested=stop,
+            )
+
+        whole = make(None, lambda: False)
+        whole.train()
+        saving = Saving(Path(folder))
+        calls = iter((False, True))
+        make(saving, lambda: next(calls)).train()
+        again = make(saving, lambda: False)
+        again.resume()
+        again.train()
+    for name, master in whole.masters.master.items():
+        if not torch.equal(master, again.masters.master[name]):
+            raise Failed(f"after a resume, {name} differs: is there state outside `start()`?")
+
+
+def check_bfloat16(objective: Objective, tuner: Any) -> None:
+    """In bfloat16 compute over fp32 masters, weights stay finite."""
+    change = trained(objective, tuner, Batching(3, 40, "padded"), dtype=torch.bfloat16, budget=Budget("updates", 2))
+    if not all(bool(torch.isfinite(t).all()) for t in change.values()):
+        raise Failed("weights are not finite after two updates in bfloat16")
+
+
+def check_zero_targets(objective: Objective, tuner: Any) -> None:
+    """An update without any target is refused in words."""
+    try:
+        trained(objective, tuner, Batching(RECORDS, 10_000, "padded"), rows=tiny_rows(targets=False))
+    except RunError:
+        return
+    raise Failed("an update without targets went through")
+
+
+def check_ranks(objective: Objective, tuner: Any) -> None:
+    """Two ranks' shares add up to the gradient of one process (the reduction itself is tested with gloo)."""
+    whole = trained(objective, tuner, Batching(RECORDS, 40, "padded"))
+    shares = []
+    for rank in range(2):
+        world = _HalfWorld(rank, 2, _whole_counts(objective))
+        shares.append(trained(objective, tuner, Batching(RECORDS, 40, "padded"), world=world))
+    error = apart(whole, {name: shares[0][name] + shares[1][name] for name in whole})
+    if not error <= TOLERANCE:
+        raise Failed(f"the shares of two ranks add up to a gradient that differs by {error:.1e}")
+
+
+@dataclass(frozen=True)
+class _HalfWorld(World):
+    """One of two ranks whose peer is not there: counts come from the whole, tensors stay local."""
+
+    counts: Any = None
+
+    def sum_numbers(self, numbers: dict[str, float]) -> dict[str, float]:
+        return {name: self.counts.get(name, number) for name, number in numbers.items()}
+
+    def sum_tensors(self, tensors: Any) -> None:
+        for _ in tensors:
+            pass
+
+    def barrier(self) -> None:
+        pass
+
+
+def _whole_counts(objective: Objective) -> dict[str, float]:
+    from luthier.data.batches import collate
+
+    return objective.units(collate(tiny_rows()))
+
+
+def check_save_and_load(tuner: Any) -> None:
+    """Saved, loaded by plain transformers or PEFT, and merged: the logits are the same."""
+    run = trainer(parts.build("objective", "sft"), tuner, tiny_rows(), Batching(), dtype=torch.float32)
+    run.train()
+    ids = torch.arange(12)[None] % VOCABULARY
+    with torch.no_grad(), tempfile.TemporaryDirectory() as name:
+        own = run.policy.module(input_ids=ids).logits
+        tuner.save(run.policy.module, {n: m.detach() for n, m in run.masters.master.items()}, Path(name))
+        loaded = _load(Path(name))(input_ids=ids).logits
+        merged = tuner.merge(run.policy.module)(input_ids=ids).logits
+    for what, logits in (("saved and loaded", loaded), ("merged", merged)):
+        error = float((logits - own).abs().max())
+        if not error <= 1e-4:
+            raise Failed(f"{what}: logits differ by {error:.1e}")
+
+
+def _load(folder: Path) -> nn.Module:
+    from transformers import AutoModelForCausalLM
+
+    if (folder / "adapter_config.json").is_file():
+        import peft
+
+        return peft.PeftModel.from_pretrained(tiny_model(torch.float32), str(folder)).eval()
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+
+
+def objective_checks(part: type[Any]) -> Iterator[tuple[str, Callable[[], None]]]:
+    """The checks of an objective, in the order they are run."""
+    full = parts.build("tuner", "full")
+    made = variants(part)
+    first = made[0]
+    yield "gradient: splits, padding side, packing", lambda: check_invariance(made, full)
+    yield "gradient: two ranks", lambda: check_ranks(first, full)
+    whole = Batching(RECORDS, 10_000, "padded")
+    yield "every option changes something", lambda: check_options(made, lambda one: trained(one, full, whole))
+    yield "deterministic by seed", lambda: check_determinism(first, full)
+    yield "exact resume", lambda: check_resume(first, full)
+    yield "bfloat16 stays finite", lambda: check_bfloat16(first, full)
+    yield "no targets: refused", lambda: check_zero_targets(first, full)
+    for name in ("full", "lora"):
+        yield f"composes with {name}", lambda name=name: check_resume(first, parts.build("tuner", name))
+
+
+def tuner_checks(part: type[Any]) -> Iterator[tuple[str, Callable[[], None]]]:
+    """The checks of a tuner."""
+    sft = parts.build("objective", "sft")
+    made = variants(part)
+    yield "gradient: splits, padding side, packing", lambda: check_invariance([sft], made[0])
+    yield "every option changes something", lambda: check_options(made, lambda one: _three_updates(sft, one))
+    yield "deterministic by seed", lambda: check_determinism(sft, made[0])
+    yield "exact resume", lambda: check_resume(sft, made[0])
+    yield "bfloat16 stays finite", lambda: check_bfloat16(sft, made[0])
+    yield "saved, loaded, merged: same logits", lambda: check_save_and_load(made[0])
+    for name in ("dft", "asft"):
+        yield f"composes with {name}", lambda name=name: check_resume(parts.build("objective", name), made[0])
+
+
+CHECKS = {"objective": objective_checks, "tuner": tuner_checks}
+
+
+def run_checks(slot: str, part: type[Any]) -> Iterator[Outcome]:
+    """Run every check; an error of the part itself is an outcome too."""
+    for name, check in CHECKS[slot](part):
+        try:
+            check()
+        except Failed as failure:
+            yield Outcome(name, False, str(failure))
+        except LuthierError as error:
+            yield Outcome(name, False, str(error))
+        except Exception as error:
+            yield Outcome(name, False, f"{type(error).__name__}: {error}")
+        else:
+            yield Outcome(name, True, "")
+
+
+def check_part(path: Path, console: Console) -> None:
+    """Run the matrix on a part file and print each outcome.
+
+    Raises:
+        RunError: something failed.
+    """
+    slot = slot_of_file(path)
+    if slot not in CHECKS:
+        raise RunError(f"{path.name} is a {slot}: the matrix covers objectives and tuners.")
+    part = parts.load(slot, str(path))
+    failed = 0
+    for outcome in run_checks(slot, part):
+        console.print(f"  {'[green]pass[/]' if outcome.passed else '[red]FAIL[/]'}  {outcome.check}")
+        if not outcome.passed:
+            failed += 1
+            console.print(f"        {outcome.seen}", style="red", markup=False, highlight=False)
+    if failed:
+        raise RunError(f"{part.__name__} fails {failed} check(s) of the matrix.")
+    console.print(f"{part.__name__} passes the matrix.")
