@@ -21,12 +21,6 @@ What do cows eat? | Grass | Meat | Fish | Stones
 Which animal says meow? | Cat | Dog | Cow | Horse
 Which animal gives us wool? | Sheep | Dog | Snake | Chicken
 Which bird cannot fly? | Penguin | Eagle | Sparrow | Owl
-How many legs does a spider have? | Eight | Six | Four | Ten
-How many days are in a week? | Seven | Five | Six | Ten
-How many months are in a year? | Twelve | Ten | Eleven | Fourteen
-How many sides does a triangle have? | Three | Four | Five | Six
-How many hours are in a day? | 24 | 12 | 48 | 60
-How many minutes are in an hour? | 60 | 24 | 100 | 30
 What is frozen water called? | Ice | Steam | Fog | Sand
 What gas do humans need to breathe? | Oxygen | Helium | Methane | Neon
 What is the chemical symbol of water? | H2O | CO2 | NaCl | O2
@@ -46,14 +40,11 @@ What is the currency of the United Kingdom? | Pound | Euro | Yen | Rupee
 Which season comes after summer? | Autumn | Spring | Winter | July
 Which day comes after Monday? | Tuesday | Sunday | Friday | Thursday
 Which month comes before March? | February | April | January | May
-What is the opposite of hot? | Cold | Warm | Big | Loud
 What is the opposite of up? | Down | Left | High | Over
 What is the opposite of early? | Late | Soon | Fast | Morning
 What is the past tense of go? | Went | Goed | Gone to | Going
 What is the plural of mouse? | Mice | Mouses | Mouse | Meese
 Which word is a verb? | Run | Table | Green | Happiness
-Which word is a color? | Purple | Chair | Quickly | Seven
-Which word is a fruit? | Apple | Hammer | Car | Shirt
 Which of these is a musical instrument? | Piano | Spoon | Carpet | Candle
 What do you use to cut paper? | Scissors | A pillow | A cup | Soap
 Where do fish live? | In water | In trees | In the sky | In caves
@@ -61,37 +52,21 @@ What do plants need to grow? | Sunlight | Sugar | Plastic | Salt
 Which ocean lies between Europe and America? | Atlantic Ocean | Indian Ocean | Pacific Ocean | Arctic Ocean
 Which metal is attracted by a magnet? | Iron | Gold | Copper | Silver
 At what temperature in Celsius does water boil? | 100 degrees | 10 degrees | 50 degrees | 500 degrees
-What does a doctor do? | Treats sick people | Flies planes | Bakes bread | Repairs cars
 """
 
-YES_OR_NO = """
-Is fire hot? | Yes | No
-Is the sun a star? | Yes | No
-Can dogs bark? | Yes | No
-Is ice cold? | Yes | No
-Do birds have feathers? | Yes | No
-Is Paris in France? | Yes | No
-Is 10 larger than 5? | Yes | No
-Can humans breathe under water without equipment? | No | Yes
-Is the moon made of cheese? | No | Yes
-Do fish have legs? | No | Yes
-Is a whale a fish? | No | Yes
-Is 3 larger than 8? | No | Yes
-Can pigs fly? | No | Yes
-Is London the capital of Germany? | No | Yes
-"""
-
-SENTIMENT = """
-I loved every minute of this film. | Positive | Negative
-The food was cold and the waiter was rude. | Negative | Positive
-What a wonderful surprise, thank you! | Positive | Negative
-This phone broke after two days. | Negative | Positive
-The best holiday we ever had. | Positive | Negative
-I will never shop here again. | Negative | Positive
-The music was beautiful. | Positive | Negative
-A boring book, a waste of time. | Negative | Positive
-My new job makes me happy. | Positive | Negative
-The room was dirty and smelled bad. | Negative | Positive
+EITHER_OR = """
+Which is bigger, an ant or an elephant? | An elephant | An ant
+Which is faster, a snail or a car? | A car | A snail
+Which is hotter, fire or ice? | Fire | Ice
+Which is heavier, a feather or a stone? | A stone | A feather
+Which is sweeter, sugar or salt? | Sugar | Salt
+Which is older, a baby or a grandmother? | A grandmother | A baby
+Which is taller, a flower or a tree? | A tree | A flower
+Which is colder, winter or summer? | Winter | Summer
+Which is wetter, the sea or the desert? | The sea | The desert
+Which is louder, a whisper or a scream? | A scream | A whisper
+Which is softer, a pillow or a rock? | A pillow | A rock
+Which is brighter, the sun or a candle? | The sun | A candle
 """
 
 TOPICS = """
@@ -102,15 +77,52 @@ The senator won the election. | Politics | Cooking | Music
 The band released a new album. | Music | Weather | Politics
 Add salt and stir the soup. | Cooking | Politics | Weather
 The team lost the final match. | Sports | Music | Cooking
+A cold wind blows from the north. | Weather | Cooking | Politics
+Parliament voted on the new law. | Politics | Weather | Sports
+The violin plays the main tune. | Music | Sports | Politics
+The goalkeeper was sent off. | Sports | Weather | Music
+Melt the butter in a small pan. | Cooking | Sports | Music
+Snow fell all night long. | Weather | Politics | Cooking
+The minister resigned on Friday. | Politics | Music | Weather
+The choir sang three songs. | Music | Cooking | Politics
+She won the tennis tournament. | Sports | Politics | Cooking
+Boil the potatoes until they are soft. | Cooking | Music | Sports
+The president signed the treaty. | Politics | Sports | Weather
+"""
+
+KINDS = """
+hammer | Tool | Animal | Food
+bread | Food | Tool | Animal
+tiger | Animal | Tool | Food
+cheese | Food | Animal | Tool
+screwdriver | Tool | Food | Animal
+rabbit | Animal | Food | Tool
+saw | Tool | Animal | Food
+pizza | Food | Animal | Tool
+horse | Animal | Food | Tool
+shovel | Tool | Food | Animal
 """
 
 QUESTIONS = {
     "facts": (FACTS, "{}"),
-    "yes_or_no": (YES_OR_NO, "{} Answer yes or no."),
-    "sentiment": (SENTIMENT, "Is this review positive or negative? {}"),
+    "either or": (EITHER_OR, "{}"),
     "topics": (TOPICS, "What is the topic of this sentence? {}"),
+    "kinds": (KINDS, "Is this an animal, a food or a tool? {}"),
 }
 
-WORDS = (
-    "apple", "river", "table", "garden", "window", "music", "summer", "bridge", "paper", "orange", "silver", "yellow",
-)  # fmt: skip
+NUMBERS = """
+How many days are in a week? | 7
+How many months are in a year? | 12
+How many hours are in a day? | 24
+How many minutes are in an hour? | 60
+How many seconds are in a minute? | 60
+How many legs does a dog have? | 4
+How many legs does a spider have? | 8
+How many sides does a triangle have? | 3
+How many sides does a square have? | 4
+How many wheels does a bicycle have? | 2
+How many letters are in the English alphabet? | 26
+How many cents are in a dollar? | 100
+How many continents are there? | 7
+How many degrees are in a right angle? | 90
+"""
