@@ -48,7 +48,7 @@ def test_options_of_parts_are_written_out(workshop):
 
 
 def test_precedence(workshop):
-    workshop.recipe("train: {batch: {records: 1}, optimizer: {lr: 1e-1}}\nseed: 1\nout: base", "base.yaml")
+    workshop.recipe("train: {batch: {records: 1}, optimizer: {lr: 1e-1}}\nseed: 1\nout: base\nname: other", "base.yaml")
     workshop.write("mine.yaml", "extends: base.yaml\ntrain: {optimizer: {lr: 1e-2}, objective: sft}\nseed: 2\n")
     recipe = load_recipe("mine.yaml", ["dft"], ["seed=3"])
     assert recipe.settings.train.batch.records == 1

@@ -77,7 +77,7 @@ def test_a_cache_that_cannot_be_written(locked, workshop, monkeypatch):
     _, lock = locked
     workshop.write("mine.py", "")
     monkeypatch.setenv("XDG_CACHE_HOME", str(workshop.write("a_file", "")))
-    with pytest.raises(RecipeError, match="cannot be made"):
+    with pytest.raises(RecipeError, match="cannot be written"):
         load_recipe(lock)
 
 

@@ -55,10 +55,8 @@ def _refuse_changes(now: Recipe, then: Recipe, folder: Path) -> None:
     again = f"Resume it as it was started (luthier run {folder / 'lock.json'} --resume {folder}), or start a new run."
     for path in sorted({*before, *after}):
         if before.get(path) != after.get(path):
-            raise RunError(
-                f"{folder} was started with another recipe: `{path}` was {before.get(path)!r}, now {after.get(path)!r}.",
-                again,
-            )
+            change = f"`{path}` was {before.get(path)!r}, now {after.get(path)!r}"
+            raise RunError(f"{folder} was started with another recipe: {change}.", again)
     if sorted(now.text_of_parts.values()) != sorted(then.text_of_parts.values()):
         raise RunError(f"{folder} was started with another version of {', '.join(now.text_of_parts)}.", again)
 

@@ -12,7 +12,6 @@ from typing import Any
 from luthier.errors import RecipeError
 from luthier.recipe.merge import leaves
 from luthier.recipe.settings import copy
-from luthier.records import write_text
 
 MARK = "luthier_lock"
 FORM = 1
@@ -120,8 +119,10 @@ def _locked_file(kind: str, base: Path, text: str) -> str:
     if not copied.is_file() or copied.read_bytes() != text.encode("utf-8"):
         try:
             copied.parent.mkdir(parents=True, exist_ok=True)
+            temporary = copied.with_name(f".{copied.name}.{os.getpid()}.tmp")
+            temporary.write_text(text, encoding="utf-8")
+            os.replace(temporary, copied)
         except OSError as error:
             hint = f"The locked text of {kind} goes there; choose a cache with XDG_CACHE_HOME."
-            raise RecipeError(f"{copied.parent} cannot be made: {error.strerror}.", hint) from None
-        write_text(copied, text)
+            raise RecipeError(f"{copied} cannot be written: {error.strerror}.", hint) from None
     return str(copied)
