@@ -57,7 +57,12 @@ def test_user_text_is_shown_and_never_markup(hostile):
 
 def test_one_seed_page(single):
     words = " ".join(read(single).words)
-    for wanted in ("One run each: these models, not these methods", "the loss exploded", "What this cannot tell", "asft"):
+    for wanted in (
+        "One run each: these models, not these methods",
+        "the loss exploded",
+        "What this cannot tell",
+        "asft",
+    ):
         assert wanted in words, wanted
 
 

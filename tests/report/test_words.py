@@ -17,7 +17,10 @@ def test_one_seed_never_says_that_a_method_is_better(single):
 
 
 def test_a_difference_says_what_it_is_about(several, single):
-    for results, words in ((several, "asft differs from sft"), (single, "These two models differ on these items: asft")):
+    for results, words in (
+        (several, "asft differs from sft"),
+        (single, "These two models differ on these items: asft"),
+    ):
         changed = copy.deepcopy(results)
         row = next(row for row in changed["rows"] if row["label"] == "asft")
         row["change"].update(verdict="differs", p_adjusted=0.004)

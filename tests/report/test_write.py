@@ -18,7 +18,7 @@ def test_every_format(several, tmp_path):
 
 
 def test_mistakes(tmp_path):
-    with pytest.raises(RunError, match="no results.json"):
+    with pytest.raises(RunError, match=r"no results\.json"):
         write_report(tmp_path)
     with pytest.raises(RunError, match="latex"):
         write_report(tmp_path, "latx")
