@@ -74,10 +74,18 @@ def several_micro_batches(rows: Sequence[Row], records: int, tokens: int) -> boo
     return longest * min(records, len(rows)) > tokens
 
 
-def estimate(module: nn.Module, tokens: int, *, several: bool, checkpointing: bool, copies: int = 0) -> Estimate:
-    """Predict the peak of training `module`, whose trained parameters require grad.
+def weight_bytes(module: nn.Module) -> int:
+    """Bytes of all parameters, tied ones once."""
+    return sum(p.numel() * p.element_size() for p in module.parameters())
+
+
+def estimate(
+    module: nn.Module, tokens: int, *, process: int, several: bool, checkpointing: bool, copies: int = 0
+) -> Estimate:
+    """Predict the peak of training `module` (also on the meta device), whose trained parameters require grad.
 
     Args:
+        process: bytes in use before the model is loaded; 0 on a GPU.
         tokens: positions of the largest micro-batch, padding included.
         several: more than one micro-batch per update (gradients are then summed in fp32).
         copies: frozen copies of the model that references need.
@@ -85,19 +93,19 @@ def estimate(module: nn.Module, tokens: int, *, several: bool, checkpointing: bo
     config = getattr(module.config, "text_config", module.config)
     everything = list(module.parameters())
     trained = [p for p in everything if p.requires_grad]
-    weights = sum(p.numel() * p.element_size() for p in everything) * (1 + copies)
+    weights = weight_bytes(module) * (1 + copies)
     masters = sum(4 * p.numel() for p in trained if p.element_size() < 4)
     moments = sum(2 * max(4, p.element_size()) * p.numel() for p in trained)
     gradients = sum((4 if several else p.element_size()) * p.numel() for p in trained)
     narrow = min(p.element_size() for p in everything)
     full = len(trained) == len(everything)
     return Estimate(
-        process=resident() - weights // (1 + copies) if not torch.cuda.is_available() else 0,
+        process=process,
         weights=weights,
         optimizer=masters + moments,
         gradients=gradients,
         activations=tokens * _activation_bytes(config, narrow, full, checkpointing),
-        head=_head_bytes(module, narrow, full),
+        head=_head_bytes(module, tokens, narrow, full),
     )
 
 
@@ -122,7 +130,8 @@ def _activation_bytes(config, narrow: int, full: bool, checkpointing: bool) -> i
     return layers * width * narrow + layer if checkpointing else layers * layer
 
 
-def _head_bytes(module: nn.Module, narrow: int, full: bool) -> int:
+def _head_bytes(module: nn.Module, tokens: int, narrow: int, full: bool) -> int:
+    """A chunk's logits, their fp32 copy and gradients, and the output embedding's own gradient."""
     weight = module.get_output_embeddings().weight  # pyright: ignore
-    chunk = CHUNK_BYTES * 3 + CHUNK_BYTES * narrow // 4
-    return chunk + (weight.numel() * (4 + narrow) if full else 0)
+    chunk = min(CHUNK_BYTES, tokens * weight.shape[0] * 4)
+    return chunk * 3 + chunk * narrow // 4 + (weight.numel() * (4 + narrow) if full else 0)

@@ -18,13 +18,14 @@ from luthier.data.sources import load_records
 from luthier.data.batches import data_order
 from luthier.data.prepare import Prepared, prepare
 from luthier.data.render import Renderer
+from luthier.engine import memory
 from luthier.errors import DataError, RecipeError
 from luthier.models.load import Loaded, fast_bfloat16, load_model
 from luthier.models.policy import Reference, TokenPolicy
 from luthier.objectives.base import Objective, reads_of
 from luthier.recipe import Recipe
 from luthier.tuners.base import Tuner
-from luthier.types import Record
+from luthier.types import Record, Row
 
 MICRO_TOKENS = {"cpu": 2048, "cuda": 16384}
 """Positions per forward when `micro` is auto: more is no faster on two CPU cores (bench/micro.py)."""
@@ -139,6 +140,26 @@ def tuned_policy(module: nn.Module, tuners: Sequence[Tuner], objective: Objectiv
     elif wanted:
         policy.references["initial"] = Reference(policy, lambda: _without(tuners, policy.module))
     return policy
+
+
+def frozen_copies(policy: TokenPolicy) -> int:
+    """How many further copies of the model its references need."""
+    return len({id(reference.policy) for reference in policy.references.values()} - {id(policy)})
+
+
+def predicted_memory(recipe: Recipe, module: nn.Module, rows: Sequence[Row], copies: int) -> memory.Estimate:
+    """The peak that training `module` with its tuners applied will take; on the meta device too."""
+    train = recipe.settings.train
+    tokens = micro_tokens(recipe, find_device())
+    loaded = 0 if next(module.parameters()).is_meta else memory.weight_bytes(module) * (1 + copies)
+    return memory.estimate(
+        module,
+        memory.largest_micro_batch(rows, train.batch.records, tokens),
+        process=0 if torch.cuda.is_available() else memory.resident() - loaded,
+        several=memory.several_micro_batches(rows, train.batch.records, tokens),
+        checkpointing=train.checkpointing,
+        copies=copies,
+    )
 
 
 @contextmanager

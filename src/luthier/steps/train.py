@@ -9,7 +9,7 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,7 +29,15 @@ from luthier.recipe import Recipe
 from luthier.recipe.lock import versions
 from luthier.records import read_jsonl, write_json
 from luthier.steps.evaluate import evaluate_sets
-from luthier.steps.ground import Ground, build_tuners, micro_tokens, stand, tuned_policy
+from luthier.steps.ground import (
+    Ground,
+    build_tuners,
+    frozen_copies,
+    micro_tokens,
+    predicted_memory,
+    stand,
+    tuned_policy,
+)
 from luthier.steps.journal import Journal
 
 SETS = ("target", "retain", "validation")
@@ -90,7 +98,11 @@ def carry_out(run: Run) -> dict[str, Any]:
             with run.timed("load"):
                 journal.phase("load")
                 ground = stand(run.recipe, run.cache)
-            trainer, facts = _trainer(run, ground, journal, stopped)
+                journal.progress(1, 1)
+            trainer, facts = training(run, ground, journal.event, stopped.is_set)
+            if trainer.resume():
+                journal.forget_after(trainer.position.updates)
+            journal.phase("train")
             with run.timed("train"):
                 status = trainer.train()
             facts |= _trained(trainer, folder)
@@ -112,7 +124,10 @@ def carry_out(run: Run) -> dict[str, Any]:
     return record
 
 
-def _trainer(run: Run, ground: Ground, journal: Journal, stopped: threading.Event) -> tuple[Trainer, dict[str, Any]]:
+def training(
+    run: Run, ground: Ground, observe: Callable[[dict[str, Any]], None], stop_requested: Callable[[], bool]
+) -> tuple[Trainer, dict[str, Any]]:
+    """A trainer for a recipe, and what is known of the training before it starts."""
     settings = run.recipe.settings
     train = settings.train
     objective = build_objective(train.objective, run.recipe.base)
@@ -137,18 +152,10 @@ def _trainer(run: Run, ground: Ground, journal: Journal, stopped: threading.Even
         seed=settings.seed,
         world=run.world,
         saving=Saving(run.folder / "checkpoints", *_saving(train.save), fingerprint(run.recipe)),
-        observe=journal.event,
-        stop_requested=stopped.is_set,
+        observe=observe,
+        stop_requested=stop_requested,
     )
-    estimate = memory.estimate(
-        policy.module,
-        memory.largest_micro_batch(ground.prepared.train, train.batch.records, tokens),
-        several=memory.several_micro_batches(ground.prepared.train, train.batch.records, tokens),
-        checkpointing=train.checkpointing,
-    )
-    if trainer.resume():
-        journal.forget_after(trainer.position.updates)
-    journal.phase("train")
+    estimate = predicted_memory(run.recipe, policy.module, ground.prepared.train, frozen_copies(policy))
     trained = sum(p.numel() for p in trainer.masters.compute.values())
     return trainer, {
         "estimated_memory_bytes": estimate.total,

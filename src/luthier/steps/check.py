@@ -1,0 +1,127 @@
+"""The check step: data doctor, memory, time and which methods apply, without training."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from torch import nn
+
+from luthier.data.doctor import examine, print_report
+from luthier.data.prepare import prepare
+from luthier.data.render import Renderer
+from luthier.engine import memory
+from luthier.errors import DataError, LuthierError, RecipeError
+from luthier.models.load import load_tokenizer, resolve_model
+from luthier.objectives.base import build_objective, reads_of
+from luthier.recipe import Recipe, list_methods, load_recipe
+from luthier.steps.ground import build_tuners, compute_dtype, find_device, predicted_memory, stand
+from luthier.steps.train import Run, training
+from luthier.types import Row
+
+PROBE_UPDATES = 3
+
+
+def check_recipe(recipe: Recipe, probe: bool, console: Console) -> None:
+    """Examine a recipe and print what was found; with `probe`, train a few updates to estimate the time.
+
+    Raises:
+        LuthierError: the recipe cannot run as it is; all findings have been printed.
+    """
+    settings = recipe.settings
+    renderer = Renderer(load_tokenizer(settings.model, recipe.base), settings.data.render, settings.data.targets)
+    report = examine(settings.data, renderer, recipe.base)
+    print_report(report, console)
+    if report.problems:
+        number = sum(len(found) for found in report.problems.values())
+        raise DataError(f"{number} record(s) cannot be used; they are listed above.", "Correct or remove them.")
+    rows = prepare(settings.data, renderer, recipe.base).train
+    _print_methods(recipe, rows, console)
+    if probe:
+        _print_probe(recipe, console)
+    else:
+        console.print("[bold]time[/]    run with --probe: a few updates, then an estimate")
+
+
+def _print_methods(recipe: Recipe, rows: list[Row], console: Console) -> None:
+    """Memory of each method on this model and machine, and what does not apply."""
+    device = find_device()
+    model = recipe.settings.model.model_copy(update={"dtype": compute_dtype(recipe, device)})
+    fits, refused = [], []
+    for method in list_methods(recipe.base):
+        try:
+            changed = load_recipe(recipe.to_lock(), [method.name])
+            estimate = _memory(changed, str(resolve_model(model.path, recipe.base)), model, rows)
+        except LuthierError as error:
+            refused.append(f"{method.name} ({error.message})")
+            continue
+        fits.append(f"{method.name} {estimate.total / 1e9:.1f} GB")
+    console.print(f"[bold]methods[/] {' · '.join(fits)}  [dim](estimated peak; {_available()})[/]", highlight=False)
+    if refused:
+        console.print(f"        not: {'; '.join(refused)}", markup=False)
+
+
+def _memory(recipe: Recipe, folder: str, model: Any, rows: list[Row]) -> memory.Estimate:
+    objective = build_objective(recipe.settings.train.objective, recipe.base)
+    tuners = build_tuners(recipe)
+    module = _empty_model(folder, model)
+    if recipe.settings.train.checkpointing:
+        module.gradient_checkpointing_enable()
+    module.requires_grad_(False)
+    for tuner in tuners:
+        module = tuner.apply(module, tuner.plan(module, recipe.settings.seed))
+    reads = any(read.startswith("logits:") for read in reads_of(objective))
+    copies = int(reads and not all(tuner.RESTORES == "base" for tuner in tuners))
+    return predicted_memory(recipe, module, rows, copies)
+
+
+def _empty_model(folder: str, model: Any) -> nn.Module:
+    """The architecture without its weights (meta device)."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.from_pretrained(folder, revision=model.revision, trust_remote_code=model.remote_code)
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config, dtype=getattr(torch, model.dtype))
+
+
+def _available() -> str:
+    if torch.cuda.is_available():
+        free, total = torch.cuda.mem_get_info()
+        return f"GPU: {free / 1e9:.1f} of {total / 1e9:.1f} GB free"
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return "memory of this machine unknown"
+    free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+    return f"this machine: {free / 1e9:.1f} GB free"
+
+
+def _print_probe(recipe: Recipe, console: Console) -> None:
+    """Train PROBE_UPDATES updates and multiply; the first one warms up and is not counted."""
+    updates = {"budget": {"updates": PROBE_UPDATES}}
+    lock = recipe.to_lock()
+    short = load_recipe({**lock, "recipe": {**lock["recipe"], **updates}})
+    seen: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as folder, console.status(f"probe: {PROBE_UPDATES} updates"):
+        ground = stand(short, None)
+        trainer, facts = training(Run(short, Path(folder)), ground, seen.append, lambda: False)
+        trainer.train()
+    first, last = seen[0], seen[-1]
+    if len(seen) < 2:
+        raise RecipeError("The probe needs at least two updates; the data give one.")
+    rate = (last["tokens"] - first["tokens"]) / (last["seconds"] - first["seconds"])
+    tokens = sum(len(row) for row in ground.prepared.train)
+    budget = recipe.settings.budget
+    seconds = {
+        "epochs": lambda: budget.amount * tokens / rate,
+        "records": lambda: budget.amount * tokens / len(ground.prepared.train) / rate,
+        "tokens": lambda: budget.amount / rate,
+        "updates": lambda: budget.amount * (last["seconds"] - first["seconds"]) / (len(seen) - 1),
+        "seconds": lambda: budget.amount,
+    }[budget.unit]()
+    console.print(f"[bold]time[/]    about {seconds / 60:.1f} min of training at {rate:,.0f} tokens/s, without evaluation")
+    peak, predicted = memory.peak() / 1e9, facts["estimated_memory_bytes"] / 1e9
+    console.print(f"[bold]memory[/]  {peak:.2f} GB measured, {predicted:.2f} GB estimated")
