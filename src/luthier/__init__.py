@@ -5,7 +5,6 @@ Importing it loads nothing heavy: each public name comes from its room when firs
 
 from __future__ import annotations
 
-import importlib
 import sys
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -54,7 +53,9 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'luthier' has no attribute {name!r}")
-    return getattr(importlib.import_module(_HOMES[name]), _RENAMED.get(name, name))
+    from luthier.parts import lazy
+
+    return getattr(lazy(_HOMES[name]), _RENAMED.get(name, name))
 
 
 class _Room(ModuleType):
@@ -69,7 +70,9 @@ class _Package(ModuleType):
 
     @property
     def compare(self) -> ModuleType:
-        room = importlib.import_module("luthier.compare")
+        import luthier.compare
+
+        room = sys.modules["luthier.compare"]
         room.__class__ = _Room
         return room
 
