@@ -70,7 +70,7 @@ class _Package(ModuleType):
 
     @property
     def compare(self) -> ModuleType:
-        import luthier.compare
+        import luthier.compare  # noqa: F401 - loads the room
 
         room = sys.modules["luthier.compare"]
         room.__class__ = _Room
