@@ -2,7 +2,7 @@ import numpy
 import pytest
 
 from luthier.data.render import IN_PIECES, Renderer
-from luthier.data.templates import ALTERED, OPENING, SCAFFOLD, SENTINEL
+from luthier.data.templates import ALTERED, OPENING, SCAFFOLD, SENTINEL, UNCLOSED, UNREASONED
 from luthier.errors import DataError, ModelError, RecipeError
 from luthier.types import Record
 
@@ -130,6 +130,48 @@ def test_reasoning_and_tool_calls_are_part_of_the_answer(make_tokenizer):
     row = renderer.render(talk(TALK[0], say("assistant", "Yes.", reasoning_content="It adds.", tool_calls=[call])))
     (only,) = runs(renderer, row)
     assert only.startswith("<think>\nIt adds.\n</think>\n\nYes.<tool_call>") and only.endswith("</tool_call><|im_end|>")
+
+
+def test_reasoning_that_the_template_leaves_out_is_reported(make_tokenizer):
+    renderer = Renderer(make_tokenizer("chatml"))
+    rendering = renderer.explain(talk(TALK[0], say("assistant", "Yes.", reasoning_content="It adds.")))
+    assert rendering.notes == (UNREASONED,) and runs(renderer, rendering.row) == ["Yes.<|im_end|>"]
+
+
+@pytest.mark.parametrize("given", ["<think>\n", "<think>\n\n</think>\n\n"])
+def test_a_thought_that_the_generation_prompt_opens_or_skips_is_trained_from_where_it_differs(make_tokenizer, given):
+    template = (
+        "{% for m in messages %}{% if m.role == 'user' %}<|user|>{{ m.content }}{% else %}<|assistant|>"
+        "{% if '<think>' not in m.content %}<think>\n\n</think>\n\n{% endif %}{{ m.content }}</s>{% endif %}"
+        "{% endfor %}{% if add_generation_prompt %}<|assistant|>" + given + "{% endif %}"
+    )
+    renderer = Renderer(make_tokenizer(template))
+    record = pair(completion="<think>\nIs it 42?\n</think>\n\n42")
+    row = renderer.render(record)
+    assert runs(renderer, row) == ["Is it 42?\n</think>\n\n42</s>"]
+    assert row.ids[: len(renderer.prompt(record))].tolist() == renderer.prompt(record)
+    assert runs(renderer, renderer.render(pair())) == ["42</s>"]
+
+
+def test_turns_that_close_otherwise_than_the_last_keep_their_own_end(make_tokenizer):
+    shorter = "{% for m in messages %}<|user|>{{ m.content }}<|im_end|>\n{% endfor %}</s>"
+    renderer = Renderer(make_tokenizer(shorter))
+    rendering = renderer.explain(talk())
+    assert runs(renderer, rendering.row) == ["The answer is 42.<|im_end|>", "I am fine 😀, café.<|im_end|>\n</s>"]
+    assert rendering.notes == ()
+    ids = renderer.tokenizer.convert_tokens_to_ids(["<|im_end|>", "</s>"])
+    assert renderer.end_ids == set(ids)
+    other = "{% for m in messages %}{{ m.content }}{{ '</s>' if loop.last else '<|eot_id|>' }}{% endfor %}"
+    renderer = Renderer(make_tokenizer(other))
+    rendering = renderer.explain(talk())
+    assert UNCLOSED in rendering.notes
+    assert runs(renderer, rendering.row) == ["The answer is 42.", "I am fine 😀, café.</s>"]
+
+
+def test_a_conversation_may_start_with_the_assistant(make_tokenizer):
+    renderer = Renderer(make_tokenizer("llama3"))
+    row = renderer.render(talk(say("assistant", "Hello."), *TALK[:2]))
+    assert runs(renderer, row) == ["Hello.<|eot_id|>", "The answer is 42.<|eot_id|>"]
 
 
 def test_a_last_answer_that_the_template_rewrites_is_refused(make_tokenizer):

@@ -220,6 +220,14 @@ def test_a_hub_id_that_is_not_there_is_one_clear_error(tmp_path, monkeypatch):
     assert load_records(source, tmp_path)[0].fields["text"] == "someone/some-set main test"
 
 
+def test_a_generated_data_set_is_named_by_kind(tmp_path):
+    records = load_records({"kind": "sums"}, tmp_path)
+    assert len({record.id for record in records}) == len(records) > 0
+    assert records == load_records({"kind": "sums"}, tmp_path)
+    with pytest.raises(RecipeError, match="no dataset called `sumz`"):
+        load_records({"kind": "sumz"}, tmp_path)
+
+
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=6), inner, max_size=3),

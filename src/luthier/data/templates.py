@@ -23,6 +23,7 @@ SENTINEL = "ZQANSWERQZ"
 ALTERED = "earlier answers that the chat template rewrites: context only, not trained"
 UNCLOSED = "earlier answers without the template's end-of-turn text: their end is not trained"
 SCAFFOLD = "answers after text of the template's own (such as an empty thinking block): given, not trained"
+UNREASONED = "answers whose reasoning_content the template leaves out: only the rest is trained"
 OPENING = "answers that do not start as the template's generation prompt ends: that text is left out of prompts"
 
 
@@ -75,6 +76,8 @@ class ChatTemplate:
         self.closing = after.rstrip()
         added = before.removeprefix(self.text(probe[:1], None, answer_next=True))
         self.gap = added if added != before and not added.strip() else ""
+        added = tokenizer.added_tokens_decoder.values()
+        self.special = {token.content for token in added} | set(tokenizer.all_special_tokens)
         self.closing_id = self._closing_id()
 
     def text(self, messages: list[dict[str, Any]], tools: Any, answer_next: bool = False) -> str:
@@ -122,7 +125,8 @@ class ChatTemplate:
             if span is None and index == last:
                 raise DataError(
                     "the chat template rewrites the last answer, so what the model should learn is not in its text.",
-                    "Compare the record with the template (`luthier check` shows the render), or use a format string.",
+                    "Some templates drop thoughts or change case. Use a tokenizer whose template keeps the answer, or "
+                    "a format string in `data.render`.",
                 )
             if span is not None:
                 spans.append(span)
@@ -134,6 +138,7 @@ class ChatTemplate:
         )
 
     def _span(self, messages: list[dict[str, Any]], index: int, tools: Any, full: str) -> tuple[Span | None, list[str]]:
+        """The answer at `index` in the full render with its end of turn, or None when it cannot be shown."""
         sentinel = SENTINEL
         while sentinel in full:
             sentinel += "Z"
@@ -143,33 +148,60 @@ class ChatTemplate:
         if len(around) != 2 or not full.endswith(around[1]):
             return None, [ALTERED]
         before, after = around
-        end = len(full) - len(after)
         # Templates refuse an empty conversation; whatever stands before a first answer is its prompt.
         prompt = self.text(messages[:index], tools, answer_next=True) if index else before
-        notes = []
-        if full.startswith(before) and end >= len(before) and _says(full[len(before) : end], messages[index]):
-            if before.startswith(prompt) and before[len(prompt) :].strip():
-                notes.append(SCAFFOLD)
-                start = len(before)
-            elif before.startswith(prompt):
-                start = len(prompt)  # white space after the generation prompt is the model's to write
-            else:
-                start = len(before) - (len(self.gap) if before.endswith(self.gap) else 0)
-                if prompt.startswith(before):
-                    notes.append(OPENING)
-        elif full.startswith(prompt) and end >= len(prompt) and _says(full[len(prompt) : end], messages[index]):
-            start = len(prompt)
-        else:
+        end = len(full) - len(after)
+        found = self._start(before, prompt, full[:end], messages[index])
+        if found is None:
             return None, [ALTERED]
-        if not after.startswith(self.closing):
-            return Span(start, end, full[start:end]), [*notes, UNCLOSED]
-        return Span(start, end + len(self.closing), full[start:end]), notes
+        start, notes = found
+        closing = self._closing_of(after)
+        if self.closing and not closing:
+            notes.append(UNCLOSED)
+        if squeeze(messages[index].get("reasoning_content") or "") not in squeeze(full[:end]):
+            notes.append(UNREASONED)
+        return Span(start, end + len(closing), full[start:end]), notes
+
+    def _start(
+        self, before: str, prompt: str, written: str, message: Mapping[str, Any]
+    ) -> tuple[int, list[str]] | None:
+        """Where in `written`, which ends with the answer, the model's part begins.
+
+        Args:
+            before: what precedes a plain answer in this place.
+            prompt: what the template gives to generate from.
+            written: the full render up to the end of the answer's text.
+            message: the answer.
+        """
+        if written.startswith(before) and _says(written[len(before) :], message):
+            if before.startswith(prompt) and before[len(prompt) :].strip():
+                return len(before), [SCAFFOLD]
+            if before.startswith(prompt):
+                return len(prompt), []  # white space after the generation prompt is the model's to write
+            gap = len(self.gap) if before.endswith(self.gap) else 0
+            return len(before) - gap, [OPENING] if prompt.startswith(before) else []
+        if written.startswith(prompt) and _says(written[len(prompt) :], message, given=prompt):
+            return len(prompt), []
+        # An answer that opens as the template's own text before it does, such as with a thought.
+        shared = _common_start(before, written)
+        return (len(shared), [OPENING]) if _says(written[len(shared) :], message, given=shared) else None
+
+    def _closing_of(self, after: str) -> str:
+        """The end-of-turn text that `after` starts with; within a conversation it may be shorter than at its end."""
+        shared = _common_start(after, self.closing)
+        if shared == self.closing:
+            return shared
+        ends = [shared.rfind(token) + len(token) for token in self.special if token in shared]
+        return shared[: max(ends, default=0)]
 
     def _closing_id(self) -> int | None:
         """The token that ends a turn, or None when the closing text is none or is no special token."""
         ids = self.tokenizer(self.closing, add_special_tokens=False)["input_ids"]
-        special = set(self.tokenizer.all_special_ids) | set(self.tokenizer.added_tokens_decoder)
-        found = [token for token in ids if token in special]
+        found = [
+            token
+            for token, text in zip(ids, self.tokenizer.convert_ids_to_tokens(ids), strict=True)
+            if text in self.special
+        ]
         return found[0] if found else None
 
 
@@ -269,11 +301,22 @@ def squeeze(text: str, normalise: Callable[[str], str] | None = None) -> str:
     return "".join(unicodedata.normalize("NFKC", text).replace("\u2581", "").split())
 
 
-def _says(written: str, message: Mapping[str, Any]) -> bool:
-    """Whether the template wrote this message, and all of it, but for white space."""
+def _common_start(left: str, right: str) -> str:
+    for index, (one, other) in enumerate(zip(left, right, strict=False)):
+        if one != other:
+            return left[:index]
+    return left[: len(right)]
+
+
+def _says(written: str, message: Mapping[str, Any], given: str = "") -> bool:
+    """Whether the template wrote this message, and all of it, but for white space.
+
+    The message's first words may stand at the end of `given`, the text before `written`.
+    """
     found, content = squeeze(written), squeeze(message.get("content") or "")
     reasoning = squeeze(message.get("reasoning_content") or "")
     calls = [call.get("function", call).get("name", "") for call in message.get("tool_calls") or []]
-    if not reasoning and not calls:
-        return found == content
-    return content in found and reasoning in found and all(squeeze(name) in found for name in calls)
+    if calls or (reasoning and reasoning in found):
+        return content in found and all(squeeze(name) in found for name in calls)
+    opening = content.removesuffix(found)
+    return found != "" and content == opening + found and squeeze(given).endswith(opening)
