@@ -35,6 +35,11 @@ format: setup  ## put the code into the project's form
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+nano: setup  ## train our own tiny language model again and put its weights into the package
+	rm -rf build/nano
+	$(BIN)/luthier run nano --out build
+	$(BIN)/python -m luthier.models.nano.build build/nano/1/model
+
 clean:  ## remove the environment and what was built; runs/ stays
 	rm -rf $(VENV) build dist .pytest_cache .ruff_cache
 

@@ -85,7 +85,7 @@ def recipe(task: dict[str, Any]) -> dict[str, Any]:
             "optimizer": {**optimizer, "weight_decay": 0.0},
             "schedule": {"kind": "constant"},
             "batch": {"records": task["batch"]},
-            "precision": "bfloat16",
+            "precision": task["precision"],
             "save": {"every": None},
         },
         "budget": {"epochs": 1},

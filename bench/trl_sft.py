@@ -3,10 +3,19 @@
 `.venv/bin/python bench/trl_sft.py` makes TRL's environment by itself (build/trl-venv, the same torch, transformers
 and peft), then runs both sides in turns, each run in a process of its own, and writes results/trl_sft.json.
 
-Fixed for both: SmolLM2-135M-Instruct from the same folder, the first 96 rows of GSM8K's training set as chat
-prompts and completions in the same order, loss on completions only, batches of 8 records, one epoch, bfloat16
-compute over float32 weights, AdamW at a constant 2e-5, clipping at 1. Everything else is each side's own default;
-`trl-fast` is TRL without the gradient checkpointing that it turns on by default.
+Fixed for all: SmolLM2-135M-Instruct from the same folder, the first 96 rows of GSM8K's training set as chat
+prompts and completions in the same order, loss on completions only, batches of 8 records, one epoch, float32
+weights, AdamW at a constant 2e-5, clipping at 1. Everything else is each side's own default. The arms:
+
+    luthier          computes in whatever it finds to be fast on this processor
+    luthier-bf16     computes in bfloat16
+    trl              its defaults: bfloat16 autocast, gradient checkpointing
+    trl-fp32         float32, gradient checkpointing
+    trl-fp32-fast    float32, no gradient checkpointing: its fastest where bfloat16 is emulated
+    trl-fast         bfloat16, no gradient checkpointing: its fastest where bfloat16 is in hardware
+
+Where the processor lacks bfloat16 (see `instructions` in the output), torch emulates it about eight times slower than
+float32: there `trl` and `luthier-bf16` take a quarter of an hour per run, and only the float32 arms say anything.
 
 Tokens per second count every token that is not padding, over the time from the first update's start to the last
 update's end. Peak memory is the operating system's own (ru_maxrss) for the whole process.
@@ -30,7 +39,15 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 BUILD = ROOT / "build"
 TRL = "trl==1.16.0"
-ARMS = ("luthier", "trl", "trl-fast")
+ARMS = {
+    "luthier": {"precision": "auto"},
+    "luthier-bf16": {"precision": "bfloat16"},
+    "trl": {"precision": "bfloat16", "checkpointing": True},
+    "trl-fp32": {"precision": "float32", "checkpointing": True},
+    "trl-fp32-fast": {"precision": "float32", "checkpointing": False},
+    "trl-fast": {"precision": "bfloat16", "checkpointing": False},
+}
+DEFAULT_ARMS = ("luthier", "trl", "trl-fp32", "trl-fp32-fast")
 
 
 def main() -> None:
@@ -41,15 +58,14 @@ def main() -> None:
     folder = BUILD / "trl-bench"
     folder.mkdir(parents=True, exist_ok=True)
     task = make_task(options, data, folder)
-    pythons = {"luthier": Path(sys.executable)}
-    if any(arm != "luthier" for arm in options.arms):
-        pythons |= dict.fromkeys(("trl", "trl-fast"), trl_environment())
+    ours = Path(sys.executable)
+    theirs = trl_environment() if any(is_trl(arm) for arm in options.arms) else ours
     runs: dict[str, list[dict[str, Any]]] = {arm: [] for arm in options.arms}
     for number in range(options.rounds):
         turn = number % len(options.arms)
         for arm in (*options.arms[turn:], *options.arms[:turn]):
             print(f"round {number + 1} of {options.rounds}: {arm} ...", flush=True)
-            runs[arm].append(measured(arm, pythons[arm], task, folder))
+            runs[arm].append(measured(arm, theirs if is_trl(arm) else ours, task, folder))
             print("  " + sentence(runs[arm][-1]), flush=True)
     report = {"task": public(task), "machine": machine(), "arms": summary(runs), "runs": runs}
     options.output.parent.mkdir(parents=True, exist_ok=True)
@@ -58,13 +74,17 @@ def main() -> None:
     print(f"written: {options.output}")
 
 
+def is_trl(arm: str) -> bool:
+    return arm.startswith("trl")
+
+
 def read_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=str(__doc__).split("\n")[0])
     parser.add_argument("--data", type=Path, default=ROOT.parent / "shared/data/gsm8k/train.jsonl")
     parser.add_argument("--records", type=int, default=96)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(DEFAULT_ARMS))
     parser.add_argument("--model", help="a model folder; default: the bundled smollm2-135m-instruct")
     parser.add_argument("--output", type=Path, default=HERE / "results" / "trl_sft.json")
     return parser.parse_args()
@@ -127,10 +147,10 @@ def side(script: str, python: Path, task: dict[str, Any], folder: Path) -> subpr
 
 def measured(arm: str, python: Path, task: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Run one side in its own process, watching its memory from outside."""
-    name = "luthier_side.py" if arm == "luthier" else "trl_side.py"
+    name = "trl_side.py" if is_trl(arm) else "luthier_side.py"
     result, path, log = folder / "result.json", folder / "task.json", folder / f"{arm}.log"
     result.unlink(missing_ok=True)
-    told = {**task, "do": "train", "checkpointing": arm == "trl", "result": str(result)}
+    told = {**task, **ARMS[arm], "do": "train", "result": str(result)}
     path.write_text(json.dumps(told), encoding="utf-8")
     started = time.time()
     with log.open("w") as out:
@@ -179,7 +199,7 @@ def summary(runs: dict[str, list[dict[str, Any]]]) -> dict[str, dict[str, Any]]:
         arms[arm] |= {key: found[0][key] for key in ("tokens", "target_tokens", "updates")}
         arms[arm]["losses"] = [statistics.median(step) for step in zip(*(run["losses"] for run in found), strict=True)]
     for arm in arms:
-        if arm != "luthier" and "luthier" in arms:
+        if is_trl(arm) and "luthier" in arms:
             ours, theirs = arms["luthier"], arms[arm]
             pairs = list(zip(ours["losses"], theirs["losses"], strict=True))
             arms[arm]["luthier_against_it"] = {
@@ -202,12 +222,12 @@ def sentence(run: dict[str, Any]) -> str:
 
 
 def table(arms: dict[str, dict[str, Any]]) -> str:
-    lines = [f"{'':10} {'tokens/s':>9} {'peak GiB':>9} {'start-up s':>11} {'loss first':>11} {'loss last':>10}"]
+    lines = [f"{'':14} {'tokens/s':>9} {'peak GiB':>9} {'start-up s':>11} {'loss first':>11} {'loss last':>10}"]
     for arm, found in arms.items():
         memory = found["peak_memory_bytes"] / 2**30
         first, last = found["losses"][0], found["losses"][-1]
         speed, startup = found["tokens_per_second"], found["startup_seconds"]
-        lines.append(f"{arm:10} {speed:9.1f} {memory:9.2f} {startup:11.1f} {first:11.4f} {last:10.4f}")
+        lines.append(f"{arm:14} {speed:9.1f} {memory:9.2f} {startup:11.1f} {first:11.4f} {last:10.4f}")
     for arm, found in arms.items():
         if ratios := found.get("luthier_against_it"):
             lines.append(

@@ -38,7 +38,7 @@ def main() -> None:
     config = SFTConfig(
         output_dir=task["folder"],
         model_init_kwargs={"dtype": "float32"},  # with bf16=True: the master weights stay float32, as on our side
-        bf16=True,
+        bf16=task["precision"] == "bfloat16",
         use_cpu=True,
         gradient_checkpointing=task["checkpointing"],
         completion_only_loss=True,
