@@ -1,7 +1,8 @@
 """A/A: how often are two equal methods called different? At most about 5% is what a table promises.
 
     python bench/aa.py                        # simulated, about two minutes
-    python bench/aa.py --real aa.yaml         # sft against itself through the engine, on that recipe
+    python bench/aa.py --real                 # sft against itself through the engine: 12 runs of nano
+    python bench/aa.py --real recipe.yaml     # the same on any recipe
 
 Simulated: N items with difficulties of their own; every run has its own shift of skill (seed effect) and its own
 luck on each item. Two arms of S runs differ in nothing. Beside the rule of `luthier.stats` stands a paired
@@ -24,6 +25,19 @@ from statistics import NormalDist, fmean, stdev, variance
 from luthier import stats
 
 LEVEL = 0.05
+NANO = {
+    "name": "aa",
+    "model": "nano",
+    "data": {
+        "train": {"kind": "strings", "count": 480, "longest": 12, "tasks": ["sort", "reverse"]},
+        "test": "40%",
+        "max_tokens": 128,
+    },
+    "train": {"optimizer": {"kind": "adamw", "lr": 1e-3}},
+    "budget": {"epochs": 2},
+    "evaluate": {"metric": "exact"},
+    "generate": {"max_new_tokens": 24},
+}
 SETTINGS = [
     # items, spread of item difficulty, spread of a run's skill, share of luck on one item
     (60, 2.0, 0.0, 1.0),
@@ -79,7 +93,7 @@ def simulate(repetitions: int, seeds: int, methods: int) -> None:
         print(" ".join(f"{cell:>10}" for cell in cells), flush=True)
 
 
-def real(recipe: Path, method: str, runs: int, seeds: int, draws: int, folder: Path | None) -> None:
+def real(recipe: Path | str | dict, method: str, runs: int, seeds: int, draws: int, folder: Path | None) -> None:
     from luthier.compare import compare
 
     report = compare(recipe, [method], list(range(runs)), folder)
@@ -104,7 +118,7 @@ def main() -> None:
     parser.add_argument("--repetitions", type=int, default=1000)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--methods", type=int, default=3, help="methods beside the baseline, for Holm")
-    parser.add_argument("--real", type=Path, metavar="RECIPE", help="run this recipe instead of simulating")
+    parser.add_argument("--real", nargs="?", const=NANO, metavar="RECIPE", help="run this recipe instead of simulating")
     parser.add_argument("--method", default="sft")
     parser.add_argument("--runs", type=int, default=12)
     parser.add_argument("--draws", type=int, default=200)

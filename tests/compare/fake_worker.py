@@ -86,6 +86,7 @@ def train(folder: Path, task: dict) -> dict:
         "estimated_memory_bytes": 1_500_000_000,
         "trainable_parameters": 4_884_480,
         "repeatable": True,
+        "data": {"counts": {"train": 1600, "validation": 213, "test": 320}, "duplicates": 12, "warnings": []},
     }
 
 

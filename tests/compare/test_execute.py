@@ -24,6 +24,9 @@ class Silent:
     def end(self, task, status, seconds):
         self.told.append((status, task.folder))
 
+    def stopping(self, task):
+        self.told.append(("stopping", task.folder))
+
     def skip(self, task):
         self.told.append(("skip", task.folder))
 
@@ -91,7 +94,7 @@ def test_stopping_asks_the_run_to_save_and_starts_no_other(tasks, tmp_path, work
     threading.Thread(target=interrupt).start()
     with pytest.raises(Stopped, match="everything computed so far is kept"):
         execute(tasks, home, watcher, worker)
-    assert watcher.told[-1] == ("stopped", "sft/seed-0")
+    assert watcher.told[-2:] == [("stopping", "sft/seed-0"), ("stopped", "sft/seed-0")]
     assert json.loads((home / "sft/seed-0/run.json").read_text())["status"] == "stopped"
     assert not (home / "dft").exists()
 
@@ -112,3 +115,5 @@ def test_a_worker_that_ends_well_without_a_result_failed(tasks, tmp_path):
 def test_exits_in_words():
     assert "SIGSEGV" in describe_exit(-signal.SIGSEGV)
     assert describe_exit(3, ("ValueError: no",)).endswith("Its log ends with: ValueError: no")
+    ours = ("loading", "error: There is no model x.", "  Did you mean `y`?")
+    assert describe_exit(2, ours) == "There is no model x. Did you mean `y`?"

@@ -105,6 +105,8 @@ def test_a_loaded_recipe_plans_the_same(recipe):
         ({"methods": ["sft", "dft"], "baseline": "dtf"}, "Did you mean `dft`"),
         ({"methods": ["sft"], "seeds": [1, 1]}, "named once"),
         ({"methods": ["sft"], "overrides": ["train.tuner.rr=3"]}, "rr"),
+        ({"methods": ["sft"], "overrides": ["data.test=null"]}, "nothing is held out"),
+        ({"overrides": ["data.validation=null", "compare.tune={train.optimizer.lr: [1e-5]}"]}, "tuning needs it"),
     ],
 )
 def test_mistakes_are_found_before_anything_runs(recipe, arguments, words):

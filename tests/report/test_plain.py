@@ -35,5 +35,14 @@ def test_latex_escapes_and_balances(hostile, several):
 
 def test_setup_says_what_others_need(several):
     text = to_setup(several)
-    for words in ("sha256", "torch", "2.13.0", "learning rate", "train.objective.kind", "epochs 1", '"seed": 0'):
+    for words in (
+        "sha256",
+        "torch",
+        "2.13.0",
+        "learning rate",
+        "train.objective.kind",
+        "epochs 1",
+        "records test",
+        '"seed": 0',
+    ):
         assert words in text.replace("\\", ""), words

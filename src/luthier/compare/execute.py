@@ -34,6 +34,10 @@ class Watcher(Protocol):
 
     def end(self, task: Task, status: str, seconds: float) -> None: ...
 
+    def stopping(self, task: Task) -> None:
+        """The run was asked to save and end; a second Ctrl-C ends it at once."""
+        ...
+
     def skip(self, task: Task) -> None:
         """The task was done before."""
         ...
@@ -101,6 +105,7 @@ def _run(path: Path, task: Task, watcher: Watcher, command: Sequence[str]) -> in
                 watcher.update(task, lines[-1] if lines else None, time.monotonic() - started)
                 _wait(process)
         except KeyboardInterrupt:
+            watcher.stopping(task)
             _stop(process)
             watcher.end(task, "stopped", time.monotonic() - started)
             raise Stopped(f"Stopped during {task.folder}; everything computed so far is kept.") from None
@@ -133,14 +138,17 @@ def _conclude(path: Path, task: Task, before: Mapping[str, Any] | None, code: in
         return "done"
     if status not in ("failed", "stopped"):
         status = "failed"
-    error = fresh.get("error") or describe_exit(code, tail_of_log(path, 1))
+    error = fresh.get("error") or describe_exit(code, tail_of_log(path))
     write_json(path / "run.json", {**fresh, "status": status, "error": error, "method": task.method, "seed": task.seed})
     return status
 
 
-def describe_exit(code: int, last: Sequence[str] = ()) -> str:
-    """What an exit code says, in words, with the last line of the log."""
-    said = f" Its log ends with: {last[0]}" if last else " Its log is empty."
+def describe_exit(code: int, log: Sequence[str] = ()) -> str:
+    """What an exit code says, in words, with what the log ends with: our own error, or its last line."""
+    errors = [place for place, line in enumerate(log) if line.startswith("error: ")]
+    if errors:
+        return " ".join(line.strip() for line in log[errors[-1] :]).removeprefix("error: ")
+    said = f" Its log ends with: {log[-1]}" if log else " Its log is empty."
     if code >= 0:
         return f"The process ended with exit code {code} and no result.{said}"
     name = signal.Signals(-code).name

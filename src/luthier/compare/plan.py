@@ -169,6 +169,7 @@ def plan(
         raise RecipeError(f"`{twice}` is named twice.", "Name each method once; more runs of one come from `--seeds`.")
     if BASE in labels:
         raise RecipeError("`base` is the untrained model; it is always in the table.", "Leave it out of the methods.")
+    _check_splits(plain)
     files = data_files(plain)
     cells = tuple(_cells(source, plain, names, wanted.learning_rate))
     _check_folders(cells)
@@ -255,6 +256,13 @@ def _cells(source: Source, plain: Recipe, names: list[str], rule: str) -> Iterat
                 origins=found.origins,
                 base=base,
             )
+
+
+def _check_splits(plain: Recipe) -> None:
+    if plain.data["data"]["test"] is None:
+        raise RecipeError("data.test is null: nothing is held out to compare on.", "Write `test: 15%`, or a file.")
+    if plain.settings.compare.learning_rate == "tune" and plain.data["data"]["validation"] is None:
+        raise RecipeError("data.validation is null, and tuning needs it.", "Write `validation: 10%`, or a file.")
 
 
 def _check_folders(cells: Sequence[Cell]) -> None:

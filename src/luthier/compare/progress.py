@@ -80,6 +80,10 @@ class ConsoleWatcher:
         self.bars.update(self.whole, completed=self.number)
         self.bars.update(self.run, visible=False)
 
+    def stopping(self, task: Task) -> None:
+        """Say why it takes a moment."""
+        self.console.print(f"[yellow]stopping {task.folder}: it saves its state; Ctrl-C again ends it at once[/yellow]")
+
     def _name(self, task: Task) -> str:
         return f"run {self.number}/{self.total} {task.folder}"
 

@@ -51,7 +51,7 @@ def assemble(
         "best_on_validation": _best(rows),
         "tuning": _tuning(plan, tuning, chosen),
         "differences": differences(plan, chosen),
-        "warnings": warnings(plan, runs),
+        "warnings": [*warnings(plan, runs), *_nothing_to_keep(rows)],
         "failures": [_failure(run) for run in [*bases, *(run for *_, run in tuning), *runs] if not run.done],
         "samples": samples(plan, of_base, of_cell),
         "scores": _scores(plan, of_base, of_cell),
@@ -205,7 +205,15 @@ def _metric(runs: Sequence[Run]) -> dict[str, Any]:
 def _best(rows: Sequence[Mapping[str, Any]]) -> str | None:
     """The method chosen on validation, so that the target items only report."""
     scored = [row for row in rows if row["kind"] == "method" and row["validation"] is not None]
-    return max(scored, key=lambda row: row["validation"])["label"] if len(scored) > 1 else None
+    scored.sort(key=lambda row: row["validation"], reverse=True)
+    alone = len(scored) > 1 and scored[0]["validation"] > scored[1]["validation"]
+    return scored[0]["label"] if alone else None
+
+
+def _nothing_to_keep(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    if any(row["retain"] and row["retain"]["base_right"] == 0 for row in rows):
+        return ["The untrained model has no retain item right: this set cannot show what is forgotten."]
+    return []
 
 
 def _tuning(plan: Plan, tuning: Sequence[tuple[str, int, Run]], chosen: Mapping[str, int]) -> dict[str, Any]:

@@ -46,7 +46,11 @@ def read_run(folder: Path, task: Task) -> Run:
     items: dict[str, list[Item]] = {}
     for line in read_jsonl(folder / "evaluation.jsonl"):
         items.setdefault(line["set"], []).append(Item.from_json(line))
-    return Run(task, status, record, items, read_jsonl(folder / "metrics.jsonl"))
+    if "target" in task.sets and "target" not in items:
+        error = "No held-out item was scored; `data.test` must leave some."
+        return Run(task, "failed", {**record, "error": error}, log=tail_of_log(folder))
+    metrics = [line for line in read_jsonl(folder / "metrics.jsonl") if "loss" in line]
+    return Run(task, status, record, items, metrics)
 
 
 def status_of(folder: Path, task: Task) -> tuple[str, dict[str, Any]]:

@@ -20,12 +20,28 @@ def setup(plan: Plan, runs: Sequence[Run]) -> dict[str, Any]:
         "model": dict(plan.settings["model"]),
         "settings": {key: value for key, value in plan.settings.items() if key not in ("observe", "out")},
         "data_files": dict(plan.data_files),
-        "data": first.get("data"),
+        "data": _data_facts(report_of(runs)),
         "versions": first.get("versions", {}),
         "hardware": first.get("hardware", {}),
         "seconds": sum(value or 0 for record in done for value in record.get("seconds", {}).values()),
         "repeatable": all(record["train"].get("repeatable", True) for record in done if "train" in record),
     }
+
+
+def report_of(runs: Sequence[Run]) -> Mapping[str, Any]:
+    """What the doctor said about the data, as the first run that trained recorded it."""
+    reports = (run.record["train"].get("data") for run in runs if run.done and "train" in run.record)
+    return next((report for report in reports if report), {})
+
+
+def _data_facts(report: Mapping[str, Any]) -> dict[str, Any]:
+    """The counts that an appendix needs."""
+    facts = dict(report.get("counts", {}))
+    for name in ("dropped", "truncated"):
+        if cut := sum(report.get(name, {}).values()):
+            facts[f"{name} as too long"] = cut
+    facts |= {f"{name.replace('_', ' ')} removed": report[name] for name in ("duplicates",) if report.get(name)}
+    return facts
 
 
 def differences(plan: Plan, chosen: Mapping[str, int]) -> list[dict[str, Any]]:
@@ -77,7 +93,7 @@ def leaves(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
 def warnings(plan: Plan, runs: Sequence[Run]) -> list[str]:
     """What a reader must know before reading the table."""
     done = [run for run in runs if run.done]
-    found = list(_unequal_data(plan, done))
+    found = [*_unequal_data(plan, done), *report_of(done).get("warnings", [])]
     if "seconds" in plan.settings["budget"]:
         found.append("The budget is in seconds: another machine, or another load on this one, gives other results.")
     items = {frozenset(item.id for item in run.items["target"]) for run in done}
