@@ -18,7 +18,8 @@ Where the processor lacks bfloat16 (see `instructions` in the output), torch emu
 float32: there `trl` and `luthier-bf16` take a quarter of an hour per run, and only the float32 arms say anything.
 
 Tokens per second count every token that is not padding, over the time from the first update's start to the last
-update's end. Peak memory is the operating system's own (ru_maxrss) for the whole process.
+update's end; processor seconds are those of all threads in that time, and mislead less when the machine is busy.
+Peak memory is the operating system's own (ru_maxrss) for the whole process.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -155,7 +157,7 @@ def measured(arm: str, python: Path, task: dict[str, Any], folder: Path) -> dict
     started = time.time()
     with log.open("w") as out:
         child = subprocess.Popen([str(python), str(HERE / name), str(path)], stdout=out, stderr=out)
-        samples: list[tuple[float, int]] = []
+        samples: list[Sample] = []
         watcher = threading.Thread(target=watch, args=(child.pid, samples), daemon=True)
         watcher.start()
         _, status, usage = os.wait4(child.pid, 0)
@@ -166,6 +168,7 @@ def measured(arm: str, python: Path, task: dict[str, Any], folder: Path) -> dict
     times = found.pop("update_times")
     began = found.pop("began")
     seconds = times[-1] - began
+    training = [sample for sample in samples if began <= sample.when <= times[-1]]
     return {
         **found,
         "updates": len(times),
@@ -173,26 +176,38 @@ def measured(arm: str, python: Path, task: dict[str, Any], folder: Path) -> dict
         "tokens_per_second": round(found["tokens"] / seconds, 2),
         "startup_seconds": round(began - started, 2),
         "peak_memory_bytes": usage.ru_maxrss * 1024,
-        "peak_memory_training_bytes": max((size for when, size in samples if when >= began), default=None),
+        "peak_memory_training_bytes": max(sample.memory for sample in training),
+        "processor_seconds": round(training[-1].processor - training[0].processor, 2),
         "losses": [round(loss, 5) for loss in found["losses"]],
     }
 
 
-def watch(pid: int, samples: list[tuple[float, int]]) -> None:
-    """Sample a process's resident memory until it is gone."""
-    page = os.sysconf("SC_PAGE_SIZE")
+@dataclass(frozen=True)
+class Sample:
+    """What a process holds and has used at one moment: bytes, and seconds of all its threads."""
+
+    when: float
+    memory: int
+    processor: float
+
+
+def watch(pid: int, samples: list[Sample]) -> None:
+    """Sample a process until it is gone."""
+    page, tick = os.sysconf("SC_PAGE_SIZE"), os.sysconf("SC_CLK_TCK")
     while True:
         try:
             pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+            used = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         except (OSError, IndexError):
             return
-        samples.append((time.time(), pages * page))
+        samples.append(Sample(time.time(), pages * page, (int(used[11]) + int(used[12])) / tick))
         time.sleep(0.02)
 
 
 def summary(runs: dict[str, list[dict[str, Any]]]) -> dict[str, dict[str, Any]]:
     """Medians of each arm, and for Luthier the ratios to each arm of TRL."""
-    keys = ("tokens_per_second", "peak_memory_bytes", "peak_memory_training_bytes", "startup_seconds", "train_seconds")
+    memory, seconds = ("peak_memory_bytes", "peak_memory_training_bytes"), ("train_seconds", "processor_seconds")
+    keys = ("tokens_per_second", *memory, "startup_seconds", *seconds)
     arms: dict[str, dict[str, Any]] = {}
     for arm, found in runs.items():
         arms[arm] = {key: statistics.median(run[key] for run in found) for key in keys}
@@ -204,6 +219,7 @@ def summary(runs: dict[str, list[dict[str, Any]]]) -> dict[str, dict[str, Any]]:
             pairs = list(zip(ours["losses"], theirs["losses"], strict=True))
             arms[arm]["luthier_against_it"] = {
                 "speed": round(ours["tokens_per_second"] / theirs["tokens_per_second"], 3),
+                "processor_time": round(ours["processor_seconds"] / theirs["processor_seconds"], 3),
                 "memory": round(ours["peak_memory_bytes"] / theirs["peak_memory_bytes"], 3),
                 "memory_training": round(ours["peak_memory_training_bytes"] / theirs["peak_memory_training_bytes"], 3),
                 "startup": round(ours["startup_seconds"] / theirs["startup_seconds"], 3),
@@ -216,7 +232,8 @@ def summary(runs: dict[str, list[dict[str, Any]]]) -> dict[str, dict[str, Any]]:
 def sentence(run: dict[str, Any]) -> str:
     return (
         f"{run['tokens_per_second']:.1f} tokens/s, peak {run['peak_memory_bytes'] / 2**30:.2f} GiB,"
-        f" start-up {run['startup_seconds']:.0f} s, training {run['train_seconds']:.0f} s,"
+        f" start-up {run['startup_seconds']:.0f} s, training {run['train_seconds']:.0f} s"
+        f" ({run['processor_seconds']:.0f} of processor),"
         f" loss {run['losses'][0]:.4f} to {run['losses'][-1]:.4f}"
     )
 
