@@ -31,9 +31,21 @@ SLOTS: dict[str, tuple[str, ...]] = {
     "metric": ("evals/metrics",),
     "dataset": ("data/generated",),
 }
-CONSTANTS = ("PAPER", "NEEDS", "FACE", "READS", "WRITES", "EXCLUDES", "COUPLES", "UNIT", "SETTINGS", "RESTORES")
+CONSTANTS = (
+    "PAPER",
+    "NEEDS",
+    "FACE",
+    "READS",
+    "WRITES",
+    "EXCLUDES",
+    "COUPLES",
+    "UNIT",
+    "SETTINGS",
+    "RESTORES",
+    "RANKS",
+    "RIGHT",
+)
 PACKAGE = Path(__file__).parent
-
 
 
 class _Lazy(ModuleType):

@@ -122,6 +122,8 @@ def _print_probe(recipe: Recipe, console: Console) -> None:
         "updates": lambda: budget.amount * (last["seconds"] - first["seconds"]) / (len(seen) - 1),
         "seconds": lambda: budget.amount,
     }[budget.unit]()
-    console.print(f"[bold]time[/]    about {seconds / 60:.1f} min of training at {rate:,.0f} tokens/s, without evaluation")
+    console.print(
+        f"[bold]time[/]    about {seconds / 60:.1f} min of training at {rate:,.0f} tokens/s, without evaluation"
+    )
     peak, predicted = memory.peak() / 1e9, facts["estimated_memory_bytes"] / 1e9
     console.print(f"[bold]memory[/]  {peak:.2f} GB measured, {predicted:.2f} GB estimated")

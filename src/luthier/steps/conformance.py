@@ -130,9 +130,7 @@ def trained(objective: Objective, tuner: Any, batching: Batching, rows: list[Row
 def apart(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> float:
     """Largest relative difference over tensors."""
     largest = max(float(t.norm()) for t in one.values())
-    return max(
-        float((one[n] - other[n]).norm()) / max(float(one[n].norm()), 1e-6 * largest, 1e-300) for n in one
-    )
+    return max(float((one[n] - other[n]).norm()) / max(float(one[n].norm()), 1e-6 * largest, 1e-300) for n in one)
 
 
 def variants(part: type[Any]) -> list[Any]:

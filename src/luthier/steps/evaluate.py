@@ -9,8 +9,8 @@ from typing import Any
 from rich.console import Console
 from torch import nn
 
-from luthier.data.sources import load_records
 from luthier.data.render import Renderer
+from luthier.data.sources import load_records
 from luthier.errors import RecipeError
 from luthier.evals.base import Evaluation
 from luthier.evals.evaluate import evaluate, perplexity
@@ -101,7 +101,8 @@ def evaluate_model(
             base=recipe.base,
             seed=settings.seed,
         )
-    console.print(f"{found.name}: {100 * found.mean:.1f} on {found.n} records ({found.reason})")
+    score = f"{100 * found.mean:.1f}" if found.ranks else f"{found.mean:.4g}"
+    console.print(f"{found.name}: {score} on {found.n} records ({found.reason})")
     for item in found.items[:4]:
         console.print(f"  {item.id}: {item.prediction[:120]!r}  (gold: {item.reference[:80]!r})", markup=False)
     return found

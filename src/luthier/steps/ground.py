@@ -14,10 +14,10 @@ import torch
 from torch import nn
 
 from luthier import parts
-from luthier.data.sources import load_records
 from luthier.data.batches import data_order
 from luthier.data.prepare import Prepared, prepare
 from luthier.data.render import Renderer
+from luthier.data.sources import load_records
 from luthier.engine import memory
 from luthier.errors import DataError, RecipeError
 from luthier.models.load import Loaded, fast_bfloat16, load_model

@@ -52,21 +52,45 @@ TRAIN = Words(
         "power cable", "note book", "trash can", "plant pot",
     ),
     prices={
-        "EUR": ("€{p}", "{p} EUR", "{p} euros"),
-        "USD": ("${p}", "{p} USD", "{p} dollars"),
-        "GBP": ("£{p}", "{p} GBP", "{p} pounds"),
+        "EUR": ("€{p}", "{p} EUR", "{p} euros", "{p}€"),
+        "USD": ("${p}", "{p} USD", "{p} dollars", "{p}$"),
+        "GBP": ("£{p}", "{p} GBP", "{p} pounds", "{p}£"),
     },
-    dates=("{month} {day}", "{day} {month}"),
-    lines=("{n} {items} at {price} each", "{n} {items} for {price} each", "{n} {items} ({price} each)"),
-    bullets=("- {n} {items}, {price} each", "- {n} x {item} at {price}", "* {n} {items}: {price} each"),
-    openings=("I would like to order", "Please send me", "We need", "I want to buy", "Please ship"),
-    due=("Please deliver by {date}.", "We need it on {date}.", "Delivery on {date} please.", "Due date: {date}."),
-    express=("Please use express shipping.", "Send it express.", "Express please.", "This is urgent: express."),
-    relaxed=("Standard shipping is fine.", "No express needed.", "Normal delivery.", ""),
-    names_before=("This is {name}.", "{name} here.", "Hello, I am {name}.", "From: {name}.", "Customer: {name}."),
-    names_after=("Regards, {name}", "Thank you, {name}", "Best, {name}", "Thanks, {name}"),
+    dates=("{month} {day}", "{day} {month}", "{dd}/{month}", "{month} {dd}"),
+    lines=(
+        "{n} {items} at {price} each", "{n} {items} for {price} each", "{n} {items} ({price} each)",
+        "{n} {items} at a price of {price}", "{items}, {n} in number, at {price}",
+    ),
+    bullets=(
+        "- {n} {items}, {price} each", "- {n} x {item} at {price}", "* {n} {items}: {price} each",
+        "{item} ({n}) {price}", "+ {item}, {price}, {n} times",
+    ),
+    openings=(
+        "I would like to order", "Please send me", "We need", "I want to buy", "Please ship", "Order:",
+        "Can I have", "My shop is short of",
+    ),
+    due=(
+        "Please deliver by {date}.", "We need it on {date}.", "Delivery on {date} please.", "Due date: {date}.",
+        "Bring it {date}.", "It should come before {date}.",
+    ),
+    express=(
+        "Please use express shipping.", "Express please.", "It is urgent.", "We are in a hurry.",
+        "Send it as fast as you can.", "Quick delivery, whatever it costs.",
+    ),
+    relaxed=(
+        "Standard shipping is fine.", "No express needed.", "Normal delivery.", "Take your time.", "It is not urgent.",
+        "", "",
+    ),
+    names_before=(
+        "This is {name}.", "{name} here.", "Hello, I am {name}.", "From: {name}.", "Customer: {name}.",
+        "{name} would like to order.",
+    ),
+    names_after=("Regards, {name}", "Thank you, {name}", "Best, {name}", "Yours, {name}", "(written by {name})"),
     corrections=("Correction: {n} {items}, not {wrong}.", "Sorry, I meant {n} {items}, not {wrong}."),
-    distractors=("My customer number is {k}.", "The last order came on time.", "The invoice can follow later."),
+    distractors=(
+        "My customer number is {k}.", "The last order came on time.", "The invoice can follow later.",
+        "I was customer {k} in your shop.", "Our phone is {k}.",
+    ),
 )  # fmt: skip
 
 TEST = Words(

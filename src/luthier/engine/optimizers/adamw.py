@@ -43,4 +43,6 @@ class AdamW(Part):
         decayed = [p for p in parameters if p.dim() >= 2]
         rest = [p for p in parameters if p.dim() < 2]
         groups = [{"params": decayed, "weight_decay": self.weight_decay}, {"params": rest, "weight_decay": 0.0}]
-        return torch.optim.AdamW([g for g in groups if g["params"]], lr=self.lr, betas=self.betas, eps=self.eps, fused=True)
+        return torch.optim.AdamW(
+            [g for g in groups if g["params"]], lr=self.lr, betas=self.betas, eps=self.eps, fused=True
+        )

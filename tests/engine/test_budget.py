@@ -1,0 +1,61 @@
+"""Budgets in every unit end exactly where they say."""
+
+import pytest
+
+from luthier.data.batches import Ordered
+from luthier.engine.budget import Budget, Position
+from luthier.errors import RunError
+from luthier.steps.conformance import tiny_rows
+
+ROWS = tiny_rows(10)
+TOKENS = sum(len(row) for row in ROWS)
+
+
+def walk(budget, records=4):
+    ordered, position, sizes = Ordered(ROWS, 0), Position(), []
+    while rows := budget.draw(ordered, position, records):
+        position.updates += 1
+        position.records += len(rows)
+        position.tokens += sum(len(row) for row in rows)
+        position.seconds += 1.0
+        sizes.append(len(rows))
+    return sizes, position, budget.spent(position, len(ROWS))
+
+
+@pytest.mark.parametrize(
+    "budget, sizes",
+    [
+        (Budget("epochs", 2), [4, 4, 4, 4, 4]),
+        (Budget("epochs", 0.5), [4, 1]),
+        (Budget("records", 7), [4, 3]),
+        (Budget("updates", 3), [4, 4, 4]),
+        (Budget("seconds", 2), [4, 4]),
+    ],
+)
+def test_ends_where_it_says(budget, sizes):
+    assert walk(budget)[0] == sizes
+    assert walk(budget)[2] == 1.0
+
+
+def test_tokens_end_with_the_record_that_reaches_them():
+    sizes, position, spent = walk(Budget("tokens", TOKENS + 5))
+    assert position.tokens >= TOKENS + 5 > position.tokens - max(len(row) for row in ROWS)
+    assert sum(sizes) == 11 and spent == 1.0
+
+
+def test_updates_left():
+    ordered = Ordered(ROWS, 0)
+    assert Budget("epochs", 2).updates(ordered, Position(), 4) == 5
+    assert Budget("records", 7).updates(ordered, Position(records=4), 4) == 1
+    assert Budget("updates", 3).updates(ordered, Position(updates=1), 4) == 2
+    assert Budget("seconds", 3).updates(ordered, Position(), 4) is None
+    assert Budget("tokens", TOKENS).updates(ordered, Position(), 5) in (2, 3)
+
+
+def test_only_seconds_cannot_be_repeated():
+    assert not Budget("seconds", 3).repeatable and Budget("tokens", 3).repeatable
+
+
+def test_no_records():
+    with pytest.raises(RunError, match="no record"):
+        Budget("epochs", 1).draw(Ordered([], 0), Position(), 4)

@@ -1,0 +1,86 @@
+"""The head against plain full logits."""
+
+import pytest
+import torch
+from torch import nn
+
+from luthier.models import head as heads
+from luthier.models.head import Head, target_logprob
+
+
+@pytest.fixture(autouse=True)
+def small_chunks(monkeypatch):
+    monkeypatch.setattr(heads, "CHUNK_BYTES", 7 * 13 * 8)  # seven positions of a vocabulary of 13
+
+
+def setup(bias=False):
+    torch.manual_seed(0)
+    output = nn.Linear(5, 13, bias=bias).double()
+    hidden = torch.randn(17, 5, dtype=torch.float64, requires_grad=True)
+    targets = torch.randint(0, 13, (17,))
+    return output, hidden, targets
+
+
+def gradients(loss, *tensors):
+    return torch.autograd.grad(loss, tensors)
+
+
+def test_chunks_cover_every_position_once():
+    output, hidden, _ = setup()
+    pieces = Head(output).chunks(hidden)
+    assert len(pieces) == 3
+    assert [i for piece in pieces for i in range(piece.start, piece.stop)] == list(range(17))
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_sum_equals_full_logits(bias):
+    output, hidden, targets = setup(bias)
+    full = -(torch.log_softmax(output(hidden), -1).gather(-1, targets[:, None])[:, 0] * torch.arange(17)).sum()
+    chunked = Head(output).sum(hidden, lambda s, z: -target_logprob(z, targets[s]) * torch.arange(17)[s])
+    assert torch.allclose(full, chunked, rtol=1e-12)
+    wanted = gradients(3.0 * full, hidden, *output.parameters())
+    found = gradients(3.0 * chunked, hidden, *output.parameters())
+    for one, other in zip(wanted, found, strict=True):
+        assert torch.allclose(one, other, rtol=1e-10, atol=1e-13)
+
+
+def test_map_equals_full_logits_and_keeps_the_graph():
+    output, hidden, targets = setup()
+    full = torch.log_softmax(output(hidden), -1).gather(-1, targets[:, None])[:, 0]
+    mapped = Head(output).map(hidden, lambda s, z: target_logprob(z, targets[s]))
+    assert torch.allclose(full, mapped, rtol=1e-12)
+    wanted = gradients(full.exp().prod(), hidden, output.weight)
+    for one, other in zip(wanted, gradients(mapped.exp().prod(), hidden, output.weight), strict=True):
+        assert torch.allclose(one, other, rtol=1e-10, atol=1e-15)
+
+
+def test_frozen_head_gives_only_the_hidden_gradient():
+    output, hidden, targets = setup()
+    output.requires_grad_(False)
+    Head(output).sum(hidden, lambda s, z: -target_logprob(z, targets[s])).backward()
+    assert output.weight.grad is None and hidden.grad is not None
+
+
+def test_nothing_to_predict_gives_zero_with_a_gradient():
+    output, hidden, targets = setup()
+    loss = Head(output).sum(hidden[:0], lambda s, z: -target_logprob(z, targets[s]))
+    loss.backward()
+    assert float(loss.detach()) == 0 and hidden.grad is not None and not hidden.grad.any()
+
+
+def test_scale_soft_cap_and_temperature():
+    output, hidden, _ = setup()
+    logits = Head(output, scale=0.5, softcap=2.0, temperature=3.0).logits(hidden)
+    assert torch.allclose(logits, 2.0 * torch.tanh(0.5 * output(hidden) / 2.0) / 3.0)
+
+
+def test_logits_are_at_least_float32():
+    output = nn.Linear(5, 13, bias=False).bfloat16()
+    assert Head(output).logits(torch.ones(2, 5, dtype=torch.bfloat16)).dtype == torch.float32
+
+
+def test_target_logprob_gradient():
+    torch.manual_seed(0)
+    logits = torch.randn(4, 6, dtype=torch.float64, requires_grad=True)
+    targets = torch.tensor([0, 5, 2, 2])
+    assert torch.autograd.gradcheck(lambda z: target_logprob(z, targets), (logits,))
