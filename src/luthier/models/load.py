@@ -273,12 +273,17 @@ def _portable_name(path: str, folder: Path) -> str:
 
 def _weights_id(folder: Path, remote_code: bool) -> str:
     digest = hashlib.sha256()
+    files = sorted(folder.glob("*.safetensors"))
     if _is_adapter(folder):
         inner, revision = _base_of(folder)
         digest.update(_weights_id(_local_folder(inner, revision, folder, remote_code), remote_code).encode())
-    for file in sorted([*folder.glob("*config.json"), *folder.glob("*.safetensors")]):
-        if file.name != "tokenizer_config.json":
-            digest.update(f"{file.name} {_file_digest(file)}\n".encode())
+        # Where the base lies on this machine is no property of the weights.
+        config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+        digest.update(json.dumps(config | {"base_model_name_or_path": None}, sort_keys=True).encode())
+    else:
+        files.append(folder / "config.json")
+    for file in files:
+        digest.update(f"{file.name} {_file_digest(file)}\n".encode())
     return digest.hexdigest()[:16]
 
 
