@@ -73,7 +73,7 @@ def main() -> None:
                 "update_times": clock.times,
                 "losses": clock.losses,
                 "tokens": sum(len(row["input_ids"]) for row in rows),
-                "target_tokens": sum(sum(row["completion_mask"][1:]) for row in rows),
+                "target_tokens": sum(label != -100 for row in rows for label in row["labels"][1:]),
                 "stored_dtype": str(next(trainer.model.parameters()).dtype),
                 "versions": {
                     "trl": trl.__version__,
