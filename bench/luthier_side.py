@@ -89,7 +89,7 @@ def recipe(task: dict[str, Any]) -> dict[str, Any]:
             "save": {"every": None},
         },
         "budget": {"epochs": 1},
-        "evaluate": {"metric": "number", "perplexity": False},
+        "evaluate": {"perplexity": False},
         "seed": task["seed"],
     }
 
