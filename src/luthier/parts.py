@@ -186,9 +186,9 @@ def read_entry(slot: str, path: Path) -> Entry:
     about = (ast.get_docstring(match[0]) or ast.get_docstring(tree) or "").split("\n")[0]
     options, constants = [], {}
     for node in match[0].body:
-        target = node.target if isinstance(node, ast.AnnAssign) else None
-        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
-            target = node.targets[0]
+        if not isinstance(node, ast.AnnAssign | ast.Assign):
+            continue
+        target = node.target if isinstance(node, ast.AnnAssign) else node.targets[0]
         if not isinstance(target, ast.Name):
             continue
         if target.id in CONSTANTS and node.value is not None:

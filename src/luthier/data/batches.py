@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import numpy
 import torch
@@ -126,7 +126,7 @@ def _packed(rows: Sequence[Row]) -> Batch:
     return _batch(rows, ids, position_of, record_of, tokens, None)
 
 
-def _batch(rows: Sequence[Row], ids, position_of, record_of, tokens, mask) -> Batch:  # type: ignore[no-untyped-def]
+def _batch(rows: Sequence[Row], ids: Any, position_of: Any, record_of: Any, tokens: dict, mask: Any) -> Batch:
     streams = {
         name: Stream(torch.from_numpy(values), "token", rows[0].streams[name].pad) for name, values in tokens.items()
     }

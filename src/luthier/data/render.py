@@ -72,7 +72,7 @@ class Renderer:
         """The model's chat template, proven to be usable."""
         return ChatTemplate(self.tokenizer)
 
-    @cached_property
+    @property
     def end_ids(self) -> set[int]:
         """The tokens that end an answer: EOS and the template's end of turn."""
         ends = {self.tokenizer.eos_token_id}

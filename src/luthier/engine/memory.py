@@ -6,6 +6,7 @@ import resource
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -109,7 +110,7 @@ def estimate(
     )
 
 
-def _activation_bytes(config, narrow: int, full: bool, checkpointing: bool) -> int:  # type: ignore[no-untyped-def]
+def _activation_bytes(config: Any, narrow: int, full: bool, checkpointing: bool) -> int:
     """Bytes kept per position for the backward of a pre-norm gated transformer.
 
     Per layer: two norms (input and fp32 normalised copies), q, k, v before and after rotation, the

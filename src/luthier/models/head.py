@@ -43,7 +43,7 @@ class Head:
     def chunks(self, hidden: Tensor) -> list[slice]:
         """Equal slices of the N positions whose logits take about CHUNK_BYTES each."""
         positions = len(hidden)
-        vocabulary = self.output.weight.shape[0]
+        vocabulary = vocabulary_of(self.output)
         most = max(1, CHUNK_BYTES // (vocabulary * max(4, hidden.element_size())))
         pieces = max(1, -(-positions // most))
         size = -(-positions // pieces) if positions else 1
@@ -74,6 +74,13 @@ class Head:
             for piece in self.chunks(hidden)
         ]
         return torch.cat(values) if values else hidden.sum(-1).float()
+
+
+def vocabulary_of(output: nn.Module) -> int:
+    """V of an output embedding, an adapter around it included."""
+    weight = output.weight
+    assert isinstance(weight, Tensor)
+    return weight.shape[0]
 
 
 class _ChunkedSum(torch.autograd.Function):
@@ -122,4 +129,4 @@ class TargetLogProb(torch.autograd.Function):
 
 def target_logprob(logits: Tensor, targets: Tensor) -> Tensor:
     """Log-probability of each target: logits [n,V], targets [n] → [n]."""
-    return TargetLogProb.apply(logits, targets)  # pyright: ignore[reportReturnType]
+    return TargetLogProb.apply(logits, targets)

@@ -28,11 +28,16 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer
 class ModelSettings(Protocol):
     """The recipe's `model` block, as far as loading reads it."""
 
-    path: str
-    revision: str | None
-    dtype: str
-    attention: str
-    remote_code: bool
+    @property
+    def path(self) -> str: ...
+    @property
+    def revision(self) -> str | None: ...
+    @property
+    def dtype(self) -> str: ...
+    @property
+    def attention(self) -> str: ...
+    @property
+    def remote_code(self) -> bool: ...
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from luthier.errors import ModelError
-from luthier.models.head import Head
+from luthier.models.head import Head, vocabulary_of
 from luthier.types import Batch
 
 
@@ -35,7 +35,7 @@ class TokenPolicy:
         return Head(self._output(), scale, getattr(config, "final_logit_softcapping", None))
 
     def _output(self) -> nn.Module:
-        return self.module.get_output_embeddings()
+        return self.module.get_output_embeddings()  # pyright: ignore[reportCallIssue]
 
     def hidden(self, batch: Batch) -> Tensor:
         """Hidden states [N,D] from which the N targets of the batch are predicted, in `batch.targets()` order."""
@@ -59,7 +59,7 @@ class TokenPolicy:
             ModelError: the model does something to its logits that the head does not know.
         """
         device = next(self.module.parameters()).device
-        ids = torch.arange(4, device=device)[None] % self._output().weight.shape[0]
+        ids = torch.arange(4, device=device)[None] % vocabulary_of(self._output())
         training = self.module.training
         self.module.eval()
         with torch.no_grad():

@@ -28,7 +28,7 @@ class _ForwardKL(torch.autograd.Function):
 
 def kl_from_reference(logits: Tensor, reference: Tensor) -> Tensor:
     """KL(reference || policy) = Σ_v q (log q - log p): logits [n,V] twice → [n]; gradient to the first."""
-    return _ForwardKL.apply(logits, reference)  # pyright: ignore[reportReturnType]
+    return _ForwardKL.apply(logits, reference)
 
 
 def kl_to_reference(logits: Tensor, reference: Tensor) -> Tensor:

@@ -69,7 +69,7 @@ def _memory(recipe: Recipe, folder: str, model: Any, rows: list[Row]) -> memory.
     tuners = build_tuners(recipe)
     module = _empty_model(folder, model)
     if recipe.settings.train.checkpointing:
-        module.gradient_checkpointing_enable()
+        module.gradient_checkpointing_enable()  # pyright: ignore[reportCallIssue]
     module.requires_grad_(False)
     for tuner in tuners:
         module = tuner.apply(module, tuner.plan(module, recipe.settings.seed))

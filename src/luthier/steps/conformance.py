@@ -78,7 +78,8 @@ def tiny_model(dtype: torch.dtype = torch.float64, seed: int = 0) -> nn.Module:
     )
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return LlamaForCausalLM(config).to(dtype).eval()
+        model: nn.Module = LlamaForCausalLM(config)
+        return model.to(dtype).eval()
 
 
 def tiny_rows(count: int = RECORDS, seed: int = 0, targets: bool = True) -> list[Row]:
@@ -148,8 +149,8 @@ def check_invariance(objectives: list[Objective], tuner: Any) -> None:
             error = apart(whole, trained(objective, tuner, batching))
             if not error <= TOLERANCE:
                 raise Failed(
-                    f"{objective!r}: with {name} the gradient differs by {error:.1e} (allowed {TOLERANCE:.0e}). Does the"
-                    " loss use a mean over the chunk, or anything but its own position?"
+                    f"{objective!r}: with {name} the gradient differs by {error:.1e} (allowed {TOLERANCE:.0e})."
+                    " Does the loss use a mean over the chunk, or anything but its own position?"
                 )
 
 

@@ -135,7 +135,7 @@ def training(
     memory.reset_peak()
     module = ground.loaded.module
     if train.checkpointing:
-        module.gradient_checkpointing_enable({"use_reentrant": False})
+        module.gradient_checkpointing_enable({"use_reentrant": False})  # pyright: ignore[reportCallIssue]
     policy = tuned_policy(module, tuners, objective, settings.seed)
     tokens = micro_tokens(run.recipe, ground.device)
     layout = "padded" if train.batch.layout == "auto" else train.batch.layout

@@ -58,7 +58,7 @@ class LoRA(Tuner):
         )
         with torch.random.fork_rng():
             torch.manual_seed(plan["seed"])
-            return peft.get_peft_model(model, config, autocast_adapter_dtype=False)  # pyright: ignore[reportArgumentType]
+            return peft.get_peft_model(model, config, autocast_adapter_dtype=False)
 
     def disabled(self, model: nn.Module) -> AbstractContextManager[Any]:
         return model.disable_adapter()  # pyright: ignore[reportCallIssue]

@@ -45,8 +45,8 @@ def draw_records(
     while len(found) < count:
         fields = draw(random.Random(f"{name}:{split}:{seed}:{attempt}"))
         attempt += 1
-        key = json.dumps(fields.get("messages", fields.get("prompt"))) if fields else None
-        if fields is None or key is None or key in found:
+        key = json.dumps(fields.get("messages", fields.get("prompt"))) if fields else ""
+        if fields is None or key in found:
             misses += 1
             if misses > MISSES:
                 raise DataError(
