@@ -52,19 +52,13 @@ TRAIN = Words(
         "power cable", "note book", "trash can", "plant pot",
     ),
     prices={
-        "EUR": ("€{p}", "{p} EUR", "{p} euros", "{p}€"),
-        "USD": ("${p}", "{p} USD", "{p} dollars", "{p}$"),
-        "GBP": ("£{p}", "{p} GBP", "{p} pounds", "{p}£"),
+        "EUR": ("€{p}", "{p} EUR", "{p} euros"),
+        "USD": ("${p}", "{p} USD", "{p} dollars"),
+        "GBP": ("£{p}", "{p} GBP", "{p} pounds"),
     },
-    dates=("{month} {day}", "{day} {month}", "{dd}/{month}", "{month} {dd}"),
-    lines=(
-        "{n} {items} at {price} each", "{n} {items} for {price} each", "{n} {items} ({price} each)",
-        "{n} {items} at a price of {price}", "{items}, {n} in number, at {price}",
-    ),
-    bullets=(
-        "- {n} {items}, {price} each", "- {n} x {item} at {price}", "* {n} {items}: {price} each",
-        "{item} ({n}) {price}", "+ {item}, {price}, {n} times",
-    ),
+    dates=("{month} {day}", "{day} {month}"),
+    lines=("{n} {items} at {price} each", "{n} {items} for {price} each", "{n} {items} ({price} each)"),
+    bullets=("- {n} {items}, {price} each", "- {n} x {item} at {price}", "* {n} {items}: {price} each"),
     openings=(
         "I would like to order", "Please send me", "We need", "I want to buy", "Please ship", "Order:",
         "Can I have", "My shop is short of",

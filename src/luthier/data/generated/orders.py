@@ -13,9 +13,7 @@ from luthier.data.generated._order_words import MONTHS, NUMBERS, TEST, TRAIN, Wo
 from luthier.data.generated.base import Dataset, Split, draw_records
 from luthier.types import Record
 
-INSTRUCTION = (
-    'Write the order as JSON: {"name", "items": [{"product", "count", "price"}], "currency", "due": "MM-DD", "express"}'
-)
+INSTRUCTION = "Reply in JSON: name, items (product, count, price), currency, due (MM-DD), express."
 SETS = {2: "a pair of", 6: "half a dozen", 12: "a dozen"}
 
 
