@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from house import imports, parts_rules, text_rules
-from luthier.parts import SLOTS
+from luthier.parts import SLOTS, catalogue
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCE = ROOT / "src"
@@ -34,8 +34,9 @@ def test_no_global_randomness_in_objectives_and_selection():
 
 
 @pytest.mark.parametrize("slot", SLOTS)
-def test_every_slot_has_parts(slot):
-    assert parts_rules.part_files(PACKAGE, SLOTS[slot])
+def test_the_catalogue_reads_every_part(slot):
+    files = parts_rules.part_files(PACKAGE, SLOTS[slot])
+    assert files and sorted(path.stem for path in files) == [entry.name for entry in catalogue(slot)]
 
 
 def test_nothing_torch_is_needed_to_look_at_parts_recipes_and_reports():
