@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -36,14 +37,13 @@ class World:
         return items[self.rank :: self.size]
 
     def sum_numbers(self, numbers: dict[str, float]) -> dict[str, float]:
-        """Sum named numbers over ranks in one message, in float64."""
+        """Sum named numbers over ranks in one message; a rank may lack some names."""
         if self.size == 1:
             return numbers
-        names = sorted(numbers)
-        values = torch.tensor([numbers[name] for name in names], dtype=torch.float64)
-        values = values.cuda() if dist.get_backend() == "nccl" else values
-        dist.all_reduce(values)
-        return dict(zip(names, values.tolist(), strict=True))
+        everyone: list[Any] = [None] * self.size
+        dist.all_gather_object(everyone, numbers)
+        names = dict.fromkeys(name for theirs in everyone for name in theirs)
+        return {name: sum(theirs.get(name, 0.0) for theirs in everyone) for name in names}
 
     def sum_tensors(self, tensors: Iterable[Tensor]) -> None:
         """Sum tensors over ranks in place, in buckets of one type."""

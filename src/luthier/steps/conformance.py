@@ -79,7 +79,7 @@ def tiny_model(dtype: torch.dtype = torch.float64, seed: int = 0) -> nn.Module:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model: nn.Module = LlamaForCausalLM(config)
-        return model.to(dtype).eval()
+        return model.to(dtype=dtype).eval()
 
 
 def tiny_rows(count: int = RECORDS, seed: int = 0, targets: bool = True) -> list[Row]:

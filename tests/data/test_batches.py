@@ -1,0 +1,64 @@
+"""Order, micro-batches and layouts."""
+
+from collections import Counter
+
+import pytest
+
+from luthier.data.batches import Ordered, collate, data_order, micro_batches
+from luthier.steps.conformance import tiny_rows
+
+ROWS = tiny_rows(20)
+
+
+def test_order_is_keyed_by_seed_epoch_and_record():
+    names = [row.record for row in ROWS]
+    one = data_order(names, 0, 0)
+    assert sorted(one) == list(range(20)) and one == data_order(names, 0, 0)
+    assert one != data_order(names, 1, 0) and one != data_order(names, 0, 1)
+    without = data_order(names[:-1], 0, 0)
+    assert [names[i] for i in one if i != 19] == [names[i] for i in without]
+
+
+def test_every_epoch_has_every_record_once_and_any_position_can_be_reached():
+    ordered = Ordered(ROWS, 3)
+    walked = [ordered.at(i).record for i in range(60)]
+    assert all(Counter(walked[e * 20 : e * 20 + 20]) == Counter(row.record for row in ROWS) for e in range(3))
+    assert Ordered(ROWS, 3).at(47).record == walked[47]
+    assert [row.record for row, _ in zip(ordered.walk(15), range(10), strict=False)] == walked[15:25]
+
+
+@pytest.mark.parametrize("layout", ["padded", "packed"])
+@pytest.mark.parametrize("tokens", [1, 30, 64, 10_000])
+def test_micro_batches_hold_every_row_once_and_keep_the_limit(layout, tokens):
+    cut = micro_batches(ROWS, tokens, layout)
+    assert Counter(row.record for micro in cut for row in micro) == Counter(row.record for row in ROWS)
+    for micro in cut:
+        size = sum(map(len, micro)) if layout == "packed" else len(micro) * max(map(len, micro))
+        assert size <= tokens or len(micro) == 1
+
+
+def test_the_cut_does_not_depend_on_the_order_drawn():
+    one = [[row.record for row in micro] for micro in micro_batches(ROWS, 64, "padded")]
+    assert one == [[row.record for row in micro] for micro in micro_batches(ROWS[::-1], 64, "padded")]
+
+
+@pytest.mark.parametrize("layout, side", [("padded", "right"), ("padded", "left"), ("packed", "right")])
+def test_a_batch_gives_its_rows_back(layout, side):
+    batch = collate(ROWS, layout, pad_id=60, side=side)
+    assert (batch.attention_mask is not None) == (side == "left")
+    for index, row in enumerate(ROWS):
+        at = batch.record_of == index
+        assert batch.ids[at].tolist() == row.ids.tolist()
+        assert batch.position_of[at].tolist() == list(range(len(row)))
+        assert batch.weights[at].tolist() == row.streams["weights"].values.tolist()
+    padding = batch.record_of < 0
+    assert not batch.weights[padding].any() and (batch.ids[padding] == 60).all()
+    assert len(batch.targets()[0]) == sum(row.targets for row in ROWS)
+
+
+def test_the_first_token_of_a_record_is_never_a_target():
+    for row in ROWS[:3]:
+        row.streams["weights"].values[0] = 1.0
+    batch = collate(ROWS[:3], "packed")
+    assert (batch.position_of[batch.targets()] > 0).all()
+    assert len(batch.targets()[0]) == sum(row.targets for row in ROWS[:3])

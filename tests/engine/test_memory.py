@@ -1,0 +1,68 @@
+"""The estimate counts what it says; the measurement sees what is allocated."""
+
+import torch
+
+from luthier import parts
+from luthier.engine import memory
+from luthier.steps.conformance import tiny_model, tiny_rows
+
+
+def tuned(kind, dtype=torch.float32):
+    model = tiny_model(dtype).requires_grad_(False)
+    tuner = parts.build("tuner", kind)
+    return tuner.apply(model, tuner.plan(model, 0))
+
+
+def estimate(module, tokens=100, **more):
+    return memory.estimate(module, tokens, **({"process": 0, "several": False, "checkpointing": False} | more))
+
+
+def test_full_fine_tuning_in_float32_takes_four_copies():
+    module = tuned("full")
+    weights = 4 * sum(p.numel() for p in module.parameters())
+    found = estimate(module)
+    assert (found.weights, found.gradients, found.optimizer) == (weights, weights, 2 * weights)
+
+
+def test_bfloat16_adds_masters():
+    module = tuned("full", torch.bfloat16)
+    count = sum(p.numel() for p in module.parameters())
+    assert estimate(module).optimizer == 12 * count
+    assert estimate(module).gradients == 2 * count
+    assert estimate(module, several=True).gradients == 4 * count
+
+
+def test_lora_trains_little_and_a_frozen_copy_costs_the_weights_again():
+    module = tuned("lora")
+    trained = sum(p.numel() for p in module.parameters() if p.requires_grad)
+    assert estimate(module).optimizer == 8 * trained
+    assert estimate(module, copies=1).weights == 2 * estimate(module).weights
+
+
+def test_grows_with_tokens_and_shrinks_with_checkpointing():
+    module = tuned("full")
+    assert estimate(module, 200).activations == 2 * estimate(module, 100).activations
+    assert estimate(module, checkpointing=True).activations < estimate(module).activations
+
+
+def test_works_without_weights():
+    with torch.device("meta"):
+        module = tuned("full")
+    assert estimate(module).weights == estimate(tuned("full")).weights
+
+
+def test_micro_batches():
+    rows = tiny_rows()
+    longest = max(len(row) for row in rows)
+    assert memory.largest_micro_batch(rows, 4, 10_000) == 4 * longest
+    assert memory.largest_micro_batch(rows, 4, 50) == 50
+    assert memory.largest_micro_batch(rows, 4, 1) == longest
+    assert memory.several_micro_batches(rows, 4, 50) and not memory.several_micro_batches(rows, 4, 10_000)
+
+
+def test_peak_sees_an_allocation():
+    memory.reset_peak()
+    before = memory.peak()
+    block = torch.ones(40 * 2**18)  # 40 MiB
+    assert memory.peak() - before > 30 * 2**20 and block[0] == 1
+    assert memory.resident() <= memory.peak()
