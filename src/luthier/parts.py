@@ -43,7 +43,6 @@ CONSTANTS = (
     "SETTINGS",
     "RESTORES",
     "RANKS",
-    "RIGHT",
 )
 PACKAGE = Path(__file__).parent
 
@@ -192,10 +191,19 @@ def read_entry(slot: str, path: Path) -> Entry:
         if not isinstance(target, ast.Name):
             continue
         if target.id in CONSTANTS and node.value is not None:
-            constants[target.id] = ast.literal_eval(node.value)
+            constants[target.id] = _literal(node.value, f"{path}:{node.lineno}: {target.id}")
         elif isinstance(node, ast.AnnAssign) and not target.id.startswith("_") and not target.id.isupper():
             options.append(target.id)
     return Entry(slot, path.stem, path, match[0].name, about, tuple(options), constants)
+
+
+def _literal(node: ast.expr, where: str) -> Any:
+    try:
+        return ast.literal_eval(node)
+    except ValueError:
+        raise RecipeError(
+            f"{where} must be written out as a literal: the catalogue reads it without running it."
+        ) from None
 
 
 def _import(path: Path) -> ModuleType:

@@ -29,15 +29,23 @@ def work(folder: Path) -> dict[str, Any]:
 
 
 def _evaluate(run: Run) -> dict[str, Any]:
+    try:
+        record = run.record("done", evaluation=_evaluation(run))
+    except LuthierError as error:
+        write_json(run.folder / "run.json", run.record("failed", str(error)))
+        raise
+    write_json(run.folder / "run.json", record)
+    return record
+
+
+def _evaluation(run: Run) -> dict[str, Any]:
     with Journal(run.folder) as journal:
         with run.timed("load"):
             journal.phase("load")
             ground = stand(run.recipe, run.cache)
+            journal.progress(1, 1)
         with run.timed("evaluate"):
-            evaluation = evaluate_sets(ground, ground.loaded.module, run.sets, run.folder, journal)
-    record = run.record("done", evaluation=evaluation)
-    write_json(run.folder / "run.json", record)
-    return record
+            return evaluate_sets(ground, ground.loaded.module, run.sets, run.folder, journal)
 
 
 def main() -> int:

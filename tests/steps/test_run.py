@@ -1,0 +1,233 @@
+"""Whole runs on nano: results, resume after kill -9 and SIGTERM, and each kind of bad input in words."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from luthier.errors import DataError, ModelError, RecipeError, RunError
+from luthier.recipe import load_recipe
+from luthier.records import read_json, read_jsonl, write_json
+from luthier.steps import run_recipe
+from luthier.steps.conformance import tiny_model
+from luthier.steps.worker import main as worker_main
+
+
+@pytest.fixture
+def data(tmp_path):
+    words = [f"{a}{b}{c}" for a in "abcde" for b in "fghij" for c in "klm"]
+    lines = [json.dumps({"prompt": f"reverse {word}", "completion": word[::-1]}) for word in words]
+    (tmp_path / "data.jsonl").write_text("\n".join(lines) + "\n")
+    return tmp_path
+
+
+def recipe(folder, *overrides, **more):
+    content = {
+        "model": "nano",
+        "data": {"train": "data.jsonl", "validation": 6, "test": 10},
+        "train": {"tuner": {"kind": "lora", "r": 4}, "batch": {"records": 8}},
+        "budget": {"updates": 3},
+        "evaluate": {"metric": "exact"},
+        "generate": {"max_new_tokens": 8},
+    }
+    return load_recipe({**content, **more}, overrides=list(overrides), base=folder)
+
+
+def test_a_run_leaves_its_record_its_scores_and_a_model_that_loads(data):
+    run = data / "run"
+    record = run_recipe(recipe(data), run, [])
+    assert json.loads(json.dumps(record)) == read_json(run / "run.json") and record["status"] == "done"
+    train = record["train"]
+    assert train["updates"] == 3 and train["records"] == 24 and train["tokens"] > 24 * 5
+    assert train["peak_memory_bytes"] > 10**8 and train["estimated_memory_bytes"] > 10**8
+    assert [line["update"] for line in read_jsonl(run / "metrics.jsonl")] == [1, 2, 3]
+    sets = {line["set"] for line in read_jsonl(run / "evaluation.jsonl")}
+    assert sets == {"target", "validation"} and record["evaluation"]["target"]["n"] == 10
+    assert record["evaluation"]["perplexity"] > 1
+    assert read_jsonl(run / "progress.jsonl")[-1]["seconds_left"] is not None
+    assert (run / "model" / "adapter_config.json").is_file() and (run / "model" / "tokenizer.json").is_file()
+    assert not (run / "checkpoints").exists()
+
+
+def test_the_same_recipe_gives_the_same_bits_and_another_seed_others(data):
+    def adapter(name, *overrides):
+        run_recipe(recipe(data, "data.test=null", "data.validation=null", *overrides), data / name, [])
+        return load_file(data / name / "model" / "adapter_model.safetensors")
+
+    one, two, other = adapter("one"), adapter("two"), adapter("other", "seed=1")
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    assert any(not torch.equal(one[name], other[name]) for name in one)
+
+
+def worker(folder, settings, **more):
+    folder.mkdir()
+    task = {"do": "train", "method": "sft", "seed": 0, "sets": [], "shared": str(folder / "shared"), "fingerprint": ""}
+    write_json(folder / "task.json", {**task, "recipe": settings.to_lock(), **more})
+    return folder
+
+
+def start(folder):
+    return subprocess.Popen(
+        [sys.executable, "-W", "ignore", "-m", "luthier.steps.worker", str(folder)],
+        stderr=subprocess.PIPE,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+
+
+def wait_for_updates(folder, count, process):
+    deadline = time.monotonic() + 90
+    while time.monotonic() < deadline and process.poll() is None:
+        if len(read_jsonl(folder / "metrics.jsonl")) >= count:
+            return
+        time.sleep(0.01)
+    raise AssertionError(process.communicate())
+
+
+def test_kill_minus_nine_and_sigterm_then_resume_give_the_bits_of_one_run(data):
+    settings = recipe(data, "budget.updates=40", "train.save.every=1", "data.test=null", "data.validation=null")
+    whole, broken = (worker(data / name, settings) for name in ("whole", "broken"))
+    process = start(whole)
+    process.communicate()
+    assert process.returncode == 0
+    process = start(broken)
+    wait_for_updates(broken, 3, process)
+    process.kill()
+    process.communicate()
+    process = start(broken)
+    wait_for_updates(broken, 8, process)
+    process.send_signal(signal.SIGTERM)
+    process.communicate()
+    assert process.returncode == 143 and read_json(broken / "run.json")["status"] == "stopped"
+    process = start(broken)
+    process.communicate()
+    assert process.returncode == 0
+    one, other = (load_file(folder / "model" / "adapter_model.safetensors") for folder in (whole, broken))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    assert [line["update"] for line in read_jsonl(broken / "metrics.jsonl")] == list(range(1, 41))
+    one, other = (read_jsonl(folder / "metrics.jsonl") for folder in (whole, broken))
+    assert [line["loss"] for line in one] == [line["loss"] for line in other]
+
+
+@pytest.mark.parametrize("do", ["train", "evaluate"])
+def test_a_worker_records_what_went_wrong(data, do, monkeypatch, capsys):
+    settings = recipe(data)
+    (data / "data.jsonl").unlink()
+    folder = worker(data / do, settings, do=do)
+    monkeypatch.setattr(sys, "argv", ["worker", str(folder)])
+    assert worker_main() == DataError.exit_code
+    assert "data.jsonl" in capsys.readouterr().err
+    assert read_json(folder / "run.json")["status"] == "failed"
+
+
+def test_a_worker_evaluates_the_base_model(data, monkeypatch):
+    folder = worker(data / "base", recipe(data), do="evaluate", sets=["target"])
+    monkeypatch.setattr(sys, "argv", ["worker", str(folder)])
+    assert worker_main() == 0
+    assert read_json(folder / "run.json")["evaluation"]["target"]["n"] == 10
+    assert len(read_jsonl(folder / "evaluation.jsonl")) == 10
+
+
+def test_a_run_may_not_go_on_under_another_recipe(data):
+    run_recipe_until_killed(recipe(data, "train.save.every=1"), data / "run")
+    with pytest.raises(RunError, match="another recipe"):
+        run_recipe(recipe(data, "train.save.every=1", "train.optimizer.lr=0.5"), data / "run", [])
+
+
+def run_recipe_until_killed(settings, folder):
+    from luthier.engine.trainer import Trainer
+
+    save = Trainer.save
+
+    def save_and_die(self):
+        save(self)
+        raise KeyboardInterrupt
+
+    Trainer.save = save_and_die
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            run_recipe(settings, folder, [])
+    finally:
+        Trainer.save = save
+
+
+def test_longer_than_the_context(data):
+    long = {"prompt": "reverse", "completion": "abc " * 2000}
+    (data / "data.jsonl").write_text(json.dumps(long) + "\n" + json.dumps({**long, "prompt": "x"}) + "\n")
+    with pytest.raises(DataError, match=r"data.jsonl:\d.* reads at most"):
+        run_recipe(recipe(data, "data.max_tokens=100000", "data.test=null", "data.validation=null"), data / "run", [])
+
+
+def test_everything_too_long(data):
+    with pytest.raises(DataError):
+        run_recipe(recipe(data, "data.max_tokens=2"), data / "run", [])
+
+
+def test_a_folder_that_is_no_model(data):
+    (data / "empty").mkdir()
+    with pytest.raises(ModelError, match="empty"):
+        run_recipe(recipe(data, model="./empty"), data / "run", [])
+
+
+def test_messages_for_a_model_without_a_template(data):
+    from luthier.models.load import load_tokenizer
+
+    tokenizer = load_tokenizer(recipe(data).settings.model, data)
+    tokenizer.chat_template = None
+    tiny_model(torch.float32).save_pretrained(data / "base")
+    tokenizer.save_pretrained(data / "base")
+    for file in (data / "base").glob("chat_template*"):
+        file.unlink()
+    turns = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"}]
+    lines = [json.dumps({"messages": [*turns, {"role": "user", "content": str(i)}, turns[1]]}) for i in range(5)]
+    (data / "data.jsonl").write_text("\n".join(lines))
+    with pytest.raises((ModelError, DataError), match="chat template"):
+        run_recipe(recipe(data, "data.test=null", "data.validation=null", model="./base"), data / "run", [])
+
+
+def test_a_reference_nobody_provides(data):
+    (data / "wants_teacher.py").write_text(
+        "from luthier import TokenObjective\n"
+        "class WantsTeacher(TokenObjective):\n"
+        "    READS = ('logits:teacher',)\n"
+        "    def token_loss(self, view):\n"
+        "        return -view.logprob\n"
+    )
+    with pytest.raises(RecipeError, match="reference called `teacher`"):
+        run_recipe(recipe(data, "train.objective=./wants_teacher.py"), data / "run", [])
+
+
+def test_an_objective_of_the_users_trains(data):
+    (data / "mine.py").write_text(
+        "from luthier import TokenObjective\n"
+        "class Mine(TokenObjective):\n"
+        "    def token_loss(self, view):\n"
+        "        return -2 * view.logprob\n"
+    )
+    record = run_recipe(recipe(data, "train.objective=./mine.py"), data / "run", [])
+    first = read_jsonl(data / "run" / "metrics.jsonl")[0]
+    assert record["status"] == "done" and first["loss"] == pytest.approx(2 * first["nll"])
+
+
+def test_full_fine_tuning_with_asft_uses_a_frozen_copy(data):
+    record = run_recipe(recipe(data, "train.tuner=full", "train.objective=asft"), data / "run", [])
+    lines = read_jsonl(data / "run" / "metrics.jsonl")
+    assert record["status"] == "done" and abs(lines[0]["kl"]) < 1e-6 < lines[-1]["kl"]
+    assert (data / "run" / "model" / "model.safetensors").is_file()
+
+
+def test_no_space_left_for_the_model_is_an_error_and_the_checkpoint_stays(data, monkeypatch):
+    from luthier.engine import checkpoint
+
+    def full(tensors, path):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, "save_file", full)
+    with pytest.raises(RunError, match="could not be written"):
+        run_recipe(recipe(data), data / "run", [])
+    assert read_json(data / "run" / "run.json")["status"] == "failed"
