@@ -13,7 +13,7 @@ from typing import Any
 def main() -> None:
     task = json.loads(Path(sys.argv[1]).read_text())
     if task["do"] == "order":
-        print(json.dumps({"order": order(task), "model": str(model_folder(task))}))
+        print(json.dumps(order(task)))
     else:
         Path(task["result"]).write_text(json.dumps(train(task)))
 
@@ -24,13 +24,19 @@ def model_folder(task: dict[str, Any]) -> Path | str:
     return resolve_model(task["model"], Path.cwd())
 
 
-def order(task: dict[str, Any]) -> list[int]:
-    """The order in which the rows of the file are drawn in the first epoch."""
+def order(task: dict[str, Any]) -> dict[str, Any]:
+    """The rows in the order in which the first epoch draws them, and each row's prompt as the model reads it."""
+    from transformers import AutoTokenizer
+
     from luthier.data.batches import data_order
+    from luthier.data.render import Renderer
     from luthier.data.sources import load_records
 
+    folder = model_folder(task)
+    renderer = Renderer(AutoTokenizer.from_pretrained(folder))
     records = load_records(task["data"], Path.cwd())
-    return data_order([record.id for record in records], task["seed"], 0)
+    indices = data_order([record.id for record in records], task["seed"], 0)
+    return {"order": indices, "prompts": [renderer.prompt_text(records[i]) for i in indices], "model": str(folder)}
 
 
 def train(task: dict[str, Any]) -> dict[str, Any]:

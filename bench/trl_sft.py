@@ -3,8 +3,8 @@
 `.venv/bin/python bench/trl_sft.py` makes TRL's environment by itself (build/trl-venv, the same torch, transformers
 and peft), then runs both sides in turns, each run in a process of its own, and writes results/trl_sft.json.
 
-Fixed for all: SmolLM2-135M-Instruct from the same folder, the first 96 rows of GSM8K's training set as chat
-prompts and completions in the same order, loss on completions only, batches of 8 records, one epoch, float32
+Fixed for all: SmolLM2-135M-Instruct from the same folder, the first 96 rows of GSM8K's training set through
+the chat template, token for token in the same order, loss on completions only, batches of 8 records, one epoch, float32
 weights, AdamW at a constant 2e-5, clipping at 1. Everything else is each side's own default. The arms:
 
     luthier          computes in whatever it finds to be fast on this processor
@@ -93,11 +93,15 @@ def read_options() -> argparse.Namespace:
 
 
 def make_task(options: argparse.Namespace, data: Path, folder: Path) -> dict[str, Any]:
-    """What both sides are told. The rows are written in the order in which Luthier's keyed shuffle draws them."""
+    """What both sides are told.
+
+    TRL's rows stand in the order in which Luthier's keyed shuffle draws them, with the chat template already applied to
+    the prompts: TRL would also train on the line break after the end of the turn, and tokens and losses would differ.
+    """
     with data.open(encoding="utf-8") as lines:
         rows = [json.loads(line) for line, _ in zip(lines, range(options.records), strict=False)]
     source, ordered = folder / "rows.jsonl", folder / "rows-in-order.jsonl"
-    write_rows(source, rows)
+    write_rows(source, [(chat("user", row["question"]), chat("assistant", row["answer"])) for row in rows])
     task = {
         "model": options.model or "smollm2-135m-instruct",
         "data": str(source),
@@ -112,16 +116,18 @@ def make_task(options: argparse.Namespace, data: Path, folder: Path) -> dict[str
         "folder": str(folder / "out"),
     }
     asked = json.loads(side("luthier_side.py", Path(sys.executable), {**task, "do": "order"}, folder).stdout)
-    write_rows(ordered, [rows[index] for index in asked["order"]])
+    answers = [rows[index]["answer"] for index in asked["order"]]
+    write_rows(ordered, list(zip(asked["prompts"], answers, strict=True)))
     return {**task, "model": asked["model"]}
 
 
-def write_rows(path: Path, rows: list[dict[str, str]]) -> None:
-    with path.open("w", encoding="utf-8") as out:
-        for row in rows:
-            prompt = [{"role": "user", "content": row["question"]}]
-            completion = [{"role": "assistant", "content": row["answer"]}]
-            out.write(json.dumps({"prompt": prompt, "completion": completion}) + "\n")
+def chat(role: str, content: str) -> list[dict[str, str]]:
+    return [{"role": role, "content": content}]
+
+
+def write_rows(path: Path, rows: list[tuple[Any, Any]]) -> None:
+    lines = [json.dumps({"prompt": prompt, "completion": completion}) + "\n" for prompt, completion in rows]
+    path.write_text("".join(lines), encoding="utf-8")
 
 
 def trl_environment() -> Path:
