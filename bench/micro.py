@@ -94,7 +94,8 @@ def main() -> None:
         print(f"{arm:14} {line['tokens_per_cpu_second']:7.1f} tokens/CPU s   {line['peak_bytes'] / 1e9:.2f} GB")
     target = Path(__file__).parent / "results" / "micro.json"
     target.parent.mkdir(exist_ok=True)
-    cpu = next((x.split(":")[1].strip() for x in open("/proc/cpuinfo") if x.startswith("model name")), "")
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    cpu = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "")
     target.write_text(json.dumps({"cpu": cpu, "threads": os.cpu_count(), "rounds": found}, indent=1) + "\n")
 
 
