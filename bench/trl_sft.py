@@ -169,7 +169,7 @@ def measured(arm: str, python: Path, task: dict[str, Any], folder: Path) -> dict
         _, status, usage = os.wait4(child.pid, 0)
         child.returncode = os.waitstatus_to_exitcode(status)
     if child.returncode or not result.exists():
-        sys.exit(f"{arm} failed, see {log}:\n{log.read_text()[-4000:]}")
+        sys.exit(f"{arm} failed with exit code {child.returncode}, see {log}:\n{log.read_text()[-4000:]}")
     found = json.loads(result.read_text())
     times = found.pop("update_times")
     began = found.pop("began")
