@@ -202,6 +202,22 @@ def test_a_reference_nobody_provides(data):
         run_recipe(recipe(data, "train.objective=./wants_teacher.py"), data / "run", [])
 
 
+def test_reference_logprobs_are_scored_before_training_and_cached(data):
+    (data / "margin.py").write_text(
+        "from luthier import SequenceObjective\n"
+        "class Margin(SequenceObjective):\n"
+        "    READS = ('logprobs:initial',)\n"
+        "    def sequence_loss(self, view):\n"
+        "        gap = view.logprob - view.reference_logprob['initial']\n"
+        "        view.update.meter('gap', gap.detach().abs().sum(), 'records')\n"
+        "        return -gap.sigmoid().log()\n"
+    )
+    record = run_recipe(recipe(data, "train.objective=./margin.py"), data / "run", [])
+    gaps = [line["gap"] for line in read_jsonl(data / "run" / "metrics.jsonl")]
+    assert gaps[0] < 1e-3 < gaps[-1] and record["seconds"]["score"] > 0
+    assert len(list((data / "run" / "shared" / "scores").iterdir())) == 1
+
+
 def test_an_objective_of_the_users_trains(data):
     (data / "mine.py").write_text(
         "from luthier import TokenObjective\n"

@@ -126,7 +126,7 @@ def tuned_policy(module: nn.Module, tuners: Sequence[Tuner], objective: Objectiv
     """
     wanted = {read.split(":")[1] for read in reads_of(objective) if read.startswith("logits:")}
     if unknown := sorted(wanted - {"initial"}):
-        raise RecipeError(f"The objective reads a reference called `{unknown[0]}`.", "Known: `initial`.")
+        raise unknown_reference(unknown[0])
     frozen = None
     if wanted and not all(tuner.RESTORES == "base" for tuner in tuners):
         frozen = TokenPolicy(copy.deepcopy(module).requires_grad_(False).eval())
@@ -140,6 +140,11 @@ def tuned_policy(module: nn.Module, tuners: Sequence[Tuner], objective: Objectiv
     elif wanted:
         policy.references["initial"] = Reference(policy, lambda: _without(tuners, policy.module))
     return policy
+
+
+def unknown_reference(name: str) -> RecipeError:
+    """The objective reads a reference that nothing provides."""
+    return RecipeError(f"The objective reads a reference called `{name}`.", "Known: `initial`.")
 
 
 def frozen_copies(policy: TokenPolicy) -> int:

@@ -22,9 +22,11 @@ from luthier import parts
 from luthier.engine import memory
 from luthier.engine.budget import Budget
 from luthier.engine.distributed import World
+from luthier.engine.score import cached_column, column_key, score, with_column
 from luthier.engine.trainer import Batching, Saving, Trainer
 from luthier.errors import LuthierError
-from luthier.objectives.base import build_objective
+from luthier.models.policy import TokenPolicy
+from luthier.objectives.base import build_objective, reads_of
 from luthier.recipe import Recipe
 from luthier.recipe.lock import versions
 from luthier.records import read_jsonl, write_json
@@ -37,8 +39,10 @@ from luthier.steps.ground import (
     predicted_memory,
     stand,
     tuned_policy,
+    unknown_reference,
 )
 from luthier.steps.journal import Journal
+from luthier.types import Row
 
 SETS = ("target", "retain", "validation")
 OUTSIDE = ("name", "compare", "observe", "out")  # keys that do not change what a run computes
@@ -132,6 +136,7 @@ def training(
     train = settings.train
     objective = build_objective(train.objective, run.recipe.base)
     tuners = build_tuners(run.recipe)
+    rows = with_references(run, ground, reads_of(objective))
     memory.reset_peak()
     module = ground.loaded.module
     if train.checkpointing:
@@ -144,7 +149,7 @@ def training(
         policy=policy,
         tuners=tuners,
         objective=objective,
-        rows=ground.prepared.train,
+        rows=rows,
         optimizer=parts.build("optimizer", train.optimizer, run.recipe.base),
         schedule=parts.build("schedule", train.schedule, run.recipe.base),
         budget=Budget(settings.budget.unit, settings.budget.amount),  # pyright: ignore[reportArgumentType]
@@ -155,7 +160,7 @@ def training(
         observe=observe,
         stop_requested=stop_requested,
     )
-    estimate = predicted_memory(run.recipe, policy.module, ground.prepared.train, frozen_copies(policy))
+    estimate = predicted_memory(run.recipe, policy.module, rows, frozen_copies(policy))
     trained = sum(p.numel() for p in trainer.masters.compute.values())
     return trainer, {
         "estimated_memory_bytes": estimate.total,
@@ -163,6 +168,28 @@ def training(
         "weights_id": ground.loaded.weights_id,
         "data": ground.prepared.report.to_json(),
     }
+
+
+def with_references(run: Run, ground: Ground, reads: Sequence[str]) -> list[Row]:
+    """The training rows with every `logprobs:<reference>` that the objective reads, computed once and cached.
+
+    Raises:
+        RecipeError: the reference is not `initial`, the model as it is before training.
+    """
+    rows = ground.prepared.train
+    for name in (read for read in reads if read.startswith("logprobs:")):
+        if name != "logprobs:initial":
+            raise unknown_reference(name.split(":")[1])
+        module, cache = ground.loaded.module, run.cache or run.folder / "shared"
+        tokens = micro_tokens(run.recipe, ground.device)
+        key = column_key(ground.loaded.weights_id, str(next(module.parameters()).dtype), rows)
+        with run.timed("score"):
+            column = cached_column(
+                cache / "scores" / f"{key}.npz",
+                lambda: score(TokenPolicy(module), rows, ["logprobs"], tokens)["logprobs"],
+            )
+        rows = with_column(rows, name, column)
+    return rows
 
 
 def _saving(save: Any) -> tuple[int | None, int]:

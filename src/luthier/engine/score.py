@@ -1,0 +1,96 @@
+"""The score pass: one look of a model, without gradient, at rows; its values become columns by record.
+
+Old and reference log-probabilities are born here and nowhere else; an objective that names them in READS
+finds them as token streams.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy
+import torch
+from torch import Tensor
+
+from luthier.data.batches import collate, micro_batches
+from luthier.errors import RecipeError
+from luthier.models.head import target_logprob
+from luthier.models.policy import Reference, TokenPolicy
+from luthier.types import Row, Stream
+
+Column = dict[str, numpy.ndarray]
+"""Record id → values [T] of its row, 0 where the position is no target."""
+
+
+def entropy(logits: Tensor, _targets: Tensor) -> Tensor:
+    """-Σ_v p log p of each position: logits [n,V] → [n]."""
+    log_p = torch.log_softmax(logits, dim=-1)
+    return -(log_p.exp() * log_p).sum(-1)
+
+
+VALUES: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {"logprobs": target_logprob, "entropy": entropy}
+
+
+def score(policy: TokenPolicy, rows: Sequence[Row], wanted: Sequence[str], tokens: int) -> dict[str, Column]:
+    """Values of `wanted` ("logprobs", "entropy") at the targets of every row, in eval mode.
+
+    Args:
+        tokens: positions per forward.
+
+    Raises:
+        RecipeError: an unknown value is wanted.
+    """
+    if unknown := sorted(set(wanted) - set(VALUES)):
+        raise RecipeError(f"A score pass cannot give `{unknown[0]}`.", f"Known: {', '.join(VALUES)}.")
+    reader = Reference(policy)
+    device = next(policy.module.parameters()).device
+    columns: dict[str, Column] = {name: {} for name in wanted}
+    for micro in micro_batches(rows, tokens, "padded"):
+        batch = collate(micro).to(device)
+        where, columns_of = batch.targets()
+        targets = batch.ids[where, columns_of]
+        hidden = reader.hidden(batch)
+        for piece in policy.head.chunks(hidden):
+            logits = reader.logits(hidden[piece])
+            for name in wanted:
+                values = VALUES[name](logits, targets[piece]).cpu().numpy()
+                _place(columns[name], micro, where[piece].tolist(), columns_of[piece].tolist(), values)
+        for column in columns.values():
+            for row in micro:
+                column.setdefault(row.record, numpy.zeros(len(row), dtype=numpy.float32))
+    return columns
+
+
+def _place(column: Column, micro: Sequence[Row], rows: list[int], places: list[int], values: numpy.ndarray) -> None:
+    for row, place, value in zip(rows, places, values, strict=True):
+        owner = micro[row]
+        column.setdefault(owner.record, numpy.zeros(len(owner), dtype=values.dtype))[place] = value
+
+
+def with_column(rows: Iterable[Row], name: str, column: Column) -> list[Row]:
+    """The rows with a column as a token stream."""
+    return [replace(row, streams={**row.streams, name: Stream(column[row.record], "token")}) for row in rows]
+
+
+def cached_column(file: Path, compute: Callable[[], Column]) -> Column:
+    """A column from its file, or computed and written there in one step."""
+    if file.is_file():
+        with numpy.load(file) as stored:
+            return {name: stored[name] for name in stored.files}
+    column = compute()
+    file.parent.mkdir(parents=True, exist_ok=True)
+    half = file.with_suffix(".half.npz")
+    numpy.savez(half, **column)  # pyright: ignore[reportArgumentType]
+    half.rename(file)
+    return column
+
+
+def column_key(weights_id: str, dtype: str, rows: Sequence[Row]) -> str:
+    """What a column depends on: weights, type, and the ids and targets of every row."""
+    digest = hashlib.sha256(f"{weights_id}/{dtype}".encode())
+    for row in rows:
+        digest.update(row.record.encode() + row.ids.tobytes() + row.streams["weights"].values.tobytes())
+    return digest.hexdigest()[:32]
