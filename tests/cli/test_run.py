@@ -4,7 +4,16 @@ import pytest
 
 from luthier.records import RunFolder, read_json
 
-DONE = {"status": "done", "evaluation": {"target": {"mean": 0.8412, "n": 50}, "retain": None}}
+DONE = {
+    "status": "done",
+    "evaluation": {"target": {"mean": 0.8412, "n": 50, "ranks": True, "metric": "exact"}, "retain": None},
+    "train": {
+        "tokens_per_second": 1234.5,
+        "seconds": 60.2,
+        "peak_memory_bytes": 2.5e9,
+        "estimated_memory_bytes": 2.25e9,
+    },
+}
 
 
 @pytest.fixture

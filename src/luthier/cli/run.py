@@ -46,7 +46,12 @@ def command(
     for name in ("target", "retain"):
         scores = record["evaluation"].get(name)
         if scores is not None:
-            typer.echo(f"{name:8}{100 * scores['mean']:5.1f}  ({scores['n']} records)")
+            value = f"{100 * scores['mean']:5.1f}" if scores["ranks"] else f"{scores['mean']:5.3g}"
+            typer.echo(f"{name:8}{value}  ({scores['n']} records, {scores['metric']})")
+    train = record["train"]
+    measured, estimated = (train[key] / 1e9 for key in ("peak_memory_bytes", "estimated_memory_bytes"))
+    typer.echo(f"speed   {train['tokens_per_second']:,.0f} tokens/s over {train['seconds']:.0f} s of training")
+    typer.echo(f"memory  {measured:.2f} GB at the peak ({estimated:.2f} GB estimated before)")
     typer.echo(f"results: {folder.path}")
 
 

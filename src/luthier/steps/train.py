@@ -22,7 +22,7 @@ from luthier import parts
 from luthier.engine import memory
 from luthier.engine.budget import Budget
 from luthier.engine.distributed import World
-from luthier.engine.score import cached_column, column_key, score, with_column
+from luthier.engine.score import Column, cached_column, column_key, score, with_column
 from luthier.engine.trainer import Batching, Saving, Trainer
 from luthier.errors import LuthierError
 from luthier.models.policy import TokenPolicy
@@ -171,25 +171,28 @@ def training(
 
 
 def with_references(run: Run, ground: Ground, reads: Sequence[str]) -> list[Row]:
-    """The training rows with every `logprobs:<reference>` that the objective reads, computed once and cached.
+    """The training rows with every `logprobs:<reference>` that the objective reads.
 
     Raises:
         RecipeError: the reference is not `initial`, the model as it is before training.
     """
     rows = ground.prepared.train
-    for name in (read for read in reads if read.startswith("logprobs:")):
-        if name != "logprobs:initial":
-            raise unknown_reference(name.split(":")[1])
-        module, cache = ground.loaded.module, run.cache or run.folder / "shared"
-        tokens = micro_tokens(run.recipe, ground.device)
-        key = column_key(ground.loaded.weights_id, str(next(module.parameters()).dtype), rows)
-        with run.timed("score"):
-            column = cached_column(
-                cache / "scores" / f"{key}.npz",
-                lambda: score(TokenPolicy(module), rows, ["logprobs"], tokens)["logprobs"],
-            )
-        rows = with_column(rows, name, column)
-    return rows
+    names = [read for read in reads if read.startswith("logprobs:")]
+    if unknown := [name for name in names if name != "logprobs:initial"]:
+        raise unknown_reference(unknown[0].split(":")[1])
+    return with_column(rows, names[0], _initial_logprobs(run, ground)) if names else rows
+
+
+def _initial_logprobs(run: Run, ground: Ground) -> Column:
+    """Computed once per model and rows, then read from the cache that the runs of a comparison share."""
+    module, rows = ground.loaded.module, ground.prepared.train
+    key = column_key(ground.loaded.weights_id, str(next(module.parameters()).dtype), rows)
+    tokens = micro_tokens(run.recipe, ground.device)
+    with run.timed("score"):
+        return cached_column(
+            (run.cache or run.folder / "shared") / "scores" / f"{key}.npz",
+            lambda: score(TokenPolicy(module), rows, ["logprobs"], tokens)["logprobs"],
+        )
 
 
 def _saving(save: Any) -> tuple[int | None, int]:

@@ -27,7 +27,7 @@ class Strings(Dataset):
     split: Split = "train"
     tasks: tuple[Task, ...] = TASKS
     shortest: int = Field(3, ge=2)
-    longest: int = Field(8, le=64)
+    longest: int = Field(6, le=64)
 
     @model_validator(mode="after")
     def _check(self) -> Strings:
