@@ -25,7 +25,10 @@ def runs(room):
 def test_a_run_gets_a_numbered_folder_with_its_lock(command, here, runs):
     for number in (1, 2):
         result = command("run", "mine.yaml", "seed=3", "--method", "dft", "--out", "my runs")
-        assert result.out == f"target   84.1  (50 records)\nresults: my runs/mine/{number}\n"
+        lines = result.out.splitlines()
+        assert lines[0] == "target   84.1  (50 records, exact)"
+        assert lines[2] == "memory  2.50 GB at the peak (2.25 GB estimated before)"
+        assert lines[-1] == f"results: my runs/mine/{number}"
     (recipe, folder, observers), _ = runs[1]
     assert str(folder) == "my runs/mine/2"
     assert observers == ["jsonl", "progress"]
