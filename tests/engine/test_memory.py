@@ -66,3 +66,19 @@ def test_peak_sees_an_allocation():
     block = torch.ones(40 * 2**18)  # 40 MiB
     assert memory.peak() - before > 30 * 2**20 and block[0] == 1
     assert memory.resident() <= memory.peak()
+
+
+def test_families_that_name_their_widths_otherwise():
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    sizes = {
+        "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 4},
+        "opt": {"hidden_size": 32, "ffn_dim": 64, "num_hidden_layers": 2, "num_attention_heads": 4},
+        "bloom": {"hidden_size": 32, "n_layer": 2, "n_head": 4},
+        "mamba": {"hidden_size": 32, "num_hidden_layers": 2},
+    }
+    for family, size in sizes.items():
+        config = AutoConfig.for_model(family, vocab_size=61, bos_token_id=1, eos_token_id=2, **size)
+        with torch.device("meta"):
+            module = AutoModelForCausalLM.from_config(config).requires_grad_(True)
+        assert estimate(module, 200).activations == 2 * estimate(module, 100).activations > 0

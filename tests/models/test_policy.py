@@ -101,3 +101,68 @@ def test_head_includes_an_adapter_on_the_output_embedding():
     batch = collate(tiny_rows())
     policy.head.sum(policy.hidden(batch), lambda s, z: z[:, 0]).backward()
     assert all(p.grad is not None for p in policy.module.parameters() if p.requires_grad)
+
+
+def random_model(family, **more):
+    import transformers
+
+    names = {"gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 128}}
+    usual = {
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+    }
+    special = {"vocab_size": 61, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+    config = transformers.AutoConfig.for_model(family, **{**names.get(family, usual), **special, **more})
+    torch.manual_seed(0)
+    return transformers.AutoModelForCausalLM.from_config(config).double().eval()
+
+
+FAMILIES = {
+    "qwen2": {},
+    "qwen3": {"head_dim": 8},
+    "mistral": {"sliding_window": 5},
+    "gemma3_text": {"head_dim": 8, "sliding_window": 5},
+    "granite": {"logits_scaling": 4.0},
+    "cohere": {},
+    "gpt2": {},
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_families_give_the_same_hidden_states_in_every_layout(family):
+    policy = TokenPolicy(random_model(family, **FAMILIES[family]))
+    policy.verify_head()
+    policy.verify_packing()
+    rows = tiny_rows(4)
+    alone = {}
+    with torch.no_grad():
+        for row in rows:
+            alone |= by_record(collate([row]), policy.hidden(collate([row])))
+        for batch in (collate(rows), collate(rows, side="left"), collate(rows, "packed")):
+            found = by_record(batch, policy.hidden(batch))
+            assert max(float((found[key] - alone[key]).abs().max()) for key in alone) < 1e-12
+
+
+@pytest.mark.parametrize(
+    "family, more",
+    [
+        ("opt", {"ffn_dim": 48, "word_embed_proj_dim": 32}),
+        ("lfm2", {"layer_types": ["conv", "full_attention"]}),
+    ],
+)
+def test_a_model_in_which_packed_records_see_each_other_is_refused(family, more):
+    policy = TokenPolicy(random_model(family, **more))
+    policy.verify_head()
+    with pytest.raises(ModelError, match="see each other"):
+        policy.verify_packing()
+
+
+def test_reading_leaves_each_submodule_in_its_mode(policy):
+    policy.module.train()
+    policy.module.model.norm.eval()
+    with pytest.raises(ZeroDivisionError):
+        Reference(policy, lambda: 1 / 0).hidden(collate(tiny_rows()))
+    assert policy.module.training and not policy.module.model.norm.training

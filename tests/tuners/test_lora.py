@@ -71,3 +71,8 @@ def test_wrong_options():
         lora(rank=4)
     with pytest.raises(RecipeError, match="dropout"):
         lora(dropout=1.5)
+
+
+def test_layers_that_the_model_lacks_are_an_error_in_words():
+    with pytest.raises(RecipeError, match="cannot be attached"):
+        lora(targets=["qproj"]).apply(tiny_model(), {"seed": 0})

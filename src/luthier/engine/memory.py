@@ -14,6 +14,8 @@ from torch import nn
 from luthier.models.head import CHUNK_BYTES
 from luthier.types import Row
 
+INNER_WIDTHS = ("intermediate_size", "n_inner", "ffn_dim", "ffn_hidden_size")
+
 
 def reset_peak() -> None:
     """Start measuring anew, where the system allows it (Linux: /proc/self/clear_refs)."""
@@ -117,8 +119,8 @@ def _activation_bytes(config: Any, narrow: int, full: bool, checkpointing: bool)
     attention output, both residual sums, and four tensors of the gated MLP. With frozen linears their
     inputs are still kept for the adapters.
     """
-    width, inner = config.hidden_size, config.intermediate_size
-    heads = config.num_attention_heads
+    width, inner = config.hidden_size, _inner_width(config)
+    heads = getattr(config, "num_attention_heads", None) or 1
     head_width = getattr(config, "head_dim", None) or width // heads
     keys = (getattr(config, "num_key_value_heads", None) or heads) * head_width
     queries = heads * head_width
@@ -129,6 +131,12 @@ def _activation_bytes(config: Any, narrow: int, full: bool, checkpointing: bool)
     layer = norms + attention + mlp + adapters
     layers = config.num_hidden_layers
     return layers * width * narrow + layer if checkpointing else layers * layer
+
+
+def _inner_width(config: Any) -> int:
+    """Width of the MLP, by whatever name the model family gives it; GPT-2 and Bloom leave it at four times D."""
+    named = (getattr(config, name, None) for name in INNER_WIDTHS)
+    return next((width for width in named if isinstance(width, int)), 4 * config.hidden_size)
 
 
 def _head_bytes(module: nn.Module, tokens: int, narrow: int, full: bool) -> int:

@@ -13,6 +13,9 @@ from luthier.errors import ModelError
 from luthier.models.head import Head, vocabulary_of
 from luthier.types import Batch
 
+PACKING_TOLERANCE = 1e-4
+"""Of the largest hidden state. Masked neighbours leave exactly 0; only a mixture of experts, which groups tokens, rounds."""
+
 
 class TokenPolicy:
     """A causal language model as objectives see it.
@@ -40,16 +43,11 @@ class TokenPolicy:
     def hidden(self, batch: Batch) -> Tensor:
         """Hidden states [N,D] from which the N targets of the batch are predicted, in `batch.targets()` order."""
         rows, columns = batch.targets()
-        return self._forward(batch)[rows, columns - 1]
+        return self._input_of_head(batch.ids, batch.attention_mask, batch.position_of)[rows, columns - 1]
 
-    def _forward(self, batch: Batch) -> Tensor:
+    def _input_of_head(self, ids: Tensor, mask: Tensor | None, positions: Tensor) -> Tensor:
         with _head_input(self._output()) as captured:
-            self.module(
-                input_ids=batch.ids,
-                attention_mask=batch.attention_mask,
-                position_ids=batch.position_of,
-                use_cache=False,
-            )
+            self.module(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False)
         return captured[0]
 
     def verify_head(self) -> None:
@@ -58,22 +56,44 @@ class TokenPolicy:
         Raises:
             ModelError: the model does something to its logits that the head does not know.
         """
-        device = next(self.module.parameters()).device
-        ids = torch.arange(4, device=device)[None] % vocabulary_of(self._output())
-        training = self.module.training
-        self.module.eval()
-        with torch.no_grad():
+        ids = self._tokens(0, 4)
+        with reading(self.module):
             own = self.module(input_ids=ids, use_cache=False).logits.float()
             with _head_input(self._output()) as captured:
                 self.module(input_ids=ids, use_cache=False)
             ours = self.head.logits(captured[0]).float()
-        self.module.train(training)
         if not torch.allclose(own, ours, rtol=2e-2, atol=2e-2 * float(own.abs().max())):
             raise ModelError(
                 f"{type(self.module).__name__} changes its logits after the output embedding in a way Luthier"
                 " does not know.",
                 "Scale (`logit_scale`, `logits_scaling`) and soft cap (`final_logit_softcapping`) are known.",
             )
+
+    def verify_packing(self) -> None:
+        """Check that a record's hidden states do not change with the record packed before it.
+
+        Recurrent and convolutional layers carry one into the other, and some models make their mask or
+        their positions without looking at `position_ids`.
+
+        Raises:
+            ModelError: they change.
+        """
+        record = self._tokens(8, 12)
+        positions = torch.arange(4, device=record.device).repeat(2)[None]
+        with reading(self.module):
+            one, other = (
+                self._input_of_head(torch.cat([before, record], 1), None, positions)[:, 4:]
+                for before in (self._tokens(0, 4), self._tokens(4, 8))
+            )
+        if float((one - other).abs().max()) > PACKING_TOLERANCE * float(one.abs().max()):
+            raise ModelError(
+                f"{type(self.module).__name__} lets records that are packed into one row see each other.",
+                "Set train.batch.layout=padded.",
+            )
+
+    def _tokens(self, start: int, end: int) -> Tensor:
+        device = next(self.module.parameters()).device
+        return torch.arange(start, end, device=device)[None] % vocabulary_of(self._output())
 
 
 class Reference:
@@ -90,26 +110,27 @@ class Reference:
 
     def hidden(self, batch: Batch) -> Tensor:
         """As TokenPolicy.hidden, [N,D]."""
-        with self._reading():
+        with reading(self.policy.module), self.scope():
             return self.policy.hidden(batch)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Hidden states [n,D] → logits [n,V]."""
-        with self._reading():
+        with reading(self.policy.module), self.scope():
             return self.policy.head.logits(hidden)
 
-    @contextmanager
-    def _reading(self) -> Iterator[None]:
-        module = self.policy.module
-        training = module.training
-        with torch.no_grad(), self.scope():
-            if training:
-                module.eval()
-            try:
-                yield
-            finally:
-                if training:
-                    module.train()
+
+@contextmanager
+def reading(module: nn.Module) -> Iterator[None]:
+    """Eval mode without gradients; every submodule returns to the mode that it was in."""
+    training = [piece for piece in module.modules() if piece.training]
+    for piece in training:
+        piece.training = False
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for piece in training:
+            piece.training = True
 
 
 @contextmanager

@@ -144,6 +144,8 @@ def training(
     policy = tuned_policy(module, tuners, objective, settings.seed)
     tokens = micro_tokens(run.recipe, ground.device)
     layout = "padded" if train.batch.layout == "auto" else train.batch.layout
+    if layout == "packed":
+        policy.verify_packing()
     pad = ground.loaded.tokenizer.pad_token_id
     trainer = Trainer(
         policy=policy,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
+from luthier.errors import RecipeError
 from luthier.parts import lazy
 from luthier.tuners.base import Tuner
 
@@ -58,7 +59,12 @@ class LoRA(Tuner):
         )
         with torch.random.fork_rng():
             torch.manual_seed(plan["seed"])
-            return peft.get_peft_model(model, config, autocast_adapter_dtype=False)
+            try:
+                return peft.get_peft_model(model, config, autocast_adapter_dtype=False)
+            except ValueError as error:
+                raise RecipeError(
+                    f"tuner `lora` cannot be attached: {error}", "Name layers of this model in `targets`."
+                ) from error
 
     def disabled(self, model: nn.Module) -> AbstractContextManager[Any]:
         return model.disable_adapter()  # pyright: ignore[reportCallIssue]
