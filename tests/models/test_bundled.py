@@ -2,6 +2,7 @@ import hashlib
 import os
 import subprocess
 import sys
+import threading
 import time
 import zipfile
 from pathlib import Path
@@ -118,10 +119,17 @@ def test_a_hub_that_breaks_off_is_followed_by_pip(cache: Path, pip: list[str], m
 
 def test_a_hub_that_hangs_is_given_up_in_time(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(bundled.urllib.request, "urlopen", lambda *_, **__: time.sleep(30))
+    end = threading.Event()
+
+    def hang(*_: object, **__: object) -> None:
+        end.wait(30)
+        raise OSError("gone")
+
+    monkeypatch.setattr(bundled.urllib.request, "urlopen", hang)
     started = time.monotonic()
     assert not bundled.hub_answers("someone/model", seconds=0.1)
     assert time.monotonic() - started < 5
+    end.set()
 
 
 def test_offline_the_hub_is_not_asked(monkeypatch: pytest.MonkeyPatch):
