@@ -53,6 +53,8 @@ class Budget:
             records = 0 if self.spent(position, len(ordered)) >= 1.0 else records
         elif self.unit in ("epochs", "records"):
             total = round(self.amount * len(ordered)) if self.unit == "epochs" else int(self.amount)
+            if total == 0:
+                raise RunError(f"A budget of {self.amount} epochs of {len(ordered)} records is less than one record.")
             records = min(records, total - position.records)
         rows = [ordered.at(position.records + i) for i in range(max(0, records))]
         if self.unit != "tokens":

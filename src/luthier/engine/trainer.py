@@ -40,10 +40,10 @@ class Batching:
 
 @dataclass(frozen=True)
 class Saving:
-    """Where checkpoints go; `every` updates, or None for every SAVE_SECONDS; how many to keep."""
+    """Where checkpoints go; every so many updates, "auto" (every SAVE_SECONDS) or None (at the end); how many to keep."""
 
     folder: Path
-    every: int | None = None
+    every: int | Literal["auto"] | None = "auto"
     keep: int = 2
     fingerprint: str = ""
 
@@ -78,24 +78,38 @@ class Trainer:
         self.states = {f"{index}": part.start(self.policy) for index, part in enumerate(parts)}
         self._state_by_part = {id(part): self.states[f"{index}"] for index, part in enumerate(parts)}
         self._saved_at = time.perf_counter()
+        self._saved_update = -1
 
     def train(self) -> Literal["done", "stopped"]:
-        """Run to the end of the budget, or until `stop_requested` (the state is then saved)."""
+        """Run to the end of the budget, or until `stop_requested`; either way the state is saved."""
         self.policy.module.train()
         status: Literal["done", "stopped"] = "done"
         while rows := self.budget.draw(self.ordered, self.position, self.batching.records):
             self._one(rows)
-            if self.stop_requested():
-                self.save()
+            stop, due = self._agreed()
+            if stop:
                 status = "stopped"
                 break
-            if self._save_due():
+            if due:
                 self.save()
         self.policy.module.eval()
+        self.save()  # before `finish`, which a resumed run carries out again
         if status == "done":
             for tuner in self.tuners:
                 tuner.finish(self.policy.module)
         return status
+
+    def _agreed(self) -> tuple[bool, bool]:
+        """Whether to stop and whether to save, the same on all ranks: their clocks and signals differ."""
+        said = self.world.sum_numbers(
+            {
+                "stop": float(self.stop_requested()),
+                "save": float(self._save_due()),
+                "seconds": self.position.seconds / self.world.size,
+            }
+        )
+        self.position.seconds = said["seconds"]
+        return bool(said["stop"]), bool(said["save"])
 
     def _one(self, rows: list[Row]) -> None:
         started = time.perf_counter()
@@ -183,17 +197,17 @@ class Trainer:
         )
 
     def _save_due(self) -> bool:
-        if self.saving is None:
+        if self.saving is None or self.saving.every is None:
             return False
-        if self.saving.every is not None:
-            return self.position.updates % self.saving.every == 0
-        return time.perf_counter() - self._saved_at > SAVE_SECONDS
+        if self.saving.every == "auto":
+            return time.perf_counter() - self._saved_at > SAVE_SECONDS
+        return self.position.updates % self.saving.every == 0
 
     def save(self) -> None:
-        """Write a checkpoint (rank 0)."""
-        if self.saving is None:
+        """Write a checkpoint (rank 0), unless this position already has one."""
+        if self.saving is None or self._saved_update == self.position.updates:
             return
-        self._saved_at = time.perf_counter()
+        self._saved_at, self._saved_update = time.perf_counter(), self.position.updates
         if self.world.rank == 0:
             tensors = self.masters.state()
             for index, state in self.states.items():
@@ -230,6 +244,7 @@ class Trainer:
                 own = {n.removeprefix(prefix): t for n, t in saved.tensors.items() if n.startswith(prefix)}
                 state.load_state_dict(own)
         self.position = Position(**saved.meta["position"])
+        self._saved_update = self.position.updates
         self.micro_tokens = saved.meta["micro_tokens"]
         return True
 

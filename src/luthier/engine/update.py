@@ -6,6 +6,7 @@ unit count, so the gradient cannot depend on how the update was split over micro
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -53,8 +54,8 @@ def run_update(
         factor: of the optimiser's learning rate at this update.
 
     Raises:
-        NotFinite: naming the records; nothing was changed.
-        RunError: the update has no target at all.
+        NotFinite: on every rank, naming the records; nothing was changed.
+        RunError: the update has no target at all, or the step broke off with the weights half moved.
     """
     objective.prepare(policy, update)
     update.counts = count(objective, update.batches, world)
@@ -63,17 +64,17 @@ def run_update(
         raise RunError(f"Update {update.index} has no target token (records {records}, ...).")
     masters.accumulate(several=len(update.batches) > 1 or world.size > 1)
     update.gradient = masters.gradient
-    loss = sum(backward(policy, objective, batch, update) for batch in update.batches)
+    loss = _backward_all(policy, objective, update, world)
     if world.rank == 0:  # gradients are summed over ranks: what belongs to no data is added once
         loss += _backward_terms([t for o in (objective, *tuners) for t in o.update_terms(policy, update)], update)
     masters.reduce(world)
     for tuner in tuners:
         tuner.before_step(policy.module, update)
     norm = masters.norm()
-    if not torch.isfinite(torch.tensor(norm)):
-        raise _not_finite("gradient", [record for batch in update.batches for record in batch.records], update)
+    if not math.isfinite(norm):
+        raise _not_finite("gradient", [record for batch in update.batches for record in batch.records], update, world)
     scale = min(1.0, clip / (norm + 1e-6)) if clip is not None else 1.0
-    masters.step(scale, factor)
+    _step(masters, scale, factor, update)
     objective.after_step(policy, update)
     for tuner in tuners:
         tuner.after_step(policy.module, update)
@@ -89,18 +90,41 @@ def count(objective: Objective, batches: Sequence[Batch], world: World) -> dict[
     return world.sum_numbers(totals)
 
 
+def _backward_all(policy: TokenPolicy, objective: Objective, update: Update, world: World) -> float:
+    """Every micro-batch of this rank; a loss that is no number stops all ranks, which would wait for this one."""
+    total, spoiled = 0.0, []
+    for batch in update.batches:
+        value = backward(policy, objective, batch, update)
+        if not math.isfinite(value):
+            spoiled = list(batch.records)
+            break
+        total += value
+    if world.sum_numbers({"spoiled": float(len(spoiled))})["spoiled"]:
+        raise _not_finite("loss", spoiled, update, world)
+    return total
+
+
 def backward(policy: TokenPolicy, objective: Objective, batch: Batch, update: Update) -> float:
-    """Forward and backward of one micro-batch; returns its share of the loss."""
+    """Forward of one micro-batch, and backward if its loss is finite; returns its share of the loss."""
     with objective.scope(policy, batch):
         loss = _total(objective.terms(policy, batch, update), update)
         if loss is None:
             return 0.0
         value = float(loss.detach())
-        if value != value or value in (float("inf"), float("-inf")):
-            raise _not_finite("loss", list(batch.records), update)
-        if loss.requires_grad:
+        if loss.requires_grad and math.isfinite(value):
             loss.backward()
     return value
+
+
+def _step(masters: Masters, scale: float, factor: float, update: Update) -> None:
+    """Move the weights; when that breaks off, say so: to try the update again would move some of them twice."""
+    try:
+        masters.step(scale, factor)
+    except (MemoryError, RuntimeError) as error:
+        raise RunError(
+            f"Update {update.index} broke off while the weights were being moved: {error}",
+            "Its last checkpoint is good: free some memory and run again with --resume.",
+        ) from error
 
 
 def _backward_terms(terms: list[Term], update: Update) -> float:
@@ -132,7 +156,8 @@ def _report(loss: float, norm: float, update: Update, world: World) -> UpdateRep
     return UpdateReport(reduced["loss"], norm, update.counts, meters)
 
 
-def _not_finite(what: str, records: list[str], update: Update) -> NotFinite:
+def _not_finite(what: str, records: list[str], update: Update, world: World) -> NotFinite:
+    records = list(world.sum_numbers(dict.fromkeys(records, 1.0)))
     shown = ", ".join(records[:16]) + (f" and {len(records) - 16} more" if len(records) > 16 else "")
     return NotFinite(
         f"The {what} of update {update.index} is not a finite number. Records in the batch: {shown}.",

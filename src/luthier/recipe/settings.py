@@ -289,7 +289,7 @@ class Settings(Block):
     evaluate: Evaluate = Field(default_factory=Evaluate)
     generate: Generate = Field(default_factory=Generate)
     compare: Compare = Field(default_factory=Compare)
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=2**32)
     observe: list[Literal["jsonl", "progress"]] = ["jsonl", "progress"]
     out: str = "runs"
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from rich import box
 from rich.console import Console
 from rich.table import Table as RichTable
@@ -17,12 +19,13 @@ WIDE = 124  # columns from which an interval stands beside its number
 def print_report(results: Results, console: Console) -> None:
     """Print headline, table, findings, notes, warnings and failures."""
     table = build_table(results)
-    shown = RichTable(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
-    for index, title in enumerate(table.titles):
-        shown.add_column(title, justify="left" if index == 0 else "right", overflow="fold")
-    between = " " if console.width >= WIDE else "\n"
+    wide = console.width >= WIDE
+    shown = RichTable(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1) if wide else (0, 1, 0, 0))
+    columns = [index for index in range(len(table.titles)) if wide or not _same_for_all(table.rows, index)]
+    for index in columns:
+        shown.add_column(table.titles[index], justify="right" if index else "left", overflow="fold", no_wrap=index > 0)
     for row in table.rows:
-        shown.add_row(*(_text(cell, between) for cell in row))
+        shown.add_row(*(_text(row[index], wide) for index in columns))
     console.print()
     console.print(shown)
     for line in (headline(results), *findings(results)):
@@ -37,6 +40,13 @@ def print_report(results: Results, console: Console) -> None:
         console.print(Text(f"{failure['status']}: {failure['folder']}: {said}", style="red"))
 
 
-def _text(cell: Cell, between: str) -> Text:
+def _same_for_all(rows: Sequence[Sequence[Cell]], column: int) -> bool:
+    """Whether all methods have the same value there; the notes below a narrow table say such values once."""
+    return len(rows) > 2 and len({row[column].text for row in rows[1:]}) == 1 and not rows[1][column].detail
+
+
+def _text(cell: Cell, wide: bool) -> Text:
+    """Number, then interval and verdict: beside it, or below it line by line."""
     text = Text(cell.text, style=STYLES[cell.tone])
-    return text.append(f"{between}{cell.detail}", style="dim") if cell.detail else text
+    detail = f" {cell.detail}" if wide else "\n" + cell.detail.replace("] ", "]\n")
+    return text.append(detail, style="dim") if cell.detail else text

@@ -113,7 +113,6 @@ def carry_out(run: Run) -> dict[str, Any]:
             if status == "stopped" or world.rank > 0:
                 record = run.record(status, train=facts)
             else:
-                trainer.save()
                 _save_model(trainer, ground, folder / "model")
                 with run.timed("evaluate"):
                     module = trainer.policy.module
@@ -158,7 +157,7 @@ def training(
         batching=Batching(train.batch.records, tokens, layout, pad_id=0 if pad is None else pad),
         seed=settings.seed,
         world=run.world,
-        saving=Saving(run.folder / "checkpoints", *_saving(train.save), fingerprint(run.recipe)),
+        saving=Saving(run.folder / "checkpoints", train.save.every, train.save.keep, fingerprint(run.recipe)),
         observe=observe,
         stop_requested=stop_requested,
     )
@@ -195,10 +194,6 @@ def _initial_logprobs(run: Run, ground: Ground) -> Column:
             (run.cache or run.folder / "shared") / "scores" / f"{key}.npz",
             lambda: score(TokenPolicy(module), rows, ["logprobs"], tokens)["logprobs"],
         )
-
-
-def _saving(save: Any) -> tuple[int | None, int]:
-    return (None if save.every == "auto" else save.every), save.keep
 
 
 def _trained(trainer: Trainer, folder: Path) -> dict[str, Any]:
