@@ -23,7 +23,8 @@ def print_report(results: Results, console: Console) -> None:
     shown = RichTable(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1) if wide else (0, 1, 0, 0))
     columns = [index for index in range(len(table.titles)) if wide or not _same_for_all(table.rows, index)]
     for index in columns:
-        shown.add_column(table.titles[index], justify="right" if index else "left", overflow="fold", no_wrap=index > 0)
+        justify, least = ("right", None) if index else ("left", 8)
+        shown.add_column(table.titles[index], justify=justify, overflow="fold", no_wrap=index > 0, min_width=least)
     for row in table.rows:
         shown.add_row(*(_text(row[index], wide) for index in columns))
     console.print()
@@ -48,5 +49,5 @@ def _same_for_all(rows: Sequence[Sequence[Cell]], column: int) -> bool:
 def _text(cell: Cell, wide: bool) -> Text:
     """Number, then interval and verdict: beside it, or below it line by line."""
     text = Text(cell.text, style=STYLES[cell.tone])
-    detail = f" {cell.detail}" if wide else "\n" + cell.detail.replace("] ", "]\n")
+    detail = f" {cell.detail}" if wide else "\n" + cell.detail.replace("] ", "]\n").replace(", p", ",\np")
     return text.append(detail, style="dim") if cell.detail else text
