@@ -10,7 +10,7 @@ has a position of the same record before it), `logprobs:<reference>` (token, flo
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
@@ -126,4 +126,3 @@ class Trajectory:
     ids: list[int]
     finish: Literal["stop", "length"]
     record: str
-    metadata: Mapping[str, Any] = field(default_factory=dict)

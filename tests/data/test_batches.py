@@ -24,7 +24,6 @@ def test_every_epoch_has_every_record_once_and_any_position_can_be_reached():
     walked = [ordered.at(i).record for i in range(60)]
     assert all(Counter(walked[e * 20 : e * 20 + 20]) == Counter(row.record for row in ROWS) for e in range(3))
     assert Ordered(ROWS, 3).at(47).record == walked[47]
-    assert [row.record for row, _ in zip(ordered.walk(15), range(10), strict=False)] == walked[15:25]
 
 
 @pytest.mark.parametrize("layout", ["padded", "packed"])

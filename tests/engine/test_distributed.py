@@ -31,15 +31,14 @@ torch.distributed.destroy_process_group()
 """
 
 
-@pytest.fixture(scope="module")
-def ranks(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("ranks")
+def run_ranks(child, folder):
+    """Both ranks' results, by rank."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     shared = {**os.environ, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     processes = [
-        subprocess.Popen([sys.executable, "-c", CHILD, str(folder)], env={**shared, "RANK": str(rank)})
+        subprocess.Popen([sys.executable, "-c", child, str(folder)], env={**shared, "RANK": str(rank)})
         for rank in range(2)
     ]
     try:
@@ -49,6 +48,11 @@ def ranks(tmp_path_factory):
             process.kill()
             process.wait()
     return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory):
+    return run_ranks(CHILD, tmp_path_factory.mktemp("ranks"))
 
 
 @pytest.mark.parametrize("name", [entry.name for entry in parts.catalogue("objective")])
@@ -65,3 +69,52 @@ def test_alone_nothing_is_sent():
     assert world.sum_numbers({"a": 1.0}) == {"a": 1.0}
     assert world.share([1, 2, 3]) == [1, 2, 3]
     assert World(1, 2).share([1, 2, 3]) == [2]
+
+
+APART = """
+import sys, torch
+from pathlib import Path
+from luthier import parts
+from luthier.engine.budget import Budget
+from luthier.engine.distributed import World
+from luthier.engine.trainer import Batching, Saving
+from luthier.engine.update import NotFinite
+from luthier.objectives.base import TokenObjective
+from luthier.steps.conformance import tiny_rows, trainer
+torch.set_num_threads(1)
+world = World.join()
+folder = Path(sys.argv[1])
+
+class Poison(TokenObjective):
+    def token_loss(self, view):
+        return -view.logprob * (float("nan") if world.rank == 1 and view.update.index == 3 else 1.0)
+
+def run(objective, name, **more):
+    return trainer(objective, parts.build("tuner", "full"), tiny_rows(), Batching(8, 40), world=world,
+                   saving=Saving(folder / name), **more)
+
+sft, found = parts.build("objective", "sft"), {}
+calls = iter(range(100))
+stopped = run(sft, "stop", budget=Budget("updates", 9), stop_requested=lambda: world.rank == 1 and next(calls) == 1)
+found["stop"] = (stopped.train(), stopped.position.updates)
+timed = run(sft, "seconds", budget=Budget("seconds", 0.3))
+timed.position.seconds = 0.2 * world.rank
+found["seconds"] = (timed.train(), timed.position.updates > 0)
+due = run(sft, "due", budget=Budget("updates", 3))
+due._saved_at -= 1000 * world.rank
+found["due"] = (due.train(), due.position.updates)
+try:
+    run(Poison(), "poison", budget=Budget("updates", 9)).train()
+except NotFinite as error:
+    found["poison"] = str(error)
+torch.save(found, folder / f"{world.rank}.pt")
+torch.distributed.destroy_process_group()
+"""
+
+
+def test_ranks_stop_save_and_fail_together(tmp_path):
+    one, other = run_ranks(APART, tmp_path)
+    assert one == other
+    assert one["stop"] == ("stopped", 2) and one["due"] == ("done", 3) and one["seconds"] == ("done", True)
+    assert "loss of update 3" in one["poison"]
+    assert [path.name for path in (tmp_path / "poison").iterdir()] == ["update-00000002"]

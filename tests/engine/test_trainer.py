@@ -182,3 +182,49 @@ def test_kill_minus_nine_at_a_random_moment_then_resume(tmp_path):
     finish("killed", "killed.pt")
     whole, killed = (torch.load(tmp_path / name) for name in ("whole.pt", "killed.pt"))
     assert same(whole, killed)
+
+
+@pytest.mark.parametrize("every, saved", [(2, [2, 4, 5]), (None, [5]), ("auto", [1, 2, 3, 4, 5])])
+def test_when_checkpoints_are_written(tmp_path, monkeypatch, every, saved):
+    monkeypatch.setattr("luthier.engine.trainer.SAVE_SECONDS", -1.0)
+    written = []
+    save = checkpoint.save
+    monkeypatch.setattr(
+        checkpoint, "save", lambda folder, update, *rest: written.append(update) or save(folder, update, *rest)
+    )
+    make(saving=Saving(tmp_path, every=every)).train()
+    assert written == saved
+
+
+def test_finish_is_carried_out_once_on_the_weights_that_training_left(tmp_path):
+    from luthier.tuners.full import Full
+
+    class Doubles(Full):
+        def finish(self, model):
+            for parameter in model.parameters():
+                parameter.data.mul_(2)
+
+    def run():
+        made = trainer(SFT, Doubles(), tiny_rows(), Batching(3, 40), optimizer=ADAMW, saving=Saving(tmp_path))
+        made.resume()
+        assert made.train() == "done"
+        return {name: p.detach().clone() for name, p in made.policy.module.named_parameters()}
+
+    assert same(run(), run())
+
+
+def test_memory_that_runs_out_while_weights_move_is_never_tried_again(monkeypatch):
+    def half_moved(self, scale, factor):
+        next(iter(self.compute.values())).data.add_(1.0)
+        raise torch.OutOfMemoryError("no")
+
+    monkeypatch.setattr("luthier.engine.precision.Masters.step", half_moved)
+    run = make(Batching(6, 400))
+    with pytest.raises(RunError, match="Update 1 broke off while the weights were being moved"):
+        run.train()
+    assert run.micro_tokens == 400
+
+
+def test_a_budget_below_one_record_is_an_error():
+    with pytest.raises(RunError, match="less than one record"):
+        make(budget=Budget("epochs", 0.001)).train()

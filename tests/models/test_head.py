@@ -68,10 +68,10 @@ def test_nothing_to_predict_gives_zero_with_a_gradient():
     assert float(loss.detach()) == 0 and hidden.grad is not None and not hidden.grad.any()
 
 
-def test_scale_soft_cap_and_temperature():
+def test_scale_and_soft_cap():
     output, hidden, _ = setup()
-    logits = Head(output, scale=0.5, softcap=2.0, temperature=3.0).logits(hidden)
-    assert torch.allclose(logits, 2.0 * torch.tanh(0.5 * output(hidden) / 2.0) / 3.0)
+    logits = Head(output, scale=0.5, softcap=2.0).logits(hidden)
+    assert torch.allclose(logits, 2.0 * torch.tanh(0.5 * output(hidden) / 2.0))
 
 
 def test_logits_are_at_least_float32():

@@ -7,7 +7,7 @@ and resumed from one integer.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy
@@ -37,12 +37,6 @@ class Ordered:
             self._order = data_order([row.record for row in self.rows], self.seed, epoch)
             self._epoch = epoch
         return self.rows[self._order[place]]
-
-    def walk(self, position: int) -> Iterator[Row]:
-        """Rows from a position on, without end."""
-        while True:
-            yield self.at(position)
-            position += 1
 
 
 def data_order(records: Sequence[str], seed: int, epoch: int) -> list[int]:

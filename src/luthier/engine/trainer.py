@@ -40,7 +40,7 @@ class Batching:
 
 @dataclass(frozen=True)
 class Saving:
-    """Where checkpoints go; every so many updates, "auto" (every SAVE_SECONDS) or None (at the end); how many to keep."""
+    """Where checkpoints go, after how many updates ("auto": every SAVE_SECONDS; None: at the end), how many stay."""
 
     folder: Path
     every: int | Literal["auto"] | None = "auto"

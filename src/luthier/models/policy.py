@@ -14,7 +14,7 @@ from luthier.models.head import Head, vocabulary_of
 from luthier.types import Batch
 
 PACKING_TOLERANCE = 1e-4
-"""Of the largest hidden state. A masked neighbour changes nothing; only a mixture of experts, grouping tokens, rounds."""
+"""Of the largest hidden state. A masked neighbour changes no bit, but a mixture of experts groups tokens and rounds."""
 
 
 class TokenPolicy:
