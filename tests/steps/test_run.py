@@ -114,6 +114,87 @@ def test_kill_minus_nine_and_sigterm_then_resume_give_the_bits_of_one_run(data):
     assert [line["loss"] for line in one] == [line["loss"] for line in other]
 
 
+def test_a_kill_before_the_first_checkpoint_leaves_no_line_twice(data, monkeypatch):
+    from luthier.engine.trainer import Trainer
+
+    def killed(self):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "save", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run_recipe(recipe(data), data / "run", [])
+    assert len(read_jsonl(data / "run" / "metrics.jsonl")) == 3
+    run_recipe(recipe(data), data / "run", [])
+    assert [line["update"] for line in read_jsonl(data / "run" / "metrics.jsonl")] == [1, 2, 3]
+
+
+def test_a_finished_run_is_not_trained_again_nor_replaced(data):
+    record = run_recipe(recipe(data), data / "run", [])
+    written = (data / "run" / "metrics.jsonl").stat().st_mtime_ns
+    assert run_recipe(recipe(data), data / "run", []) == json.loads(json.dumps(record))
+    assert (data / "run" / "metrics.jsonl").stat().st_mtime_ns == written
+    with pytest.raises(RunError, match="finished run of another recipe"):
+        run_recipe(recipe(data, "train.optimizer.lr=0.5"), data / "run", [])
+    assert read_json(data / "run" / "run.json")["status"] == "done"
+
+
+@pytest.mark.parametrize("where", ["stand", "evaluate_sets"])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_outside_training_ends_at_once_and_loses_nothing(data, monkeypatch, where, number):
+    from luthier.steps import train
+
+    def asked(*_):
+        os.kill(os.getpid(), number)
+        time.sleep(5)
+        raise AssertionError("not ended")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train, where, asked)
+        assert run_recipe(recipe(data), data / "run", [])["status"] == "stopped"
+    record = run_recipe(recipe(data), data / "run", [])
+    assert record["status"] == "done" and record["train"]["updates"] == 3
+    assert len(read_jsonl(data / "run" / "metrics.jsonl")) == 3
+
+
+def test_a_stop_during_the_first_update_saves_it(data, monkeypatch):
+    from luthier.engine.trainer import Trainer
+
+    one = Trainer._one
+
+    def asked(self, rows):
+        os.kill(os.getpid(), signal.SIGINT)
+        one(self, rows)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_one", asked)
+        record = run_recipe(recipe(data), data / "run", [])
+    assert (record["status"], record["train"]["updates"]) == ("stopped", 1)
+    assert run_recipe(recipe(data), data / "run", [])["train"]["updates"] == 3
+
+
+def test_a_part_may_change_when_the_lock_is_resumed(data):
+    (data / "mine.py").write_text(
+        "from luthier import TokenObjective\n"
+        "class Mine(TokenObjective):\n"
+        "    def token_loss(self, view):\n"
+        "        return -2 * view.logprob\n"
+    )
+    settings = recipe(data, "train.objective=./mine.py", "train.save.every=1")
+    run_recipe_until_killed(settings, data / "run")
+    (data / "mine.py").write_text("changed since")
+    assert run_recipe(load_recipe(settings.to_lock()), data / "run", [])["train"]["updates"] == 3
+
+
+def test_perplexity_keeps_to_the_limit(data, monkeypatch):
+    from luthier.steps import evaluate
+
+    seen = []
+    monkeypatch.setattr(evaluate, "perplexity", lambda module, rows, progress: seen.extend(rows) or 1.0)
+    run_recipe(recipe(data, "evaluate.limit=4"), data / "run", [])
+    assert len(seen) == 4
+
+
 @pytest.mark.parametrize("do", ["train", "evaluate"])
 def test_a_worker_records_what_went_wrong(data, do, monkeypatch, capsys):
     settings = recipe(data)
@@ -247,3 +328,28 @@ def test_no_space_left_for_the_model_is_an_error_and_the_checkpoint_stays(data, 
     with pytest.raises(RunError, match="could not be written"):
         run_recipe(recipe(data), data / "run", [])
     assert read_json(data / "run" / "run.json")["status"] == "failed"
+
+
+def test_two_processes_train_as_one_does(data):
+    from luthier.steps.ranks import run_on_ranks
+
+    settings = recipe(data, "train.precision=float64", "data.validation=null")
+    alone = run_recipe(settings, data / "alone", [])
+    (data / "together").mkdir()
+    together = run_on_ranks(settings, data / "together", 2)
+    assert together["status"] == "done"
+    assert together["train"]["records"] == alone["train"]["records"]
+    assert together["evaluation"]["target"]["n"] == 10
+    one, other = (load_file(data / name / "model" / "adapter_model.safetensors") for name in ("alone", "together"))
+    assert all(torch.allclose(one[name], other[name], rtol=1e-5, atol=1e-8) for name in one)
+
+
+@pytest.mark.slow
+def test_a_rank_that_fails_is_told(data):
+    from luthier.steps.ranks import run_on_ranks
+
+    settings = recipe(data)
+    (data / "data.jsonl").unlink()
+    (data / "run").mkdir()
+    with pytest.raises(RunError, match=r"data\.jsonl"):
+        run_on_ranks(settings, data / "run", 2)

@@ -23,6 +23,9 @@ def command(
     overrides: Overrides = None,
     method: Annotated[str | None, typer.Option("--method", help="A method to apply: dft, dft+lora8, ./mine.py")] = None,
     resume: Annotated[Path | None, typer.Option("--resume", help="The folder of a run to go on with.")] = None,
+    processes: Annotated[
+        int, typer.Option("--processes", min=1, help="Processes that share every update (one per GPU).")
+    ] = 1,
     out: Out = None,
 ) -> None:
     """Train and evaluate one recipe."""
@@ -37,9 +40,14 @@ def command(
         folder = RunFolder.open(resume)
         _refuse_changes(loaded, load_recipe(read_json(folder.path / "lock.json")), folder.path)
     with folder.lock():
-        from luthier.steps import run_recipe
+        if processes == 1:
+            from luthier.steps import run_recipe
 
-        record = run_recipe(loaded, folder.path, loaded.settings.observe)
+            record = run_recipe(loaded, folder.path, loaded.settings.observe)
+        else:
+            from luthier.steps.ranks import run_on_ranks
+
+            record = run_on_ranks(loaded, folder.path, processes)
     if record["status"] == "stopped":
         typer.echo(f"stopped; to go on, give the same command with --resume {folder.path}", err=True)
         raise typer.Exit(STOPPED)

@@ -43,7 +43,9 @@ def evaluate_sets(
             if index < SAMPLES:
                 append_jsonl(folder / "samples.jsonl", line)
     if ground.recipe.settings.evaluate.perplexity and "target" in sets and ground.prepared.test:
-        summaries["perplexity"] = perplexity(module, ground.prepared.test, journal.phase("perplexity"))
+        chosen = {record.id for record in ground.records("test")}
+        rows = [row for row in ground.prepared.test if row.record in chosen]
+        summaries["perplexity"] = perplexity(module, rows, journal.phase("perplexity", len(rows)))
     return summaries
 
 

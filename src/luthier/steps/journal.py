@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -74,7 +75,4 @@ class Journal:
         """Drop metrics of updates that a resumed run will repeat."""
         path = self.folder / "metrics.jsonl"
         kept = [line for line in read_jsonl(path) if line["update"] <= update]
-        path.unlink(missing_ok=True)
-        write_text(path, "")
-        for line in kept:
-            append_jsonl(path, line)
+        write_text(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in kept))

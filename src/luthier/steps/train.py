@@ -6,10 +6,8 @@ import hashlib
 import json
 import platform
 import shutil
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,12 +22,12 @@ from luthier.engine.budget import Budget
 from luthier.engine.distributed import World
 from luthier.engine.score import Column, cached_column, column_key, score, with_column
 from luthier.engine.trainer import Batching, Saving, Trainer
-from luthier.errors import LuthierError
+from luthier.errors import LuthierError, RunError
 from luthier.models.policy import TokenPolicy
 from luthier.objectives.base import build_objective, reads_of
 from luthier.recipe import Recipe
 from luthier.recipe.lock import versions
-from luthier.records import read_jsonl, write_json
+from luthier.records import read_json, read_jsonl, write_json
 from luthier.steps.evaluate import evaluate_sets
 from luthier.steps.ground import (
     Ground,
@@ -42,6 +40,7 @@ from luthier.steps.ground import (
     unknown_reference,
 )
 from luthier.steps.journal import Journal
+from luthier.steps.stop import Ended, Stop, stop_signals
 from luthier.types import Row
 
 SETS = ("target", "retain", "validation")
@@ -69,6 +68,7 @@ class Run:
             "method": self.method,
             "seed": self.recipe.settings.seed,
             "settings": self.recipe.data,
+            "fingerprint": fingerprint(self.recipe),
             "seconds": self.seconds,
             "versions": versions(),
             "hardware": hardware(),
@@ -86,38 +86,34 @@ def run_recipe(recipe: Recipe, folder: Path, observers: Sequence[str]) -> dict[s
     """Train and evaluate a recipe in `folder`; goes on from its newest checkpoint. Returns run.json.
 
     Raises:
-        LuthierError: what stopped it is also in run.json.
+        LuthierError: what stopped it is also in run.json, unless that holds the results of a finished run.
     """
     console = Console() if "progress" in observers else None
-    return carry_out(Run(recipe, folder, console=console, cache=folder / "shared"))
+    run = Run(recipe, folder, console=console, cache=folder / "shared")
+    return _finished(run) or carry_out(run)
+
+
+def _finished(run: Run) -> dict[str, Any] | None:
+    """What a run that ended here left: it is not trained again, and no other recipe may replace it."""
+    if not (run.folder / "run.json").is_file():
+        return None
+    record = read_json(run.folder / "run.json")
+    if record["status"] != "done":
+        return None
+    if record.get("fingerprint") != fingerprint(run.recipe):
+        raise RunError(f"{run.folder} holds the finished run of another recipe.", "Start a new run.")
+    return record
 
 
 def carry_out(run: Run) -> dict[str, Any]:
     """Train, save, evaluate, record."""
-    world = run.world
-    folder = run.folder if world.rank == 0 else run.folder / f"rank-{world.rank}"
+    folder = run.folder if run.world.rank == 0 else run.folder / f"rank-{run.world.rank}"
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        with Journal(folder, run.console) as journal, _stop_signal() as stopped:
-            with run.timed("load"):
-                journal.phase("load")
-                ground = stand(run.recipe, run.cache)
-                journal.progress(1, 1)
-            trainer, facts = training(run, ground, journal.event, stopped.is_set)
-            if trainer.resume():
-                journal.forget_after(trainer.position.updates)
-            journal.phase("train")
-            with run.timed("train"):
-                status = trainer.train()
-            facts |= _trained(trainer, folder)
-            if status == "stopped" or world.rank > 0:
-                record = run.record(status, train=facts)
-            else:
-                _save_model(trainer, ground, folder / "model")
-                with run.timed("evaluate"):
-                    module = trainer.policy.module
-                    evaluation = evaluate_sets(ground, module, run.sets, folder, journal)
-                record = run.record(status, train=facts, evaluation=evaluation)
+        with Journal(folder, run.console) as journal, stop_signals() as stop:
+            record = _carry_out(run, folder, journal, stop)
+    except Ended:
+        record = run.record("stopped")
     except LuthierError as error:
         write_json(folder / "run.json", run.record("failed", str(error)))
         raise
@@ -125,6 +121,27 @@ def carry_out(run: Run) -> dict[str, Any]:
     if record["status"] == "done":
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     return record
+
+
+def _carry_out(run: Run, folder: Path, journal: Journal, stop: Stop) -> dict[str, Any]:
+    with stop.at_once():
+        with run.timed("load"):
+            journal.phase("load")
+            ground = stand(run.recipe, run.cache)
+            journal.progress(1, 1)
+        trainer, facts = training(run, ground, journal.event, stop.requested)
+        trainer.resume()
+        journal.forget_after(trainer.position.updates)
+    journal.phase("train")
+    with run.timed("train"):
+        status = trainer.train()
+    facts |= _trained(trainer, folder)
+    if status == "stopped" or run.world.rank > 0:
+        return run.record(status, train=facts)
+    _save_model(trainer, ground, folder / "model")
+    with run.timed("evaluate"), stop.at_once():
+        evaluation = evaluate_sets(ground, trainer.policy.module, run.sets, folder, journal)
+    return run.record(status, train=facts, evaluation=evaluation)
 
 
 def training(
@@ -223,9 +240,18 @@ def _save_model(trainer: Trainer, ground: Ground, folder: Path) -> None:
 
 
 def fingerprint(recipe: Recipe) -> str:
-    """A hash of everything in a recipe that changes what a run computes."""
+    """A hash of everything in a recipe that changes what a run computes; of part files the text, not the place."""
     kept = {key: value for key, value in recipe.data.items() if key not in OUTSIDE}
-    return hashlib.sha256(json.dumps([kept, recipe.text_of_parts], sort_keys=True).encode()).hexdigest()
+    text = json.dumps(_with_texts(kept, recipe.text_of_parts), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _with_texts(value: Any, texts: Mapping[str, str]) -> Any:
+    if isinstance(value, dict):
+        return {key: _with_texts(item, texts) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_with_texts(item, texts) for item in value]
+    return texts.get(value, value) if isinstance(value, str) else value
 
 
 def hardware() -> dict[str, Any]:
@@ -238,17 +264,3 @@ def hardware() -> dict[str, Any]:
         pass
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     return {"cpu": cpu, "threads": torch.get_num_threads(), "gpu": gpu, "system": platform.system()}
-
-
-@contextmanager
-def _stop_signal() -> Iterator[threading.Event]:
-    """SIGTERM asks the run to save after the update in progress and end."""
-    stopped = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield stopped
-        return
-    previous = signal.signal(signal.SIGTERM, lambda *_: stopped.set())
-    try:
-        yield stopped
-    finally:
-        signal.signal(signal.SIGTERM, previous)
