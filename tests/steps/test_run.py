@@ -173,7 +173,8 @@ def test_a_stop_during_the_first_update_saves_it(data, monkeypatch):
     assert run_recipe(recipe(data), data / "run", [])["train"]["updates"] == 3
 
 
-def test_a_part_may_change_when_the_lock_is_resumed(data):
+def test_a_part_may_change_when_the_lock_is_resumed(data, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(data / "cache"))
     (data / "mine.py").write_text(
         "from luthier import TokenObjective\n"
         "class Mine(TokenObjective):\n"

@@ -78,7 +78,7 @@ def tiny_model(dtype: torch.dtype = torch.float64, seed: int = 0) -> nn.Module:
     )
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model: nn.Module = LlamaForCausalLM(config)
+        model: Any = LlamaForCausalLM(config)
         return model.to(dtype=dtype).eval()
 
 
