@@ -67,10 +67,11 @@ def test_computed_once(tmp_path):
 
     def compute():
         calls.append(1)
-        return {"a/b": numpy.arange(3.0)}
+        return {"a/b": numpy.arange(3.0), "file": numpy.ones(2)}
 
     for _ in range(2):
-        assert cached_column(tmp_path / "x" / "key.npz", compute)["a/b"].tolist() == [0, 1, 2]
+        found = cached_column(tmp_path / "x" / "key.npz", compute)
+        assert {name: values.tolist() for name, values in found.items()} == {"a/b": [0, 1, 2], "file": [1, 1]}
     assert len(calls) == 1
     assert [path.name for path in (tmp_path / "x").iterdir()] == ["key.npz"]
 

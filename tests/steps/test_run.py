@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -343,6 +344,30 @@ def test_two_processes_train_as_one_does(data):
     assert together["evaluation"]["target"]["n"] == 10
     one, other = (load_file(data / name / "model" / "adapter_model.safetensors") for name in ("alone", "together"))
     assert all(torch.allclose(one[name], other[name], rtol=1e-5, atol=1e-8) for name in one)
+
+
+@pytest.mark.slow
+def test_processes_asked_once_save_and_a_finished_run_stays(data):
+    from luthier.steps.ranks import run_on_ranks
+
+    settings, folder = recipe(data, "budget.updates=60", "data.test=null", "data.validation=null"), data / "run"
+    folder.mkdir()
+
+    def ask_after_three_updates():
+        deadline = time.monotonic() + 90
+        while len(read_jsonl(folder / "metrics.jsonl")) < 3 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    asking = threading.Thread(target=ask_after_three_updates)
+    asking.start()
+    stopped = run_on_ranks(settings, folder, 2)
+    asking.join()
+    assert stopped["status"] == "stopped" and 3 <= stopped["train"]["updates"] < 60
+    record = run_on_ranks(settings, folder, 2)
+    assert record["status"] == "done"
+    assert [line["update"] for line in read_jsonl(folder / "metrics.jsonl")] == list(range(1, 61))
+    assert run_on_ranks(settings, folder, 2) == record
 
 
 @pytest.mark.slow

@@ -36,18 +36,36 @@ def test_reports_the_mean_weight():
     assert update.meters["mean_weight"][1] == pytest.approx(0.236883, abs=1e-6)
 
 
-def test_equals_trl():
+def test_equals_trl(tmp_path):
     pytest.importorskip("trl")
-    from trl.trainer.sft_trainer import dft_loss
+    from datasets import Dataset
+    from trl import SFTConfig, SFTTrainer
 
-    torch.manual_seed(0)
-    logits = torch.randn(2, 7, 11, dtype=torch.float64, requires_grad=True)
-    labels = torch.randint(0, 11, (2, 7))
-    labels[0, :3] = -100
-    outputs = type("Outputs", (), {"logits": logits})()
-    theirs = dft_loss(outputs, labels)
-    keep = labels[:, 1:] != -100
-    z, y = logits[:, :-1][keep], labels[:, 1:][keep]
-    logprob = torch.log_softmax(z, -1).gather(-1, y[:, None])[:, 0]
-    ours = (-logprob.detach().exp() * logprob).mean()
-    assert torch.allclose(theirs, ours, rtol=1e-6)
+    from luthier.data.batches import collate
+    from luthier.engine.trainer import Batching
+    from luthier.models.load import load_tokenizer
+    from luthier.recipe.settings import Model
+    from luthier.steps.conformance import tiny_model, tiny_rows, trained
+
+    rows = tiny_rows()
+    for row in rows:
+        row.streams["weights"].values[:] = row.streams["weights"].values != 0
+    batch = collate(rows)
+    labels = torch.where(batch.weights != 0, batch.ids, -100)
+    labels[:, 0] = -100
+    model = tiny_model(torch.float32)
+    options = SFTConfig(str(tmp_path), loss_type="dft", use_cpu=True, bf16=False, report_to=[])
+    data = Dataset.from_list([{"input_ids": row.ids.tolist()} for row in rows])
+    tokenizer = load_tokenizer(Model(path="nano"), tmp_path)
+    peer = SFTTrainer(model=model, args=options, train_dataset=data, processing_class=tokenizer)
+    inputs = {"input_ids": batch.ids, "attention_mask": (batch.record_of >= 0).long(), "labels": labels}
+    count = (labels[:, 1:] != -100).sum()
+    theirs = peer.compute_loss(peer.model.train(), inputs, num_items_in_batch=count)
+    theirs.backward()
+    events = []
+    objective, tuner = parts.build("objective", "dft"), parts.build("tuner", "full")
+    options = {"rows": rows, "dtype": torch.float32, "disturb": False, "observe": events.append}
+    ours = trained(objective, tuner, Batching(8, 10_000), **options)
+    assert events[0]["loss"] == pytest.approx(float(theirs.detach()), rel=1e-5)
+    for name, parameter in peer.model.named_parameters():
+        assert torch.allclose(-ours[name], parameter.grad, rtol=1e-4, atol=1e-6)
