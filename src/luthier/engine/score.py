@@ -7,6 +7,7 @@ finds them as token streams.
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -76,14 +77,21 @@ def with_column(rows: Iterable[Row], name: str, column: Column) -> list[Row]:
 
 
 def cached_column(file: Path, compute: Callable[[], Column]) -> Column:
-    """A column from its file, or computed and written there in one step."""
+    """A column from its file, or computed and written there in one step (each process at a file of its own)."""
     if file.is_file():
         with numpy.load(file) as stored:
-            return {name: stored[name] for name in stored.files}
+            pieces = numpy.split(stored["values"], stored["ends"][:-1])
+            return dict(zip(stored["records"].tolist(), pieces, strict=True))
     column = compute()
     file.parent.mkdir(parents=True, exist_ok=True)
-    half = file.with_suffix(".half.npz")
-    numpy.savez(half, **column)  # pyright: ignore[reportArgumentType]
+    half = file.with_suffix(f".{os.getpid()}.npz")
+    values = list(column.values())
+    numpy.savez(
+        half,
+        records=numpy.array(list(column)),
+        values=numpy.concatenate(values),
+        ends=numpy.cumsum([len(one) for one in values]),
+    )
     half.rename(file)
     return column
 

@@ -90,18 +90,22 @@ def run_recipe(recipe: Recipe, folder: Path, observers: Sequence[str]) -> dict[s
     """
     console = Console() if "progress" in observers else None
     run = Run(recipe, folder, console=console, cache=folder / "shared")
-    return _finished(run) or carry_out(run)
+    return finished(recipe, folder) or carry_out(run)
 
 
-def _finished(run: Run) -> dict[str, Any] | None:
-    """What a run that ended here left: it is not trained again, and no other recipe may replace it."""
-    if not (run.folder / "run.json").is_file():
+def finished(recipe: Recipe, folder: Path) -> dict[str, Any] | None:
+    """The record of a run that ended here: it is not trained again, and no other recipe may replace it.
+
+    Raises:
+        RunError: it was another recipe's.
+    """
+    if not (folder / "run.json").is_file():
         return None
-    record = read_json(run.folder / "run.json")
+    record = read_json(folder / "run.json")
     if record["status"] != "done":
         return None
-    if record.get("fingerprint") != fingerprint(run.recipe):
-        raise RunError(f"{run.folder} holds the finished run of another recipe.", "Start a new run.")
+    if record.get("fingerprint") != fingerprint(recipe):
+        raise RunError(f"{folder} holds the finished run of another recipe.", "Start a new run.")
     return record
 
 
