@@ -178,7 +178,7 @@ def test_leftovers_are_found(tmp_path):
 )
 def test_machine_names_are_found(tmp_path, line):
     plant(
-        tmp_path, {"notes.md": line, "runs/x.md": line, "docs/fine.md": "a/work/b, arxiv.org, 127.0.0.1, torch 2.13.0"}
+        tmp_path, {"notes.md": line, "runs/x.md": line, "docs/fine.md": "a/tmp/b, arxiv.org, 127.0.0.1, torch 2.13.0"}
     )
     assert len(text_rules.machine_faults(tmp_path)) == 1
 

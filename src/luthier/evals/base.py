@@ -31,15 +31,18 @@ class Metric(Part):
 
     def score(self, prediction: str, record: Record, reference: str) -> float:
         """The score of a generated or chosen answer."""
-        raise NotImplementedError
+        raise self._without("score")
 
     def pick(self, logprobs: Sequence[float], choices: Sequence[str], tokens: Sequence[int]) -> int:
         """The index of the choice taken, from summed log-probabilities and token counts (NEEDS choices)."""
-        raise NotImplementedError
+        raise self._without("pick")
 
     def of_logprobs(self, total: float, targets: int) -> float:
         """An item's value from the summed log-probability of its targets (NEEDS logprobs)."""
-        raise NotImplementedError
+        raise self._without("of_logprobs")
+
+    def _without(self, verb: str) -> EvaluationError:
+        return EvaluationError(f"{type(self).__name__} NEEDS {', '.join(self.NEEDS)} but does not define `{verb}`.")
 
     def combine(self, scores: Sequence[float], weights: Sequence[int]) -> float:
         """One number from all items; `weights` are target counts for NEEDS logprobs and 1 otherwise."""
