@@ -166,3 +166,22 @@ def test_reading_leaves_each_submodule_in_its_mode(policy):
     with pytest.raises(ZeroDivisionError):
         Reference(policy, lambda: 1 / 0).hidden(collate(tiny_rows()))
     assert policy.module.training and not policy.module.model.norm.training
+
+
+@pytest.mark.filterwarnings("ignore:Model has .tie_word_embeddings")
+@pytest.mark.parametrize("targets, scopes", [(["q_proj"], 0), (["lm_head"], 3)])
+def test_a_reference_enters_its_scope_for_a_chunk_only_where_the_head_is_tuned(targets, scopes):
+    tuner = parts.build("tuner", {"kind": "lora", "targets": targets})
+    model = tiny_model().requires_grad_(False)
+    hidden = torch.randn(5, 32, dtype=torch.float64)
+    before = model.get_output_embeddings()(hidden)
+    policy = TokenPolicy(tuner.apply(model, {"seed": 0}))
+    with torch.no_grad():
+        for name, p in policy.module.named_parameters():
+            if "lora_B" in name:
+                p += 0.3
+    entered = []
+    reference = Reference(policy, lambda: entered.append(1) or tuner.disabled(policy.module))
+    for _ in range(3):
+        assert torch.equal(reference.logits(hidden), before)
+    assert len(entered) == scopes

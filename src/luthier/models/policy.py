@@ -110,13 +110,21 @@ class Reference:
 
     def hidden(self, batch: Batch) -> Tensor:
         """As TokenPolicy.hidden, [N,D]."""
-        with reading(self.policy.module), self.scope():
+        with self._scoped():
             return self.policy.hidden(batch)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Hidden states [n,D] → logits [n,V]."""
+        head = self.policy.head
+        # A frozen plain linear layer is the same inside the scope, whose walk over all modules costs more than a chunk.
+        plain = type(head.output) is nn.Linear and not any(p.requires_grad for p in head.output.parameters())
+        with torch.no_grad() if plain else self._scoped():
+            return head.logits(hidden)
+
+    @contextmanager
+    def _scoped(self) -> Iterator[None]:
         with reading(self.policy.module), self.scope():
-            return self.policy.head.logits(hidden)
+            yield
 
 
 @contextmanager
