@@ -33,12 +33,13 @@ def check_recipe(recipe: Recipe, probe: bool, console: Console) -> None:
     """
     settings = recipe.settings
     renderer = Renderer(load_tokenizer(settings.model, recipe.base), settings.data.render, settings.data.targets)
-    report = examine(settings.data, renderer, recipe.base)
-    print_report(report, console)
-    if report.problems:
-        number = sum(len(found) for found in report.problems.values())
-        raise DataError(f"{number} record(s) cannot be used; they are listed above.", "Correct or remove them.")
-    rows = prepare(settings.data, renderer, recipe.base).train
+    with tempfile.TemporaryDirectory() as cache:
+        report = examine(settings.data, renderer, recipe.base, Path(cache))
+        print_report(report, console)
+        if report.problems:
+            number = sum(len(found) for found in report.problems.values())
+            raise DataError(f"{number} record(s) cannot be used; they are listed above.", "Correct or remove them.")
+        rows = prepare(settings.data, renderer, recipe.base, Path(cache)).train
     _print_methods(recipe, rows, console)
     if probe:
         _print_probe(recipe, console)

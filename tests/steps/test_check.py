@@ -1,0 +1,69 @@
+"""The check step: what it prints, and what makes it fail."""
+
+import io
+import json
+import re
+
+import pytest
+from rich.console import Console
+
+from luthier.errors import DataError
+from luthier.recipe import load_recipe
+from luthier.steps.check import check_recipe
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    lines = [{"prompt": f"reverse {i:04}", "completion": f"{i:04}"[::-1]} for i in range(40)]
+    (tmp_path / "data.jsonl").write_text("\n".join(json.dumps(line) for line in lines) + "\n")
+
+    def make(*overrides):
+        content = {"model": "nano", "data": {"train": "data.jsonl", "validation": 4, "test": 6}}
+        return load_recipe(content, overrides=list(overrides), base=tmp_path)
+
+    return make
+
+
+def shown(recipe, probe=False):
+    screen = io.StringIO()
+    check_recipe(recipe, probe, Console(file=screen, width=150))
+    return screen.getvalue()
+
+
+def test_shows_data_mask_methods_and_memory(recipe):
+    text = shown(recipe())
+    assert re.search(r"rows +train 30, validation 4, test 6", text)
+    assert re.search(r"reverse \d{4}.*⟦\d{4}", text)
+    assert re.search(r"asft \d\.\d GB · dft \d\.\d GB · sft \d\.\d GB", text)
+    assert "--probe" in text
+
+
+def test_full_fine_tuning_by_asft_needs_a_second_copy(recipe):
+    from luthier.steps.check import _memory
+
+    def estimate(objective, tuner):
+        made = recipe(f"train.objective={objective}", f"train.tuner={tuner}", "model.dtype=float32")
+        from luthier.models.bundled import bundled_path
+        from luthier.steps.conformance import tiny_rows
+
+        return _memory(made, str(bundled_path("nano")), made.settings.model, tiny_rows())
+
+    sft, asft = estimate("sft", "full"), estimate("asft", "full")
+    assert asft.weights == 2 * sft.weights
+    assert estimate("asft", "lora").weights < 1.2 * sft.weights
+
+
+def test_the_probe_measures_time_and_memory(recipe):
+    text = shown(recipe("train.batch.records=8"), probe=True)
+    measured, estimated = (float(x) for x in re.findall(r"(\d+\.\d+) GB (?:measured|estimated)", text))
+    assert 0.75 < estimated / measured < 1.25
+    assert re.search(r"about \d+\.\d min of training at [\d,]+ tokens/s", text)
+
+
+def test_records_that_cannot_be_used_are_all_listed(recipe, tmp_path):
+    with (tmp_path / "data.jsonl").open("a") as file:
+        file.write('{"prompt": "x", "completion": ""}\nnot json\n')
+    screen = io.StringIO()
+    with pytest.raises(DataError, match=r"2 record\(s\) cannot be used"):
+        check_recipe(recipe(), False, Console(file=screen, width=150))
+    assert "data.jsonl:41" in screen.getvalue() and "data.jsonl:42" in screen.getvalue()
