@@ -31,7 +31,7 @@ def test_a_run_gets_a_numbered_folder_with_its_lock(command, here, runs):
         assert lines[-1] == f"results: my runs/mine/{number}"
     (recipe, folder, observers), _ = runs[1]
     assert str(folder) == "my runs/mine/2"
-    assert observers == ["jsonl", "progress"]
+    assert observers == ["progress"]
     lock = read_json(folder / "lock.json")
     assert lock["recipe"] == recipe.data
     assert (lock["recipe"]["seed"], lock["recipe"]["train"]["objective"]["kind"]) == (3, "dft")

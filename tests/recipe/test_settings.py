@@ -91,7 +91,7 @@ def test_the_name_of_a_bundled_data_set_is_a_kind(monkeypatch):
         ({"compare": {"axes": {"data.train.limit": []}}}, "needs a list"),
         ({"generate": {"temperature": float("inf")}}, "finite"),
         ({"name": "a/b"}, "pattern"),
-        ({"observe": ["wandb"]}, "jsonl"),
+        ({"observe": ["wandb"]}, "progress"),
     ],
 )
 def test_wrong_values_are_refused(blocks, message):

@@ -290,7 +290,7 @@ class Settings(Block):
     generate: Generate = Field(default_factory=Generate)
     compare: Compare = Field(default_factory=Compare)
     seed: int = Field(default=0, ge=0, lt=2**32)
-    observe: list[Literal["jsonl", "progress"]] = ["jsonl", "progress"]
+    observe: list[Literal["progress"]] = ["progress"]
     out: str = "runs"
 
     @model_validator(mode="before")
