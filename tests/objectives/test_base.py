@@ -73,6 +73,10 @@ def test_a_sum_reads_what_its_members_read():
 
 def test_token_and_sequence_objectives_add_up():
     mixed = WeightedSum(members=((parts.build("objective", "sft"), 1.0), (Likelihood(), 2.0)))
+    events, alone = [], []
+    trained(mixed, full(), WHOLE, observe=events.append)
+    trained(parts.build("objective", "sft"), full(), WHOLE, observe=alone.append)
+    assert events[0]["nll"] == pytest.approx(alone[0]["nll"])
     sft, likelihood = trained(parts.build("objective", "sft"), full(), WHOLE), trained(Likelihood(), full(), WHOLE)
     assert apart({n: sft[n] + 2 * likelihood[n] for n in sft}, trained(mixed, full(), WHOLE)) < LINEAR
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -247,10 +247,17 @@ class WeightedSum(Objective):
     def terms(self, policy: TokenPolicy, batch: Batch, update: Update) -> list[Term]:
         tokens = [(o, c / update.counts[o.UNIT]) for o, c in self.members if isinstance(o, TokenObjective)]
         terms = [Term(token_pass(policy, batch, update, tokens), None)] if tokens else []
+        nll_known = bool(tokens)
         for objective, coefficient in self.members:
-            if not isinstance(objective, TokenObjective):
-                own = objective.terms(policy, batch, update)
-                terms += [Term(term.total, term.unit, term.coefficient * coefficient) for term in own]
+            if isinstance(objective, TokenObjective):
+                continue
+            aside = replace(update, meters={})
+            own = objective.terms(policy, batch, aside)
+            terms += [Term(term.total, term.unit, term.coefficient * coefficient) for term in own]
+            for name, (unit, total) in aside.meters.items():
+                if name != "nll" or not nll_known:  # every member sees the same: report it once
+                    update.meter(name, total, unit)
+            nll_known = nll_known or "nll" in aside.meters
         return terms
 
     def prepare(self, policy: TokenPolicy, update: Update) -> None:
