@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from luthier.errors import RecipeError
+from luthier.recipe import load_recipe
 from luthier.recipe.merge import Layer, Merged, check_keys, parse_overrides
 
 
@@ -111,3 +112,13 @@ def test_a_key_written_twice_on_the_command_line(pair):
 def test_any_override_is_read_or_refused(texts):
     with contextlib.suppress(RecipeError):
         parse_overrides(texts)
+
+
+def test_options_of_a_generated_source_can_be_overridden():
+
+    content = {"model": "nano", "data": {"train": {"kind": "orders", "count": 10}}}
+    assert load_recipe(content, overrides=["data.train.count=80"]).data["data"]["train"]["count"] == 80
+    with pytest.raises(RecipeError, match=r"no option `cuont`"):
+        load_recipe(content, overrides=["data.train.cuont=80"])
+    with pytest.raises(RecipeError, match=r"colums"):
+        load_recipe({"model": "nano", "data": {"train": "a.jsonl"}}, overrides=["data.train.colums={prompt: q}"])

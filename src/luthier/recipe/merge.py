@@ -106,7 +106,8 @@ def leaves(value: Any, path: Key = ()) -> Iterator[tuple[Key, Any]]:
 def check_keys(layer: Layer) -> None:
     """Refuse keys that the recipe does not have, naming the nearest one and the place.
 
-    Options of parts are not looked at: they are known when the part is built.
+    Options of parts are not looked at: they are known when the part is built. A source that names neither a
+    path nor a kind adds to one below it, and is looked at once both are merged.
     """
     _check(layer, layer.data, Settings, ())
 
@@ -122,7 +123,7 @@ def _check(layer: Layer, data: Mapping[str, Any], block: type[Block], path: Key)
         inner = block.model_fields[name].annotation
         if isinstance(value, dict) and isinstance(inner, type) and issubclass(inner, Block):
             _check(layer, value, inner, here)
-        elif isinstance(value, dict) and here in SOURCES and "kind" not in value:
+        elif isinstance(value, dict) and here in SOURCES and "path" in value:
             _check(layer, value, Source, here)
 
 
