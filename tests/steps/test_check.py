@@ -67,3 +67,10 @@ def test_records_that_cannot_be_used_are_all_listed(recipe, tmp_path):
     with pytest.raises(DataError, match=r"2 record\(s\) cannot be used"):
         check_recipe(recipe(), False, Console(file=screen, width=150))
     assert "data.jsonl:41" in screen.getvalue() and "data.jsonl:42" in screen.getvalue()
+
+
+def test_a_record_longer_than_the_context_is_found_before_training(recipe, tmp_path):
+    with (tmp_path / "data.jsonl").open("a") as file:
+        file.write(json.dumps({"prompt": "x", "completion": "abc " * 300}) + "\n")
+    with pytest.raises(DataError, match=r"reads at most 512"):
+        shown(recipe("data.max_tokens=100000", "data.test=null", "data.validation=null"))

@@ -18,7 +18,7 @@ from luthier.errors import DataError, LuthierError, RecipeError
 from luthier.models.load import load_tokenizer, resolve_model
 from luthier.objectives.base import build_objective, reads_of
 from luthier.recipe import Recipe, list_methods, load_recipe
-from luthier.steps.ground import build_tuners, compute_dtype, find_device, predicted_memory, stand
+from luthier.steps.ground import build_tuners, check_context, compute_dtype, find_device, predicted_memory, stand
 from luthier.steps.train import Run, training
 from luthier.types import Row
 
@@ -39,15 +39,17 @@ def check_recipe(recipe: Recipe, probe: bool, console: Console) -> None:
         if report.problems:
             number = sum(len(found) for found in report.problems.values())
             raise DataError(f"{number} record(s) cannot be used; they are listed above.", "Correct or remove them.")
-        rows = prepare(settings.data, renderer, recipe.base, Path(cache)).train
-    _print_methods(recipe, rows, console)
+        prepared = prepare(settings.data, renderer, recipe.base, Path(cache))
+    folder = str(resolve_model(settings.model.path, recipe.base))
+    check_context(_config(folder, settings.model), settings.data.max_tokens, prepared)
+    _print_methods(recipe, folder, prepared.train, console)
     if probe:
         _print_probe(recipe, console)
     else:
         console.print("[bold]time[/]    run with --probe: a few updates, then an estimate")
 
 
-def _print_methods(recipe: Recipe, rows: list[Row], console: Console) -> None:
+def _print_methods(recipe: Recipe, folder: str, rows: list[Row], console: Console) -> None:
     """Memory of each method on this model and machine, and what does not apply."""
     device = find_device()
     model = recipe.settings.model.model_copy(update={"dtype": compute_dtype(recipe, device)})
@@ -55,7 +57,7 @@ def _print_methods(recipe: Recipe, rows: list[Row], console: Console) -> None:
     for method in list_methods(recipe.base):
         try:
             changed = load_recipe(recipe.to_lock(), [method.name])
-            estimate = _memory(changed, str(resolve_model(model.path, recipe.base)), model, rows)
+            estimate = _memory(changed, folder, model, rows)
         except LuthierError as error:
             refused.append(f"{method.name} ({error.message})")
             continue
@@ -79,11 +81,17 @@ def _memory(recipe: Recipe, folder: str, model: Any, rows: list[Row]) -> memory.
     return predicted_memory(recipe, module, rows, copies)
 
 
+def _config(folder: str, model: Any) -> Any:
+    from transformers import AutoConfig
+
+    return AutoConfig.from_pretrained(folder, revision=model.revision, trust_remote_code=model.remote_code)
+
+
 def _empty_model(folder: str, model: Any) -> nn.Module:
     """The architecture without its weights (meta device)."""
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
-    config = AutoConfig.from_pretrained(folder, revision=model.revision, trust_remote_code=model.remote_code)
+    config = _config(folder, model)
     with torch.device("meta"):
         return AutoModelForCausalLM.from_config(config, dtype=getattr(torch, model.dtype))
 

@@ -73,13 +73,13 @@ def stand(recipe: Recipe, cache: Path | None, say: Callable[[str], None] = lambd
     say("preparing the data")
     renderer = Renderer(loaded.tokenizer, settings.data.render, settings.data.targets)
     prepared = prepare(settings.data, renderer, recipe.base, cache)
-    check_context(loaded.module, settings.data.max_tokens, prepared)
+    check_context(loaded.module.config, settings.data.max_tokens, prepared)
     return Ground(recipe, device, loaded, renderer, prepared)
 
 
-def check_context(module: nn.Module, max_tokens: int, prepared: Prepared) -> None:
+def check_context(config: Any, max_tokens: int, prepared: Prepared) -> None:
     """Refuse rows longer than the model can read."""
-    context = getattr(module.config, "max_position_embeddings", None)
+    context = getattr(config, "max_position_embeddings", None)
     rows = [row for split in (prepared.train, prepared.validation, prepared.test) for row in split]
     longest = max(rows, key=len)
     if context is not None and len(longest) > context:
