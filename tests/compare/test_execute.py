@@ -81,6 +81,15 @@ def test_a_changed_recipe_sets_the_old_run_aside(recipe, tmp_path, worker, monke
     assert read_run(home / "sft/seed-0", changed[0]).done
 
 
+@pytest.fixture
+def interruptible():
+    """Ctrl-C as in a foreground process: a shell's background jobs start with SIGINT ignored."""
+    previous = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, previous)
+
+
+@pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize("name", [signal.SIGINT, signal.SIGTERM])
 def test_stopping_asks_the_run_to_save_and_starts_no_other(tasks, tmp_path, worker, monkeypatch, name):
     orders(monkeypatch, sleep=5, items=5)
