@@ -29,6 +29,7 @@ def child(tokens: int, layout: str) -> None:
     from luthier import parts
     from luthier.engine import memory
     from luthier.engine.budget import Budget
+    from luthier.engine.source import Records
     from luthier.engine.trainer import Batching, Trainer
     from luthier.models.load import fast_bfloat16
     from luthier.models.policy import TokenPolicy
@@ -61,10 +62,9 @@ def child(tokens: int, layout: str) -> None:
         policy=TokenPolicy(tuner.apply(model, {})),
         tuners=[tuner],
         objective=parts.build("objective", "sft"),
-        rows=rows,
+        source=Records(rows, 0, Budget("updates", 2)),
         optimizer=parts.build("optimizer", "adamw"),
         schedule=parts.build("schedule", "constant"),
-        budget=Budget("updates", 2),
         batching=Batching(8, tokens, layout),  # pyright: ignore[reportArgumentType]
     )
     trainer.train()

@@ -4,14 +4,16 @@ Shapes: B rows of a batch, T positions of a row, N target positions, R records i
 V vocabulary, D width of the hidden state, S seeds.
 
 Well-known streams: `weights` (token, float; a target is a position whose weight is not 0 and that
-has a position of the same record before it), `logprobs:<reference>` (token, float).
+has a position of the same record before it), `logprobs:<reference>` (token, float). Of rollouts:
+`advantages`, `old_logprobs`, `rewards`, `values`, `returns`, `forced` (token, float; forced is 1 where
+the token was given, not sampled).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 if TYPE_CHECKING:
     import numpy
@@ -40,21 +42,25 @@ class Record:
 class Stream:
     """Values that travel with a row or a batch, and all that moving them needs: axis and pad value."""
 
-    values: Any  # Row: numpy [T] (token) or scalar (row); Batch: Tensor [B,T] (token) or [R] (row)
+    values: Any  # Row: numpy [T] (token), or a scalar or array of any shape (row); Batch: Tensor [B,T] or [R,...]
     axis: Axis
     pad: float = 0.0
 
 
 @dataclass(frozen=True)
 class Row:
-    """One tokenised record. `streams["weights"]` marks its targets."""
+    """One record as numbers. `streams["weights"]` marks the targets of a text.
+
+    A record of another modality has no tokens: its `ids` are empty and its tensors are row streams.
+    """
 
     record: str
     ids: numpy.ndarray  # int32 [T]
     streams: Mapping[str, Stream]
 
     def __len__(self) -> int:
-        return len(self.ids)
+        """Positions that it takes in a forward pass; a record without tokens takes one."""
+        return len(self.ids) or 1
 
     @property
     def targets(self) -> int:
@@ -120,9 +126,64 @@ class Term:
 
 
 @dataclass(frozen=True)
+class Sampling:
+    """How continuations are drawn. `temperature` 0 takes the likeliest token; `stop` strings end a continuation."""
+
+    max_new_tokens: int = 256
+    temperature: float = 0.0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    stop: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Request:
+    """One continuation wanted: of `prompt_ids`, and of `forced_ids` behind it, which are given and not sampled.
+
+    Requests of one `group` share a prompt, which a sampler computes once. `train_forced` says whether the
+    forced tokens are targets of training. `seed` alone decides the draws.
+    """
+
+    prompt_ids: Sequence[int]
+    record: str
+    forced_ids: Sequence[int] = ()
+    train_forced: bool = False
+    group: str = ""
+    seed: int = 0
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Trajectory:
-    """One continuation of one prompt. `finish`: "stop" (end of turn), "length" (budget of tokens used up)."""
+    """One continuation of one prompt.
+
+    Attributes:
+        ids: tokens after the prompt, forced ones included, the end-of-turn token included.
+        finish: "stop" (end of turn or a stop string), "length" (budget of tokens used up), "error".
+        logprobs: log-probability of each id under the policy that sampled, at the sampling temperature; 0 for
+            forced ids; empty where the sampler does not tell.
+        request: what was asked for.
+    """
 
     ids: list[int]
-    finish: Literal["stop", "length"]
+    finish: Literal["stop", "length", "error"]
     record: str
+    logprobs: Sequence[float] = ()
+    request: Request | None = None
+
+
+class Sampler(Protocol):
+    """Continues requests. Results come in the order of the requests."""
+
+    def __call__(
+        self, requests: Sequence[Request], sampling: Sampling, progress: Callable[[int], None] | None = None
+    ) -> list[Trajectory]: ...
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A trajectory and its reward: None where no reward applies, the parts by name."""
+
+    trajectory: Trajectory
+    reward: float | None
+    parts: Mapping[str, float] = field(default_factory=dict)

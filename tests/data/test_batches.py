@@ -2,10 +2,13 @@
 
 from collections import Counter
 
+import numpy
 import pytest
+import torch
 
 from luthier.data.batches import Ordered, collate, data_order, micro_batches
 from luthier.steps.conformance import tiny_rows
+from luthier.types import Row, Stream
 
 ROWS = tiny_rows(20)
 
@@ -61,3 +64,17 @@ def test_the_first_token_of_a_record_is_never_a_target():
     batch = collate(ROWS[:3], "packed")
     assert (batch.position_of[batch.targets()] > 0).all()
     assert len(batch.targets()[0]) == sum(row.targets for row in ROWS[:3])
+
+
+def test_records_without_tokens_are_stacked():
+    nothing = numpy.zeros(0, dtype=numpy.int32)
+    images = numpy.arange(12, dtype=numpy.float64).reshape(2, 2, 3)
+    rows = [
+        Row(f"{i}", nothing, {"image": Stream(images[i], "row"), "label": Stream(numpy.int64(i), "row")})
+        for i in range(2)
+    ]
+    batch = collate(rows)
+    assert batch.ids.shape == (2, 0) and batch.records == ("0", "1")
+    assert torch.equal(batch.streams["image"].values, torch.from_numpy(images))
+    assert batch.streams["label"].values.tolist() == [0, 1]
+    assert [len(cut) for cut in micro_batches(rows, 1, "padded")] == [1, 1]

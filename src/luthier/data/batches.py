@@ -86,7 +86,7 @@ def collate(rows: Sequence[Row], layout: Layout = "padded", pad_id: int = 0, sid
     """
     if layout == "packed":
         return _packed(rows)
-    longest = max(len(row) for row in rows)
+    longest = max(len(row.ids) for row in rows)
     shape = (len(rows), longest)
     ids = numpy.full(shape, pad_id, dtype=numpy.int64)
     record_of = numpy.full(shape, -1, dtype=numpy.int64)
@@ -97,11 +97,11 @@ def collate(rows: Sequence[Row], layout: Layout = "padded", pad_id: int = 0, sid
         if stream.axis == "token"
     }
     for index, row in enumerate(rows):
-        at = slice(0, len(row)) if side == "right" else slice(longest - len(row), longest)
+        at = slice(0, len(row.ids)) if side == "right" else slice(longest - len(row.ids), longest)
         ids[index, at] = row.ids
         record_of[index, at] = index
         if side == "left":
-            position_of[index] = numpy.maximum(position_of[index] - (longest - len(row)), 0)
+            position_of[index] = numpy.maximum(position_of[index] - (longest - len(row.ids)), 0)
         for name, values in tokens.items():
             values[index, at] = row.streams[name].values
     mask = torch.from_numpy((record_of >= 0).astype(numpy.int64)) if side == "left" else None
@@ -110,8 +110,8 @@ def collate(rows: Sequence[Row], layout: Layout = "padded", pad_id: int = 0, sid
 
 def _packed(rows: Sequence[Row]) -> Batch:
     ids = numpy.concatenate([row.ids for row in rows])[None].astype(numpy.int64)
-    position_of = numpy.concatenate([numpy.arange(len(row), dtype=numpy.int64) for row in rows])[None]
-    record_of = numpy.repeat(numpy.arange(len(rows), dtype=numpy.int64), [len(row) for row in rows])[None]
+    position_of = numpy.concatenate([numpy.arange(len(row.ids), dtype=numpy.int64) for row in rows])[None]
+    record_of = numpy.repeat(numpy.arange(len(rows), dtype=numpy.int64), [len(row.ids) for row in rows])[None]
     tokens = {
         name: numpy.concatenate([row.streams[name].values for row in rows])[None]
         for name, stream in rows[0].streams.items()
@@ -126,8 +126,8 @@ def _batch(rows: Sequence[Row], ids: Any, position_of: Any, record_of: Any, toke
     }
     for name, stream in rows[0].streams.items():
         if stream.axis == "row":
-            values = torch.tensor([float(row.streams[name].values) for row in rows])
-            streams[name] = Stream(values, "row", stream.pad)
+            values = numpy.stack([_row_values(row.streams[name].values) for row in rows])
+            streams[name] = Stream(torch.from_numpy(values), "row", stream.pad)
     return Batch(
         ids=torch.from_numpy(ids),
         position_of=torch.from_numpy(position_of),
@@ -136,3 +136,8 @@ def _batch(rows: Sequence[Row], ids: Any, position_of: Any, record_of: Any, toke
         streams=streams,
         attention_mask=mask,
     )
+
+
+def _row_values(values: Any) -> numpy.ndarray:
+    """Plain numbers as float32; arrays keep their type."""
+    return numpy.asarray(values, dtype=numpy.float32 if isinstance(values, int | float) else None)

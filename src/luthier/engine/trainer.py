@@ -12,19 +12,22 @@ from typing import Any, Literal
 import numpy
 import torch
 
-from luthier.data.batches import Layout, Ordered, collate, micro_batches
+from luthier.data.batches import Layout, collate, micro_batches
 from luthier.engine import checkpoint, memory
-from luthier.engine.budget import Budget, Position
+from luthier.engine.budget import Position
 from luthier.engine.distributed import World
 from luthier.engine.precision import Masters
+from luthier.engine.source import Drawn, Source
 from luthier.engine.update import NotFinite, UpdateReport, run_update
 from luthier.errors import RunError
-from luthier.models.policy import TokenPolicy
+from luthier.models.policy import Policy
 from luthier.objectives.base import Objective, Update, members_of
 from luthier.tuners.base import Tuner
 from luthier.types import Row
 
 SAVE_SECONDS = 300.0
+NOTHING = UpdateReport(loss=0.0, gradient_norm=0.0, counts={"targets": 0.0}, meters={})
+"""Of an update whose source had no row to train on: it is counted, and nothing moves."""
 
 
 @dataclass(frozen=True)
@@ -52,13 +55,12 @@ class Saving:
 class Trainer:
     """Everything one training needs. `train` may be called once."""
 
-    policy: TokenPolicy
+    policy: Policy
     tuners: Sequence[Tuner]
     objective: Objective
-    rows: Sequence[Row]
+    source: Source
     optimizer: Any
     schedule: Any
-    budget: Budget
     batching: Batching
     seed: int = 0
     world: World = World()
@@ -72,7 +74,6 @@ class Trainer:
         if not named:
             raise RunError("The tuner leaves nothing to train.")
         self.masters = Masters(named.items(), self.optimizer)
-        self.ordered = Ordered(self.rows, self.seed)
         self.micro_tokens = self.batching.tokens
         parts = [*members_of(self.objective), *self.tuners]
         self.states = {f"{index}": part.start(self.policy) for index, part in enumerate(parts)}
@@ -84,8 +85,7 @@ class Trainer:
         """Run to the end of the budget, or until `stop_requested`; either way the state is saved."""
         self.policy.module.train()
         status: Literal["done", "stopped"] = "done"
-        while rows := self.budget.draw(self.ordered, self.position, self.batching.records):
-            self._one(rows)
+        while self._one():
             stop, due = self._agreed()
             if stop:
                 status = "stopped"
@@ -111,31 +111,39 @@ class Trainer:
         self.position.seconds = said["seconds"]
         return bool(said["stop"]), bool(said["save"])
 
-    def _one(self, rows: list[Row]) -> None:
+    def _one(self) -> bool:
+        """Draw and carry out one update; False when the budget is spent."""
         started = time.perf_counter()
-        before = self.budget.spent(self.position, len(self.rows))
-        after_position = self._advanced(rows)
-        progress = (before + self.budget.spent(after_position, len(self.rows))) / 2
+        drawn = self.source.draw(self.position, self.batching.records)
+        if drawn is None:
+            return False
+        before = self._spent(self.position)
+        after_position = self._advanced(drawn)
+        progress = (before + self._spent(after_position)) / 2
         try:
-            report = self._update(rows, progress)
+            report = self._update(drawn.rows, progress) if drawn.rows else NOTHING
         except NotFinite:
             self.save()
             raise
         after_position.seconds = self.position.seconds + time.perf_counter() - started
         after_position.targets = self.position.targets + int(report.counts["targets"])
         self.position = after_position
-        self._tell(report, progress, len(rows))
+        self._tell(report, progress, drawn)
+        return True
 
-    def _advanced(self, rows: list[Row]) -> Position:
+    def _spent(self, position: Position) -> float:
+        return self.source.budget.spent(position, len(self.source))
+
+    def _advanced(self, drawn: Drawn) -> Position:
         position = self.position
         return Position(
             updates=position.updates + 1,
-            records=position.records + len(rows),
-            tokens=position.tokens + sum(len(row) for row in rows),
+            records=position.records + drawn.records,
+            tokens=position.tokens + sum(len(row) for row in drawn.rows),
             seconds=position.seconds,
         )
 
-    def _update(self, rows: list[Row], progress: float) -> UpdateReport:
+    def _update(self, rows: Sequence[Row], progress: float) -> UpdateReport:
         """One update; when memory runs out, forget its gradients and try again with half the micro-batch."""
         while True:
             try:
@@ -156,7 +164,7 @@ class Trainer:
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
 
-    def _try_update(self, rows: list[Row], progress: float) -> UpdateReport:
+    def _try_update(self, rows: Sequence[Row], progress: float) -> UpdateReport:
         index = self.position.updates + 1
         seed_everything(self.seed, index, self.world.rank)
         device = next(self.policy.module.parameters()).device
@@ -175,15 +183,16 @@ class Trainer:
             world=self.world,
         )
 
-    def _tell(self, report: UpdateReport, progress: float, records: int) -> None:
+    def _tell(self, report: UpdateReport, progress: float, drawn: Drawn) -> None:
         position = self.position
         self.observe(
             {
                 "event": "update",
                 "update": position.updates,
-                "updates_left": self.budget.updates(self.ordered, position, self.batching.records),
-                "progress": self.budget.spent(position, len(self.rows)),
+                "updates_left": self.source.updates_left(position, self.batching.records),
+                "progress": self._spent(position),
                 "loss": report.loss,
+                **drawn.facts,
                 **report.meters,
                 "learning_rate": self.optimizer.lr * self.schedule.factor(progress),
                 "gradient_norm": report.gradient_norm,
@@ -213,7 +222,10 @@ class Trainer:
             for index, state in self.states.items():
                 if state is not None:
                     tensors |= {f"state/{index}/{name}": value for name, value in state.state_dict().items()}
+            drawn, source = self.source.state()
+            tensors |= {f"source/{name}": value for name, value in drawn.items()}
             meta = {
+                "source": source,
                 "position": self.position.to_json(),
                 "micro_tokens": self.micro_tokens,
                 "fingerprint": self.saving.fingerprint,
@@ -239,14 +251,17 @@ class Trainer:
             )
         self.masters.load(saved.tensors)
         for index, state in self.states.items():
-            prefix = f"state/{index}/"
             if state is not None:
-                own = {n.removeprefix(prefix): t for n, t in saved.tensors.items() if n.startswith(prefix)}
-                state.load_state_dict(own)
+                state.load_state_dict(_under(f"state/{index}/", saved.tensors))
+        self.source.load(_under("source/", saved.tensors), saved.meta["source"])
         self.position = Position(**saved.meta["position"])
         self._saved_update = self.position.updates
         self.micro_tokens = saved.meta["micro_tokens"]
         return True
+
+
+def _under(prefix: str, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
 def seed_everything(seed: int, update: int, rank: int) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor
 from luthier.engine.distributed import World
 from luthier.engine.precision import Masters
 from luthier.errors import RunError
-from luthier.models.policy import TokenPolicy
+from luthier.models.policy import Policy
 from luthier.objectives.base import Objective, Update
 from luthier.tuners.base import Tuner
 from luthier.types import Batch, Term
@@ -37,7 +37,7 @@ class UpdateReport:
 
 
 def run_update(
-    policy: TokenPolicy,
+    policy: Policy,
     objective: Objective,
     tuners: Sequence[Tuner],
     masters: Masters,
@@ -90,7 +90,7 @@ def count(objective: Objective, batches: Sequence[Batch], world: World) -> dict[
     return world.sum_numbers(totals)
 
 
-def _backward_all(policy: TokenPolicy, objective: Objective, update: Update, world: World) -> float:
+def _backward_all(policy: Policy, objective: Objective, update: Update, world: World) -> float:
     """Every micro-batch of this rank; a loss that is no number stops all ranks, which would wait for this one."""
     total, spoiled = 0.0, []
     for batch in update.batches:
@@ -104,7 +104,7 @@ def _backward_all(policy: TokenPolicy, objective: Objective, update: Update, wor
     return total
 
 
-def backward(policy: TokenPolicy, objective: Objective, batch: Batch, update: Update) -> float:
+def backward(policy: Policy, objective: Objective, batch: Batch, update: Update) -> float:
     """Forward of one micro-batch, and backward if its loss is finite; returns its share of the loss."""
     with objective.scope(policy, batch):
         loss = _total(objective.terms(policy, batch, update), update)

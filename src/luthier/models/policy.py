@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,17 @@ from luthier.types import Batch
 
 PACKING_TOLERANCE = 1e-4
 """Of the largest hidden state. A masked neighbour changes no bit, but a mixture of experts groups tokens and rounds."""
+
+
+class Policy(Protocol):
+    """What engine, tuners and checkpoints see of any model: a module, and read-only references by name.
+
+    `face` says which objectives it serves: "token", "encoder", "denoiser".
+    """
+
+    face: str
+    module: nn.Module
+    references: dict[str, Any]
 
 
 class TokenPolicy:

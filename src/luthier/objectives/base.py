@@ -53,7 +53,10 @@ class Update:
 
 
 class Objective(Part):
-    """A loss over batches. Verbs: `units`, `terms`; hooks: `prepare`, `scope`, `update_terms`, `after_step`."""
+    """A loss over batches. Verbs: `units`, `terms`; hooks: `prepare`, `scope`, `update_terms`, `after_step`.
+
+    FACE names the kind of policy that it is given: "token", "encoder" or "denoiser".
+    """
 
     FACE: ClassVar[str] = "token"
     READS: ClassVar[tuple[str, ...]] = ()
@@ -69,29 +72,29 @@ class Objective(Part):
             "records": float(len(batch.record_of[rows, columns].unique())),
         }
 
-    def terms(self, policy: TokenPolicy, batch: Batch, update: Update) -> list[Term]:
+    def terms(self, policy: Any, batch: Batch, update: Update) -> list[Term]:
         """The summands of this micro-batch's loss."""
         raise RecipeError(
             f"{type(self).__name__} has no loss: write `token_loss` (TokenObjective), `sequence_loss`"
             " (SequenceObjective) or `terms`."
         )
 
-    def start(self, policy: TokenPolicy) -> Any:
+    def start(self, policy: Any) -> Any:
         """Hook: mutable state, or None. It needs `state_dict() -> {name: Tensor}` and `load_state_dict`."""
         return None
 
-    def prepare(self, policy: TokenPolicy, update: Update) -> None:
+    def prepare(self, policy: Any, update: Update) -> None:
         """Hook: look at all micro-batches of the update before the first training forward."""
 
-    def scope(self, policy: TokenPolicy, batch: Batch) -> AbstractContextManager[Any]:
+    def scope(self, policy: Any, batch: Batch) -> AbstractContextManager[Any]:
         """Hook: a context around forward and backward of one micro-batch."""
         return nullcontext()
 
-    def update_terms(self, policy: TokenPolicy, update: Update) -> list[Term]:
+    def update_terms(self, policy: Any, update: Update) -> list[Term]:
         """Hook: terms that do not depend on data, added once per update."""
         return []
 
-    def after_step(self, policy: TokenPolicy, update: Update) -> None:
+    def after_step(self, policy: Any, update: Update) -> None:
         """Hook: after the optimiser."""
 
 
@@ -244,7 +247,7 @@ class WeightedSum(Objective):
     def units(self, batch: Batch) -> dict[str, float]:
         return {name: n for objective, _ in self.members for name, n in objective.units(batch).items()}
 
-    def terms(self, policy: TokenPolicy, batch: Batch, update: Update) -> list[Term]:
+    def terms(self, policy: Any, batch: Batch, update: Update) -> list[Term]:
         tokens = [(o, c / update.counts[o.UNIT]) for o, c in self.members if isinstance(o, TokenObjective)]
         terms = [Term(token_pass(policy, batch, update, tokens), None)] if tokens else []
         nll_known = bool(tokens)
@@ -260,24 +263,24 @@ class WeightedSum(Objective):
             nll_known = nll_known or "nll" in aside.meters
         return terms
 
-    def prepare(self, policy: TokenPolicy, update: Update) -> None:
+    def prepare(self, policy: Any, update: Update) -> None:
         for objective, _ in self.members:
             objective.prepare(policy, update)
 
-    def scope(self, policy: TokenPolicy, batch: Batch) -> AbstractContextManager[Any]:
+    def scope(self, policy: Any, batch: Batch) -> AbstractContextManager[Any]:
         stack = ExitStack()
         for objective, _ in self.members:
             stack.enter_context(objective.scope(policy, batch))
         return stack
 
-    def update_terms(self, policy: TokenPolicy, update: Update) -> list[Term]:
+    def update_terms(self, policy: Any, update: Update) -> list[Term]:
         return [
             Term(term.total, term.unit, term.coefficient * coefficient)
             for objective, coefficient in self.members
             for term in objective.update_terms(policy, update)
         ]
 
-    def after_step(self, policy: TokenPolicy, update: Update) -> None:
+    def after_step(self, policy: Any, update: Update) -> None:
         for objective, _ in self.members:
             objective.after_step(policy, update)
 

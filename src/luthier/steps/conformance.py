@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from luthier import parts
 from luthier.engine.budget import Budget
 from luthier.engine.distributed import World
+from luthier.engine.source import Records
 from luthier.engine.trainer import Batching, Saving, Trainer
 from luthier.errors import LuthierError, RunError
 from luthier.models.policy import TokenPolicy
@@ -102,12 +103,9 @@ def trainer(objective: Objective, tuner: Any, rows: list[Row], batching: Batchin
     policy = tuned_policy(tiny_model(dtype), [tuner], objective, seed)
     if more.pop("disturb", True):
         _disturb(policy)
-    defaults: dict[str, Any] = {
-        "optimizer": Plain(),
-        "schedule": parts.build("schedule", "constant"),
-        "budget": Budget("updates", 1),
-    }
-    return Trainer(policy, [tuner], objective, rows, batching=batching, **(defaults | more))
+    source = Records(rows, seed, more.pop("budget", Budget("updates", 1)))
+    defaults: dict[str, Any] = {"optimizer": Plain(), "schedule": parts.build("schedule", "constant")}
+    return Trainer(policy, [tuner], objective, source, batching=batching, **(defaults | more))
 
 
 def _disturb(policy: TokenPolicy) -> None:

@@ -21,6 +21,7 @@ from luthier.engine import memory
 from luthier.engine.budget import Budget
 from luthier.engine.distributed import World
 from luthier.engine.score import Column, cached_column, column_key, score, with_column
+from luthier.engine.source import Records
 from luthier.engine.trainer import Batching, Saving, Trainer
 from luthier.errors import LuthierError, RunError
 from luthier.models.policy import TokenPolicy
@@ -171,10 +172,9 @@ def training(
         policy=policy,
         tuners=tuners,
         objective=objective,
-        rows=rows,
+        source=Records(rows, settings.seed, Budget(settings.budget.unit, settings.budget.amount)),  # pyright: ignore[reportArgumentType]
         optimizer=parts.build("optimizer", train.optimizer, run.recipe.base),
         schedule=parts.build("schedule", train.schedule, run.recipe.base),
-        budget=Budget(settings.budget.unit, settings.budget.amount),  # pyright: ignore[reportArgumentType]
         batching=Batching(train.batch.records, tokens, layout, pad_id=0 if pad is None else pad),
         seed=settings.seed,
         world=run.world,
@@ -229,8 +229,8 @@ def _trained(trainer: Trainer, folder: Path) -> dict[str, Any]:
         "loss_first": lines[0]["loss"] if lines else None,
         "loss_last": lines[-1]["loss"] if lines else None,
         "micro_tokens": trainer.micro_tokens,
-        "budget": {trainer.budget.unit: trainer.budget.amount},
-        "repeatable": trainer.budget.repeatable,
+        "budget": {trainer.source.budget.unit: trainer.source.budget.amount},
+        "repeatable": trainer.source.budget.repeatable,
     }
 
 

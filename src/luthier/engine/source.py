@@ -1,0 +1,81 @@
+"""Where the rows of an update come from: records in data order, or anything else that can be drawn and resumed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from luthier.data.batches import Ordered
+from luthier.engine.budget import Budget, Position
+from luthier.types import Row
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """What one update is made of.
+
+    Attributes:
+        rows: what is trained on.
+        records: how many records (or prompts) of the data it uses up.
+        facts: further numbers to report with the update.
+    """
+
+    rows: Sequence[Row]
+    records: int
+    facts: Mapping[str, float] = field(default_factory=dict)
+
+
+class Source(Protocol):
+    """The rows of each update, as a function of the position and of a state that checkpoints carry."""
+
+    budget: Budget
+
+    def __len__(self) -> int:
+        """Records of one epoch."""
+        ...
+
+    def draw(self, position: Position, records: int) -> Drawn | None:
+        """The next update's rows, of `records` records or prompts where the budget allows; None when it is spent.
+
+        Without rows the update is skipped and counted.
+        """
+        ...
+
+    def updates_left(self, position: Position, records: int) -> int | None:
+        """Updates still to come, or None where only time will tell."""
+        ...
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """What a resumed run needs besides the position: tensors, and plain values for JSON."""
+        ...
+
+    def load(self, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
+        """Put back what `state` gave."""
+        ...
+
+
+class Records:
+    """The records of a data set in the order of (seed, epoch, record id); it needs no state but the position."""
+
+    def __init__(self, rows: Sequence[Row], seed: int, budget: Budget):
+        self.ordered = Ordered(rows, seed)
+        self.budget = budget
+
+    def __len__(self) -> int:
+        return len(self.ordered)
+
+    def draw(self, position: Position, records: int) -> Drawn | None:
+        rows = self.budget.draw(self.ordered, position, records)
+        return Drawn(rows, len(rows)) if rows else None
+
+    def updates_left(self, position: Position, records: int) -> int | None:
+        return self.budget.updates(self.ordered, position, records)
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        return {}, {}
+
+    def load(self, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
+        pass
