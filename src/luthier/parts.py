@@ -26,6 +26,11 @@ from luthier.errors import RecipeError, nearest
 SLOTS: dict[str, tuple[str, ...]] = {
     "objective": ("objectives",),
     "tuner": ("tuners",),
+    "selector": ("select/rows",),
+    "subset": ("select/records",),
+    "reward": ("rewards",),
+    "strategy": ("rollouts/strategies",),
+    "advantage": ("rollouts/advantages",),
     "optimizer": ("engine/optimizers",),
     "schedule": ("engine/schedules",),
     "metric": ("evals/metrics",),
