@@ -53,7 +53,12 @@ def machine_faults(root: Path) -> list[str]:
     faults = []
     for path in sorted(root.rglob("*")):
         inside = path.relative_to(root).parts
-        if path.suffix not in SUFFIXES or not path.is_file() or any(_skipped(folder) for folder in inside[:-1]):
+        if (
+            path.name == ".git"
+            or path.suffix not in SUFFIXES
+            or not path.is_file()
+            or any(_skipped(folder) for folder in inside[:-1])
+        ):
             continue
         try:
             lines = path.read_text(encoding="utf-8").splitlines()
