@@ -95,15 +95,10 @@ def _lines(data: dict[str, Any]) -> list[str]:
 
 def _parts_of(method: Method) -> list[Entry]:
     from luthier import parts
-    from luthier.recipe.settings import PARTS
+    from luthier.recipe.settings import part_specs
 
-    found = []
-    for (block, key), slot in PARTS.items():
-        value = method.method.data.get(block, {}).get(key)
-        items = value if isinstance(value, list) else [value]
-        specs = [item.get("objective", item) for item in items if isinstance(item, dict)]
-        found += [parts.find(slot, spec["kind"], method.path.parent) for spec in specs if "kind" in spec]
-    return found
+    specs = [(slot, spec) for _, slot, spec in part_specs(method.method.data) if "kind" in spec]
+    return [parts.find(slot, spec["kind"], method.path.parent) for slot, spec in specs]
 
 
 def show_part(entry: Entry) -> None:

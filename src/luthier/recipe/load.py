@@ -26,7 +26,7 @@ from luthier.recipe.merge import (
     unknown_key,
 )
 from luthier.recipe.methods import apply_advice, find_method, refuse_conflicts
-from luthier.recipe.settings import PARTS, SOURCES, Settings, Train, copy, expand
+from luthier.recipe.settings import PARTS, SOURCES, Settings, Train, copy, expand, part_specs
 
 BUNDLED = parts.PACKAGE / "recipes"
 
@@ -64,7 +64,7 @@ class Recipe:
 
     def build_parts(self) -> dict[str, parts.Part]:
         """Every part it names, built, by dotted path (items of a list: `train.tuner.0`)."""
-        return {".".join(key): parts.build(slot, spec, self.base) for key, slot, spec in _part_specs(self.data)}
+        return {".".join(key): parts.build(slot, spec, self.base) for key, slot, spec in part_specs(self.data)}
 
 
 def load_recipe(
@@ -109,7 +109,7 @@ class _Start:
 
 def _defaults() -> Layer:
     """Defaults of the parts: what a recipe's own block of the same kind merges with."""
-    blocks = {key: Train.model_fields[key].default for block, key in PARTS if block == "train"}
+    blocks = {path[1]: Train.model_fields[path[1]].default for path in PARTS if path[0] == "train"}
     return Layer({"train": copy(blocks)}, DEFAULT, Path.cwd())
 
 
@@ -224,7 +224,7 @@ def _resolve(start: _Start) -> Recipe:
 
 def _fill_options(data: dict[str, Any], merged: Merged, base: Path) -> None:
     """Build every part, which checks its options, and write out the defaults of those not given."""
-    for key, slot, spec in _part_specs(data):
+    for key, slot, spec in part_specs(data):
         try:
             part = parts.build(slot, spec, base)
         except RecipeError as error:
@@ -278,20 +278,3 @@ def _explain(error: ValidationError, merged: Merged) -> RecipeError:
         return RecipeError(f"{where}: {place}: expected {expected}; found {found}.", hint)
     what = PLAIN.get(first["type"], first["msg"][:1].lower() + first["msg"][1:])
     return RecipeError(f"{where}: {place}: {what}; found {found}.")
-
-
-def _part_specs(data: dict[str, Any]) -> list[tuple[Key, str, dict[str, Any]]]:
-    """(path, slot, description) of every part a resolved recipe names."""
-    specs: list[tuple[Key, str, dict[str, Any]]] = []
-    for (block, key), slot in PARTS.items():
-        value = data[block][key]
-        if isinstance(value, list):
-            items = [item.get("objective", item) for item in value]
-            specs += [((block, key, str(index)), slot, item) for index, item in enumerate(items)]
-        elif value != "auto":
-            specs.append(((block, key), slot, value))
-    for block, key in SOURCES:
-        value = data[block][key]
-        if isinstance(value, dict) and "kind" in value:
-            specs.append(((block, key), "dataset", value))
-    return specs

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from luthier.errors import RecipeError, nearest
 from luthier.recipe import settings, yaml
@@ -120,11 +120,17 @@ def _check(layer: Layer, data: Mapping[str, Any], block: type[Block], path: Key)
         if name not in block.model_fields:
             known = [*block.model_fields] if path else [*block.model_fields, "extends"]
             raise unknown_key(here, known, layer.origin(here))
-        inner = block.model_fields[name].annotation
-        if isinstance(value, dict) and isinstance(inner, type) and issubclass(inner, Block):
+        inner = _block_type(block.model_fields[name].annotation)
+        if isinstance(value, dict) and inner is not None:
             _check(layer, value, inner, here)
         elif isinstance(value, dict) and here in SOURCES and "path" in value:
             _check(layer, value, Source, here)
+
+
+def _block_type(annotation: Any) -> type[Block] | None:
+    """The block that a field holds, also where it may be null."""
+    options = get_args(annotation) or (annotation,)
+    return next((one for one in options if isinstance(one, type) and issubclass(one, Block)), None)
 
 
 def unknown_key(key: Key, known: list[str], where: str) -> RecipeError:

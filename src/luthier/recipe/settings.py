@@ -17,10 +17,20 @@ PARTS: dict[Path, str] = {
     ("train", "tuner"): "tuner",
     ("train", "optimizer"): "optimizer",
     ("train", "schedule"): "schedule",
+    ("rl", "strategy"): "strategy",
+    ("rl", "advantages"): "advantage",
+    ("reward",): "reward",
     ("evaluate", "metric"): "metric",
 }
 SOURCES: tuple[Path, ...] = (("data", "train"), ("data", "validation"), ("data", "test"), ("evaluate", "retain"))
-LISTS: tuple[Path, ...] = (("train", "objective"), ("train", "tuner"))
+LISTS: tuple[Path, ...] = (("train", "objective"), ("train", "tuner"), ("rl", "advantages"), ("reward",))
+SUMS: dict[Path, tuple[str, str]] = {
+    ("train", "objective"): ("objective", "coefficient"),
+    ("reward",): ("reward", "weight"),
+}
+"""Where a list is a weighted sum: the key of the part and of its factor in each item."""
+AUTO: tuple[Path, ...] = (("reward",), ("evaluate", "metric"))
+"""Where `auto` may stand instead of a part."""
 
 
 class Block(BaseModel):
@@ -65,19 +75,41 @@ def _tuner(value: Any) -> Any:
 
 
 def _objective(value: Any) -> Any:
-    if not isinstance(value, list):
-        return _part(value)
+    return _sum(value, ("train", "objective")) if isinstance(value, list) else _part(value)
+
+
+def _sum(value: list[Any], path: Path) -> list[dict[str, Any]]:
+    part, factor = SUMS[path]
     if not value:
-        raise ValueError("the list is empty: name at least one objective")
-    return [_summand(item) for item in value]
+        raise ValueError(f"the list is empty: name at least one {part}")
+    return [_summand(item, part, factor) for item in value]
 
 
-def _summand(item: Any) -> dict[str, Any]:
-    if not isinstance(item, Mapping) or set(item) != {"objective", "coefficient"}:
-        raise ValueError("each item of a sum is a part, or a block of `objective` and `coefficient`")
-    if type(item["coefficient"]) not in (int, float):
-        raise ValueError(f"`coefficient` is a number, found {item['coefficient']!r}")
-    return {"objective": _part(item["objective"]), "coefficient": float(item["coefficient"])}
+def _summand(item: Any, part: str, factor: str) -> dict[str, Any]:
+    if not isinstance(item, Mapping) or set(item) != {part, factor}:
+        raise ValueError(f"each item of a sum is a part, or a block of `{part}` and `{factor}`")
+    if type(item[factor]) not in (int, float):
+        raise ValueError(f"`{factor}` is a number, found {item[factor]!r}")
+    return {part: _part(item[part]), factor: float(item[factor])}
+
+
+def _reward(value: Any) -> Any:
+    if value == "auto":
+        return value
+    if not isinstance(value, list):
+        raise ValueError("expected `auto`, the name of a reward, or a list of rewards")
+    return _sum(value, ("reward",))
+
+
+def _chain(value: Any) -> list[dict[str, Any]]:
+    if not isinstance(value, list) or not value:
+        raise ValueError("expected a part or a list of parts, applied in written order")
+    return [_part(item) for item in value]
+
+
+def _strategy(value: Any) -> dict[str, Any]:
+    """A block without `kind` sets options of the default strategy."""
+    return _part({"kind": "plain", **value} if isinstance(value, Mapping) else value)
 
 
 def _metric(value: Any) -> Any:
@@ -176,6 +208,39 @@ class Train(Block):
     save: Save = Field(default_factory=Save)
 
 
+class Generate(Block):
+    """How answers are generated. `batch` counts prompts generated together."""
+
+    max_new_tokens: Count = 256
+    temperature: float = Field(default=0.0, ge=0)
+    batch: AutoCount = "auto"
+
+
+class RL(Block):
+    """How an `rl` step makes its training rows: sample answers, judge them, turn rewards into advantages.
+
+    A rollout draws `train.batch.records` prompts, is cut into `updates` updates, and is gone through `passes`
+    times. With `refill` the prompts whose answers all got one reward are replaced by others, in up to so many
+    further draws. `train_cut_off: false` masks answers that ran into max_new_tokens.
+    """
+
+    strategy: Annotated[dict[str, Any], PlainValidator(_strategy)] = {"kind": "plain"}
+    advantages: Annotated[list[dict[str, Any]], PlainValidator(_chain)] = [{"kind": "group_norm"}]
+    generate: Generate = Field(default_factory=lambda: Generate(temperature=1.0))
+    updates: Count = 1
+    passes: Count = 1
+    refill: Annotated[int, BeforeValidator(_whole), Field(ge=0)] = 0
+    train_cut_off: bool = True
+
+    @model_validator(mode="before")
+    @classmethod
+    def _samples(cls, value: Any) -> Any:
+        """Answers are drawn, so the temperature is 1 unless it is written."""
+        if isinstance(value, Mapping) and isinstance(value.get("generate"), Mapping):
+            return {**value, "generate": {"temperature": 1.0, **value["generate"]}}
+        return value
+
+
 class Budget(Block):
     """How long to train: exactly one of its keys is set."""
 
@@ -211,14 +276,6 @@ class Evaluate(Block):
     retain: Annotated[dict[str, Any] | None, PlainValidator(_source_or_null)] = None
     limit: Count | None = None
     perplexity: bool = True
-
-
-class Generate(Block):
-    """How answers are generated. `batch` counts prompts generated together."""
-
-    max_new_tokens: Count = 256
-    temperature: float = Field(default=0.0, ge=0)
-    batch: AutoCount = "auto"
 
 
 def _seeds(value: Any) -> Any:
@@ -285,6 +342,8 @@ class Settings(Block):
     model: Model
     data: Data
     train: Train = Field(default_factory=Train)
+    rl: RL | None = None
+    reward: Annotated[Literal["auto"] | list[dict[str, Any]], PlainValidator(_reward)] = "auto"
     budget: Budget = Field(default_factory=lambda: Budget(epochs=2))
     evaluate: Evaluate = Field(default_factory=Evaluate)
     generate: Generate = Field(default_factory=Generate)
@@ -304,9 +363,10 @@ def expand(data: Mapping[str, Any]) -> dict[str, Any]:
     full = copy(data)
     if isinstance(full.get("model"), str):
         full["model"] = {"path": full["model"]}
-    for (block, key), _slot in PARTS.items():
-        if isinstance(full.get(block), dict) and key in full[block]:
-            full[block][key] = _expand_part((block, key), full[block][key])
+    for path in PARTS:
+        block = _block_at(full, path[:-1])
+        if block is not None and path[-1] in block:
+            block[path[-1]] = _expand_part(path, block[path[-1]])
     for block, key in SOURCES:
         if isinstance(full.get(block), dict) and isinstance(full[block].get(key), str):
             full[block][key] = _expand_source(full[block][key])
@@ -320,23 +380,52 @@ def copy(value: Any) -> Any:
     return [copy(item) for item in value] if isinstance(value, list | tuple) else value
 
 
+def part_specs(data: Mapping[str, Any]) -> list[tuple[Path, str, dict[str, Any]]]:
+    """(path, slot, description) of every part that a recipe with all shorthands written out names."""
+    specs: list[tuple[Path, str, dict[str, Any]]] = []
+    for path, slot in PARTS.items():
+        value = (_block_at(data, path[:-1]) or {}).get(path[-1])
+        if isinstance(value, list):
+            part = SUMS.get(path, ("",))[0]
+            specs += [((*path, str(index)), slot, item.get(part, item)) for index, item in enumerate(value)]
+        elif isinstance(value, dict):
+            specs.append((path, slot, value))
+    for path in SOURCES:
+        value = (_block_at(data, path[:-1]) or {}).get(path[-1])
+        if isinstance(value, dict) and "kind" in value:
+            specs.append((path, "dataset", value))
+    return specs
+
+
+def _block_at(data: Any, path: Path) -> Any:
+    """The block at a path, or None where there is none."""
+    for key in path:
+        data = data.get(key) if isinstance(data, dict) else None
+    return data if isinstance(data, dict) else None
+
+
 def _expand_part(path: Path, value: Any) -> Any:
+    if value == "auto" and path in AUTO:
+        return value
     if isinstance(value, str):
-        return value if path == ("evaluate", "metric") and value == "auto" else {"kind": value}
-    if not isinstance(value, list) or path not in LISTS:
+        value = {"kind": value}
+    if path not in LISTS:
+        return value
+    if path in (("reward",), ("rl", "advantages")) and isinstance(value, dict):
+        value = [value]
+    if not isinstance(value, list):
         return value
     items = [{"kind": item} if isinstance(item, str) else item for item in value]
-    return [_expand_summand(item) for item in items] if path == ("train", "objective") else items
+    return [_expand_summand(item, *SUMS[path]) for item in items] if path in SUMS else items
 
 
-def _expand_summand(item: Any) -> Any:
+def _expand_summand(item: Any, part: str, factor: str) -> Any:
     if not isinstance(item, dict):
         return item
-    if "objective" not in item:
-        coefficient = item.get("coefficient", 1.0)
-        return {"objective": {k: v for k, v in item.items() if k != "coefficient"}, "coefficient": coefficient}
-    objective = item["objective"]
-    return {"coefficient": 1.0, **item, "objective": {"kind": objective} if isinstance(objective, str) else objective}
+    if part not in item:
+        return {part: {k: v for k, v in item.items() if k != factor}, factor: item.get(factor, 1.0)}
+    inner = item[part]
+    return {factor: 1.0, **item, part: {"kind": inner} if isinstance(inner, str) else inner}
 
 
 def _expand_source(text: str) -> Any:
