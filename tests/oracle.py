@@ -19,6 +19,7 @@ def view_of(objective, logits=(2.0, 1.0, 0.0, -1.0), reference=(1.0, 1.0, 0.5, 0
         streams={"weights": torch.ones(1, dtype=torch.float64)},
         hidden_of={"initial": (FixedReference(), fixed)},
         keys=torch.tensor([123]),
+        record_targets=torch.tensor([1]),
         update=update or Update(1, 0),
     )
 

@@ -1,4 +1,4 @@
-"""Divergences between two categorical distributions given by logits, with lean backwards."""
+"""Divergences and expectations of categorical distributions given by logits, with lean backwards."""
 
 from __future__ import annotations
 
@@ -24,6 +24,28 @@ class _ForwardKL(torch.autograd.Function):
     def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor, None]:
         (difference,) = ctx.saved_tensors
         return difference * outer[0][:, None], None
+
+
+class _WeightedLogProb(torch.autograd.Function):
+    """Σ_v c_v log p_v for constant c. Its gradient with respect to the logits is c - (Σ_v c_v) p."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, coefficients: Tensor) -> Tensor:
+        log_p = torch.log_softmax(logits, dim=-1)
+        value = torch.linalg.vecdot(coefficients, log_p)
+        total = coefficients.sum(-1, keepdim=True)
+        ctx.save_for_backward(torch.addcmul(coefficients, log_p.exp_(), total, value=-1))
+        return value
+
+    @staticmethod
+    def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor, None]:
+        (difference,) = ctx.saved_tensors
+        return difference * outer[0][:, None], None
+
+
+def weighted_logprob(logits: Tensor, coefficients: Tensor) -> Tensor:
+    """Σ_v c_v log p_v: logits and coefficients [n,V] → [n]; gradient to the logits alone."""
+    return _WeightedLogProb.apply(logits, coefficients)
 
 
 def kl_from_reference(logits: Tensor, reference: Tensor) -> Tensor:

@@ -62,6 +62,11 @@ class Objective(Part):
     READS: ClassVar[tuple[str, ...]] = ()
     UNIT: ClassVar[str] = "targets"
 
+    @property
+    def unit(self) -> str:
+        """What the loss is divided by: UNIT, unless an option chooses."""
+        return self.UNIT
+
     def units(self, batch: Batch) -> dict[str, float]:
         """Counts that terms may be divided by, from ids and streams only."""
         rows, columns = batch.targets()
@@ -107,6 +112,7 @@ class TokenView:
     streams: dict[str, Tensor]  # token streams at the chunk's positions, [n]
     hidden_of: dict[str, Any]  # reference name → (reference, hidden [n,D])
     keys: Tensor  # [n] int64: hash of (record, position), for keyed draws
+    record_targets: Tensor  # [n] targets of the record that each position belongs to
     update: Update
 
     @cached_property
@@ -125,9 +131,7 @@ class TokenView:
 
     def uniform(self, draws: int) -> Tensor:
         """Uniform numbers [n,draws] in [0,1), a function of (seed, update, record, position, draw) alone."""
-        base = self.keys ^ _mix(torch.tensor(self.update.seed * 1_000_003 + self.update.index, device=self.keys.device))
-        draw = torch.arange(1, draws + 1, device=self.keys.device)
-        return ((_mix(base[:, None] + draw * 0x2545F4914F6CDD1D) >> 11) & (2**53 - 1)).double() / 2**53
+        return keyed_uniform(self.keys, self.update, draws)
 
     def meter(self, name: str, values: Tensor, unit: str = "targets") -> None:
         """Report the mean of per-token values [n] over the update."""
@@ -138,7 +142,7 @@ class TokenObjective(Objective):
     """A loss that is a sum over target positions: write `token_loss(view) -> [n]`.
 
     Each value is multiplied by the position's weight and the sum divided by the update's global count of
-    UNIT ("targets", "weights" or "records").
+    `unit` ("targets", "weights" or "records"; a mean per record divides by `view.record_targets` first).
     """
 
     def token_loss(self, view: TokenView) -> Tensor:
@@ -146,7 +150,7 @@ class TokenObjective(Objective):
         raise RecipeError(f"{type(self).__name__} does not define `token_loss(self, view)`.")
 
     def terms(self, policy: TokenPolicy, batch: Batch, update: Update) -> list[Term]:
-        return [Term(token_pass(policy, batch, update, [(self, 1.0)]), self.UNIT)]
+        return [Term(token_pass(policy, batch, update, [(self, 1.0)]), self.unit)]
 
     def weighted(self, view: TokenView) -> Tensor:
         """token_loss × weights, with the shape checked once and for all."""
@@ -173,6 +177,8 @@ def token_pass(
     references = {read.split(":")[1]: policy.references[read.split(":")[1]] for read in sorted(reads)}
     hidden_of = {name: (handle, handle.hidden(batch)) for name, handle in references.items()}
     keys = position_keys(batch)
+    owner = batch.record_of[rows, columns]
+    record_targets = owner.bincount()[owner]
 
     def loss(piece: slice, logits: Tensor) -> Tensor:
         view = TokenView(
@@ -181,6 +187,7 @@ def token_pass(
             streams={name: values[piece] for name, values in streams.items()},
             hidden_of={name: (handle, states[piece]) for name, (handle, states) in hidden_of.items()},
             keys=keys[piece],
+            record_targets=record_targets[piece],
             update=update,
         )
         total = sum(factor * objective.weighted(view) for objective, factor in members)
@@ -236,7 +243,7 @@ class SequenceObjective(Objective):
                 f"{type(self).__name__}.sequence_loss returned {getattr(loss, 'shape', type(loss).__name__)}; expected"
                 f" one value per record, {tuple(view.count.shape)}."
             )
-        return [Term((loss * (view.count > 0)).sum(), self.UNIT)]
+        return [Term((loss * (view.count > 0)).sum(), self.unit)]
 
 
 class WeightedSum(Objective):
@@ -248,7 +255,7 @@ class WeightedSum(Objective):
         return {name: n for objective, _ in self.members for name, n in objective.units(batch).items()}
 
     def terms(self, policy: Any, batch: Batch, update: Update) -> list[Term]:
-        tokens = [(o, c / update.counts[o.UNIT]) for o, c in self.members if isinstance(o, TokenObjective)]
+        tokens = [(o, c / update.counts[o.unit]) for o, c in self.members if isinstance(o, TokenObjective)]
         terms = [Term(token_pass(policy, batch, update, tokens), None)] if tokens else []
         nll_known = bool(tokens)
         for objective, coefficient in self.members:
@@ -302,6 +309,13 @@ def members_of(objective: Objective) -> list[Objective]:
 def reads_of(objective: Objective) -> tuple[str, ...]:
     """All streams and references an objective reads."""
     return tuple(dict.fromkeys(read for member in members_of(objective) for read in member.READS))
+
+
+def keyed_uniform(keys: Tensor, update: Update, draws: int) -> Tensor:
+    """Uniform numbers [n,draws] in [0,1), a function of (keys [n] int64, seed, update, draw) alone."""
+    base = keys ^ _mix(torch.tensor(update.seed * 1_000_003 + update.index, device=keys.device))
+    draw = torch.arange(1, draws + 1, device=keys.device)
+    return ((_mix(base[:, None] + draw * 0x2545F4914F6CDD1D) >> 11) & (2**53 - 1)).double() / 2**53
 
 
 def position_keys(batch: Batch) -> Tensor:
