@@ -1,0 +1,1 @@
+"""Strategies: which continuations of one prompt are asked for, round after round."""
