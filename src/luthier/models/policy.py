@@ -51,14 +51,23 @@ class TokenPolicy:
     def _output(self) -> nn.Module:
         return self.module.get_output_embeddings()  # pyright: ignore[reportCallIssue]
 
-    def hidden(self, batch: Batch) -> Tensor:
-        """Hidden states [N,D] from which the N targets of the batch are predicted, in `batch.targets()` order."""
-        rows, columns = batch.targets()
-        return self._input_of_head(batch.ids, batch.attention_mask, batch.position_of)[rows, columns - 1]
+    def hidden(self, batch: Batch, embeddings: Tensor | None = None) -> Tensor:
+        """Hidden states [N,D] from which the N targets of the batch are predicted, in `batch.targets()` order.
 
-    def _input_of_head(self, ids: Tensor, mask: Tensor | None, positions: Tensor) -> Tensor:
+        Args:
+            embeddings: [B,T,D], what the model reads in place of `embed(batch.ids)`.
+        """
+        rows, columns = batch.targets()
+        inputs = {"input_ids": batch.ids} if embeddings is None else {"inputs_embeds": embeddings}
+        return self._input_of_head(inputs, batch.attention_mask, batch.position_of)[rows, columns - 1]
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """Input embeddings of tokens [B,T] → [B,T,D], adapter and the model's own scale included."""
+        return self.module.get_input_embeddings()(ids)  # pyright: ignore[reportCallIssue]
+
+    def _input_of_head(self, inputs: dict[str, Tensor], mask: Tensor | None, positions: Tensor) -> Tensor:
         with _head_input(self._output()) as captured:
-            self.module(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False)
+            self.module(**inputs, attention_mask=mask, position_ids=positions, use_cache=False)
         return captured[0]
 
     def verify_head(self) -> None:
@@ -93,7 +102,7 @@ class TokenPolicy:
         positions = torch.arange(4, device=record.device).repeat(2)[None]
         with reading(self.module):
             one, other = (
-                self._input_of_head(torch.cat([before, record], 1), None, positions)[:, 4:]
+                self._input_of_head({"input_ids": torch.cat([before, record], 1)}, None, positions)[:, 4:]
                 for before in (self._tokens(0, 4), self._tokens(4, 8))
             )
         if float((one - other).abs().max()) > PACKING_TOLERANCE * float(one.abs().max()):
@@ -101,6 +110,25 @@ class TokenPolicy:
                 f"{type(self.module).__name__} lets records that are packed into one row see each other.",
                 "Set train.batch.layout=padded.",
             )
+
+    def verify_embeddings(self) -> None:
+        """Check on four tokens that the model reads `embed(ids)` as it reads the ids.
+
+        Raises:
+            ModelError: it needs the ids for more than their embeddings.
+        """
+        ids = self._tokens(0, 4)
+        positions = torch.arange(4, device=ids.device)[None]
+        with reading(self.module):
+            try:
+                one, other = (
+                    self._input_of_head(inputs, None, positions)
+                    for inputs in ({"input_ids": ids}, {"inputs_embeds": self.embed(ids)})
+                )
+            except (TypeError, ValueError, NotImplementedError) as error:
+                raise _reads_ids(self.module) from error
+        if not torch.allclose(one, other, rtol=1e-4, atol=1e-4 * float(one.abs().max())):
+            raise _reads_ids(self.module)
 
     def _tokens(self, start: int, end: int) -> Tensor:
         device = next(self.module.parameters()).device
@@ -136,6 +164,13 @@ class Reference:
     def _scoped(self) -> Iterator[None]:
         with reading(self.policy.module), self.scope():
             yield
+
+
+def _reads_ids(module: nn.Module) -> ModelError:
+    return ModelError(
+        f"{type(module).__name__} cannot be run from input embeddings alone.",
+        "An objective that blends embeddings, such as `ift`, needs a model that takes `inputs_embeds`.",
+    )
 
 
 @contextmanager

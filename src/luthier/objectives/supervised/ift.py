@@ -1,0 +1,134 @@
+"""IFT: the model reads a blend of the answer and its own guesses, and early tokens answer for later ones."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from pydantic import Field
+
+from luthier.objectives.base import Objective, Update, keyed_uniform
+from luthier.parts import lazy
+from luthier.types import Batch, Term
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from luthier.models import head as heads
+    from luthier.models import policy as policies
+    from luthier.models.policy import TokenPolicy
+else:
+    torch = lazy("torch")
+    heads = lazy("luthier.models.head")
+    policies = lazy("luthier.models.policy")
+
+
+class IFT(Objective):
+    """Intuitive fine-tuning: blended input embeddings, and weights that look ahead.
+
+    1. Without gradient and in eval mode, the greedy guess x'_t of every target from its gold prefix.
+    2. With gradient, l_t = -log p(y_t | e), where e_t = (1-residual) E[x_t] + residual E[x'_t] at targets.
+    3. c_t = Σ_{i≥t} decay^(i-t) l_i within the record, w_t = c_t N / Σ c; decay 0 means w = 1.
+    A record's loss is (1/N) Σ_t w_t l_t with N its targets, an update's the mean over records. The weights are
+    differentiated unless `detach_weights`. The lookup E gets no gradient (a tied output still trains the
+    table) unless `train_embedding_through_blend`. `residual` moves from `residual_start` over training, and
+    is multiplied by 1 + residual_noise · n, n one normal number per update. `propagation: mask` takes 1 for
+    l_i in 3, a schedule by position. Token weights multiply l_t.
+
+    Source: arXiv 2405.11870 and its released code, which differ: equation 21 is an undiscounted double sum
+    with the opposite order. This is the code's form.
+    """
+
+    PAPER: ClassVar[str] = "arXiv 2405.11870"
+    UNIT: ClassVar[str] = "records"
+    SETTINGS: ClassVar = (
+        {},
+        {"residual": 0.6},
+        {"residual_start": 0.0},
+        {"residual_noise": 0.5},
+        {"decay": 0.5},
+        {"propagation": "mask"},
+        {"detach_weights": True},
+        {"train_embedding_through_blend": True},
+    )
+
+    residual: float = Field(0.2, ge=0.0, le=1.0)
+    residual_start: float | None = Field(None, ge=0.0, le=1.0)
+    residual_noise: float = Field(0.0, ge=0.0)
+    decay: float = Field(0.95, ge=0.0, le=1.0)
+    propagation: Literal["loss", "mask"] = "loss"
+    detach_weights: bool = False
+    train_embedding_through_blend: bool = False
+
+    def start(self, policy: TokenPolicy) -> None:
+        policy.verify_embeddings()
+
+    def terms(self, policy: TokenPolicy, batch: Batch, update: Update) -> list[Term]:
+        rows, columns = batch.targets()
+        if not len(rows):
+            return []
+        targets, owner, position = (x[rows, columns] for x in (batch.ids, batch.record_of, batch.position_of))
+        guesses, nll = greedy_guesses(policy, batch)
+        update.meter("nll", nll.sum(), "targets")
+        update.meter("agreement", (guesses == targets).double().sum(), "targets")
+        embeddings = self.blend(policy, batch, guesses, self.residual_at(update))
+        hidden = policy.hidden(batch, embeddings)
+        losses = -policy.head.map(hidden, lambda piece, logits: heads.target_logprob(logits, targets[piece]))
+        update.meter("blended_nll", losses.detach().sum(), "targets")
+        losses = losses * batch.weights[rows, columns]
+        weights = self.relation(losses, owner, position)
+        return [Term((weights * losses / owner.bincount()[owner]).sum(), self.unit)]
+
+    def blend(self, policy: TokenPolicy, batch: Batch, guesses: Tensor, residual: float) -> Tensor:
+        """Embeddings [B,T,D] of the batch, at the targets mixed with those of the guesses [N]."""
+        guessed = batch.ids.index_put(batch.targets(), guesses)
+        with torch.set_grad_enabled(self.train_embedding_through_blend):
+            return torch.lerp(policy.embed(batch.ids), policy.embed(guessed), residual)
+
+    def relation(self, losses: Tensor, owner: Tensor, position: Tensor) -> Tensor:
+        """Weights [N] with mean 1 in each record, from losses [N], their record and their position in it."""
+        if self.decay == 0.0:
+            return torch.ones_like(losses)
+        carried = losses.detach() if self.detach_weights else losses
+        sums = discounted(
+            torch.ones_like(losses) if self.propagation == "mask" else carried, owner, position, self.decay
+        )
+        total = sums.new_zeros(int(owner.max()) + 1).index_add(0, owner, sums)
+        return sums * owner.bincount()[owner] / total.clamp_min(torch.finfo(sums.dtype).tiny)[owner]
+
+    def residual_at(self, update: Update) -> float:
+        """The coefficient of the blend in this update."""
+        start = self.residual if self.residual_start is None else self.residual_start
+        residual = start + (self.residual - start) * update.progress
+        if self.residual_noise:
+            one, two = keyed_uniform(torch.zeros(1, dtype=torch.int64), update, 2)[0].tolist()
+            normal = math.sqrt(-2 * math.log(1 - one)) * math.cos(2 * math.pi * two)
+            residual *= 1 + self.residual_noise * normal
+        return min(1.0, max(0.0, residual))
+
+
+def greedy_guesses(policy: TokenPolicy, batch: Batch) -> tuple[Tensor, Tensor]:
+    """The likeliest token at every target, and -log p of the true one, from the gold prefix: [N] each, no gradient."""
+    targets: Any = batch.ids[batch.targets()]
+    with policies.reading(policy.module):
+        hidden = policy.hidden(batch)
+        found = []
+        for piece in policy.head.chunks(hidden):
+            logits = policy.head.logits(hidden[piece])
+            found.append((logits.argmax(-1), -heads.target_logprob(logits, targets[piece])))
+        return torch.cat([guess for guess, _ in found]), torch.cat([nll for _, nll in found])
+
+
+def discounted(values: Tensor, owner: Tensor, position: Tensor, decay: float) -> Tensor:
+    """Σ_{i≥t} decay^(i-t) v_i over the later positions of the same record: [N] → [N].
+
+    By doubling: after k rounds each position holds the sum over the 2^k positions from it on.
+    """
+    length = int(position.max()) + 1
+    grid = values.new_zeros(int(owner.max()) + 1, length).index_put((owner, position), values)
+    reach = 1
+    while reach < length:
+        grid = grid + decay**reach * torch.nn.functional.pad(grid[:, reach:], (0, reach))
+        reach *= 2
+    return grid[owner, position]
