@@ -20,14 +20,15 @@ CHUNK_BYTES = 48 * 2**20
 
 @dataclass(frozen=True)
 class Head:
-    """Output embedding (adapter included), then scale and soft cap, both in fp32 or wider.
+    """Output embedding (adapter included), then scale, soft cap and temperature, all in fp32 or wider.
 
-    logits = softcap * tanh(scale * output(hidden) / softcap)
+    logits = softcap * tanh(scale * output(hidden) / softcap) / temperature
     """
 
     output: nn.Module
     scale: float = 1.0
     softcap: float | None = None
+    temperature: float = 1.0
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Hidden states [n,D] → logits [n,V], float32 (float64 stays float64)."""
@@ -37,7 +38,7 @@ class Head:
             logits = logits * self.scale
         if self.softcap is not None:
             logits = self.softcap * torch.tanh(logits / self.softcap)
-        return logits
+        return logits if self.temperature == 1.0 else logits / self.temperature
 
     def chunks(self, hidden: Tensor) -> list[slice]:
         """Equal slices of the N positions whose logits take about CHUNK_BYTES each."""

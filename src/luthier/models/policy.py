@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from luthier.errors import ModelError
+from luthier.errors import ModelError, RecipeError
 from luthier.models.head import Head, vocabulary_of
 from luthier.types import Batch
 
@@ -33,12 +33,22 @@ class TokenPolicy:
 
     `hidden(batch)` runs the model's own outermost forward (so adapters, prompts and hooks all take
     part) and takes the input of its output embedding; the model's own logits are never computed.
+
+    Args:
+        temperature: what the head divides logits by. A policy that samples at a temperature is that
+            softmax: its losses and scores are of the distribution that it draws from.
     """
 
     face = "token"
 
-    def __init__(self, module: nn.Module):
+    def __init__(self, module: nn.Module, temperature: float = 1.0):
+        if temperature <= 0:
+            raise RecipeError(
+                f"A policy cannot be trained at temperature {temperature:g}: it always takes the likeliest token.",
+                "Sample with generate.temperature=1.0, or any number above 0.",
+            )
         self.module = module
+        self.temperature = temperature
         self.references: dict[str, Reference] = {}
 
     @property
@@ -46,7 +56,7 @@ class TokenPolicy:
         config = getattr(self.module.config, "text_config", self.module.config)
         scale = float(getattr(config, "logit_scale", None) or 1.0)  # cohere
         scale /= float(getattr(config, "logits_scaling", None) or 1.0)  # granite
-        return Head(self._output(), scale, getattr(config, "final_logit_softcapping", None))
+        return Head(self._output(), scale, getattr(config, "final_logit_softcapping", None), self.temperature)
 
     def _output(self) -> nn.Module:
         return self.module.get_output_embeddings()  # pyright: ignore[reportCallIssue]
@@ -78,7 +88,7 @@ class TokenPolicy:
         """
         ids = self._tokens(0, 4)
         with reading(self.module):
-            own = self.module(input_ids=ids, use_cache=False).logits.float()
+            own = self.module(input_ids=ids, use_cache=False).logits.float() / self.temperature
             with _head_input(self._output()) as captured:
                 self.module(input_ids=ids, use_cache=False)
             ours = self.head.logits(captured[0]).float()

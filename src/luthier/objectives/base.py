@@ -67,6 +67,11 @@ class Objective(Part):
         """What the loss is divided by: UNIT, unless an option chooses."""
         return self.UNIT
 
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """The streams and references that it needs: READS, unless options choose."""
+        return self.READS
+
     def units(self, batch: Batch) -> dict[str, float]:
         """Counts that terms may be divided by, from ids and streams only."""
         rows, columns = batch.targets()
@@ -104,6 +109,28 @@ class Objective(Part):
 
 
 @dataclass
+class Whole:
+    """All N targets of a micro-batch, without gradient: for a loss that must know a token's whole record."""
+
+    head: heads.Head
+    hidden: Tensor  # [N,D]
+    targets: Tensor  # [N]
+    owner: Tensor  # [N] index of each position's record
+    streams: dict[str, Tensor]  # token streams [N]
+
+    @cached_property
+    def logprob(self) -> Tensor:
+        """log p(target) under the trained model, [N], from a pass of the head of its own."""
+        with torch.no_grad():
+            return self.head.map(self.hidden, lambda piece, z: heads.target_logprob(z, self.targets[piece]))
+
+    def mean(self, values: Tensor) -> Tensor:
+        """Mean of values [N] over each position's record, [N]."""
+        sums = torch.zeros(int(self.owner.max()) + 1, dtype=values.dtype, device=values.device)
+        return (sums.index_add(0, self.owner, values) / self.owner.bincount())[self.owner]
+
+
+@dataclass
 class TokenView:
     """One chunk of n target positions. All tensors are detached from nothing: losses differentiate `logits`."""
 
@@ -114,6 +141,8 @@ class TokenView:
     keys: Tensor  # [n] int64: hash of (record, position), for keyed draws
     record_targets: Tensor  # [n] targets of the record that each position belongs to
     update: Update
+    whole: Whole | None = None
+    piece: slice = field(default_factory=lambda: slice(None))  # where the chunk stands in `whole`
 
     @cached_property
     def logprob(self) -> Tensor:
@@ -123,6 +152,21 @@ class TokenView:
     @property
     def weights(self) -> Tensor:
         return self.streams["weights"]
+
+    def stream(self, name: str) -> Tensor:
+        """A token stream at the chunk's positions, [n].
+
+        Raises:
+            RecipeError: the rows do not carry it.
+        """
+        if name not in self.streams:
+            raise missing_stream(name)
+        return self.streams[name]
+
+    def record_mean(self, values: Callable[[Whole], Tensor]) -> Tensor:
+        """Mean over each position's record, [n], of per-token values [N]; no gradient."""
+        assert self.whole is not None
+        return self.whole.mean(values(self.whole).detach())[self.piece]
 
     def logits_of(self, reference: str) -> Tensor:
         """Logits [n,V] of a reference named in READS as `logits:<reference>`; no gradient."""
@@ -173,12 +217,13 @@ def token_pass(
     rows, columns = batch.targets()
     targets = batch.ids[rows, columns]
     streams = {name: s.values[rows, columns] for name, s in batch.streams.items() if s.axis == "token"}
-    reads = {read for objective, _ in members for read in objective.READS if read.startswith("logits:")}
+    reads = {read for objective, _ in members for read in objective.reads if read.startswith("logits:")}
     references = {read.split(":")[1]: policy.references[read.split(":")[1]] for read in sorted(reads)}
     hidden_of = {name: (handle, handle.hidden(batch)) for name, handle in references.items()}
     keys = position_keys(batch)
     owner = batch.record_of[rows, columns]
     record_targets = owner.bincount()[owner]
+    whole = Whole(policy.head, hidden.detach(), targets, owner, streams)
 
     def loss(piece: slice, logits: Tensor) -> Tensor:
         view = TokenView(
@@ -189,6 +234,8 @@ def token_pass(
             keys=keys[piece],
             record_targets=record_targets[piece],
             update=update,
+            whole=whole,
+            piece=piece,
         )
         total = sum(factor * objective.weighted(view) for objective, factor in members)
         view.meter("nll", -view.logprob)
@@ -308,7 +355,15 @@ def members_of(objective: Objective) -> list[Objective]:
 
 def reads_of(objective: Objective) -> tuple[str, ...]:
     """All streams and references an objective reads."""
-    return tuple(dict.fromkeys(read for member in members_of(objective) for read in member.READS))
+    return tuple(dict.fromkeys(read for member in members_of(objective) for read in member.reads))
+
+
+def missing_stream(name: str) -> RecipeError:
+    """An objective reads a stream that the rows do not carry."""
+    return RecipeError(
+        f"The objective reads `{name}`, which this step's rows do not carry.",
+        "`advantages`, `old_logprobs`, `values` and `returns` come with answers that the model samples: an rl step.",
+    )
 
 
 def keyed_uniform(keys: Tensor, update: Update, draws: int) -> Tensor:

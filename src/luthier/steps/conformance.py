@@ -6,9 +6,10 @@ Each check is a function that returns None or raises `Failed` with what was seen
 
 from __future__ import annotations
 
+import math
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from luthier.engine.source import Records
 from luthier.engine.trainer import Batching, Saving, Trainer
 from luthier.errors import LuthierError, RunError
 from luthier.models.policy import TokenPolicy
-from luthier.objectives.base import Objective
+from luthier.objectives.base import Objective, reads_of
 from luthier.recipe.methods import slot_of_file
 from luthier.steps.ground import tuned_policy
 from luthier.types import Row, Stream
@@ -96,6 +97,23 @@ def tiny_rows(count: int = RECORDS, seed: int = 0, targets: bool = True) -> list
     return rows
 
 
+def with_streams(rows: Sequence[Row], names: Sequence[str]) -> list[Row]:
+    """The rows with made-up values for token streams that they lack, such as a rollout would bring.
+
+    Log-probabilities lie around those of a uniform distribution, other values around 0.
+    """
+    filled = []
+    for index, row in enumerate(rows):
+        made = dict(row.streams)
+        for name in names:
+            draw = numpy.random.default_rng([index, *name.encode()])
+            centre = -math.log(VOCABULARY) if "logprobs" in name else 0.0
+            values = draw.normal(centre, 0.5, len(row)).astype(numpy.float32)
+            made.setdefault(name, Stream(values, "token"))
+        filled.append(replace(row, streams=made))
+    return filled
+
+
 def trainer(objective: Objective, tuner: Any, rows: list[Row], batching: Batching, **more: Any) -> Trainer:
     """A trainer of the tiny model with these parts; `more` overrides its fields."""
     dtype = more.pop("dtype", torch.float64)
@@ -103,7 +121,8 @@ def trainer(objective: Objective, tuner: Any, rows: list[Row], batching: Batchin
     policy = tuned_policy(tiny_model(dtype), [tuner], objective, seed)
     if more.pop("disturb", True):
         _disturb(policy)
-    source = Records(rows, seed, more.pop("budget", Budget("updates", 1)))
+    streams = [read for read in reads_of(objective) if not read.startswith("logits:")]
+    source = Records(with_streams(rows, streams), seed, more.pop("budget", Budget("updates", 1)))
     defaults: dict[str, Any] = {"optimizer": Plain(), "schedule": parts.build("schedule", "constant")}
     return Trainer(policy, [tuner], objective, source, batching=batching, **(defaults | more))
 

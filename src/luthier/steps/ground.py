@@ -115,11 +115,13 @@ def micro_tokens(recipe: Recipe, device: torch.device) -> int:
     return MICRO_TOKENS[device.type] if micro == "auto" else micro
 
 
-def tuned_policy(module: nn.Module, tuners: Sequence[Tuner], objective: Objective, seed: int) -> TokenPolicy:
+def tuned_policy(
+    module: nn.Module, tuners: Sequence[Tuner], objective: Objective, seed: int, temperature: float = 1.0
+) -> TokenPolicy:
     """Apply the tuners and bind the references that the objective reads, captured before any surgery.
 
     `initial` is the module inside the tuners' `disabled()` when all of them restore the base, else a
-    frozen copy.
+    frozen copy. `temperature` is that of sampling, the same for policy and references.
 
     Raises:
         RecipeError: the objective reads a reference that nothing provides.
@@ -129,11 +131,11 @@ def tuned_policy(module: nn.Module, tuners: Sequence[Tuner], objective: Objectiv
         raise unknown_reference(unknown[0])
     frozen = None
     if wanted and not all(tuner.RESTORES == "base" for tuner in tuners):
-        frozen = TokenPolicy(copy.deepcopy(module).requires_grad_(False).eval())
+        frozen = TokenPolicy(copy.deepcopy(module).requires_grad_(False).eval(), temperature)
     module.requires_grad_(False)
     for tuner in tuners:
         module = tuner.apply(module, tuner.plan(module, seed))
-    policy = TokenPolicy(module)
+    policy = TokenPolicy(module, temperature)
     policy.verify_head()
     if frozen is not None:
         policy.references["initial"] = Reference(frozen)
