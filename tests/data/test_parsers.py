@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from luthier.data.parsers import parse_json, parse_number
+from luthier.data.parsers import boxed, parse_json, parse_number
 
 
 @pytest.mark.parametrize(
@@ -101,3 +101,10 @@ def test_any_text_is_answered(text):
 @given(st.decimals(allow_nan=False, allow_infinity=False, places=2, min_value=-(10**9), max_value=10**9))
 def test_a_written_number_is_read_back(number):
     assert parse_number(f"so the total is {number:,} euros.") == number
+
+
+def test_the_last_complete_box():
+    assert boxed(r"\boxed{1} so \boxed{\frac{1}{2}} and \boxed{3") == r"\frac{1}{2}"
+    assert boxed("plain boxed{ 3 }") == "3"
+    assert boxed("{3}") is None
+    assert boxed(r"\boxed{" * 5000) is None

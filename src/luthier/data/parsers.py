@@ -115,3 +115,14 @@ def _finite(text: str) -> float:
     if not math.isfinite(value):
         raise ValueError(f"{text} is out of range")
     return value
+
+
+def boxed(text: str) -> str | None:
+    r"""What the last complete `\boxed{...}` of a text holds, its own braces included; None without one."""
+    for place in reversed([match.end() for match in re.finditer(r"\\?boxed\s*\{", text)][-TRIES:]):
+        depth = 1
+        for index in range(place, len(text)):
+            depth += {"{": 1, "}": -1}.get(text[index], 0)
+            if depth == 0:
+                return text[place:index].strip()
+    return None

@@ -1,0 +1,169 @@
+"""What a reward is, and how several become one number. Nothing here imports torch.
+
+A recipe lists rewards: `[math, {kind: format, pattern: ..., weight: 0.2}]`. A weight is 1 unless it is written, and a
+reward of weight 0 is not evaluated. They are logged under their names; a second one of a kind is `format_2`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from luthier.errors import RecipeError
+from luthier.parts import Part, build
+from luthier.rewards._guard import within
+from luthier.types import Record
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One answer to a record, as rewards see it.
+
+    Attributes:
+        text: what was written, without the tokens that end a turn and without what the prompt gave away.
+        gold: the record's gold answer, empty where there is none.
+        tokens: its length, the end-of-turn token included.
+        finish: "stop" or "length" (cut off).
+        passed: values that earlier rewards of the list passed on.
+    """
+
+    text: str
+    record: Record
+    gold: str = ""
+    prompt: str = ""
+    tokens: int = 0
+    finish: str = "stop"
+    passed: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A value with more to say: numbers to log under names, values for the rewards behind it in the list."""
+
+    value: float | None
+    parts: Mapping[str, float] = field(default_factory=dict)
+    passes: Mapping[str, Any] = field(default_factory=dict)
+
+
+Value = float | None | Judged
+
+
+class Reward(Part):
+    """How good answers are. Verb: `score` of one answer, or `score_group` where answers are compared.
+
+    None says that the reward does not apply to the answer. What raises or takes too long counts as None and is
+    logged with the record; the run goes on. `seconds` is the limit for one answer, or for one group where answers
+    are compared.
+    """
+
+    seconds: float = Field(10.0, gt=0)
+
+    def score(self, answer: Answer) -> Value:
+        """The value of one answer."""
+        raise RecipeError(f"{type(self).__name__} defines neither `score` nor `score_group`.")
+
+    def score_group(self, answers: Sequence[Answer]) -> Sequence[Value]:
+        """The values of a group, in order."""
+        return [self.score(answer) for answer in answers]
+
+    @property
+    def compares(self) -> bool:
+        """Whether a value depends on the other answers of the group."""
+        return type(self).score_group is not Reward.score_group
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The sum of all rewards of an answer, None where none applied, and each of them by name."""
+
+    value: float | None
+    parts: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Member:
+    """One reward of a list."""
+
+    reward: Reward
+    name: str
+    weight: float = 1.0
+
+
+Log = Callable[[dict[str, Any]], None]
+
+
+@dataclass(frozen=True)
+class Rewards:
+    """Σ weight × reward over those that apply. `log` hears of each failure: event, reward, record, error."""
+
+    members: tuple[Member, ...]
+    log: Log = lambda line: None
+
+    def __call__(self, answers: Sequence[Answer]) -> list[Verdict]:
+        """Judge one group of answers, in order."""
+        totals: list[float | None] = [None] * len(answers)
+        parts: list[dict[str, float]] = [{} for _ in answers]
+        for member in self.members:
+            if member.weight == 0:
+                continue
+            found = self._values(member, answers)
+            for index, one in enumerate(found):
+                parts[index] |= {f"{member.name}.{name}": float(value) for name, value in one.parts.items()}
+                if one.value is not None:
+                    parts[index][member.name] = one.value
+                    totals[index] = (totals[index] or 0.0) + member.weight * one.value
+            answers = [
+                replace(answer, passed={**answer.passed, **one.passes})
+                for answer, one in zip(answers, found, strict=True)
+            ]
+        return [Verdict(total, named) for total, named in zip(totals, parts, strict=True)]
+
+    def _values(self, member: Member, answers: Sequence[Answer]) -> list[Judged]:
+        if not member.reward.compares:
+            return [self._guarded(member, [answer])[0] for answer in answers]
+        return self._guarded(member, answers)
+
+    def _guarded(self, member: Member, answers: Sequence[Answer]) -> list[Judged]:
+        """The values of a reward, None for all of these answers if it fails or takes too long."""
+        try:
+            values = within(member.reward.seconds, lambda: list(member.reward.score_group(answers)))
+            if len(values) != len(answers):
+                raise ValueError(f"{len(values)} values for {len(answers)} answers")
+            return [_judged(value) for value in values]
+        except Exception as error:
+            for record in dict.fromkeys(answer.record.id for answer in answers):
+                told = f"{type(error).__name__}: {error}"
+                self.log({"event": "reward_failed", "reward": member.name, "record": record, "error": told})
+            return [Judged(None)] * len(answers)
+
+
+def _judged(value: Any) -> Judged:
+    one = value if isinstance(value, Judged) else Judged(None if value is None else float(value))
+    if one.value is not None and not math.isfinite(one.value):
+        raise ValueError(f"{one.value} is no reward")
+    return one
+
+
+def build_rewards(spec: Any, base: Path | None = None, log: Log = lambda line: None) -> Rewards:
+    """The rewards of a recipe: a name, a block, or a list of them; `weight` beside the options, or beside `reward`.
+
+    Raises:
+        RecipeError: an unknown reward or option, a weight that is no number, or none but weights of 0.
+    """
+    members: list[Member] = []
+    for one in spec if isinstance(spec, list | tuple) else [spec]:
+        block = dict(one) if isinstance(one, Mapping) else {"reward": one}
+        weight = block.pop("weight", 1.0)
+        if type(weight) not in (int, float) or not math.isfinite(weight):
+            raise RecipeError(f"The `weight` of a reward is a number; found {weight!r}.")
+        reward = build("reward", block.get("reward", block), base)
+        same = sum(member.reward.kind == reward.kind for member in members)
+        members.append(Member(reward, f"{reward.kind}_{same + 1}" if same else reward.kind, float(weight)))
+    if not any(member.weight for member in members):
+        raise RecipeError("No reward has a weight other than 0.", "Name one, for example `math` or ./mine.py.")
+    return Rewards(tuple(members), log)

@@ -1,0 +1,46 @@
+"""Answers that are Python programs."""
+
+from __future__ import annotations
+
+import re
+from typing import ClassVar
+
+from pydantic import Field
+
+from luthier.rewards._guard import run_python
+from luthier.rewards.base import Answer, Judged, Reward
+
+BLOCK = re.compile(r"```(?:python|py)?[ \t]*\n(.*?)```", re.DOTALL | re.IGNORECASE)
+
+
+class Code(Reward):
+    """1 for a Python program that runs through the record's tests without an error.
+
+    The program is the last fenced block of the answer, or all of it. `column` names the tests: Python text that is
+    run behind the program (`assert` lines, for example). Each runs in a process of its own for at most `limit`
+    seconds and `megabytes` of memory; see the documentation for what that does not protect from.
+    None where the record has no tests.
+    """
+
+    SETTINGS: ClassVar = ({}, {"column": "checks"}, {"limit": 0.5}, {"megabytes": 64})
+
+    column: str = "tests"
+    limit: float = Field(5.0, gt=0)
+    megabytes: int = Field(512, gt=0)
+    seconds: float = Field(60.0, gt=0)
+
+    def score(self, answer: Answer) -> Judged:
+        tests = answer.record.fields.get(self.column)
+        if not tests:
+            return Judged(None)
+        blocks = BLOCK.findall(answer.text)
+        program = blocks[-1] if blocks else answer.text
+        ran = run_python(f"{program}\n\n{_PROOF}\n{tests}\n{_DONE}", self.limit, self.megabytes)
+        passed = float(ran.status == _PASSED)
+        return Judged(passed, {"slow": float(ran.status is None)})
+
+
+_PASSED = 77
+"""Exit status after the last test: a program that merely ends early has not passed."""
+_PROOF = "import os as _luthier_os"
+_DONE = f"_luthier_os._exit({_PASSED})"

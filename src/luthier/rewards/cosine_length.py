@@ -1,0 +1,50 @@
+"""Right answers pay more when short, wrong ones cost more when short."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Field
+
+from luthier.parts import part_field
+from luthier.rewards._measure import is_right, length_of
+from luthier.rewards.base import Answer, Reward
+
+
+class CosineLength(Reward):
+    """Half a cosine over the length, from the value of an empty answer to that of one of `limit` units or more.
+
+    r = end + (start - end) (1 + cos(pi t)) / 2 with t = min(1, L / limit); (start, end) is `right_range` for right
+    answers and `wrong_range` for wrong ones. `right` says which answers are right (a value of 1 or more); where it
+    does not apply, nor does this one.
+
+    Source: arXiv 2502.03373; limits and ranges of arXiv 2507.08267, whose code counts characters.
+    """
+
+    PAPER: ClassVar[str] = "arXiv 2502.03373"
+    SETTINGS: ClassVar = (
+        {"limit": 100},
+        {"limit": 50},
+        {"limit": 100, "right": "exact"},
+        {"limit": 100, "unit": "characters"},
+        {"limit": 100, "right_range": (1.0, 0.5)},
+        {"limit": 100, "wrong_range": (0.0, 0.0)},
+    )
+
+    limit: int = Field(gt=0)
+    right: Annotated[Any, part_field("reward")] = Field("math", validate_default=True)
+    unit: Literal["tokens", "characters"] = "tokens"
+    right_range: tuple[float, float] = (1.0, 0.1)
+    wrong_range: tuple[float, float] = (-1.0, -0.1)
+
+    def score_group(self, answers: Sequence[Answer]) -> list[float | None]:
+        return [
+            None if right is None else self._at(length_of(answer, self.unit), right)
+            for answer, right in zip(answers, is_right(self.right, answers), strict=True)
+        ]
+
+    def _at(self, length: int, right: bool) -> float:
+        start, end = self.right_range if right else self.wrong_range
+        return end + (start - end) * (1 + math.cos(math.pi * min(1.0, length / self.limit))) / 2

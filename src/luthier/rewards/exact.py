@@ -1,0 +1,26 @@
+"""Exact match as a reward."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from luthier.rewards.base import Answer, Reward
+
+
+class Exact(Reward):
+    """1 for an answer that is the gold answer; case and spacing are forgiven unless told otherwise.
+
+    None where the record has no gold answer.
+    """
+
+    SETTINGS: ClassVar = ({}, {"ignore_case": False}, {"ignore_space": False})
+
+    ignore_case: bool = True
+    ignore_space: bool = True
+
+    def score(self, answer: Answer) -> float | None:
+        return float(self._normal(answer.text) == self._normal(answer.gold)) if answer.gold else None
+
+    def _normal(self, text: str) -> str:
+        text = " ".join(text.split()) if self.ignore_space else text
+        return text.casefold() if self.ignore_case else text

@@ -1,0 +1,40 @@
+"""The form of an answer."""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+from typing import ClassVar
+
+from pydantic import field_validator
+
+from luthier.rewards.base import Answer, Reward
+
+
+class Format(Reward):
+    r"""1 for an answer that a regular expression matches from its first to its last character.
+
+    A dot matches line ends too. For example, a box inside the reasoning (arXiv 2507.08267):
+    `.*boxed\{.*?\}.*</think>.*`.
+    """
+
+    SETTINGS: ClassVar = ({"pattern": "a.*"}, {"pattern": "b.*"})
+
+    pattern: str
+
+    @field_validator("pattern")
+    @classmethod
+    def _compiles(cls, value: str) -> str:
+        try:
+            _compiled(value)
+        except re.error as error:
+            raise ValueError(f"not a regular expression: {error}") from None
+        return value
+
+    def score(self, answer: Answer) -> float:
+        return float(_compiled(self.pattern).fullmatch(answer.text) is not None)
+
+
+@cache
+def _compiled(pattern: str) -> re.Pattern[str]:
+    return re.compile(pattern, re.DOTALL)

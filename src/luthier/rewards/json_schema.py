@@ -1,0 +1,65 @@
+"""JSON that keeps to a schema."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from pydantic import Field, field_validator
+
+from luthier.data.parsers import parse_json
+from luthier.rewards._schema import faults, unknown_keywords
+from luthier.rewards.base import Answer, Judged, Reward
+
+
+class JsonSchema(Reward):
+    """1 for an answer that gives valid JSON and keeps to a schema, `valid` for one that is only valid JSON.
+
+    The schema is `schema_of_all`, or the record's column `column` (a mapping, or JSON as text); without either, valid
+    JSON is enough. The answer may stand in a fenced block or in prose unless `whole`. Parts: `valid`, `kept`.
+    Known keywords: those of JSON Schema 2020-12 about types, values, lengths, numbers, members and combinations,
+    and `$ref` within the schema; one that is not known is refused.
+    """
+
+    SETTINGS: ClassVar = (
+        {"schema_of_all": {"type": "object", "required": ["a"]}},
+        {"schema_of_all": {"type": "object", "required": ["a"]}, "valid": 0.5},
+        {"schema_of_all": {"type": "object", "required": ["a"]}, "whole": True},
+        {},
+        {"column": "form"},
+    )
+
+    schema_of_all: dict[str, Any] | None = None
+    column: str = "schema"
+    valid: float = Field(0.0, ge=0, le=1)
+    whole: bool = False
+
+    @field_validator("schema_of_all")
+    @classmethod
+    def _known(cls, value: dict[str, Any] | None) -> dict[str, Any] | None:
+        if value is not None and (unknown := unknown_keywords(value)):
+            raise ValueError(f"the keyword `{unknown[0]}` of JSON Schema is not known here")
+        return value
+
+    def score(self, answer: Answer) -> Judged:
+        value = parse_json(answer.text)
+        if value is None or (self.whole and not _is_json(answer.text)):
+            return Judged(0.0, {"valid": 0.0, "kept": 0.0})
+        kept = not faults(value, self._schema(answer))
+        return Judged(1.0 if kept else self.valid, {"valid": 1.0, "kept": float(kept)}, {"json": value})
+
+    def _schema(self, answer: Answer) -> Mapping[str, Any]:
+        found = self.schema_of_all if self.schema_of_all is not None else answer.record.fields.get(self.column)
+        schema = json.loads(found) if isinstance(found, str) else found or {}
+        if unknown := unknown_keywords(schema):
+            raise ValueError(f"{answer.record.origin}: the keyword `{unknown[0]}` of its schema is not known")
+        return schema
+
+
+def _is_json(text: str) -> bool:
+    try:
+        json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return True

@@ -1,0 +1,35 @@
+"""A soft limit of length."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Self
+
+from pydantic import Field, model_validator
+
+from luthier.rewards.base import Answer, Reward
+
+
+class Overlong(Reward):
+    """DAPO's soft overlong penalty: 0 up to `limit` - `buffer` tokens, then down in a straight line to -1 at `limit`.
+
+    Source: arXiv 2503.14476, equation 13. Put its factor into `weight`.
+    """
+
+    PAPER: ClassVar[str] = "arXiv 2503.14476"
+    SETTINGS: ClassVar = (
+        {"limit": 100, "buffer": 50},
+        {"limit": 100, "buffer": 20},
+        {"limit": 90, "buffer": 50},
+    )
+
+    limit: int = Field(gt=0)
+    buffer: int = Field(gt=0)
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.buffer > self.limit:
+            raise ValueError(f"the buffer {self.buffer} is longer than the limit {self.limit}")
+        return self
+
+    def score(self, answer: Answer) -> float:
+        return -min(1.0, max(0.0, (answer.tokens - (self.limit - self.buffer)) / self.buffer))
