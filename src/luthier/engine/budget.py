@@ -14,13 +14,18 @@ Unit = Literal["epochs", "records", "tokens", "updates", "seconds"]
 
 @dataclass
 class Position:
-    """Where a run stands. `tokens` went through a backward pass; `seconds` were spent in updates."""
+    """Where a run stands. `tokens` went through a backward pass; `seconds` were spent in updates.
+
+    `records` were drawn; where a selector chose among them, it `looked` at so many rows and tokens, which is cost.
+    """
 
     updates: int = 0
     records: int = 0
     tokens: int = 0
     targets: int = 0
     seconds: float = 0.0
+    looked_rows: int = 0
+    looked_tokens: int = 0
 
     def to_json(self) -> dict[str, float]:
         return asdict(self)
@@ -30,11 +35,13 @@ class Position:
 class Budget:
     """`amount` of `unit`; a record's tokens count once per time it is trained on.
 
+    `kept` is the share of drawn records that a selector will train on: a budget of tokens draws that many more.
     A budget of seconds depends on the machine and cannot be repeated bit for bit.
     """
 
     unit: Unit
     amount: float
+    kept: float = 1.0
 
     @property
     def repeatable(self) -> bool:
@@ -64,7 +71,7 @@ class Budget:
             if used >= self.amount:
                 break
             kept.append(row)
-            used += len(row)
+            used += len(row) * self.kept
         return kept
 
     def updates(self, ordered: Ordered, position: Position, records: int) -> int | None:
@@ -75,6 +82,6 @@ class Budget:
             return max(0, int(self.amount) - position.updates)
         if self.unit == "tokens":
             mean = sum(len(row) for row in ordered.rows) / len(ordered)
-            return max(0, round((self.amount - position.tokens) / (mean * records) + 0.499))
+            return max(0, round((self.amount - position.tokens) / (mean * self.kept * records) + 0.499))
         total = round(self.amount * len(ordered)) if self.unit == "epochs" else int(self.amount)
         return max(0, -(-(total - position.records) // records))

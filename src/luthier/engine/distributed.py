@@ -45,6 +45,14 @@ class World:
         names = dict.fromkeys(name for theirs in everyone for name in theirs)
         return {name: sum(theirs.get(name, 0.0) for theirs in everyone) for name in names}
 
+    def gather(self, item: Any) -> list[Any]:
+        """Everyone's item, in the order of ranks; tensors come on the processor."""
+        if self.size == 1:
+            return [item]
+        everyone: list[Any] = [None] * self.size
+        dist.all_gather_object(everyone, item)
+        return everyone
+
     def sum_tensors(self, tensors: Iterable[Tensor]) -> None:
         """Sum tensors over ranks in place, in buckets of one type."""
         if self.size == 1:

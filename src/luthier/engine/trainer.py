@@ -7,24 +7,27 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy
 import torch
 
 from luthier.data.batches import Layout, collate, micro_batches
-from luthier.engine import checkpoint, memory
+from luthier.engine import checkpoint, memory, selection
 from luthier.engine.budget import Position
 from luthier.engine.distributed import World
 from luthier.engine.precision import Masters
+from luthier.engine.selection import Kept
 from luthier.engine.source import Drawn, Source
 from luthier.engine.update import NotFinite, UpdateReport, run_update
 from luthier.errors import RunError
 from luthier.models.policy import Policy
 from luthier.objectives.base import Objective, Update, members_of
+from luthier.select.base import Selector
 from luthier.tuners.base import Tuner
 from luthier.types import Row
 
+Found = TypeVar("Found")
 SAVE_SECONDS = 300.0
 NOTHING = UpdateReport(loss=0.0, gradient_norm=0.0, counts={"targets": 0.0}, meters={})
 """Of an update whose source had no row to train on: it is counted, and nothing moves."""
@@ -68,6 +71,7 @@ class Trainer:
     observe: Callable[[dict[str, Any]], None] = lambda event: None
     stop_requested: Callable[[], bool] = lambda: False
     position: Position = field(default_factory=Position)
+    selector: Selector | None = None
 
     def __post_init__(self) -> None:
         named = {name: p for tuner in self.tuners for name, p in tuner.parameters(self.policy.module)}
@@ -75,7 +79,7 @@ class Trainer:
             raise RunError("The tuner leaves nothing to train.")
         self.masters = Masters(named.items(), self.optimizer)
         self.micro_tokens = self.batching.tokens
-        parts = [*members_of(self.objective), *self.tuners]
+        parts = [*members_of(self.objective), *self.tuners, *([self.selector] if self.selector else [])]
         self.states = {f"{index}": part.start(self.policy) for index, part in enumerate(parts)}
         self._state_by_part = {id(part): self.states[f"{index}"] for index, part in enumerate(parts)}
         self._saved_at = time.perf_counter()
@@ -117,37 +121,72 @@ class Trainer:
         drawn = self.source.draw(self.position, self.batching.records)
         if drawn is None:
             return False
-        before = self._spent(self.position)
-        after_position = self._advanced(drawn)
-        progress = (before + self._spent(after_position)) / 2
+        remembered = self._selector_state()
+        kept = self._select(drawn.rows)
+        after_position = self._advanced(drawn, kept)
+        progress = (self._spent(self.position) + self._spent(after_position)) / 2
         try:
-            report = self._update(drawn.rows, progress) if drawn.rows else NOTHING
+            report = self._update(kept.rows, progress) if kept.rows else NOTHING
         except NotFinite:
+            self._forget_selection(remembered)
             self.save()
             raise
         after_position.seconds = self.position.seconds + time.perf_counter() - started
         after_position.targets = self.position.targets + int(report.counts["targets"])
         self.position = after_position
-        self._tell(report, progress, drawn)
+        self._tell(report, progress, drawn, kept)
         return True
 
     def _spent(self, position: Position) -> float:
         return self.source.budget.spent(position, len(self.source))
 
-    def _advanced(self, drawn: Drawn) -> Position:
+    def _advanced(self, drawn: Drawn, kept: Kept) -> Position:
         position = self.position
         return Position(
             updates=position.updates + 1,
             records=position.records + drawn.records,
-            tokens=position.tokens + sum(len(row) for row in drawn.rows),
+            tokens=position.tokens + sum(len(row) for row in kept.rows),
             seconds=position.seconds,
+            looked_rows=position.looked_rows + kept.looked_rows,
+            looked_tokens=position.looked_tokens + kept.looked_tokens,
         )
 
+    def _select(self, rows: Sequence[Row]) -> Kept:
+        """The candidates that are trained on; looking at them changes nothing, so it may be repeated."""
+        selector = self.selector
+        if selector is None or not rows or self.position.updates < selector.warmup:
+            return Kept(rows)
+        batching = self.batching
+        features = self._within_memory(
+            rows,
+            lambda: selection.look(
+                self.policy, selector, rows, self.micro_tokens, batching.pad_id, batching.side, self.world
+            ),
+        )
+        atoms = [[row] for row in rows]
+        state, update = self._state_by_part[id(selector)], self.position.updates + 1
+        kept = selection.choose(selector, state, atoms, features, self.seed, update)
+        if not selector.FORWARD:
+            return Kept(kept)
+        return Kept(kept, len(rows), sum(len(row) for row in rows))
+
+    def _selector_state(self) -> dict[str, torch.Tensor]:
+        """A copy of what the selector remembers, for an update that does not come to pass."""
+        state = self._state_by_part.get(id(self.selector))
+        return {} if state is None else {name: value.clone() for name, value in state.state_dict().items()}
+
+    def _forget_selection(self, remembered: dict[str, torch.Tensor]) -> None:
+        if remembered:
+            self._state_by_part[id(self.selector)].load_state_dict(remembered)
+
     def _update(self, rows: Sequence[Row], progress: float) -> UpdateReport:
-        """One update; when memory runs out, forget its gradients and try again with half the micro-batch."""
+        return self._within_memory(rows, lambda: self._try_update(rows, progress))
+
+    def _within_memory(self, rows: Sequence[Row], attempt: Callable[[], Found]) -> Found:
+        """Make the attempt; when memory runs out, forget its gradients and try again with half the micro-batch."""
         while True:
             try:
-                return self._try_update(rows, progress)
+                return attempt()
             except (MemoryError, RuntimeError) as error:
                 if not _out_of_memory(error):
                     raise
@@ -183,8 +222,9 @@ class Trainer:
             world=self.world,
         )
 
-    def _tell(self, report: UpdateReport, progress: float, drawn: Drawn) -> None:
+    def _tell(self, report: UpdateReport, progress: float, drawn: Drawn, kept: Kept) -> None:
         position = self.position
+        chosen = {} if self.selector is None else {"kept": len(kept.rows), "looked_tokens": position.looked_tokens}
         self.observe(
             {
                 "event": "update",
@@ -193,6 +233,7 @@ class Trainer:
                 "progress": self._spent(position),
                 "loss": report.loss,
                 **drawn.facts,
+                **chosen,
                 **report.meters,
                 "learning_rate": self.optimizer.lr * self.schedule.factor(progress),
                 "gradient_norm": report.gradient_norm,

@@ -20,6 +20,7 @@ BASES = {
     "SequenceObjective": "objective",
     "Objective": "objective",
     "Tuner": "tuner",
+    "Selector": "selector",
     "Metric": "metric",
 }
 
@@ -129,8 +130,8 @@ def method_of_part(path: Path) -> Method:
     """The method that a user's part file stands for: that part in its slot, nothing else."""
     slot = slot_of_file(path)
     places = [place for place, name in PARTS.items() if name == slot]
-    if slot not in ("objective", "tuner"):
-        raise RecipeError(f"{path.name} is a {slot}, not a method.", "Methods are objectives or tuners.")
+    if slot not in ("objective", "tuner", "selector"):
+        raise RecipeError(f"{path.name} is a {slot}, not a method.", "Methods are objectives, tuners or selectors.")
     block, key = places[0]
     layer = Layer({block: {key: {"kind": str(path)}}}, f"method {path.stem}", path.parent)
     about = parts.read_entry(slot, path).about

@@ -15,6 +15,7 @@ Path = tuple[str, ...]
 PARTS: dict[Path, str] = {
     ("train", "objective"): "objective",
     ("train", "tuner"): "tuner",
+    ("train", "select"): "selector",
     ("train", "optimizer"): "optimizer",
     ("train", "schedule"): "schedule",
     ("rl", "strategy"): "strategy",
@@ -112,6 +113,10 @@ def _strategy(value: Any) -> dict[str, Any]:
     return _part({"kind": "plain", **value} if isinstance(value, Mapping) else value)
 
 
+def _part_or_null(value: Any) -> Any:
+    return None if value is None else _part(value)
+
+
 def _metric(value: Any) -> Any:
     return value if value == "auto" else _part(value)
 
@@ -196,10 +201,11 @@ class Save(Block):
 
 
 class Train(Block):
-    """What is minimised, what is trained, and how."""
+    """What is minimised, what is trained, on which of the records drawn (`select`), and how."""
 
     objective: Annotated[dict[str, Any] | list[dict[str, Any]], PlainValidator(_objective)] = {"kind": "sft"}
     tuner: Annotated[dict[str, Any] | list[dict[str, Any]], PlainValidator(_tuner)] = {"kind": "lora"}
+    select: Annotated[dict[str, Any] | None, PlainValidator(_part_or_null)] = None
     optimizer: PartSpec = {"kind": "adamw"}
     schedule: PartSpec = {"kind": "cosine"}
     batch: BatchSettings = Field(default_factory=BatchSettings)

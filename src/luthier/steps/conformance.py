@@ -1,4 +1,4 @@
-"""The conformance matrix of one part: what every objective and tuner must pass, run on a tiny model.
+"""The conformance matrix of one part: what every objective, tuner and selector must pass, run on a tiny model.
 
 `luthier check ./mine.py` runs it on a file of the user's; the tests run it on every part of the package.
 Each check is a function that returns None or raises `Failed` with what was seen.
@@ -343,7 +343,14 @@ def tuner_checks(part: type[Any]) -> Iterator[tuple[str, Callable[[], None]]]:
         yield f"composes with {name}", lambda name=name: check_resume(parts.build("objective", name), made[0])
 
 
-CHECKS = {"objective": objective_checks, "tuner": tuner_checks}
+def selector_checks(part: type[Any]) -> Iterator[tuple[str, Callable[[], None]]]:
+    """The checks of a selector."""
+    from luthier.steps.conformance_selectors import checks
+
+    return checks(part)
+
+
+CHECKS = {"objective": objective_checks, "tuner": tuner_checks, "selector": selector_checks}
 
 
 def run_checks(slot: str, part: type[Any]) -> Iterator[Outcome]:
@@ -369,7 +376,7 @@ def check_part(path: Path, console: Console) -> None:
     """
     slot = slot_of_file(path)
     if slot not in CHECKS:
-        raise RunError(f"{path.name} is a {slot}: the matrix covers objectives and tuners.")
+        raise RunError(f"{path.name} is a {slot}: the matrix covers objectives, tuners and selectors.")
     part = parts.load(slot, str(path))
     failed = 0
     for outcome in run_checks(slot, part):

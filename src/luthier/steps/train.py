@@ -23,16 +23,19 @@ from luthier.engine.distributed import World
 from luthier.engine.score import Column, cached_column, column_key, score, with_column
 from luthier.engine.source import Records
 from luthier.engine.trainer import Batching, Saving, Trainer
-from luthier.errors import LuthierError, RunError
+from luthier.errors import LuthierError, ModelError, RunError
+from luthier.models.load import Loaded, load_model
 from luthier.models.policy import TokenPolicy
 from luthier.objectives.base import build_objective, reads_of
 from luthier.recipe import Recipe
 from luthier.recipe.lock import versions
+from luthier.recipe.settings import Model as ModelSettings
 from luthier.records import read_json, read_jsonl, write_json
 from luthier.steps.evaluate import evaluate_sets
 from luthier.steps.ground import (
     Ground,
     build_tuners,
+    compute_dtype,
     frozen_copies,
     micro_tokens,
     predicted_memory,
@@ -157,7 +160,10 @@ def training(
     train = settings.train
     objective = build_objective(train.objective, run.recipe.base)
     tuners = build_tuners(run.recipe)
+    selector = None if train.select is None else parts.build("selector", train.select, run.recipe.base)
     rows = with_references(run, ground, reads_of(objective))
+    for read in selector.reads() if selector else ():
+        rows = with_column(rows, read, logprobs_of(run, ground, read.split(":", 1)[1]))
     memory.reset_peak()
     module = ground.loaded.module
     if train.checkpointing:
@@ -168,11 +174,13 @@ def training(
     if layout == "packed":
         policy.verify_packing()
     pad = ground.loaded.tokenizer.pad_token_id
+    kept = selector.keep if selector else 1.0
+    budget = Budget(settings.budget.unit, settings.budget.amount, kept)  # pyright: ignore[reportArgumentType]
     trainer = Trainer(
         policy=policy,
         tuners=tuners,
         objective=objective,
-        source=Records(rows, settings.seed, Budget(settings.budget.unit, settings.budget.amount)),  # pyright: ignore[reportArgumentType]
+        source=Records(rows, settings.seed, budget),
         optimizer=parts.build("optimizer", train.optimizer, run.recipe.base),
         schedule=parts.build("schedule", train.schedule, run.recipe.base),
         batching=Batching(train.batch.records, tokens, layout, pad_id=0 if pad is None else pad),
@@ -181,6 +189,7 @@ def training(
         saving=Saving(run.folder / "checkpoints", train.save.every, train.save.keep, fingerprint(run.recipe)),
         observe=observe,
         stop_requested=stop_requested,
+        selector=selector,
     )
     estimate = predicted_memory(run.recipe, policy.module, rows, frozen_copies(policy))
     trained = sum(p.numel() for p in trainer.masters.compute.values())
@@ -205,10 +214,35 @@ def with_references(run: Run, ground: Ground, reads: Sequence[str]) -> list[Row]
     return with_column(rows, names[0], _initial_logprobs(run, ground)) if names else rows
 
 
+def logprobs_of(run: Run, ground: Ground, name: str) -> Column:
+    """Log-probabilities of the training rows under a model: `initial`, or a model's name, folder or run folder.
+
+    Raises:
+        ModelError: there is no such model, or its tokens are not those of the trained one.
+    """
+    if name == "initial":
+        return _initial_logprobs(run, ground)
+    base = run.recipe.base
+    path = str(Path(name) / "model") if (base / name / "model").is_dir() else name
+    dtype = compute_dtype(run.recipe, ground.device)
+    settings = ModelSettings(path=path, dtype=dtype)  # pyright: ignore[reportArgumentType]
+    loaded = load_model(settings, base, ground.device)
+    if loaded.tokenizer.get_vocab() != ground.loaded.tokenizer.get_vocab():
+        raise ModelError(
+            f"The reference {name} has another tokenizer than the model that is trained.",
+            "Use a model of the same family: rows are scored as they are tokenised.",
+        )
+    return _logprobs(run, ground, loaded)
+
+
 def _initial_logprobs(run: Run, ground: Ground) -> Column:
+    return _logprobs(run, ground, ground.loaded)
+
+
+def _logprobs(run: Run, ground: Ground, loaded: Loaded) -> Column:
     """Computed once per model and rows, then read from the cache that the runs of a comparison share."""
-    module, rows = ground.loaded.module, ground.prepared.train
-    key = column_key(ground.loaded.weights_id, str(next(module.parameters()).dtype), rows)
+    module, rows = loaded.module, ground.prepared.train
+    key = column_key(loaded.weights_id, str(next(module.parameters()).dtype), rows)
     tokens = micro_tokens(run.recipe, ground.device)
     with run.timed("score"):
         return cached_column(

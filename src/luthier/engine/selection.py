@@ -1,0 +1,108 @@
+"""Phase 2 of an update: a selector looks at the candidates, pool by pool, and some of them go on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from luthier.data.batches import collate, micro_batches
+from luthier.engine.distributed import World
+from luthier.errors import RecipeError, RunError
+from luthier.models.policy import Policy, reading
+from luthier.select.base import Pool, Selector, keyed_uniform
+from luthier.types import Row
+
+Features = list[dict[str, Tensor]]
+"""Of each row, in the order of the rows: name → value [...] on the CPU."""
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What goes on to training, in data order, and what was looked at for it."""
+
+    rows: Sequence[Row]
+    looked_rows: int = 0
+    looked_tokens: int = 0
+
+
+def look(
+    policy: Policy, selector: Selector, rows: Sequence[Row], tokens: int, pad_id: int, side: str, world: World
+) -> Features:
+    """The selector's features of every row; each rank looks at its share, and all ranks get all of them.
+
+    Args:
+        tokens: positions per forward.
+    """
+    if not selector.FORWARD:
+        return [{} for _ in rows]
+    place = {id(row): index for index, row in enumerate(rows)}
+    device = next(policy.module.parameters()).device
+    found: list[tuple[int, dict[str, Tensor]]] = []
+    with reading(policy.module):
+        for micro in world.share(micro_batches(list(rows), tokens, "padded")):
+            batch = collate(micro, "padded", pad_id, side).to(device)
+            features = {name: values.cpu() for name, values in selector.look(policy, batch).items()}
+            for index, row in enumerate(micro):
+                found.append((place[id(row)], {name: values[index] for name, values in features.items()}))
+    by_place = dict(pair for theirs in world.gather(found) for pair in theirs)
+    return [by_place[place[id(row)]] for row in rows]
+
+
+def choose(
+    selector: Selector, state: Any, atoms: Sequence[Sequence[Row]], features: Features, seed: int, update: int
+) -> list[Row]:
+    """The rows to train on, in data order: of each pool, those that the selector keeps.
+
+    Args:
+        atoms: rows that stay together, in data order.
+        features: of their rows, in the same order.
+
+    Raises:
+        RunError: nothing was kept, or a score is no finite number; names records.
+        RecipeError: the selector returned scores of another shape.
+    """
+    values = iter(features)
+    means = [_mean([next(values) for _ in atom]) for atom in atoms]
+    kept: list[Row] = []
+    for start in range(0, len(atoms), selector.pool):
+        members, known = atoms[start : start + selector.pool], means[start : start + selector.pool]
+        names = tuple(atom[0].record for atom in members)
+        stacked = {name: torch.stack([one[name] for one in known]) for name in known[0]}
+        pool = Pool(names, stacked, keyed_uniform(seed, update, names), state)
+        indices = selector.chosen(_checked(selector, selector.scores(pool), pool, update))
+        selector.commit(pool.only(indices))
+        kept += [row for index in indices for row in members[index]]
+    if not kept:
+        shown = ", ".join(atom[0].record for atom in atoms[:4])
+        raise RunError(
+            f"The selector `{selector.kind}` kept none of the {len(atoms)} candidates of update {update}"
+            f" (records {shown}, ...).",
+            "Lower what it asks for, or train without it (train.select=null).",
+        )
+    return kept
+
+
+def _mean(features: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Features of an atom: those of its only row, or their mean."""
+    if len(features) == 1:
+        return features[0]
+    return {name: torch.stack([one[name] for one in features]).mean(0) for name in features[0]}
+
+
+def _checked(selector: Selector, scores: Tensor, pool: Pool, update: int) -> Tensor:
+    if scores.shape != (len(pool.names),):
+        raise RecipeError(
+            f"{type(selector).__name__}.scores returned {tuple(scores.shape)}; expected one value per candidate,"
+            f" ({len(pool.names)},)."
+        )
+    broken = [name for name, score in zip(pool.names, scores.tolist(), strict=True) if score - score != 0]
+    if broken:
+        raise RunError(
+            f"The selector `{selector.kind}` has no finite score for {', '.join(broken[:16])} (update {update}).",
+            "Look at these records, or lower train.optimizer.lr: the model's own values may have overflown.",
+        )
+    return scores

@@ -1,0 +1,28 @@
+"""What selectors measure of a batch: loss by record."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from luthier.models.head import target_logprob
+
+if TYPE_CHECKING:
+    from luthier.types import Batch
+
+
+def loss_by_record(policy: Any, batch: Batch) -> Tensor:
+    """Mean cross-entropy of each record's targets, [R] float64; 0 for a record without a target."""
+    rows, columns = batch.targets()
+    targets = batch.ids[rows, columns]
+    logprob = policy.head.map(policy.hidden(batch), lambda piece, logits: target_logprob(logits, targets[piece]))
+    return mean_by_record(-logprob, batch)
+
+
+def mean_by_record(values: Tensor, batch: Batch) -> Tensor:
+    """Values at the N targets → their mean by record, [R] float64."""
+    owner = batch.record_of[batch.targets()]
+    total = torch.zeros(len(batch.records), dtype=torch.float64, device=values.device)
+    return total.index_add(0, owner, values.double()) / owner.bincount(minlength=len(batch.records)).clamp(min=1)

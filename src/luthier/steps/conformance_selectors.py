@@ -1,0 +1,189 @@
+"""The conformance matrix of selectors: what is kept depends on the data order and on nothing else."""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy
+import torch
+from torch import Tensor
+
+from luthier import parts
+from luthier.engine.budget import Budget
+from luthier.engine.distributed import World
+from luthier.engine.score import with_column
+from luthier.engine.trainer import Batching, Saving, Trainer
+from luthier.errors import RunError
+from luthier.select.base import Selector
+from luthier.steps.conformance import LAYOUTS, RECORDS, Failed, check_options, tiny_rows, trainer, variants
+from luthier.types import Row
+
+CANDIDATES = 10
+"""Of each update: more than one pool, and the last pool smaller than the others."""
+
+
+def selected_rows(selector: Selector, count: int = 2 * RECORDS) -> list[Row]:
+    """Records with every column that the selector reads: made-up log-probabilities, keyed by the column's name."""
+    rows = tiny_rows(count)
+    for read in selector.reads():
+        draw = numpy.random.default_rng(list(read.encode()))
+        column = {row.record: -3 * draw.random(len(row), dtype=numpy.float32) for row in rows}
+        rows = with_column(rows, read, column)
+    return rows
+
+
+def kept_records(selector: Selector, batching: Batching) -> list[list[str]]:
+    """The records trained on in each of four updates of ten candidates, in data order."""
+    return _noted(_selecting(selector, batching))
+
+
+def _noted(run: Trainer) -> list[list[str]]:
+    kept: list[list[str]] = []
+    update = run._update
+
+    def noting(rows: Sequence[Row], progress: float) -> Any:
+        kept.append([row.record for row in rows])
+        return update(rows, progress)
+
+    run._update = noting
+    run.train()
+    return kept
+
+
+def _selecting(selector: Selector, batching: Batching, **more: Any) -> Trainer:
+    adamw = parts.build("optimizer", {"kind": "adamw", "lr": 1e-3})
+    defaults: dict[str, Any] = {"optimizer": adamw, "budget": Budget("updates", 4), "selector": selector}
+    sft, full = parts.build("objective", "sft"), parts.build("tuner", "full")
+    return trainer(sft, full, selected_rows(selector), batching, **(defaults | more))
+
+
+def check_selection_invariance(selectors: list[Selector]) -> None:
+    """What is kept does not depend on splits, padding side or packing."""
+    for selector in selectors:
+        whole = kept_records(selector, Batching(CANDIDATES, 10_000))
+        for name, layout in LAYOUTS.items():
+            found = kept_records(selector, dataclasses.replace(layout, records=CANDIDATES))
+            if found != whole:
+                raise Failed(f"{selector!r}: with {name} other records are kept: does a score depend on padding?")
+
+
+def check_selection_ranks(selector: Selector) -> None:
+    """Two ranks keep the same records as one, update after update."""
+    batching = Batching(CANDIDATES, 40)
+    whole = kept_records(selector, batching)
+    meeting = _Meeting(2)
+    runs = [_selecting(selector, batching, world=_Beside(rank, 2, meeting)) for rank in range(2)]
+    with ThreadPoolExecutor(2) as pool:
+        found = [one.result(timeout=120) for one in [pool.submit(_noted, run) for run in runs]]
+    if any(one != whole for one in found):
+        raise Failed("two ranks keep other records than one: does a score look at more than its own record?")
+
+
+class _Meeting:
+    """Where threads that play ranks exchange what they have."""
+
+    def __init__(self, size: int):
+        self.barrier = threading.Barrier(size, timeout=60)
+        self.brought: list[Any] = [None] * size
+
+    def exchange(self, rank: int, item: Any) -> list[Any]:
+        """Everyone's item, once all have brought theirs."""
+        self.brought[rank] = item
+        self.barrier.wait()
+        everyone = list(self.brought)
+        self.barrier.wait()
+        return everyone
+
+
+@dataclass(frozen=True)
+class _Beside(World):
+    """A rank whose peers are threads of this process."""
+
+    meeting: Any = None
+
+    def sum_numbers(self, numbers: dict[str, float]) -> dict[str, float]:
+        everyone = self.gather(numbers)
+        names = dict.fromkeys(name for theirs in everyone for name in theirs)
+        return {name: sum(theirs.get(name, 0.0) for theirs in everyone) for name in names}
+
+    def gather(self, item: Any) -> list[Any]:
+        return self.meeting.exchange(self.rank, item)
+
+    def sum_tensors(self, tensors: Any) -> None:
+        mine = list(tensors)
+        for pieces in zip(*self.gather([tensor.clone() for tensor in mine]), strict=True):
+            mine.pop(0).copy_(torch.stack(list(pieces)).sum(0))
+
+    def barrier(self) -> None:
+        self.gather(None)
+
+
+def check_selection_resume(selector: Selector) -> None:
+    """Stopped after two updates and resumed, the same records are kept and the weights are bit-identical."""
+    with tempfile.TemporaryDirectory() as folder:
+        whole = _selecting(selector, Batching(CANDIDATES, 40))
+        whole.train()
+        saving = Saving(Path(folder))
+        calls = iter((False, True))
+        _selecting(selector, Batching(CANDIDATES, 40), saving=saving, stop_requested=lambda: next(calls)).train()
+        again = _selecting(selector, Batching(CANDIDATES, 40), saving=saving)
+        again.resume()
+        again.train()
+    for name, master in whole.masters.master.items():
+        if not torch.equal(master, again.masters.master[name]):
+            raise Failed(f"after a resume, {name} differs: is there state outside `start()`?")
+    if whole.position.looked_tokens != again.position.looked_tokens:
+        raise Failed("after a resume, the tokens looked at are counted differently")
+
+
+def check_selection_share(selector: Selector) -> None:
+    """Of every pool the share `keep` goes on, at least one; what was looked at is counted."""
+    run = _selecting(selector, Batching(CANDIDATES, 10_000), budget=Budget("updates", 1))
+    events: list[dict[str, Any]] = []
+    run.observe = events.append
+    run.train()
+    sizes = [min(selector.pool, CANDIDATES - start) for start in range(0, CANDIDATES, selector.pool)]
+    wanted = sum(max(1, int(selector.keep * size + 0.5)) for size in sizes)
+    if events[0]["kept"] != wanted or run.position.records != CANDIDATES:
+        raise Failed(f"kept {events[0]['kept']} of {CANDIDATES} candidates where keep={selector.keep} means {wanted}")
+    if run.position.looked_rows != CANDIDATES * selector.FORWARD:
+        raise Failed(f"{run.position.looked_rows} candidates are reported as looked at, not {CANDIDATES}")
+
+
+def check_selection_keeps_nothing(part: type[Any]) -> None:
+    """A selector that keeps nothing ends the run in words."""
+
+    class Nothing(part):
+        def chosen(self, scores: Tensor) -> list[int]:
+            return []
+
+    try:
+        kept_records(Nothing(**part.SETTINGS[0]), Batching(CANDIDATES, 10_000))
+    except RunError:
+        return
+    raise Failed("an update went on without any record")
+
+
+def checks(part: type[Any]) -> Iterator[tuple[str, Callable[[], None]]]:
+    """The checks of a selector, in the order they are run."""
+    made = variants(part)
+    first = made[0]
+
+    def weights(one: Selector) -> dict[str, Tensor]:
+        run = _selecting(one, Batching(CANDIDATES, 10_000))
+        run.train()
+        return {name: master.detach() for name, master in run.masters.master.items()}
+
+    yield "kept records: splits, padding side, packing", lambda: check_selection_invariance(made)
+    yield "kept records: two ranks", lambda: check_selection_ranks(first)
+    yield "keeps its share, counts what it looked at", lambda: check_selection_share(first)
+    yield "every option changes something", lambda: check_options(made, weights)
+    yield "deterministic by seed, exact resume", lambda: check_selection_resume(first)
+    yield "keeps nothing: refused", lambda: check_selection_keeps_nothing(part)
