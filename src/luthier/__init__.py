@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from luthier.compare import compare
     from luthier.errors import LuthierError
     from luthier.evals.base import Metric
-    from luthier.objectives.base import Objective, SequenceObjective, TokenObjective
+    from luthier.objectives.base import CoupledObjective, Objective, SequenceObjective, TokenObjective
     from luthier.parts import Part
     from luthier.recipe import Recipe, load_recipe
     from luthier.steps import run_recipe as run
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "CoupledObjective": "luthier.objectives.base",
     "LuthierError": "luthier.errors",
     "Metric": "luthier.evals.base",
     "Objective": "luthier.objectives.base",
@@ -35,6 +36,7 @@ _HOMES = {
 }
 _RENAMED = {"run": "run_recipe"}
 __all__ = [
+    "CoupledObjective",
     "LuthierError",
     "Metric",
     "Objective",

@@ -1,17 +1,12 @@
 """Two gloo ranks give the gradient of one process, for every objective, also when one rank has no batch."""
 
-import os
-import socket
-import subprocess
-import sys
-
 import pytest
-import torch
 
 from luthier import parts
 from luthier.engine.distributed import World
 from luthier.engine.trainer import Batching
 from luthier.steps.conformance import apart, trained
+from ranks import run_ranks
 
 CHILD = """
 import sys, torch
@@ -29,25 +24,6 @@ for entry in parts.catalogue("objective"):
 torch.save(found, f"{sys.argv[1]}/{world.rank}.pt")
 torch.distributed.destroy_process_group()
 """
-
-
-def run_ranks(child, folder):
-    """Both ranks' results, by rank."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    shared = {**os.environ, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    processes = [
-        subprocess.Popen([sys.executable, "-c", child, str(folder)], env={**shared, "RANK": str(rank)})
-        for rank in range(2)
-    ]
-    try:
-        assert [process.wait(timeout=90) for process in processes] == [0, 0]
-    finally:
-        for process in processes:
-            process.kill()
-            process.wait()
-    return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
 
 
 @pytest.fixture(scope="module")

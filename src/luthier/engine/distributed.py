@@ -46,7 +46,7 @@ class World:
         return {name: sum(theirs.get(name, 0.0) for theirs in everyone) for name in names}
 
     def gather(self, item: Any) -> list[Any]:
-        """Everyone's item, in the order of ranks; tensors come on the processor."""
+        """Everyone's item, in the order of ranks; its tensors must be on the processor."""
         if self.size == 1:
             return [item]
         everyone: list[Any] = [None] * self.size

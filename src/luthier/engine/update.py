@@ -1,4 +1,4 @@
-"""One update, in one order: draw, prepare, count, backward, update terms, step.
+"""One update, in one order: draw, prepare, count, couple, backward, update terms, step.
 
 (Selecting rows within an update comes with the first selector.) Every term is divided by its *global*
 unit count, so the gradient cannot depend on how the update was split over micro-batches or ranks.
@@ -10,11 +10,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
-
+from luthier.engine.couple import couple, refuse_batch_statistics
 from luthier.engine.distributed import World
 from luthier.engine.precision import Masters
+from luthier.engine.terms import total_of
 from luthier.errors import RunError
 from luthier.models.policy import Policy
 from luthier.objectives.base import Objective, Update
@@ -57,6 +56,7 @@ def run_update(
         NotFinite: on every rank, naming the records; nothing was changed.
         RunError: the update has no target at all, or the step broke off with the weights half moved.
     """
+    refuse_batch_statistics(policy.module, len(update.batches), world.size)
     objective.prepare(policy, update)
     update.counts = count(objective, update.batches, world)
     if not any(update.counts.values()):
@@ -64,15 +64,19 @@ def run_update(
         raise RunError(f"Update {update.index} has no target token (records {records}, ...).")
     masters.accumulate(several=len(update.batches) > 1 or world.size > 1)
     update.gradient = masters.gradient
+    coupled = couple(policy, objective, update, world)
+    if not math.isfinite(coupled):
+        raise _not_finite("loss", _records(update), update, world)
     loss = _backward_all(policy, objective, update, world)
     if world.rank == 0:  # gradients are summed over ranks: what belongs to no data is added once
+        loss += coupled
         loss += _backward_terms([t for o in (objective, *tuners) for t in o.update_terms(policy, update)], update)
     masters.reduce(world)
     for tuner in tuners:
         tuner.before_step(policy.module, update)
     norm = masters.norm()
     if not math.isfinite(norm):
-        raise _not_finite("gradient", [record for batch in update.batches for record in batch.records], update, world)
+        raise _not_finite("gradient", _records(update), update, world)
     scale = min(1.0, clip / (norm + 1e-6)) if clip is not None else 1.0
     _step(masters, scale, factor, update)
     objective.after_step(policy, update)
@@ -107,7 +111,7 @@ def _backward_all(policy: Policy, objective: Objective, update: Update, world: W
 def backward(policy: Policy, objective: Objective, batch: Batch, update: Update) -> float:
     """Forward of one micro-batch, and backward if its loss is finite; returns its share of the loss."""
     with objective.scope(policy, batch):
-        loss = _total(objective.terms(policy, batch, update), update)
+        loss = total_of(objective.terms(policy, batch, update), update.counts)
         if loss is None:
             return 0.0
         value = float(loss.detach())
@@ -128,21 +132,11 @@ def _step(masters: Masters, scale: float, factor: float, update: Update) -> None
 
 
 def _backward_terms(terms: list[Term], update: Update) -> float:
-    loss = _total(terms, update)
+    loss = total_of(terms, update.counts)
     if loss is None:
         return 0.0
     loss.backward()
     return float(loss.detach())
-
-
-def _total(terms: list[Term], update: Update) -> Tensor | None:
-    """Σ coefficient × total / count; a unit whose global count is 0 contributes nothing."""
-    pieces = [
-        term.coefficient * term.total / (1.0 if term.unit is None else update.counts[term.unit])
-        for term in terms
-        if term.unit is None or update.counts[term.unit]
-    ]
-    return torch.stack([piece.reshape(()) for piece in pieces]).sum() if pieces else None
 
 
 def _report(loss: float, norm: float, update: Update, world: World) -> UpdateReport:
@@ -154,6 +148,10 @@ def _report(loss: float, norm: float, update: Update, world: World) -> UpdateRep
         if update.counts[unit]
     }
     return UpdateReport(reduced["loss"], norm, update.counts, meters)
+
+
+def _records(update: Update) -> list[str]:
+    return [record for batch in update.batches for record in batch.records]
 
 
 def _not_finite(what: str, records: list[str], update: Update, world: World) -> NotFinite:

@@ -27,6 +27,10 @@ class Policy(Protocol):
     module: nn.Module
     references: dict[str, Any]
 
+    def verify(self) -> None:
+        """Check that the module is one this policy understands; raises ModelError."""
+        ...
+
 
 class TokenPolicy:
     """A causal language model as objectives see it.
@@ -79,6 +83,10 @@ class TokenPolicy:
         with _head_input(self._output()) as captured:
             self.module(**inputs, attention_mask=mask, position_ids=positions, use_cache=False)
         return captured[0]
+
+    def verify(self) -> None:
+        """Check that the head is understood."""
+        self.verify_head()
 
     def verify_head(self) -> None:
         """Check on four tokens that head(hidden) equals the model's own logits.
@@ -211,3 +219,9 @@ def _head_input(output: nn.Module) -> Iterator[list[Tensor]]:
         yield captured
     finally:
         handle.remove()
+
+
+def cast_inputs(module: nn.Module, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Real-valued inputs in the type the module computes in; indices as they are."""
+    dtype = next(module.parameters()).dtype
+    return {name: values.to(dtype) if values.is_floating_point() else values for name, values in inputs.items()}

@@ -31,7 +31,8 @@ class Update:
 
     `counts` are global (all micro-batches, all ranks) and known before the first backward; `progress` is
     the middle of this update's share of the budget, 0 to 1; `gradient(name)` gives a parameter's complete,
-    unclipped gradient to tuners' `before_step`.
+    unclipped gradient to tuners' `before_step`. Of coupled objectives: `pulls`, the loss's gradient with respect
+    to their features, and `repeatable(batch)`, in which dropout draws the same again.
     """
 
     index: int
@@ -42,6 +43,8 @@ class Update:
     meters: dict[str, list[Any]] = field(default_factory=dict)
     states: dict[int, Any] = field(default_factory=dict)
     gradient: Callable[[str], Tensor | None] = lambda name: None
+    pulls: dict[int, dict[int, dict[str, Tensor]]] = field(default_factory=dict)
+    repeatable: Callable[[Batch], AbstractContextManager[Any]] = nullcontext
 
     def state_of(self, part: Part) -> Any:
         """What `part.start(policy)` returned; it travels with the checkpoints."""
@@ -73,7 +76,9 @@ class Objective(Part):
         return self.READS
 
     def units(self, batch: Batch) -> dict[str, float]:
-        """Counts that terms may be divided by, from ids and streams only."""
+        """Counts that terms may be divided by, from ids and streams only; without tokens there are records alone."""
+        if "weights" not in batch.streams:
+            return {"records": float(len(batch.records))}
         rows, columns = batch.targets()
         weights = batch.weights[rows, columns]
         return {
@@ -293,6 +298,35 @@ class SequenceObjective(Objective):
         return [Term((loss * (view.count > 0)).sum(), self.unit)]
 
 
+class CoupledObjective(Objective):
+    """A loss in which the records of an update meet: write `features` and `coupled_loss`.
+
+    The engine gathers the features of all micro-batches and ranks, takes the loss once, and brings its gradient
+    back to each record in a second forward: exact under any split.
+    """
+
+    COUPLES: ClassVar[bool] = True
+    UNIT: ClassVar[str] = "records"
+
+    def features(self, policy: Any, batch: Batch) -> dict[str, Tensor]:
+        """What the loss needs of each of the batch's R records: name → [R,...], without sums over records."""
+        raise RecipeError(f"{type(self).__name__} does not define `features(self, policy, batch)`.")
+
+    def coupled_loss(self, features: dict[str, Tensor], streams: dict[str, Tensor], update: Update) -> list[Term]:
+        """Terms from the features and row streams of all records of the update, in one order of records."""
+        raise RecipeError(f"{type(self).__name__} does not define `coupled_loss(self, features, streams, update)`.")
+
+    def terms(self, policy: Any, batch: Batch, update: Update) -> list[Term]:
+        """A sum of value 0 whose gradient is the coupled loss's: its coefficient has gone into the pulls."""
+        pulls = update.pulls[id(self)][id(batch)]
+        if not pulls:
+            return []
+        with update.repeatable(batch):
+            found = self.features(policy, batch)
+        moved = ((found[name].to(pull.dtype), pull) for name, pull in pulls.items() if found[name].requires_grad)
+        return [Term(((values - values.detach()) * pull).sum(), None) for values, pull in moved]
+
+
 class WeightedSum(Objective):
     """Σ coefficient × objective, in written order; token objectives share one pass of the head."""
 
@@ -309,8 +343,9 @@ class WeightedSum(Objective):
             if isinstance(objective, TokenObjective):
                 continue
             aside = replace(update, meters={})
+            factor = 1.0 if isinstance(objective, CoupledObjective) else coefficient
             own = objective.terms(policy, batch, aside)
-            terms += [Term(term.total, term.unit, term.coefficient * coefficient) for term in own]
+            terms += [Term(term.total, term.unit, term.coefficient * factor) for term in own]
             for name, (unit, total) in aside.meters.items():
                 if name != "nll" or not nll_known:  # every member sees the same: report it once
                     update.meter(name, total, unit)
@@ -348,9 +383,14 @@ def build_objective(spec: Any, base: Path | None = None) -> Objective:
     )
 
 
+def weighted_members(objective: Objective) -> list[tuple[Objective, float]]:
+    """The objective itself, or the members of a sum, with their coefficients."""
+    return list(objective.members) if isinstance(objective, WeightedSum) else [(objective, 1.0)]
+
+
 def members_of(objective: Objective) -> list[Objective]:
     """The objective itself, or the members of a sum."""
-    return [member for member, _ in objective.members] if isinstance(objective, WeightedSum) else [objective]
+    return [member for member, _ in weighted_members(objective)]
 
 
 def reads_of(objective: Objective) -> tuple[str, ...]:

@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from luthier.data.sources import load_records
 from luthier.engine import memory
 from luthier.errors import DataError, RecipeError
 from luthier.models.load import Loaded, fast_bfloat16, load_model
-from luthier.models.policy import Reference, TokenPolicy
+from luthier.models.policy import Policy, Reference, TokenPolicy
 from luthier.objectives.base import Objective, reads_of
 from luthier.recipe import Recipe
 from luthier.tuners.base import Tuner
@@ -116,12 +117,18 @@ def micro_tokens(recipe: Recipe, device: torch.device) -> int:
 
 
 def tuned_policy(
-    module: nn.Module, tuners: Sequence[Tuner], objective: Objective, seed: int, temperature: float = 1.0
-) -> TokenPolicy:
+    module: nn.Module,
+    tuners: Sequence[Tuner],
+    objective: Objective,
+    seed: int,
+    temperature: float = 1.0,
+    make: Callable[[nn.Module], Any] | None = None,
+) -> Any:
     """Apply the tuners and bind the references that the objective reads, captured before any surgery.
 
     `initial` is the module inside the tuners' `disabled()` when all of them restore the base, else a
     frozen copy. `temperature` is that of sampling, the same for policy and references.
+    `make` gives what objectives see of a module, a language model's `TokenPolicy` unless said otherwise.
 
     Raises:
         RecipeError: the objective reads a reference that nothing provides.
@@ -129,14 +136,15 @@ def tuned_policy(
     wanted = {read.split(":")[1] for read in reads_of(objective) if read.startswith("logits:")}
     if unknown := sorted(wanted - {"initial"}):
         raise unknown_reference(unknown[0])
+    make = make or partial(TokenPolicy, temperature=temperature)
     frozen = None
     if wanted and not all(tuner.RESTORES == "base" for tuner in tuners):
-        frozen = TokenPolicy(copy.deepcopy(module).requires_grad_(False).eval(), temperature)
+        frozen = make(copy.deepcopy(module).requires_grad_(False).eval())
     module.requires_grad_(False)
     for tuner in tuners:
         module = tuner.apply(module, tuner.plan(module, seed))
-    policy = TokenPolicy(module, temperature)
-    policy.verify_head()
+    policy = make(module)
+    policy.verify()
     if frozen is not None:
         policy.references["initial"] = Reference(frozen)
     elif wanted:
@@ -149,7 +157,7 @@ def unknown_reference(name: str) -> RecipeError:
     return RecipeError(f"The objective reads a reference called `{name}`.", "Known: `initial`.")
 
 
-def frozen_copies(policy: TokenPolicy) -> int:
+def frozen_copies(policy: Policy) -> int:
     """How many further copies of the model its references need."""
     return len({id(reference.policy) for reference in policy.references.values()} - {id(policy)})
 

@@ -50,7 +50,7 @@ class LoRA(Tuner):
 
     def apply(self, model: nn.Module, plan: dict[str, Any]) -> nn.Module:
         config = peft.LoraConfig(
-            task_type="CAUSAL_LM",
+            task_type="CAUSAL_LM" if hasattr(model, "prepare_inputs_for_generation") else None,
             r=self.r,
             lora_alpha=self.alpha or 2 * self.r,  # pyright: ignore[reportArgumentType]
             lora_dropout=self.dropout,

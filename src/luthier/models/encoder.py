@@ -1,0 +1,58 @@
+"""What the engine sees of an encoder, or of several that are trained together: named vectors of each record."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from luthier.errors import ModelError
+from luthier.models.policy import cast_inputs
+from luthier.types import Batch
+
+PAIR = {"image": "image_embeds", "text": "text_embeds", "scale": "logit_scale", "bias": "logit_bias"}
+"""Names of outputs in transformers' dual encoders (SigLIP, CLIP, ...), which our own follow."""
+
+
+class EncoderPolicy:
+    """An encoder as objectives see it.
+
+    Args:
+        module: its forward takes named tensors and returns a mapping of named tensors [R,...].
+        inputs: argument of the forward → row stream of the batch.
+        names: what objectives ask for → key of the forward's result, or a parameter of the module.
+    """
+
+    face = "encoder"
+
+    def __init__(self, module: nn.Module, inputs: Mapping[str, str], names: Mapping[str, str] = PAIR):
+        self.module = module
+        self.inputs = dict(inputs)
+        self.names = dict(names)
+        self.references: dict[str, Any] = {}
+
+    def verify(self) -> None:
+        """Nothing to check before there is a batch: `outputs` says what is missing."""
+
+    def outputs(self, batch: Batch, names: Sequence[str]) -> dict[str, Tensor]:
+        """Outputs by name, [R,...] each. A parameter of the module is given once per record.
+
+        Raises:
+            ModelError: the encoder has no such output.
+        """
+        streams = {argument: batch.streams[stream].values for argument, stream in self.inputs.items()}
+        found = self.module(**cast_inputs(self.module, streams))
+        outputs = {}
+        for name in names:
+            key = self.names.get(name, name)
+            if key in found:
+                outputs[name] = found[key]
+            elif isinstance(held := getattr(self.module, key, None), nn.Parameter):
+                outputs[name] = held.reshape(1).expand(len(batch.records))
+            else:
+                raise ModelError(
+                    f"{type(self.module).__name__} has no output `{key}` (asked for as `{name}`).",
+                    f"Its outputs: {', '.join(map(str, found))}. Name the right one in `names` of EncoderPolicy.",
+                )
+        return outputs

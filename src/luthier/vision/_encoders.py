@@ -1,0 +1,54 @@
+"""Two towers that meet in one space, small enough for tests and proofs in seconds."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from luthier.vision.digits import CLASSES, SIDE
+
+
+class ImageTower(nn.Module):
+    """8×8 pixels [R,1,8,8] to a vector [R,width]."""
+
+    def __init__(self, width: int, dropout: float):
+        super().__init__()
+        self.inner = nn.Linear(SIDE * SIDE, 2 * width)
+        self.dropout = nn.Dropout(dropout)
+        self.outer = nn.Linear(2 * width, width)
+
+    def forward(self, image: Tensor) -> Tensor:
+        return self.outer(self.dropout(functional.gelu(self.inner(image.flatten(1)))))
+
+
+class LabelTower(nn.Module):
+    """A label [R] to a vector [R,width]: a caption of one word."""
+
+    def __init__(self, width: int, classes: int):
+        super().__init__()
+        self.words = nn.Embedding(classes, width)
+        self.outer = nn.Linear(width, width)
+
+    def forward(self, label: Tensor) -> Tensor:
+        return self.outer(self.words(label))
+
+
+class DualEncoder(nn.Module):
+    """An image tower and a label tower; the logarithm of their scale, and a bias, are learned with them.
+
+    Scale starts at log 10 and bias at -10 (SigLIP, arXiv 2303.15343): at the start nearly every pair is a
+    negative, and is given as one.
+    """
+
+    def __init__(self, width: int = 32, classes: int = CLASSES, dropout: float = 0.0, bias: float = -10.0):
+        super().__init__()
+        self.image = ImageTower(width, dropout)
+        self.text = LabelTower(width, classes)
+        self.logit_scale = nn.Parameter(torch.tensor([math.log(10.0)]))
+        self.logit_bias = nn.Parameter(torch.tensor([bias]))
+
+    def forward(self, image: Tensor, label: Tensor) -> dict[str, Tensor]:
+        return {"image_embeds": self.image(image), "text_embeds": self.text(label)}
