@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from luthier.errors import DataError, ModelError
-from luthier.sampling.native import generate, uniform
+from luthier.sampling.draws import uniforms
+from luthier.sampling.native import generate
 
 END = set(range(2, 14))  # with 128 random tokens, rows end at very different lengths
 
@@ -79,7 +80,7 @@ def test_draws_follow_the_distribution(module):
 
 
 def test_uniform_is_spread():
-    values = [uniform(seed, step) for seed in range(100) for step in range(100)]
+    values = [value for seed in range(100) for value in uniforms([seed] * 100, range(100)).tolist()]
     assert len(set(values)) == len(values)
     assert abs(sum(values) / len(values) - 0.5) < 0.01
     assert min(values) >= 0 and max(values) < 1

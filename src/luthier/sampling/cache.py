@@ -1,75 +1,23 @@
-"""A key-value cache that grows in place, and the state of a module during sampling."""
+"""The states of many continuations in one key-value cache: rows enter, grow together, leave and fork."""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.cache_utils import DynamicCache, DynamicLayer
+from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
 from luthier.errors import ModelError
 
-ROOM = 64  # positions by which a full buffer grows: the whole is copied once in so many steps, not at every step
+ROOM = 64  # free columns that a full buffer gets, or half its width: the whole is copied once in so many steps
 CPU_BUDGET = 1 << 30
 CPU_ROWS, GPU_ROWS = 64, 256  # 64 rows decode 1.2 times the tokens per second of 32, 96 hardly more
-
-
-class GrowingLayer(DynamicLayer):
-    """Keys and values [B, heads, T, D] as views into buffers with room to the right.
-
-    `DynamicLayer` concatenates, so each new token copies everything before it.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.buffers: tuple[Tensor, Tensor] | None = None
-
-    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Append the states of new positions; returns all keys and all values."""
-        if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
-        start = self.get_seq_length()
-        end = start + key_states.shape[-2]
-        if self.buffers is None or end > self.buffers[0].shape[-2]:
-            self.buffers = (
-                _widened(key_states, self.keys, start, end + ROOM),
-                _widened(value_states, self.values, start, end + ROOM),
-            )
-        for buffer, states in zip(self.buffers, (key_states, value_states), strict=True):
-            buffer[:, :, start:end] = states
-        self.keys, self.values = (buffer[:, :, :end] for buffer in self.buffers)
-        return self.keys, self.values
-
-    def reorder_cache(self, beam_idx: Any) -> None:
-        """Keep the rows `beam_idx`, in that order; a row may be asked for more than once."""
-        super().reorder_cache(beam_idx)
-        self.buffers = None
-
-
-def _widened(states: Tensor, old: Tensor | None, used: int, capacity: int) -> Tensor:
-    rows, heads, _, width = states.shape
-    buffer = states.new_empty((rows, heads, capacity, width))
-    if used and old is not None:
-        buffer[:, :, :used] = old
-    return buffer
-
-
-def open_cache(module: Any) -> DynamicCache:
-    """An empty cache that fits the layers of `module`; plain attention layers grow in place."""
-    cache = DynamicCache(config=module.config)
-    cache.layers = [GrowingLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers]
-    if not cache.layers:
-        cache.layer_class_to_replicate = GrowingLayer
-    return cache
-
-
-def keep_rows(cache: DynamicCache, rows: Any) -> None:
-    """Reduce or repeat the rows of every layer. `rows`: int64 indices of rows now in the cache."""
-    cache.reorder_cache(rows)
 
 
 class Forward:
@@ -79,7 +27,7 @@ class Forward:
         module: any causal LM of transformers, also wrapped by PEFT.
 
     Raises:
-        ModelError: the model keeps no key-value cache that rows can leave.
+        ModelError: the model keeps no key-value cache, or its adapter puts virtual tokens before every call.
     """
 
     def __init__(self, module: Any):
@@ -90,21 +38,27 @@ class Forward:
                 f"{type(inner).__name__} has no key-value cache; Luthier cannot generate with it.",
                 "Use a causal language model whose forward takes `past_key_values`.",
             )
-        self.module = module
+        if any(config.is_prompt_learning for config in getattr(module, "peft_config", {}).values()):
+            raise ModelError(
+                "Adapters of virtual tokens (prompt, prefix and p-tuning) cannot be sampled from yet.",
+                "Use an adapter that changes weights, such as `lora`.",
+            )
+        self.module, self.inner = module, inner
         self.positions = "position_ids" in known
         self.last_only = "logits_to_keep" in known
-        self.device = inner.get_input_embeddings().weight.device
+        embeddings = inner.get_input_embeddings().weight
+        self.device, self.dtype = embeddings.device, embeddings.dtype
         text = module.config.get_text_config(decoder=True)
         self.context: int = getattr(text, "max_position_embeddings", None) or 1 << 30
 
-    def __call__(self, ids: Tensor, mask: Tensor, positions: Tensor, cache: DynamicCache, last: bool) -> Tensor:
+    def __call__(self, ids: Tensor, mask: Tensor | None, positions: Tensor, cache: DynamicCache, last: bool) -> Tensor:
         """Logits of new tokens, [B,1,V] if `last` else [B,T,V].
 
         Args:
             ids: new tokens [B,T].
-            mask: 1 for real tokens, [B, cached + T].
+            mask: True for real tokens, [B, cached + T]; None: all are.
             positions: of the new tokens in their records, [B,T].
-            cache: what was seen before; grows by T.
+            cache: what was seen before; the model puts the new tokens into it.
             last: only the logits of the last position.
         """
         extra: dict[str, Any] = {}
@@ -112,51 +66,274 @@ class Forward:
             extra["position_ids"] = positions.clamp(max=self.context - 1)
         if last and self.last_only:
             extra["logits_to_keep"] = 1
+        mask = None if mask is None else mask.long()
         out = self.module(input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=True, **extra)
         return out.logits[:, -1:] if last else out.logits
 
 
-def prefill(forward: Forward, prompts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor, DynamicCache]:
-    """Run prompts up to their last token; what all of them begin with is run once.
+@dataclass(frozen=True)
+class State:
+    """What one row has cached, and nothing of its neighbours.
+
+    `layers`: keys and values [H,T,D] of each layer, None where a layer keeps none. A cache that is no plain
+    list of positions stays whole: `whole` is that cache and the row in it.
+    """
+
+    length: int
+    layers: tuple[tuple[Tensor, Tensor] | None, ...] = ()
+    whole: tuple[Whole, int] | None = None
+
+
+class _Layer(DynamicLayer):
+    """Keys and values [rows, H, columns, D]; the model sees the window of rows and columns in use."""
+
+    def __init__(self, slots: Slots):
+        super().__init__()
+        self.slots = slots
+        self.buffers: tuple[Tensor, ...] = ()
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Put the states of new positions behind the others; returns all keys and all values of the window."""
+        slots, end = self.slots, self.slots.end + key_states.shape[-2]
+        for buffer, states in zip(self.made_for(key_states, value_states), (key_states, value_states), strict=True):
+            buffer[: slots.rows, :, slots.end : end] = states
+        keys, values = (buffer[: slots.rows, :, slots.start : end] for buffer in self.buffers)
+        return keys, values
+
+    def made_for(self, *states: Tensor) -> tuple[Tensor, ...]:
+        """The buffers, made when the first states [...,H,T,D] come."""
+        if not self.buffers:
+            self.is_initialized, self.dtype, self.device = True, states[0].dtype, states[0].device
+            rows, columns = self.slots.room
+            self.buffers = tuple(one.new_zeros((rows, one.shape[-3], columns, one.shape[-1])) for one in states)
+        return self.buffers
+
+    def get_seq_length(self) -> int:
+        """Columns of the window."""
+        return self.slots.end - self.slots.start
+
+
+class Slots:
+    """Rows that end in one column, so that a step writes one column and a row can enter or leave at any time.
+
+    Row r holds its positions in columns `firsts[r]` to `end`, and `next[r]` comes next; the model sees columns `start`
+    to `end`, where `seen` marks what is real. Buffers are made once and grow rarely.
 
     Args:
         forward: the model.
-        prompts: token ids of each, none empty.
+        rows: rows to make room for.
+        columns: columns to make room for.
+    """
+
+    plain = True
+
+    def __init__(self, forward: Forward, rows: int, columns: int = ROOM):
+        self.forward = forward
+        self.rows = self.start = self.end = 0
+        self.room = (rows, columns)
+        self.firsts: list[int] = []
+        self.padded = False
+        self.seen = torch.ones(self.room, dtype=torch.bool, device=forward.device)
+        self.next = torch.zeros(rows, dtype=torch.long, device=forward.device)
+        self.cache = DynamicCache(config=forward.module.config)
+        self.layers = [_Layer(self) for _ in self.cache.layers]
+        self.cache.layers = [*self.layers]  # pyright: ignore[reportAttributeAccessIssue]
+
+    def blank(self, rows: int) -> None:
+        """Take in rows without a position."""
+        self.rows = rows
+        self.firsts = [0] * rows
+
+    def run(self, ids: Tensor, valid: Tensor | None = None, last: bool = True) -> Tensor:
+        """Append tokens [rows,T] to all rows; returns logits [rows,1 or T,V]. `valid` [rows,T] is False for padding."""
+        width = ids.shape[1]
+        self._make_room(self.rows, 0, width)
+        columns, rows = slice(self.end, self.end + width), slice(self.rows)
+        if valid is None:
+            positions = self.next[rows, None] + torch.arange(width, device=ids.device)
+            counts = width
+        else:
+            self.seen[rows, columns] = valid
+            self.padded = True
+            positions = self.next[rows, None] + (valid.cumsum(-1) - 1).clamp(min=0)
+            counts = valid.sum(-1)
+        mask = self.seen[rows, self.start : columns.stop] if self.padded else None
+        logits = self.forward(ids, mask, positions, self.cache, last)
+        self.end += width
+        self.next[rows] += counts
+        return logits
+
+    def enter(self, states: Sequence[State]) -> None:
+        """Append rows that continue `states`; equal states next to each other are copied at once."""
+        self._make_room(self.rows + len(states), max(state.length for state in states), 1)
+        place = self.rows
+        for state, count in _runs(states):
+            rows, first = slice(place, place + count), self.end - state.length
+            for layer, held in zip(self.layers, state.layers, strict=True):
+                for buffer, one in zip(layer.made_for(*held), held, strict=True) if held else ():
+                    buffer[rows, :, first : self.end] = one
+            self.seen[rows, :first] = False
+            self.seen[rows, first:] = True
+            self.next[rows] = state.length
+            self.firsts += [first] * count
+            place += count
+        self.rows = place
+        self._fit_window()
+
+    def leave(self, gone: set[int]) -> list[int]:
+        """Drop rows; the last ones move into their places. Returns the old index of each row that stays."""
+        left = self.rows - len(gone)
+        holes = [row for row in sorted(gone) if row < left]
+        movers = [row for row in range(left, self.rows) if row not in gone]
+        order = list(range(left))
+        for hole, mover in zip(holes, movers, strict=True):
+            order[hole] = mover
+        if holes and left:
+            window = slice(self.start, self.end)
+            tensors = [buffer[:, :, window] for layer in self.layers for buffer in layer.buffers]
+            for tensor in (*tensors, self.seen, self.next):
+                tensor[holes] = tensor[movers]
+        self.firsts = [self.firsts[row] for row in order]
+        self.rows = left
+        self._fit_window()
+        return order
+
+    def state(self, row: int) -> State:
+        """A copy of what `row` has cached."""
+        columns = self.start + self.seen[row, self.start : self.end].nonzero()[:, 0]
+        held = [tuple(buffer[row, :, columns] for buffer in layer.buffers) for layer in self.layers]
+        return State(int(self.next[row]), tuple((one[0], one[1]) if one else None for one in held))
+
+    def _fit_window(self) -> None:
+        self.start = min(self.firsts, default=self.end)
+        self.padded = max(self.firsts, default=self.end) > self.start
+
+    def _make_room(self, rows: int, width: int, more: int) -> None:
+        """Room for `rows` rows, of which new ones have `width` positions, and for `more` columns behind `end`."""
+        if not self.rows:
+            self.start = self.end = width
+        left = max(0, width - self.end)
+        if rows <= self.room[0] and not left and self.end + more <= self.room[1]:
+            return
+        window = slice(self.start, self.end)
+        start = max(0, width - (self.end - self.start))
+        end = start + self.end - self.start
+        self.room = (max(rows, self.room[0]), end + more + max(ROOM, end // 2))
+        shift = self.start - start
+        self.firsts = [first - shift for first in self.firsts]
+        moved = slice(start, end)
+        for layer in self.layers:
+            old, layer.buffers = layer.buffers, ()
+            for buffer, one in zip(layer.made_for(*old), old, strict=True) if old else ():
+                buffer[: self.rows, :, moved] = one[: self.rows, :, window]
+        seen, follow = self.seen.new_ones(self.room), self.next.new_zeros(self.room[0])
+        seen[: self.rows, :start] = False
+        seen[: self.rows, moved] = self.seen[: self.rows, window]
+        follow[: self.rows] = self.next[: self.rows]
+        self.seen, self.next, self.start, self.end = seen, follow, start, end
+
+
+class Whole:
+    """Rows of a cache that is no list of positions (windows by place, recurrent states): all enter together."""
+
+    plain = False
+
+    def __init__(self, forward: Forward):
+        self.forward = forward
+        self.rows = 0
+        self.cache = DynamicCache(config=forward.module.config)
+        self.seen = torch.ones((0, 0), dtype=torch.bool, device=forward.device)
+
+    def blank(self, rows: int) -> None:
+        """Take in rows without a position."""
+        self.rows = rows
+        self.seen = self.seen.new_ones((rows, 0))
+
+    def run(self, ids: Tensor, valid: Tensor | None = None, last: bool = True) -> Tensor:
+        """As Slots.run."""
+        before = self.seen.sum(-1, keepdim=True)
+        valid = torch.ones_like(ids, dtype=torch.bool) if valid is None else valid
+        self.seen = torch.cat([self.seen, valid], dim=1)
+        positions = before + (valid.cumsum(-1) - 1).clamp(min=0)
+        return self.forward(ids, self.seen, positions, self.cache, last)
+
+    def enter(self, states: Sequence[State]) -> None:
+        """Take over the cache of `states`, which is used up."""
+        found = [state.whole for state in states if state.whole]
+        source = found[0][0]
+        self.cache, self.seen = source.cache, source.seen
+        self._keep([row for _, row in found])
+
+    def leave(self, gone: set[int]) -> list[int]:
+        """As Slots.leave."""
+        order = [row for row in range(self.rows) if row not in gone]
+        if order:
+            self._keep(order)
+        self.rows = len(order)
+        return order
+
+    def state(self, row: int) -> State:
+        """The row where it stands."""
+        return State(int(self.seen[row].sum()), whole=(self, row))
+
+    def _keep(self, rows: list[int]) -> None:
+        index = torch.tensor(rows, device=self.forward.device)
+        self.cache.reorder_cache(index)  # pyright: ignore[reportArgumentType]
+        self.seen, self.rows = self.seen[index], len(rows)
+
+
+def open_rows(forward: Forward, rows: int, columns: int = ROOM) -> Slots | Whole:
+    """Room for rows of the cache that fits the model's layers."""
+    text = forward.module.config.get_text_config(decoder=True)
+    kinds = set(getattr(text, "layer_types", None) or ())
+    layers = DynamicCache(config=forward.module.config).layers
+    plain = all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in layers)
+    plain = plain and bool(layers) and kinds <= {"full_attention", "sliding_attention"}
+    return Slots(forward, rows, columns) if plain and forward.positions else Whole(forward)
+
+
+def prefill(
+    forward: Forward, texts: Sequence[Sequence[int]], before: State | None = None
+) -> tuple[Tensor, list[State]]:
+    """Run texts in one pass.
+
+    Args:
+        forward: the model.
+        texts: token ids of each, none empty.
+        before: what comes before all of them, run earlier.
 
     Returns:
-        The last logits [B,V], the mask [B,T] of what is cached, and the cache.
+        The last logits [texts,V] and the state of each.
     """
-    cache = open_cache(forward.module)
-    shared = _common_prefix(prompts) if forward.positions and _plain(cache) else 0
-    rows = len(prompts)
-    if shared:
-        start = torch.tensor([prompts[0][:shared]], device=forward.device)
-        places = torch.arange(shared, device=forward.device)[None]
-        forward(start, torch.ones_like(start), places, cache, last=True)
-        keep_rows(cache, torch.zeros(rows, dtype=torch.long, device=forward.device))
-    rest = [list(prompt[shared:]) for prompt in prompts]
-    width = max(map(len, rest))
-    ids = torch.tensor([[0] * (width - len(one)) + one for one in rest], device=forward.device)
-    lengths = torch.tensor([len(one) for one in rest], device=forward.device)
-    own = (torch.arange(width, device=forward.device) >= (width - lengths)[:, None]).long()
-    mask = torch.cat([own.new_ones((rows, shared)), own], dim=1)
-    positions = (mask.cumsum(-1) - 1).clamp(min=0)[:, shared:]
-    return forward(ids, mask, positions, cache, last=True)[:, 0], mask, cache
+    width = max(map(len, texts))
+    rows = open_rows(forward, len(texts), (before.length if before else 0) + width)
+    if before:
+        rows.enter([before] * len(texts))
+    else:
+        rows.blank(len(texts))
+    ids = torch.tensor([[0] * (width - len(text)) + list(text) for text in texts], device=forward.device)
+    lengths = torch.tensor([len(text) for text in texts], device=forward.device)
+    ragged = any(len(text) < width for text in texts)
+    valid = torch.arange(width, device=forward.device) >= (width - lengths)[:, None] if ragged else None
+    logits = rows.run(ids, valid)[:, 0]
+    return logits, [rows.state(row) for row in range(len(texts))]
 
 
-def _common_prefix(prompts: Sequence[Sequence[int]]) -> int:
-    """Length of what all prompts begin with, leaving each a token of its own; 0 where it saves nothing."""
-    if len(prompts) < 2:
+def common_prefix(texts: Sequence[Sequence[int]]) -> int:
+    """Length of what all texts begin with, leaving each a token of its own; 0 where it saves nothing."""
+    if len(texts) < 2:
         return 0
-    texts = [list(prompt) for prompt in prompts]
-    low, high = min(texts), max(texts)  # what the extremes of the order share, all share
-    length = min(map(len, texts)) - 1
+    lists = [list(text) for text in texts]
+    low, high = min(lists), max(lists)  # what the extremes of the order share, all share
+    length = min(map(len, lists)) - 1
     return next((place for place in range(length) if low[place] != high[place]), length)
 
 
-def _plain(cache: DynamicCache) -> bool:
-    """Whether padding may lie between cached tokens: windows and recurrent states count cached places."""
-    return all(type(layer) is GrowingLayer for layer in cache.layers)
+def _runs(states: Sequence[State]) -> Iterator[tuple[State, int]]:
+    """Each state with how many times it stands in a row."""
+    for _, same in groupby(states, key=id):
+        found = list(same)
+        yield found[0], len(found)
 
 
 @contextmanager
@@ -172,11 +349,20 @@ def sampling_mode(module: nn.Module) -> Iterator[None]:
             piece.training = True
 
 
-def rows_that_fit(module: Any, length: int) -> int:
-    """How many rows of `length` positions to run together: their cache keeps to a budget of bytes.
+@dataclass(frozen=True)
+class Space:
+    """How much may be cached at once: rows, and positions over all rows."""
 
-    The budget is 1 GiB on a CPU and a quarter of the free memory on a GPU.
-    """
+    rows: int
+    positions: int
+
+    def rows_of(self, length: int) -> int:
+        """How many rows of `length` positions fit; at least one."""
+        return max(1, min(self.rows, self.positions // max(1, length)))
+
+
+def space_of(module: Any) -> Space:
+    """What the memory has room for: 1 GiB of cache on a CPU, a quarter of the free memory on a GPU."""
     config = module.config.get_text_config(decoder=True)
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
@@ -184,4 +370,4 @@ def rows_that_fit(module: Any, length: int) -> int:
     per_position = 2 * config.num_hidden_layers * heads * width * weight.element_size()
     on_gpu = weight.device.type == "cuda"
     budget = torch.cuda.mem_get_info(weight.device)[0] // 4 if on_gpu else CPU_BUDGET
-    return max(1, min(GPU_ROWS if on_gpu else CPU_ROWS, budget // (per_position * max(1, length))))
+    return Space(GPU_ROWS if on_gpu else CPU_ROWS, budget // per_position)

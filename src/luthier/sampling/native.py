@@ -1,20 +1,98 @@
-"""Batched generation with a key-value cache, on any causal LM of transformers."""
+"""Generation by the model at hand: requests enter as rows become free, prompts that are equal are read once."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Literal
-
-import torch
-from torch import Tensor
-from transformers.cache_utils import DynamicCache
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from luthier.errors import DataError
-from luthier.sampling.cache import Forward, keep_rows, prefill, rows_that_fit, sampling_mode
-from luthier.types import Trajectory
+from luthier.sampling.cache import common_prefix
+from luthier.sampling.session import Prefilled, Row, Session
+from luthier.types import Request, Sampling, Trajectory
 
-LEAVE = 8  # finished rows leave once they are an eighth of the batch: leaving copies the cache of those that stay
-MASK = (1 << 64) - 1
+ENTER = 8  # waiting requests enter once an eighth of the rows is free: reading one prompt costs as much as a step
+
+
+class NativeSampler:
+    """Continues requests by a model in this process; a `Sampler`.
+
+    Requests of equal text (prompt and forced tokens) share its pass through the model. A request's draws depend on
+    its seed and on positions alone. Log-probabilities are those that training computes at the same temperature.
+
+    Args:
+        module: a causal LM with a key-value cache, also wrapped by PEFT; its mode is restored.
+        end_ids: tokens that end a continuation; the one drawn is the last of `Trajectory.ids`.
+        tokenizer: needed for stop strings.
+        batch: rows decoded together; None chooses by memory.
+    """
+
+    def __init__(self, module: Any, end_ids: set[int], tokenizer: Any = None, batch: int | None = None):
+        self.module, self.end_ids, self.tokenizer, self.batch = module, end_ids, tokenizer, batch
+
+    def __call__(
+        self, requests: Sequence[Request], sampling: Sampling, progress: Callable[[int], None] | None = None
+    ) -> list[Trajectory]:
+        """One trajectory per request, in their order.
+
+        Raises:
+            DataError: a prompt is empty or fills the model's context.
+            ModelError: the model has no key-value cache.
+        """
+        session = Session(
+            self.module, sampling, end_ids=self.end_ids, tokenizer=self.tokenizer, rows=self.batch, keep=False
+        )
+        texts = [(*request.prompt_ids, *request.forced_ids) for request in requests]
+        check_prompts(texts, [*map(len, texts)], [request.record for request in requests], session.forward.context - 1)
+        queue = _Queue(session, requests, texts)
+        done = 0
+        with session:
+            while queue.waiting or session.rows:
+                queue.admit()
+                finished = session.step()
+                for _ in finished if progress else ():
+                    done += 1
+                    progress(done)  # pyright: ignore[reportOptionalCall]
+        return [_trajectory(request, queue.rows[index]) for index, request in enumerate(requests)]
+
+
+class _Queue:
+    """The requests that wait, the longest first (what does not fit in memory shows at once), equal texts together."""
+
+    def __init__(self, session: Session, requests: Sequence[Request], texts: Sequence[tuple[int, ...]]):
+        self.session, self.texts = session, texts
+        self.rows = [session.row(one.prompt_ids, one.seed, one.forced_ids) for one in requests]
+        first = {text: index for index, text in reversed([*enumerate(texts)])}
+        self.waiting = sorted(range(len(texts)), key=lambda index: (-len(texts[index]), first[texts[index]], index))
+        self.read: dict[tuple[int, ...], Prefilled] = {}
+        self.prefix: list[int] | None = None
+
+    def admit(self) -> None:
+        """Let requests enter if enough rows are free."""
+        session = self.session
+        if not self.waiting or (session.rows and not session.plain):
+            return
+        if self.prefix is None:
+            distinct = list(dict.fromkeys(self.texts))
+            self.prefix = list(distinct[0][: common_prefix(distinct)])
+            session.share(self.prefix)
+        new = session.sampling.max_new_tokens
+        longest = max([len(self.texts[self.waiting[0]]), *(len(row.tokens) for row in session.rows)])
+        most = session.space.rows_of(min(longest + new, session.forward.context))
+        free = most - len(session.rows)
+        if session.rows and free * ENTER < most:
+            return
+        chosen, self.waiting = self.waiting[:free], self.waiting[free:]
+        if chosen:
+            self._enter(chosen)
+
+    def _enter(self, chosen: list[int]) -> None:
+        texts = [self.texts[index] for index in chosen]
+        unread = [text for text in dict.fromkeys(texts) if text not in self.read]
+        if unread:
+            self.read |= dict(zip(unread, self.session.read(unread), strict=True))
+        self.session.enter([self.rows[index] for index in chosen], [self.read[text] for text in texts])
+        following = self.texts[self.waiting[0]] if self.waiting and self.session.plain else None
+        self.read = {text: one for text, one in self.read.items() if text == following}
 
 
 def generate(
@@ -31,54 +109,38 @@ def generate(
 ) -> list[Trajectory]:
     """Continue each prompt until an end token, `max_new_tokens`, or the end of the model's context.
 
+    `NativeSampler` for prompts that are not part of a group.
+
     Args:
-        module: a causal LM with a key-value cache; its mode is restored.
+        module: as NativeSampler.
         prompts: token ids of each prompt, none empty.
+        end_ids: tokens that end a continuation.
         max_new_tokens: the most tokens of one continuation, the end token included.
-        end_ids: tokens that end a continuation; the one drawn is the last of `Trajectory.ids`.
         temperature: 0 takes the largest logit; otherwise logits are divided by it and a token is drawn.
-        seeds: one per prompt, for draws that depend on (seed, position) and on no other prompt. Default: its index.
+        seeds: one per prompt. Default: its index.
         batch: prompts run together; None chooses by memory.
         progress: called with the number of prompts finished so far.
         records: record ids of the trajectories; default: the prompt's index.
-
-    Returns:
-        Trajectories in the order of `prompts`.
-
-    Raises:
-        DataError: a prompt is empty or fills the model's context.
-        ModelError: the model has no key-value cache.
     """
-    forward = Forward(module)
-    names = check_prompts(prompts, [len(prompt) for prompt in prompts], records, forward.context - 1)
-    keys = list(range(len(prompts))) if seeds is None else seeds
-    draw = _greedy if temperature == 0 else _Draw(temperature, keys)
-    found: dict[int, Trajectory] = {}
-    with sampling_mode(module):
-        for chosen in _batches(module, prompts, max_new_tokens, batch):
-            for index, ids in _Decoding(forward, prompts, chosen, end_ids, max_new_tokens, draw).run():
-                finish: Literal["stop", "length"] = "stop" if ids and ids[-1] in end_ids else "length"
-                found[index] = Trajectory(ids, finish, names[index])
-                if progress is not None:
-                    progress(len(found))
-    return [found[index] for index in range(len(prompts))]
+    names = [str(index) for index in range(len(prompts))] if records is None else records
+    keys = range(len(prompts)) if seeds is None else seeds
+    requests = [Request(prompt, name, seed=seed) for prompt, name, seed in zip(prompts, names, keys, strict=True)]
+    sampler = NativeSampler(module, end_ids, batch=batch)
+    return sampler(requests, Sampling(max_new_tokens, temperature), progress)
 
 
-def check_prompts(
-    prompts: Sequence[Sequence[int]], longest: Sequence[int], records: Sequence[str] | None, room: int
-) -> Sequence[str]:
-    """Names for the prompts, once each is known to hold a token and to fit.
+def check_prompts(prompts: Sequence[Sequence[int]], longest: Sequence[int], names: Sequence[str], room: int) -> None:
+    """Check that each prompt holds a token and fits.
 
     Args:
         prompts: token ids of each.
         longest: positions that each prompt needs.
-        records: their names; default: their index.
+        names: their records.
         room: positions there are.
 
     Raises:
         DataError: naming the first record that does not fit.
     """
-    names = [str(index) for index in range(len(prompts))] if records is None else records
     for prompt, needed, name in zip(prompts, longest, names, strict=True):
         if not prompt or needed > room:
             size = f"takes {needed} tokens; the model has room for {room}" if prompt else "is empty"
@@ -86,98 +148,8 @@ def check_prompts(
                 f"Record {name}: its prompt {size}.",
                 "Shorten or drop the record (`data.max_tokens`, `data.too_long: drop`).",
             )
-    return names
 
 
-def _batches(module: Any, prompts: Sequence[Sequence[int]], new: int, batch: int | None) -> Iterator[list[int]]:
-    """Indices of prompts of similar length, the longest first: what does not fit in memory shows at once."""
-    order = sorted(range(len(prompts)), key=lambda index: (-len(prompts[index]), index))
-    while order:
-        size = batch or rows_that_fit(module, len(prompts[order[0]]) + new)
-        yield order[:size]
-        order = order[size:]
-
-
-class _Decoding:
-    """One batch from prefill to its last finished row; finished rows leave on the way."""
-
-    def __init__(
-        self,
-        forward: Forward,
-        prompts: Sequence[Sequence[int]],
-        chosen: list[int],
-        end_ids: set[int],
-        new: int,
-        draw: Callable[[Tensor, list[int], int], Tensor],
-    ):
-        self.forward, self.prompts, self.chosen = forward, prompts, chosen
-        self.end_ids, self.new, self.draw = end_ids, new, draw
-        self.written: dict[int, list[int]] = {index: [] for index in chosen}
-        self.open = set(chosen)
-
-    def run(self) -> Iterator[tuple[int, list[int]]]:
-        """Yields (index of the prompt, its continuation) as rows finish."""
-        rows = list(self.chosen)
-        logits, mask, cache = prefill(self.forward, [self.prompts[index] for index in rows])
-        positions = mask.sum(-1, keepdim=True) - 1
-        for step in range(self.new):
-            ids = self.draw(logits, rows, step)[:, None]
-            yield from self._take(rows, ids[:, 0].tolist())
-            if not self.open:
-                return
-            kept = [place for place, index in enumerate(rows) if index in self.open]
-            if (len(rows) - len(kept)) * LEAVE >= len(rows):
-                rows = [rows[place] for place in kept]
-                ids, mask, positions = self._leave(cache, kept, ids, mask, positions)
-            mask = torch.cat([mask, mask.new_ones((len(rows), 1))], dim=1)
-            positions = positions + 1
-            logits = self.forward(ids, mask, positions, cache, last=True)[:, 0]
-
-    def _take(self, rows: list[int], tokens: list[int]) -> Iterator[tuple[int, list[int]]]:
-        for index, token in zip(rows, tokens, strict=True):
-            if index not in self.open:
-                continue
-            ids = self.written[index]
-            ids.append(token)
-            full = len(ids) >= self.new or len(self.prompts[index]) + len(ids) >= self.forward.context
-            if token in self.end_ids or full:
-                self.open.discard(index)
-                yield index, ids
-
-    def _leave(self, cache: DynamicCache, kept: list[int], *tensors: Tensor) -> tuple[Tensor, ...]:
-        rows = torch.tensor(kept, device=self.forward.device)
-        keep_rows(cache, rows)
-        return tuple(tensor[rows] for tensor in tensors)
-
-
-def _greedy(logits: Tensor, rows: list[int], step: int) -> Tensor:
-    return logits.argmax(-1)
-
-
-class _Draw:
-    """Draws from softmax(logits / temperature) by inverting the distribution at one uniform number per row.
-
-    The number is a hash of (seed of the row, step): no generator state, so neither batches nor rows that
-    have left can change it.
-    """
-
-    def __init__(self, temperature: float, seeds: Sequence[int]):
-        self.temperature, self.seeds = temperature, seeds
-
-    def __call__(self, logits: Tensor, rows: list[int], step: int) -> Tensor:
-        wide = torch.float32 if logits.device.type == "mps" else torch.float64
-        mass = (logits.to(wide) / self.temperature).softmax(-1).cumsum(-1)
-        numbers = [uniform(self.seeds[index], step) for index in rows]
-        at = torch.tensor(numbers, dtype=wide, device=logits.device)[:, None] * mass[:, -1:]
-        return torch.searchsorted(mass, at, right=True)[:, 0].clamp(max=logits.shape[-1] - 1)
-
-
-def uniform(seed: int, step: int) -> float:
-    """A number in [0,1) that depends on (seed, step) alone (two rounds of splitmix64)."""
-    value = seed & MASK
-    for addend in (0, step + 1):
-        value = (value + 0x9E3779B97F4A7C15 * (addend + 1)) & MASK
-        value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & MASK
-        value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & MASK
-        value ^= value >> 31
-    return (value >> 11) / (1 << 53)
+def _trajectory(request: Request, row: Row) -> Trajectory:
+    assert row.finish is not None
+    return Trajectory(row.ids, row.finish, request.record, row.logprobs, request)

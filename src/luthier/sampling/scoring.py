@@ -11,7 +11,7 @@ from torch import Tensor
 from luthier.data.batches import collate, micro_batches
 from luthier.models.head import target_logprob
 from luthier.models.policy import TokenPolicy
-from luthier.sampling.cache import Forward, keep_rows, prefill, rows_that_fit, sampling_mode
+from luthier.sampling.cache import Forward, State, common_prefix, open_rows, prefill, sampling_mode, space_of
 from luthier.sampling.native import check_prompts
 from luthier.types import Row
 
@@ -50,7 +50,8 @@ def choice_logprobs(
     """
     forward = Forward(module)
     longest = [len(prompt) + max(map(len, options)) - 1 for prompt, options in zip(prompts, choices, strict=True)]
-    check_prompts(prompts, longest, records, forward.context)
+    names = [str(index) for index in range(len(prompts))] if records is None else records
+    check_prompts(prompts, longest, names, forward.context)
     order = sorted(range(len(prompts)), key=lambda index: (-longest[index], index))
     found: dict[int, list[float]] = {}
     with sampling_mode(module):
@@ -66,7 +67,7 @@ def choice_logprobs(
 
 def _prompts_that_fit(module: Any, length: int, choices: Sequence[Sequence[Sequence[int]]]) -> int:
     """How many prompts to run together, by the cache and the logits of their choices."""
-    most = rows_that_fit(module, length)
+    most = space_of(module).rows_of(length)
     vocabulary = module.get_output_embeddings().weight.shape[0]
     for size in range(1, min(most, len(choices)) + 1):
         rows = sum(len(options) for options in choices[:size])
@@ -79,7 +80,7 @@ def _prompts_that_fit(module: Any, length: int, choices: Sequence[Sequence[Seque
 def _score_choices(
     forward: Forward, prompts: list[Sequence[int]], choices: list[Sequence[Sequence[int]]]
 ) -> list[list[float]]:
-    logits, mask, cache = prefill(forward, prompts)
+    logits, states = _read(forward, prompts)
     first = logits.float().log_softmax(-1)
     owner = torch.tensor([place for place, options in enumerate(choices) for _ in options], device=forward.device)
     flat = [list(choice) for options in choices for choice in options]
@@ -87,13 +88,18 @@ def _score_choices(
     tokens = torch.tensor([choice + [0] * (width - len(choice)) for choice in flat], device=forward.device)
     totals = first[owner, tokens[:, 0]].double()
     if width > 1:
-        keep_rows(cache, owner)
-        start = mask.sum(-1)[owner]
-        positions = start[:, None] + torch.arange(width - 1, device=forward.device)
-        seen = torch.cat([mask[owner], mask.new_ones((len(flat), width - 1))], dim=1)
-        totals += _rest(forward(tokens[:, :-1], seen, positions, cache, last=False), tokens[:, 1:], flat)
+        rows = open_rows(forward, len(flat), max(map(len, prompts)) + width)
+        rows.enter([states[place] for place in owner.tolist()])
+        totals += _rest(rows.run(tokens[:, :-1], last=False), tokens[:, 1:], flat)
     values = iter(totals.tolist())
     return [[next(values) for _ in options] for options in choices]
+
+
+def _read(forward: Forward, prompts: list[Sequence[int]]) -> tuple[Tensor, list[State]]:
+    """`prefill`, where what all prompts begin with is run once."""
+    shared = common_prefix(prompts) if open_rows(forward, 1).plain else 0
+    before = prefill(forward, [prompts[0][:shared]])[1][0] if shared else None
+    return prefill(forward, [prompt[shared:] for prompt in prompts], before)
 
 
 def _rest(logits: Tensor, targets: Tensor, flat: list[list[int]]) -> Tensor:

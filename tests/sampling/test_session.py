@@ -1,0 +1,137 @@
+"""A session's rows say what they would say alone, however they were opened, forked, extended or stepped."""
+
+import pytest
+import torch
+
+from luthier.errors import DataError, ModelError
+from luthier.sampling.native import generate
+from luthier.sampling.session import Session
+from luthier.types import Sampling
+
+END = set(range(2, 14))
+WARM = Sampling(max_new_tokens=20, temperature=1.0)
+
+
+def alone(module, prompt, seed, new=20, end=frozenset()):
+    return generate(module, [prompt], end_ids=set(end), max_new_tokens=new, temperature=1.0, seeds=[seed])[0].ids
+
+
+def test_rows_opened_at_different_times_say_what_they_say_alone(module):
+    session = Session(module, WARM, end_ids=set())
+    first = session.open([20, 30, 40], [1, 2])
+    session.step(5)
+    later = session.open([50] * 30, [3])  # longer than what the others have used: they move to the right
+    assert session.step(15) == first
+    assert later[0].finish is None and session.step(99) == later
+    assert [row.ids for row in first] == [alone(module, [20, 30, 40], 1), alone(module, [20, 30, 40], 2)]
+    assert later[0].ids == alone(module, [50] * 30, 3)
+    assert {row.finish for row in first + later} == {"length"}
+
+
+def test_forks_go_on_from_one_state_without_computing_it_again(module):
+    seen = []
+    handle = module.model.embed_tokens.register_forward_hook(lambda _m, inputs, _o: seen.append(inputs[0].shape))
+    try:
+        session = Session(module, WARM, end_ids=set())
+        parent = session.open([20, 30, 40], [1])[0]
+        session.step(6)
+        same, other = session.fork(parent, [1, 7])
+        assert same.ids == other.ids == parent.ids and len(parent.ids) == 6
+        session.step(99)
+    finally:
+        handle.remove()
+    assert seen == [(1, 3)] + [(1, 1)] * 6 + [(3, 1)] * 13
+    assert same.ids == parent.ids == alone(module, [20, 30, 40], 1)
+    assert same.logprobs == pytest.approx(parent.logprobs, abs=1e-5)
+    assert other.ids[:6] == parent.ids[:6] and other.ids != parent.ids
+
+
+@pytest.mark.parametrize("steps", [4, 99])
+def test_an_extended_row_says_what_a_row_with_that_prompt_says(module, steps):
+    session = Session(module, WARM, end_ids=set())
+    beside = session.open([90, 91], [5])[0]
+    row = session.open([20, 30, 40], [1])[0]
+    session.step(steps)
+    before = row.ids
+    session.extend(row, [77, 78, 79])
+    assert row.finish is None and row.ids == [*before, 77, 78, 79]
+    session.step(99)
+    other = Session(module, WARM, end_ids=set())
+    again = other.open([20, 30, 40], [1], forced=[*before, 77, 78, 79])[0]
+    other.step(99)
+    assert row.ids == again.ids and len(row.ids) == len(before) + 3 + 20
+    assert row.logprobs[len(before) : len(before) + 3] == [0.0] * 3
+    assert row.logprobs[len(before) :] == pytest.approx(again.logprobs[len(before) :], abs=1e-5)
+    assert beside.ids == alone(module, [90, 91], 5)
+
+
+def test_a_closed_row_is_gone_and_the_others_stay(module):
+    session = Session(module, WARM, end_ids=set())
+    rows = session.open([20, 30, 40], [1, 2, 3])
+    session.step(2)
+    session.close(rows[0])
+    assert session.step(99) and rows[0].finish is None and len(rows[0].ids) == 2
+    assert [row.ids for row in rows[1:]] == [alone(module, [20, 30, 40], seed) for seed in (2, 3)]
+    session.close(rows[1])
+    for row in rows[:2]:
+        with pytest.raises(ModelError, match="does not run"):
+            session.fork(row, [1])
+        with pytest.raises(ModelError, match="does not run"):
+            session.extend(row, [5])
+    session.extend(rows[2], [5])
+    with pytest.raises(DataError, match="fills the model's context of 256"):
+        session.extend(rows[2], [5] * 300)
+
+
+def test_training_can_go_on_between_two_steps(module):
+    module.train()
+    try:
+        session = Session(module, WARM, end_ids=set())
+        row = session.open([20, 30, 40], [1])[0]
+        for _ in range(20):
+            session.step()
+            assert module.training and not torch.is_inference_mode_enabled()
+            module(torch.tensor([[20, 30]])).logits.sum().backward()
+        assert row.finish == "length"
+    finally:
+        module.zero_grad(set_to_none=True)
+        module.eval()
+    assert row.ids == alone(module, [20, 30, 40], 1)
+
+
+@pytest.fixture(scope="module")
+def convolving():
+    """Layers whose states are no lists of positions."""
+    from transformers import Lfm2Config, Lfm2ForCausalLM
+
+    torch.manual_seed(0)
+    config = Lfm2Config(
+        vocab_size=128,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        layer_types=["conv", "full_attention", "conv"],
+        initializer_range=0.3,
+    )
+    return Lfm2ForCausalLM(config).eval()
+
+
+def test_states_that_are_no_lists_of_positions_enter_together(convolving):
+    prompts = [[20, 30, 40], [50] * 9, [20, 30, 40], [60]]
+    found = generate(convolving, prompts, end_ids=END, max_new_tokens=20, temperature=1.0, batch=3)
+    assert [t.ids for t in found] == [alone(convolving, p, seed, end=END) for seed, p in enumerate(prompts)]
+    for prompt in prompts:
+        greedy = generate(convolving, [prompt], end_ids=set(), max_new_tokens=9)[0].ids
+        with torch.no_grad():
+            logits = convolving(torch.tensor([prompt + greedy])).logits[0, len(prompt) - 1 : -1]
+        assert logits.argmax(-1).tolist() == greedy
+    session = Session(convolving, WARM, end_ids=set())
+    row, _ = session.open(prompts[0], [0, 1])
+    with pytest.raises(ModelError, match="cannot join"):
+        session.open(prompts[1], [0])
+    with pytest.raises(ModelError, match="cannot be extended"):
+        session.extend(row, [5])
+    session.step(99)
+    assert row.ids == alone(convolving, prompts[0], 0)
