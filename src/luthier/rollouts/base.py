@@ -14,10 +14,10 @@ Arrays "per trajectory" are lists in the order of groups and members, each [n] o
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 import numpy
 from numpy import ndarray
@@ -243,11 +243,14 @@ class Advantage(Part):
 
     A chain starts from per-token rewards (`Rollout.start_values`); a link that credits whole answers sums them and
     gives the result to every token. READS names columns that the score pass must give, WRITES those that the link
-    adds to `rollout.columns`.
+    adds to `rollout.columns`. TAKES and GIVES say what stands before and behind it: rewards (what is earned at each
+    token) or advantages (what a token is credited with).
     """
 
     READS: ClassVar[tuple[str, ...]] = ()
     WRITES: ClassVar[tuple[str, ...]] = ()
+    TAKES: ClassVar[Literal["rewards", "advantages", "either"]] = "either"
+    GIVES: ClassVar[Literal["advantages", "the same"]] = "advantages"
 
     def compute(self, rollout: Rollout, values: Arrays) -> Arrays:
         """Per trajectory [n] → per trajectory [n]; an array [B] stands for one number per trajectory."""
@@ -263,28 +266,52 @@ def credit(chain: Sequence[Advantage], rollout: Rollout) -> Arrays:
     """Run the chain: advantages per trajectory [n]; 0 for trajectories without a reward.
 
     Raises:
-        RecipeError: an empty chain, or a link that needs a column nobody made.
+        RecipeError: as `check_chain`.
         RunError: no trajectory has a reward, or a link gives something of another shape.
     """
-    if not chain:
-        raise RecipeError("rl.advantages is empty.", "Name at least one, for example `group_norm` or `returns`.")
+    check_chain(chain, rollout.columns)
+    if not rollout.groups:
+        return []
     if not numpy.isfinite(rollout.rewards).any():
-        first = rollout.groups[0].prompt.record.id if rollout.groups else "none"
         raise RunError(
-            f"No answer of this rollout has a reward (first record: {first}).",
-            "Every part of `rl.rewards` gave None. Look at the gold answers and at the rewards' log.",
+            f"No answer of this rollout has a reward (first record: {rollout.groups[0].prompt.record.id}).",
+            "Every reward said that it does not apply. Look at the gold answers and at the failures in the log.",
         )
     values = rollout.start_values()
     for link in chain:
-        for name in link.READS:
-            if name not in rollout.columns:
-                raise RecipeError(f"The advantage `{link.kind}` reads the column `{name}`, which is not there.")
         found = link.compute(rollout, values)
         values = rollout.spread(found) if isinstance(found, ndarray) else list(found)
         shapes = [numpy.shape(value) for value in values]
         if shapes != [(length,) for length in rollout.lengths]:
             raise RunError(f"The advantage `{link.kind}` gave arrays of other lengths than the answers.")
     return [numpy.where(numpy.isnan(value), 0.0, value) for value in values]
+
+
+def check_chain(chain: Sequence[Advantage], columns: Collection[str] | None = None) -> None:
+    """Refuse a chain in a senseless order, or one that reads columns that nobody makes.
+
+    Args:
+        columns: those that are there; None leaves that open.
+    """
+    credited = ""
+    there = None if columns is None else set(columns)
+    for link in chain:
+        if link.TAKES == "rewards" and credited:
+            raise RecipeError(
+                f"The advantage `{link.kind}` starts from rewards, and `{credited}` before it gives advantages.",
+                f"Put `{link.kind}` first, or leave one of them out.",
+            )
+        if link.TAKES == "advantages" and not credited:
+            raise RecipeError(f"The advantage `{link.kind}` changes advantages, and nothing before it gives any.")
+        if missing := [name for name in link.READS if there is not None and name not in there]:
+            raise RecipeError(f"The advantage `{link.kind}` reads the column `{missing[0]}`, which is not there.")
+        credited = credited or (link.kind if link.GIVES == "advantages" else "")
+        there = None if there is None else there | set(link.WRITES)
+    if not credited:
+        last = f"`{chain[-1].kind}` leaves rewards" if chain else "the chain is empty"
+        raise RecipeError(
+            f"rl.advantages gives no advantages: {last}.", "Add one, for example `group_norm` or `returns`."
+        )
 
 
 def trained_tokens(trajectory: Trajectory) -> ndarray:

@@ -1,0 +1,14 @@
+"""Means and deviations of rewards and tokens, blind to those that are not there (NaN)."""
+
+from __future__ import annotations
+
+import numpy
+from numpy import ndarray
+
+
+def mean_and_std(values: ndarray) -> tuple[float, float]:
+    """Mean and unbiased standard deviation of the finite ones; (NaN, 0) of none, deviation 0 of one."""
+    finite = values[numpy.isfinite(values)]
+    if len(finite) == 0:
+        return float("nan"), 0.0
+    return float(finite.mean()), float(finite.std(ddof=1)) if len(finite) > 1 else 0.0

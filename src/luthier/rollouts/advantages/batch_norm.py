@@ -1,0 +1,31 @@
+"""Rewards relative to the group, in units of the deviation over the whole rollout."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from numpy import ndarray
+from pydantic import Field
+
+from luthier.rollouts.advantages._statistics import mean_and_std
+from luthier.rollouts.base import Advantage, Arrays, Rollout
+
+
+class BatchNorm(Advantage):
+    """A_i = (R_i - mean of the group) / (std + epsilon), the unbiased deviation being that of all rewards.
+
+    Source: arXiv 2508.08221 (group mean, batch deviation).
+    """
+
+    PAPER: ClassVar[str] = "arXiv 2508.08221"
+    TAKES: ClassVar = "rewards"
+    SETTINGS: ClassVar = ({}, {"epsilon": 0.1})
+
+    epsilon: float = Field(1e-4, gt=0)
+
+    def compute(self, rollout: Rollout, values: Arrays) -> ndarray:
+        rewards = rollout.totals(values)
+        std = mean_and_std(rewards)[1]
+        for places in rollout.by_group(self.kind):
+            rewards[places] -= mean_and_std(rewards[places])[0]
+        return rewards / (std + self.epsilon)

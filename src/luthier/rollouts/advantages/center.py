@@ -1,0 +1,26 @@
+"""Dr.GRPO: rewards relative to the group."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from numpy import ndarray
+
+from luthier.rollouts.advantages._statistics import mean_and_std
+from luthier.rollouts.base import Advantage, Arrays, Rollout
+
+
+class Center(Advantage):
+    """A_i = R_i - mean over the answers to one prompt.
+
+    Source: arXiv 2503.20783.
+    """
+
+    PAPER: ClassVar[str] = "arXiv 2503.20783"
+    TAKES: ClassVar = "rewards"
+
+    def compute(self, rollout: Rollout, values: Arrays) -> ndarray:
+        rewards = rollout.totals(values)
+        for places in rollout.by_group(self.kind):
+            rewards[places] -= mean_and_std(rewards[places])[0]
+        return rewards

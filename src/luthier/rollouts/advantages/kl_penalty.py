@@ -1,0 +1,33 @@
+"""A penalty on leaving the reference, inside the reward."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import numpy
+from pydantic import Field
+
+from luthier.rollouts.base import Advantage, Arrays, Rollout
+
+
+class KlPenalty(Advantage):
+    """r_t = r_t - beta (log p_old - log p_reference) of each trained token; the reference is the initial model.
+
+    In the reward this estimator of KL(policy || reference) is unbiased (in a loss its gradient is 0 on average).
+    What credits whole answers behind it sums over tokens; `gae` and `returns` keep them apart.
+    """
+
+    PAPER: ClassVar[str] = "arXiv 2402.14740"
+    READS: ClassVar = ("old_logprobs", "logprobs:initial")
+    TAKES: ClassVar = "rewards"
+    GIVES: ClassVar = "the same"
+    SETTINGS: ClassVar = ({}, {"beta": 0.5})
+
+    beta: float = Field(0.05, ge=0)
+
+    def compute(self, rollout: Rollout, values: Arrays) -> Arrays:
+        old, reference = rollout.columns["old_logprobs"], rollout.columns["logprobs:initial"]
+        return [
+            value - self.beta * numpy.where(trained, old[index] - reference[index], 0.0)
+            for index, (value, trained) in enumerate(zip(values, rollout.trained, strict=True))
+        ]

@@ -1,0 +1,46 @@
+"""Several rewards, each normalised within its group before they are summed."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import numpy
+from numpy import ndarray
+from pydantic import Field
+
+from luthier.errors import RecipeError
+from luthier.rollouts.advantages._statistics import mean_and_std
+from luthier.rollouts.base import Advantage, Arrays, Rollout
+
+
+class NormThenSum(Advantage):
+    """S = Σ_k w_k (r_k - mean_k) / (std_k + epsilon) by group, then (S - mean) / (std + epsilon) over the rollout.
+
+    Rewards of large and of small spread count alike. It reads the rewards by name and not their weighted sum:
+    `weights` says how much each counts (1 unless named; 0 leaves it out), and nothing may stand before it.
+
+    Source: arXiv 2601.05242.
+    """
+
+    PAPER: ClassVar[str] = "arXiv 2601.05242"
+    TAKES: ClassVar = "rewards"
+    SETTINGS: ClassVar = ({}, {"epsilon": 0.1}, {"weights": {"one": 3.0}})
+
+    weights: dict[str, float] = Field(default_factory=dict)
+    epsilon: float = Field(1e-4, gt=0)
+
+    def compute(self, rollout: Rollout, values: Arrays) -> ndarray:
+        if unknown := sorted(set(self.weights) - set(rollout.parts)):
+            raise RecipeError(
+                f"norm_then_sum: there is no reward `{unknown[0]}`.", f"Known: {', '.join(rollout.parts)}."
+            )
+        total = numpy.where(numpy.isfinite(rollout.rewards), 0.0, numpy.nan)
+        groups = rollout.by_group(self.kind)
+        for name, reward in rollout.parts.items():
+            weight = self.weights.get(name, 0.0 if "." in name else 1.0)
+            for places in groups:
+                mean, std = mean_and_std(reward[places])
+                z = (reward[places] - mean) / (std + self.epsilon)
+                total[places] += weight * numpy.where(numpy.isfinite(z), z, 0.0)
+        mean, std = mean_and_std(total)
+        return (total - mean) / (std + self.epsilon)

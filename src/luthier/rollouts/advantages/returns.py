@@ -1,0 +1,33 @@
+"""REINFORCE: what is still to come."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import numpy
+from pydantic import Field
+
+from luthier.rollouts.base import Advantage, Arrays, Rollout
+
+
+class Returns(Advantage):
+    """A_t = r_t + gamma A_{t+1}, over the trained tokens of each answer.
+
+    REINFORCE++ (arXiv 2501.03262) is `[kl_penalty, returns, whiten]`.
+    """
+
+    PAPER: ClassVar[str] = "arXiv 2501.03262"
+    TAKES: ClassVar = "rewards"
+    SETTINGS: ClassVar = ({}, {"gamma": 0.5})
+
+    gamma: float = Field(1.0, ge=0, le=1)
+
+    def compute(self, rollout: Rollout, values: Arrays) -> Arrays:
+        made = []
+        for value, trained in zip(values, rollout.trained, strict=True):
+            total, found = 0.0, numpy.zeros(len(value))
+            for place in trained.nonzero()[0][::-1]:
+                total = value[place] + self.gamma * total
+                found[place] = total
+            made.append(found)
+        return made

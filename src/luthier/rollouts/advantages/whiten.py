@@ -1,0 +1,39 @@
+"""Mean 0 and variance 1 over the rollout."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+import numpy
+from pydantic import Field
+
+from luthier.rollouts.base import Advantage, Arrays, Rollout
+
+
+class Whiten(Advantage):
+    """(A - mean) / sqrt(variance + epsilon) over all trained tokens of the rollout; the variance is unbiased.
+
+    `shift: false` keeps the mean (what PPO does with rewards); `over: answers` counts each answer once, by its
+    first trained token. What stands for rewards before it still does behind it.
+    """
+
+    PAPER: ClassVar[str] = "arXiv 2501.03262"
+    GIVES: ClassVar = "the same"
+    SETTINGS: ClassVar = ({}, {"shift": False}, {"over": "answers"}, {"epsilon": 0.5})
+
+    shift: bool = True
+    over: Literal["tokens", "answers"] = "tokens"
+    epsilon: float = Field(1e-8, gt=0)
+
+    def compute(self, rollout: Rollout, values: Arrays) -> Arrays:
+        seen = [value[trained] for value, trained in zip(values, rollout.trained, strict=True)]
+        everything = numpy.concatenate(seen if self.over == "tokens" else [one[:1] for one in seen])
+        finite = everything[numpy.isfinite(everything)]
+        if len(finite) < 2:
+            return values
+        mean, scale = finite.mean(), numpy.sqrt(finite.var(ddof=1) + self.epsilon)
+        base = 0.0 if self.shift else mean
+        return [
+            numpy.where(trained, (value - mean) / scale + base, 0.0)
+            for value, trained in zip(values, rollout.trained, strict=True)
+        ]

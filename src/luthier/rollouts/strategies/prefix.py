@@ -1,0 +1,82 @@
+"""Prefix-RFT: in each group, one answer begins as the demonstration does."""
+
+from __future__ import annotations
+
+import math
+from typing import ClassVar, Self
+
+import numpy
+from pydantic import Field, model_validator
+
+from luthier.rollouts.base import Context, Group, Prompt, Rounds, Strategy
+
+
+class Prefix(Strategy):
+    """`group` answers per prompt, of which `hybrids` go on from the first tokens of the demonstration.
+
+    The prefix is part of the answer: it is judged, credited and trained with it. Its length is floor(l · D) of the
+    D tokens of the demonstration, at least `least` and at most D - 1, with l = low + (high - low) · Beta(a, b).
+    `low` falls from `high` to `end` along half a cosine, over `horizon` of the budget. Prompts without a
+    demonstration (or of one token) get ordinary answers.
+
+    Source: arXiv 2507.01679, section 3. The paper's last value of `low` is not known; 0.05 stands for "near 0".
+    """
+
+    PAPER: ClassVar[str] = "arXiv 2507.01679"
+    NEEDS: ClassVar[tuple[str, ...]] = ("demonstrations",)
+    SETTINGS: ClassVar = (
+        {},
+        {"group": 4},
+        {"hybrids": 2},
+        {"high": 0.5},
+        {"end": 0.5},
+        {"horizon": 0.5},
+        {"least": 12},
+        {"a": 5.0},
+        {"b": 5.0},
+    )
+
+    group: int = Field(8, ge=2)
+    hybrids: int = Field(1, ge=0)
+    high: float = Field(0.95, ge=0, le=1)
+    end: float = Field(0.05, ge=0, le=1)
+    horizon: float = Field(1.0, gt=0, le=1)
+    least: int = Field(0, ge=0)
+    a: float = Field(1.0, gt=0)
+    b: float = Field(1.0, gt=0)
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.hybrids > self.group:
+            raise ValueError(f"a group of {self.group} answers cannot have {self.hybrids} hybrids")
+        return self
+
+    def low(self, progress: float) -> float:
+        """The lower bound of the ratio."""
+        if progress > self.horizon:
+            return self.end
+        return self.end + 0.5 * (1 + math.cos(math.pi * progress / self.horizon)) * (self.high - self.end)
+
+    def length(self, ratio: float, demonstration: int) -> int:
+        """Tokens to give of a demonstration of so many; 0 for an ordinary answer."""
+        if ratio <= 0 or demonstration < 2:
+            return 0
+        return min(max(math.floor(ratio * demonstration + 1e-9), self.least), demonstration - 1)
+
+    def rounds(self, prompt: Prompt, ctx: Context) -> Rounds:
+        demonstration = list(prompt.demonstration or ())
+        low, high = sorted((self.low(ctx.progress), self.high))
+        lengths = []
+        for index in range(self.hybrids):
+            draw = float(numpy.random.default_rng(ctx.seed(0, -1 - index)).beta(self.a, self.b))
+            lengths.append(self.length(low + (high - low) * draw, len(demonstration)))
+        plain = [prompt.request() for _ in range(self.group - self.hybrids)]
+        hybrid = [prompt.request(forced=demonstration[:length], train_forced=length > 0) for length in lengths]
+        scored = yield [*plain, *hybrid]
+        shown = [length for length in lengths if length]
+        facts = {"prefix": sum(shown) / len(shown) / len(demonstration)} if shown else {}
+        for name, some in (("plain_reward", scored[: len(plain)]), ("hybrid_reward", scored[len(plain) :])):
+            rewards = [one.reward for one in some if one.reward is not None]
+            if rewards and shown:
+                facts[name] = sum(rewards) / len(rewards)
+        return [Group(prompt, tuple(scored), facts=facts)]

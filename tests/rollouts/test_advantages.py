@@ -1,0 +1,246 @@
+import math
+
+import numpy
+import pytest
+
+from luthier.errors import RecipeError, RunError
+from luthier.parts import build, catalogue, load
+from luthier.rollouts.base import build_chain, credit, rows_of
+from rollouts.scripted import rollout, with_parts
+
+
+def advantages(chain, made):
+    return credit(build_chain(chain), made)
+
+
+def firsts(chain, made):
+    return [float(one[0]) for one in advantages(chain, made)]
+
+
+def near(*values):
+    return [pytest.approx(value, abs=5e-6) for value in values]
+
+
+def test_group_norm_uses_the_unbiased_deviation():
+    assert firsts("group_norm", rollout([1, 0, 0, 0])) == near(1.49970, *[-0.49990] * 3)
+    assert firsts("group_norm", rollout([1, 0, 0, 1])) == near(0.865875, -0.865875, -0.865875, 0.865875)
+    assert firsts("group_norm", rollout([1, 1], [0, 0, 0])) == [0] * 5
+    assert firsts([{"kind": "group_norm", "epsilon": 0.5}], rollout([1, 0, 0, 0])) == near(0.75, -0.25, -0.25, -0.25)
+
+
+def test_center_and_leave_one_out():
+    assert firsts("center", rollout([1, 0, 0, 0])) == near(0.75, -0.25, -0.25, -0.25)
+    assert firsts("leave_one_out", rollout([1, 0, 0, 0])) == near(1, -1 / 3, -1 / 3, -1 / 3)
+    made = rollout([3, 1, 4], [1, 5])
+    assert firsts("leave_one_out", made) == near(
+        *(factor * one for factor, one in zip([1.5] * 3 + [2] * 2, firsts("center", made), strict=True))
+    )
+
+
+def test_the_groups_of_prefix_rft():
+    """N = 8: seven plain answers and one hybrid, the hybrid last."""
+    assert firsts("center", rollout([0] * 7 + [1])) == near(*[-0.125] * 7, 0.875)
+    assert firsts("center", rollout([1] * 6 + [0, 1]))[-1] == pytest.approx(0.125)
+    assert firsts("center", rollout([1] * 7 + [0]))[-1] == pytest.approx(-0.875)
+
+
+def test_batch_norm_divides_by_the_deviation_of_all_rewards():
+    made = rollout([1, 0], [3, 3])
+    std = numpy.std([1, 0, 3, 3], ddof=1) + 1e-4
+    assert firsts("batch_norm", made) == near(0.5 / std, -0.5 / std, 0, 0)
+
+
+def test_an_answer_without_reward_is_credited_with_nothing_and_does_not_move_the_others():
+    for chain in ("group_norm", "center", "leave_one_out", "batch_norm"):
+        first, *others = firsts(chain, rollout([1, 0, 0, 0]))
+        assert firsts(chain, rollout([1, None, 0, 0, 0])) == near(first, 0, *others)
+        assert firsts(chain, rollout([None, 1], [1, 0]))[:2] == [0, 0]
+
+
+def test_a_scalar_is_given_to_every_token():
+    made = advantages("center", rollout([1, 0], lengths=[3, 1]))
+    assert [one.tolist() for one in made] == [[0.5] * 3, [-0.5]]
+
+
+def test_a_group_of_one_is_refused_where_answers_are_compared():
+    for chain in ("group_norm", "center", "leave_one_out", "batch_norm"):
+        with pytest.raises(RunError, match=rf"`{chain}` compares.*r1 has 1"):
+            advantages(chain, rollout([1, 0], [1]))
+    assert firsts("returns", rollout([1], [0])) == [1, 0]
+
+
+COLUMNS = {"values": [[0.1, 0.2, 0.5]]}
+
+
+def test_gae_and_its_returns():
+    for lam, wanted in ((0.95, (0.83625, 0.775, 0.5)), (1, (0.9, 0.8, 0.5)), (0, (0.1, 0.3, 0.5))):
+        made = rollout([1], lengths=[3], columns=COLUMNS)
+        assert advantages([{"kind": "gae", "lam": lam}], made)[0].tolist() == near(*wanted)
+        if lam == 1:
+            assert made.columns["returns"][0].tolist() == near(1, 1, 1)
+    made = rollout([1], lengths=[3], columns=COLUMNS)
+    assert advantages(["gae", "whiten"], made)[0].tolist() == near(0.73985, 0.39784, -1.13769)
+    assert made.columns["returns"][0].tolist() == near(0.93625, 0.975, 1.0)
+    row = rows_of(made.groups, advantages("gae", made), made.columns)[0]
+    assert row.streams["returns"].values.tolist() == near(0, 0, 0.93625, 0.975, 1.0)
+
+
+def test_gae_with_gamma_and_without_reward():
+    """By hand: delta = (0 + .5·.2 - .1, 0 + .5·.5 - .2, 1 - .5), lam 0."""
+    made = rollout([1], lengths=[3], columns=COLUMNS)
+    assert advantages([{"kind": "gae", "lam": 0, "gamma": 0.5}], made)[0].tolist() == near(0, 0.05, 0.5)
+    made = rollout([None, 1], lengths=[2, 1], columns={"values": [[0.3, 0.4], [0.2]]})
+    assert [one.tolist() for one in advantages("gae", made)] == [[0, 0], near(0.8)]
+    assert [one.tolist() for one in made.columns["returns"]] == [near(0.3, 0.4), near(1)]
+
+
+def test_values_outside_trained_tokens_play_no_part():
+    """A context-like prefix of two tokens that are given and not trained."""
+    given = rollout([1], lengths=[5], columns={"values": [[9, 9, 0.1, 0.2, 0.5]]})
+    given.trained[0][:2] = False
+    assert advantages("gae", given)[0].tolist() == near(0, 0, 0.83625, 0.775, 0.5)
+    assert advantages(["gae", "whiten"], given)[0].tolist() == near(0, 0, 0.73985, 0.39784, -1.13769)
+
+
+def test_reinforce_plus_plus():
+    """r_t = -beta (lp_old - lp_ref) and R at the end; the return is summed backwards and whitened over all tokens."""
+    columns = {"old_logprobs": [[-1, -2], [-1, -1, -1]], "logprobs:initial": [[-2, -2], [-1, -3, -1]]}
+    made = rollout([1, 0], lengths=[2, 3], columns=columns)
+    chain = [{"kind": "kl_penalty", "beta": 0.1}, {"kind": "returns", "gamma": 0.5}]
+    plain = advantages(chain, made)
+    assert [one.tolist() for one in plain] == [near(-0.1 + 0.5, 1), near(-0.1, -0.2, 0)]
+    flat = numpy.concatenate(plain)
+    white = (flat - flat.mean()) / math.sqrt(flat.var(ddof=1) + 1e-8)
+    assert numpy.concatenate(advantages([*chain, "whiten"], made)).tolist() == near(*white)
+
+
+def test_reinforce_plus_plus_with_baseline():
+    made = rollout([1, 0], lengths=[1, 3])
+    flat = numpy.array([0.5, -0.5, -0.5, -0.5])
+    white = (flat - flat.mean()) / flat.std(ddof=1)
+    assert numpy.concatenate(advantages(["center", "whiten"], made)).tolist() == near(*white)
+
+
+def test_whiten_by_answer_and_without_shift():
+    made = rollout([1, 0], lengths=[1, 3])
+    flat = numpy.array([0.5, -0.5]) / math.sqrt(0.5)
+    found = advantages(["center", {"kind": "whiten", "over": "answers"}], made)
+    assert [one.tolist() for one in found] == [near(flat[0]), near(*[flat[1]] * 3)]
+    kept = advantages(["returns", {"kind": "whiten", "shift": False}], rollout([3, 1], lengths=[1, 1]))
+    assert numpy.concatenate(kept).tolist() == near(2 + 1 / math.sqrt(2), 2 - 1 / math.sqrt(2))
+    one = advantages(["returns", "whiten"], rollout([3], lengths=[1]))
+    assert one[0].tolist() == [3]
+
+
+def test_rloo_with_the_penalty_in_the_reward():
+    """R_i - beta Σ_t (lp_old - lp_ref), then leave one out; by hand."""
+    columns = {"old_logprobs": [[-1, -1], [-2, -1]], "logprobs:initial": [[-2, -2], [-1, -1]]}
+    made = rollout([1, 0], columns=columns)
+    chain = [{"kind": "kl_penalty", "beta": 0.1}, "leave_one_out"]
+    assert firsts(chain, made) == near((1 - 0.2) - (0 + 0.1), (0 + 0.1) - (1 - 0.2))
+
+
+def test_the_penalty_leaves_out_what_was_not_trained():
+    made = rollout([1], lengths=[2], columns={"old_logprobs": [[-5, -1]], "logprobs:initial": [[-1, -1]]})
+    made.trained[0][0] = False
+    assert advantages(["kl_penalty", "returns"], made)[0].tolist() == [0, 1]
+
+
+def test_normalise_then_sum():
+    """By hand: each reward is normalised in its group, weighted, summed, and normalised over the rollout."""
+    made = with_parts(
+        rollout([2, 0], [5, 1]), {"small": [0.1, 0, 0.2, 0.2], "large": [0, 100, 300, 100], "large.x": [1, 2, 3, 4]}
+    )
+
+    def z(values):
+        values = numpy.array(values)
+        return (values - values.mean()) / (values.std(ddof=1) + 1e-4)
+
+    small, large = numpy.concatenate([z([0.1, 0]), z([0.2, 0.2])]), numpy.concatenate([z([0, 100]), z([300, 100])])
+    assert firsts("norm_then_sum", made) == near(*z(small + large))
+    chain = [{"kind": "norm_then_sum", "weights": {"small": 2.0, "large": 0.0}}]
+    assert firsts(chain, made) == near(*z(2 * small))
+    with pytest.raises(RecipeError, match="no reward `other`"):
+        firsts([{"kind": "norm_then_sum", "weights": {"other": 1}}], made)
+
+
+ENTROPY = (0.1, 2, 0.3, 0.05, 1.5, 0.7, 0.2, 0.9, 1.1, 0.4)
+
+
+def test_the_entropy_gate_keeps_the_most_uncertain_fifth():
+    """The card's ten prefix tokens: only indices 1 and 4 keep their advantage; what was sampled is untouched."""
+    columns = {"entropy": [[*ENTROPY, 0.0, 0.0], [0.0, 0.0]]}
+    made = rollout([1, 0], lengths=[12, 2], forced=[10, 0], columns=columns)
+    gated = advantages(["center", "entropy_gate"], made)
+    assert gated[0].nonzero()[0].tolist() == [1, 4, 10, 11]
+    assert gated[1].tolist() == [-0.5, -0.5]
+    assert gated[0][[1, 4, 10, 11]].tolist() == [0.5] * 4
+
+
+def test_the_gate_spans_the_whole_rollout_or_each_answer():
+    columns = {"entropy": [[1, 2, 3, 4, 9], [5, 6, 7, 8, 0]]}
+    made = rollout([1, 0], lengths=[5, 5], forced=[4, 4], columns=columns)
+    half = {"kind": "entropy_gate", "drop": 0.5}
+    assert [one.nonzero()[0].tolist() for one in advantages(["center", half], made)] == [[4], [0, 1, 2, 3, 4]]
+    each = advantages(["center", {**half, "over": "answer"}], made)
+    assert [one.nonzero()[0].tolist() for one in each] == [[2, 3, 4], [2, 3, 4]]
+    high = advantages(["center", {**half, "first": "high"}], made)
+    assert [one.nonzero()[0].tolist() for one in high] == [[0, 1, 2, 3, 4], [4]]
+
+
+def test_the_limits_of_the_gate():
+    """Nothing dropped is the plain advantage; everything dropped freezes the prefix; no prefix, no change."""
+    columns = {"entropy": [[1, 2, 9], [5, 6, 0]]}
+    made = rollout([1, 0], lengths=[3, 3], forced=[2, 0], columns=columns)
+    plain = advantages("center", made)
+    none, all_ = (advantages(["center", {"kind": "entropy_gate", "drop": d}], made) for d in (0, 1))
+    assert all(numpy.array_equal(one, other) for one, other in zip(plain, none, strict=True))
+    assert [one.nonzero()[0].tolist() for one in all_] == [[2], [0, 1, 2]]
+    free = rollout([1, 0], lengths=[3, 3], columns=columns)
+    assert numpy.array_equal(advantages(["center", "entropy_gate"], free), advantages("center", free))
+
+
+def test_a_chain_in_a_senseless_order_is_refused():
+    with pytest.raises(RecipeError, match="`group_norm` starts from rewards, and `center`"):
+        advantages(["center", "group_norm"], rollout([1, 0]))
+    with pytest.raises(RecipeError, match="`kl_penalty` leaves rewards"):
+        columns = {"old_logprobs": [[0, 0]] * 2, "logprobs:initial": [[0, 0]] * 2}
+        advantages(["kl_penalty"], rollout([1, 0], columns=columns))
+    with pytest.raises(RecipeError, match="`entropy_gate` changes advantages"):
+        advantages(["entropy_gate", "center"], rollout([1, 0], columns={"entropy": [[0, 0]] * 2}))
+    with pytest.raises(RecipeError, match="`gae` reads the column `values`"):
+        advantages("gae", rollout([1, 0]))
+
+
+def test_a_rollout_without_groups_has_no_advantages():
+    assert advantages("center", rollout()) == []
+
+
+def probe(name):
+    columns = {
+        "entropy": [[3, 1, 2], [0, 1, 2, 4], [7, 8], [1, 2]],
+        "values": [[0.1, 0.5, 0.3], [0.2, 0.1, 0.4, 0.3], [0.3, 0.9], [0, 1]],
+        "old_logprobs": [[-1, -2, -1], [-1, -1, -1, -3], [-2, -1], [0, 0]],
+        "logprobs:initial": [[-2, -2, -1], [-1, -3, -1, -1], [-1, -1], [0, -1]],
+    }
+    made = rollout([3, 0.5], [1, 0], lengths=[3, 4, 2, 2], forced=[2, 3, 0, 0], columns=columns)
+    made = with_parts(made, {"one": [1, 0, 1, 0], "two": [2, 0.5, 0, 0]})
+    before = {"entropy_gate": ["center"], "whiten": ["returns"]}.get(name, [])
+    behind = ["returns"] if name == "kl_penalty" else []
+    return lambda part: numpy.concatenate(credit([*build_chain(before), part, *build_chain(behind)], made))
+
+
+@pytest.mark.parametrize("name", [entry.name for entry in catalogue("advantage")])
+def test_every_option_changes_some_advantage(name):
+    part = load("advantage", name)
+    run = probe(name)
+    made = [part(**settings) for settings in part.SETTINGS]
+    values = [run(one) for one in made]
+    silent = set(part.model_fields)
+    for i, one in enumerate(made):
+        for j in range(i):
+            differing = {option for option in silent if getattr(one, option) != getattr(made[j], option)}
+            if len(differing) == 1 and not numpy.allclose(values[i], values[j], atol=1e-9):
+                silent -= differing
+    assert silent == set()
+    assert build("advantage", name).kind == name
