@@ -5,7 +5,7 @@ import pytest
 
 from luthier.errors import RecipeError, RunError
 from luthier.parts import build, catalogue, load
-from luthier.rollouts.base import build_chain, credit, rows_of
+from luthier.rollouts.base import Rollout, build_chain, credit, rows_of
 from rollouts.scripted import rollout, with_parts
 
 
@@ -186,6 +186,14 @@ def test_the_gate_spans_the_whole_rollout_or_each_answer():
     assert [one.nonzero()[0].tolist() for one in each] == [[2, 3, 4], [2, 3, 4]]
     high = advantages(["center", {**half, "first": "high"}], made)
     assert [one.nonzero()[0].tolist() for one in high] == [[0, 1, 2, 3, 4], [4]]
+
+
+def test_an_answer_without_a_row_does_not_fill_the_gate():
+    """Cut off and masked: its prefix has no entropy, and is not among the tokens that are dropped."""
+    groups = rollout([1, 0], lengths=[4, 4], forced=[4, 4]).groups
+    made = Rollout.of(groups, {"entropy": {"r0#0.0.1": numpy.array([0, 0, 1.0, 2, 3, 4])}})
+    gated = advantages(["center", {"kind": "entropy_gate", "drop": 0.5}], made)
+    assert gated[1].nonzero()[0].tolist() == [2, 3]
 
 
 def test_the_limits_of_the_gate():

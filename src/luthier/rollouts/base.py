@@ -175,7 +175,10 @@ class Rollout:
 
     @classmethod
     def of(cls, groups: Sequence[Group], columns: Mapping[str, Mapping[str, ndarray]] | None = None) -> Rollout:
-        """From groups and what a score pass found: name → row id → [T] over prompt, context and completion."""
+        """From groups and what a score pass found: name → row id → [T] over prompt, context and completion.
+
+        An answer that has no row there is not trained.
+        """
         members = [one for group in groups for one in group.members]
         names = dict.fromkeys(name for one in members for name in one.parts)
         rollout = cls(
@@ -183,7 +186,7 @@ class Rollout:
             rewards=numpy.array([numpy.nan if one.reward is None else one.reward for one in members]),
             parts={name: numpy.array([one.parts.get(name, numpy.nan) for one in members]) for name in names},
             group_of=numpy.repeat(numpy.arange(len(groups)), [len(group.members) for group in groups]),
-            trained=[trained_tokens(one.trajectory) for one in members],
+            trained=[trained_tokens(one.trajectory) & _has_row(one.trajectory, columns) for one in members],
             forced=[forced_tokens(one.trajectory) for one in members],
             columns={},
         )
@@ -252,7 +255,7 @@ class Advantage(Part):
     TAKES: ClassVar[Literal["rewards", "advantages", "either"]] = "either"
     GIVES: ClassVar[Literal["advantages", "the same"]] = "advantages"
 
-    def compute(self, rollout: Rollout, values: Arrays) -> Arrays:
+    def compute(self, rollout: Rollout, values: Arrays) -> Arrays | ndarray:
         """Per trajectory [n] → per trajectory [n]; an array [B] stands for one number per trajectory."""
         raise RecipeError(f"{type(self).__name__} does not define `compute(self, rollout, values)`.")
 
@@ -365,6 +368,10 @@ def rows_of(
         ids = numpy.array([*asked, *trajectory.ids], dtype=numpy.int32)
         rows.append(Row(row_id(trajectory), ids, streams))
     return rows
+
+
+def _has_row(trajectory: Trajectory, columns: Mapping[str, Mapping[str, ndarray]] | None) -> bool:
+    return not columns or any(row_id(trajectory) in column for column in columns.values())
 
 
 def _own_part(values: ndarray | None, trajectory: Trajectory) -> ndarray:

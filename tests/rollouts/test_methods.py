@@ -1,0 +1,22 @@
+import pytest
+
+from luthier.recipe.load import load_recipe
+from luthier.recipe.methods import find_method
+from luthier.rollouts.base import build_chain, check_chain
+
+RECIPE = "model: nano\ndata: {train: {kind: strings, count: 20}}\nbudget: {updates: 1}\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "strategy", "chain", "norm"),
+    [("prefix_rft", "prefix", ["center", "entropy_gate"], "constant"), ("bread", "branch", ["group_norm"], "token")],
+)
+def test_methods_of_rollouts_resolve(tmp_path, name, strategy, chain, norm):
+    file = tmp_path / "recipe.yaml"
+    file.write_text(RECIPE)
+    data = load_recipe(file, methods=[name]).data
+    assert data["rl"]["strategy"]["kind"] == strategy
+    assert [one["kind"] for one in data["rl"]["advantages"]] == chain
+    assert (data["train"]["objective"]["kind"], data["train"]["objective"]["norm"]) == ("grpo", norm)
+    check_chain(build_chain(data["rl"]["advantages"]))
+    assert "arXiv" in find_method(name, (tmp_path,))[0].about
