@@ -4,7 +4,8 @@ Shapes: B rows of a batch, T positions of a row, N target positions, R records i
 V vocabulary, D width of the hidden state, S seeds.
 
 Well-known streams: `weights` (token, float; a target is a position whose weight is not 0 and that
-has a position of the same record before it), `logprobs:<reference>` (token, float). Of rollouts:
+has a position of the same record before it), `logprobs:<reference>` (token, float), `preferred` (row, float; 1 of a
+pair's chosen row, 0 of its rejected one). Of rollouts:
 `advantages`, `old_logprobs`, `rewards`, `values`, `returns`, `forced` (token, float; forced is 1 where
 the token was given, not sampled).
 """
@@ -49,14 +50,22 @@ class Stream:
 
 @dataclass(frozen=True)
 class Row:
-    """One record as numbers. `streams["weights"]` marks the targets of a text.
+    """One record as numbers, or one of the rows that a record needs. `streams["weights"]` marks a text's targets.
 
     A record of another modality has no tokens: its `ids` are empty and its tensors are row streams.
+    Rows of one `atom` (a preference pair) are never separated: they are drawn, counted and cut to length as
+    one record, and stand in one forward.
     """
 
-    record: str
+    record: str  # differs for every row
     ids: numpy.ndarray  # int32 [T]
     streams: Mapping[str, Stream]
+    part_of: str = ""  # the record that it shares with other rows; empty: it is one alone
+
+    @property
+    def atom(self) -> str:
+        """Id of the record that the row belongs to."""
+        return self.part_of or self.record
 
     def __len__(self) -> int:
         """Positions that it takes in a forward pass; a record without tokens takes one."""
@@ -82,7 +91,8 @@ class Batch:
     ids: Tensor  # int64 [B,T]
     position_of: Tensor  # int64 [B,T]
     record_of: Tensor  # int64 [B,T]
-    records: tuple[str, ...]  # R record ids
+    records: tuple[str, ...]  # R ids, one of each row
+    atoms: tuple[str, ...]  # R ids: rows with the same one belong together
     streams: Mapping[str, Stream]
     attention_mask: Tensor | None = None  # int64 [B,T]; left padding only
 

@@ -6,8 +6,8 @@ import numpy
 import pytest
 import torch
 
-from luthier.data.batches import Ordered, collate, data_order, micro_batches
-from luthier.steps.conformance import tiny_rows
+from luthier.data.batches import Ordered, atoms_of, collate, data_order, micro_batches, positions
+from luthier.steps.conformance import tiny_pairs, tiny_rows
 from luthier.types import Row, Stream
 
 ROWS = tiny_rows(20)
@@ -24,9 +24,9 @@ def test_order_is_keyed_by_seed_epoch_and_record():
 
 def test_every_epoch_has_every_record_once_and_any_position_can_be_reached():
     ordered = Ordered(ROWS, 3)
-    walked = [ordered.at(i).record for i in range(60)]
+    walked = [ordered.at(i)[0].record for i in range(60)]
     assert all(Counter(walked[e * 20 : e * 20 + 20]) == Counter(row.record for row in ROWS) for e in range(3))
-    assert Ordered(ROWS, 3).at(47).record == walked[47]
+    assert Ordered(ROWS, 3).at(47)[0].record == walked[47]
 
 
 @pytest.mark.parametrize("layout", ["padded", "packed"])
@@ -37,6 +37,34 @@ def test_micro_batches_hold_every_row_once_and_keep_the_limit(layout, tokens):
     for micro in cut:
         size = sum(map(len, micro)) if layout == "packed" else len(micro) * max(map(len, micro))
         assert size <= tokens or len(micro) == 1
+
+
+@pytest.mark.parametrize("layout", ["padded", "packed"])
+@pytest.mark.parametrize("tokens", [1, 40, 64, 10_000])
+def test_the_rows_of_a_pair_are_never_separated(layout, tokens):
+    pairs = tiny_pairs(20)
+    whole = {atom[0].atom: 2 for atom in atoms_of(pairs)}
+    cut = micro_batches(pairs, tokens, layout)
+    assert len(cut) == 1 if tokens == 10_000 else len(cut) > 1
+    found = Counter()
+    for micro in cut:
+        inside = Counter(row.atom for row in micro)
+        assert set(inside.values()) == {2}
+        assert positions(micro, layout) <= tokens or len(inside) == 1
+        found += inside
+    assert found == whole
+    assert cut == micro_batches(pairs[::-1], tokens, layout)
+
+
+def test_pairs_are_drawn_whole_in_the_order_of_their_records():
+    pairs = tiny_pairs(20)
+    ordered = Ordered(pairs, 3)
+    drawn = [ordered.at(i) for i in range(20)]
+    assert len(ordered) == 20 and all([row.atom for row in atom] == [atom[0].atom] * 2 for atom in drawn)
+    names = [f"record-{i}" for i in range(20)]
+    assert [atom[0].atom for atom in drawn] == [names[i] for i in data_order(names, 3, 0)]
+    batch = collate(drawn[0], "packed")
+    assert batch.atoms == (drawn[0][0].atom,) * 2 and batch.records == tuple(row.record for row in drawn[0])
 
 
 def test_the_cut_does_not_depend_on_the_order_drawn():

@@ -160,3 +160,44 @@ def test_errors_name_file_line_and_record(setting, make_tokenizer, tmp_path):
 def test_an_unknown_policy_is_refused(setting, renderer, tmp_path):
     with pytest.raises(RecipeError, match=r"data\.too_long is `cut`"):
         prepare(setting([row(0)], too_long="cut"), renderer, tmp_path)
+
+
+def pair(index, chosen="Yes.", rejected="No, no, no."):
+    return {"prompt": f"question {index} about {index * 7919 % 1009} things", "chosen": chosen, "rejected": rejected}
+
+
+def test_pairs_are_one_record_of_two_rows(setting, renderer, tmp_path):
+    rows = [pair(index) for index in range(40)]
+    first = prepare(setting(rows, validation=8, test=None), renderer, tmp_path, tmp_path / "cache")
+    assert first.report.counts == {"train": 32, "validation": 8, "test": 0} and first.report.shapes == {
+        "preference": 40
+    }
+    assert len(first.train) == 64 and len(first.splits["train"]) == 32
+    assert {row.atom for row in first.train} == set(first.splits["train"]) <= set(first.records)
+    assert len(first.report.previews) == 2 and first.report.previews[0] != first.report.previews[1]
+    again = prepare(setting(rows, validation=8, test=None), renderer, tmp_path, tmp_path / "cache")
+    for one, other in zip(first.train, again.train, strict=True):
+        assert (one.record, one.atom, one.ids.tolist()) == (other.record, other.atom, other.ids.tolist())
+        assert one.streams["preferred"].values == other.streams["preferred"].values
+
+
+def test_a_pair_is_dropped_or_cut_as_a_whole(setting, renderer, tmp_path):
+    rows = [*(pair(index) for index in range(30)), pair(30, rejected="No. " * 200)]
+    limit = {"validation": None, "test": None, "max_tokens": 180}
+    dropped = prepare(setting(rows, **limit), renderer, tmp_path)
+    assert len(dropped.train) == 60 and dropped.report.dropped == {"train": 1}
+    cut = prepare(setting(rows, **limit, too_long="truncate"), renderer, tmp_path)
+    assert len(cut.train) == 62 and cut.report.truncated == {"train": 1}
+    assert max(len(row) for row in cut.train) == 180 and all(row.targets for row in cut.train)
+    lost = [*rows[:30], {"prompt": "Hello, how are you? " * 60, "chosen": "Yes.", "rejected": "No."}]
+    done = prepare(setting(lost, **limit, too_long="truncate"), renderer, tmp_path)
+    assert len(done.train) == 60 and done.report.no_target == 1
+
+
+def test_pairs_without_a_difference_are_dropped_and_counted(setting, renderer, tmp_path):
+    rows = [*(pair(index) for index in range(30)), pair(30, rejected="Yes.")]
+    done = prepare(setting(rows, validation=None, test=None), renderer, tmp_path)
+    assert len(done.train) == 60 and done.report.equal_pairs == 1 and done.report.counts["train"] == 30
+    assert any("1 pairs have a chosen and a rejected answer that are the same" in w for w in done.report.warnings)
+    with pytest.raises(DataError, match="1 are pairs of equal answers"):
+        prepare(setting(rows[30:], validation=None, test=None), renderer, tmp_path)

@@ -271,15 +271,51 @@ def test_all_targets_every_token(make_tokenizer):
     assert row.targets == len(row) - 1
 
 
-def test_pairs_are_refused_until_asked_for(make_tokenizer):
-    record = Record("r1", "preference", {"prompt": "Hello?", "chosen": "Yes.", "rejected": "No."}, "data.jsonl:1")
-    with pytest.raises(DataError, match="no objective built so far reads pairs") as caught:
-        Renderer(make_tokenizer("chatml")).render(record)
-    assert "data.targets: completion" in caught.value.hint
-    renderer = Renderer(make_tokenizer("chatml"), targets="completion")
-    assert runs(renderer, renderer.render(record)) == ["Yes.<|im_end|>"]
+def preference(prompt, chosen, rejected):
+    return Record("r1", "preference", {"prompt": prompt, "chosen": chosen, "rejected": rejected}, "data.jsonl:1")
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        preference("Hello?", "Yes.", "No, no."),
+        preference([say("user", "Hello?")], [say("assistant", "Yes.")], [say("assistant", "No, no.")]),
+        preference(
+            None,
+            [say("user", "Hello?"), say("assistant", "Yes.")],
+            [say("user", "Hello?"), say("assistant", "No, no.")],
+        ),
+    ],
+    ids=["strings", "messages", "prompt inside"],
+)
+def test_a_pair_gives_two_rows_after_one_prompt(make_tokenizer, record):
+    renderer = Renderer(make_tokenizer("chatml"))
+    rendering = renderer.explain(record)
+    chosen, rejected = rendering.rows
+    assert runs(renderer, chosen) == ["Yes.<|im_end|>"] and runs(renderer, rejected) == ["No, no.<|im_end|>"]
+    before = rendering.prompt_tokens
+    assert chosen.ids[:before].tolist() == rejected.ids[:before].tolist() == renderer.prompt(record)
+    assert (chosen.record, rejected.record) == ("r1/chosen", "r1/rejected") and chosen.atom == rejected.atom == "r1"
+    assert (chosen.streams["preferred"].values, rejected.streams["preferred"].values) == (1, 0)
+    assert renderer.reference(record) == "Yes." and renderer.render(record).record == "r1/chosen"
+
+
+def test_a_pair_through_a_format_string(make_tokenizer):
+    renderer = Renderer(make_tokenizer("chatml"), "Q: {prompt} A: {completion}")
+    chosen, rejected = renderer.explain(preference("Hello?", "Yes.", "No.")).rows
+    assert renderer.tokenizer.decode(chosen.ids.tolist()).endswith("Q: Hello? A: Yes.</s>")
+    assert renderer.tokenizer.decode(rejected.ids.tolist()).endswith("Q: Hello? A: No.</s>")
+
+
+def test_pairs_without_one_prompt_are_refused(make_tokenizer):
+    renderer = Renderer(make_tokenizer("chatml"))
+    earlier = [say("user", "Hello?"), say("assistant", "Yes."), say("user", "Sure?")]
+    other = [say("user", "Hello?"), say("assistant", "No."), say("user", "Sure?")]
+    parted = preference(None, [*earlier, say("assistant", "Yes.")], [*other, say("assistant", "No.")])
+    with pytest.raises(DataError, match=r"data\.jsonl:1: record r1: .*answer different prompts"):
+        renderer.render(parted)
     with pytest.raises(DataError, match="no `prompt` column"):
-        renderer.render(Record("r1", "preference", {"prompt": None, "chosen": "a", "rejected": "b"}, "data.jsonl:1"))
+        renderer.render(preference(None, "a", "b"))
 
 
 def test_a_conversation_that_waits_for_an_answer_gives_a_prompt(make_tokenizer):

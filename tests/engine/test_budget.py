@@ -5,21 +5,21 @@ import pytest
 from luthier.data.batches import Ordered
 from luthier.engine.budget import Budget, Position
 from luthier.errors import RunError
-from luthier.steps.conformance import tiny_rows
+from luthier.steps.conformance import tiny_pairs, tiny_rows
 
 ROWS = tiny_rows(10)
 TOKENS = sum(len(row) for row in ROWS)
 
 
-def walk(budget, records=4):
-    ordered, position, sizes = Ordered(ROWS, 0), Position(), []
-    while rows := budget.draw(ordered, position, records):
+def walk(budget, records=4, rows=ROWS):
+    ordered, position, sizes = Ordered(rows, 0), Position(), []
+    while atoms := budget.draw(ordered, position, records):
         position.updates += 1
-        position.records += len(rows)
-        position.tokens += sum(len(row) for row in rows)
+        position.records += len(atoms)
+        position.tokens += sum(len(row) for atom in atoms for row in atom)
         position.seconds += 1.0
-        sizes.append(len(rows))
-    return sizes, position, budget.spent(position, len(ROWS))
+        sizes.append(len(atoms))
+    return sizes, position, budget.spent(position, len(ordered))
 
 
 @pytest.mark.parametrize(
@@ -41,6 +41,15 @@ def test_tokens_end_with_the_record_that_reaches_them():
     sizes, position, spent = walk(Budget("tokens", TOKENS + 5))
     assert position.tokens >= TOKENS + 5 > position.tokens - max(len(row) for row in ROWS)
     assert sum(sizes) == 11 and spent == 1.0
+
+
+def test_a_pair_is_one_record_with_the_tokens_of_both_rows():
+    pairs = tiny_pairs(10)
+    assert walk(Budget("epochs", 1), rows=pairs)[0] == [4, 4, 2]
+    tokens = sum(len(row) for row in pairs)
+    sizes, position, spent = walk(Budget("tokens", tokens), rows=pairs)
+    assert sum(sizes) == 10 and position.tokens == tokens and spent == 1.0
+    assert Budget("tokens", tokens).updates(Ordered(pairs, 0), Position(), 5) == 2
 
 
 def test_updates_left():

@@ -4,7 +4,7 @@ import torch
 
 from luthier import parts
 from luthier.engine import memory
-from luthier.steps.conformance import tiny_model, tiny_rows
+from luthier.steps.conformance import tiny_model, tiny_pairs, tiny_rows
 
 
 def tuned(kind, dtype=torch.float32):
@@ -57,6 +57,10 @@ def test_micro_batches():
     assert memory.largest_micro_batch(rows, 4, 10_000) == 4 * longest
     assert memory.largest_micro_batch(rows, 4, 50) == 50
     assert memory.largest_micro_batch(rows, 4, 1) == longest
+    pairs = tiny_pairs()
+    widest = 2 * max(len(row) for row in pairs)
+    assert memory.largest_micro_batch(pairs, 4, 10_000) == 4 * widest
+    assert memory.largest_micro_batch(pairs, 4, 1) == widest
     assert memory.several_micro_batches(rows, 4, 50) and not memory.several_micro_batches(rows, 4, 10_000)
 
 

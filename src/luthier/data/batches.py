@@ -16,27 +16,42 @@ import torch
 from luthier.types import Batch, Row, Stream
 
 Layout = Literal["padded", "packed"]
+Atom = tuple[Row, ...]
 
 
 class Ordered:
-    """The endless stream of records: epoch after epoch, each in its own keyed order."""
+    """The endless stream of records (atoms of one or more rows): epoch after epoch, each in its own keyed order."""
 
     def __init__(self, rows: Sequence[Row], seed: int):
-        self.rows = rows
+        self.atoms = atoms_of(rows)
         self.seed = seed
         self._epoch = -1
         self._order: list[int] = []
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return len(self.atoms)
 
-    def at(self, position: int) -> Row:
-        """The row at a position of the stream; position // len is the epoch."""
-        epoch, place = divmod(position, len(self.rows))
+    def at(self, position: int) -> Atom:
+        """The rows of the record at a position of the stream; position // len is the epoch."""
+        epoch, place = divmod(position, len(self.atoms))
         if epoch != self._epoch:
-            self._order = data_order([row.record for row in self.rows], self.seed, epoch)
+            self._order = data_order([atom[0].atom for atom in self.atoms], self.seed, epoch)
             self._epoch = epoch
-        return self.rows[self._order[place]]
+        return self.atoms[self._order[place]]
+
+
+def atoms_of(rows: Sequence[Row]) -> list[Atom]:
+    """Rows that belong together, in the order of their first ones."""
+    together: dict[str, list[Row]] = {}
+    for row in rows:
+        together.setdefault(row.atom, []).append(row)
+    return [tuple(found) for found in together.values()]
+
+
+def positions(rows: Sequence[Row], layout: Layout) -> int:
+    """Positions of one forward over these rows, padding included."""
+    lengths = [len(row) for row in rows]
+    return sum(lengths) if layout == "packed" else len(lengths) * max(lengths)
 
 
 def data_order(records: Sequence[str], seed: int, epoch: int) -> list[int]:
@@ -48,32 +63,34 @@ def data_order(records: Sequence[str], seed: int, epoch: int) -> list[int]:
 def micro_batches(rows: Sequence[Row], tokens: int, layout: Layout) -> list[list[Row]]:
     """Cut an update's rows into micro-batches of at most `tokens` positions, padding included.
 
-    Rows are grouped by length, longest first: little padding, and a shortage of memory shows at once.
-    A row longer than `tokens` is a micro-batch of its own.
+    Atoms are grouped by length, longest first: little padding, and a shortage of memory shows at once.
+    An atom that takes more than `tokens` is a micro-batch of its own.
     """
-    ordered = sorted(rows, key=lambda row: (-len(row), row.record))
+    atoms = [sorted(atom, key=lambda row: (-len(row), row.record)) for atom in atoms_of(rows)]
+    ordered = sorted(atoms, key=lambda atom: (-len(atom[0]), atom[0].atom))
     if layout == "packed":
         return _first_fit(ordered, tokens)
     cut: list[list[Row]] = []
-    for row in ordered:
-        if cut and (len(cut[-1]) + 1) * len(cut[-1][0]) <= tokens:
-            cut[-1].append(row)
+    for atom in ordered:
+        if cut and (len(cut[-1]) + len(atom)) * len(cut[-1][0]) <= tokens:
+            cut[-1] += atom
         else:
-            cut.append([row])
+            cut.append(list(atom))
     return cut
 
 
-def _first_fit(ordered: Sequence[Row], tokens: int) -> list[list[Row]]:
+def _first_fit(ordered: Sequence[Sequence[Row]], tokens: int) -> list[list[Row]]:
     bins: list[list[Row]] = []
     free: list[int] = []
-    for row in ordered:
-        place = next((i for i, room in enumerate(free) if room >= len(row)), None)
+    for atom in ordered:
+        size = positions(atom, "packed")
+        place = next((i for i, room in enumerate(free) if room >= size), None)
         if place is None:
-            bins.append([row])
-            free.append(tokens - len(row))
+            bins.append(list(atom))
+            free.append(tokens - size)
         else:
-            bins[place].append(row)
-            free[place] -= len(row)
+            bins[place] += atom
+            free[place] -= size
     return bins
 
 
@@ -133,6 +150,7 @@ def _batch(rows: Sequence[Row], ids: Any, position_of: Any, record_of: Any, toke
         position_of=torch.from_numpy(position_of),
         record_of=torch.from_numpy(record_of),
         records=tuple(row.record for row in rows),
+        atoms=tuple(row.atom for row in rows),
         streams=streams,
         attention_mask=mask,
     )

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date
 from functools import cache
+from itertools import islice, pairwise
 from pathlib import Path
 
 import numpy
@@ -22,9 +23,9 @@ from luthier.types import Row, Stream
 
 @dataclass(frozen=True)
 class Cached:
-    """A rendered record as the cache keeps it; the row's record id is the reader's to set."""
+    """A rendered record as the cache keeps it: its rows, one or a pair, whose ids are the reader's to set."""
 
-    row: Row
+    rows: tuple[Row, ...]
     notes: tuple[str, ...]
 
 
@@ -32,25 +33,30 @@ def read_cache(folder: Path, renderer: Renderer, hashes: Sequence[str]) -> list[
     """The rows of these records in this order, or None when they are not there or not whole."""
     try:
         with _path(folder, renderer, hashes).open("rb") as file, numpy.load(file, allow_pickle=False) as stored:
-            ids, weights, ends = stored["ids"], stored["weights"], stored["ends"]
+            ids, weights, ends, sizes = (stored[name] for name in ("ids", "weights", "ends", "sizes"))
             notes = json.loads(stored["notes"].item())
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None
     borders = [0, *ends.tolist()]
+    spans = iter(pairwise(borders))
     found = []
-    for start, end, said in zip(borders, borders[1:], notes, strict=False):
-        row = Row("", ids[start:end], {"weights": Stream(weights[start:end], "token")})
-        found.append(Cached(row, tuple(said)))
+    for size, said in zip(sizes.tolist(), notes, strict=True):
+        rows = [
+            Row("", ids[start:end], {"weights": Stream(weights[start:end], "token")})
+            for start, end in islice(spans, size)
+        ]
+        found.append(Cached(tuple(rows), tuple(said)))
     return found
 
 
-def write_cache(folder: Path, renderer: Renderer, hashes: Sequence[str], rows: Sequence[Cached]) -> None:
-    """Store rows under a name that their records and rendering decide; readers see the whole file or none.
+def write_cache(folder: Path, renderer: Renderer, hashes: Sequence[str], made: Sequence[Cached]) -> None:
+    """Store records under a name that their records and rendering decide; readers see the whole file or none.
 
     Raises:
         RunError: the folder cannot be written.
     """
     path = _path(folder, renderer, hashes)
+    rows = [row for one in made for row in one.rows]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=path.stem, suffix=".part", dir=folder)
@@ -58,10 +64,11 @@ def write_cache(folder: Path, renderer: Renderer, hashes: Sequence[str], rows: S
             with os.fdopen(handle, "wb") as file:
                 numpy.savez(
                     file,
-                    ids=numpy.concatenate([one.row.ids for one in rows]),
-                    weights=numpy.concatenate([one.row.streams["weights"].values for one in rows]),
-                    ends=numpy.cumsum([len(one.row) for one in rows]),
-                    notes=numpy.array(json.dumps([one.notes for one in rows])),
+                    ids=numpy.concatenate([row.ids for row in rows]),
+                    weights=numpy.concatenate([row.streams["weights"].values for row in rows]),
+                    ends=numpy.cumsum([len(row) for row in rows]),
+                    sizes=numpy.array([len(one.rows) for one in made]),
+                    notes=numpy.array(json.dumps([one.notes for one in made])),
                 )
             os.replace(name, path)
         except BaseException:
@@ -85,5 +92,5 @@ def _path(folder: Path, renderer: Renderer, hashes: Sequence[str]) -> Path:
 def _code() -> str:
     """Hash of the code that renders: rows made by another version of it are not used."""
     here = Path(__file__).parent
-    texts = [(here / name).read_bytes() for name in ("shapes.py", "templates.py", "render.py", "cache.py")]
+    texts = [(here / name).read_bytes() for name in ("shapes.py", "pairs.py", "templates.py", "render.py", "cache.py")]
     return hashlib.sha256(b"".join(texts)).hexdigest()

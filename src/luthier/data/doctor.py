@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from luthier.data.pairs import SIDES
 from luthier.data.prepare import DataSettings, run
 from luthier.data.render import Renderer
 from luthier.data.report import DataReport, find_warnings
@@ -58,9 +59,12 @@ def print_report(report: DataReport, console: Console) -> None:
             console.print(f"  {message}", markup=False, highlight=False)
         if len(found) > SHOWN_PROBLEMS:
             console.print(f"  ... and {len(found) - SHOWN_PROBLEMS} more")
-    if report.preview:
+    if report.previews:
         console.print("\n[bold]The first training record as the model reads it[/bold]")
-        print_preview(report.preview, console)
+    for side, preview in zip(SIDES, report.previews, strict=False):
+        if len(report.previews) == 2:
+            console.print(f"{side}:", style="bold")
+        print_preview(preview, console)
     for warning in report.warnings:
         console.print("\n[yellow]warning[/yellow] ", end="")
         console.print(warning, markup=False, highlight=False)
@@ -101,7 +105,7 @@ def _lines(report: DataReport) -> list[tuple[str, str]]:
     shapes = ", ".join(f"{count:,} {shape.replace('_', '/')}" for shape, count in report.shapes.items())
     lines = [
         ("read", f"{report.read:,} records" + (f" ({shapes})" if shapes else "")),
-        ("rows", ", ".join(f"{name} {count:,}" for name, count in report.counts.items()) or "none"),
+        ("records", ", ".join(f"{name} {count:,}" for name, count in report.counts.items()) or "none"),
         ("duplicates", f"{report.duplicates:,} exact, {report.near_duplicates:,} near"),
     ]
     if report.lengths:

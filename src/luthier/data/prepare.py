@@ -8,8 +8,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy
+
 from luthier.data.cache import Cached, read_cache, write_cache
 from luthier.data.near import overlap
+from luthier.data.pairs import as_atom
 from luthier.data.render import Renderer
 from luthier.data.report import DataReport, find_warnings, measure_lengths
 from luthier.data.shapes import EmptyAnswer, content_hash
@@ -45,7 +48,7 @@ class DataSettings(Protocol):
 
 @dataclass(frozen=True)
 class Prepared:
-    """Rows by split, their records by id, the ids of each split, and the doctor's report."""
+    """Rows by split, their records by id (`Row.atom`), the ids of each split, and the doctor's report."""
 
     train: list[Row]
     validation: list[Row]
@@ -89,20 +92,21 @@ def run(
     parts = _divide(settings, base, report, problems)
     records = {record.id: record for part in parts.values() for record in part}
     rendered = _render(list(records.values()), renderer, cache, problems)
-    report.lengths = measure_lengths([one.row for one in rendered.values()])
+    report.lengths = measure_lengths([row for one in rendered.values() for row in one.rows])
     report.notes = dict(Counter(note for one in rendered.values() for note in one.notes))
-    rows = {
-        name: _fit([rendered[record.id].row for record in part if record.id in rendered], name, records, report)
+    atoms = {
+        name: _fit([rendered[record.id].rows for record in part if record.id in rendered], name, records, report)
         for name, part in parts.items()
     }
+    rows = {name: [row for atom in found for row in atom] for name, found in atoms.items()}
     _require_targets(rows["train"], report)
-    splits = {name: [row.record for row in found] for name, found in rows.items()}
-    report.counts = {name: len(found) for name, found in rows.items()}
+    splits = {name: [atom[0].atom for atom in found] for name, found in atoms.items()}
+    report.counts = {name: len(found) for name, found in atoms.items()}
     report.tokens = sum(len(row) for row in rows["train"])
     report.target_tokens = sum(row.targets for row in rows["train"])
-    report.preview = renderer.preview(rows["train"][0]) if rows["train"] else []
+    report.previews = [renderer.preview(row) for row in atoms["train"][0]] if atoms["train"] else []
     report.warnings = find_warnings(report)
-    kept = {row.record: records[row.record] for found in rows.values() for row in found}
+    kept = {name: records[name] for found in splits.values() for name in found}
     return Prepared(rows["train"], rows["validation"], rows["test"], kept, splits, report)
 
 
@@ -151,12 +155,12 @@ def _renamed(record: Record, split: str, taken: set[str]) -> Record:
 def _render(
     records: Sequence[Record], renderer: Renderer, cache: Path | None, problems: Problems | None
 ) -> dict[str, Cached]:
-    """Each record's row and notes by id, from the cache where it has exactly these records."""
+    """Each record's rows and notes by id, from the cache where it has exactly these records."""
     hashes = [content_hash(record) for record in records]
     stored = read_cache(cache, renderer, hashes) if cache is not None else None
     if stored is not None:
         return {
-            record.id: replace(one, row=replace(one.row, record=record.id))
+            record.id: replace(one, rows=as_atom(record.id, one.rows))
             for record, one in zip(records, stored, strict=True)
         }
     made = {}
@@ -168,30 +172,35 @@ def _render(
                 raise
             problems.setdefault("unrendered", []).append(error.message)
             continue
-        made[record.id] = Cached(rendering.row, rendering.notes)
+        made[record.id] = Cached(rendering.rows, rendering.notes)
     if cache is not None and len(made) == len(records):
         write_cache(cache, renderer, hashes, list(made.values()))
     return made
 
 
-def _fit(rows: list[Row], split: str, records: Mapping[str, Record], report: DataReport) -> list[Row]:
-    """Rows within `max_tokens`, by the policy, with what was lost counted."""
+def _fit(
+    atoms: Sequence[tuple[Row, ...]], split: str, records: Mapping[str, Record], report: DataReport
+) -> list[tuple[Row, ...]]:
+    """Records within `max_tokens`, by the policy, with what was lost counted; the rows of a pair share one fate."""
     kept = []
-    for row in rows:
-        if len(row) <= report.max_tokens:
-            kept.append(row)
+    for atom in atoms:
+        longest = max(len(row) for row in atom)
+        if len(atom) == 2 and numpy.array_equal(atom[0].ids, atom[1].ids):
+            report.equal_pairs += 1
+        elif longest <= report.max_tokens:
+            kept.append(atom)
         elif report.policy == "error":
-            record = records[row.record]
+            record = records[atom[0].atom]
             raise DataError(
-                f"{record.origin}: record {record.id} has {len(row)} tokens, more than data.max_tokens "
+                f"{record.origin}: record {record.id} has {longest} tokens, more than data.max_tokens "
                 f"{report.max_tokens}.",
                 "Raise `data.max_tokens`, or choose `data.too_long: drop` or `truncate`.",
             )
         elif report.policy == "drop":
             report.dropped[split] = report.dropped.get(split, 0) + 1
         else:
-            short = _cut(row, report.max_tokens)
-            if short.targets:
+            short = tuple(_cut(row, report.max_tokens) for row in atom)
+            if all(row.targets for row in short):
                 kept.append(short)
                 report.truncated[split] = report.truncated.get(split, 0) + 1
             else:
@@ -212,7 +221,7 @@ def _require_targets(train: list[Row], report: DataReport) -> None:
         raise DataError(
             f"No training record is left: {report.dropped.get('train', 0)} have more than data.max_tokens "
             f"{report.max_tokens} tokens (the median has {report.lengths.get('p50', 0)}), {report.no_target} lost "
-            "their answer to truncation.",
+            f"their answer to truncation, {report.equal_pairs} are pairs of equal answers.",
             "Raise `data.max_tokens` or shorten the prompts.",
         )
     if not any(row.targets for row in train):

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy
 
+from luthier.data.pairs import as_atom, sides_of
 from luthier.data.shapes import last_answer, messages_of, plain_text
 from luthier.data.templates import (
     ChatTemplate,
@@ -30,11 +31,19 @@ IN_PIECES = "texts tokenised in pieces, because a token would span the border of
 
 @dataclass(frozen=True)
 class Rendering:
-    """A row, the number of its tokens before the last answer (None: no answer) and what to tell the user."""
+    """A record's rows, the number of tokens before the last answer (None: no answer) and what to tell the user.
 
-    row: Row
+    A preference pair has two rows, the chosen one first; every other record has one.
+    """
+
+    rows: tuple[Row, ...]
     prompt_tokens: int | None
     notes: tuple[str, ...]
+
+    @property
+    def row(self) -> Row:
+        """The only row, or the chosen one."""
+        return self.rows[0]
 
 
 class Renderer:
@@ -89,7 +98,7 @@ class Renderer:
         return hashlib.sha256(text.encode()).hexdigest()
 
     def render(self, record: Record) -> Row:
-        """The record as ids [T] with a `weights` stream [T]: 1 on targets, 0 elsewhere."""
+        """The record as ids [T] with a `weights` stream [T]: 1 on targets, 0 elsewhere; of a pair the chosen side."""
         return self.explain(record).row
 
     def explain(self, record: Record) -> Rendering:
@@ -99,8 +108,9 @@ class Renderer:
             DataError: this record cannot be rendered, or its answer cannot be masked; names the record.
         """
         try:
-            rendered = self._rendered(record)
-            return self._tokenised(record, rendered)
+            if record.shape == "preference":
+                return self._pair(record)
+            return self._tokenised(record, self._rendered(record))
         except DataError as error:
             raise DataError(f"{record.origin}: record {record.id}: {error.message}", error.hint) from None
 
@@ -147,11 +157,6 @@ class Renderer:
         return pieces
 
     def _rendered(self, record: Record) -> Rendered:
-        if record.shape == "preference" and self.targets in ("auto", "all"):
-            raise DataError(
-                "a pair of chosen and rejected answers, and no objective built so far reads pairs.",
-                "Write `data.targets: completion` to train on the chosen answers alone.",
-            )
         if record.shape == "text" and self.targets in ("assistant", "completion"):
             raise DataError(f"plain text has no answers, so `data.targets: {self.targets}` leaves nothing to learn.")
         if self._format is not None:
@@ -160,6 +165,19 @@ class Renderer:
             return whole_text(record)
         first = 0 if self.targets == "all" else first_target(record, self.targets)
         return self.template.render(record, wanted=lambda index: index >= first)
+
+    def _pair(self, record: Record) -> Rendering:
+        """Both answers after one prompt, whose tokens are shown to be the same."""
+        chosen, rejected = (self._tokenised(side, self._rendered(side)) for side in sides_of(record))
+        before = chosen.row.ids[: chosen.prompt_tokens], rejected.row.ids[: rejected.prompt_tokens]
+        if chosen.prompt_tokens != rejected.prompt_tokens or not numpy.array_equal(*before):
+            raise DataError(
+                "the tokens before the chosen and before the rejected answer differ, so they answer different prompts.",
+                "The two conversations may differ in their last answer only. Some chat templates also write another "
+                "text before answers that hold thoughts: give thoughts to both answers or to none.",
+            )
+        rows = as_atom(record.id, (chosen.row, rejected.row))
+        return Rendering(rows, chosen.prompt_tokens, tuple(dict.fromkeys((*chosen.notes, *rejected.notes))))
 
     def _tokenised(self, record: Record, rendered: Rendered) -> Rendering:
         starts = sorted({span.start for span in rendered.spans} | {rendered.answer_start or 0})
@@ -181,7 +199,7 @@ class Renderer:
             weights = numpy.append(weights, numpy.float32(1))
         row = Row(record.id, numpy.array(ids, dtype=numpy.int32), {"weights": Stream(weights, "token")})
         prompt = None if rendered.answer_start is None else indices[rendered.answer_start]
-        return Rendering(row, prompt, rendered.notes if whole else (*rendered.notes, IN_PIECES))
+        return Rendering((row,), prompt, rendered.notes if whole else (*rendered.notes, IN_PIECES))
 
     def _encode(
         self, rendered: Rendered, starts: list[int]

@@ -17,10 +17,11 @@ FEW_TEST_RECORDS = 50
 class DataReport:
     """The examination of one `data:` block.
 
-    counts: rows per split, after everything was dropped. lengths: tokens per row before truncation
+    counts: records per split, after everything was dropped. lengths: tokens per row before truncation
     (p50, p95, max) over all splits. too_long and leakage: per split. problems: lines that cannot be
     used, by kind (`unreadable`, `not_utf8`, `empty`, `unrendered`); always empty after `prepare`, which
-    stops at the first. preview: the first training row, token by token, with True on targets.
+    stops at the first. equal_pairs: preference pairs without a difference, dropped. previews: the rows of the
+    first training record (two of a pair), token by token, with True on targets.
     """
 
     read: int = 0
@@ -32,6 +33,7 @@ class DataReport:
     dropped: dict[str, int] = field(default_factory=dict)
     truncated: dict[str, int] = field(default_factory=dict)
     no_target: int = 0
+    equal_pairs: int = 0
     duplicates: int = 0
     near_duplicates: int = 0
     largest_group: int = 0
@@ -40,7 +42,7 @@ class DataReport:
     leakage: dict[str, dict[str, Any]] = field(default_factory=dict)
     problems: dict[str, list[str]] = field(default_factory=dict)
     notes: dict[str, int] = field(default_factory=dict)
-    preview: list[tuple[str, bool]] = field(default_factory=list)
+    previews: list[list[tuple[str, bool]]] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 
     @property
@@ -67,6 +69,7 @@ def find_warnings(report: DataReport) -> list[str]:
     return [
         *_about_length(report),
         *_about_targets(report),
+        *_about_pairs(report),
         *_about_splits(report),
         *(f"{count} records have {note}." for note, count in report.notes.items()),
         *_about_problems(report.problems),
@@ -75,7 +78,7 @@ def find_warnings(report: DataReport) -> list[str]:
 
 def _about_length(report: DataReport) -> list[str]:
     lost, cut = sum(report.dropped.values()), sum(report.truncated.values())
-    total = sum(report.counts.values()) + lost + report.no_target
+    total = sum(report.counts.values()) + lost + report.no_target + report.equal_pairs
     if not total or (lost + cut) / total < 0.005:
         return []
     verb, count = ("truncates", cut) if report.policy == "truncate" else ("drops", lost)
@@ -97,6 +100,12 @@ def _about_targets(report: DataReport) -> list[str]:
             "prompts. Shorten the prompts if you can."
         )
     return found
+
+
+def _about_pairs(report: DataReport) -> list[str]:
+    if not report.equal_pairs:
+        return []
+    return [f"{report.equal_pairs} pairs have a chosen and a rejected answer that are the same; they were dropped."]
 
 
 def _about_splits(report: DataReport) -> list[str]:

@@ -213,7 +213,7 @@ def _refuse_empty(record: Record) -> None:
         if isinstance(value, str):
             empty = not value.strip() and name != "prompt"
         else:
-            empty = _has_empty_answer(value) or (name in ("messages", "completion") and not _answers(value))
+            empty = _has_empty_answer(value) or (name != "prompt" and not _answers(value))
         if empty:
             raise EmptyAnswer(
                 f"{record.origin}: `{name}` has no answer to learn from: {_short(record.fields[name])}.",

@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Literal
 
-from luthier.data.batches import Ordered
+from luthier.data.batches import Atom, Ordered
 from luthier.errors import RunError
-from luthier.types import Row
 
 Unit = Literal["epochs", "records", "tokens", "updates", "seconds"]
 
@@ -33,7 +32,7 @@ class Position:
 
 @dataclass(frozen=True)
 class Budget:
-    """`amount` of `unit`; a record's tokens count once per time it is trained on.
+    """`amount` of `unit`; a record's tokens, of all its rows, count once per time it is trained on.
 
     `kept` is the share of drawn records that a selector will train on: a budget of tokens draws that many more.
     A budget of seconds depends on the machine and cannot be repeated bit for bit.
@@ -52,8 +51,8 @@ class Budget:
         used = position.records / rows if self.unit == "epochs" else getattr(position, self.unit)
         return min(1.0, used / self.amount)
 
-    def draw(self, ordered: Ordered, position: Position, records: int) -> list[Row]:
-        """The next update's rows: `records` of them, fewer where the budget ends, none when it is spent."""
+    def draw(self, ordered: Ordered, position: Position, records: int) -> list[Atom]:
+        """The next update's records: as many as that, fewer where the budget ends, none when it is spent."""
         if len(ordered) == 0:
             raise RunError("There is no record to train on.")
         if self.unit in ("updates", "seconds"):
@@ -63,15 +62,15 @@ class Budget:
             if total == 0:
                 raise RunError(f"A budget of {self.amount} epochs of {len(ordered)} records is less than one record.")
             records = min(records, total - position.records)
-        rows = [ordered.at(position.records + i) for i in range(max(0, records))]
+        atoms = [ordered.at(position.records + i) for i in range(max(0, records))]
         if self.unit != "tokens":
-            return rows
+            return atoms
         kept, used = [], position.tokens
-        for row in rows:
+        for atom in atoms:
             if used >= self.amount:
                 break
-            kept.append(row)
-            used += len(row) * self.kept
+            kept.append(atom)
+            used += sum(len(row) for row in atom) * self.kept
         return kept
 
     def updates(self, ordered: Ordered, position: Position, records: int) -> int | None:
@@ -81,7 +80,7 @@ class Budget:
         if self.unit == "updates":
             return max(0, int(self.amount) - position.updates)
         if self.unit == "tokens":
-            mean = sum(len(row) for row in ordered.rows) / len(ordered)
+            mean = sum(len(row) for atom in ordered.atoms for row in atom) / len(ordered)
             return max(0, round((self.amount - position.tokens) / (mean * self.kept * records) + 0.499))
         total = round(self.amount * len(ordered)) if self.unit == "epochs" else int(self.amount)
         return max(0, -(-(total - position.records) // records))

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from luthier.data.batches import atoms_of, positions
 from luthier.models.head import CHUNK_BYTES
 from luthier.types import Row
 
@@ -67,14 +68,14 @@ class Estimate:
 
 def largest_micro_batch(rows: Sequence[Row], records: int, tokens: int) -> int:
     """Positions of the largest micro-batch that padding `records` rows per update may give."""
-    longest = sorted((len(row) for row in rows), reverse=True)[:records]
-    return max(longest[0], min(tokens, longest[0] * len(longest)))
+    atoms = sorted((positions(atom, "padded") for atom in atoms_of(rows)), reverse=True)[:records]
+    return max(atoms[0], min(tokens, atoms[0] * len(atoms)))
 
 
 def several_micro_batches(rows: Sequence[Row], records: int, tokens: int) -> bool:
     """Whether some update needs more than one micro-batch."""
-    longest = max(len(row) for row in rows)
-    return longest * min(records, len(rows)) > tokens
+    atoms = [positions(atom, "padded") for atom in atoms_of(rows)]
+    return max(atoms) * min(records, len(atoms)) > tokens
 
 
 def weight_bytes(module: nn.Module) -> int:

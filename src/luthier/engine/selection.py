@@ -70,14 +70,14 @@ def choose(
     kept: list[Row] = []
     for start in range(0, len(atoms), selector.pool):
         members, known = atoms[start : start + selector.pool], means[start : start + selector.pool]
-        names = tuple(atom[0].record for atom in members)
+        names = tuple(atom[0].atom for atom in members)
         stacked = {name: torch.stack([one[name] for one in known]) for name in known[0]}
         pool = Pool(names, stacked, keyed_uniform(seed, update, names), state)
         indices = selector.chosen(_checked(selector, selector.scores(pool), pool, update))
         selector.commit(pool.only(indices))
         kept += [row for index in indices for row in members[index]]
     if not kept:
-        shown = ", ".join(atom[0].record for atom in atoms[:4])
+        shown = ", ".join(atom[0].atom for atom in atoms[:4])
         raise RunError(
             f"The selector `{selector.kind}` kept none of the {len(atoms)} candidates of update {update}"
             f" (records {shown}, ...).",

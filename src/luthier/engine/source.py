@@ -68,8 +68,8 @@ class Records:
         return len(self.ordered)
 
     def draw(self, position: Position, records: int) -> Drawn | None:
-        rows = self.budget.draw(self.ordered, position, records)
-        return Drawn(rows, len(rows)) if rows else None
+        atoms = self.budget.draw(self.ordered, position, records)
+        return Drawn([row for atom in atoms for row in atom], len(atoms)) if atoms else None
 
     def updates_left(self, position: Position, records: int) -> int | None:
         return self.budget.updates(self.ordered, position, records)

@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeVar
 import numpy
 import torch
 
-from luthier.data.batches import Layout, collate, micro_batches
+from luthier.data.batches import Layout, atoms_of, collate, micro_batches, positions
 from luthier.engine import checkpoint, memory, selection
 from luthier.engine.budget import Position
 from luthier.engine.distributed import World
@@ -163,9 +163,8 @@ class Trainer:
                 self.policy, selector, rows, self.micro_tokens, batching.pad_id, batching.side, self.world
             ),
         )
-        atoms = [[row] for row in rows]
         state, update = self._state_by_part[id(selector)], self.position.updates + 1
-        kept = selection.choose(selector, state, atoms, features, self.seed, update)
+        kept = selection.choose(selector, state, atoms_of(rows), features, self.seed, update)
         if not selector.FORWARD:
             return Kept(kept)
         return Kept(kept, len(rows), sum(len(row) for row in rows))
@@ -191,7 +190,7 @@ class Trainer:
                 if not _out_of_memory(error):
                     raise
                 self.masters.clear()
-                largest = max(len(row) for row in rows)
+                largest = max(positions(atom, self.batching.layout) for atom in atoms_of(rows))
                 if self.world.size > 1 or self.micro_tokens <= largest:
                     raise RunError(
                         f"Out of memory at update {self.position.updates + 1} with micro-batches of"

@@ -44,7 +44,7 @@ def evaluate_sets(
                 append_jsonl(folder / "samples.jsonl", line)
     if ground.recipe.settings.evaluate.perplexity and "target" in sets and ground.prepared.test:
         chosen = {record.id for record in ground.records("test")}
-        rows = [row for row in ground.prepared.test if row.record in chosen]
+        rows = [row for row in ground.prepared.test if row.atom in chosen]
         summaries["perplexity"] = perplexity(module, rows, journal.phase("perplexity", len(rows)))
     return summaries
 
