@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from luthier.errors import LuthierError
     from luthier.evals.base import Metric
     from luthier.objectives.base import CoupledObjective, Objective, SequenceObjective, TokenObjective
+    from luthier.objectives.preference.base import PairObjective
     from luthier.parts import Part
     from luthier.recipe import Recipe, load_recipe
     from luthier.steps import run_recipe as run
@@ -26,6 +27,7 @@ _HOMES = {
     "LuthierError": "luthier.errors",
     "Metric": "luthier.evals.base",
     "Objective": "luthier.objectives.base",
+    "PairObjective": "luthier.objectives.preference.base",
     "Part": "luthier.parts",
     "Recipe": "luthier.recipe",
     "SequenceObjective": "luthier.objectives.base",
@@ -40,6 +42,7 @@ __all__ = [
     "LuthierError",
     "Metric",
     "Objective",
+    "PairObjective",
     "Part",
     "Recipe",
     "SequenceObjective",

@@ -75,8 +75,8 @@ def test_a_run_scores_its_reference_once_and_trains(tmp_path):
     trainer.train()
     assert trainer.position.records == 16 and trainer.position.looked_rows == 16
     assert len(list((tmp_path / "scores").glob("*.npz"))) == 1
-    again = logprobs_of(run, ground, "nano")
-    initial = logprobs_of(run, ground, "initial")
+    again = logprobs_of(run, ground, ground.prepared.train, "nano")
+    initial = logprobs_of(run, ground, ground.prepared.train, "initial")
     assert all((again[name] == initial[name]).all() for name in initial)
     assert len(list((tmp_path / "scores").glob("*.npz"))) == 1
 
@@ -88,8 +88,8 @@ def test_a_run_folder_is_a_reference_and_a_missing_one_is_refused(tmp_path):
     folder = tmp_path / "earlier" / "model"
     ground.loaded.module.save_pretrained(folder)
     ground.loaded.tokenizer.save_pretrained(folder)
-    found = logprobs_of(run, ground, str(tmp_path / "earlier"))
-    initial = logprobs_of(run, ground, "initial")
+    found = logprobs_of(run, ground, ground.prepared.train, str(tmp_path / "earlier"))
+    initial = logprobs_of(run, ground, ground.prepared.train, "initial")
     assert all((found[name] == initial[name]).all() for name in initial)
     with pytest.raises(ModelError, match="no model folder"):
-        logprobs_of(run, ground, "./nowhere")
+        logprobs_of(run, ground, ground.prepared.train, "./nowhere")

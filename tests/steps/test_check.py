@@ -3,6 +3,7 @@
 import io
 import json
 import re
+from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
@@ -32,10 +33,25 @@ def shown(recipe, probe=False):
 
 def test_shows_data_mask_methods_and_memory(recipe):
     text = shown(recipe())
-    assert re.search(r"rows +train 30, validation 4, test 6", text)
+    assert re.search(r"records +train 30, validation 4, test 6", text)
     assert re.search(r"reverse \d{4}.*⟦\d{4}", text)
     assert all(re.search(rf"\b{name}\s\d\.\d\sGB", text) for name in ("asft", "dft", "sft"))
     assert "--probe" in text
+
+
+def test_pairs_show_both_answers_and_who_learns_from_them(recipe, tmp_path):
+    lines = [{"prompt": f"copy {i:03}", "chosen": f"{i:03}", "rejected": f"{i:03}"[::-1] + "x"} for i in range(40)]
+    (tmp_path / "data.jsonl").write_text("\n".join(json.dumps(line) for line in lines) + "\n")
+    text = shown(recipe())
+    assert re.search(r"read +40 records \(40 preference\)", text) and re.search(r"records +train 30", text)
+    assert re.search(r"chosen:\s+.*copy \d{3}.*⟦\d{3}", text)
+    assert re.search(r"rejected:\s+.*copy \d{3}.*⟦\d{3}x", text)
+    assert re.search(r"dpo \d\.\d GB .*sft \d\.\d GB", text, re.S)
+
+
+def test_one_answer_per_record_is_not_for_objectives_of_pairs(recipe):
+    text = shown(recipe())
+    assert re.search(r"not: .*dpo \(`dpo` learns from pairs of a chosen and a rejected answer; record", text)
 
 
 def test_full_fine_tuning_by_asft_needs_a_second_copy(recipe):
@@ -46,7 +62,8 @@ def test_full_fine_tuning_by_asft_needs_a_second_copy(recipe):
         from luthier.models.bundled import bundled_path
         from luthier.steps.conformance import tiny_rows
 
-        return _memory(made, str(bundled_path("nano")), made.settings.model, tiny_rows())
+        data = SimpleNamespace(train=tiny_rows())
+        return _memory(made, str(bundled_path("nano")), made.settings.model, data)
 
     sft, asft = estimate("sft", "full"), estimate("asft", "full")
     assert asft.weights == 2 * sft.weights

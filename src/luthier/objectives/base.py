@@ -58,7 +58,8 @@ class Update:
 class Objective(Part):
     """A loss over batches. Verbs: `units`, `terms`; hooks: `prepare`, `scope`, `update_terms`, `after_step`.
 
-    FACE names the kind of policy that it is given: "token", "encoder" or "denoiser".
+    FACE names the kind of policy that it is given: "token", "encoder" or "denoiser". NEEDS names what its data
+    must have: "pairs" (of a chosen and a rejected answer); without it such data give their chosen answers alone.
     """
 
     FACE: ClassVar[str] = "token"
@@ -84,7 +85,7 @@ class Objective(Part):
         return {
             "targets": float(len(rows)),
             "weights": float(weights.double().sum()),
-            "records": float(len(batch.record_of[rows, columns].unique())),
+            "records": float(len({batch.atoms[row] for row in batch.record_of[rows, columns].unique().tolist()})),
         }
 
     def terms(self, policy: Any, batch: Batch, update: Update) -> list[Term]:
@@ -251,13 +252,54 @@ def token_pass(
 
 @dataclass
 class SequenceView:
-    """One micro-batch by record: sums over its R records."""
+    """One micro-batch by row: sums over the targets of its R rows."""
 
     logprob: Tensor  # [R] Σ log p(target), differentiable
-    count: Tensor  # [R] targets of each record
+    count: Tensor  # [R] targets of each row
     streams: dict[str, Tensor]  # row streams [R]
     reference_logprob: dict[str, Tensor]  # reference → [R], from streams `logprobs:<reference>`
     update: Update
+
+    @property
+    def mean(self) -> Tensor:
+        """Mean log p per target, [R]."""
+        return self.logprob / self.count
+
+    def log_ratio(self, reference: str = "initial") -> Tensor:
+        """Σ (log p - log p of the reference), [R]."""
+        return self.logprob - self.reference_logprob[reference]
+
+    def take(self, rows: Tensor) -> SequenceView:
+        """The view of some rows, in the order of these indices."""
+        return SequenceView(
+            logprob=self.logprob[rows],
+            count=self.count[rows],
+            streams={name: values[rows] for name, values in self.streams.items()},
+            reference_logprob={name: values[rows] for name, values in self.reference_logprob.items()},
+            update=self.update,
+        )
+
+
+def sequence_view(policy: TokenPolicy, batch: Batch, update: Update) -> SequenceView:
+    """One forward over a micro-batch, summed by row."""
+    rows, columns = batch.targets()
+    targets, owner = batch.ids[rows, columns], batch.record_of[rows, columns]
+    logprob = policy.head.map(policy.hidden(batch), lambda s, z: heads.target_logprob(z, targets[s]))
+
+    def per_row(values: Tensor) -> Tensor:
+        return torch.zeros(len(batch.records), dtype=values.dtype, device=values.device).index_add(0, owner, values)
+
+    return SequenceView(
+        logprob=per_row(logprob),
+        count=per_row(torch.ones_like(logprob)),
+        streams={name: s.values for name, s in batch.streams.items() if s.axis == "row"},
+        reference_logprob={
+            name.split(":")[1]: per_row(s.values[rows, columns].to(logprob.dtype))
+            for name, s in batch.streams.items()
+            if name.startswith("logprobs:")
+        },
+        update=update,
+    )
 
 
 class SequenceObjective(Objective):
@@ -270,31 +312,9 @@ class SequenceObjective(Objective):
         raise RecipeError(f"{type(self).__name__} does not define `sequence_loss(self, view)`.")
 
     def terms(self, policy: TokenPolicy, batch: Batch, update: Update) -> list[Term]:
-        rows, columns = batch.targets()
-        targets, owner = batch.ids[rows, columns], batch.record_of[rows, columns]
-        logprob = policy.head.map(policy.hidden(batch), lambda s, z: heads.target_logprob(z, targets[s]))
-        update.meter("nll", -logprob.detach().sum(), "targets")
-
-        def per_record(values: Tensor) -> Tensor:
-            return torch.zeros(len(batch.records), dtype=values.dtype, device=values.device).index_add(0, owner, values)
-
-        view = SequenceView(
-            logprob=per_record(logprob),
-            count=per_record(torch.ones_like(logprob)),
-            streams={name: s.values for name, s in batch.streams.items() if s.axis == "row"},
-            reference_logprob={
-                name.split(":")[1]: per_record(s.values[rows, columns].to(logprob.dtype))
-                for name, s in batch.streams.items()
-                if name.startswith("logprobs:")
-            },
-            update=update,
-        )
-        loss = self.sequence_loss(view)
-        if not hasattr(loss, "shape") or loss.shape != view.count.shape:
-            raise RecipeError(
-                f"{type(self).__name__}.sequence_loss returned {getattr(loss, 'shape', type(loss).__name__)}; expected"
-                f" one value per record, {tuple(view.count.shape)}."
-            )
+        view = sequence_view(policy, batch, update)
+        update.meter("nll", -view.logprob.detach().sum(), "targets")
+        loss = one_each(self.sequence_loss(view), view.count, f"{type(self).__name__}.sequence_loss", "record")
         return [Term((loss * (view.count > 0)).sum(), self.unit)]
 
 
@@ -325,6 +345,14 @@ class CoupledObjective(Objective):
             found = self.features(policy, batch)
         moved = ((found[name].to(pull.dtype), pull) for name, pull in pulls.items() if found[name].requires_grad)
         return [Term(((values - values.detach()) * pull).sum(), None) for values, pull in moved]
+
+
+def one_each(loss: Any, count: Tensor, verb: str, what: str) -> Tensor:
+    """The loss, if it has one value for each of these."""
+    if not hasattr(loss, "shape") or loss.shape != count.shape:
+        found = getattr(loss, "shape", type(loss).__name__)
+        raise RecipeError(f"{verb} returned {found}; expected one value per {what}, {tuple(count.shape)}.")
+    return loss
 
 
 class WeightedSum(Objective):
@@ -411,6 +439,23 @@ def keyed_uniform(keys: Tensor, update: Update, draws: int) -> Tensor:
     base = keys ^ _mix(torch.tensor(update.seed * 1_000_003 + update.index, device=keys.device))
     draw = torch.arange(1, draws + 1, device=keys.device)
     return ((_mix(base[:, None] + draw * 0x2545F4914F6CDD1D) >> 11) & (2**53 - 1)).double() / 2**53
+
+
+def needs_pairs(objective: Objective) -> bool:
+    """Whether the objective reads preference pairs.
+
+    Raises:
+        RecipeError: some members of a sum do and others do not, which would learn the rejected answers too.
+    """
+    members = members_of(objective)
+    paired = [member for member in members if "pairs" in member.NEEDS]
+    if paired and len(paired) < len(members):
+        other = next(member for member in members if member not in paired)
+        raise RecipeError(
+            f"`{paired[0].kind}` reads pairs of a chosen and a rejected answer, and `{other.kind}` would learn both.",
+            "Sum objectives that read pairs; `orpo` adds the likelihood of the chosen answers.",
+        )
+    return bool(paired)
 
 
 def position_keys(batch: Batch) -> Tensor:

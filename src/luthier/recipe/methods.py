@@ -18,6 +18,7 @@ KEYS = ("about", "method", "advice")
 BASES = {
     "TokenObjective": "objective",
     "SequenceObjective": "objective",
+    "PairObjective": "objective",
     "Objective": "objective",
     "Tuner": "tuner",
     "Selector": "selector",

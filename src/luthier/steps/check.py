@@ -11,16 +11,23 @@ from rich.console import Console
 from torch import nn
 
 from luthier.data.doctor import examine, print_report
-from luthier.data.prepare import prepare
+from luthier.data.prepare import Prepared, prepare
 from luthier.data.render import Renderer
 from luthier.engine import memory
 from luthier.errors import DataError, LuthierError, RecipeError
 from luthier.models.load import load_tokenizer, resolve_model
 from luthier.objectives.base import build_objective, reads_of
 from luthier.recipe import Recipe, list_methods, load_recipe
-from luthier.steps.ground import build_tuners, check_context, compute_dtype, find_device, predicted_memory, stand
+from luthier.steps.ground import (
+    build_tuners,
+    check_context,
+    compute_dtype,
+    find_device,
+    predicted_memory,
+    stand,
+    training_rows,
+)
 from luthier.steps.train import Run, training
-from luthier.types import Row
 
 PROBE_UPDATES = 3
 
@@ -42,14 +49,14 @@ def check_recipe(recipe: Recipe, probe: bool, console: Console) -> None:
         prepared = prepare(settings.data, renderer, recipe.base, Path(cache))
     folder = str(resolve_model(settings.model.path, recipe.base))
     check_context(_config(folder, settings.model), settings.data.max_tokens, prepared)
-    _print_methods(recipe, folder, prepared.train, console)
+    _print_methods(recipe, folder, prepared, console)
     if probe:
         _print_probe(recipe, console)
     else:
         console.print("[bold]time[/]    run with --probe: a few updates, then an estimate")
 
 
-def _print_methods(recipe: Recipe, folder: str, rows: list[Row], console: Console) -> None:
+def _print_methods(recipe: Recipe, folder: str, prepared: Prepared, console: Console) -> None:
     """Memory of each method on this model and machine, and what does not apply."""
     device = find_device()
     model = recipe.settings.model.model_copy(update={"dtype": compute_dtype(recipe, device)})
@@ -57,7 +64,7 @@ def _print_methods(recipe: Recipe, folder: str, rows: list[Row], console: Consol
     for method in list_methods(recipe.base):
         try:
             changed = load_recipe(recipe.to_lock(), [method.name])
-            estimate = _memory(changed, folder, model, rows)
+            estimate = _memory(changed, folder, model, prepared)
         except LuthierError as error:
             refused.append(f"{method.name} ({error.message})")
             continue
@@ -67,8 +74,9 @@ def _print_methods(recipe: Recipe, folder: str, rows: list[Row], console: Consol
         console.print(f"        not: {'; '.join(refused)}", markup=False)
 
 
-def _memory(recipe: Recipe, folder: str, model: Any, rows: list[Row]) -> memory.Estimate:
+def _memory(recipe: Recipe, folder: str, model: Any, prepared: Prepared) -> memory.Estimate:
     objective = build_objective(recipe.settings.train.objective, recipe.base)
+    rows = training_rows(objective, prepared)
     tuners = build_tuners(recipe)
     module = _empty_model(folder, model)
     if recipe.settings.train.checkpointing:
@@ -126,7 +134,7 @@ def _print_probe(recipe: Recipe, console: Console) -> None:
     budget = recipe.settings.budget
     seconds = {
         "epochs": lambda: budget.amount * tokens / rate,
-        "records": lambda: budget.amount * tokens / len(ground.prepared.train) / rate,
+        "records": lambda: budget.amount * tokens / len(ground.prepared.splits["train"]) / rate,
         "tokens": lambda: budget.amount / rate,
         "updates": lambda: budget.amount * (last["seconds"] - first["seconds"]) / (len(seen) - 1),
         "seconds": lambda: budget.amount,

@@ -19,13 +19,14 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from luthier import parts
+from luthier.data.pairs import as_atom
 from luthier.engine.budget import Budget
 from luthier.engine.distributed import World
 from luthier.engine.source import Records
 from luthier.engine.trainer import Batching, Saving, Trainer
 from luthier.errors import LuthierError, RunError
 from luthier.models.policy import TokenPolicy
-from luthier.objectives.base import CoupledObjective, Objective, members_of, reads_of
+from luthier.objectives.base import CoupledObjective, Objective, members_of, needs_pairs, reads_of
 from luthier.recipe.methods import slot_of_file
 from luthier.steps.faces import FACES, Face
 from luthier.steps.ground import tuned_policy
@@ -98,6 +99,29 @@ def tiny_rows(count: int = RECORDS, seed: int = 0, targets: bool = True) -> list
     return rows
 
 
+def tiny_pairs(count: int = RECORDS, seed: int = 0, targets: bool = True) -> list[Row]:
+    """Preference pairs: two continuations of one prompt, of unequal length."""
+    draw = numpy.random.default_rng(seed)
+    rows: list[Row] = []
+    for index in range(count):
+        prompt = draw.integers(0, VOCABULARY, int(draw.integers(2, 6)))
+        sides = []
+        for _ in range(2):
+            answer = draw.integers(0, VOCABULARY, int(draw.integers(3, 12)))
+            weights = numpy.repeat(numpy.array([0.0, targets], numpy.float32), [len(prompt), len(answer)])
+            ids = numpy.concatenate([prompt, answer]).astype(numpy.int32)
+            sides.append(Row("", ids, {"weights": Stream(weights, "token")}))
+        rows += as_atom(f"record-{index}", sides)
+    return rows
+
+
+def rows_for(objective: Objective, targets: bool = True) -> list[Row]:
+    """Tiny data of the kind that the objective NEEDS."""
+    if needs_pairs(objective):
+        return tiny_pairs(targets=targets)
+    return face_of(objective).rows(RECORDS, 0) if targets else tiny_rows(targets=False)
+
+
 def with_streams(rows: Sequence[Row], names: Sequence[str]) -> list[Row]:
     """The rows with made-up values for token streams that they lack, such as a rollout would bring.
 
@@ -147,7 +171,7 @@ def _disturb(policy: Any) -> None:
 
 def trained(objective: Objective, tuner: Any, batching: Batching, rows: list[Row] | None = None, **more: Any) -> dict:
     """Weights after training, by name, minus weights before."""
-    run = trainer(objective, tuner, rows or face_of(objective).rows(RECORDS, 0), batching, **more)
+    run = trainer(objective, tuner, rows or rows_for(objective), batching, **more)
     before = {name: p.detach().clone() for name, p in run.masters.master.items()}
     run.train()
     return {name: (p.detach() - before[name]) for name, p in run.masters.master.items()}
@@ -222,7 +246,7 @@ def check_resume(objective: Objective, tuner: Any) -> None:
             return trainer(
                 objective,
                 tuner,
-                face_of(objective).rows(RECORDS, 0),
+                rows_for(objective),
                 Batching(3, 40, "padded"),
                 budget=Budget("updates", 4),
                 optimizer=adamw,
@@ -253,7 +277,7 @@ def check_bfloat16(objective: Objective, tuner: Any) -> None:
 def check_zero_targets(objective: Objective, tuner: Any) -> None:
     """An update without any target is refused in words."""
     try:
-        trained(objective, tuner, Batching(RECORDS, 10_000, "padded"), rows=tiny_rows(targets=False))
+        trained(objective, tuner, Batching(RECORDS, 10_000, "padded"), rows=rows_for(objective, targets=False))
     except RunError:
         return
     raise Failed("an update without targets went through")
@@ -291,7 +315,7 @@ class _HalfWorld(World):
 def _whole_counts(objective: Objective) -> dict[str, float]:
     from luthier.data.batches import collate
 
-    return objective.units(collate(face_of(objective).rows(RECORDS, 0)))
+    return objective.units(collate(rows_for(objective)))
 
 
 def check_save_and_load(tuner: Any) -> None:

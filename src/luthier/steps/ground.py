@@ -16,6 +16,7 @@ from torch import nn
 
 from luthier import parts
 from luthier.data.batches import data_order
+from luthier.data.pairs import is_paired, without_rejected
 from luthier.data.prepare import Prepared, prepare
 from luthier.data.render import Renderer
 from luthier.data.sources import load_records
@@ -23,7 +24,7 @@ from luthier.engine import memory
 from luthier.errors import DataError, RecipeError
 from luthier.models.load import Loaded, fast_bfloat16, load_model
 from luthier.models.policy import Policy, Reference, TokenPolicy
-from luthier.objectives.base import Objective, reads_of
+from luthier.objectives.base import Objective, members_of, needs_pairs, reads_of
 from luthier.recipe import Recipe
 from luthier.tuners.base import Tuner
 from luthier.types import Record, Row
@@ -85,7 +86,7 @@ def check_context(config: Any, max_tokens: int, prepared: Prepared) -> None:
     longest = max(rows, key=len)
     if context is not None and len(longest) > context:
         raise DataError(
-            f"Record {longest.record} ({prepared.records[longest.record].origin}) has {len(longest)} tokens; the model"
+            f"Record {longest.atom} ({prepared.records[longest.atom].origin}) has {len(longest)} tokens; the model"
             f" reads at most {context}.",
             f"Set data.max_tokens to {context} or less (now {max_tokens}).",
         )
@@ -102,6 +103,24 @@ def retain_records(recipe: Recipe) -> list[Record]:
     """The records that must not be forgotten, or none."""
     evaluate = recipe.settings.evaluate
     return [] if evaluate.retain is None else limited(load_records(evaluate.retain, recipe.base), evaluate.limit)
+
+
+def training_rows(objective: Objective, prepared: Prepared) -> list[Row]:
+    """What an objective learns from: both rows of preference pairs where it reads pairs, else the chosen answers.
+
+    Raises:
+        RecipeError: it reads pairs, and some training record is none.
+    """
+    if not needs_pairs(objective):
+        return without_rejected(prepared.train)
+    single = next((row for row in prepared.train if not is_paired(row)), None)
+    if single is not None:
+        raise RecipeError(
+            f"`{members_of(objective)[0].kind}` learns from pairs of a chosen and a rejected answer; record"
+            f" {single.atom} ({prepared.records[single.atom].origin}) has one answer.",
+            "Bring data with the columns prompt, chosen and rejected, or choose another objective.",
+        )
+    return prepared.train
 
 
 def build_tuners(recipe: Recipe) -> list[Tuner]:

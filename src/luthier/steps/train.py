@@ -40,6 +40,7 @@ from luthier.steps.ground import (
     micro_tokens,
     predicted_memory,
     stand,
+    training_rows,
     tuned_policy,
     unknown_reference,
 )
@@ -161,9 +162,9 @@ def training(
     objective = build_objective(train.objective, run.recipe.base)
     tuners = build_tuners(run.recipe)
     selector = None if train.select is None else parts.build("selector", train.select, run.recipe.base)
-    rows = with_references(run, ground, reads_of(objective))
+    rows = with_references(run, ground, training_rows(objective, ground.prepared), reads_of(objective))
     for read in selector.reads() if selector else ():
-        rows = with_column(rows, read, logprobs_of(run, ground, read.split(":", 1)[1]))
+        rows = with_column(rows, read, logprobs_of(run, ground, rows, read.split(":", 1)[1]))
     memory.reset_peak()
     module = ground.loaded.module
     if train.checkpointing:
@@ -201,27 +202,26 @@ def training(
     }
 
 
-def with_references(run: Run, ground: Ground, reads: Sequence[str]) -> list[Row]:
-    """The training rows with every `logprobs:<reference>` that the objective reads.
+def with_references(run: Run, ground: Ground, rows: list[Row], reads: Sequence[str]) -> list[Row]:
+    """The rows with every `logprobs:<reference>` that the objective reads.
 
     Raises:
         RecipeError: the reference is not `initial`, the model as it is before training.
     """
-    rows = ground.prepared.train
     names = [read for read in reads if read.startswith("logprobs:")]
     if unknown := [name for name in names if name != "logprobs:initial"]:
         raise unknown_reference(unknown[0].split(":")[1])
-    return with_column(rows, names[0], _initial_logprobs(run, ground)) if names else rows
+    return with_column(rows, names[0], _initial_logprobs(run, ground, rows)) if names else rows
 
 
-def logprobs_of(run: Run, ground: Ground, name: str) -> Column:
-    """Log-probabilities of the training rows under a model: `initial`, or a model's name, folder or run folder.
+def logprobs_of(run: Run, ground: Ground, rows: Sequence[Row], name: str) -> Column:
+    """Log-probabilities of the rows under a model: `initial`, or a model's name, folder or run folder.
 
     Raises:
         ModelError: there is no such model, or its tokens are not those of the trained one.
     """
     if name == "initial":
-        return _initial_logprobs(run, ground)
+        return _initial_logprobs(run, ground, rows)
     base = run.recipe.base
     path = str(Path(name) / "model") if (base / name / "model").is_dir() else name
     dtype = compute_dtype(run.recipe, ground.device)
@@ -232,16 +232,16 @@ def logprobs_of(run: Run, ground: Ground, name: str) -> Column:
             f"The reference {name} has another tokenizer than the model that is trained.",
             "Use a model of the same family: rows are scored as they are tokenised.",
         )
-    return _logprobs(run, ground, loaded)
+    return _logprobs(run, ground, rows, loaded)
 
 
-def _initial_logprobs(run: Run, ground: Ground) -> Column:
-    return _logprobs(run, ground, ground.loaded)
+def _initial_logprobs(run: Run, ground: Ground, rows: Sequence[Row]) -> Column:
+    return _logprobs(run, ground, rows, ground.loaded)
 
 
-def _logprobs(run: Run, ground: Ground, loaded: Loaded) -> Column:
+def _logprobs(run: Run, ground: Ground, rows: Sequence[Row], loaded: Loaded) -> Column:
     """Computed once per model and rows, then read from the cache that the runs of a comparison share."""
-    module, rows = loaded.module, ground.prepared.train
+    module = loaded.module
     key = column_key(loaded.weights_id, str(next(module.parameters()).dtype), rows)
     tokens = micro_tokens(run.recipe, ground.device)
     with run.timed("score"):

@@ -1,0 +1,70 @@
+"""Objectives of preference pairs: a loss per pair from the summed log-probabilities of its two answers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from luthier.errors import RecipeError
+from luthier.objectives.base import Objective, SequenceView, Update, one_each, sequence_view
+from luthier.parts import lazy
+from luthier.types import Batch, Term
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from luthier.models.policy import TokenPolicy
+else:
+    torch = lazy("torch")
+
+
+@dataclass
+class PairView:
+    """One micro-batch of P preference pairs: `chosen` and `rejected` hold the P rows of either side."""
+
+    chosen: SequenceView
+    rejected: SequenceView
+
+    def meter(self, name: str, values: Tensor) -> None:
+        """Report the mean of a value per pair [P] over the update."""
+        self.chosen.update.meter(name, values.detach().sum(), "records")
+
+
+class PairObjective(Objective):
+    """A loss per preference pair from summed log-probabilities: write `pair_loss(view) -> [P]`.
+
+    `nll` is reported of the chosen answers, per token.
+    """
+
+    NEEDS: ClassVar[tuple[str, ...]] = ("pairs",)
+    UNIT: ClassVar[str] = "records"
+
+    def pair_loss(self, view: PairView) -> Tensor:
+        """Loss [P] of each pair of the micro-batch."""
+        raise RecipeError(f"{type(self).__name__} does not define `pair_loss(self, view)`.")
+
+    def units(self, batch: Batch) -> dict[str, float]:
+        rows, columns = batch.targets()
+        preferred = batch.streams["preferred"].values[batch.record_of[rows, columns]]
+        return {**super().units(batch), "chosen_targets": float(preferred.double().sum())}
+
+    def terms(self, policy: TokenPolicy, batch: Batch, update: Update) -> list[Term]:
+        view = pair_view(policy, batch, update)
+        update.meter("nll", -view.chosen.logprob.detach().sum(), "chosen_targets")
+        loss = one_each(self.pair_loss(view), view.chosen.count, f"{type(self).__name__}.pair_loss", "pair")
+        return [Term(loss.sum(), self.unit)]
+
+
+def pair_view(policy: TokenPolicy, batch: Batch, update: Update) -> PairView:
+    """One forward over the pairs of a micro-batch, in whatever order their rows stand."""
+    both = sequence_view(policy, batch, update)
+    place = {(atom, side): row for row, (atom, side) in enumerate(zip(batch.atoms, _sides(batch), strict=True))}
+    chosen = [row for (_, side), row in place.items() if side]
+    rejected = [place[batch.atoms[row], False] for row in chosen]
+    return PairView(*(both.take(torch.tensor(rows, device=batch.ids.device)) for rows in (chosen, rejected)))
+
+
+def _sides(batch: Batch) -> list[bool]:
+    """Whether each row is the chosen one of its pair."""
+    return [value == 1 for value in batch.streams["preferred"].values.tolist()]

@@ -1,0 +1,61 @@
+"""DPO: prefer the chosen answer over the rejected one, measured against the initial model."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from luthier.objectives.preference.base import PairObjective, PairView
+from luthier.parts import lazy
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from luthier.objectives.preference import _margins as margins
+else:
+    margins = lazy("luthier.objectives.preference._margins")
+
+
+class DPO(PairObjective):
+    """Direct preference optimisation: a logistic loss of the difference of two log-ratios.
+
+    loss = -log σ(β h), h = (log p - log q)(chosen) - (log p - log q)(rejected), summed over the answers' tokens,
+    with p the policy and q the model as training found it, read once before training. With ε = label_smoothing,
+    sigmoid: -(1 - ε) log σ(β h) - ε log σ(-β h) (conservative DPO);
+    robust: [-(1 - ε) log σ(β h) + ε log σ(-β h)] / (1 - 2ε), unbiased when a share ε of the labels is flipped;
+    hinge: max(0, 1 - β h). `margin` is β h, `accuracy` the share of pairs with h > 0, ties half.
+
+    Source: arXiv 2305.18290, equation 7; smoothing: its authors' note of 2023; robust: arXiv 2403.00409;
+    hinge: arXiv 2305.10425.
+    """
+
+    PAPER: ClassVar[str] = "arXiv 2305.18290"
+    READS: ClassVar = ("logprobs:initial",)
+    SETTINGS: ClassVar = (
+        {},
+        {"beta": 0.5},
+        {"loss": "hinge"},
+        {"label_smoothing": 0.2},
+        {"loss": "robust", "label_smoothing": 0.2},
+    )
+
+    beta: float = Field(0.1, gt=0.0)
+    loss: Literal["sigmoid", "robust", "hinge"] = "sigmoid"
+    label_smoothing: float = Field(0.0, ge=0.0, lt=0.5)
+
+    @model_validator(mode="after")
+    def _smoothing_is_read(self) -> DPO:
+        if self.loss == "robust" and self.label_smoothing == 0:
+            raise ValueError("`loss: robust` needs `label_smoothing` above 0; without it, it is `sigmoid`")
+        if self.loss == "hinge" and self.label_smoothing > 0:
+            raise ValueError("`loss: hinge` has no `label_smoothing`")
+        return self
+
+    def pair_loss(self, view: PairView) -> Tensor:
+        margin = self.beta * margins.log_ratio_difference(view)
+        margins.report(view, margin)
+        if self.loss == "hinge":
+            return margins.hinge(margin)
+        form = margins.robust if self.loss == "robust" else margins.smoothed
+        return form(margin, self.label_smoothing)
