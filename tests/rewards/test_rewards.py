@@ -79,7 +79,11 @@ def test_exact():
         ("I think it is light green", "light green", 1),
         ("I think it is light green", "green", 0),
         ("not red but green", "B", 1),
-        ("a pity", "red", 0),
+        ("A pity, but I like green", "red", 0),
+        ("A nice question. I take green", "green", 1),
+        ("**B**", "green", 1),
+        ("B because of A's colour", "green", 1),
+        ("Answer: B", "green", 1),
         ("red", "violet", None),
     ],
 )
@@ -284,15 +288,18 @@ def test_a_reward_of_the_users_that_raises_or_hangs_is_caught_and_logged(tmp_pat
         "import re\nfrom luthier.rewards.base import Reward\n\n\nclass Mine(Reward):\n"
         "    def score(self, answer):\n        if answer.text == 'bad':\n            return 1 / 0\n"
         "        if answer.text == 'slow':\n            return re.match('(a+)+$', 'a' * 60 + 'b')\n"
-        "        if answer.text == 'nan':\n            return float('nan')\n        return 3\n"
+        "        if answer.text == 'nan':\n            return float('nan')\n"
+        "        while answer.text == 'swallows':\n            try:\n                sum(range(10**6))\n"
+        "            except Exception:\n                pass\n        return 3\n"
     )
     log = []
     rewards = build_rewards([{"kind": "./mine.py", "seconds": 0.3}, "math"], tmp_path, log.append)
-    found = rewards([answer(text, "1") for text in ("good", "bad", "slow", "nan")])
-    assert [one.parts.get("mine") for one in found] == [3, None, None, None]
-    assert [one.value for one in found] == [3, 0, 0, 0]
-    assert [(line["event"], line["reward"], line["record"]) for line in log] == [("reward_failed", "mine", "r")] * 3
-    assert [line["error"].split(":")[0] for line in log] == ["ZeroDivisionError", "TooSlow", "ValueError"]
+    found = rewards([answer(text, "1") for text in ("good", "bad", "slow", "nan", "swallows")])
+    assert [one.parts.get("mine") for one in found] == [3, None, None, None, None]
+    assert [one.value for one in found] == [3, 0, 0, 0, 0]
+    assert [(line["event"], line["reward"], line["record"]) for line in log] == [("reward_failed", "mine", "r")] * 4
+    kinds = [line["error"].split(":")[0] for line in log]
+    assert kinds == ["ZeroDivisionError", "TooSlow", "ValueError", "TooSlow"]
 
 
 def test_a_group_reward_that_fails_gives_none_to_the_group():

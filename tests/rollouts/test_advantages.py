@@ -164,6 +164,20 @@ def test_normalise_then_sum():
         firsts([{"kind": "norm_then_sum", "weights": {"other": 1}}], made)
 
 
+def test_prefixes_credited_apart():
+    """Three plain answers, one alone with its prefix of two tokens, two that share one of three."""
+    made = rollout([1, 0, 0, 1, 1, 0], lengths=[2, 2, 2, 3, 5, 5], forced=[0, 0, 0, 2, 3, 3])
+    third = 1 / 3
+    wanted = [
+        near(*[2 * third] * 2), near(-third, -third), near(-third, -third),
+        near(2 * third, 2 * third, 0), near(third, third, third, 0.5, 0.5), near(*[-third / 2] * 3, -0.5, -0.5),
+    ]  # fmt: skip
+    assert [one.tolist() for one in advantages("split_prefix", made)] == wanted
+    alone = advantages([{"kind": "split_prefix", "alone": "reward"}], made)
+    assert alone[3].tolist() == near(2 * third, 2 * third, 1)
+    assert [one.tolist() for one in advantages("split_prefix", rollout([1, 0], forced=[1, 2]))] == [[0, 0]] * 2
+
+
 ENTROPY = (0.1, 2, 0.3, 0.05, 1.5, 0.7, 0.2, 0.9, 1.1, 0.4)
 
 

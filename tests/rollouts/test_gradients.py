@@ -9,11 +9,12 @@ from luthier.engine.budget import Budget
 from luthier.engine.score import score
 from luthier.engine.source import Records
 from luthier.engine.trainer import Batching
+from luthier.models.policy import TokenPolicy
 from luthier.rollouts.base import Rollout, build_chain, credit, rows_of
 from luthier.rollouts.drive import drive
-from luthier.sampling.native import generate
+from luthier.sampling.native import NativeSampler
 from luthier.steps.conformance import VOCABULARY, apart, tiny_model, tiny_rows, trainer
-from luthier.types import Sampling, Trajectory
+from luthier.types import Sampling
 from rollouts.scripted import judge, play, prompt
 
 WHOLE = Batching(16, 10_000, "padded")
@@ -22,37 +23,16 @@ DEMONSTRATION = list(range(20, 30))
 CONSTANT = {"kind": "grpo", "norm": "constant", "max_length": 16}
 
 
-def sampler(model):
-    """Continue requests with a model, forced tokens included."""
-
-    def sample(requests, sampling, progress=None):
-        found = generate(
-            model,
-            [[*one.prompt_ids, *one.forced_ids] for one in requests],
-            end_ids={0},
-            max_new_tokens=sampling.max_new_tokens,
-            temperature=1.0,
-            seeds=[one.seed for one in requests],
-        )
-        return [
-            Trajectory([*request.forced_ids, *one.ids], one.finish, request.record)
-            for request, one in zip(requests, found, strict=True)
-        ]
-
-    return sample
-
-
-def groups_of(strategy, **options):
+def groups_of(strategy, reward=lambda one: float(sum(one.ids) % 2), **options):
     """Groups of four prompts, sampled by the tiny model; an answer is good where its tokens add up to an odd number."""
-    model = tiny_model()
     prompts = [prompt(f"r{i}", ids=(5, 6 + i), demonstration=DEMONSTRATION) for i in range(4)]
     part = parts.build("strategy", {"kind": strategy, "group": 4, **options})
     return drive(
         part,
         prompts,
-        sampler(model),
-        judge(lambda one: float(sum(one.ids) % 2)),
-        sampling=Sampling(max_new_tokens=8),
+        NativeSampler(tiny_model(), {0}),
+        judge(reward),
+        sampling=Sampling(max_new_tokens=8, temperature=1.0),
         seed=3,
         rollout=0,
         decode=str,
@@ -132,3 +112,15 @@ def test_a_hint_is_context_and_gets_no_gradient():
         hint = len(groups[0].context)
         assert row.streams["weights"].values.nonzero()[0].tolist() == list(range(2 + hint, 5 + hint))
     assert max(DEMONSTRATION) < VOCABULARY
+
+
+def test_an_answer_has_the_log_probabilities_that_its_sampler_told():
+    """With a hint in the context, and behind a prefix: the score pass over the rows agrees with the sampler."""
+    helped = lambda one: float(len(one.request.prompt_ids) > 4 and one.request.seed % 2)  # noqa: E731
+    for groups in (groups_of("branch", helped, cut="tokens"), groups_of("prefix")):
+        policy = TokenPolicy(tiny_model())
+        made = Rollout.of(groups, {"now": score(policy, rows_of(groups), ["logprobs"], 10_000)["logprobs"]})
+        assert any(group.context for group in groups) or any(forced.any() for forced in made.forced)
+        for told, found, forced in zip(made.columns["sampler_logprobs"], made.columns["now"], made.forced, strict=True):
+            assert abs(told - found)[~forced].max() < 1e-5
+            assert found[forced].all() and not told[forced].any()

@@ -16,7 +16,7 @@ from pydantic import Field
 
 from luthier.errors import RecipeError
 from luthier.parts import Part, build
-from luthier.rewards._guard import within
+from luthier.rewards._guard import TooSlow, within
 from luthier.types import Record
 
 
@@ -135,7 +135,7 @@ class Rewards:
             if len(values) != len(answers):
                 raise ValueError(f"{len(values)} values for {len(answers)} answers")
             return [_judged(value) for value in values]
-        except Exception as error:
+        except (Exception, TooSlow) as error:
             for record in dict.fromkeys(answer.record.id for answer in answers):
                 told = f"{type(error).__name__}: {error}"
                 self.log({"event": "reward_failed", "reward": member.name, "record": record, "error": told})

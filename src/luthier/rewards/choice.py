@@ -7,15 +7,21 @@ from typing import ClassVar
 
 from luthier.rewards.base import Answer, Reward
 
-LETTER = re.compile(r"(?<![A-Za-z'’])\(?([A-Z])\)?(?![A-Za-z'’])")
+LETTER = re.compile(
+    r"\(([A-Z])\)"
+    r"|\A\W*([B-HJ-Z])(?![\w'’])"  # A and I begin sentences
+    r"|(?<![\w'’])([A-Z])(?=[).:,;*]|\s*\Z)"
+    r"|\b(?:answer|option|choice|is)[\s:*]*([A-Z])(?![\w'’])"
+)
 
 
 class Choice(Reward):
     """1 for an answer that names the right one of the record's choices, by its letter or by its text.
 
-    An answer that is a choice's text counts as that choice; so does one whose last capital letter standing alone is
-    the choice's (A is the first). Otherwise the choice whose text comes last in the answer counts, and where one
-    choice contains another, the longer. `column` names the list of choices. None where the gold answer names none.
+    An answer that is a choice's text counts as that choice. Else its last letter counts (A is the first choice): one
+    in brackets, before a mark or the end, behind "answer", "option", "choice" or "is", or at the beginning. Else the
+    choice whose text comes last, and where one choice contains another, the longer. `column` names the list of
+    choices. None where the gold answer names none.
     """
 
     SETTINGS: ClassVar = ({}, {"column": "options"})
@@ -33,7 +39,8 @@ def _named(text: str, choices: list[str]) -> int | None:
     plain = [_plain(choice) for choice in choices]
     if _plain(text) in plain:
         return plain.index(_plain(text))
-    letters = [place for found in LETTER.findall(text) if (place := ord(found) - ord("A")) < len(choices)]
+    named = ["".join(found) for found in LETTER.findall(text)]
+    letters = [place for letter in named if (place := ord(letter) - ord("A")) < len(choices)]
     if letters:
         return letters[-1]
     ends = [(_end_of(choice, _plain(text)), len(choice), -place) for place, choice in enumerate(plain)]

@@ -1,0 +1,50 @@
+"""Prefix-RFT's other estimator: prefixes and what follows them are credited apart."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+import numpy
+from numpy import ndarray
+
+from luthier.rollouts.advantages._statistics import mean_and_std
+from luthier.rollouts.base import Advantage, Arrays, Rollout
+
+
+class SplitPrefix(Advantage):
+    """Answers are compared only with those that began alike; a prefix with the answers that began with none.
+
+    What was sampled: R - mean of the answers of the group with the same prefix. One that is alone with its prefix gets
+    0, or with `alone: reward` its reward. A prefix: (R - mean of the answers without a prefix) / number of answers
+    with it; where all answers have one, 0.
+
+    Source: released code of arXiv 2507.01679 (two variants of Dr.GRPO by prefix); the paper's own is `center`.
+    """
+
+    PAPER: ClassVar[str] = "arXiv 2507.01679"
+    TAKES: ClassVar = "rewards"
+    SETTINGS: ClassVar = ({}, {"alone": "reward"})
+
+    alone: Literal["zero", "reward"] = "zero"
+
+    def compute(self, rollout: Rollout, values: Arrays) -> Arrays:
+        rewards = rollout.totals(values)
+        made = rollout.spread(rewards)
+        for places in rollout.by_group(self.kind):
+            for prefix, alike in self._by_prefix(rollout, places).items():
+                mean = mean_and_std(rewards[alike])[0]
+                free = mean_and_std(rewards[[i for i in places if not rollout.forced[i].any()]])[0]
+                for index in alike:
+                    single = len(alike) == 1 and bool(prefix)
+                    own = (rewards[index] if self.alone == "reward" else 0.0) if single else rewards[index] - mean
+                    made[index][:] = own
+                    made[index][rollout.forced[index]] = (rewards[index] - free) / len(alike)
+        return made
+
+    def _by_prefix(self, rollout: Rollout, places: ndarray) -> dict[tuple[int, ...], list[int]]:
+        members = rollout.members
+        found: dict[tuple[int, ...], list[int]] = {}
+        for index in places:
+            ids = numpy.asarray(members[index].trajectory.ids)[rollout.forced[index]]
+            found.setdefault(tuple(ids.tolist()), []).append(int(index))
+        return found
