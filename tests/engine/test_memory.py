@@ -5,12 +5,13 @@ import torch
 from luthier import parts
 from luthier.engine import memory
 from luthier.steps.conformance import tiny_model, tiny_pairs, tiny_rows
+from luthier.tuners.base import Planning
 
 
 def tuned(kind, dtype=torch.float32):
     model = tiny_model(dtype).requires_grad_(False)
     tuner = parts.build("tuner", kind)
-    return tuner.apply(model, tuner.plan(model, 0))
+    return tuner.apply(model, tuner.plan(model, Planning()))
 
 
 def estimate(module, tokens=100, **more):

@@ -28,6 +28,7 @@ from luthier.steps.ground import (
     training_rows,
 )
 from luthier.steps.train import Run, training
+from luthier.tuners.base import Planning
 
 PROBE_UPDATES = 3
 
@@ -83,7 +84,7 @@ def _memory(recipe: Recipe, folder: str, model: Any, prepared: Prepared) -> memo
         module.gradient_checkpointing_enable()  # pyright: ignore[reportCallIssue]
     module.requires_grad_(False)
     for tuner in tuners:
-        module = tuner.apply(module, tuner.plan(module, recipe.settings.seed))
+        module = tuner.apply(module, tuner.plan(module, Planning(recipe.settings.seed, rows)))
     reads = any(read.startswith("logits:") for read in reads_of(objective))
     copies = int(reads and not all(tuner.RESTORES == "base" for tuner in tuners))
     return predicted_memory(recipe, module, rows, copies)

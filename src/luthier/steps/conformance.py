@@ -30,6 +30,7 @@ from luthier.objectives.base import CoupledObjective, Objective, members_of, nee
 from luthier.recipe.methods import slot_of_file
 from luthier.steps.faces import FACES, Face
 from luthier.steps.ground import tuned_policy
+from luthier.tuners.base import Planning
 from luthier.types import Row, Stream
 
 VOCABULARY, RECORDS = 61, 8
@@ -144,7 +145,7 @@ def trainer(objective: Objective, tuner: Any, rows: list[Row], batching: Batchin
     dtype = more.pop("dtype", torch.float64)
     seed = more.get("seed", 0)
     face = face_of(objective)
-    policy = tuned_policy(face.module(dtype, 0), [tuner], objective, seed, make=face.policy)
+    policy = tuned_policy(face.module(dtype, 0), [tuner], objective, Planning(seed, rows), make=face.policy)
     if more.pop("disturb", True):
         _disturb(policy)
     streams = [read for read in reads_of(objective) if not read.startswith("logits:")]

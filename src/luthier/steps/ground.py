@@ -26,7 +26,7 @@ from luthier.models.load import Loaded, fast_bfloat16, load_model
 from luthier.models.policy import Policy, Reference, TokenPolicy
 from luthier.objectives.base import Objective, members_of, needs_pairs, reads_of
 from luthier.recipe import Recipe
-from luthier.tuners.base import Tuner
+from luthier.tuners.base import Planning, Tuner
 from luthier.types import Record, Row
 
 MICRO_TOKENS = {"cpu": 512, "cuda": 16384}
@@ -139,7 +139,7 @@ def tuned_policy(
     module: nn.Module,
     tuners: Sequence[Tuner],
     objective: Objective,
-    seed: int,
+    given: Planning,
     temperature: float = 1.0,
     make: Callable[[nn.Module], Any] | None = None,
 ) -> Any:
@@ -150,8 +150,9 @@ def tuned_policy(
     `make` gives what objectives see of a module, a language model's `TokenPolicy` unless said otherwise.
 
     Raises:
-        RecipeError: the objective reads a reference that nothing provides.
+        RecipeError: the objective reads a reference that nothing provides, or two tuners exclude each other.
     """
+    refuse_excluded(tuners)
     wanted = {read.split(":")[1] for read in reads_of(objective) if read.startswith("logits:")}
     if unknown := sorted(wanted - {"initial"}):
         raise unknown_reference(unknown[0])
@@ -161,7 +162,10 @@ def tuned_policy(
         frozen = make(copy.deepcopy(module).requires_grad_(False).eval())
     module.requires_grad_(False)
     for tuner in tuners:
-        module = tuner.apply(module, tuner.plan(module, seed))
+        trained = [p for p in module.parameters() if p.requires_grad]
+        module = tuner.apply(module, tuner.plan(module, given))
+        for parameter in trained:  # PEFT freezes all but its own
+            parameter.requires_grad_(True)
     policy = make(module)
     policy.verify()
     if frozen is not None:
@@ -169,6 +173,14 @@ def tuned_policy(
     elif wanted:
         policy.references["initial"] = Reference(policy, lambda: _without(tuners, policy.module))
     return policy
+
+
+def refuse_excluded(tuners: Sequence[Tuner]) -> None:
+    """Raise RecipeError for tuners that cannot be combined."""
+    for place, tuner in enumerate(tuners):
+        for other in [*tuners[:place], *tuners[place + 1 :]]:
+            if other.kind in tuner.EXCLUDES:
+                raise RecipeError(f"The tuners `{tuner.kind}` and `{other.kind}` cannot be combined.")
 
 
 def unknown_reference(name: str) -> RecipeError:

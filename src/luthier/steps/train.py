@@ -46,6 +46,7 @@ from luthier.steps.ground import (
 )
 from luthier.steps.journal import Journal
 from luthier.steps.stop import Ended, Stop, stop_signals
+from luthier.tuners.base import Planning
 from luthier.types import Row
 
 SETS = ("target", "retain", "validation")
@@ -169,7 +170,7 @@ def training(
     module = ground.loaded.module
     if train.checkpointing:
         module.gradient_checkpointing_enable({"use_reentrant": False})  # pyright: ignore[reportCallIssue]
-    policy = tuned_policy(module, tuners, objective, settings.seed)
+    policy = tuned_policy(module, tuners, objective, Planning(settings.seed, rows))
     tokens = micro_tokens(run.recipe, ground.device)
     layout = "padded" if train.batch.layout == "auto" else train.batch.layout
     if layout == "packed":
@@ -273,7 +274,12 @@ def _save_model(trainer: Trainer, ground: Ground, folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     masters = {name: master.detach() for name, master in trainer.masters.master.items()}
-    trainer.tuners[-1].save(trainer.policy.module, masters, folder)
+    if len(trainer.tuners) == 1:
+        trainer.tuners[0].save(trainer.policy.module, masters, folder)
+    else:  # no format holds several tuners, so the result is one plain model; what stood below merges first
+        for tuner in trainer.tuners:
+            trainer.policy.module = tuner.merge(trainer.policy.module)
+        trainer.policy.module.save_pretrained(folder)  # pyright: ignore[reportCallIssue]
     ground.loaded.tokenizer.save_pretrained(folder)
 
 

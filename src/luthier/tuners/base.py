@@ -2,28 +2,55 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from luthier.errors import RecipeError
-from luthier.parts import Part
+from luthier.parts import Part, lazy
+from luthier.types import Row
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+
+    from luthier.data import batches
+else:
+    batches = lazy("luthier.data.batches")
+
+
+@dataclass(frozen=True)
+class Planning:
+    """What a tuner may look at before it is applied: the seed of the run and its training rows."""
+
+    seed: int = 0
+    rows: Sequence[Row] = ()
+
+    def first(self, count: int) -> list[Row]:
+        """The rows that training would begin with.
+
+        Raises:
+            RecipeError: there are none.
+        """
+        if not self.rows:
+            raise RecipeError("The tuner looks at training records before it is applied, and there are none.")
+        order = batches.data_order([row.record for row in self.rows], self.seed, 0)
+        return [self.rows[place] for place in order[:count]]
 
 
 class Tuner(Part):
     """Which parameters move. Verbs: `apply`, `save`, `merge`; hooks: `plan`, `before_step`, `after_step`, `finish`.
 
+    EXCLUDES names tuners that it cannot be combined with, itself included if it cannot be used twice.
     RESTORES says what `disabled()` gives: "base" (the model as it was, so it can serve as a reference for
     free) or "nothing" (a reference needs a frozen copy).
     """
 
     RESTORES: ClassVar[Literal["base", "nothing"]] = "nothing"
+    EXCLUDES: ClassVar[tuple[str, ...]] = ()
 
-    def plan(self, model: nn.Module, seed: int) -> dict[str, Any]:
+    def plan(self, model: nn.Module, given: Planning) -> dict[str, Any]:
         """Hook: choose what `apply` needs (masks, indices, the seed of an initialisation)."""
         return {}
 

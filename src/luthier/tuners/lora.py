@@ -10,7 +10,7 @@ from pydantic import Field
 
 from luthier.errors import RecipeError
 from luthier.parts import lazy
-from luthier.tuners.base import Tuner
+from luthier.tuners.base import Planning, Tuner
 
 if TYPE_CHECKING:
     import peft
@@ -45,8 +45,8 @@ class LoRA(Tuner):
     targets: Literal["all-linear"] | list[str] = "all-linear"
     rank_stabilised: bool = False
 
-    def plan(self, model: nn.Module, seed: int) -> dict[str, Any]:
-        return {"seed": seed}
+    def plan(self, model: nn.Module, given: Planning) -> dict[str, Any]:
+        return {"seed": given.seed}
 
     def apply(self, model: nn.Module, plan: dict[str, Any]) -> nn.Module:
         config = peft.LoraConfig(
