@@ -128,7 +128,7 @@ def test_the_search_finds_the_shortest_hint_that_helps():
     groups, sampler = branch(halfway(7))
     assert probes(sampler) == [5, 7, 6]
     assert groups[0].context == TWENTY[:14]
-    assert groups[0].facts == {"hint": 0.7, "probes": 3.0}
+    assert groups[0].facts == {"unaided": 0.0, "probes": 3.0, "hint": 0.7}
     assert groups[0].rewards == [1, 0] * 4
     row = rows_of(groups)[0]
     assert row.ids.tolist() == [5, 6, *TWENTY[:14], 8, END]

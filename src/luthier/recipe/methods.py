@@ -23,6 +23,9 @@ BASES = {
     "Tuner": "tuner",
     "Selector": "selector",
     "Metric": "metric",
+    "Reward": "reward",
+    "Strategy": "strategy",
+    "Advantage": "advantage",
 }
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -10,7 +10,7 @@ from pydantic import Field
 
 from luthier.rollouts.base import Context, Group, Memory, Prompt, Rounds, Strategy
 from luthier.rollouts.strategies._episodes import cut
-from luthier.types import Scored
+from luthier.types import Request, Scored
 
 
 @dataclass(frozen=True)
@@ -70,21 +70,23 @@ class Branch(Strategy):
         memory = ctx.state.values
         if unaided.success >= enough:
             memory.pop(prompt.record.id, None)
-            return [Group(prompt, unaided.scored, facts={"hint": 0.0, "probes": 0.0})]
+            return [Group(prompt, unaided.scored, facts=_facts(unaided, 0, 0.0))]
         decode = None if self.cut == "tokens" else ctx.decode
         solution = list(prompt.demonstration or ())
         ends = cut(solution, self.episodes, decode)
         probes = yield from self._search(prompt, solution, ends, memory.get(prompt.record.id), enough)
         best = _chosen(probes, enough)
-        facts = {"probes": float(len(probes))}
         if best is None:
-            return [Group(prompt, unaided.scored, facts={"hint": 0.0, **facts})] if self.keep_failed else []
+            facts = _facts(unaided, len(probes), 0.0)
+            return [Group(prompt, unaided.scored, facts=facts)] if self.keep_failed else []
         if self.warm_start:
             memory[prompt.record.id] = best.shown
-        facts |= {"hint": best.shown / (len(ends) + 1)}
+        facts = _facts(unaided, len(probes), best.shown / (len(ends) + 1))
         return [Group(prompt, best.scored, tuple(solution[: ends[best.shown - 1]]), facts)]
 
-    def _search(self, prompt: Prompt, solution: list[int], ends: Sequence[int], last: int | None, enough: float):
+    def _search(
+        self, prompt: Prompt, solution: list[int], ends: Sequence[int], last: int | None, enough: float
+    ) -> Generator[list[Request], list[Scored], list[_Probe]]:
         """Probe hints until the shortest that is enough is known; all probes, in order."""
         low, high = 1, len(ends)
         probes: list[_Probe] = []
@@ -106,6 +108,11 @@ class Branch(Strategy):
     def _probe(self, shown: int, scored: Sequence[Scored]) -> _Probe:
         right = sum(one.reward is not None and one.reward >= self.success for one in scored)
         return _Probe(shown, right / len(scored), tuple(scored))
+
+
+def _facts(unaided: _Probe, probes: int, hint: float) -> dict[str, float]:
+    """Success without a hint, groups sampled behind hints, and the share of the episodes that was shown."""
+    return {"unaided": unaided.success, "probes": float(probes), "hint": hint}
 
 
 def _chosen(probes: Sequence[_Probe], enough: float) -> _Probe | None:
