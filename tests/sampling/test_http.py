@@ -28,7 +28,7 @@ def completion(text, finish="stop", **more):
 
 @contextmanager
 def serving(answer):
-    """A server whose `answer(body, number of the call)` is (status, bytes); yields its address and what it was asked."""
+    """A server whose `answer(body, number of the call)` is (status, bytes); yields its address and what was asked."""
     asked, lock = [], threading.Lock()
 
     class Handler(BaseHTTPRequestHandler):

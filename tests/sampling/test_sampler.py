@@ -5,15 +5,19 @@ import itertools
 import numpy
 import pytest
 import torch
+import transformers
 
+from luthier.data.batches import collate
 from luthier.errors import ModelError
 from luthier.models.head import target_logprob
 from luthier.models.policy import TokenPolicy
+from luthier.sampling._decoder import PROBE
 from luthier.sampling.draws import draw
 from luthier.sampling.native import NativeSampler
+from luthier.sampling.session import Session
 from luthier.sampling.stops import StopWatch, cut
 from luthier.steps.conformance import tiny_model
-from luthier.types import Batch, Request, Sampling, Stream
+from luthier.types import Request, Row, Sampling, Stream
 
 END = set(range(2, 14))
 
@@ -28,14 +32,8 @@ def by_trainer(module, found, temperature):
     """Log-probabilities of sampled ids as training computes them: the policy's hidden states and its head."""
     ids = [*found.request.prompt_ids, *found.ids]
     start = len(found.request.prompt_ids)
-    weights = torch.tensor([[0.0] * start + [1.0] * len(found.ids)])
-    batch = Batch(
-        torch.tensor([ids]),
-        torch.arange(len(ids))[None],
-        torch.zeros(1, len(ids), dtype=torch.long),
-        ("r",),
-        {"weights": Stream(weights, "token")},
-    )
+    weights = numpy.array([0.0] * start + [1.0] * len(found.ids), dtype="float32")
+    batch = collate([Row("r", numpy.array(ids, dtype="int32"), {"weights": Stream(weights, "token")})])
     policy = TokenPolicy(module, temperature)
     with torch.no_grad():
         hidden = policy.hidden(batch)
@@ -70,6 +68,7 @@ def test_a_group_reads_its_prompt_once_and_rows_enter_as_others_leave(module):
         few = NativeSampler(module, END, batch=12)(requests, sampling)
     finally:
         handle.remove()
+    del shapes[: PROBE + 1]  # how the model was looked at
     read = sum(rows * width for rows, width in shapes if width > 1)
     distinct = {tuple(request.prompt_ids): len(request.prompt_ids) for request in requests}
     assert sum(distinct.values()) <= read < 2 * sum(distinct.values())  # each once, but for padding
@@ -175,3 +174,54 @@ def test_stop_strings_end_a_continuation(module):
     assert cut("a b stop c", ("stop", "c")) == "a b " and cut("abc", ("x",)) == "abc"
     with pytest.raises(ModelError, match="no tokenizer"):
         NativeSampler(module, set())(requests, Sampling(stop=("x",)))
+
+
+def decoder(module):
+    return Session(module, Sampling(), end_ids=set()).cached.decoder
+
+
+def of_family(family, **more):
+    torch.manual_seed(0)
+    config = getattr(transformers, f"{family}Config")(
+        vocab_size=128,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        initializer_range=0.3,
+        max_position_embeddings=256,
+        **more,
+    )
+    return getattr(transformers, f"{family}ForCausalLM")(config).eval()
+
+
+@pytest.mark.parametrize(
+    ("family", "more", "plain"),
+    [
+        ("Qwen2", {}, True),
+        ("Qwen3", {}, True),
+        ("Llama", {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 10000.0}}, True),
+        ("Mistral", {"sliding_window": 8}, False),  # a window that a short look would not show
+        ("Gemma2", {}, False),
+        ("Granite", {"residual_multiplier": 0.3}, False),  # the same pieces, put together in another way
+        ("Llama", {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}}, False),
+    ],
+)
+def test_families_say_what_their_own_forward_says(family, more, plain):
+    module = of_family(family, **more)
+    assert (decoder(module) is not None) == plain
+    requests = groups(4, 2)
+    for found in NativeSampler(module, END, batch=5)(requests, Sampling(20, 1.0)):
+        assert found.logprobs == pytest.approx(by_trainer(module, found, 1.0), abs=1e-4)
+
+
+def test_whoever_takes_part_in_the_forward_is_not_passed_by():
+    module = of_family("Llama")
+    assert decoder(module) is not None
+    handle = module.model.layers[1].register_forward_hook(lambda _m, _i, output: output * 1.0)
+    assert decoder(module) is None
+    handle.remove()
+    module.model.layers[0].self_attn.forward = module.model.layers[0].self_attn.forward
+    assert decoder(module) is None

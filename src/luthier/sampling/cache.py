@@ -7,13 +7,16 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
 from luthier.errors import ModelError
+
+if TYPE_CHECKING:
+    from luthier.sampling._decoder import Decoder
 
 ROOM = 64  # free columns that a full buffer gets, or half its width: the whole is copied once in so many steps
 CPU_BUDGET = 1 << 30
@@ -136,13 +139,17 @@ class Slots:
         self.seen = torch.ones(self.room, dtype=torch.bool, device=forward.device)
         self.next = torch.zeros(rows, dtype=torch.long, device=forward.device)
         self.cache = DynamicCache(config=forward.module.config)
+        self.decoder: Decoder | None = None
+        self.bias: Tensor | None = None
         self.layers = [_Layer(self) for _ in self.cache.layers]
         self.cache.layers = [*self.layers]  # pyright: ignore[reportAttributeAccessIssue]
 
     def blank(self, rows: int) -> None:
         """Take in rows without a position."""
+        self._make_room(rows, 0, 1)
         self.rows = rows
         self.firsts = [0] * rows
+        self.next[:rows] = 0
 
     def run(self, ids: Tensor, valid: Tensor | None = None, last: bool = True) -> Tensor:
         """Append tokens [rows,T] to all rows; returns logits [rows,1 or T,V]. `valid` [rows,T] is False for padding."""
@@ -161,6 +168,19 @@ class Slots:
         logits = self.forward(ids, mask, positions, self.cache, last)
         self.end += width
         self.next[rows] += counts
+        return logits
+
+    def advance(self, ids: Tensor) -> Tensor:
+        """Append one token [rows] to every row; returns logits [rows,V]."""
+        if self.decoder is None:
+            return self.run(ids[:, None])[:, 0]
+        self._make_room(self.rows, 0, 1)
+        if self.padded and self.bias is None:
+            self.bias = torch.zeros((self.room[0], 1, self.room[1]), dtype=self.forward.dtype, device=ids.device)
+            self.bias.masked_fill_(~self.seen[:, None], float("-inf"))
+        logits = self.decoder(ids, self, self.bias if self.padded else None)
+        self.end += 1
+        self.next[: self.rows] += 1
         return logits
 
     def enter(self, states: Sequence[State]) -> None:
@@ -205,6 +225,7 @@ class Slots:
         return State(int(self.next[row]), tuple((one[0], one[1]) if one else None for one in held))
 
     def _fit_window(self) -> None:
+        self.bias = None
         self.start = min(self.firsts, default=self.end)
         self.padded = max(self.firsts, default=self.end) > self.start
 
@@ -230,7 +251,7 @@ class Slots:
         seen[: self.rows, :start] = False
         seen[: self.rows, moved] = self.seen[: self.rows, window]
         follow[: self.rows] = self.next[: self.rows]
-        self.seen, self.next, self.start, self.end = seen, follow, start, end
+        self.seen, self.next, self.start, self.end, self.bias = seen, follow, start, end, None
 
 
 class Whole:
@@ -256,6 +277,10 @@ class Whole:
         self.seen = torch.cat([self.seen, valid], dim=1)
         positions = before + (valid.cumsum(-1) - 1).clamp(min=0)
         return self.forward(ids, self.seen, positions, self.cache, last)
+
+    def advance(self, ids: Tensor) -> Tensor:
+        """As Slots.advance."""
+        return self.run(ids[:, None])[:, 0]
 
     def enter(self, states: Sequence[State]) -> None:
         """Take over the cache of `states`, which is used up."""

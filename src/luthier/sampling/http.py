@@ -26,7 +26,7 @@ class HttpSampler:
     Prompts are sent as text (not every server takes ids); what comes back is text too, unless the server names
     `token_ids`, and is tokenised here. A text that ends by itself gets no end token, and log-probabilities stay empty:
     a server may tell those of another temperature. A request that fails for good has finish "error" and no tokens of
-    its own. With a journal, every reply is kept under a key of all that was asked, and read back when it is asked again.
+    its own. With a journal, a reply is kept under a key of all that was asked, and read back when that is asked again.
 
     Args:
         url: up to and including the version, such as `http://localhost:8000/v1`.

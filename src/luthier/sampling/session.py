@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from luthier.errors import DataError, ModelError
-from luthier.sampling.cache import Forward, Space, State, open_rows, prefill, sampling_mode, space_of
+from luthier.sampling._decoder import decoder_of
+from luthier.sampling.cache import Forward, Slots, Space, State, open_rows, prefill, sampling_mode, space_of
 from luthier.sampling.draws import draw, uniforms
 from luthier.sampling.stops import StopWatch
 from luthier.types import Sampling
@@ -85,6 +86,9 @@ class Session:
         self.held: dict[Row, Prefilled] = {}
         self.shared: tuple[list[int], Prefilled] | None = None
         self.cached = open_rows(self.forward, 1)
+        with sampling_mode(module):
+            if isinstance(self.cached, Slots):
+                self.cached.decoder = decoder_of(self.forward, self.cached)
         self.logits: Tensor | None = None
         self.mode: AbstractContextManager[None] | None = None
 
@@ -199,7 +203,7 @@ class Session:
         finished = [self.rows[place] for place in sorted(gone)]
         if gone:
             ids = self._retire(gone, ids)
-        self.logits = self.cached.run(ids[:, None])[:, 0] if self.rows else None
+        self.logits = self.cached.advance(ids) if self.rows else None
         return finished
 
     def _retire(self, gone: set[int], ids: Tensor) -> Tensor:
