@@ -197,3 +197,22 @@ class Scored:
     trajectory: Trajectory
     reward: float | None
     parts: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """An answer to a record that could be trained on.
+
+    Attributes:
+        record: what was asked, with its gold answer.
+        row: prompt and this answer as tokens; its id is unique among candidates.
+        answer: its text.
+        source: "data" for the gold answer, else the step that generated it.
+        reward: the judge's value; None where there is none.
+    """
+
+    record: Record
+    row: Row
+    answer: str
+    source: str
+    reward: float | None = None

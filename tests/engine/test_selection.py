@@ -46,7 +46,7 @@ class Counting(Selector):
     def start(self, policy):
         return Counting.State()
 
-    def look(self, policy, batch):
+    def look(self, policy, batch, state):
         return {"length": torch.ones(len(batch.records), dtype=torch.float64) * batch.ids.numel() * 0}
 
     def scores(self, pool):
@@ -74,7 +74,9 @@ def test_candidates_count_as_records_kept_rows_as_tokens_and_looks_as_cost():
     assert run.position.updates == 2 and run.position.records == 16
     assert run.position.looked_rows == 16 and run.position.looked_tokens == sum(len(row) for row in rows)
     assert run.position.tokens < sum(len(row) for row in rows)
-    assert [event["kept"] for event in events] == [4, 4]
+    assert [event["kept"] for event in events if event["event"] == "update"] == [4, 4]
+    named = [event["records"] for event in events if event["event"] == "kept"]
+    assert [len(records) for records in named] == [4, 4] and set(named[0]) < {row.record for row in rows}
     assert events[-1]["looked_tokens"] == run.position.looked_tokens
 
 
@@ -96,7 +98,7 @@ def test_the_first_updates_train_on_everything():
     events = []
     run = make(parts.build("selector", {"kind": "max_loss", "warmup": 2}), observe=events.append)
     run.train()
-    assert [event["kept"] for event in events] == [8, 8, 4]
+    assert [event["kept"] for event in events if event["event"] == "update"] == [8, 8, 4]
     assert run.position.looked_rows == 8
 
 
@@ -115,9 +117,9 @@ def limited(monkeypatch, largest):
 
 def test_running_out_of_memory_does_not_select_twice(monkeypatch):
     class Careful(Counting):
-        def look(self, policy, batch):
+        def look(self, policy, batch, state):
             policy.hidden(batch)
-            return super().look(policy, batch)
+            return super().look(policy, batch, state)
 
     chosen = []
     choose = selection.choose

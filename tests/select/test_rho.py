@@ -22,7 +22,7 @@ def looked(model, reference):
     column = score(TokenPolicy(reference), rows, ["logprobs"], 10_000)["logprobs"]
     rows = with_column(rows, "logprobs:held-out", column)
     with torch.no_grad():
-        return rows, RHO.look(TokenPolicy(model), collate(rows))["reducible"]
+        return rows, RHO.look(TokenPolicy(model), collate(rows), None)["reducible"]
 
 
 def test_a_reference_that_is_the_model_scores_zero():
@@ -35,7 +35,7 @@ def test_the_score_is_the_difference_of_two_mean_losses():
     rows, found = looked(model, reference)
     loss = parts.build("selector", "max_loss")
     with torch.no_grad():
-        one, other = (loss.look(TokenPolicy(m), collate(rows))["loss"] for m in (model, reference))
+        one, other = (loss.look(TokenPolicy(m), collate(rows), None)["loss"] for m in (model, reference))
     assert torch.allclose(found, one - other, atol=1e-12)
     assert float(found.abs().max()) > 1e-3
 

@@ -43,7 +43,7 @@ def test_max_loss_looks_at_the_mean_over_the_targets_of_each_record():
     rows, model = tiny_rows(6), tiny_model()
     selector = parts.build("selector", "max_loss")
     with torch.no_grad():
-        found = selector.look(TokenPolicy(model), collate(rows))["loss"]
+        found = selector.look(TokenPolicy(model), collate(rows), None)["loss"]
     wanted = losses(rows, model)
     assert all(abs(float(value) - wanted[row.record]) < 1e-12 for row, value in zip(rows, found, strict=True))
     pool = pool_of([row.record for row in rows], loss=found)

@@ -30,7 +30,14 @@ class Kept:
 
 
 def look(
-    policy: Policy, selector: Selector, rows: Sequence[Row], tokens: int, pad_id: int, side: str, world: World
+    policy: Policy,
+    selector: Selector,
+    state: Any,
+    rows: Sequence[Row],
+    tokens: int,
+    pad_id: int,
+    side: str,
+    world: World,
 ) -> Features:
     """The selector's features of every row; each rank looks at its share, and all ranks get all of them.
 
@@ -45,7 +52,7 @@ def look(
     with reading(policy.module):
         for micro in world.share(micro_batches(list(rows), tokens, "padded")):
             batch = collate(micro, "padded", pad_id, side).to(device)
-            features = {name: values.cpu() for name, values in selector.look(policy, batch).items()}
+            features = {name: values.cpu() for name, values in selector.look(policy, batch, state).items()}
             for index, row in enumerate(micro):
                 found.append((place[id(row)], {name: values[index] for name, values in features.items()}))
     by_place = dict(pair for theirs in world.gather(found) for pair in theirs)

@@ -17,6 +17,7 @@ from luthier.engine import checkpoint, memory, selection
 from luthier.engine.budget import Position
 from luthier.engine.distributed import World
 from luthier.engine.precision import Masters
+from luthier.engine.probe import Probe, unmoved
 from luthier.engine.selection import Kept
 from luthier.engine.source import Drawn, Source
 from luthier.engine.update import NotFinite, UpdateReport, run_update
@@ -72,6 +73,7 @@ class Trainer:
     stop_requested: Callable[[], bool] = lambda: False
     position: Position = field(default_factory=Position)
     selector: Selector | None = None
+    probes: Sequence[Probe] = ()
 
     def __post_init__(self) -> None:
         named = {name: p for tuner in self.tuners for name, p in tuner.parameters(self.policy.module)}
@@ -89,7 +91,10 @@ class Trainer:
         """Run to the end of the budget, or until `stop_requested`; either way the state is saved."""
         self.policy.module.train()
         status: Literal["done", "stopped"] = "done"
+        if self.position.updates == 0:
+            self._probe()
         while self._one():
+            self._probe()
             stop, due = self._agreed()
             if stop:
                 status = "stopped"
@@ -102,6 +107,15 @@ class Trainer:
             for tuner in self.tuners:
                 tuner.finish(self.policy.module)
         return status
+
+    def _probe(self) -> None:
+        """Let the probes that are due look; what they looked at is cost."""
+        for probe in self.probes:
+            if self.position.updates % probe.every == 0:
+                with unmoved(self.policy.module):
+                    rows = probe.look(self.policy, self.position.updates, self.world)
+                self.position.looked_rows += len(rows)
+                self.position.looked_tokens += sum(len(row) for row in rows)
 
     def _agreed(self) -> tuple[bool, bool]:
         """Whether to stop and whether to save, the same on all ranks: their clocks and signals differ."""
@@ -156,15 +170,17 @@ class Trainer:
         selector = self.selector
         if selector is None or not rows or self.position.updates < selector.warmup:
             return Kept(rows)
-        batching = self.batching
-        features = self._within_memory(
-            rows,
-            lambda: selection.look(
-                self.policy, selector, rows, self.micro_tokens, batching.pad_id, batching.side, self.world
-            ),
-        )
+        atoms = atoms_of(rows)
+        rows = [row for atom in atoms for row in atom]
         state, update = self._state_by_part[id(selector)], self.position.updates + 1
-        kept = selection.choose(selector, state, atoms_of(rows), features, self.seed, update)
+        pad, side = self.batching.pad_id, self.batching.side
+
+        def look() -> selection.Features:
+            return selection.look(self.policy, selector, state, rows, self.micro_tokens, pad, side, self.world)
+
+        features = self._within_memory(rows, look)
+        kept = selection.choose(selector, state, atoms, features, self.seed, update)
+        self.observe({"event": "kept", "update": update, "records": [row.record for row in kept]})
         if not selector.FORWARD:
             return Kept(kept)
         return Kept(kept, len(rows), sum(len(row) for row in rows))
@@ -262,6 +278,8 @@ class Trainer:
             for index, state in self.states.items():
                 if state is not None:
                     tensors |= {f"state/{index}/{name}": value for name, value in state.state_dict().items()}
+            for index, probe in enumerate(self.probes):
+                tensors |= {f"probe/{index}/{name}": value for name, value in probe.state_dict().items()}
             drawn, source = self.source.state()
             tensors |= {f"source/{name}": value for name, value in drawn.items()}
             meta = {
@@ -293,6 +311,8 @@ class Trainer:
         for index, state in self.states.items():
             if state is not None:
                 state.load_state_dict(_under(f"state/{index}/", saved.tensors))
+        for index, probe in enumerate(self.probes):
+            probe.load_state_dict(_under(f"probe/{index}/", saved.tensors))
         self.source.load(_under("source/", saved.tensors), saved.meta["source"])
         self.position = Position(**saved.meta["position"])
         self._saved_update = self.position.updates

@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,7 +32,10 @@ class Head:
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Hidden states [n,D] → logits [n,V], float32 (float64 stays float64)."""
-        logits = self.output(hidden)
+        return self._shaped(self.output(hidden))
+
+    def _shaped(self, logits: Tensor) -> Tensor:
+        """Scale, soft cap and temperature, value by value."""
         logits = logits if logits.dtype == torch.float64 else logits.float()
         if self.scale != 1.0:
             logits = logits * self.scale
@@ -48,6 +51,23 @@ class Head:
         pieces = max(1, -(-positions // most))
         size = -(-positions // pieces) if positions else 1
         return [slice(start, min(start + size, positions)) for start in range(0, positions, size)]
+
+    def vocabulary(self, hidden: Tensor) -> Iterator[tuple[slice, Tensor]]:
+        """Logits of all N positions in pieces of the vocabulary, [N,v] of about CHUNK_BYTES each; no gradient.
+
+        An output embedding that is no plain linear layer is applied as a whole, and its logits are cut.
+        """
+        output, size = self.output, vocabulary_of(self.output)
+        most = max(1, CHUNK_BYTES // (max(1, len(hidden)) * max(4, hidden.element_size())))
+        plain = output if type(output) is nn.Linear else None
+        whole = self.logits(hidden) if plain is None else hidden
+        for start in range(0, size, most):
+            piece = slice(start, min(start + most, size))
+            if plain is None:
+                yield piece, whole[:, piece]
+            else:
+                bias = None if plain.bias is None else plain.bias[piece]
+                yield piece, self._shaped(nn.functional.linear(hidden, plain.weight[piece], bias))
 
     def sum(self, hidden: Tensor, function: Callable[[slice, Tensor], Tensor]) -> Tensor:
         """Sum over all N positions of `function(slice, logits [n,V]) → [n]`, as a differentiable scalar.

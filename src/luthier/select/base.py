@@ -70,8 +70,8 @@ class Selector(Part):
         """Hook: mutable state, or None. It needs `state_dict() -> {name: Tensor}` and `load_state_dict`."""
         return None
 
-    def look(self, policy: Any, batch: Batch) -> dict[str, Tensor]:
-        """Hook: values [R,...] of the R records of one micro-batch; gradients are off."""
+    def look(self, policy: Any, batch: Batch, state: Any) -> dict[str, Tensor]:
+        """Hook: values [R,...] of the R records of one micro-batch; gradients are off and `state` is only read."""
         return {}
 
     def scores(self, pool: Pool) -> Tensor:

@@ -127,6 +127,7 @@ def _print_probe(recipe: Recipe, console: Console) -> None:
         ground = stand(short, None)
         trainer, facts = training(Run(short, Path(folder)), ground, seen.append, lambda: False)
         trainer.train()
+    seen = [event for event in seen if event["event"] == "update"]
     first, last = seen[0], seen[-1]
     if len(seen) < 2:
         raise RecipeError("The probe needs at least two updates; the data give one.")

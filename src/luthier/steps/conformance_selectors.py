@@ -151,8 +151,8 @@ def check_selection_share(selector: Selector) -> None:
     run.train()
     sizes = [min(selector.pool, CANDIDATES - start) for start in range(0, CANDIDATES, selector.pool)]
     wanted = sum(max(1, int(selector.keep * size + 0.5)) for size in sizes)
-    if events[0]["kept"] != wanted or run.position.records != CANDIDATES:
-        raise Failed(f"kept {events[0]['kept']} of {CANDIDATES} candidates where keep={selector.keep} means {wanted}")
+    if events[-1]["kept"] != wanted or run.position.records != CANDIDATES:
+        raise Failed(f"kept {events[-1]['kept']} of {CANDIDATES} candidates where keep={selector.keep} means {wanted}")
     if run.position.looked_rows != CANDIDATES * selector.FORWARD:
         raise Failed(f"{run.position.looked_rows} candidates are reported as looked at, not {CANDIDATES}")
 

@@ -34,7 +34,7 @@ class MaxLoss(Selector):
 
     pressure: float | None = Field(None, gt=1.0, description="ratio of the first to the last; null keeps the top")
 
-    def look(self, policy: Any, batch: Batch) -> dict[str, Tensor]:
+    def look(self, policy: Any, batch: Batch, state: Any) -> dict[str, Tensor]:
         return {"loss": measured.loss_by_record(policy, batch)}
 
     def scores(self, pool: Pool) -> Tensor:

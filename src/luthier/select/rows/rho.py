@@ -44,7 +44,7 @@ class Rho(Selector):
     def reads(self) -> tuple[str, ...]:
         return (f"logprobs:{self.reference}",)
 
-    def look(self, policy: Any, batch: Batch) -> dict[str, Tensor]:
+    def look(self, policy: Any, batch: Batch, state: Any) -> dict[str, Tensor]:
         known = measured.mean_by_record(-batch.at_targets(f"logprobs:{self.reference}"), batch)
         return {"reducible": measured.loss_by_record(policy, batch) - known}
 

@@ -1,0 +1,45 @@
+"""Another data set with a share of its answers exchanged."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+from typing import Annotated
+
+from pydantic import Field
+
+from luthier.data.generated.base import Dataset
+from luthier.errors import DataError
+from luthier.parts import part_field
+from luthier.types import Record
+
+
+class Shuffled(Dataset):
+    """A data set with wrong labels: `{kind: shuffled, of: {kind: sums, count: 500}, share: 0.2}`.
+
+    The answers of a share of the records are passed round among them, so that their distribution stays and
+    none of them is right, except where two answers are equal. Those records carry the column `shuffled: true`.
+    """
+
+    of: Annotated[Dataset, part_field("dataset")]
+    share: float = Field(0.2, gt=0.0, le=1.0)
+    seed: int = 0
+
+    def records(self) -> list[Record]:
+        """The records of the other set, in its order.
+
+        Raises:
+            DataError: fewer than two records are to be exchanged, or they are conversations of several turns.
+        """
+        records = self.of.records()
+        if any("completion" not in record.fields for record in records):
+            raise DataError("Only answers of prompt and completion can be exchanged.", "Use another data set in `of`.")
+        count = round(self.share * len(records))
+        if count < 2:
+            raise DataError(f"share {self.share} of {len(records)} records is {count}: none can be exchanged.")
+        chosen = random.Random(f"shuffled:{self.seed}").sample(range(len(records)), count)
+        answers = [records[place].fields["completion"] for place in [*chosen[1:], chosen[0]]]
+        for place, answer in zip(chosen, answers, strict=True):
+            fields = {**records[place].fields, "completion": answer, "shuffled": True}
+            records[place] = replace(records[place], fields=fields)
+        return records
