@@ -87,6 +87,8 @@ class Merged:
 
 
 def _replaces(path: Key, old: dict[str, Any], new: dict[str, Any]) -> bool:
+    while path[:1] == ("steps",):  # a step's blocks are merged like the recipe's own
+        path = path[2:]
     if path == ("budget",):
         return True
     if path in SOURCES and "path" in new and "kind" in old:

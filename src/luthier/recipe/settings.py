@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator, model_validator
 
 from luthier import parts
+from luthier.recipe.steps import check_steps
 
 Path = tuple[str, ...]
 
@@ -350,6 +351,7 @@ class Settings(Block):
     train: Train = Field(default_factory=Train)
     rl: RL | None = None
     reward: Annotated[Literal["auto"] | list[dict[str, Any]], PlainValidator(_reward)] = "auto"
+    steps: Annotated[dict[str, dict[str, Any]] | None, PlainValidator(check_steps)] = None
     budget: Budget = Field(default_factory=lambda: Budget(epochs=2))
     evaluate: Evaluate = Field(default_factory=Evaluate)
     generate: Generate = Field(default_factory=Generate)

@@ -1,0 +1,129 @@
+"""From merged layers to a checked recipe: every default written out, every part built once to check its options."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from luthier import parts
+from luthier.errors import RecipeError, nearest
+from luthier.recipe import lock
+from luthier.recipe.merge import DEFAULT, Merged, describe, leaves, unknown_key
+from luthier.recipe.settings import Settings, copy, part_specs
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A resolved recipe.
+
+    Attributes:
+        settings: the checked tree; parts stay descriptions until built.
+        data: the same as plain values.
+        origins: where each value came from, by dotted path: "default", "recipe mine.yaml:12",
+            "method asft", "advice of asft", "command line".
+        base: the folder that relative paths start from.
+        text_of_parts: the source of every part file of the user's that it names.
+    """
+
+    settings: Settings
+    data: dict[str, Any]
+    origins: dict[str, str]
+    base: Path
+    text_of_parts: dict[str, str]
+
+    @property
+    def name(self) -> str:
+        return self.settings.name
+
+    def to_lock(self, extra: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """Everything that `load_recipe` needs to repeat this recipe, with versions, as plain JSON.
+
+        Args:
+            extra: more to record at the top, such as data hashes.
+        """
+        return lock.make_lock(self.name, self.base, self.data, self.origins, self.text_of_parts, dict(extra or {}))
+
+    def build_parts(self) -> dict[str, parts.Part]:
+        """Every part it names, built, by dotted path (items of a list: `train.tuner.0`)."""
+        return {".".join(key): parts.build(slot, spec, self.base) for key, slot, spec in part_specs(self.data)}
+
+
+def resolve(merged: Merged, name: str, base: Path) -> Recipe:
+    """Check merged layers, fill in every default, and build each part once to check its options.
+
+    Raises:
+        RecipeError: names the place and the key.
+    """
+    merged.data.setdefault("name", name)
+    try:
+        settings = Settings.model_validate(merged.data)
+    except ValidationError as error:
+        raise _explain(error, merged) from None
+    data = settings.model_dump()
+    data["budget"] = {settings.budget.unit: settings.budget.amount}
+    texts = lock.part_files(data, base)
+    _fill_options(data, merged, base)
+    origins = {".".join(key): merged.origin(key) if merged.written(key) else DEFAULT for key, _ in leaves(data)}
+    return Recipe(Settings.model_validate(data), data, origins, base, texts)
+
+
+def _fill_options(data: dict[str, Any], merged: Merged, base: Path) -> None:
+    """Build every part, which checks its options, and write out the defaults of those not given."""
+    for key, slot, spec in part_specs(data):
+        try:
+            part = parts.build(slot, spec, base)
+        except RecipeError as error:
+            where = merged.origin((*key, _named_option(error, spec)))
+            raise RecipeError(f"{where}: {'.'.join(key)}: {error.message}", error.hint) from None
+        for option in type(part).model_fields:
+            spec.setdefault(option, _plain(getattr(part, option)))
+
+
+def _named_option(error: RecipeError, spec: Mapping[str, Any]) -> str:
+    """The option that an error about a part is about, to find where it was written."""
+    return next((name for name in spec if f"`{name}`" in error.message or f".{name}:" in error.message), "kind")
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, parts.Part):
+        return {"kind": value.kind, **{name: _plain(getattr(value, name)) for name in type(value).model_fields}}
+    return copy(value)
+
+
+PLAIN = {
+    "int_type": "expected a whole number",
+    "int_from_float": "expected a whole number",
+    "float_type": "expected a number",
+    "finite_number": "expected a finite number",
+    "string_type": "expected text",
+    "bool_type": "expected true or false",
+    "list_type": "expected a list",
+    "dict_type": "expected a block of keys",
+    "model_type": "expected a block of keys",
+}
+
+
+def _explain(error: ValidationError, merged: Merged) -> RecipeError:
+    """One plain sentence for the first thing that is wrong."""
+    first = error.errors()[0]
+    key = tuple(str(piece) for piece in first["loc"])
+    place, where = ".".join(key), merged.origin(key)
+    if first["type"] == "missing":
+        return RecipeError(f"The recipe has no `{place}`.", f"Write `{place}:` in it.")
+    if first["type"] == "extra_forbidden":
+        return unknown_key(key, list(Settings.model_fields), where)
+    found, details = describe(first.get("input")), first.get("ctx", {})
+    if first["type"] == "value_error":
+        also = "" if isinstance(first.get("input"), dict | list) else f"; found {found}"
+        return RecipeError(f"{where}: {place}: {details['error']}{also}.")
+    if first["type"] == "literal_error":
+        expected = details["expected"]
+        close = nearest(str(first.get("input")), expected.replace("'", "").replace(" or ", ", ").split(", "))
+        hint = f"Did you mean `{close}`?" if close else None
+        return RecipeError(f"{where}: {place}: expected {expected}; found {found}.", hint)
+    what = PLAIN.get(first["type"], first["msg"][:1].lower() + first["msg"][1:])
+    return RecipeError(f"{where}: {place}: {what}; found {found}.")

@@ -1,0 +1,72 @@
+"""The recipe of each step of a pipeline: the whole recipe with the step's own blocks laid over it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from luthier import parts
+from luthier.recipe.merge import Layer, Merged, check_keys
+from luthier.recipe.resolve import Recipe, resolve
+from luthier.recipe.settings import copy, expand
+from luthier.recipe.steps import OVERLAYS
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One step: its name, what it does, its recipe (without `steps`), and its block.
+
+    `share` is its part of the whole budget, already taken out of `recipe`'s budget. A loop's `body` are the
+    stages of one round.
+    """
+
+    name: str
+    do: str
+    recipe: Recipe
+    block: Mapping[str, Any]
+    share: float = 1.0
+    body: tuple[Stage, ...] = ()
+
+
+def stages_of(recipe: Recipe) -> list[Stage]:
+    """The steps of a recipe in order; a recipe without `steps` is one step, `rl` where it has that block.
+
+    Raises:
+        RecipeError: a step's blocks hold something unknown.
+    """
+    steps = recipe.settings.steps
+    if steps is None:
+        do = "train" if recipe.settings.rl is None else "rl"
+        return [Stage(do, do, recipe, {"do": do, "from": "base", "data": "data"})]
+    return list(_stages(recipe, steps, 1.0))
+
+
+def _stages(recipe: Recipe, steps: Mapping[str, Any], share: float) -> Iterator[Stage]:
+    for name, block in steps.items():
+        own = share * (block.get("share") or 0.0)
+        if block["do"] == "loop":
+            body = tuple(_stages(recipe, block["steps"], own / block["rounds"]))
+            yield Stage(name, "loop", recipe, block, own, body)
+        else:
+            yield Stage(name, block["do"], _recipe_of(recipe, name, block, own), block, own)
+
+
+def _recipe_of(recipe: Recipe, name: str, block: Mapping[str, Any], share: float) -> Recipe:
+    origins = {tuple(path.split(".")): origin for path, origin in recipe.origins.items()}
+    merged = Merged(copy(recipe.data), origins)
+    merged.data["steps"] = None
+    if block["do"] == "train":
+        merged.data["rl"] = None
+    elif block["do"] == "rl" and merged.data["rl"] is None:
+        merged.data["rl"] = {}
+    overlay = Layer(expand({key: block[key] for key in OVERLAYS if key in block}), f"step {name}", recipe.base)
+    check_keys(overlay)
+    merged.add(overlay)
+    if block["do"] == "select":
+        parts.build("subset", block["subset"], recipe.base)  # refuses an unknown part or option
+    if share and recipe.settings.budget.unit != "updates":
+        merged.data["budget"] = {recipe.settings.budget.unit: recipe.settings.budget.amount * share}
+    elif share:
+        merged.data["budget"] = {"updates": max(1, round(recipe.settings.budget.amount * share))}
+    return resolve(merged, recipe.name, recipe.base)
