@@ -143,7 +143,7 @@ def test_a_finished_run_is_not_trained_again_nor_replaced(data):
 @pytest.mark.parametrize("where", ["stand", "evaluate_sets"])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_outside_training_ends_at_once_and_loses_nothing(data, monkeypatch, where, number):
-    from luthier.steps import train
+    from luthier.steps import run
 
     def asked(*_):
         os.kill(os.getpid(), number)
@@ -151,7 +151,7 @@ def test_a_signal_outside_training_ends_at_once_and_loses_nothing(data, monkeypa
         raise AssertionError("not ended")
 
     with monkeypatch.context() as patch:
-        patch.setattr(train, where, asked)
+        patch.setattr(run, where, asked)
         assert run_recipe(recipe(data), data / "run", [])["status"] == "stopped"
     record = run_recipe(recipe(data), data / "run", [])
     assert record["status"] == "done" and record["train"]["updates"] == 3

@@ -20,11 +20,12 @@ Atom = tuple[Row, ...]
 
 
 class Ordered:
-    """The endless stream of records (atoms of one or more rows): epoch after epoch, each in its own keyed order."""
+    """The endless stream of records (atoms of one or more rows), each epoch in its own keyed order or as they stand."""
 
-    def __init__(self, rows: Sequence[Row], seed: int):
+    def __init__(self, rows: Sequence[Row], seed: int, shuffled: bool = True):
         self.atoms = atoms_of(rows)
         self.seed = seed
+        self.shuffled = shuffled
         self._epoch = -1
         self._order: list[int] = []
 
@@ -34,6 +35,8 @@ class Ordered:
     def at(self, position: int) -> Atom:
         """The rows of the record at a position of the stream; position // len is the epoch."""
         epoch, place = divmod(position, len(self.atoms))
+        if not self.shuffled:
+            return self.atoms[place]
         if epoch != self._epoch:
             self._order = data_order([atom[0].atom for atom in self.atoms], self.seed, epoch)
             self._epoch = epoch

@@ -35,7 +35,9 @@ def entropy(logits: Tensor, _targets: Tensor) -> Tensor:
 VALUES: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {"logprobs": target_logprob, "entropy": entropy}
 
 
-def score(policy: TokenPolicy, rows: Sequence[Row], wanted: Sequence[str], tokens: int) -> dict[str, Column]:
+def score(
+    policy: TokenPolicy | Reference, rows: Sequence[Row], wanted: Sequence[str], tokens: int
+) -> dict[str, Column]:
     """Values of `wanted` ("logprobs", "entropy") at the targets of every row, in eval mode.
 
     Args:
@@ -46,15 +48,16 @@ def score(policy: TokenPolicy, rows: Sequence[Row], wanted: Sequence[str], token
     """
     if unknown := sorted(set(wanted) - set(VALUES)):
         raise RecipeError(f"A score pass cannot give `{unknown[0]}`.", f"Known: {', '.join(VALUES)}.")
-    reader = Reference(policy)
-    device = next(policy.module.parameters()).device
+    reader = policy if isinstance(policy, Reference) else Reference(policy)
+    head = reader.policy.head
+    device = next(reader.policy.module.parameters()).device
     columns: dict[str, Column] = {name: {} for name in wanted}
     for micro in micro_batches(rows, tokens, "padded"):
         batch = collate(micro).to(device)
         where, columns_of = batch.targets()
         targets = batch.ids[where, columns_of]
         hidden = reader.hidden(batch)
-        for piece in policy.head.chunks(hidden):
+        for piece in head.chunks(hidden):
             logits = reader.logits(hidden[piece])
             for name in wanted:
                 values = VALUES[name](logits, targets[piece]).cpu().numpy()

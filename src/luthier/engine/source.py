@@ -58,10 +58,10 @@ class Source(Protocol):
 
 
 class Records:
-    """The records of a data set in the order of (seed, epoch, record id); it needs no state but the position."""
+    """The records of a data set in the order of (seed, epoch, record id), or as written; the position is its state."""
 
-    def __init__(self, rows: Sequence[Row], seed: int, budget: Budget):
-        self.ordered = Ordered(rows, seed)
+    def __init__(self, rows: Sequence[Row], seed: int, budget: Budget, shuffled: bool = True):
+        self.ordered = Ordered(rows, seed, shuffled)
         self.budget = budget
 
     def __len__(self) -> int:

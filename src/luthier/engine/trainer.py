@@ -57,7 +57,10 @@ class Saving:
 
 @dataclass
 class Trainer:
-    """Everything one training needs. `train` may be called once."""
+    """Everything one training needs. `train` may be called once.
+
+    `span` is the part of a longer schedule that this training is: (0.5, 1) for the second of two equal rounds.
+    """
 
     policy: Policy
     tuners: Sequence[Tuner]
@@ -74,6 +77,7 @@ class Trainer:
     position: Position = field(default_factory=Position)
     selector: Selector | None = None
     probes: Sequence[Probe] = ()
+    span: tuple[float, float] = (0.0, 1.0)
 
     def __post_init__(self) -> None:
         named = {name: p for tuner in self.tuners for name, p in tuner.parameters(self.policy.module)}
@@ -138,7 +142,8 @@ class Trainer:
         remembered = self._selector_state()
         kept = self._select(drawn.rows)
         after_position = self._advanced(drawn, kept)
-        progress = (self._spent(self.position) + self._spent(after_position)) / 2
+        start, end = self.span
+        progress = start + (end - start) * (self._spent(self.position) + self._spent(after_position)) / 2
         try:
             report = self._update(kept.rows, progress) if kept.rows else NOTHING
         except NotFinite:

@@ -187,9 +187,13 @@ class Data(Block):
 
 
 class BatchSettings(Block):
-    """Records per update and how they are cut into forward passes. `micro` counts tokens per forward."""
+    """Records per update and how they are cut into forward passes. `micro` counts tokens per forward.
+
+    `order: written` takes records as the data set has them, epoch after epoch (a curriculum).
+    """
 
     records: Count = 16
+    order: Literal["shuffled", "written"] = "shuffled"
     micro: AutoCount = "auto"
     layout: Literal["auto", "packed", "padded"] = "auto"
 

@@ -1,7 +1,7 @@
 """The grammar of `steps:`, a pipeline: an ordered mapping from names to blocks with `do:`.
 
-A step sees the recipe with its own blocks laid over it. `from` names the model it starts from (`base`, or
-an earlier step; default: the newest), `data` the records it works on (`data` are the recipe's, `chunk` a loop
+A step sees the recipe with its own blocks laid over it. `from` names the model it starts from (`base`, `newest`
+or an earlier step; default: the newest), `data` the records it works on (`data` are the recipe's, `chunk` a loop
 round's share of them, else an earlier step that makes records).
 """
 
@@ -14,7 +14,7 @@ from typing import Any
 
 from luthier.errors import nearest
 
-BASE, DATA, CHUNK = "base", "data", "chunk"
+BASE, NEWEST, DATA, CHUNK = "base", "newest", "data", "chunk"
 OVERLAYS = ("train", "rl", "generate", "reward")
 VERBS: dict[str, tuple[str, ...]] = {
     "train": ("from", "data", "share", "train"),
@@ -31,7 +31,7 @@ MODELS, RECORDS, TRAINING = ("train", "rl", "loop"), ("generate", "select"), ("t
 class _Scope:
     """Names that a step may refer to."""
 
-    models: tuple[str, ...] = (BASE,)
+    models: tuple[str, ...] = (BASE, NEWEST)
     records: tuple[str, ...] = (DATA,)
 
     def after(self, name: str, verb: str) -> _Scope:
@@ -55,8 +55,8 @@ def _checked(value: Any, scope: _Scope) -> dict[str, dict[str, Any]]:
         raise ValueError("expected an ordered block of steps, each a name and its block")
     found: dict[str, dict[str, Any]] = {}
     for name, block in value.items():
-        if not re.fullmatch(r"[a-z]\w*", str(name)) or name in (BASE, DATA, CHUNK):
-            raise ValueError(f"`{name}` cannot name a step: small letters, digits and _, and not base, data or chunk")
+        if not re.fullmatch(r"[a-z]\w*", str(name)) or name in (BASE, NEWEST, DATA, CHUNK):
+            raise ValueError(f"`{name}` cannot name a step: small letters, digits, _; not base, newest, data, chunk")
         found[name] = _step(name, {} if block is None else block, scope)
         scope = scope.after(name, found[name]["do"])
     return _with_shares(found)
@@ -67,7 +67,7 @@ def _step(name: str, block: Any, scope: _Scope) -> dict[str, Any]:
         raise ValueError(f"step `{name}` is not a block of keys")
     verb = block.get("do", name)
     if verb not in VERBS:
-        close = nearest(str(verb), VERBS)
+        close = nearest(str(verb), tuple(VERBS))
         hint = f"did you mean `{close}`" if close else f"give it one of {', '.join(VERBS)} as `do`"
         raise ValueError(f"step `{name}` does `{verb}`, which there is not: {hint}")
     unknown = [key for key in block if key not in (*VERBS[verb], "do")]
@@ -77,7 +77,7 @@ def _step(name: str, block: Any, scope: _Scope) -> dict[str, Any]:
         raise ValueError(f"step `{name}` ({verb}) has no key `{unknown[0]}`: {hint}")
     step = {**block, "do": verb}
     if "from" in VERBS[verb]:
-        step.setdefault("from", scope.models[-1])
+        step.setdefault("from", NEWEST)
         _refer(name, "from", step["from"], scope.models)
     if "data" in VERBS[verb]:
         step.setdefault("data", CHUNK if CHUNK in scope.records else DATA)

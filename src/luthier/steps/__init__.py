@@ -4,4 +4,4 @@ Steps put the rooms below together and are the only place that does. A step leav
 run's folder: run.json, metrics.jsonl, evaluation.jsonl, samples.jsonl, model/.
 """
 
-from luthier.steps.train import run_recipe as run_recipe
+from luthier.steps.run import run_recipe as run_recipe

@@ -27,7 +27,8 @@ from luthier.steps.ground import (
     stand,
     training_rows,
 )
-from luthier.steps.train import Run, training
+from luthier.steps.record import Run
+from luthier.steps.train import training
 from luthier.tuners.base import Planning
 
 PROBE_UPDATES = 3

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -142,18 +142,20 @@ def tuned_policy(
     given: Planning,
     temperature: float = 1.0,
     make: Callable[[nn.Module], Any] | None = None,
+    live: Collection[str] = (),
 ) -> Any:
     """Apply the tuners and bind the references that the objective reads, captured before any surgery.
 
     `initial` is the module inside the tuners' `disabled()` when all of them restore the base, else a
     frozen copy. `temperature` is that of sampling, the same for policy and references.
     `make` gives what objectives see of a module, a language model's `TokenPolicy` unless said otherwise.
+    `live` names references that are asked again and again, as those of rollouts are.
 
     Raises:
         RecipeError: the objective reads a reference that nothing provides, or two tuners exclude each other.
     """
     refuse_excluded(tuners)
-    wanted = {read.split(":")[1] for read in reads_of(objective) if read.startswith("logits:")}
+    wanted = {read.split(":")[1] for read in reads_of(objective) if read.startswith("logits:")} | set(live)
     if unknown := sorted(wanted - {"initial"}):
         raise unknown_reference(unknown[0])
     make = make or partial(TokenPolicy, temperature=temperature)

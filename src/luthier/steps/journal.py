@@ -71,8 +71,8 @@ class Journal:
             seconds = event["seconds"] * (1 - share) / share if share else None
             self.progress(done, total, seconds, f"loss {event['loss']:.3f} · {event['tokens_per_second']:,.0f} tok/s")
 
-    def forget_after(self, update: int) -> None:
-        """Drop metrics of updates that a resumed run will repeat."""
+    def forget_after(self, update: int, step: str = "") -> None:
+        """Drop metrics of updates of a step that a resumed run will repeat."""
         path = self.folder / "metrics.jsonl"
-        kept = [line for line in read_jsonl(path) if line["update"] <= update]
+        kept = [line for line in read_jsonl(path) if line.get("step", "") != step or line.get("update", 0) <= update]
         write_text(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in kept))

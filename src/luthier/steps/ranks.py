@@ -13,8 +13,9 @@ from typing import Any
 from luthier.errors import RunError
 from luthier.recipe import Recipe
 from luthier.records import read_json, write_json
+from luthier.steps.record import SETS
+from luthier.steps.run import finished
 from luthier.steps.stop import Ended, stop_signals
-from luthier.steps.train import SETS, finished
 
 POLL_SECONDS = 0.2
 

@@ -17,7 +17,8 @@ from luthier.records import read_json, write_json
 from luthier.steps.evaluate import evaluate_sets
 from luthier.steps.ground import stand
 from luthier.steps.journal import Journal
-from luthier.steps.train import Run, carry_out
+from luthier.steps.record import Run
+from luthier.steps.run import carry_out
 
 
 def work(folder: Path) -> dict[str, Any]:

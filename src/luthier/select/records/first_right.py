@@ -1,0 +1,33 @@
+"""First right: each record's first answer that the judge calls right, else its gold answer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar, Literal
+
+from luthier.select.subset import Columns, Subset, by_record
+from luthier.types import Candidate
+
+
+class FirstRight(Subset):
+    """Keeps the first candidate of each record with a reward of at least `right`, in the order of `data`.
+
+    Gold answers are right by definition, so `data: [answers, rewrites, data]` falls back on them; without them
+    in the list, `otherwise: drop` loses the record. Source: S3FT, arXiv 2502.08130.
+    """
+
+    PAPER: ClassVar[str] = "arXiv 2502.08130"
+    SETTINGS: ClassVar = ({}, {"right": 0.5}, {"otherwise": "last"})
+
+    right: float = 1.0
+    otherwise: Literal["drop", "last"] = "drop"
+
+    def choose(self, candidates: Sequence[Candidate], columns: Columns, seed: int) -> list[int]:
+        kept = []
+        for places in by_record(candidates).values():
+            good = [place for place in places if self._good(candidates[place])]
+            kept += good[:1] or (places[-1:] if self.otherwise == "last" else [])
+        return kept
+
+    def _good(self, candidate: Candidate) -> bool:
+        return candidate.source == "data" or (candidate.reward is not None and candidate.reward >= self.right)

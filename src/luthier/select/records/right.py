@@ -1,0 +1,42 @@
+"""Right: one right answer of each record's own samples, drawn evenly; the often solved records first."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import ClassVar, Literal
+
+from luthier.select.subset import Columns, Subset, by_record
+from luthier.types import Candidate
+
+
+class Right(Subset):
+    """Rejection sampling: keeps one candidate with a reward of at least `right` per record, drops the others.
+
+    `order: rate` puts records with the largest share of right samples first (stable: a curriculum; train with
+    `batch: {order: written}` to keep it), `data` leaves the order of the records. `choice` draws evenly among the
+    right ones, or takes the shortest. Source: FARE, arXiv 2510.17793.
+    """
+
+    PAPER: ClassVar[str] = "arXiv 2510.17793"
+    SETTINGS: ClassVar = ({}, {"right": 0.5}, {"order": "data"}, {"choice": "shortest"})
+
+    right: float = 1.0
+    choice: Literal["random", "shortest"] = "random"
+    order: Literal["rate", "data"] = "rate"
+
+    def choose(self, candidates: Sequence[Candidate], columns: Columns, seed: int) -> list[int]:
+        kept: list[tuple[float, int]] = []
+        for record, places in by_record(candidates).items():
+            good = [place for place in places if (candidates[place].reward or 0.0) >= self.right]
+            if good:
+                kept.append((len(good) / len(places), self._one(good, candidates, f"{seed}/{record}")))
+        if self.order == "rate":
+            kept.sort(key=lambda one: -one[0])
+        return [place for _, place in kept]
+
+    def _one(self, good: list[int], candidates: Sequence[Candidate], key: str) -> int:
+        if self.choice == "shortest":
+            return min(good, key=lambda place: (len(candidates[place].row), place))
+        draw = int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "little")
+        return good[draw % len(good)]

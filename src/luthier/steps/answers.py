@@ -1,0 +1,194 @@
+"""Answers of a model: sampled, judged, kept as candidates on disk. What rl, generate and loops have in common."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy
+
+from luthier.evals.evaluate import assign_metrics, measure
+from luthier.models.policy import Policy
+from luthier.records import read_jsonl, write_text
+from luthier.rewards.base import Log, build_rewards
+from luthier.rollouts.base import Judge, Prompt
+from luthier.rollouts.judge import judge_by
+from luthier.sampling.native import generate
+from luthier.steps.ground import Ground
+from luthier.types import Candidate, Record, Request, Row, Sampler, Sampling, Scored, Stream, Trajectory
+
+
+def make_sampler(ground: Ground, policy: Policy, batch: int | str) -> Sampler:
+    """The model itself as a sampler: as it is at each call, its training mode restored."""
+
+    def sample(
+        requests: Sequence[Request], sampling: Sampling, progress: Callable[[int], None] | None = None
+    ) -> list[Trajectory]:
+        found = generate(
+            policy.module,
+            [[*one.prompt_ids, *one.forced_ids] for one in requests],
+            end_ids=ground.renderer.end_ids,
+            max_new_tokens=sampling.max_new_tokens,
+            temperature=sampling.temperature,
+            seeds=[one.seed for one in requests],
+            batch=None if batch == "auto" else int(batch),
+            records=[one.record for one in requests],
+            progress=progress,
+        )
+        return [
+            replace(one, ids=[*request.forced_ids, *one.ids], request=request)
+            for one, request in zip(found, requests, strict=True)
+        ]
+
+    return sample
+
+
+def make_judge(ground: Ground, log: Log = lambda line: None) -> Judge:
+    """The recipe's rewards as a judge; `auto` is the metric that the answers will be evaluated with."""
+    settings, renderer = ground.recipe.settings, ground.renderer
+    if settings.reward == "auto":
+        return _by_metric(ground)
+    return judge_by(
+        build_rewards(settings.reward, ground.recipe.base, log),
+        lambda ids: ground.loaded.tokenizer.decode(ids, skip_special_tokens=True),
+        renderer.end_ids,
+        renderer.reference,
+        renderer.prompt_text,
+    )
+
+
+def _by_metric(ground: Ground) -> Judge:
+    records = ground.prepared.records
+    references = {name: ground.renderer.reference(record) for name, record in records.items()}
+    metric = ground.recipe.settings.evaluate.metric
+    metrics, _ = assign_metrics(list(records.values()), references, metric, ground.recipe.base)
+
+    def judge(asked: Sequence[tuple[Prompt, Sequence[Trajectory]]]) -> list[list[Scored]]:
+        return [[score(prompt.record, one) for one in answers] for prompt, answers in asked]
+
+    def score(record: Record, one: Trajectory) -> Scored:
+        if one.finish == "error":
+            return Scored(one, None)
+        metric = metrics[record.id]
+        cut_off = one.finish == "length"
+        value = 0.0 if cut_off else measure(metric, text_of(ground, one), record, references[record.id])
+        return Scored(one, value, {metric.kind: value})
+
+    return judge
+
+
+def text_of(ground: Ground, trajectory: Trajectory) -> str:
+    """What a trajectory says, without the token that ended it."""
+    ids = trajectory.ids[:-1] if trajectory.finish == "stop" else trajectory.ids
+    return ground.loaded.tokenizer.decode(ids, skip_special_tokens=True)
+
+
+def gold(ground: Ground) -> list[Candidate]:
+    """The recipe's own training records as candidates, in their order."""
+    records = ground.prepared.records
+    return [
+        Candidate(records[row.record], row, ground.renderer.reference(records[row.record]), "data")
+        for row in ground.prepared.train
+    ]
+
+
+def prompt_of(ground: Ground, record: Record, instruction: str | None = None) -> list[int]:
+    """Ids that ask for an answer to a record; an `instruction` may show its gold answer."""
+    if instruction is None:
+        return ground.renderer.prompt(record)
+    shown = instruction.replace("{prompt}", _question(record)).replace("{answer}", ground.renderer.reference(record))
+    fields = {"prompt": shown, "completion": ground.renderer.reference(record) or " "}
+    return ground.renderer.prompt(replace(record, shape="prompt_completion", fields=fields))
+
+
+def _question(record: Record) -> str:
+    from luthier.data.shapes import question_and_answer
+
+    return question_and_answer(record)[0]
+
+
+def generate_candidates(
+    ground: Ground,
+    name: str,
+    asked: Sequence[Candidate],
+    samples: int,
+    instruction: str | None,
+    sample: Sampler,
+    judge: Judge,
+    progress: Callable[[int], None] | None = None,
+) -> list[Candidate]:
+    """`samples` answers to each record. Rows hold the record's own prompt, whatever the instruction showed."""
+    records = list({one.record.id: one.record for one in asked}.values())
+    settings = ground.recipe.settings
+    requests = [
+        Request(
+            prompt_of(ground, record, instruction),
+            record.id,
+            group=record.id,
+            seed=_seed(settings.seed, name, record.id, index),
+        )
+        for record in records
+        for index in range(samples)
+    ]
+    block = settings.generate
+    found = sample(requests, Sampling(block.max_new_tokens, block.temperature), progress)
+    found = [replace(one, request=request) for one, request in zip(found, requests, strict=True)]
+    groups = [found[start : start + samples] for start in range(0, len(found), samples)]
+    prompts = [Prompt(record, ground.renderer.prompt(record)) for record in records]
+    judged = judge(list(zip(prompts, groups, strict=True)))
+    return [
+        _candidate(ground, prompt, one, f"{prompt.record.id}@{name}.{index}", name)
+        for prompt, scored in zip(prompts, judged, strict=True)
+        for index, one in enumerate(scored)
+        if one.trajectory.finish != "error"
+    ]
+
+
+def _candidate(ground: Ground, prompt: Prompt, scored: Scored, row: str, name: str) -> Candidate:
+    ids = numpy.array([*prompt.ids, *scored.trajectory.ids], dtype=numpy.int32)
+    weights = (numpy.arange(len(ids)) >= len(prompt.ids)).astype(numpy.float32)
+    return Candidate(
+        prompt.record,
+        Row(row, ids, {"weights": Stream(weights, "token")}),
+        text_of(ground, scored.trajectory),
+        name,
+        scored.reward,
+    )
+
+
+def _seed(seed: int, step: str, record: str, index: int) -> int:
+    text = f"{seed}/{step}/{record}/{index}"
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") >> 1
+
+
+def write_candidates(path: Path, candidates: Sequence[Candidate]) -> None:
+    """One line each, whole or not at all."""
+    lines = [
+        {
+            "record": one.record.id,
+            "row": one.row.record,
+            "source": one.source,
+            "reward": one.reward,
+            "answer": one.answer,
+            "ids": one.row.ids.tolist(),
+            "prompt_tokens": int((one.row.streams["weights"].values == 0).sum()),
+        }
+        for one in candidates
+    ]
+    write_text(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+
+
+def read_candidates(path: Path, ground: Ground) -> list[Candidate]:
+    """What `write_candidates` wrote."""
+    return [_read(line, ground.prepared.records[line["record"]]) for line in read_jsonl(path)]
+
+
+def _read(line: dict[str, Any], record: Record) -> Candidate:
+    ids = numpy.array(line["ids"], dtype=numpy.int32)
+    weights = (numpy.arange(len(ids)) >= line["prompt_tokens"]).astype(numpy.float32)
+    row = Row(line["row"], ids, {"weights": Stream(weights, "token")})
+    return Candidate(record, row, line["answer"], line["source"], line["reward"])

@@ -1,0 +1,64 @@
+"""Columns of the training rows: log-probabilities under models other than the one in training, computed once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from luthier.engine.score import Column, cached_column, column_key, score, with_column
+from luthier.errors import ModelError
+from luthier.models.load import Loaded, load_model
+from luthier.models.policy import TokenPolicy
+from luthier.recipe.settings import Model as ModelSettings
+from luthier.steps.ground import Ground, compute_dtype, micro_tokens, unknown_reference
+from luthier.steps.record import Run
+from luthier.types import Row
+
+
+def with_references(run: Run, ground: Ground, rows: list[Row], reads: Sequence[str]) -> list[Row]:
+    """The rows with every `logprobs:<reference>` that the objective reads.
+
+    Raises:
+        RecipeError: the reference is not `initial`, the model as it is before training.
+    """
+    names = [read for read in reads if read.startswith("logprobs:")]
+    if unknown := [name for name in names if name != "logprobs:initial"]:
+        raise unknown_reference(unknown[0].split(":")[1])
+    return with_column(rows, names[0], _initial_logprobs(run, ground, rows)) if names else rows
+
+
+def logprobs_of(run: Run, ground: Ground, rows: Sequence[Row], name: str) -> Column:
+    """Log-probabilities of the rows under a model: `initial`, or a model's name, folder or run folder.
+
+    Raises:
+        ModelError: there is no such model, or its tokens are not those of the trained one.
+    """
+    if name == "initial":
+        return _initial_logprobs(run, ground, rows)
+    base = run.recipe.base
+    path = str(Path(name) / "model") if (base / name / "model").is_dir() else name
+    dtype = compute_dtype(run.recipe, ground.device)
+    settings = ModelSettings(path=path, dtype=dtype)  # pyright: ignore[reportArgumentType]
+    loaded = load_model(settings, base, ground.device)
+    if loaded.tokenizer.get_vocab() != ground.loaded.tokenizer.get_vocab():
+        raise ModelError(
+            f"The reference {name} has another tokenizer than the model that is trained.",
+            "Use a model of the same family: rows are scored as they are tokenised.",
+        )
+    return _logprobs(run, ground, rows, loaded)
+
+
+def _initial_logprobs(run: Run, ground: Ground, rows: Sequence[Row]) -> Column:
+    return _logprobs(run, ground, rows, ground.loaded)
+
+
+def _logprobs(run: Run, ground: Ground, rows: Sequence[Row], loaded: Loaded) -> Column:
+    """Computed once per model and rows, then read from the cache that the runs of a comparison share."""
+    module = loaded.module
+    key = column_key(loaded.weights_id, str(next(module.parameters()).dtype), rows)
+    tokens = micro_tokens(run.recipe, ground.device)
+    with run.timed("score"):
+        return cached_column(
+            (run.cache or run.folder / "shared") / "scores" / f"{key}.npz",
+            lambda: score(TokenPolicy(module), rows, ["logprobs"], tokens)["logprobs"],
+        )

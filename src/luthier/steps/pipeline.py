@@ -1,0 +1,295 @@
+"""The steps of a recipe, one after the other: what each takes, what it leaves.
+
+A pipeline is resumed by running it again: a step that had ended finds its last checkpoint or its records and
+does nothing, so what follows meets the same model and the same data bit for bit.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from torch import nn
+
+from luthier import parts
+from luthier.data.batches import data_order
+from luthier.engine.score import score
+from luthier.engine.trainer import Trainer
+from luthier.errors import RunError
+from luthier.models.policy import TokenPolicy
+from luthier.recipe import Stage
+from luthier.recipe.steps import BASE, CHUNK, DATA, NEWEST
+from luthier.records import read_jsonl, write_json
+from luthier.select.subset import Subset
+from luthier.steps.answers import generate_candidates, gold, make_judge, make_sampler, read_candidates, write_candidates
+from luthier.steps.evaluate import evaluate_sets
+from luthier.steps.ground import Ground, micro_tokens
+from luthier.steps.journal import Journal
+from luthier.steps.record import Run, fingerprint
+from luthier.steps.stop import Stop
+from luthier.steps.train import trained_facts, training
+from luthier.types import Candidate
+
+Status = Literal["done", "stopped"]
+
+
+@dataclass
+class Model:
+    """A model in memory: the module, what trained it last (None: nothing), an id that its derivation decides."""
+
+    module: nn.Module
+    trainer: Trainer | None
+    weights_id: str
+    trainings: int = 0
+
+    def plain(self) -> nn.Module:
+        """The module with all tuning folded in."""
+        if self.trainer is not None:
+            for tuner in self.trainer.tuners:  # what stands below merges first
+                self.module = tuner.merge(self.module)
+            self.trainer = None
+        return self.module
+
+    def save(self, folder: Path, tokenizer: Any) -> None:
+        """Write it, loadable without Luthier; after several trainings or tuners the whole model: no adapter is all."""
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        if self.trainer is None or self.trainings > 1 or len(self.trainer.tuners) > 1:
+            copied = replace(self, module=copy.deepcopy(self.module)) if self.trainer is not None else self
+            copied.plain().save_pretrained(folder)  # pyright: ignore[reportCallIssue]
+        else:
+            masters = {name: master.detach() for name, master in self.trainer.masters.master.items()}
+            self.trainer.tuners[-1].save(self.module, masters, folder)
+        tokenizer.save_pretrained(folder)
+
+
+@dataclass
+class Work:
+    """A recipe being carried out: models and records by the name of the step that left them."""
+
+    run: Run
+    ground: Ground
+    journal: Journal
+    stop: Stop
+    models: dict[str, Model] = field(default_factory=dict)
+    records: dict[str, list[Candidate]] = field(default_factory=dict)
+    stages: dict[str, dict[str, Any]] = field(default_factory=dict)
+    live: dict[str, Trainer] = field(default_factory=dict)
+
+    def carry_out(self, stages: Sequence[Stage]) -> Status:
+        """All steps in order; "stopped" when one was asked to end."""
+        base = Model(self.ground.loaded.module, None, self.ground.loaded.weights_id)
+        self.models = {BASE: base, NEWEST: base}
+        if len(stages) == 1 and self.run.recipe.settings.steps is None:
+            return self._train(stages[0], self.run.folder, [], label="")
+        self.records[DATA] = gold(self.ground)
+        return self._sequence(stages, self.run.folder / "steps", [])
+
+    def _sequence(
+        self, stages: Sequence[Stage], folder: Path, after: Sequence[Stage], span: tuple[float, float] | None = None
+    ) -> Status:
+        for index, stage in enumerate(stages):
+            later = [*stages[index + 1 :], *after]
+            if self._one(stage, folder / stage.name, later, span) == "stopped":
+                return "stopped"
+        return "done"
+
+    def _one(self, stage: Stage, folder: Path, later: Sequence[Stage], span: tuple[float, float] | None) -> Status:
+        if stage.do in ("train", "rl"):
+            return self._train(
+                stage, folder, later, label=str(folder.relative_to(self.run.folder / "steps")), span=span
+            )
+        if stage.do == "loop":
+            return self._loop(stage, folder, later)
+        with self.stop.at_once(), self.run.timed(stage.do):
+            folder.mkdir(parents=True, exist_ok=True)
+            VERBS[stage.do](self, stage, folder)
+        return "done"
+
+    def _loop(self, stage: Stage, folder: Path, later: Sequence[Stage]) -> Status:
+        """The body once per round, each on its own share of the records."""
+        rounds, source = stage.block["rounds"], self.records[stage.block["data"]]
+        chunks = _chunks(source, rounds, self.run.recipe.settings.seed)
+        self.live = {}
+        for number, chunk in enumerate(chunks):
+            self.records[CHUNK] = chunk
+            span = (number / rounds, (number + 1) / rounds) if stage.block["carry"] else None
+            after = [*(stage.body if number + 1 < rounds else ()), *later]
+            if self._sequence(stage.body, folder / f"round-{number + 1}", after, span) == "stopped":
+                return "stopped"
+        self.models[stage.name] = self.models[NEWEST]
+        self.live = {}
+        return "done"
+
+    def _train(
+        self, stage: Stage, folder: Path, later: Sequence[Stage], label: str, span: tuple[float, float] | None = None
+    ) -> Status:
+        """One training; with a `span` it goes on where the round before left model and optimiser."""
+        live = self.live.get(stage.name) if span is not None else None
+        source = self.models[stage.block["from"]]
+        with self.stop.at_once():
+            ground = self._ground(stage, source, live, later)
+            sub = replace(self.run, recipe=stage.recipe, folder=folder)
+            observe = self._observer(label)
+            trainer, facts = training(sub, ground, observe, self.stop.requested, live, span or (0.0, 1.0))
+            trainer.resume()
+            self.journal.forget_after(trainer.position.updates, label)
+        self.journal.phase(f"train {label}".strip())
+        with self.run.timed("train"):
+            status = trainer.train()
+        model = Model(trainer.policy.module, trainer, _derived(source.weights_id, stage), source.trainings + (not live))
+        self.models[stage.name] = self.models[NEWEST] = model
+        self.live[stage.name] = trainer
+        lines = [line for line in read_jsonl(self.journal.folder / "metrics.jsonl") if "loss" in line]
+        facts |= trained_facts(trainer, [line for line in lines if line.get("step", "") == label])
+        self.stages[label] = {"do": stage.do, **facts}
+        return status
+
+    def _ground(self, stage: Stage, source: Model, live: Trainer | None, later: Sequence[Stage]) -> Ground:
+        """The recipe's ground with the step's model and rows. A model that a later step starts from is copied."""
+        loaded, prepared = self.ground.loaded, self.ground.prepared
+        if live is None:
+            module = source.plain()
+            needed = {step.block.get("from", NEWEST) for step in _flat(later)}
+            if any(self.models.get(name) is source for name in needed - {NEWEST}):
+                module = copy.deepcopy(module)
+            loaded = replace(loaded, module=module.requires_grad_(False), weights_id=source.weights_id)
+        if stage.block["data"] != DATA:
+            chosen = self._inputs(stage)
+            if not chosen:
+                raise RunError(
+                    f"Step `{stage.name}` has nothing to train on: `{stage.block['data']}` kept no record.",
+                    "Sample more answers, start from a better model, or keep gold answers too.",
+                )
+            records = prepared.records | {one.row.record: one.record for one in chosen}
+            prepared = replace(prepared, train=[one.row for one in chosen], records=records)
+        return replace(self.ground, recipe=stage.recipe, loaded=loaded, prepared=prepared)
+
+    def _inputs(self, stage: Stage) -> list[Candidate]:
+        names = stage.block["data"]
+        return [one for name in (names if isinstance(names, list) else [names]) for one in self.records[name]]
+
+    def _observer(self, label: str) -> Callable[[dict[str, Any]], None]:
+        return self.journal.event if not label else lambda event: self.journal.event({**event, "step": label})
+
+    def label(self, folder: Path) -> str:
+        """A step's name with the loops and rounds that it stands in."""
+        return str(folder.relative_to(self.run.folder / "steps"))
+
+    def model_of(self, stage: Stage) -> nn.Module:
+        """The model that a step looks at or samples from."""
+        return self.models[stage.block["from"]].module
+
+    def facts(self) -> dict[str, Any]:
+        """`train` as of one training, and `steps` where there are several."""
+        trained = [one for one in self.stages.values() if one["do"] in ("train", "rl")]
+        if self.run.recipe.settings.steps is None:
+            return {"train": {name: value for name, value in trained[0].items() if name != "do"}}
+        return {"train": _together(trained), "steps": self.stages}
+
+
+def _generate(work: Work, stage: Stage, folder: Path) -> None:
+    """Answers to records, judged; read back from disk when they are there."""
+    path, ground = folder / "records.jsonl", replace(work.ground, recipe=stage.recipe)
+    if not path.is_file():
+        asked = work._inputs(stage)
+        if stage.block["unless"] is not None:
+            solved = {one.record.id for one in work.records[stage.block["unless"]] if (one.reward or 0) >= 1}
+            asked = [one for one in asked if one.record.id not in solved]
+        policy = TokenPolicy(work.model_of(stage))
+        sample = make_sampler(ground, policy, stage.recipe.settings.generate.batch)
+        total = len({one.record.id for one in asked}) * stage.block["samples"]
+        progress = work.journal.phase(f"generate {stage.name}", total)
+        found = generate_candidates(
+            ground,
+            work.label(folder),
+            asked,
+            stage.block["samples"],
+            stage.block["instruction"],
+            sample,
+            make_judge(ground, work.journal.event),
+            lambda done: progress(done, total),
+        )
+        write_candidates(path, found)
+    found = read_candidates(path, ground)
+    work.records[stage.name] = found
+    rewards = [one.reward for one in found if one.reward is not None]
+    work.stages[work.label(folder)] = {
+        "do": "generate",
+        "answers": len(found),
+        "generated_tokens": sum(one.row.targets for one in found),
+        "reward": sum(rewards) / len(rewards) if rewards else None,
+        "right": sum(reward >= 1 for reward in rewards),
+    }
+
+
+def _select(work: Work, stage: Stage, folder: Path) -> None:
+    """A subset of candidates, in the order that the part gives."""
+    part: Subset = parts.build("subset", stage.block["subset"], stage.recipe.base)
+    candidates = work._inputs(stage)
+    columns = _columns(work, stage, candidates, part.READS) if part.READS else {}
+    chosen = [candidates[place] for place in part.choose(candidates, columns, stage.recipe.settings.seed)]
+    work.records[stage.name] = chosen
+    sources: dict[str, int] = {}
+    for one in chosen:
+        sources[one.source] = sources.get(one.source, 0) + 1
+    facts = {"do": "select", "candidates": len(candidates), "kept": len(chosen), "sources": sources}
+    work.stages[work.label(folder)] = facts
+    write_json(folder / "kept.json", {**facts, "rows": [one.row.record for one in chosen]})
+
+
+def _columns(work: Work, stage: Stage, candidates: Sequence[Candidate], names: Sequence[str]) -> dict[str, Any]:
+    """What a score pass of the newest model gives for the candidates' rows."""
+    policy = TokenPolicy(work.models[NEWEST].module)
+    return dict(
+        score(policy, [one.row for one in candidates], list(names), micro_tokens(stage.recipe, work.ground.device))
+    )
+
+
+def _evaluate(work: Work, stage: Stage, folder: Path) -> None:
+    """Scores of the model as it is between two steps."""
+    ground = replace(work.ground, recipe=stage.recipe)
+    found = evaluate_sets(ground, work.model_of(stage), work.run.sets, folder, work.journal)
+    work.stages[work.label(folder)] = {"do": "evaluate", "evaluation": found}
+
+
+VERBS: dict[str, Callable[[Work, Stage, Path], None]] = {
+    "generate": _generate,
+    "select": _select,
+    "evaluate": _evaluate,
+}
+
+
+def _chunks(source: Sequence[Candidate], rounds: int, seed: int) -> list[list[Candidate]]:
+    """Disjoint equal shares of the records in keyed order; all candidates of a record stay together."""
+    names = list(dict.fromkeys(one.record.id for one in source))
+    ordered = [names[place] for place in data_order(names, seed, 0)]
+    chunk_of = {name: place * rounds // len(ordered) for place, name in enumerate(ordered)}
+    return [[one for one in source if chunk_of[one.record.id] == number] for number in range(rounds)]
+
+
+def _flat(stages: Sequence[Stage]) -> Iterator[Stage]:
+    for stage in stages:
+        yield stage
+        yield from _flat(stage.body)
+
+
+def _derived(weights_id: str, stage: Stage) -> str:
+    return hashlib.sha256(f"{weights_id}/{stage.name}/{fingerprint(stage.recipe)}".encode()).hexdigest()
+
+
+def _together(trained: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Several trainings as one: sums of what was used, the largest memory."""
+    sums = ("updates", "records", "tokens", "targets", "target_tokens", "seconds", "skipped_updates")
+    found: dict[str, Any] = {name: sum(one[name] for one in trained) for name in sums}
+    largest = ("peak_memory_bytes", "estimated_memory_bytes", "trainable_parameters")
+    found |= {name: max(one[name] for one in trained) for name in largest}
+    found["tokens_per_second"] = found["tokens"] / found["seconds"] if found["seconds"] else None
+    found["repeatable"] = all(one["repeatable"] for one in trained)
+    found |= {"loss_first": trained[0]["loss_first"], "loss_last": trained[-1]["loss_last"]}
+    return {**found, **{name: trained[0][name] for name in ("weights_id", "data", "micro_tokens")}}

@@ -1,0 +1,85 @@
+"""A run in its folder, and what run.json says of it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from luthier.engine.distributed import World
+from luthier.recipe import Recipe
+from luthier.recipe.lock import versions
+
+SETS = ("target", "retain", "validation")
+OUTSIDE = ("name", "compare", "observe", "out")  # keys that do not change what a run computes
+
+
+@dataclass
+class Run:
+    """One training in its folder."""
+
+    recipe: Recipe
+    folder: Path
+    method: str = "run"
+    sets: Sequence[str] = SETS
+    cache: Path | None = None
+    console: Console | None = None
+    world: World = field(default_factory=World)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def record(self, status: str, error: str | None = None, **more: Any) -> dict[str, Any]:
+        """What run.json says."""
+        return {
+            "status": status,
+            "error": error,
+            "method": self.method,
+            "seed": self.recipe.settings.seed,
+            "settings": self.recipe.data,
+            "fingerprint": fingerprint(self.recipe),
+            "seconds": self.seconds,
+            "versions": versions(),
+            "hardware": hardware(),
+            **more,
+        }
+
+    @contextmanager
+    def timed(self, name: str) -> Iterator[None]:
+        started = time.perf_counter()
+        yield
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started
+
+
+def fingerprint(recipe: Recipe) -> str:
+    """A hash of everything in a recipe that changes what a run computes; of part files the text, not the place."""
+    kept = {key: value for key, value in recipe.data.items() if key not in OUTSIDE}
+    text = json.dumps(_with_texts(kept, recipe.text_of_parts), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _with_texts(value: Any, texts: Mapping[str, str]) -> Any:
+    if isinstance(value, dict):
+        return {key: _with_texts(item, texts) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_with_texts(item, texts) for item in value]
+    return texts.get(value, value) if isinstance(value, str) else value
+
+
+def hardware() -> dict[str, Any]:
+    """What the run ran on."""
+    cpu = platform.processor() or platform.machine()
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        cpu = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        pass
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return {"cpu": cpu, "threads": torch.get_num_threads(), "gpu": gpu, "system": platform.system()}

@@ -1,0 +1,84 @@
+"""One recipe from beginning to end: load, carry out its steps, save, evaluate, record."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from luthier.errors import LuthierError, RunError
+from luthier.recipe import Recipe, stages_of
+from luthier.recipe.steps import NEWEST
+from luthier.records import read_json, write_json
+from luthier.steps.evaluate import evaluate_sets
+from luthier.steps.ground import stand
+from luthier.steps.journal import Journal
+from luthier.steps.pipeline import Work
+from luthier.steps.record import Run, fingerprint
+from luthier.steps.stop import Ended, Stop, stop_signals
+
+
+def run_recipe(recipe: Recipe, folder: Path, observers: Sequence[str]) -> dict[str, Any]:
+    """Train and evaluate a recipe in `folder`; goes on from its newest checkpoint. Returns run.json.
+
+    Raises:
+        LuthierError: what stopped it is also in run.json, unless that holds the results of a finished run.
+    """
+    console = Console() if "progress" in observers else None
+    run = Run(recipe, folder, console=console, cache=folder / "shared")
+    return finished(recipe, folder) or carry_out(run)
+
+
+def finished(recipe: Recipe, folder: Path) -> dict[str, Any] | None:
+    """The record of a run that ended here: it is not trained again, and no other recipe may replace it.
+
+    Raises:
+        RunError: it was another recipe's.
+    """
+    if not (folder / "run.json").is_file():
+        return None
+    record = read_json(folder / "run.json")
+    if record["status"] != "done":
+        return None
+    if record.get("fingerprint") != fingerprint(recipe):
+        raise RunError(f"{folder} holds the finished run of another recipe.", "Start a new run.")
+    return record
+
+
+def carry_out(run: Run) -> dict[str, Any]:
+    """Train, save, evaluate, record."""
+    folder = run.folder if run.world.rank == 0 else run.folder / f"rank-{run.world.rank}"
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with Journal(folder, run.console) as journal, stop_signals() as stop:
+            record = _carry_out(run, folder, journal, stop)
+    except Ended:
+        record = run.record("stopped")
+    except LuthierError as error:
+        write_json(folder / "run.json", run.record("failed", str(error)))
+        raise
+    write_json(folder / "run.json", record)
+    if record["status"] == "done":
+        for left in (folder / "checkpoints", *folder.glob("steps/**/checkpoints")):
+            shutil.rmtree(left, ignore_errors=True)
+    return record
+
+
+def _carry_out(run: Run, folder: Path, journal: Journal, stop: Stop) -> dict[str, Any]:
+    with stop.at_once(), run.timed("load"):
+        journal.phase("load")
+        ground = stand(run.recipe, run.cache)
+        journal.progress(1, 1)
+    work = Work(run, ground, journal, stop)
+    status = work.carry_out(stages_of(run.recipe))
+    facts = work.facts()
+    if status == "stopped" or run.world.rank > 0:
+        return run.record(status, **facts)
+    model = work.models[NEWEST]
+    model.save(folder / "model", ground.loaded.tokenizer)
+    with run.timed("evaluate"), stop.at_once():
+        evaluation = evaluate_sets(ground, model.module, run.sets, folder, journal)
+    return run.record(status, **facts, evaluation=evaluation)

@@ -1,0 +1,166 @@
+"""Pipelines on nano: branches, self-made answers, loops, rollouts; each resumed in the middle bit for bit."""
+
+import json
+import os
+import signal
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from luthier.engine.trainer import Trainer
+from luthier.errors import RunError
+from luthier.recipe import load_recipe
+from luthier.records import read_json, read_jsonl
+from luthier.steps import run_recipe
+
+NEVER = """from luthier.rewards.base import Reward
+
+class {name}(Reward):
+    '''Gives {value} to every answer.'''
+    def score(self, answer):
+        return {value}
+"""
+
+
+@pytest.fixture
+def data(tmp_path):
+    words = [f"{a}{b}{c}" for a in "abc" for b in "fg" for c in "kl"]
+    lines = [json.dumps({"prompt": f"reverse {word}", "completion": word[::-1]}) for word in words]
+    (tmp_path / "data.jsonl").write_text("\n".join(lines) + "\n")
+    (tmp_path / "never.py").write_text(NEVER.format(name="Never", value=0.0))
+    (tmp_path / "always.py").write_text(NEVER.format(name="Always", value=1.0))
+    return tmp_path
+
+
+def recipe(folder, *overrides, methods=(), **more):
+    content = {
+        "model": "nano",
+        "data": {"train": "data.jsonl", "validation": None, "test": None},
+        "train": {"tuner": {"kind": "lora", "r": 2}, "batch": {"records": 4}, "save": {"every": 1}},
+        "budget": {"records": 16},
+        "evaluate": {"metric": "exact", "perplexity": False},
+        "generate": {"max_new_tokens": 6},
+    }
+    return load_recipe({**content, **more}, methods=methods, overrides=list(overrides), base=folder)
+
+
+def weights(folder):
+    return load_file(next((folder / "model").glob("*.safetensors")))
+
+
+def same(one, other):
+    one, other = weights(one), weights(other)
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_a_branch_from_the_base_does_not_see_what_was_trained_before(data):
+    steps = {"warm": {"do": "train"}, "polish": {"do": "train", "from": "base"}}
+    record = run_recipe(recipe(data, steps=steps), data / "branch", [])
+    run_recipe(recipe(data, budget={"records": 8}), data / "alone", [])
+    assert same(data / "branch", data / "alone")
+    assert list(record["steps"]) == ["warm", "polish"]
+    assert (record["train"]["updates"], record["train"]["records"]) == (4, 16)
+    assert [line["step"] for line in read_jsonl(data / "branch" / "metrics.jsonl")] == ["warm"] * 2 + ["polish"] * 2
+    assert not list((data / "branch").glob("**/checkpoints"))
+
+
+def test_a_second_training_goes_on_from_the_first_and_leaves_a_whole_model(data):
+    steps = {"warm": {"do": "train"}, "polish": {"do": "train"}}
+    run_recipe(recipe(data, steps=steps), data / "two", [])
+    assert (data / "two" / "model" / "config.json").is_file()
+    assert not (data / "two" / "model" / "adapter_config.json").exists()
+    lines = read_jsonl(data / "two" / "metrics.jsonl")
+    assert lines[2]["loss"] < lines[0]["loss"]  # the same records in the same order, learned once already
+
+
+def test_s3ft_without_a_right_answer_is_sft_on_gold(data):
+    run_recipe(recipe(data), data / "sft", [])
+    record = run_recipe(recipe(data, methods=["s3ft"], reward=["./never.py"]), data / "s3ft", [])
+    assert record["steps"]["chosen"]["sources"] == {"data": 12}
+    assert record["steps"]["answers"]["answers"] == record["steps"]["rewrites"]["answers"] == 12
+    assert same(data / "sft", data / "s3ft")
+
+
+def test_s3ft_where_every_answer_is_right_never_uses_gold(data):
+    record = run_recipe(recipe(data, methods=["s3ft"], reward=["./always.py"]), data / "run", [])
+    assert record["steps"]["chosen"]["sources"] == {"answers": 12}
+    assert record["steps"]["rewrites"]["answers"] == 0
+    line = read_jsonl(data / "run" / "steps" / "answers" / "records.jsonl")[0]
+    assert line["prompt_tokens"] < len(line["ids"]) and line["source"] == "answers" and line["reward"] == 1.0
+
+
+def test_a_selection_that_keeps_nothing_is_said(data):
+    with pytest.raises(RunError, match="nothing to train on"):
+        run_recipe(recipe(data, methods=["fare"], reward=["./never.py"]), data / "run", [])
+
+
+def test_a_carried_loop_is_one_training_over_its_rounds(data):
+    settings = recipe(data, methods=["fare"], reward=["./always.py"])
+    record = run_recipe(settings, data / "run", [])
+    lines = read_jsonl(data / "run" / "metrics.jsonl")
+    rates = [line["learning_rate"] for line in lines]
+    assert [line["step"] for line in lines] == ["rounds/round-1/train"] * 2 + ["rounds/round-2/train"] * 2
+    assert rates == sorted(rates, reverse=True) and rates[-1] < 0.2 * rates[0]
+    asked = [
+        {
+            line["record"]
+            for line in read_jsonl(data / "run" / "steps" / "rounds" / f"round-{n}" / "answers" / "records.jsonl")
+        }
+        for n in (1, 2)
+    ]
+    assert not asked[0] & asked[1] and len(asked[0] | asked[1]) == 12
+    assert record["steps"]["rounds/round-1/kept"]["kept"] == 6
+
+
+def stopped_at(monkeypatch, settings, folder, number):
+    """Run, asked to stop during the update of that number (over all steps)."""
+    one, calls = Trainer._one, iter(range(1, 1000))
+
+    def asked(self):
+        if next(calls) == number:
+            os.kill(os.getpid(), signal.SIGINT)
+        return one(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_one", asked)
+        assert run_recipe(settings, folder, [])["status"] == "stopped"
+
+
+RL = {
+    "train": {
+        "objective": "grpo",
+        "tuner": {"kind": "lora", "r": 2},
+        "optimizer": {"lr": 1e-3},
+        "batch": {"records": 2},
+        "save": {"every": 1},
+    },
+    "rl": {"strategy": {"group": 4}, "updates": 2, "generate": {"max_new_tokens": 6}},
+    "budget": {"updates": 5},
+}
+
+
+@pytest.mark.parametrize(
+    "name, more, number",
+    [
+        ("pipeline", {"steps": {"warm": {"do": "train"}, "polish": {"do": "train"}}}, 5),
+        ("loop", {"methods": ["fare"], "reward": ["./always.py"]}, 4),
+        ("rl", RL, 2),  # in the middle of a stored rollout
+    ],
+)
+def test_stopped_in_the_middle_and_resumed_gives_the_same_bits(data, monkeypatch, name, more, number):
+    whole = run_recipe(recipe(data, **more), data / "whole", [])
+    stopped_at(monkeypatch, recipe(data, **more), data / "broken", number)
+    again = run_recipe(recipe(data, **more), data / "broken", [])
+    assert (whole["status"], again["status"]) == ("done", "done")
+    assert same(data / "whole", data / "broken")
+    losses = [[line["loss"] for line in read_jsonl(data / n / "metrics.jsonl")] for n in ("whole", "broken")]
+    assert losses[0] == losses[1]
+
+
+def test_a_rollout_reports_rewards_and_counts_updates_without_a_signal(data):
+    record = run_recipe(recipe(data, **{**RL, "reward": ["./always.py"]}), data / "run", [])
+    lines = read_jsonl(data / "run" / "metrics.jsonl")
+    assert [line["skipped"] for line in lines] == [1.0] * 5 and record["train"]["skipped_updates"] == 5
+    assert all(line["reward"] == 1.0 and line["reward/always"] == 1.0 and line["length"] > 0 for line in lines)
+    assert read_json(data / "run" / "run.json")["train"]["records"] == 10
