@@ -13,38 +13,25 @@ import numpy
 
 from luthier.evals.evaluate import assign_metrics, measure
 from luthier.models.policy import Policy
+from luthier.recipe.settings import Generate
 from luthier.records import read_jsonl, write_text
 from luthier.rewards.base import Log, build_rewards
 from luthier.rollouts.base import Judge, Prompt
 from luthier.rollouts.judge import judge_by
-from luthier.sampling.native import generate
+from luthier.sampling.native import NativeSampler
 from luthier.steps.ground import Ground
 from luthier.types import Candidate, Record, Request, Row, Sampler, Sampling, Scored, Stream, Trajectory
 
 
-def make_sampler(ground: Ground, policy: Policy, batch: int | str) -> Sampler:
+def make_sampler(ground: Ground, policy: Policy, block: Generate) -> Sampler:
     """The model itself as a sampler: as it is at each call, its training mode restored."""
+    batch = None if block.batch == "auto" else block.batch
+    return NativeSampler(policy.module, ground.renderer.end_ids, ground.loaded.tokenizer, batch)
 
-    def sample(
-        requests: Sequence[Request], sampling: Sampling, progress: Callable[[int], None] | None = None
-    ) -> list[Trajectory]:
-        found = generate(
-            policy.module,
-            [[*one.prompt_ids, *one.forced_ids] for one in requests],
-            end_ids=ground.renderer.end_ids,
-            max_new_tokens=sampling.max_new_tokens,
-            temperature=sampling.temperature,
-            seeds=[one.seed for one in requests],
-            batch=None if batch == "auto" else int(batch),
-            records=[one.record for one in requests],
-            progress=progress,
-        )
-        return [
-            replace(one, ids=[*request.forced_ids, *one.ids], request=request)
-            for one, request in zip(found, requests, strict=True)
-        ]
 
-    return sample
+def sampling_of(block: Generate) -> Sampling:
+    """How answers are drawn, as a recipe's `generate` block says."""
+    return Sampling(block.max_new_tokens, block.temperature)
 
 
 def make_judge(ground: Ground, log: Log = lambda line: None) -> Judge:
@@ -134,8 +121,7 @@ def generate_candidates(
         for record in records
         for index in range(samples)
     ]
-    block = settings.generate
-    found = sample(requests, Sampling(block.max_new_tokens, block.temperature), progress)
+    found = sample(requests, sampling_of(settings.generate), progress)
     found = [replace(one, request=request) for one, request in zip(found, requests, strict=True)]
     groups = [found[start : start + samples] for start in range(0, len(found), samples)]
     prompts = [Prompt(record, ground.renderer.prompt(record)) for record in records]

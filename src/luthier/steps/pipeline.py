@@ -202,7 +202,7 @@ def _generate(work: Work, stage: Stage, folder: Path) -> None:
             solved = {one.record.id for one in work.records[stage.block["unless"]] if (one.reward or 0) >= 1}
             asked = [one for one in asked if one.record.id not in solved]
         policy = TokenPolicy(work.model_of(stage))
-        sample = make_sampler(ground, policy, stage.recipe.settings.generate.batch)
+        sample = make_sampler(ground, policy, stage.recipe.settings.generate)
         total = len({one.record.id for one in asked}) * stage.block["samples"]
         progress = work.journal.phase(f"generate {stage.name}", total)
         found = generate_candidates(

@@ -32,9 +32,9 @@ from luthier.rollouts.base import (
     rows_of,
 )
 from luthier.rollouts.drive import drive, measures, refill
-from luthier.steps.answers import make_judge, make_sampler
+from luthier.steps.answers import make_judge, make_sampler, sampling_of
 from luthier.steps.ground import Ground
-from luthier.types import Row, Sampler, Sampling, Stream
+from luthier.types import Row, Sampler, Stream
 
 Columns = dict[str, Column]
 
@@ -115,13 +115,12 @@ class Rollouts:
         return self._updates(groups, used, measures(made))
 
     def _play(self, prompts: Sequence[Prompt], seen: Counter[str], progress: float) -> list[Group]:
-        block = self.settings.generate
         return drive(
             self.strategy,
             prompts,
             self.sample,
             self.judge,
-            sampling=Sampling(block.max_new_tokens, block.temperature),
+            sampling=sampling_of(self.settings.generate),
             seed=self.seed,
             rollout=self.rollout,
             decode=self.decode,
@@ -225,7 +224,7 @@ def make_rollouts(
         budget=budget,
         strategy=parts.build("strategy", settings.rl.strategy, recipe.base),
         chain=chain,
-        sample=make_sampler(ground, policy, settings.rl.generate.batch),
+        sample=make_sampler(ground, policy, settings.rl.generate),
         judge=make_judge(ground, log),
         columns_of=columns_of,
         decode=lambda ids: ground.loaded.tokenizer.decode(ids, skip_special_tokens=True),
