@@ -78,7 +78,7 @@ def gold(ground: Ground) -> list[Candidate]:
     """The recipe's own training records as candidates, in their order."""
     records = ground.prepared.records
     return [
-        Candidate(records[row.record], row, ground.renderer.reference(records[row.record]), "data")
+        Candidate(records[row.atom], row, ground.renderer.reference(records[row.atom]), "data")
         for row in ground.prepared.train
     ]
 

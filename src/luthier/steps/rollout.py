@@ -96,9 +96,9 @@ class Rollouts:
         cursor = replace(position)
 
         def take(count: int) -> list[Prompt]:
-            rows = self.budget.draw(self.ordered, cursor, count)
-            cursor.records += len(rows)
-            return [self.by_id[row.record] for row in rows]
+            drawn = self.budget.draw(self.ordered, cursor, count)
+            cursor.records += len(drawn)
+            return [self.by_id[atom[0].record] for atom in drawn]
 
         def play(prompts: Sequence[Prompt]) -> list[Group]:
             return self._play(prompts, seen, self._spent(position))
@@ -200,7 +200,7 @@ def unpack(names: Sequence[str], tensors: Mapping[str, Tensor]) -> list[Row]:
 
 
 def make_rollouts(
-    ground: Ground, policy: TokenPolicy, objective: Objective, budget: Budget, micro: int, log: Log
+    ground: Ground, rows: Sequence[Row], policy: TokenPolicy, objective: Objective, budget: Budget, micro: int, log: Log
 ) -> Rollouts:
     """The source of an `rl` step for the model in training.
 
@@ -218,7 +218,7 @@ def make_rollouts(
         return columns_for(policy, rows, wanted, micro)
 
     return Rollouts(
-        prompts=[prompt_of_rollout(ground, row) for row in ground.prepared.train],
+        prompts=[prompt_of_rollout(ground, row) for row in rows],
         settings=settings.rl,
         seed=settings.seed,
         budget=budget,
@@ -244,7 +244,7 @@ def columns_read(settings: RL, objective: Objective, chain: Sequence[Advantage])
 
 def prompt_of_rollout(ground: Ground, row: Row) -> Prompt:
     """A training row as a question, its targets as the demonstration."""
-    record = ground.prepared.records[row.record]
+    record = ground.prepared.records[row.atom]
     ids = ground.renderer.prompt(record)
     demonstration = row.ids[len(ids) :].tolist() if row.ids[: len(ids)].tolist() == ids else None
     return Prompt(record, ids, demonstration or None)

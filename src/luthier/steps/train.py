@@ -49,7 +49,7 @@ def training(
     train = settings.train
     objective = build_objective(train.objective, run.recipe.base)
     selector = None if train.select is None else parts.build("selector", train.select, run.recipe.base)
-    rows = ground.prepared.train if settings.rl else _rows(run, ground, objective, selector)
+    rows = training_rows(objective, ground.prepared) if settings.rl else _rows(run, ground, objective, selector)
     memory.reset_peak()
     policy, tuners = _tuned(ground, objective, rows) if live is None else (live.policy, list(live.tuners))
     assert isinstance(policy, TokenPolicy)
@@ -65,7 +65,7 @@ def training(
         policy=policy,
         tuners=tuners,
         objective=objective,
-        source=make_rollouts(ground, policy, objective, budget, micro, observe)
+        source=make_rollouts(ground, rows, policy, objective, budget, micro, observe)
         if settings.rl
         else Records(rows, settings.seed, budget, shuffled),
         optimizer=parts.build("optimizer", train.optimizer, run.recipe.base),
