@@ -225,6 +225,12 @@ def check_options(made: list[Any], result: Callable[[Any], dict]) -> None:
         )
 
 
+def _now_and_later(objective: Objective, tuner: Any, batching: Batching) -> dict[str, Tensor]:
+    """After one whole update, and after three small ones: an option may act only once weights have moved."""
+    later = {f"later/{name}": change for name, change in _three_updates(objective, tuner).items()}
+    return trained(objective, tuner, batching) | later
+
+
 def check_determinism(objective: Objective, tuner: Any) -> None:
     """The same seed gives the same bits."""
     one, two = (_three_updates(objective, tuner) for _ in range(2))
@@ -354,7 +360,7 @@ def objective_checks(part: type[Any]) -> Iterator[tuple[str, Callable[[], None]]
     if not isinstance(first, CoupledObjective):  # a coupled one needs a peer that is there
         yield "gradient: two ranks", lambda: check_ranks(first, full)
     whole = Batching(RECORDS, 10_000, "padded")
-    yield "every option changes something", lambda: check_options(made, lambda one: trained(one, full, whole))
+    yield "every option changes something", lambda: check_options(made, lambda one: _now_and_later(one, full, whole))
     yield "deterministic by seed", lambda: check_determinism(first, full)
     yield "exact resume", lambda: check_resume(first, full)
     yield "bfloat16 stays finite", lambda: check_bfloat16(first, full)

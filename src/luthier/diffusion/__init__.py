@@ -1,0 +1,1 @@
+"""Denoisers: noise levels, their policy, networks. Losses live in `objectives/flow`, solvers in `sampling/`."""
