@@ -28,7 +28,7 @@ def test_in_float32_equals_torch_adamw(monkeypatch):
     for step in range(3):
         masters.accumulate(several=False)
         ours(batch(step, torch.float32)).square().sum().backward()
-        masters.step(1.0, 1.0)
+        masters.step([1.0], 1.0)
         optimiser.zero_grad()
         theirs(batch(step, torch.float32)).square().sum().backward()
         optimiser.step()
@@ -43,7 +43,7 @@ def test_bfloat16_moves_less_than_its_own_resolution_through_the_masters():
     for step in range(4):
         masters.accumulate(several=False)
         net(batch(step, torch.bfloat16)).square().sum().backward()
-        masters.step(1.0, 1.0)
+        masters.step([1.0], 1.0)
     moved = (masters.master["0.weight"].detach() - start).abs()
     assert masters.master["0.weight"].dtype == torch.float32
     assert 0 < float(moved.max()) < 1e-4
@@ -69,15 +69,15 @@ def test_state_goes_round(tmp_path):
     one.accumulate(several=False)
     for parameter in one.compute.values():
         parameter.grad = torch.ones_like(parameter)
-    one.step(1.0, 1.0)
+    one.step([1.0], 1.0)
     other.load(one.state())
     for masters in (one, other):
         for parameter in masters.compute.values():
             parameter.grad = torch.full_like(parameter, 0.5)
-        masters.step(1.0, 0.5)
+        masters.step([1.0], 0.5)
     assert all(torch.equal(one.compute[name], other.compute[name]) for name in one.compute)
 
 
 def test_norm_of_nothing_is_zero():
     masters = Masters(model(torch.float32).named_parameters(), ADAMW)
-    assert masters.norm() == 0.0
+    assert masters.norms() == [0.0]

@@ -37,6 +37,7 @@ class DenoiserPolicy:
         self.call = call or call_of(module)
         self.prediction: Prediction = prediction
         self.references: dict[str, Any] = {}
+        self.companions: dict[str, Any] = {}
         self.sets: dict[str, Any] = {}
 
     def verify(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from luthier.errors import RunError
+from luthier.models.policy import Companion
 
 STATE, META = "state.safetensors", "meta.json"
 
@@ -55,6 +57,15 @@ def save(folder: Path, update: int, checkpoint: Checkpoint, keep: int) -> Path:
     for old in _complete(folder)[:-keep]:
         shutil.rmtree(old)
     return target
+
+
+def save_companions(companions: Mapping[str, Companion], folder: Path) -> None:
+    """Write each as `<name>.safetensors`: a result of the run, and no part of its model."""
+    for name, companion in companions.items():
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file(
+            {key: v.contiguous() for key, v in companion.module.state_dict().items()}, folder / f"{name}.safetensors"
+        )
 
 
 def newest(folder: Path) -> Path | None:

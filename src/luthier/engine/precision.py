@@ -6,7 +6,8 @@ gradient being freed at once; the step runs bucket by bucket, so that no second 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,25 +18,44 @@ from luthier.engine.distributed import World
 BUCKET_BYTES = 64 * 2**20
 
 
+@dataclass(frozen=True)
+class Group:
+    """Parameters that are clipped together, and their factor of the learning rate."""
+
+    parameters: Mapping[str, nn.Parameter]
+    rate: float = 1.0
+
+
 class Masters:
     """The trained parameters, their master copies, gradients and optimisers.
 
     Args:
         parameters: names and parameters of the model; types narrower than fp32 get an fp32 master.
         optimizer: a part with `make(parameters) -> torch.optim.Optimizer`.
+        beside: groups of parameters that are trained with the model and are no part of it.
     """
 
-    def __init__(self, parameters: Iterable[tuple[str, nn.Parameter]], optimizer: Any):
-        self.compute = dict(parameters)
+    def __init__(self, parameters: Iterable[tuple[str, nn.Parameter]], optimizer: Any, beside: Sequence[Group] = ()):
+        self.groups = [Group(dict(parameters)), *beside]
+        self.compute = {name: p for group in self.groups for name, p in group.parameters.items()}
         self.master = {name: _master(p) for name, p in self.compute.items()}
         self.sums: dict[str, Tensor] = {}
         self._hooks: list[Any] = []
-        self.buckets = [(names, optimizer.make([self.master[n] for n in names])) for names in self._split()]
+        self.buckets = [
+            (names, optimizer.make([self.master[n] for n in names]), index)
+            for index, group in enumerate(self.groups)
+            for names in self._split(group)
+        ]
 
-    def _split(self) -> Iterator[list[str]]:
+    def of_model(self) -> dict[str, Tensor]:
+        """The model's own masters by name, without what is trained beside it."""
+        return {name: self.master[name].detach() for name in self.groups[0].parameters}
+
+    def _split(self, group: Group) -> Iterator[list[str]]:
         bucket: list[str] = []
         size = 0
-        for name, master in self.master.items():
+        for name in group.parameters:
+            master = self.master[name]
             if bucket and size + master.numel() * master.element_size() > BUCKET_BYTES:
                 yield bucket
                 bucket, size = [], 0
@@ -87,26 +107,35 @@ class Masters:
                     parameter.grad = torch.zeros_like(parameter)
         world.sum_tensors(g for name in self.compute if (g := self.gradient(name)) is not None)
 
-    def norm(self) -> float:
-        """Global L2 norm of the gradient."""
+    def norms(self) -> list[float]:
+        """L2 norm of the gradient of each group, the model's first."""
+        return [self._norm(group) for group in self.groups]
+
+    def _norm(self, group: Group) -> float:
         norms = [
             torch.linalg.vector_norm(g, dtype=torch.promote_types(g.dtype, torch.float32))
-            for name in self.compute
+            for name in group.parameters
             if (g := self.gradient(name)) is not None
         ]
         return float(torch.linalg.vector_norm(torch.stack(norms))) if norms else 0.0
 
     @torch.no_grad()
-    def step(self, scale: float, factor: float) -> None:
-        """Move the masters by `scale` × gradient at `factor` × the optimiser's learning rate, then the model."""
-        for names, optimizer in self.buckets:
+    def step(self, scales: Sequence[float], factor: float) -> None:
+        """Move the masters, then the model.
+
+        Args:
+            scales: of each group's gradient.
+            factor: of the optimiser's learning rate, on top of each group's own.
+        """
+        for names, optimizer, group in self.buckets:
+            scale, rate = scales[group], factor * self.groups[group].rate
             for name in names:
                 gradient = self.gradient(name)
                 self.master[name].grad = None if gradient is None else gradient.to(self.master[name].dtype)
                 if gradient is not None and scale != 1.0:
                     self.master[name].grad.mul_(scale)  # pyright: ignore[reportOptionalMemberAccess]
-            for group in optimizer.param_groups:
-                group["lr"] = optimizer.defaults["lr"] * factor
+            for settings in optimizer.param_groups:
+                settings["lr"] = optimizer.defaults["lr"] * rate
             optimizer.step()
             for name in names:
                 self.master[name].grad = None
@@ -124,7 +153,7 @@ class Masters:
     def state(self) -> dict[str, Tensor]:
         """Masters and optimiser state as named tensors."""
         tensors = {f"master/{name}": master.detach() for name, master in self.master.items()}
-        for names, optimizer in self.buckets:
+        for names, optimizer, _ in self.buckets:
             for name in names:
                 for key, value in optimizer.state.get(self.master[name], {}).items():
                     tensors[f"optimizer/{key}/{name}"] = torch.as_tensor(value)
@@ -133,7 +162,7 @@ class Masters:
     @torch.no_grad()
     def load(self, tensors: dict[str, Tensor]) -> None:
         """Put back what `state` gave, bit for bit."""
-        for names, optimizer in self.buckets:
+        for names, optimizer, _ in self.buckets:
             for name in names:
                 master = self.master[name]
                 master.copy_(tensors[f"master/{name}"])

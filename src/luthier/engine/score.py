@@ -19,7 +19,7 @@ from torch import Tensor
 from luthier.data.batches import collate, micro_batches
 from luthier.errors import RecipeError
 from luthier.models.head import target_logprob
-from luthier.models.policy import Reference, TokenPolicy
+from luthier.models.policy import Reference, TokenPolicy, reading
 from luthier.types import Row, Stream
 
 Column = dict[str, numpy.ndarray]
@@ -38,18 +38,20 @@ VALUES: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {"logprobs": target_l
 def score(
     policy: TokenPolicy | Reference, rows: Sequence[Row], wanted: Sequence[str], tokens: int
 ) -> dict[str, Column]:
-    """Values of `wanted` ("logprobs", "entropy") at the targets of every row, in eval mode.
+    """Values of `wanted` at the targets of every row, in eval mode.
 
     Args:
+        wanted: "logprobs", "entropy", or the policy's companions by name ("values").
         tokens: positions per forward.
 
     Raises:
         RecipeError: an unknown value is wanted.
     """
-    if unknown := sorted(set(wanted) - set(VALUES)):
-        raise RecipeError(f"A score pass cannot give `{unknown[0]}`.", f"Known: {', '.join(VALUES)}.")
     reader = policy if isinstance(policy, Reference) else Reference(policy)
-    head = reader.policy.head
+    head, companions = reader.policy.head, reader.policy.companions
+    known = [*VALUES, *companions]
+    if unknown := sorted(set(wanted) - set(known)):
+        raise RecipeError(f"A score pass cannot give `{unknown[0]}`.", f"Known: {', '.join(known)}.")
     device = next(reader.policy.module.parameters()).device
     columns: dict[str, Column] = {name: {} for name in wanted}
     for micro in micro_batches(rows, tokens, "padded"):
@@ -60,8 +62,12 @@ def score(
         for piece in head.chunks(hidden):
             logits = reader.logits(hidden[piece])
             for name in wanted:
-                values = VALUES[name](logits, targets[piece]).cpu().numpy()
-                _place(columns[name], micro, where[piece].tolist(), columns_of[piece].tolist(), values)
+                if name in VALUES:
+                    values = VALUES[name](logits, targets[piece])
+                else:
+                    with reading(companions[name].module) as companion:
+                        values = companion(hidden[piece])
+                _place(columns[name], micro, where[piece].tolist(), columns_of[piece].tolist(), values.cpu().numpy())
         for column in columns.values():
             for row in micro:
                 column.setdefault(row.record, numpy.zeros(len(row), dtype=numpy.float32))

@@ -16,13 +16,13 @@ from luthier.data.batches import Layout, atoms_of, collate, micro_batches, posit
 from luthier.engine import checkpoint, memory, selection
 from luthier.engine.budget import Position
 from luthier.engine.distributed import World
-from luthier.engine.precision import Masters
+from luthier.engine.precision import Group, Masters
 from luthier.engine.probe import Probe, unmoved
 from luthier.engine.selection import Kept
 from luthier.engine.source import Drawn, Source
 from luthier.engine.update import NotFinite, UpdateReport, run_update
 from luthier.errors import RunError
-from luthier.models.policy import Policy
+from luthier.models.policy import Companion, Policy
 from luthier.objectives.base import Objective, Update, members_of
 from luthier.select.base import Selector
 from luthier.tuners.base import Tuner
@@ -83,7 +83,8 @@ class Trainer:
         named = {name: p for tuner in self.tuners for name, p in tuner.parameters(self.policy.module)}
         if not named:
             raise RunError("The tuner leaves nothing to train.")
-        self.masters = Masters(named.items(), self.optimizer)
+        companions = [_group(name, one) for name, one in self.policy.companions.items()]
+        self.masters = Masters(named.items(), self.optimizer, companions)
         self.micro_tokens = self.batching.tokens
         parts = [*members_of(self.objective), *self.tuners, *([self.selector] if self.selector else [])]
         self.states = {f"{index}": part.start(self.policy) for index, part in enumerate(parts)}
@@ -93,7 +94,7 @@ class Trainer:
 
     def train(self) -> Literal["done", "stopped"]:
         """Run to the end of the budget, or until `stop_requested`; either way the state is saved."""
-        self.policy.module.train()
+        self._mode(training=True)
         status: Literal["done", "stopped"] = "done"
         if self.position.updates == 0:
             self._probe()
@@ -105,7 +106,7 @@ class Trainer:
                 break
             if due:
                 self.save()
-        self.policy.module.eval()
+        self._mode(training=False)
         self.save()  # before `finish`, which a resumed run carries out again
         if status == "done":
             for tuner in self.tuners:
@@ -120,6 +121,10 @@ class Trainer:
                     rows = probe.look(self.policy, self.position.updates, self.world)
                 self.position.looked_rows += len(rows)
                 self.position.looked_tokens += sum(len(row) for row in rows)
+
+    def _mode(self, training: bool) -> None:
+        for module in (self.policy.module, *(one.module for one in self.policy.companions.values())):
+            module.train(training)
 
     def _agreed(self) -> tuple[bool, bool]:
         """Whether to stop and whether to save, the same on all ranks: their clocks and signals differ."""
@@ -323,6 +328,12 @@ class Trainer:
         self._saved_update = self.position.updates
         self.micro_tokens = saved.meta["micro_tokens"]
         return True
+
+
+def _group(name: str, companion: Companion) -> Group:
+    """A companion's parameters under names that no model has."""
+    named = {f"companion/{name}/{key}": p for key, p in companion.module.named_parameters() if p.requires_grad}
+    return Group(named, companion.rate)
 
 
 def _under(prefix: str, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -49,7 +49,7 @@ def run_update(
     """Carry out `update` on its batches (this rank's share) and move the model.
 
     Args:
-        clip: bound of the global gradient norm, or None.
+        clip: bound of the gradient's norm, of the model and of each companion apart, or None.
         factor: of the optimiser's learning rate at this update.
 
     Raises:
@@ -74,15 +74,15 @@ def run_update(
     masters.reduce(world)
     for tuner in tuners:
         tuner.before_step(policy.module, update)
-    norm = masters.norm()
-    if not math.isfinite(norm):
+    norms = masters.norms()
+    if not all(math.isfinite(norm) for norm in norms):
         raise _not_finite("gradient", _records(update), update, world)
-    scale = min(1.0, clip / (norm + 1e-6)) if clip is not None else 1.0
-    _step(masters, scale, factor, update)
+    scales = [min(1.0, clip / (norm + 1e-6)) if clip is not None else 1.0 for norm in norms]
+    _step(masters, scales, factor, update)
     objective.after_step(policy, update)
     for tuner in tuners:
         tuner.after_step(policy.module, update)
-    return _report(loss, norm, update, world)
+    return _report(loss, norms[0], update, world)
 
 
 def count(objective: Objective, batches: Sequence[Batch], world: World) -> dict[str, float]:
@@ -120,10 +120,10 @@ def backward(policy: Policy, objective: Objective, batch: Batch, update: Update)
     return value
 
 
-def _step(masters: Masters, scale: float, factor: float, update: Update) -> None:
+def _step(masters: Masters, scales: Sequence[float], factor: float, update: Update) -> None:
     """Move the weights; when that breaks off, say so: to try the update again would move some of them twice."""
     try:
-        masters.step(scale, factor)
+        masters.step(scales, factor)
     except (MemoryError, RuntimeError) as error:
         raise RunError(
             f"Update {update.index} broke off while the weights were being moved: {error}",

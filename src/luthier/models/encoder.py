@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from luthier.errors import ModelError
-from luthier.models.policy import cast_inputs
+from luthier.models.policy import Companion, cast_inputs
 from luthier.types import Batch
 
 PAIR = {"image": "image_embeds", "text": "text_embeds", "scale": "logit_scale", "bias": "logit_bias"}
@@ -31,6 +31,7 @@ class EncoderPolicy:
         self.inputs = dict(inputs)
         self.names = dict(names)
         self.references: dict[str, Any] = {}
+        self.companions: dict[str, Companion] = {}
 
     def verify(self) -> None:
         """Nothing to check before there is a batch: `outputs` says what is missing."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -26,6 +27,20 @@ class Policy(Protocol):
     face: str
     module: nn.Module
     references: dict[str, Any]
+    companions: dict[str, Companion]
+
+
+@dataclass(frozen=True)
+class Companion:
+    """A module that an objective brings: trained beside the model, checkpointed, saved apart, never part of the model.
+
+    Attributes:
+        module: where it turns hidden states [n,D] into numbers [n], a score pass gives them as a stream of its name.
+        rate: factor of the learning rate.
+    """
+
+    module: nn.Module
+    rate: float = 1.0
 
     def verify(self) -> None:
         """Check that the module is one this policy understands; raises ModelError."""
@@ -54,6 +69,7 @@ class TokenPolicy:
         self.module = module
         self.temperature = temperature
         self.references: dict[str, Reference] = {}
+        self.companions: dict[str, Companion] = {}
 
     @property
     def head(self) -> Head:
@@ -192,14 +208,14 @@ def _reads_ids(module: nn.Module) -> ModelError:
 
 
 @contextmanager
-def reading(module: nn.Module) -> Iterator[None]:
-    """Eval mode without gradients; every submodule returns to the mode that it was in."""
+def reading(module: nn.Module) -> Iterator[nn.Module]:
+    """The module in eval mode without gradients; every submodule returns to the mode that it was in."""
     training = [piece for piece in module.modules() if piece.training]
     for piece in training:
         piece.training = False
     try:
         with torch.no_grad():
-            yield
+            yield module
     finally:
         for piece in training:
             piece.training = True

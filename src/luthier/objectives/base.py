@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from luthier.models import head as heads
-    from luthier.models.policy import TokenPolicy
+    from luthier.models.policy import Companion, TokenPolicy
 else:
     torch = lazy("torch")
     heads = lazy("luthier.models.head")
@@ -94,6 +94,10 @@ class Objective(Part):
             f"{type(self).__name__} has no loss: write `token_loss` (TokenObjective), `sequence_loss`"
             " (SequenceObjective) or `terms`."
         )
+
+    def companions(self, policy: Any) -> dict[str, Companion]:
+        """Hook: modules to train beside the model, by name; made before the optimiser."""
+        return {}
 
     def start(self, policy: Any) -> Any:
         """Hook: mutable state, or None. It needs `state_dict() -> {name: Tensor}` and `load_state_dict`."""
@@ -200,7 +204,13 @@ class TokenObjective(Objective):
         raise RecipeError(f"{type(self).__name__} does not define `token_loss(self, view)`.")
 
     def terms(self, policy: TokenPolicy, batch: Batch, update: Update) -> list[Term]:
-        return [Term(token_pass(policy, batch, update, [(self, 1.0)]), self.unit)]
+        hidden = policy.hidden(batch)
+        total = token_pass(policy, batch, update, [(self, 1.0)], hidden)
+        return [Term(total, self.unit), *self.hidden_terms(policy, batch, hidden, update)]
+
+    def hidden_terms(self, policy: TokenPolicy, batch: Batch, hidden: Tensor, update: Update) -> list[Term]:
+        """Hook: terms of the hidden states [N,D] that the head reads, besides the token loss."""
+        return []
 
     def weighted(self, view: TokenView) -> Tensor:
         """token_loss × weights, with the shape checked once and for all."""
@@ -216,10 +226,13 @@ class TokenObjective(Objective):
 
 
 def token_pass(
-    policy: TokenPolicy, batch: Batch, update: Update, members: Sequence[tuple[TokenObjective, float]]
+    policy: TokenPolicy,
+    batch: Batch,
+    update: Update,
+    members: Sequence[tuple[TokenObjective, float]],
+    hidden: Tensor,
 ) -> Tensor:
-    """One pass of the head for several token objectives: Σ factor × weighted loss, a scalar."""
-    hidden = policy.hidden(batch)
+    """One pass of the head over `hidden` [N,D] for several token objectives: Σ factor × weighted loss, a scalar."""
     rows, columns = batch.targets()
     targets = batch.ids[rows, columns]
     streams = {name: s.values[rows, columns] for name, s in batch.streams.items() if s.axis == "token"}
@@ -364,8 +377,8 @@ class WeightedSum(Objective):
         return {name: n for objective, _ in self.members for name, n in objective.units(batch).items()}
 
     def terms(self, policy: Any, batch: Batch, update: Update) -> list[Term]:
-        tokens = [(o, c / update.counts[o.unit]) for o, c in self.members if isinstance(o, TokenObjective)]
-        terms = [Term(token_pass(policy, batch, update, tokens), None)] if tokens else []
+        tokens = any(isinstance(objective, TokenObjective) for objective, _ in self.members)
+        terms = self._token_terms(policy, batch, update) if tokens else []
         nll_known = bool(tokens)
         for objective, coefficient in self.members:
             if isinstance(objective, TokenObjective):
@@ -379,6 +392,27 @@ class WeightedSum(Objective):
                     update.meter(name, total, unit)
             nll_known = nll_known or "nll" in aside.meters
         return terms
+
+    def _token_terms(self, policy: Any, batch: Batch, update: Update) -> list[Term]:
+        tokens = [(o, c) for o, c in self.members if isinstance(o, TokenObjective)]
+        hidden = policy.hidden(batch)
+        shared = token_pass(policy, batch, update, [(o, c / update.counts[o.unit]) for o, c in tokens], hidden)
+        return [Term(shared, None)] + [
+            Term(term.total, term.unit, term.coefficient * coefficient)
+            for objective, coefficient in tokens
+            for term in objective.hidden_terms(policy, batch, hidden, update)
+        ]
+
+    def companions(self, policy: Any) -> dict[str, Companion]:
+        found: dict[str, Companion] = {}
+        for objective, _ in self.members:
+            own = objective.companions(policy)
+            if twice := sorted(found.keys() & own.keys()):
+                raise RecipeError(
+                    f"Two objectives of a sum bring a companion called `{twice[0]}`.", "Keep one of them."
+                )
+            found |= own
+        return found
 
     def prepare(self, policy: Any, update: Update) -> None:
         for objective, _ in self.members:

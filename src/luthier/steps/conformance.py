@@ -164,10 +164,16 @@ def _disturb(policy: Any) -> None:
     """Move the trained weights off their start, where a zero adapter or a zero divergence would hide faults."""
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
-        for parameter in policy.module.parameters():
+        for parameter in _trained(policy):
             if parameter.requires_grad:
                 noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
                 parameter += 0.05 * noise.to(parameter.dtype)
+
+
+def _trained(policy: TokenPolicy) -> Iterator[nn.Parameter]:
+    yield from policy.module.parameters()
+    for companion in policy.companions.values():
+        yield from companion.module.parameters()
 
 
 def trained(objective: Objective, tuner: Any, batching: Batching, rows: list[Row] | None = None, **more: Any) -> dict:
@@ -332,7 +338,7 @@ def check_save_and_load(tuner: Any) -> None:
     ids = torch.arange(12)[None] % VOCABULARY
     with torch.no_grad(), tempfile.TemporaryDirectory() as name:
         own = run.policy.module(input_ids=ids).logits
-        tuner.save(run.policy.module, {n: m.detach() for n, m in run.masters.master.items()}, Path(name))
+        tuner.save(run.policy.module, run.masters.of_model(), Path(name))
         loaded = _load(Path(name))(input_ids=ids).logits
         merged = tuner.merge(run.policy.module)(input_ids=ids).logits
     for what, logits in (("saved and loaded", loaded), ("merged", merged)):

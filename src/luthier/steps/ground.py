@@ -169,6 +169,7 @@ def tuned_policy(
         for parameter in trained:  # PEFT freezes all but its own
             parameter.requires_grad_(True)
     policy = make(module)
+    policy.companions = objective.companions(policy)
     policy.verify()
     if frozen is not None:
         policy.references["initial"] = Reference(frozen)

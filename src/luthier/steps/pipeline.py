@@ -18,6 +18,7 @@ from torch import nn
 
 from luthier import parts
 from luthier.data.batches import data_order
+from luthier.engine.checkpoint import save_companions
 from luthier.engine.score import score
 from luthier.engine.trainer import Trainer
 from luthier.errors import RunError
@@ -63,8 +64,9 @@ class Model:
             copied = replace(self, module=copy.deepcopy(self.module)) if self.trainer is not None else self
             copied.plain().save_pretrained(folder)  # pyright: ignore[reportCallIssue]
         else:
-            masters = {name: master.detach() for name, master in self.trainer.masters.master.items()}
-            self.trainer.tuners[-1].save(self.module, masters, folder)
+            self.trainer.tuners[-1].save(self.module, self.trainer.masters.of_model(), folder)
+        if self.trainer is not None:
+            save_companions(self.trainer.policy.companions, folder.parent / "companions")
         tokenizer.save_pretrained(folder)
 
 
