@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from luthier import parts
 from luthier.errors import RecipeError
+from luthier.objectives._draws import position_keys
+from luthier.objectives._view import TokenView, Whole
 from luthier.parts import Part, lazy
 from luthier.types import Batch, Term
 
@@ -116,80 +117,6 @@ class Objective(Part):
 
     def after_step(self, policy: Any, update: Update) -> None:
         """Hook: after the optimiser."""
-
-
-@dataclass
-class Whole:
-    """All N targets of a micro-batch, without gradient: for a loss that must know a token's whole record."""
-
-    head: heads.Head
-    hidden: Tensor  # [N,D]
-    targets: Tensor  # [N]
-    owner: Tensor  # [N] index of each position's record
-    streams: dict[str, Tensor]  # token streams [N]
-
-    @cached_property
-    def logprob(self) -> Tensor:
-        """log p(target) under the trained model, [N], from a pass of the head of its own."""
-        with torch.no_grad():
-            return self.head.map(self.hidden, lambda piece, z: heads.target_logprob(z, self.targets[piece]))
-
-    def mean(self, values: Tensor) -> Tensor:
-        """Mean of values [N] over each position's record, [N]."""
-        sums = torch.zeros(int(self.owner.max()) + 1, dtype=values.dtype, device=values.device)
-        return (sums.index_add(0, self.owner, values) / self.owner.bincount())[self.owner]
-
-
-@dataclass
-class TokenView:
-    """One chunk of n target positions. All tensors are detached from nothing: losses differentiate `logits`."""
-
-    logits: Tensor  # [n,V], fp32 or wider
-    targets: Tensor  # [n]
-    streams: dict[str, Tensor]  # token streams at the chunk's positions, [n]
-    hidden_of: dict[str, Any]  # reference name → (reference, hidden [n,D])
-    keys: Tensor  # [n] int64: hash of (record, position), for keyed draws
-    record_targets: Tensor  # [n] targets of the record that each position belongs to
-    update: Update
-    whole: Whole | None = None
-    piece: slice = field(default_factory=lambda: slice(None))  # where the chunk stands in `whole`
-
-    @cached_property
-    def logprob(self) -> Tensor:
-        """log p(target) under the trained model, [n], differentiable."""
-        return heads.target_logprob(self.logits, self.targets)
-
-    @property
-    def weights(self) -> Tensor:
-        return self.streams["weights"]
-
-    def stream(self, name: str) -> Tensor:
-        """A token stream at the chunk's positions, [n].
-
-        Raises:
-            RecipeError: the rows do not carry it.
-        """
-        if name not in self.streams:
-            raise missing_stream(name)
-        return self.streams[name]
-
-    def record_mean(self, values: Callable[[Whole], Tensor]) -> Tensor:
-        """Mean over each position's record, [n], of per-token values [N]; no gradient."""
-        assert self.whole is not None
-        return self.whole.mean(values(self.whole).detach())[self.piece]
-
-    def logits_of(self, reference: str) -> Tensor:
-        """Logits [n,V] of a reference named in READS as `logits:<reference>`; no gradient."""
-        handle, hidden = self.hidden_of[reference]
-        return handle.logits(hidden)
-
-    def uniform(self, draws: int) -> Tensor:
-        """Uniform numbers [n,draws] in [0,1), a function of (seed, update, record, position, draw) alone."""
-        return keyed_uniform(self.keys, self.update, draws)
-
-    def meter(self, name: str, values: Tensor, unit: str = "targets") -> None:
-        """Report the mean of per-token values [n] over the update."""
-        self.update.meter(name, values.detach().sum(), unit)
 
 
 class TokenObjective(Objective):
@@ -460,21 +387,6 @@ def reads_of(objective: Objective) -> tuple[str, ...]:
     return tuple(dict.fromkeys(read for member in members_of(objective) for read in member.reads))
 
 
-def missing_stream(name: str) -> RecipeError:
-    """An objective reads a stream that the rows do not carry."""
-    return RecipeError(
-        f"The objective reads `{name}`, which this step's rows do not carry.",
-        "`advantages`, `old_logprobs`, `values` and `returns` come with answers that the model samples: an rl step.",
-    )
-
-
-def keyed_uniform(keys: Tensor, update: Update, draws: int) -> Tensor:
-    """Uniform numbers [n,draws] in [0,1), a function of (keys [n] int64, seed, update, draw) alone."""
-    base = keys ^ _mix(torch.tensor(update.seed * 1_000_003 + update.index, device=keys.device))
-    draw = torch.arange(1, draws + 1, device=keys.device)
-    return ((_mix(base[:, None] + draw * 0x2545F4914F6CDD1D) >> 11) & (2**53 - 1)).double() / 2**53
-
-
 def needs_pairs(objective: Objective) -> bool:
     """Whether the objective reads preference pairs.
 
@@ -490,28 +402,3 @@ def needs_pairs(objective: Objective) -> bool:
             "Sum objectives that read pairs; `orpo` adds the likelihood of the chosen answers.",
         )
     return bool(paired)
-
-
-def position_keys(batch: Batch) -> Tensor:
-    """One int64 per target: a hash of (record id, position in the record), [N]."""
-    import hashlib
-
-    rows, columns = batch.targets()
-    names = [
-        int.from_bytes(hashlib.blake2b(record.encode(), digest_size=8).digest(), "little", signed=True)
-        for record in batch.records
-    ]
-    owner = torch.tensor(names, device=batch.ids.device)[batch.record_of[rows, columns]]
-    return _mix(owner ^ _mix(batch.position_of[rows, columns]))
-
-
-def _mix(value: Tensor) -> Tensor:
-    """A 64-bit integer hash (the finaliser of splitmix64, Steele et al. 2014), wrapping in int64."""
-
-    def shifted(x: Tensor, by: int) -> Tensor:
-        return (x >> by) & ((1 << (64 - by)) - 1)
-
-    value = value + -7046029254386353131
-    value = (value ^ shifted(value, 30)) * -4658895280553007687
-    value = (value ^ shifted(value, 27)) * -7723592293110705685
-    return value ^ shifted(value, 31)

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from luthier.objectives.base import Objective, Update, keyed_uniform
+from luthier.objectives._draws import keyed_uniform
+from luthier.objectives.base import Objective, Update
 from luthier.parts import lazy
 from luthier.types import Batch, Term
 
