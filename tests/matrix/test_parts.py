@@ -68,6 +68,16 @@ class Forgetful(TokenObjective):
         return -view.logprob * (1 + SEEN["updates"])
 
 
+class LocalSum(TokenObjective):
+    """Looks at the whole update, but of this rank only."""
+
+    def prepare(self, policy, update):
+        update.prepared[id(self)] = sum(float(batch.weights.sum()) for batch in update.batches)
+
+    def token_loss(self, view):
+        return -view.logprob * view.update.prepared[id(self)]
+
+
 SEEN: dict[str, int] = {}
 
 
@@ -89,6 +99,7 @@ class LosesWeights(Full):
         ("objective", ChunkMean, "gradient: splits"),
         ("objective", MicroMean, "gradient: splits"),
         ("objective", OffByOne, "gradient: splits"),
+        ("objective", LocalSum, "gradient: two ranks"),
         ("objective", Unread, "every option"),
         ("objective", GlobalRandom, "gradient: splits"),
         ("objective", Forgetful, "deterministic"),

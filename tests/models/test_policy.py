@@ -146,6 +146,39 @@ def test_families_give_the_same_hidden_states_in_every_layout(family):
             assert max(float((found[key] - alone[key]).abs().max()) for key in alone) < 1e-12
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_families_read_embeddings_and_show_their_layers(family):
+    policy = TokenPolicy(random_model(family, **FAMILIES[family]))
+    policy.verify_embeddings()
+    batch = collate(tiny_rows(3), side="left")
+    with policy.layer_outputs([0, 1]) as found:
+        hidden = policy.hidden(batch, policy.embed(batch.ids))
+    assert torch.allclose(hidden, policy.hidden(batch), atol=1e-10)
+    # What transformers calls hidden states are the layers' inputs, and at the end the norm's output.
+    states = policy.module(
+        input_ids=batch.ids,
+        attention_mask=batch.attention_mask,
+        position_ids=batch.position_of,
+        output_hidden_states=True,
+        use_cache=False,
+    ).hidden_states
+    real = batch.record_of >= 0
+    assert len(policy.layers) == 2 and torch.allclose(found[0][real], states[1][real], atol=1e-10)
+    assert found[1].shape == states[2].shape and not torch.allclose(found[1][real], states[2][real], atol=1e-3)
+
+
+def test_layers_of_forwards_without_gradient_are_not_collected(policy):
+    batch = collate(tiny_rows(3))
+    with policy.layer_outputs([1]) as found:
+        Reference(policy).hidden(batch)
+        assert not found
+        policy.hidden(batch)
+    assert list(found) == [1] and found[1].requires_grad
+    with policy.layer_outputs([0]) as again:
+        pass
+    assert not again
+
+
 @pytest.mark.parametrize(
     "family, more",
     [

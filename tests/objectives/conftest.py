@@ -2,6 +2,7 @@
 
 import pytest
 
+from luthier.models.context import checkpoint_layers
 from luthier.steps import conformance
 
 
@@ -12,8 +13,8 @@ def checkpointed(monkeypatch):
 
     def model(*arguments, **options):
         made = plain(*arguments, **options)
-        made.gradient_checkpointing_enable({"use_reentrant": False})
-        assert made.is_gradient_checkpointing
+        checkpoint_layers(made)
+        assert made.model.layers[0].gradient_checkpointing
         return made
 
     def trained(*arguments, **options):

@@ -7,9 +7,8 @@ computes the features again, with the same dropout, and carries that gradient on
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import replace
 from functools import partial
 
@@ -17,10 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from luthier.engine.distributed import World
-from luthier.engine.terms import total_of
 from luthier.errors import RunError
+from luthier.models.context import same_draws
 from luthier.models.policy import Policy
-from luthier.objectives.base import CoupledObjective, Objective, Update, weighted_members
+from luthier.objectives.base import CoupledObjective, Objective, Update, total_of, weighted_members
 from luthier.types import Batch, Term
 
 Tensors = dict[str, Tensor]
@@ -46,7 +45,7 @@ def _couple(
     whole = len(update.batches) == 1 and world.size == 1
     with ExitStack() as stack:
         if whole:  # its graph is still needed when the loss is known
-            stack.enter_context(objective.scope(policy, update.batches[0]))
+            stack.enter_context(objective.scope(policy, update.batches[0], update))
             found = [_features(policy, part, batch, update) for batch in update.batches]
         else:
             found = [_look(policy, objective, part, batch, update) for batch in update.batches]
@@ -67,7 +66,7 @@ def _couple(
 
 
 def _look(policy: Policy, objective: Objective, part: CoupledObjective, batch: Batch, update: Update) -> Tensors:
-    with torch.no_grad(), objective.scope(policy, batch):
+    with torch.no_grad(), objective.scope(policy, batch, update):
         found = _features(policy, part, batch, update)
     return {name: values.detach() for name, values in found.items()}  # one may be a parameter itself
 
@@ -134,15 +133,9 @@ def _wide(values: Tensor) -> Tensor:
     return values.float() if values.dtype in (torch.bfloat16, torch.float16) else values
 
 
-@contextmanager
-def repeatable(update: Update, batch: Batch) -> Iterator[None]:
+def repeatable(update: Update, batch: Batch) -> AbstractContextManager[None]:
     """Random numbers (dropout) keyed by (seed, update, records), the same in both passes; others go on as before."""
-    text = f"{update.seed}/{update.index}/" + "/".join(batch.records)
-    key = int.from_bytes(hashlib.blake2b(text.encode(), digest_size=7).digest(), "little")
-    devices = [batch.ids.device] if batch.ids.is_cuda else []
-    with torch.random.fork_rng(devices):
-        torch.manual_seed(key)
-        yield
+    return same_draws(f"{update.seed}/{update.index}/{'/'.join(batch.records)}", batch.ids.device)
 
 
 def refuse_batch_statistics(module: nn.Module, pieces: int, ranks: int) -> None:

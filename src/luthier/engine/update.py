@@ -1,4 +1,4 @@
-"""One update, in one order: draw, prepare, count, couple, backward, update terms, step.
+"""One update, in one order: draw, count, prepare, couple, backward, update terms, step.
 
 (Selecting rows within an update comes with the first selector.) Every term is divided by its *global*
 unit count, so the gradient cannot depend on how the update was split over micro-batches or ranks.
@@ -13,10 +13,9 @@ from dataclasses import dataclass
 from luthier.engine.couple import couple, refuse_batch_statistics
 from luthier.engine.distributed import World
 from luthier.engine.precision import Masters
-from luthier.engine.terms import total_of
 from luthier.errors import RunError
 from luthier.models.policy import Policy
-from luthier.objectives.base import Objective, Update
+from luthier.objectives.base import Objective, Update, total_of
 from luthier.tuners.base import Tuner
 from luthier.types import Batch, Term
 
@@ -57,11 +56,12 @@ def run_update(
         RunError: the update has no target at all, or the step broke off with the weights half moved.
     """
     refuse_batch_statistics(policy.module, len(update.batches), world.size)
-    objective.prepare(policy, update)
     update.counts = count(objective, update.batches, world)
+    update.sum_tensors = world.sum_tensors
     if not any(update.counts.values()):
         records = ", ".join(record for batch in update.batches for record in batch.records[:4])
         raise RunError(f"Update {update.index} has no target token (records {records}, ...).")
+    objective.prepare(policy, update)
     masters.accumulate(several=len(update.batches) > 1 or world.size > 1)
     update.gradient = masters.gradient
     coupled = couple(policy, objective, update, world)
@@ -110,7 +110,7 @@ def _backward_all(policy: Policy, objective: Objective, update: Update, world: W
 
 def backward(policy: Policy, objective: Objective, batch: Batch, update: Update) -> float:
     """Forward of one micro-batch, and backward if its loss is finite; returns its share of the loss."""
-    with objective.scope(policy, batch):
+    with objective.scope(policy, batch, update):
         loss = total_of(objective.terms(policy, batch, update), update.counts)
         if loss is None:
             return 0.0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -90,6 +90,44 @@ class TokenPolicy:
         rows, columns = batch.targets()
         inputs = {"input_ids": batch.ids} if embeddings is None else {"inputs_embeds": embeddings}
         return self._input_of_head(inputs, batch.attention_mask, batch.position_of)[rows, columns - 1]
+
+    @property
+    def layers(self) -> list[nn.Module]:
+        """The decoder's layers, in order.
+
+        Raises:
+            ModelError: no list of as many modules as the config has layers.
+        """
+        config: Any = getattr(self.module.config, "text_config", self.module.config)
+        decoder: nn.Module = self.module.get_decoder()  # pyright: ignore[reportCallIssue]
+        lists = (part for part in decoder.modules() if isinstance(part, nn.ModuleList))
+        found = next((list(one) for one in lists if len(one) == config.num_hidden_layers), None)
+        if found is None:
+            raise ModelError(f"The {config.num_hidden_layers} layers of {type(decoder).__name__} were not found.")
+        return found
+
+    @contextmanager
+    def layer_outputs(self, layers: Sequence[int]) -> Iterator[dict[int, Tensor]]:
+        """Collect the outputs [B,T,D] of these layers in the forward with gradient that is run inside.
+
+        Forwards without gradient (of references) are not collected; nor is what checkpointing computes again.
+        """
+        found: dict[int, Tensor] = {}
+
+        def collector(index: int) -> Callable[..., None]:
+            def collect(_layer: nn.Module, _inputs: Any, output: Any) -> None:
+                if torch.is_grad_enabled():
+                    found[index] = output[0] if isinstance(output, tuple) else output
+
+            return collect
+
+        modules = self.layers
+        handles = [modules[index].register_forward_hook(collector(index)) for index in layers]
+        try:
+            yield found
+        finally:
+            for handle in handles:
+                handle.remove()
 
     def embed(self, ids: Tensor) -> Tensor:
         """Input embeddings of tokens [B,T] → [B,T,D], adapter and the model's own scale included."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -32,7 +32,8 @@ class Update:
 
     `counts` are global (all micro-batches, all ranks) and known before the first backward; `progress` is
     the middle of this update's share of the budget, 0 to 1; `gradient(name)` gives a parameter's complete,
-    unclipped gradient to tuners' `before_step`. Of coupled objectives: `pulls`, the loss's gradient with respect
+    unclipped gradient to tuners' `before_step`. `prepared` holds what a part's `prepare` left, by the part's id;
+    `sum_tensors` sums over ranks, in place. Of coupled objectives: `pulls`, the loss's gradient with respect
     to their features, and `repeatable(batch)`, in which dropout draws the same again.
     """
 
@@ -44,6 +45,8 @@ class Update:
     meters: dict[str, list[Any]] = field(default_factory=dict)
     states: dict[int, Any] = field(default_factory=dict)
     gradient: Callable[[str], Tensor | None] = lambda name: None
+    prepared: dict[int, Any] = field(default_factory=dict)
+    sum_tensors: Callable[[Iterable[Tensor]], None] = lambda tensors: None
     pulls: dict[int, dict[int, dict[str, Tensor]]] = field(default_factory=dict)
     repeatable: Callable[[Batch], AbstractContextManager[Any]] = nullcontext
 
@@ -107,7 +110,7 @@ class Objective(Part):
     def prepare(self, policy: Any, update: Update) -> None:
         """Hook: look at all micro-batches of the update before the first training forward."""
 
-    def scope(self, policy: Any, batch: Batch) -> AbstractContextManager[Any]:
+    def scope(self, policy: Any, batch: Batch, update: Update) -> AbstractContextManager[Any]:
         """Hook: a context around forward and backward of one micro-batch."""
         return nullcontext()
 
@@ -345,10 +348,10 @@ class WeightedSum(Objective):
         for objective, _ in self.members:
             objective.prepare(policy, update)
 
-    def scope(self, policy: Any, batch: Batch) -> AbstractContextManager[Any]:
+    def scope(self, policy: Any, batch: Batch, update: Update) -> AbstractContextManager[Any]:
         stack = ExitStack()
         for objective, _ in self.members:
-            stack.enter_context(objective.scope(policy, batch))
+            stack.enter_context(objective.scope(policy, batch, update))
         return stack
 
     def update_terms(self, policy: Any, update: Update) -> list[Term]:
@@ -378,8 +381,21 @@ def weighted_members(objective: Objective) -> list[tuple[Objective, float]]:
 
 
 def members_of(objective: Objective) -> list[Objective]:
-    """The objective itself, or the members of a sum."""
-    return [member for member, _ in weighted_members(objective)]
+    """The objective itself, or the members of a sum, each followed by the objectives that its options hold."""
+    if isinstance(objective, WeightedSum):
+        return [found for member, _ in weighted_members(objective) for found in members_of(member)]
+    options = (getattr(objective, name) for name in type(objective).model_fields)
+    return [objective, *(found for held in options if isinstance(held, Objective) for found in members_of(held))]
+
+
+def total_of(terms: Iterable[Term], counts: Mapping[str, float]) -> Tensor | None:
+    """Σ coefficient × total / count; a unit whose global count is 0 contributes nothing. None without any term."""
+    pieces = [
+        term.coefficient * term.total / (1.0 if term.unit is None else counts[term.unit])
+        for term in terms
+        if term.unit is None or counts[term.unit]
+    ]
+    return torch.stack([piece.reshape(()) for piece in pieces]).sum() if pieces else None
 
 
 def reads_of(objective: Objective) -> tuple[str, ...]:

@@ -15,6 +15,7 @@ from luthier.data.prepare import Prepared, prepare
 from luthier.data.render import Renderer
 from luthier.engine import memory
 from luthier.errors import DataError, LuthierError, RecipeError
+from luthier.models.context import checkpoint_layers
 from luthier.models.load import load_tokenizer, resolve_model
 from luthier.objectives.base import build_objective, reads_of
 from luthier.recipe import Recipe, list_methods, load_recipe
@@ -82,7 +83,7 @@ def _memory(recipe: Recipe, folder: str, model: Any, prepared: Prepared) -> memo
     tuners = build_tuners(recipe)
     module = _empty_model(folder, model)
     if recipe.settings.train.checkpointing:
-        module.gradient_checkpointing_enable()  # pyright: ignore[reportCallIssue]
+        checkpoint_layers(module)
     module.requires_grad_(False)
     for tuner in tuners:
         module = tuner.apply(module, tuner.plan(module, Planning(recipe.settings.seed, rows)))

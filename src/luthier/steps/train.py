@@ -11,6 +11,7 @@ from luthier.engine.budget import Budget
 from luthier.engine.score import with_column
 from luthier.engine.source import Records
 from luthier.engine.trainer import Batching, Saving, Trainer
+from luthier.models.context import checkpoint_layers
 from luthier.models.policy import TokenPolicy
 from luthier.objectives.base import Objective, build_objective, reads_of
 from luthier.rollouts.base import build_chain
@@ -101,7 +102,7 @@ def _rows(run: Run, ground: Ground, objective: Objective, selector: Selector | N
 def _tuned(ground: Ground, objective: Objective, rows: list[Row]) -> tuple[TokenPolicy, list[Tuner]]:
     settings, module = ground.recipe.settings, ground.loaded.module
     if settings.train.checkpointing:
-        module.gradient_checkpointing_enable({"use_reentrant": False})  # pyright: ignore[reportCallIssue]
+        checkpoint_layers(module)
     tuners, given = build_tuners(ground.recipe), Planning(settings.seed, rows)
     if settings.rl is None:
         return tuned_policy(module, tuners, objective, given), tuners

@@ -1,0 +1,58 @@
+"""What layers may know of the forward that they are part of, also where checkpointing computes them again."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextvars import ContextVar
+from typing import Any
+
+import torch
+from torch import nn
+
+_VALUES: ContextVar[Mapping[str, Any] | None] = ContextVar("forward", default=None)
+
+
+def current(name: str) -> Any:
+    """The value that the forward in progress was given under this name, or None."""
+    return (_VALUES.get() or {}).get(name)
+
+
+@contextmanager
+def during_forward(**values: Any) -> Iterator[None]:
+    """Give the forwards run inside these values, next to those given further out."""
+    token = _VALUES.set({**(_VALUES.get() or {}), **values})
+    try:
+        yield
+    finally:
+        _VALUES.reset(token)
+
+
+class _Again(AbstractContextManager[None]):
+    """The values of a forward, for its recomputation; may be entered several times, also within one another."""
+
+    def __init__(self, values: Mapping[str, Any] | None):
+        self.values = values
+        self.tokens: list[Any] = []
+
+    def __enter__(self) -> None:
+        self.tokens.append(_VALUES.set(self.values))
+
+    def __exit__(self, *_error: object) -> None:
+        _VALUES.reset(self.tokens.pop())
+
+
+def checkpoint_layers(module: nn.Module) -> None:
+    """Keep no activations within layers: they are computed again in the backward, in the context of their forward."""
+    enable: Any = getattr(module, "activation_checkpointing_enable", None) or module.gradient_checkpointing_enable
+    enable({"use_reentrant": False, "context_fn": lambda: (nullcontext(), _Again(_VALUES.get()))})
+
+
+@contextmanager
+def same_draws(key: str, device: torch.device) -> Iterator[None]:
+    """Dropout drawn from `key` alone: two forwards under one key drop the same. Draws outside go on as before."""
+    seed = int.from_bytes(hashlib.blake2b(key.encode(), digest_size=7).digest(), "little")
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
