@@ -1,0 +1,154 @@
+"""What does a method cost against sft? `python bench/method_cost.py [--objectives sft dft ...] [--tuners full lora]`
+
+SmolLM2-135M's architecture with random weights and fewer layers, made-up records. Every cell (objective, tuner) is
+a process of its own, cells in turn over several rounds. Prints processor time per update (of all threads: other work
+on the machine hardly moves it; the first update of each process is not counted) and peak memory, as medians and as
+ratios to sft under the same tuner; writes results/method_cost.json. A part is a name or a JSON block.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+OBJECTIVES = ["sft", "dft", "asft", "otr", "ift", "lfu", '{"kind": "lfu", "auxiliary": "steering"}']
+TUNERS = ["full", "lora"]
+LAYERS, RECORDS, UPDATES = 4, 2, 3
+
+
+def part(slot: str, text: str) -> Any:
+    """A part from a name or a JSON block."""
+    from luthier import parts
+
+    return parts.build(slot, json.loads(text) if text.startswith("{") else text)
+
+
+def made_up_rows(count: int) -> list[Any]:
+    """Records of 90 to 270 tokens, of which 60 to 180 are targets."""
+    import numpy
+
+    from luthier.types import Row, Stream
+
+    draw = numpy.random.default_rng(0)
+    rows = []
+    for index in range(count):
+        prompt = int(draw.integers(30, 90))
+        length = prompt + int(draw.integers(60, 180))
+        weights = numpy.ones(length, dtype=numpy.float32)
+        weights[:prompt] = 0
+        ids = draw.integers(0, 49152, length).astype(numpy.int32)
+        rows.append(Row(f"{index}", ids, {"weights": Stream(weights, "token", 0.0)}))
+    return rows
+
+
+def random_model() -> Any:
+    """SmolLM2-135M but for its number of layers, in float32."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        hidden_size=576,
+        intermediate_size=1536,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=9,
+        num_key_value_heads=3,
+        vocab_size=49152,
+        tie_word_embeddings=True,
+    )
+    return LlamaForCausalLM(config)
+
+
+def child(objective_text: str, tuner_text: str) -> None:
+    """One cell in this process; prints its figures as JSON."""
+    import time
+
+    from luthier import parts
+    from luthier.engine import memory
+    from luthier.engine.budget import Budget
+    from luthier.engine.source import Records
+    from luthier.engine.trainer import Batching, Trainer
+    from luthier.steps.ground import tuned_policy
+    from luthier.tuners.base import Planning
+
+    objective, tuner = part("objective", objective_text), part("tuner", tuner_text)
+    rows = made_up_rows(RECORDS * UPDATES)
+    memory.reset_peak()
+    times = [time.process_time()]
+    trainer = Trainer(
+        policy=tuned_policy(random_model(), [tuner], objective, Planning(0, rows)),
+        tuners=[tuner],
+        objective=objective,
+        source=Records(rows, 0, Budget("updates", UPDATES)),
+        optimizer=parts.build("optimizer", "adamw"),
+        schedule=parts.build("schedule", "constant"),
+        batching=Batching(RECORDS, 512, "padded"),
+        observe=lambda event: times.append(time.process_time()),
+    )
+    trainer.train()
+    spent = [after - before for before, after in pairwise(times[1:])]
+    print(json.dumps({"cpu_seconds_per_update": statistics.median(spent), "peak_bytes": memory.peak()}))
+
+
+def measured(objectives: list[str], tuners: list[str], rounds: int) -> dict[str, dict[str, Any]]:
+    """Medians over rounds of every cell, and ratios to the first objective under the same tuner."""
+    found: dict[tuple[str, str], list[dict[str, float]]] = {}
+    for _ in range(rounds):
+        for tuner in tuners:
+            for objective in objectives:
+                command = [sys.executable, "-W", "ignore", __file__, "--child", objective, tuner]
+                out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+                found.setdefault((tuner, objective), []).append(json.loads(out.splitlines()[-1]))
+    table: dict[str, dict[str, Any]] = {tuner: {} for tuner in tuners}
+    for (tuner, objective), runs in found.items():
+        cell = {name: statistics.median(run[name] for run in runs) for name in runs[0]}
+        base = table[tuner].get(objectives[0], cell)
+        table[tuner][objective] = cell | {
+            "time_ratio": cell["cpu_seconds_per_update"] / base["cpu_seconds_per_update"],
+            "memory_ratio": cell["peak_bytes"] / base["peak_bytes"],
+            "rounds": runs,
+        }
+    return table
+
+
+def main() -> None:
+    reader = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    reader.add_argument("--objectives", nargs="+", default=OBJECTIVES, help="the first is the yardstick")
+    reader.add_argument("--tuners", nargs="+", default=TUNERS)
+    reader.add_argument("--rounds", type=int, default=3)
+    reader.add_argument("--child", nargs=2, metavar=("OBJECTIVE", "TUNER"))
+    options = reader.parse_args()
+    if options.child:
+        child(*options.child)
+        return
+    table = measured(options.objectives, options.tuners, options.rounds)
+    for tuner, cells in table.items():
+        for objective, cell in cells.items():
+            print(
+                f"{tuner:6} {objective:42} {cell['cpu_seconds_per_update']:6.2f} CPU s ({cell['time_ratio']:.2f})"
+                f"   {cell['peak_bytes'] / 1e9:.2f} GB ({cell['memory_ratio']:.2f})"
+            )
+    write(table, options.rounds)
+
+
+def write(table: dict[str, Any], rounds: int) -> None:
+    """The table with what it was measured on."""
+    from luthier.recipe.lock import versions
+    from luthier.steps.train import hardware
+
+    setup = {"layers": LAYERS, "records": RECORDS, "updates": UPDATES, "rounds": rounds, "precision": "float32"}
+    where = hardware() | {"processors": os.cpu_count(), "python": platform.python_version()}
+    document = {"setup": setup, "hardware": where, "versions": versions(), "cells": table}
+    (Path(__file__).parent / "results" / "method_cost.json").write_text(json.dumps(document, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
