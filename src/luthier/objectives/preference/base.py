@@ -52,6 +52,10 @@ class PairObjective(Objective):
     def terms(self, policy: TokenPolicy, batch: Batch, update: Update) -> list[Term]:
         view = pair_view(policy, batch, update)
         update.meter("nll", -view.chosen.logprob.detach().sum(), "chosen_targets")
+        return self.terms_of(view)
+
+    def terms_of(self, view: PairView) -> list[Term]:
+        """The summands of a micro-batch; a part may add to them. `chosen_targets` is a unit too."""
         loss = one_each(self.pair_loss(view), view.chosen.count, f"{type(self).__name__}.pair_loss", "pair")
         return [Term(loss.sum(), self.unit)]
 

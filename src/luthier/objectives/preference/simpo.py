@@ -1,0 +1,38 @@
+"""SimPO: prefer by the mean log-probability per token, without a reference."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+from pydantic import Field
+
+from luthier.objectives.preference.base import PairObjective, PairView
+from luthier.parts import lazy
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from luthier.objectives.preference import _margins as margins
+else:
+    margins = lazy("luthier.objectives.preference._margins")
+
+
+class SimPO(PairObjective):
+    """Simple preference optimisation: the reward is what generation ranks by, and must win by a margin.
+
+    loss = -log σ(β (avg(chosen) - avg(rejected)) - γ), avg the mean log p per token of an answer. No reference
+    is read, so nothing but the learning rate holds the policy near its start.
+
+    Source: arXiv 2405.14734, equation 6.
+    """
+
+    PAPER: ClassVar[str] = "arXiv 2405.14734"
+    SETTINGS: ClassVar = ({}, {"beta": 4.0}, {"gamma": 0.0})
+
+    beta: float = Field(2.0, gt=0.0)
+    gamma: float = Field(1.0, ge=0.0)
+
+    def pair_loss(self, view: PairView) -> Tensor:
+        margin = self.beta * (view.chosen.mean - view.rejected.mean)
+        margins.report(view, margin)
+        return margins.smoothed(margin - self.gamma, 0.0)
