@@ -126,7 +126,7 @@ def test_chrf_equals_sacrebleu(order, beta):
 
 @pytest.mark.parametrize("entry", catalogue("metric"), ids=lambda entry: entry.name)
 def test_every_metric_is_described_and_takes_its_settings(entry):
-    assert entry.about and entry.constants["NEEDS"][0] in {"generation", "choices", "logprobs"}
+    assert entry.about and entry.constants["NEEDS"][0] in {"generation", "choices", "logprobs", "pairs"}
     for options in build("metric", entry.name).SETTINGS:
         part = build("metric", {"kind": entry.name, **options})
         assert isinstance(part, Metric) and part.kind == entry.name

@@ -18,7 +18,8 @@ _ENDS_IN_NUMBER = re.compile(r"(^|[\s$€£=(:])[-+]?\d[\d.,]*\d?\s*[%°)]?\s*\.
 def choose_metric(records: Sequence[Record], references: Sequence[str]) -> tuple[str, str]:
     """The metric for these records, and the reason in words.
 
-    In this order: every record has `choices` → choice; every reference is a JSON object or list →
+    In this order: every record has `choices` → choice; every record is a pair of a chosen and a rejected answer →
+    preference_accuracy; every reference is a JSON object or list →
     json_fields; every reference ends in a number or holds `####` → number; few different short
     references → exact; else chrf.
 
@@ -30,6 +31,8 @@ def choose_metric(records: Sequence[Record], references: Sequence[str]) -> tuple
     count = len(records)
     if all("choices" in record.fields for record in records):
         return "choice", f"all {count} records have `choices`"
+    if all(record.shape == "preference" for record in records):
+        return "preference_accuracy", f"all {count} records are pairs of a chosen and a rejected answer"
     shapes = {
         "json_fields": ("are JSON objects or lists", [_is_json(text) for text in references]),
         "number": ("end in a number", [_is_numeric(text) for text in references]),

@@ -19,8 +19,9 @@ class Metric(Part):
     """Scores the answers to records, each in [0,1], higher is better.
 
     `NEEDS` says what of: ("generation",) a generated text, ("choices",) the log-probability of each of
-    the record's `choices`, ("logprobs",) the log-probability of the reference. `RIGHT` is the score from which an
-    answer counts as right (retention). A metric with `RANKS = False` is shown and never decides.
+    the record's `choices`, ("logprobs",) the log-probability of the reference, ("pairs",) those of a chosen and a
+    rejected answer. `RIGHT` is the score from which an answer counts as right (retention). A metric with
+    `RANKS = False` is shown and never decides.
 
     Raise ValueError for a reference that cannot be scored: the message is shown with the record's name.
     """
@@ -40,6 +41,10 @@ class Metric(Part):
     def of_logprobs(self, total: float, targets: int) -> float:
         """An item's value from the summed log-probability of its targets (NEEDS logprobs)."""
         raise self._without("of_logprobs")
+
+    def of_pair(self, chosen: tuple[float, int], rejected: tuple[float, int]) -> float:
+        """The score of a pair, each answer given by its summed log-probability and token count (NEEDS pairs)."""
+        raise self._without("of_pair")
 
     def _without(self, verb: str) -> EvaluationError:
         return EvaluationError(f"{type(self).__name__} NEEDS {', '.join(self.NEEDS)} but does not define `{verb}`.")

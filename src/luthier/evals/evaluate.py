@@ -29,6 +29,7 @@ class Renderer(Protocol):
     def prompt_text(self, record: Record) -> str: ...
     def reference(self, record: Record) -> str: ...
     def render(self, record: Record) -> Row: ...
+    def explain(self, record: Record) -> Any: ...
 
 
 class GenerateSettings(Protocol):
@@ -112,7 +113,7 @@ def evaluate(
             progress(counts["before"] + done, len(ordered))
 
     work = _Work(module, tokenizer, renderer, settings, seed, references, metrics, report)
-    for need, answer in (("generation", _generate), ("choices", _choose), ("logprobs", _weigh)):
+    for need, answer in (("generation", _generate), ("choices", _choose), ("logprobs", _weigh), ("pairs", _compare)):
         chosen = [record for record in ordered if need in metrics[record.id].NEEDS]
         if chosen:
             answer(work, chosen)
@@ -256,6 +257,21 @@ def _weigh(work: _Work, records: list[Record]) -> None:
         _check_finite(total, f"Record {record.id} ({record.origin})")
         work.weights[record.id] = targets
         work.add(record, "", None, work.metrics[record.id].of_logprobs(total, targets))
+
+
+def _compare(work: _Work, records: list[Record]) -> None:
+    rows = []
+    for record in records:
+        if record.shape != "preference":
+            raise EvaluationError(
+                f"Record {record.id} ({record.origin}) is no pair of a chosen and a rejected answer.",
+                "Choose another `evaluate.metric`.",
+            )
+        rows += work.renderer.explain(record).rows
+    found = sequence_logprobs(work.module, rows, progress=lambda done: work.report(done // 2))
+    for record, chosen, rejected in zip(records, found[::2], found[1::2], strict=True):
+        _check_finite(chosen[0] + rejected[0], f"Record {record.id} ({record.origin})")
+        work.add(record, "", None, work.metrics[record.id].of_pair(chosen, rejected))
 
 
 def _summary(work: _Work, reason: str) -> Evaluation:

@@ -9,6 +9,7 @@ from typing import Any
 from rich.console import Console
 from torch import nn
 
+from luthier.data.pairs import without_rejected
 from luthier.data.render import Renderer
 from luthier.data.sources import load_records
 from luthier.errors import RecipeError
@@ -44,7 +45,7 @@ def evaluate_sets(
                 append_jsonl(folder / "samples.jsonl", line)
     if ground.recipe.settings.evaluate.perplexity and "target" in sets and ground.prepared.test:
         chosen = {record.id for record in ground.records("test")}
-        rows = [row for row in ground.prepared.test if row.atom in chosen]
+        rows = without_rejected([row for row in ground.prepared.test if row.atom in chosen])
         summaries["perplexity"] = perplexity(module, rows, journal.phase("perplexity", len(rows)))
     return summaries
 
