@@ -15,9 +15,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-ARMS = [
-    (tuner, selector) for tuner in ("full", "lora") for selector in ("none", "random", "max_loss", "uds")
-]  # fmt: skip
+ARMS = [(tuner, selector) for tuner in ("full", "lora") for selector in ("none", "random", "max_loss", "uds")]
 VOCABULARY, CANDIDATES, UPDATES = 16_384, 16, 4
 
 
@@ -34,6 +32,7 @@ def child(tuner_name: str, selector_name: str) -> None:
     from luthier.engine.source import Records
     from luthier.engine.trainer import Batching, Trainer
     from luthier.steps.ground import tuned_policy
+    from luthier.tuners.base import Planning
     from luthier.types import Row, Stream
 
     torch.manual_seed(0)
@@ -57,7 +56,7 @@ def child(tuner_name: str, selector_name: str) -> None:
         rows.append(Row(f"{index}", ids, {"weights": Stream(weights, "token", 0.0)}))
     tuner, objective = parts.build("tuner", tuner_name), parts.build("objective", "sft")
     trainer = Trainer(
-        policy=tuned_policy(LlamaForCausalLM(config), [tuner], objective, 0),
+        policy=tuned_policy(LlamaForCausalLM(config), [tuner], objective, Planning(0, rows)),
         tuners=[tuner],
         objective=objective,
         source=Records(rows, 0, Budget("updates", UPDATES)),

@@ -10,6 +10,7 @@ from luthier.data.batches import collate
 from luthier.errors import RunError
 from luthier.models import head as heads
 from luthier.models.policy import TokenPolicy
+from luthier.select import _logits as looking
 from luthier.select._sketch import Projection, Ring, nuclear_norm
 from luthier.select.base import Pool, keyed_uniform
 from luthier.steps.conformance import tiny_model, tiny_rows
@@ -64,9 +65,12 @@ def logits_of(row, model):
         return model(input_ids=ids).logits[0, :-1]
 
 
-@pytest.mark.parametrize("chunk", [2**12, 2**30])
-def test_norms_and_sketches_of_a_micro_batch_are_those_of_each_record_alone(monkeypatch, chunk):
-    monkeypatch.setattr(heads, "CHUNK_BYTES", chunk)
+@pytest.mark.parametrize("way", ["through the weight", "pieces of the vocabulary", "one piece"])
+def test_norms_and_sketches_of_a_micro_batch_are_those_of_each_record_alone(monkeypatch, way):
+    monkeypatch.setattr(looking, "PIECE", 7)
+    if way != "through the weight":
+        monkeypatch.setattr(heads.Head, "linear", None)
+        monkeypatch.setattr(heads, "CHUNK_BYTES", 2**12 if way == "pieces of the vocabulary" else 2**30)
     rows, model = tiny_rows(5), tiny_model()
     state = UDS.start(TokenPolicy(model))
     found = looked(UDS, rows, model)
@@ -77,6 +81,33 @@ def test_norms_and_sketches_of_a_micro_batch_are_those_of_each_record_alone(monk
         along = state.along.columns(torch.arange(len(logits)))
         wanted = (along @ logits @ across.T).flatten()
         assert torch.allclose(found["sketch"][index].double(), wanted, rtol=1e-5, atol=1e-6)
+
+
+def test_products_with_the_output_embedding_follow_its_training():
+    """Scores after the weights moved in place are those of a fresh look."""
+    rows, model = tiny_rows(3), tiny_model()
+    policy, batch = TokenPolicy(model), collate(rows)
+    state = UDS.start(policy)
+    with torch.no_grad():
+        before = UDS.look(policy, batch, state)["norm"]
+        model.lm_head.weight.mul_(2.0)
+        after = UDS.look(policy, batch, state)["norm"]
+        fresh = UDS.look(policy, batch, UDS.start(policy))["norm"]
+    assert torch.equal(after, fresh) and not torch.allclose(after, before, rtol=0.1)
+
+
+def test_a_bias_and_a_scale_of_the_head_are_in_the_logits(monkeypatch):
+    rows, model = tiny_rows(3), tiny_model()
+    model.config.logit_scale = 0.5
+    draw = torch.randn(61, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    model.lm_head.bias = torch.nn.Parameter(draw, requires_grad=False)
+    one = looked(UDS, rows, model)
+    monkeypatch.setattr(heads.Head, "linear", None)
+    other = looked(UDS, rows, model)
+    assert torch.allclose(one["norm"], other["norm"], rtol=1e-9)
+    assert torch.allclose(one["sketch"], other["sketch"], rtol=1e-4, atol=1e-6)
+    plain = looked(UDS, rows[:1], tiny_model())["norm"]
+    assert not torch.allclose(one["norm"][:1], plain, rtol=0.01)
 
 
 def test_targets_alone_and_centred_logits():

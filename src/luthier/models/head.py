@@ -52,6 +52,13 @@ class Head:
         size = -(-positions // pieces) if positions else 1
         return [slice(start, min(start + size, positions)) for start in range(0, positions, size)]
 
+    @property
+    def linear(self) -> tuple[Tensor, Tensor | None, float] | None:
+        """(weight [V,D], bias, factor) if logits are factor · (hidden weight^T + bias); None if more lies between."""
+        if type(self.output) is not nn.Linear or self.softcap is not None:
+            return None
+        return self.output.weight, self.output.bias, self.scale / self.temperature
+
     def vocabulary(self, hidden: Tensor) -> Iterator[tuple[slice, Tensor]]:
         """Logits of all N positions in pieces of the vocabulary, [N,v] of about CHUNK_BYTES each; no gradient.
 

@@ -25,8 +25,8 @@ class UDS(Selector):
 
     score_i = ‖L_i‖_* + diversity_weight · mean over z in Q of ‖z_i - z‖, with L_i [N,V] the logits of the
     candidate, z_i = vec(G2 L_i G1^T) a sketch of d2 x d1 numbers, Q a ring of the sketches that were kept last
-    (0 while it is empty). The nuclear norm is taken through L L^T in float64, the logits passing in pieces of
-    the vocabulary.
+    (0 while it is empty). The nuclear norm is taken through L L^T in float64; of a plain head the logits are never
+    made (L L^T = H (W^T W) H^T), else they pass in pieces of the vocabulary.
 
     The published code sketches with unnormalised transforms (`sketch_scale: fft_unnormalised`): distances are
     about sqrt(N V) / 2 times as large, N being `length`, so its weight 1.5e-3 at N = 512, V = 152k is 6.6 here.
