@@ -1,5 +1,7 @@
 """Phase 2 of the update: what counts as budget and as cost, out of memory, NaN, two ranks, nothing kept."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -202,6 +204,32 @@ def test_of_equals_the_first_are_kept_in_data_order():
     assert Counting().chosen(torch.tensor([1.0, 2.0, 2.0, 2.0])) == [1, 2]
     assert Counting(keep=0.01).chosen(torch.tensor([1.0, 2.0, 3.0])) == [2]
     assert Counting(keep=0.5).chosen(torch.zeros(5)) == [0, 1, 2]
+
+
+def pair(name, lengths=(8, 12)):
+    rows = [tiny_rows(16)[place] for place in lengths]
+    return [replace(row, record=f"{name}/{place}", part_of=name) for place, row in enumerate(rows)]
+
+
+def test_a_pair_is_one_candidate_and_a_record_drawn_twice_is_two():
+    one, other, single = pair("one"), pair("other"), tiny_rows(1)
+    found = selection.atoms_drawn([*one, *single, *single, *other, *other])
+    assert [[row.record for row in atom] for atom in found] == [
+        ["one/0", "one/1"],
+        ["record-0"],
+        ["record-0"],
+        ["other/0", "other/1"],
+        ["other/0", "other/1"],
+    ]
+
+
+def test_pairs_are_kept_whole_by_the_mean_of_their_rows():
+    rows = [row for name in ("a", "b", "c", "d") for row in pair(name)]
+    atoms = selection.atoms_drawn(rows)
+    values = [1.0, 9.0, 6.0, 6.0, 0.0, 8.0, 7.0, 5.0]  # means 5, 6, 4, 6
+    features = [{"length": torch.tensor(value)} for value in values]
+    kept = selection.choose(Counting(), Counting.State(), atoms, features, 0, 1)
+    assert [row.record for row in kept] == ["b/0", "b/1", "d/0", "d/1"]
 
 
 def test_keyed_numbers_are_uniform_and_depend_on_the_key_alone():

@@ -53,9 +53,8 @@ def test_max_loss_looks_at_the_mean_over_the_targets_of_each_record():
 
 def test_a_record_without_a_target_has_no_loss():
     with torch.no_grad():
-        found = parts.build("selector", "max_loss").look(
-            TokenPolicy(tiny_model()), collate(tiny_rows(2, targets=False))
-        )
+        batch = collate(tiny_rows(2, targets=False))
+        found = parts.build("selector", "max_loss").look(TokenPolicy(tiny_model()), batch, None)
     assert found["loss"].tolist() == [0.0, 0.0]
 
 

@@ -29,6 +29,18 @@ class Kept:
     looked_tokens: int = 0
 
 
+def atoms_drawn(rows: Sequence[Row]) -> list[list[Row]]:
+    """Rows that belong together, in the order drawn; a record drawn twice (where an epoch ends) is two candidates."""
+    atoms: list[list[Row]] = []
+    for row in rows:
+        last = atoms[-1] if atoms else []
+        if last and last[0].atom == row.atom and all(other is not row for other in last):
+            last.append(row)
+        else:
+            atoms.append([row])
+    return atoms
+
+
 def look(
     policy: Policy,
     selector: Selector,

@@ -180,8 +180,7 @@ class Trainer:
         selector = self.selector
         if selector is None or not rows or self.position.updates < selector.warmup:
             return Kept(rows)
-        atoms = atoms_of(rows)
-        rows = [row for atom in atoms for row in atom]
+        atoms = selection.atoms_drawn(rows)
         state, update = self._state_by_part[id(selector)], self.position.updates + 1
         pad, side = self.batching.pad_id, self.batching.side
 
