@@ -7,7 +7,8 @@ from luthier import parts
 from luthier.engine.trainer import Batching
 from luthier.models.head import target_logprob
 from luthier.objectives import _divergence
-from luthier.objectives.base import TokenView, Update, keyed_uniform
+from luthier.objectives._draws import keyed_uniform
+from luthier.objectives.base import TokenView, Update
 from luthier.objectives.supervised import otr as file
 from luthier.steps.conformance import apart, tiny_rows, trained
 from oracle import gradient_of, view_of
