@@ -1,12 +1,11 @@
 """A tiny random Llama over ASCII, and the tokenizer and renderer that go with it."""
 
-from types import SimpleNamespace
-
 import numpy
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from luthier.recipe.settings import Generate
 from luthier.types import Record, Row, Stream
 
 END = 3
@@ -18,7 +17,7 @@ class Letters:
     def __call__(self, text, add_special_tokens=True):
         return {"input_ids": ([1] if add_special_tokens else []) + [ord(letter) for letter in text]}
 
-    def decode(self, ids, skip_special_tokens=False):
+    def decode(self, ids, skip_special_tokens=False, **_):
         return "".join(chr(one) for one in ids if one > 3 or not skip_special_tokens)
 
 
@@ -73,7 +72,7 @@ def module():
 
 @pytest.fixture
 def settings():
-    return SimpleNamespace(max_new_tokens=6, temperature=0.0, batch="auto")
+    return Generate(max_new_tokens=6)
 
 
 def record(name, prompt="ask", completion="answer", **fields):

@@ -25,8 +25,8 @@ def own_answer(module, letters, renderer):
 
 @pytest.fixture
 def run(module, letters, renderer, settings):
-    def evaluated(records, metric, **more):
-        return evaluate(module, letters, renderer, records, metric, settings, **more)
+    def evaluated(records, metric, generate=settings, **more):
+        return evaluate(module, letters, renderer, records, metric, generate, **more)
 
     return evaluated
 
@@ -50,13 +50,13 @@ def test_generated_answers_are_scored_in_record_order(run, record, own_answer):
 
 
 def test_sampling_is_keyed_by_seed_and_record(run, record, settings):
-    settings.temperature = 1.0
+    warm = settings.model_copy(update={"temperature": 1.0})
     records = [record(name, "ask", "x") for name in "abc"]
-    whole = run(records, "chrf")
-    part = run(records[1:], "chrf")
+    whole = run(records, "chrf", warm)
+    part = run(records[1:], "chrf", warm)
     assert part.items == whole.items[1:]
     assert len({item.prediction for item in whole.items}) == 3
-    assert run(records, "chrf", seed=1).items != whole.items
+    assert run(records, "chrf", warm, seed=1).items != whole.items
 
 
 def test_choices_by_log_probability(run, module, letters, record):
@@ -166,3 +166,16 @@ def test_metrics_need_no_torch():
         "[build('metric', entry.name) for entry in catalogue('metric')]\nassert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_stop_strings_and_filters_of_the_generate_block_reach_the_sampler(run, record, settings):
+    records = [record(name, name * 3, "x") for name in "abcdef"]
+
+    def texts(**more):
+        return [item.prediction for item in run(records, "chrf", settings.model_copy(update=more), seed=3).items]
+
+    plain = texts()
+    stop = next(text for text in plain if len(text) > 1)[1]
+    assert texts(stop=[stop]) == [text.split(stop)[0] for text in plain] != plain
+    assert texts(temperature=2.0) != plain
+    assert texts(temperature=2.0, top_p=1e-6) == texts(temperature=2.0, min_p=0.999999) == plain

@@ -7,15 +7,16 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 from luthier.errors import LuthierError, RecipeError
 from luthier.evals.auto import choose_metric
 from luthier.evals.base import Evaluation, EvaluationError, Item, Metric
 from luthier.parts import build
-from luthier.sampling.native import generate
+from luthier.sampling.native import NativeSampler
 from luthier.sampling.scoring import choice_logprobs, sequence_logprobs
-from luthier.types import Record, Row
+from luthier.sampling.text import answer_text
+from luthier.types import Record, Request, Row, Sampling
 
 Progress = Callable[[int, int], None]
 
@@ -35,9 +36,9 @@ class Renderer(Protocol):
 class GenerateSettings(Protocol):
     """The `generate` block of a recipe."""
 
-    max_new_tokens: int
-    temperature: float
-    batch: int | Literal["auto"]
+    @property
+    def rows(self) -> int | None: ...
+    def sampling(self) -> Sampling: ...
 
 
 @dataclass
@@ -55,10 +56,6 @@ class _Work:
     items: list[Item] = field(default_factory=list)
     weights: dict[str, int] = field(default_factory=dict)
     generated: int = 0
-
-    @property
-    def batch(self) -> int | None:
-        return None if self.settings.batch == "auto" else self.settings.batch
 
     def add(self, record: Record, prediction: str, finish: str | None, value: float | None = None) -> None:
         """Score one answer (or take `value` as its score) and keep the item."""
@@ -194,21 +191,16 @@ def _check_finite(value: float, where: str) -> None:
 
 
 def _generate(work: _Work, records: list[Record]) -> None:
-    trajectories = generate(
-        work.module,
-        [work.renderer.prompt(record) for record in records],
-        end_ids=work.renderer.end_ids,
-        max_new_tokens=work.settings.max_new_tokens,
-        temperature=work.settings.temperature,
-        seeds=[_seed(work.seed, record.id) for record in records],
-        batch=work.batch,
-        progress=work.report,
-        records=[record.id for record in records],
-    )
-    for record, trajectory in zip(records, trajectories, strict=True):
+    ends, sampling = work.renderer.end_ids, work.settings.sampling()
+    requests = [Request(work.renderer.prompt(one), one.id, seed=_seed(work.seed, one.id)) for one in records]
+    sampler = NativeSampler(work.module, ends, work.tokenizer, work.settings.rows)
+
+    def decode(ids: Sequence[int]) -> str:
+        return work.tokenizer.decode(ids, skip_special_tokens=True)
+
+    for record, trajectory in zip(records, sampler(requests, sampling, work.report), strict=True):
         work.generated += len(trajectory.ids)
-        ids = trajectory.ids[:-1] if trajectory.finish == "stop" else trajectory.ids
-        work.add(record, work.tokenizer.decode(ids, skip_special_tokens=True), trajectory.finish)
+        work.add(record, answer_text(trajectory.ids, ends, decode, sampling.stop), trajectory.finish)
 
 
 def _seed(seed: int, record: str) -> int:
@@ -224,7 +216,7 @@ def _choose(work: _Work, records: list[Record]) -> None:
         work.module,
         [work.renderer.prompt(record) for record in records],
         tokens,
-        batch=work.batch,
+        batch=work.settings.rows,
         progress=work.report,
         records=[record.id for record in records],
     )

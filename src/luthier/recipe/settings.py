@@ -10,6 +10,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainValidat
 
 from luthier import parts
 from luthier.recipe.steps import check_steps
+from luthier.types import Sampling
 
 Path = tuple[str, ...]
 
@@ -220,11 +221,27 @@ class Train(Block):
 
 
 class Generate(Block):
-    """How answers are generated. `batch` counts prompts generated together."""
+    """How answers are generated. `batch` counts prompts generated together.
+
+    At a temperature above 0, `top_p` draws from the likeliest tokens that together have this share, and `min_p` from
+    those that have at least this share of the likeliest one's probability. An answer ends before the first of `stop`.
+    """
 
     max_new_tokens: Count = 256
     temperature: float = Field(default=0.0, ge=0)
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    min_p: float = Field(default=0.0, ge=0, lt=1)
+    stop: list[Annotated[str, Field(min_length=1)]] = []
     batch: AutoCount = "auto"
+
+    def sampling(self) -> Sampling:
+        """What a sampler is told."""
+        return Sampling(self.max_new_tokens, self.temperature, self.top_p, self.min_p, tuple(self.stop))
+
+    @property
+    def rows(self) -> int | None:
+        """Prompts generated together; None leaves it to the sampler."""
+        return None if self.batch == "auto" else self.batch
 
 
 class RL(Block):

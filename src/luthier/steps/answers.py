@@ -19,36 +19,31 @@ from luthier.rewards.base import Log, build_rewards
 from luthier.rollouts.base import Judge, Prompt
 from luthier.rollouts.judge import judge_by
 from luthier.sampling.native import NativeSampler
+from luthier.sampling.text import answer_text
 from luthier.steps.ground import Ground
-from luthier.types import Candidate, Record, Request, Row, Sampler, Sampling, Scored, Stream, Trajectory
+from luthier.types import Candidate, Record, Request, Row, Sampler, Scored, Stream, Trajectory
 
 
 def make_sampler(ground: Ground, policy: Policy, block: Generate) -> Sampler:
     """The model itself as a sampler: as it is at each call, its training mode restored."""
-    batch = None if block.batch == "auto" else block.batch
-    return NativeSampler(policy.module, ground.renderer.end_ids, ground.loaded.tokenizer, batch)
+    return NativeSampler(policy.module, ground.renderer.end_ids, ground.loaded.tokenizer, block.rows)
 
 
-def sampling_of(block: Generate) -> Sampling:
-    """How answers are drawn, as a recipe's `generate` block says."""
-    return Sampling(block.max_new_tokens, block.temperature)
-
-
-def make_judge(ground: Ground, log: Log = lambda line: None) -> Judge:
-    """The recipe's rewards as a judge; `auto` is the metric that the answers will be evaluated with."""
+def make_judge(ground: Ground, block: Generate, log: Log = lambda line: None) -> Judge:
+    """The recipe's rewards as a judge of answers drawn by `block`; `auto` is the metric of their evaluation."""
     settings, renderer = ground.recipe.settings, ground.renderer
     if settings.reward == "auto":
-        return _by_metric(ground)
+        return _by_metric(ground, block)
     return judge_by(
         build_rewards(settings.reward, ground.recipe.base, log),
-        lambda ids: ground.loaded.tokenizer.decode(ids, skip_special_tokens=True),
+        lambda ids: text_of(ground, block, ids),
         renderer.end_ids,
         renderer.reference,
         renderer.prompt_text,
     )
 
 
-def _by_metric(ground: Ground) -> Judge:
+def _by_metric(ground: Ground, block: Generate) -> Judge:
     records = ground.prepared.records
     references = {name: ground.renderer.reference(record) for name, record in records.items()}
     metric = ground.recipe.settings.evaluate.metric
@@ -62,16 +57,19 @@ def _by_metric(ground: Ground) -> Judge:
             return Scored(one, None)
         metric = metrics[record.id]
         cut_off = one.finish == "length"
-        value = 0.0 if cut_off else measure(metric, text_of(ground, one), record, references[record.id])
+        value = 0.0 if cut_off else measure(metric, text_of(ground, block, one.ids), record, references[record.id])
         return Scored(one, value, {metric.kind: value})
 
     return judge
 
 
-def text_of(ground: Ground, trajectory: Trajectory) -> str:
-    """What a trajectory says, without the token that ended it."""
-    ids = trajectory.ids[:-1] if trajectory.finish == "stop" else trajectory.ids
-    return ground.loaded.tokenizer.decode(ids, skip_special_tokens=True)
+def text_of(ground: Ground, block: Generate, ids: Sequence[int]) -> str:
+    """What an answer says, without what ended it."""
+
+    def decode(ids: Sequence[int]) -> str:
+        return ground.loaded.tokenizer.decode(ids, skip_special_tokens=True)
+
+    return answer_text(ids, ground.renderer.end_ids, decode, block.stop)
 
 
 def gold(ground: Ground) -> list[Candidate]:
@@ -121,7 +119,7 @@ def generate_candidates(
         for record in records
         for index in range(samples)
     ]
-    found = sample(requests, sampling_of(settings.generate), progress)
+    found = sample(requests, settings.generate.sampling(), progress)
     found = [replace(one, request=request) for one, request in zip(found, requests, strict=True)]
     groups = [found[start : start + samples] for start in range(0, len(found), samples)]
     prompts = [Prompt(record, ground.renderer.prompt(record)) for record in records]
@@ -140,7 +138,7 @@ def _candidate(ground: Ground, prompt: Prompt, scored: Scored, row: str, name: s
     return Candidate(
         prompt.record,
         Row(row, ids, {"weights": Stream(weights, "token")}),
-        text_of(ground, scored.trajectory),
+        text_of(ground, ground.recipe.settings.generate, scored.trajectory.ids),
         name,
         scored.reward,
     )

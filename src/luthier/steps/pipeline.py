@@ -214,7 +214,7 @@ def _generate(work: Work, stage: Stage, folder: Path) -> None:
             stage.block["samples"],
             stage.block["instruction"],
             sample,
-            make_judge(ground, work.journal.event),
+            make_judge(ground, stage.recipe.settings.generate, work.journal.event),
             lambda done: progress(done, total),
         )
         write_candidates(path, found)

@@ -32,7 +32,7 @@ from luthier.rollouts.base import (
     rows_of,
 )
 from luthier.rollouts.drive import drive, measures, refill
-from luthier.steps.answers import make_judge, make_sampler, sampling_of
+from luthier.steps.answers import make_judge, make_sampler
 from luthier.steps.ground import Ground
 from luthier.types import Row, Sampler, Stream
 
@@ -120,7 +120,7 @@ class Rollouts:
             prompts,
             self.sample,
             self.judge,
-            sampling=sampling_of(self.settings.generate),
+            sampling=self.settings.generate.sampling(),
             seed=self.seed,
             rollout=self.rollout,
             decode=self.decode,
@@ -225,7 +225,7 @@ def make_rollouts(
         strategy=parts.build("strategy", settings.rl.strategy, recipe.base),
         chain=chain,
         sample=make_sampler(ground, policy, settings.rl.generate),
-        judge=make_judge(ground, log),
+        judge=make_judge(ground, settings.rl.generate, log),
         columns_of=columns_of,
         decode=lambda ids: ground.loaded.tokenizer.decode(ids, skip_special_tokens=True),
         end_ids=renderer.end_ids,

@@ -1,0 +1,19 @@
+"""What is taken for the answer."""
+
+from luthier.sampling.text import answer_text
+
+
+def decode(ids):
+    return "".join(chr(one) for one in ids)
+
+
+def ids(text):
+    return [ord(one) for one in text]
+
+
+def test_the_end_token_and_everything_from_the_first_stop_string_is_left_out():
+    assert answer_text([*ids("four"), 0], {0}, decode) == "four"
+    assert answer_text(ids("four"), {0}, decode) == "four"
+    assert answer_text(ids("four\n\nfive;"), {0}, decode, [";", "\n\n"]) == "four"
+    assert answer_text(ids("four"), {0}, decode, ["x"]) == "four"
+    assert answer_text([], {0}, decode, ["x"]) == ""
