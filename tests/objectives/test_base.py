@@ -87,6 +87,17 @@ def test_no_split_changes_the_gradient(objective, batching):
     assert apart(trained(objective, full(), WHOLE), trained(objective, full(), batching)) < 1e-9
 
 
+def test_a_record_drawn_twice_counts_twice():
+    rows = tiny_rows(3)
+    twice, once = collate(rows + rows), collate(rows)
+    sft = parts.build("objective", "sft")
+    assert {name: 2 * count for name, count in sft.units(once).items()} == sft.units(twice)
+    pairs = [
+        type(row)(f"{row.record}/{side}", row.ids, row.streams, part_of=row.record) for row in rows for side in "ab"
+    ]
+    assert [sft.units(collate(drawn))["records"] for drawn in (pairs, pairs + pairs)] == [3, 6]
+
+
 def test_dividing_by_weights_differs_from_dividing_by_targets():
     ratio = sum(row.targets for row in tiny_rows()) / sum(
         float(row.streams["weights"].values[1:].sum()) for row in tiny_rows()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field, replace
@@ -89,7 +90,7 @@ class Objective(Part):
         return {
             "targets": float(len(rows)),
             "weights": float(weights.double().sum()),
-            "records": float(len({batch.atoms[row] for row in batch.record_of[rows, columns].unique().tolist()})),
+            "records": float(_records(batch, batch.record_of[rows, columns].unique().tolist())),
         }
 
     def terms(self, policy: Any, batch: Batch, update: Update) -> list[Term]:
@@ -364,6 +365,14 @@ class WeightedSum(Objective):
     def after_step(self, policy: Any, update: Update) -> None:
         for objective, _ in self.members:
             objective.after_step(policy, update)
+
+
+def _records(batch: Batch, rows: Sequence[int]) -> int:
+    """Records that these rows make up, each as often as it was drawn: an update may be larger than the data set."""
+    times: dict[str, int] = {}
+    for (atom, _), count in Counter((batch.atoms[row], batch.records[row]) for row in rows).items():
+        times[atom] = max(times.get(atom, 0), count)
+    return sum(times.values())
 
 
 def build_objective(spec: Any, base: Path | None = None) -> Objective:
