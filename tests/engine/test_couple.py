@@ -96,7 +96,7 @@ def _gradient_by_hand(run, loss_of):
 def _update(run):
     from luthier.data.batches import collate, micro_batches
 
-    rows = [run.source.ordered.at(i) for i in range(8)]
+    rows = run.source.draw(run.position, 8).rows
     return Update(1, 0, batches=[collate(micro) for micro in micro_batches(rows, run.micro_tokens, "padded")])
 
 

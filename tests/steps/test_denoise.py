@@ -20,6 +20,7 @@ from luthier.steps import denoise
 from luthier.steps.denoise import DenoisedRollout, Sampled
 from luthier.steps.faces import seeded
 from luthier.steps.ground import tuned_policy
+from luthier.tuners.base import Planning
 from luthier.tuners.full import Full
 from luthier.types import Row, Stream
 
@@ -41,7 +42,9 @@ def reward(points, condition):
 
 
 def trainer(module, objective, source, lr, saving=None, stop=lambda: False, observe=lambda event: None):
-    policy = tuned_policy(module, [Full()], objective, 0, make=DenoiserPolicy) if source is None else source.policy
+    policy = (
+        tuned_policy(module, [Full()], objective, Planning(), make=DenoiserPolicy) if source is None else source.policy
+    )
     adamw = parts.build("optimizer", {"kind": "adamw", "lr": lr})
     constant = parts.build("schedule", "constant")
     more = {"saving": saving, "stop_requested": stop, "observe": observe}

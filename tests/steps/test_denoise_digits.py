@@ -17,6 +17,7 @@ from luthier.sampling.denoise import dpm2
 from luthier.steps.denoise import DenoisedRollout, Sampled
 from luthier.steps.faces import latent_rows, seeded
 from luthier.steps.ground import tuned_policy
+from luthier.tuners.base import Planning
 from luthier.tuners.full import Full
 from luthier.vision.digits import digit_rows
 
@@ -47,7 +48,7 @@ def classifier(seed):
 
 
 def trained(module, objective, lr, source_of, observe=lambda event: None):
-    policy = tuned_policy(module, [Full()], objective, 0, make=DenoiserPolicy)
+    policy = tuned_policy(module, [Full()], objective, Planning(), make=DenoiserPolicy)
     adamw, constant = parts.build("optimizer", {"kind": "adamw", "lr": lr}), parts.build("schedule", "constant")
     batching = Batching(128, 4096)
     Trainer(policy, [Full()], objective, source_of(policy), adamw, constant, batching, observe=observe).train()
