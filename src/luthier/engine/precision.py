@@ -33,30 +33,39 @@ class Masters:
         parameters: names and parameters of the model; types narrower than fp32 get an fp32 master.
         optimizer: a part with `make(parameters) -> torch.optim.Optimizer`.
         beside: groups of parameters that are trained with the model and are no part of it.
+        own: another such part, by name of the parameter that it moves instead.
     """
 
-    def __init__(self, parameters: Iterable[tuple[str, nn.Parameter]], optimizer: Any, beside: Sequence[Group] = ()):
+    def __init__(
+        self,
+        parameters: Iterable[tuple[str, nn.Parameter]],
+        optimizer: Any,
+        beside: Sequence[Group] = (),
+        own: Mapping[str, Any] | None = None,
+    ):
         self.groups = [Group(dict(parameters)), *beside]
         self.compute = {name: p for group in self.groups for name, p in group.parameters.items()}
         self.master = {name: _master(p) for name, p in self.compute.items()}
         self.sums: dict[str, Tensor] = {}
         self._hooks: list[Any] = []
+        rules = {name: (own or {}).get(name, optimizer) for name in self.master}
         self.buckets = [
-            (names, optimizer.make([self.master[n] for n in names]), index)
+            (names, rules[names[0]].make([self.master[n] for n in names]), index)
             for index, group in enumerate(self.groups)
-            for names in self._split(group)
+            for names in self._split(group, rules)
         ]
 
     def of_model(self) -> dict[str, Tensor]:
         """The model's own masters by name, without what is trained beside it."""
         return {name: self.master[name].detach() for name in self.groups[0].parameters}
 
-    def _split(self, group: Group) -> Iterator[list[str]]:
+    def _split(self, group: Group, rules: Mapping[str, Any]) -> Iterator[list[str]]:
         bucket: list[str] = []
         size = 0
         for name in group.parameters:
             master = self.master[name]
-            if bucket and size + master.numel() * master.element_size() > BUCKET_BYTES:
+            full = size + master.numel() * master.element_size() > BUCKET_BYTES
+            if bucket and (full or rules[name] is not rules[bucket[0]]):
                 yield bucket
                 bucket, size = [], 0
             bucket.append(name)
@@ -94,6 +103,10 @@ class Masters:
     def gradient(self, name: str) -> Tensor | None:
         """The complete, unclipped gradient of a parameter, or None when nothing reached it."""
         return self.sums.get(name, self.compute[name].grad)
+
+    def optimizer_state(self, name: str) -> dict[str, Any]:
+        """What the optimiser keeps for a parameter, by name; to be changed in place. Empty before its first step."""
+        return next(opt.state.get(self.master[name], {}) for names, opt, _ in self.buckets if name in names)
 
     def reduce(self, world: World) -> None:
         """Sum gradients over ranks; a rank whose share was empty takes part with zeros."""

@@ -84,13 +84,18 @@ class Trainer:
         if not named:
             raise RunError("The tuner leaves nothing to train.")
         companions = [_group(name, one) for name, one in self.policy.companions.items()]
-        self.masters = Masters(named.items(), self.optimizer, companions)
+        self.masters = Masters(named.items(), self.optimizer, companions, self._own_optimizers())
         self.micro_tokens = self.batching.tokens
         parts = [*members_of(self.objective), *self.tuners, *([self.selector] if self.selector else [])]
         self.states = {f"{index}": part.start(self.policy) for index, part in enumerate(parts)}
         self._state_by_part = {id(part): self.states[f"{index}"] for index, part in enumerate(parts)}
         self._saved_at = time.perf_counter()
         self._saved_update = -1
+
+    def _own_optimizers(self) -> dict[str, Any]:
+        """What moves the parameters of tuners with a rule of their own, by name."""
+        rules = [(tuner, tuner.optimizer(self.optimizer)) for tuner in self.tuners]
+        return {name: r for t, r in rules if r is not None for name, _ in t.parameters(self.policy.module)}
 
     def train(self) -> Literal["done", "stopped"]:
         """Run to the end of the budget, or until `stop_requested`; either way the state is saved."""
@@ -148,9 +153,10 @@ class Trainer:
         kept = self._select(drawn.rows)
         after_position = self._advanced(drawn, kept)
         start, end = self.span
-        progress = start + (end - start) * (self._spent(self.position) + self._spent(after_position)) / 2
+        done = start + (end - start) * self._spent(after_position)
+        progress = (start + (end - start) * self._spent(self.position) + done) / 2
         try:
-            report = self._update(kept.rows, progress) if kept.rows else NOTHING
+            report = self._update(kept.rows, progress, done) if kept.rows else NOTHING
         except NotFinite:
             self._forget_selection(remembered)
             self.save()
@@ -203,8 +209,8 @@ class Trainer:
         if remembered:
             self._state_by_part[id(self.selector)].load_state_dict(remembered)
 
-    def _update(self, rows: Sequence[Row], progress: float) -> UpdateReport:
-        return self._within_memory(rows, lambda: self._try_update(rows, progress))
+    def _update(self, rows: Sequence[Row], progress: float, done: float) -> UpdateReport:
+        return self._within_memory(rows, lambda: self._try_update(rows, progress, done))
 
     def _within_memory(self, rows: Sequence[Row], attempt: Callable[[], Found]) -> Found:
         """Make the attempt; when memory runs out, forget its gradients and try again with half the micro-batch."""
@@ -227,14 +233,15 @@ class Trainer:
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
 
-    def _try_update(self, rows: Sequence[Row], progress: float) -> UpdateReport:
+    def _try_update(self, rows: Sequence[Row], progress: float, done: float) -> UpdateReport:
         index = self.position.updates + 1
         seed_everything(self.seed, index, self.world.rank)
         device = next(self.policy.module.parameters()).device
         cut = self.world.share(micro_batches(rows, self.micro_tokens, self.batching.layout))
         batching = self.batching
         batches = [collate(micro, batching.layout, batching.pad_id, batching.side).to(device) for micro in cut]
-        update = Update(index=index, seed=self.seed, progress=progress, batches=batches, states=self._state_by_part)
+        states = self._state_by_part
+        update = Update(index=index, seed=self.seed, progress=progress, done=done, batches=batches, states=states)
         return run_update(
             self.policy,
             self.objective,

@@ -62,8 +62,10 @@ def run_update(
         records = ", ".join(record for batch in update.batches for record in batch.records[:4])
         raise RunError(f"Update {update.index} has no target token (records {records}, ...).")
     objective.prepare(policy, update)
+    for tuner in tuners:
+        tuner.before_update(policy.module, update)
     masters.accumulate(several=len(update.batches) > 1 or world.size > 1)
-    update.gradient = masters.gradient
+    update.gradient, update.optimizer_state = masters.gradient, masters.optimizer_state
     coupled = couple(policy, objective, update, world)
     if not math.isfinite(coupled):
         raise _not_finite("loss", _records(update), update, world)

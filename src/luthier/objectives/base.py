@@ -32,20 +32,23 @@ class Update:
     """One update as objectives and tuners see it.
 
     `counts` are global (all micro-batches, all ranks) and known before the first backward; `progress` is
-    the middle of this update's share of the budget, 0 to 1; `gradient(name)` gives a parameter's complete,
-    unclipped gradient to tuners' `before_step`. `prepared` holds what a part's `prepare` left, by the part's id;
-    `sum_tensors` sums over ranks, in place. Of coupled objectives: `pulls`, the loss's gradient with respect
-    to their features, and `repeatable(batch)`, in which dropout draws the same again.
+    the middle of this update's share of the budget, 0 to 1, and `done` its end. Tuners find a parameter's complete,
+    unclipped gradient by `gradient(name)` and what the optimiser keeps for it by `optimizer_state(name)`. `prepared`
+    holds what a part's `prepare` left, by the part's id; `sum_tensors` sums over ranks, in place. Of coupled
+    objectives: `pulls`, the loss's gradient with respect to their features, and `repeatable(batch)`, in which dropout
+    draws the same again.
     """
 
     index: int
     seed: int
     progress: float = 0.0
+    done: float = 0.0
     batches: Sequence[Batch] = ()
     counts: dict[str, float] = field(default_factory=dict)
     meters: dict[str, list[Any]] = field(default_factory=dict)
     states: dict[int, Any] = field(default_factory=dict)
     gradient: Callable[[str], Tensor | None] = lambda name: None
+    optimizer_state: Callable[[str], dict[str, Any]] = lambda name: {}
     prepared: dict[int, Any] = field(default_factory=dict)
     sum_tensors: Callable[[Iterable[Tensor]], None] = lambda tensors: None
     pulls: dict[int, dict[int, dict[str, Tensor]]] = field(default_factory=dict)

@@ -26,6 +26,7 @@ from luthier.models.load import Loaded, fast_bfloat16, load_model
 from luthier.models.policy import Policy, Reference, TokenPolicy
 from luthier.objectives.base import Objective, members_of, needs_pairs, reads_of
 from luthier.recipe import Recipe
+from luthier.recipe.settings import Train
 from luthier.tuners.base import Planning, Tuner
 from luthier.types import Record, Row
 
@@ -184,6 +185,17 @@ def refuse_excluded(tuners: Sequence[Tuner]) -> None:
         for other in [*tuners[:place], *tuners[place + 1 :]]:
             if other.kind in tuner.EXCLUDES:
                 raise RecipeError(f"The tuners `{tuner.kind}` and `{other.kind}` cannot be combined.")
+
+
+def refuse_other_rules(tuners: Sequence[Tuner], optimizer: Any) -> None:
+    """Raise RecipeError if the recipe names an optimiser and a tuner moves its parameters by a rule of its own."""
+    own = [tuner for tuner in tuners if tuner.optimizer(optimizer) is not None]
+    default = Train.model_fields["optimizer"].default["kind"]
+    if own and optimizer.kind != default:
+        raise RecipeError(
+            f"The tuner `{own[0].kind}` moves its parameters by a rule of its own, not by `{optimizer.kind}`.",
+            f"Leave train.optimizer.kind at `{default}`: learning rate, decay and clipping are taken from there.",
+        )
 
 
 def unknown_reference(name: str) -> RecipeError:

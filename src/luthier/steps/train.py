@@ -23,6 +23,7 @@ from luthier.steps.ground import (
     frozen_copies,
     micro_tokens,
     predicted_memory,
+    refuse_other_rules,
     training_rows,
     tuned_policy,
 )
@@ -49,6 +50,8 @@ def training(
     settings = run.recipe.settings
     train = settings.train
     objective = build_objective(train.objective, run.recipe.base)
+    optimizer = parts.build("optimizer", train.optimizer, run.recipe.base)
+    refuse_other_rules(build_tuners(run.recipe) if live is None else live.tuners, optimizer)
     selector = None if train.select is None else parts.build("selector", train.select, run.recipe.base)
     rows = training_rows(objective, ground.prepared) if settings.rl else _rows(run, ground, objective, selector)
     memory.reset_peak()
@@ -69,7 +72,7 @@ def training(
         source=make_rollouts(ground, rows, policy, objective, budget, micro, observe)
         if settings.rl
         else Records(rows, settings.seed, budget, shuffled),
-        optimizer=parts.build("optimizer", train.optimizer, run.recipe.base),
+        optimizer=optimizer,
         schedule=parts.build("schedule", train.schedule, run.recipe.base),
         batching=Batching(train.batch.records, micro, layout, pad_id=0 if pad is None else pad),
         seed=settings.seed,

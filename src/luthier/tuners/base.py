@@ -40,7 +40,7 @@ class Planning:
 
 
 class Tuner(Part):
-    """Which parameters move. Verbs: `apply`, `save`, `merge`; hooks: `plan`, `before_step`, `after_step`, `finish`.
+    """Which parameters move. Verbs: `apply`, `save`, `merge`; the rest are hooks.
 
     EXCLUDES names tuners that it cannot be combined with, itself included if it cannot be used twice.
     RESTORES says what `disabled()` gives: "base" (the model as it was, so it can serve as a reference for
@@ -74,9 +74,19 @@ class Tuner(Part):
         """The plain model with the tuning folded in."""
         return model
 
+    def optimizer(self, written: Any) -> Any:
+        """Hook: what moves this tuner's parameters instead of the recipe's optimiser `written`, or None.
+
+        A rule of its own takes the learning rate, and other options it has, from `written`.
+        """
+        return None
+
     def start(self, policy: Any) -> Any:
         """Hook: mutable state, or None. It needs `state_dict() -> {name: Tensor}` and `load_state_dict`."""
         return None
+
+    def before_update(self, model: nn.Module, update: Any) -> None:
+        """Hook: before the first forward that trains; again when the update is tried again with less memory."""
 
     def before_step(self, model: nn.Module, update: Any) -> None:
         """Hook: gradients are complete and not yet clipped."""

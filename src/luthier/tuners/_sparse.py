@@ -1,0 +1,251 @@
+"""A linear layer whose frozen weight carries some trained differences, and the rules that move them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+Candidates = Literal["update", "micro_batch"]
+
+
+@dataclass
+class Window:
+    """What is remembered of the dense gradient while entries are looked for.
+
+    Attributes:
+        candidates: flat positions [K], None until they are chosen.
+        first, second: sums over updates of the candidates' gradient and of its square, [K].
+        updates: how many went into them.
+        dense: the gradient of the update in progress, where candidates are chosen from a whole update.
+        pending: the candidates' gradient of the update in progress.
+    """
+
+    candidates: Tensor | None = None
+    first: Tensor | None = None
+    second: Tensor | None = None
+    updates: int = 0
+    dense: Tensor | None = None
+    pending: Tensor | None = None
+
+    def look(self, gradient: Tensor, count: int, source: Candidates) -> None:
+        """Take in one micro-batch's dense gradient [outputs, inputs]; it is kept only while candidates are chosen."""
+        flat = gradient.flatten()
+        if self.candidates is None and source == "update":
+            self.dense = flat if self.dense is None else self.dense.add_(flat)
+            return
+        if self.candidates is None:
+            self.candidates = largest(flat.abs(), count)
+        seen = flat[self.candidates].to(torch.promote_types(flat.dtype, torch.float32))
+        self.pending = seen if self.pending is None else self.pending + seen
+
+    def close_update(self, count: int) -> None:
+        """Add the finished update's gradient to the sums."""
+        if self.dense is not None:
+            self.candidates = largest(self.dense.abs(), count)
+            self.pending = self.dense[self.candidates].to(torch.promote_types(self.dense.dtype, torch.float32))
+            self.dense = None
+        if self.pending is None:
+            return
+        if self.first is None or self.second is None:
+            self.first, self.second = torch.zeros_like(self.pending), torch.zeros_like(self.pending)
+        self.first += self.pending
+        self.second += self.pending.square()
+        self.updates += 1
+        self.pending = None
+
+    def forget_update(self) -> None:
+        """Drop what an update that did not come to pass has left."""
+        self.dense = self.pending = None
+        if self.updates == 0:
+            self.candidates = None
+
+
+class SparseLinear(nn.Linear):
+    """y = x (W + scatter(index, delta))ᵀ + b: W frozen, `delta` [k] trained, in fp32 or wider.
+
+    The sum is made for each product and not kept. The gradient of W is made to read k entries from it (and by an
+    open `window`) and dropped; W never has a `.grad`.
+
+    Args:
+        plain: the layer that it takes the place of; its weight is shared, not copied.
+        index: distinct flat positions row * inputs + column, [k].
+    """
+
+    index: Tensor
+
+    def __init__(self, plain: nn.Linear, index: Tensor, source: Candidates):
+        super().__init__(plain.in_features, plain.out_features, plain.bias is not None, device="meta")
+        self.weight, self.bias = plain.weight, plain.bias
+        device, dtype = plain.weight.device, torch.promote_types(plain.weight.dtype, torch.float32)
+        self.register_buffer("index", index.to(device), persistent=False)
+        self.delta = nn.Parameter(torch.zeros(len(index), device=device, dtype=dtype))
+        self.delta.layer = self  # pyright: ignore[reportAttributeAccessIssue]
+        self.source: Candidates = source
+        self.window: Window | None = None
+        self.on = True
+
+    def effective(self) -> Tensor:
+        """W + scatter(index, delta) in W's type: each changed entry is summed wide and rounded once."""
+        made = self.weight.detach().clone()
+        flat = made.view(-1)
+        flat[self.index] = (flat[self.index].to(self.delta.dtype) + self.delta.detach()).to(made.dtype)
+        return made
+
+    def forward(self, input: Tensor) -> Tensor:
+        if not self.on:
+            return functional.linear(input, self.weight, self.bias)
+        return _Product.apply(input, self.delta, self)
+
+    def plain(self) -> nn.Linear:
+        """An ordinary layer with the differences added."""
+        made = nn.Linear(self.in_features, self.out_features, self.bias is not None, device="meta")
+        made.weight, made.bias = nn.Parameter(self.effective(), requires_grad=False), self.bias
+        return made
+
+
+def sparse_layers(model: nn.Module) -> Iterator[tuple[str, SparseLinear]]:
+    """All sparse layers of a model by name."""
+    return ((name, module) for name, module in model.named_modules() if isinstance(module, SparseLinear))
+
+
+class _Product(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, delta: Tensor, layer: SparseLinear) -> Tensor:
+        ctx.layer = layer
+        ctx.save_for_backward(x, delta)
+        return functional.linear(x, layer.effective(), layer.bias)
+
+    @staticmethod
+    def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor | None, ...]:
+        (x, delta), layer, dy = ctx.saved_tensors, ctx.layer, outer[0]
+        dx = dy @ layer.effective() if ctx.needs_input_grad[0] else None
+        if not ctx.needs_input_grad[1]:
+            return dx, None, None
+        gradient = dy.flatten(0, -2).T @ x.flatten(0, -2)
+        if layer.window is not None:
+            layer.window.look(gradient, len(delta), layer.source)
+        return dx, gradient.flatten()[layer.index].to(delta.dtype), None
+
+
+def largest(scores: Tensor, count: int) -> Tensor:
+    """Positions of the largest scores, largest first; the lower position first where they are equal."""
+    count = min(count, len(scores))
+    if count == 0:
+        return torch.zeros(0, dtype=torch.long, device=scores.device)
+    least = scores.topk(count).values[-1]
+    above = (scores > least).nonzero()[:, 0]
+    equal = (scores == least).nonzero()[: count - len(above), 0]
+    return torch.cat([above[scores[above].argsort(descending=True, stable=True)], equal])
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What moves the differences: AdamW with an age per entry, or SM3."""
+
+    kind: Literal["adamw", "sm3"]
+    lr: float
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-6
+    weight_decay: float = 0.0
+
+    def make(self, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+        defaults = {"lr": self.lr, "betas": self.betas, "eps": self.eps, "weight_decay": self.weight_decay}
+        return (AgedAdamW if self.kind == "adamw" else SparseSM3)(parameters, defaults)
+
+
+class AgedAdamW(torch.optim.Optimizer):
+    """AdamW whose number of steps is a tensor: an entry that joined later is corrected for its own age."""
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is not None:
+                    _aged_step(p, self.state[p], group)
+
+
+def _aged_step(p: Tensor, state: dict[str, Tensor], group: dict[str, Any]) -> None:
+    """One step; `age` is the step that each entry is about to make, 1 at first."""
+    if not state:
+        state |= {"exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p), "age": torch.ones_like(p)}
+        state["betas"] = torch.tensor(group["betas"], dtype=torch.float64)  # for who seeds the moments of new entries
+    (beta1, beta2), lr = group["betas"], group["lr"]
+    mean, square, age, gradient = state["exp_avg"], state["exp_avg_sq"], state["age"], p.grad
+    assert gradient is not None
+    p.mul_(1 - lr * group["weight_decay"])
+    mean.lerp_(gradient, 1 - beta1)
+    square.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
+    wide = age.double()  # 1 - 0.999 loses four digits in float32
+    root = (square / (1 - beta2**wide)).sqrt().to(p.dtype) + group["eps"]
+    p.sub_(lr * (mean / (1 - beta1**wide)).to(p.dtype) / root)
+    age += 1
+
+
+class SparseSM3(torch.optim.Optimizer):
+    """SM3 (arXiv 1901.11150) over the active entries of a matrix: one accumulator per row and per column."""
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is not None:
+                    _sm3_step(p, self.state[p], group)
+
+
+def _sm3_step(p: Any, state: dict[str, Tensor], group: dict[str, Any]) -> None:
+    layer, gradient = p.layer, p.grad
+    if not state:
+        state |= {"row": p.new_zeros(layer.out_features), "column": p.new_zeros(layer.in_features)}
+    rows, columns = layer.index // layer.in_features, layer.index % layer.in_features
+    bound = torch.minimum(state["row"][rows], state["column"][columns]) + gradient.square()
+    state["row"].scatter_reduce_(0, rows, bound, "amax")
+    state["column"].scatter_reduce_(0, columns, bound, "amax")
+    p.sub_(group["lr"] * gradient / (bound + group["eps"]).sqrt())
+    p.mul_(1 - group["lr"] * group["weight_decay"])
+
+
+@torch.no_grad()
+def grow_accumulated(layer: SparseLinear, state: dict[str, Tensor], quantity: int) -> None:
+    """Give the slots of the smallest |delta| to the candidates with the largest accumulated gradient.
+
+    The new entry's moments are those that AdamW would have had after the window's a updates:
+    mean g (1 - beta1^a), mean g² (1 - beta2^a); its next step is number a + 1.
+    """
+    window = layer.window
+    if window is None or window.candidates is None or window.first is None or window.second is None or not quantity:
+        return
+    out = torch.argsort(layer.delta.abs(), stable=True)[:quantity]
+    remaining = torch.ones(len(layer.index), dtype=torch.bool, device=out.device)
+    remaining[out] = False
+    free = ~torch.isin(window.candidates, layer.index[remaining])
+    grown = free.nonzero()[:, 0]
+    grown = grown[largest(window.first[grown].abs(), quantity)]
+    kept = torch.isin(layer.index[out], window.candidates[grown])  # dropped and grown at once: nothing happens
+    grown = grown[~torch.isin(window.candidates[grown], layer.index[out])]
+    out = out[~kept][: len(grown)]
+    grown = grown[: len(out)]
+    age = window.updates
+    beta1, beta2 = state["betas"].tolist()
+    layer.index[out] = window.candidates[grown]
+    layer.delta[out] = 0.0
+    state["exp_avg"][out] = (window.first[grown] / age * (1 - beta1**age)).to(layer.delta.dtype)
+    state["exp_avg_sq"][out] = (window.second[grown] / age * (1 - beta2**age)).to(layer.delta.dtype)
+    state["age"][out] = float(age + 1)
+
+
+@torch.no_grad()
+def grow_momentum(layer: SparseLinear, state: dict[str, Tensor], quantity: int) -> None:
+    """Give the slots of the smallest |delta| to the inactive positions with the largest row × column accumulator."""
+    quantity = min(quantity, layer.weight.numel() - len(layer.index))
+    if not quantity:
+        return
+    scores = torch.outer(state["row"], state["column"]).flatten()
+    scores[layer.index] = -1.0
+    out = torch.argsort(layer.delta.abs(), stable=True)[:quantity]
+    layer.index[out] = largest(scores, quantity)
+    layer.delta[out] = 0.0
