@@ -48,9 +48,9 @@ def _noted(run: Trainer) -> list[list[str]]:
     kept: list[list[str]] = []
     update = run._update
 
-    def noting(rows: Sequence[Row], progress: float) -> Any:
+    def noting(rows: Sequence[Row], progress: float, done: float) -> Any:
         kept.append([row.record for row in rows])
-        return update(rows, progress)
+        return update(rows, progress, done)
 
     run._update = noting
     run.train()

@@ -162,7 +162,7 @@ class AgedAdamW(torch.optim.Optimizer):
     """AdamW whose number of steps is a tensor: an entry that joined later is corrected for its own age."""
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> None:
+    def step(self, closure: Any = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
         for group in self.param_groups:
             for p in group["params"]:
                 if p.grad is not None:
@@ -190,7 +190,7 @@ class SparseSM3(torch.optim.Optimizer):
     """SM3 (arXiv 1901.11150) over the active entries of a matrix: one accumulator per row and per column."""
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> None:
+    def step(self, closure: Any = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
         for group in self.param_groups:
             for p in group["params"]:
                 if p.grad is not None:
