@@ -93,7 +93,7 @@ def measure(name: str) -> dict[str, Any]:
 
 def main() -> None:
     """Measure every tuner in a process of its own and write the results."""
-    from luthier.steps.train import hardware
+    from luthier.steps.record import hardware
 
     found = {}
     for name in TUNERS:
