@@ -234,8 +234,8 @@ def check_options(made: list[Any], result: Callable[[Any], dict]) -> None:
 
 
 def _now_and_later(objective: Objective, tuner: Any, batching: Batching) -> dict[str, Tensor]:
-    """After one whole update, and after three small ones: an option may act only once weights have moved."""
-    later = {f"later/{name}": change for name, change in _three_updates(objective, tuner).items()}
+    """After one whole update, and after four small ones: an option may act only once weights have moved."""
+    later = {f"later/{name}": change for name, change in _some_updates(objective, tuner).items()}
     return trained(objective, tuner, batching) | later
 
 
