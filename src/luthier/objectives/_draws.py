@@ -19,9 +19,9 @@ else:
 
 def keyed_uniform(keys: Tensor, update: Update, draws: int) -> Tensor:
     """Uniform numbers [n,draws] in [0,1), a function of (keys [n] int64, seed, update, draw) alone."""
-    base = keys ^ _mix(torch.tensor(update.seed * 1_000_003 + update.index, device=keys.device))
+    base = keys ^ mix(torch.tensor(update.seed * 1_000_003 + update.index, device=keys.device))
     draw = torch.arange(1, draws + 1, device=keys.device)
-    return ((_mix(base[:, None] + draw * 0x2545F4914F6CDD1D) >> 11) & (2**53 - 1)).double() / 2**53
+    return ((mix(base[:, None] + draw * 0x2545F4914F6CDD1D) >> 11) & (2**53 - 1)).double() / 2**53
 
 
 def position_keys(batch: Batch) -> Tensor:
@@ -32,10 +32,10 @@ def position_keys(batch: Batch) -> Tensor:
         for record in batch.records
     ]
     owner = torch.tensor(names, device=batch.ids.device)[batch.record_of[rows, columns]]
-    return _mix(owner ^ _mix(batch.position_of[rows, columns]))
+    return mix(owner ^ mix(batch.position_of[rows, columns]))
 
 
-def _mix(value: Tensor) -> Tensor:
+def mix(value: Tensor) -> Tensor:
     """A 64-bit integer hash (the finaliser of splitmix64, Steele et al. 2014), wrapping in int64."""
 
     def shifted(x: Tensor, by: int) -> Tensor:

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from luthier.objectives.base import Update, _mix
+from luthier.objectives._draws import mix
+from luthier.objectives.base import Update
 
 
 def uniform(update: Update, records: Sequence[str], draw: int, count: int, device: torch.device) -> Tensor:
@@ -17,9 +18,9 @@ def uniform(update: Update, records: Sequence[str], draw: int, count: int, devic
     digests = (hashlib.blake2b(record.encode(), digest_size=8).digest() for record in records)
     names = torch.tensor([int.from_bytes(d, "little", signed=True) for d in digests], dtype=torch.long, device=device)
     key = torch.tensor(update.seed * 1_000_003 + update.index, device=device)
-    base = _mix(names ^ _mix(key)) ^ _mix(torch.tensor(0x5851F42D4C957F2D + draw, device=device))
+    base = mix(names ^ mix(key)) ^ mix(torch.tensor(0x5851F42D4C957F2D + draw, device=device))
     places = torch.arange(1, count + 1, device=device) * 0x2545F4914F6CDD1D
-    bits = (_mix(base[:, None] + places) >> 11) & (2**53 - 1)
+    bits = (mix(base[:, None] + places) >> 11) & (2**53 - 1)
     return (bits.double() + 0.5) / 2**53
 
 
