@@ -21,7 +21,7 @@ from luthier.engine.probe import Probe, unmoved
 from luthier.engine.selection import Kept
 from luthier.engine.source import Drawn, Source
 from luthier.engine.update import NotFinite, UpdateReport, run_update
-from luthier.errors import RunError
+from luthier.errors import RecipeError, RunError
 from luthier.models.policy import Companion, Policy
 from luthier.objectives.base import Objective, Update, members_of
 from luthier.select.base import Selector
@@ -80,6 +80,8 @@ class Trainer:
     span: tuple[float, float] = (0.0, 1.0)
 
     def __post_init__(self) -> None:
+        looking = [self.selector] if self.selector is not None and self.selector.FORWARD else []
+        _refuse_faces(self.policy, [*members_of(self.objective), *looking])
         named = {name: p for tuner in self.tuners for name, p in tuner.parameters(self.policy.module)}
         if not named:
             raise RunError("The tuner leaves nothing to train.")
@@ -334,6 +336,13 @@ class Trainer:
         self._saved_update = self.position.updates
         self.micro_tokens = saved.meta["micro_tokens"]
         return True
+
+
+def _refuse_faces(policy: Policy, readers: Sequence[Objective | Selector]) -> None:
+    """Raise RecipeError for a part that does not work on this kind of model."""
+    for part in readers:
+        if policy.face != part.FACE:
+            raise RecipeError(f"`{part.kind}` works on models of the kind `{part.FACE}`; this one is `{policy.face}`.")
 
 
 def _group(name: str, companion: Companion) -> Group:

@@ -1,0 +1,69 @@
+"""Objectives, tuners and selectors train with each other or are refused in words; what does neither is a fault."""
+
+from itertools import combinations
+
+import pytest
+
+from luthier.errors import RecipeError, RunError
+from luthier.objectives.supervised.sft import SFT
+from luthier.steps import conformance_pairs
+from luthier.steps.conformance_pairs import all_pairs, attempt, catalogued, covering, trials
+
+
+def test_every_pair_trains_or_is_refused_in_words():
+    names = catalogued()
+    found = trials(names)
+    assert [trial.seen for trial in found.values() if trial.verdict == "fault"] == []
+    assert set(all_pairs(names)) <= set(found)
+    assert all(trial.seen for trial in found.values() if trial.verdict == "refused")
+
+
+def test_the_triples_hold_every_pair_and_are_few():
+    names = {"objective": ["a", "b", "c", "d"], "tuner": ["e", "f"], "selector": ["g", "h", "i"]}
+    triples = list(covering(names))
+    assert {pair for triple in triples for pair in combinations(triple, 2)} == set(all_pairs(names))
+    assert len(triples) <= 13  # twelve is the least: four objectives by three selectors
+
+
+@pytest.fixture
+def loss(monkeypatch):
+    """Puts a loss of our own in the place of sft's."""
+    return lambda made: monkeypatch.setattr(SFT, "token_loss", made)
+
+
+SFT_AND_FULL = (("objective", "sft"), ("tuner", "full"))
+
+
+def test_a_refusal_before_the_first_update_is_no_fault(loss):
+    def refuses(self, view):
+        raise RecipeError("This cannot be.", "Do otherwise.")
+
+    loss(refuses)
+    assert attempt(SFT_AND_FULL) == conformance_pairs.Trial("refused", "This cannot be.")
+
+
+def test_a_refusal_in_the_middle_is_a_fault(loss):
+    def breaks(self, view):
+        if view.update.index == 2:
+            raise RunError("Now it cannot be.")
+        return -view.logprob
+
+    loss(breaks)
+    trial = attempt(SFT_AND_FULL)
+    assert trial.verdict == "fault" and "broke off after 1 update(s)" in trial.seen
+
+
+def test_a_traceback_a_nan_and_a_standstill_are_faults(loss):
+    for made, word in (
+        (lambda self, view: view.nonsense, "AttributeError"),
+        (lambda self, view: view.logprob * float("nan"), "not a finite number"),
+        (lambda self, view: view.logprob * 0, "nothing moved"),
+    ):
+        loss(made)
+        trial = attempt(SFT_AND_FULL)
+        assert trial.verdict == "fault" and word in trial.seen and trial.seen.startswith("sft + full: ")
+
+
+def test_a_pair_of_another_kind_of_model_is_refused_by_name():
+    trial = attempt((("objective", "siglip"), ("selector", "max_loss")))
+    assert trial.verdict == "refused" and "`max_loss` works on models of the kind `token`" in trial.seen
