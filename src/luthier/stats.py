@@ -147,6 +147,13 @@ def score_interval(scores: Scores, level: float = 0.95) -> Interval:
     return Interval(max(0.0, found.low), min(1.0, found.high))
 
 
+def mean_interval(values: Sequence[float], level: float = 0.95) -> Interval:
+    """Student's interval of the mean of at least two numbers, such as one per seed."""
+    mean = fmean(values)
+    reach = student_quantile(0.5 + level / 2, len(values) - 1) * math.sqrt(variance(values) / len(values))
+    return Interval(mean - reach, mean + reach)
+
+
 def wilson(share: float, n: int, level: float = 0.95) -> Interval:
     """Wilson's score interval of a share seen in n items."""
     z = NormalDist().inv_cdf(0.5 + level / 2)

@@ -16,6 +16,7 @@ RANKS = {
     "recipe": 0.3,
     "records": 0.3,
     "stats": 0.3,
+    "proofs": 0.4,
     "models": 1,
     "data": 1,
     "vision": 1,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -26,10 +27,13 @@ def command(
 
 def _list_all() -> None:
     from luthier import parts
+    from luthier.proofs.proof import committed
     from luthier.recipe import list_methods
 
+    found = [(method.name, committed(method.name).mark, method.about) for method in list_methods(Path.cwd())]
+    width = max((len(mark) for _, mark, _ in found), default=0)
     typer.echo("methods (luthier compare RECIPE --methods sft,dft; `+` composes; `methods NAME` tells more)")
-    _table([(method.name, method.about) for method in list_methods(Path.cwd())])
+    _table([(name, f"{mark:{width}}  {about}") for name, mark, about in found])
     for slot in parts.SLOTS:
         typer.echo(f"\n{slot}")
         _table([(entry.name, entry.about) for entry in parts.catalogue(slot)])
@@ -77,14 +81,81 @@ def _unknown(name: str) -> RecipeError:
 
 
 def _show_method(method: Method) -> None:
+    from luthier.proofs.proof import committed
+    from luthier.recipe import list_methods
+
+    proof = committed(method.name)
+    others = [other for other in list_methods(Path.cwd()) if other.name != method.name]
     typer.echo(f"{method.name}: {method.about}")
     _table(
         [
             *(("sets", line) for line in _lines(method.method.data)),
             *(("advises", line) for line in _lines(method.advice.data)),
+            *(("goes with", line) for line in _free(method, others)),
+            *(("not with", line) for line in _excluded(method, others)),
+            *(("cost", line) for line in _cost(method.name, proof.result)),
+            ("proof", proof.mark),
+            *(("claim", line) for line in _claims(proof.result)),
             ("file", str(method.path)),
         ]
     )
+
+
+def _free(method: Method, others: list[Method]) -> list[str]:
+    """The methods that share no key with this one and exclude nothing of it, in one line."""
+    names = ", ".join(other.name for other in others if _why_not(method, other) is None)
+    return [f"{names} (no key in common; `luthier check` tells whether a recipe carries both)"] if names else []
+
+
+def _excluded(method: Method, others: list[Method]) -> list[str]:
+    """The methods that cannot be composed with this one, by the reason."""
+    reasons: dict[str, list[str]] = {}
+    for other in others:
+        if (reason := _why_not(method, other)) is not None:
+            reasons.setdefault(reason, []).append(other.name)
+    return [f"{', '.join(names)} ({reason})" for reason, names in reasons.items()]
+
+
+def _why_not(method: Method, other: Method) -> str | None:
+    from luthier.recipe.methods import shared_key
+
+    if (key := shared_key(method, other)) is not None:
+        return f"both write {key}"
+    own, its = _parts_of(method), _parts_of(other)
+    mine, theirs = _trains(own), _trains(its)
+    if mine and theirs and mine != theirs:
+        return f"of {theirs} policies; this one is of {mine} policies"
+    names = {entry.name for entry in own if entry.slot == "tuner"}
+    for entry in its:
+        if entry.slot == "tuner" and names & set(entry.constants.get("EXCLUDES", ())):
+            return "their tuner excludes this one"
+    return None
+
+
+def _trains(entries: list[Entry]) -> str | None:
+    """The kind of policy that a method's objective or selector is given; None where it has neither."""
+    faces = [e.constants.get("FACE", "token") for e in entries if e.slot in ("objective", "selector")]
+    return faces[0] if faces else None
+
+
+def _cost(name: str, result: Mapping[str, Any] | None) -> list[str]:
+    """Time and memory of training against sft in the method's own proof, where that has both."""
+    costs = (result or {}).get("costs", {})
+    if result is None or name == "sft" or name not in costs or "sft" not in costs:
+        return []
+    found = []
+    for key, word in (("train_seconds", "time"), ("peak_memory_bytes", "memory")):
+        if costs[name].get(key) and costs["sft"].get(key):
+            found.append(f"{word} {costs[name][key] / costs['sft'][key]:.2f}")
+    where = result["hardware"].get("gpu") or result["hardware"].get("cpu") or "unknown hardware"
+    return [f"{', '.join(found)} times that of sft (its proof, {where})"] if found else []
+
+
+def _claims(result: Mapping[str, Any] | None) -> list[str]:
+    from luthier.proofs.proof import seen
+
+    claims = (result or {}).get("claims", {})
+    return [f"{claim['verdict']['outcome']}: {claim['text']}; seen: {seen(claim)}" for claim in claims.values()]
 
 
 def _lines(data: dict[str, Any]) -> list[str]:

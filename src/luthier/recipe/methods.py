@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import itertools
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -187,18 +188,21 @@ def refuse_conflicts(methods: list[Method]) -> None:
     Raises:
         RecipeError: names both patches and the key.
     """
-    writers: list[tuple[tuple[str, ...], str]] = []
-    for method in methods:
-        keys = [key for key, _ in leaves(method.method.data)]
-        for key in keys:
-            for other, name in writers:
-                if key[: len(other)] == other or other[: len(key)] == key:
-                    shared = ".".join(min(key, other, key=len))
-                    raise RecipeError(
-                        f"The methods `{name}` and `{method.name}` both write `{shared}`.",
-                        "They cannot be composed; compare them as two methods.",
-                    )
-        writers += [(key, method.name) for key in keys]
+    for first, second in itertools.combinations(methods, 2):
+        if (key := shared_key(first, second)) is not None:
+            raise RecipeError(
+                f"The methods `{first.name}` and `{second.name}` both write `{key}`.",
+                "They cannot be composed; compare them as two methods.",
+            )
+
+
+def shared_key(first: Method, second: Method) -> str | None:
+    """The first key that both patches write, or one that lies inside a block that the other writes."""
+    for key, _ in leaves(second.method.data):
+        for other, _ in leaves(first.method.data):
+            if key[: len(other)] == other or other[: len(key)] == key:
+                return ".".join(min(key, other, key=len))
+    return None
 
 
 def apply_advice(merged: Merged, methods: list[Method], defaults: Layer) -> None:

@@ -1,0 +1,38 @@
+"""`luthier prove`: a method's small public proof."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from luthier.cli.arguments import Out, with_out
+
+
+def command(
+    method: Annotated[str, typer.Argument(metavar="METHOD", help="A method with a proof, or a proof's YAML file.")],
+    resume: Annotated[Path | None, typer.Option("--resume", help="The folder of a proof to go on with.")] = None,
+    write: Annotated[
+        bool, typer.Option("--write", help="Put the result beside the proof's YAML, to commit it.")
+    ] = False,
+    out: Out = None,
+) -> None:
+    """Run a method's proof and say of each claim whether it holds; a claim that fails is a result, not an error."""
+    from rich.console import Console
+
+    from luthier.compare.prove import prove
+    from luthier.proofs import read_proof
+    from luthier.records import RunFolder, read_json, write_json
+
+    proof = read_proof(method)
+    folder = None if resume is None else RunFolder.open(resume)
+    path = prove(proof, folder, Console(), overrides=with_out(None, out))
+    found = read_json(path)
+    counts = [claim["verdict"]["outcome"] for claim in found["claims"].values()]
+    said = ", ".join(f"{counts.count(outcome)} {outcome}" for outcome in ("holds", "fails", "undecided"))
+    typer.echo(f"{proof.method}: {found['mark']} ({said} of {len(counts)} claims)")
+    typer.echo(f"proof: {path}")
+    if write:
+        write_json(proof.result, found)
+        typer.echo(f"written: {proof.result}")
