@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
@@ -64,10 +64,13 @@ class Merged:
 
     def written(self, key: Key) -> bool:
         """Whether anybody wrote this key, something under it, or a value in place of its block."""
-        return any(
-            origin != DEFAULT and (leaf[: len(key)] == key or key[: len(leaf)] == leaf)
-            for leaf, origin in self.origins.items()
-        )
+        return self.writings()(key)
+
+    def writings(self) -> Callable[[Key], bool]:
+        """`written` as it stands now, for asking about many keys."""
+        leaves = {leaf for leaf, origin in self.origins.items() if origin != DEFAULT}
+        above = {leaf[:length] for leaf in leaves for length in range(len(leaf) + 1)}
+        return lambda key: key in above or any(key[:length] in leaves for length in range(len(key)))
 
     def _merge(self, old: dict[str, Any], new: dict[str, Any], path: Key, layer: Layer) -> None:
         for name, value in new.items():

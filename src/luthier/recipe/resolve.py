@@ -67,7 +67,8 @@ def resolve(merged: Merged, name: str, base: Path) -> Recipe:
     data["budget"] = {settings.budget.unit: settings.budget.amount}
     texts = lock.part_files(data, base)
     _fill_options(data, merged, base)
-    origins = {".".join(key): merged.origin(key) if merged.written(key) else DEFAULT for key, _ in leaves(data)}
+    written = merged.writings()
+    origins = {".".join(key): merged.origin(key) if written(key) else DEFAULT for key, _ in leaves(data)}
     return Recipe(Settings.model_validate(data), data, origins, base, texts)
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import yaml
@@ -44,7 +46,7 @@ for _name, _pattern, _first in _SCHEMA:
 
 
 def parse(text: str, name: str) -> Document:
-    """Read one YAML document.
+    """Read one YAML document; a text that was read before is not read again.
 
     Args:
         text: the document.
@@ -53,6 +55,12 @@ def parse(text: str, name: str) -> Document:
     Raises:
         RecipeError: malformed text, a key written twice or not text, an unknown tag; with the line.
     """
+    document = _parsed(text, name)
+    return Document(copy.deepcopy(document.data), document.lines)
+
+
+@cache
+def _parsed(text: str, name: str) -> Document:
     try:
         node = _Loader(text).get_single_node()
     except yaml.MarkedYAMLError as error:
