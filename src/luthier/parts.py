@@ -44,6 +44,7 @@ CONSTANTS = (
     "WRITES",
     "EXCLUDES",
     "COUPLES",
+    "COMPARES",
     "UNIT",
     "SETTINGS",
     "RESTORES",

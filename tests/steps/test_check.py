@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 from rich.console import Console
 
-from luthier.errors import DataError
+from luthier.errors import DataError, RecipeError
 from luthier.recipe import load_recipe
 from luthier.steps.check import check_recipe
 
@@ -18,9 +18,9 @@ def recipe(tmp_path):
     lines = [{"prompt": f"reverse {i:04}", "completion": f"{i:04}"[::-1]} for i in range(40)]
     (tmp_path / "data.jsonl").write_text("\n".join(json.dumps(line) for line in lines) + "\n")
 
-    def make(*overrides):
+    def make(*overrides, **more):
         content = {"model": "nano", "data": {"train": "data.jsonl", "validation": 4, "test": 6}}
-        return load_recipe(content, overrides=list(overrides), base=tmp_path)
+        return load_recipe({**content, **more}, overrides=list(overrides), base=tmp_path)
 
     return make
 
@@ -50,7 +50,7 @@ def test_pairs_show_both_answers_and_who_learns_from_them(recipe, tmp_path):
 
 
 def test_one_answer_per_record_is_not_for_objectives_of_pairs(recipe):
-    text = shown(recipe())
+    text = " ".join(shown(recipe()).split())
     assert re.search(r"not: .*dpo \(`dpo` learns from pairs of a chosen and a rejected answer; record", text)
 
 
@@ -59,11 +59,9 @@ def test_full_fine_tuning_by_asft_needs_a_second_copy(recipe):
 
     def estimate(objective, tuner):
         made = recipe(f"train.objective={objective}", f"train.tuner={tuner}", "model.dtype=float32")
-        from luthier.models.bundled import bundled_path
         from luthier.steps.conformance import tiny_rows
 
-        data = SimpleNamespace(train=tiny_rows())
-        return _memory(made, str(bundled_path("nano")), made.settings.model, data)
+        return _memory(made, SimpleNamespace(train=tiny_rows()))
 
     sft, asft = estimate("sft", "full"), estimate("asft", "full")
     assert asft.weights == 2 * sft.weights
@@ -91,3 +89,39 @@ def test_a_record_longer_than_the_context_is_found_before_training(recipe, tmp_p
         file.write(json.dumps({"prompt": "x", "completion": "abc " * 300}) + "\n")
     with pytest.raises(DataError, match=r"reads at most 512"):
         shown(recipe("data.max_tokens=100000", "data.test=null", "data.validation=null"))
+
+
+PIPELINE = {
+    "warm": {"do": "train", "share": 0.5},
+    "rounds": {
+        "do": "loop",
+        "rounds": 2,
+        "steps": {
+            "answers": {"do": "generate"},
+            "kept": {"do": "select", "data": ["answers", "data"], "subset": "first_right"},
+            "polish": {"do": "train", "from": "base", "data": "kept", "train": {"tuner": "full"}},
+        },
+    },
+}
+
+
+def test_steps_are_shown_as_a_table_with_the_memory_of_the_largest_training(recipe):
+    text = shown(recipe("compare.methods=[sft]", steps=PIPELINE))
+    assert re.search(r"step +do +from +data +share", text)
+    assert re.search(r"warm +train +newest +data +50%", text)
+    assert re.search(r"rounds +loop +data +50%", text)
+    assert re.search(r"  kept +select .*answers, data", text) and re.search(r"  polish +train +base +kept +25%", text)
+    assert re.search(r"memory +\d\.\d GB at the peak of `polish`", text)
+    with pytest.raises(RecipeError, match="--probe"):
+        shown(recipe(steps=PIPELINE), probe=True)
+
+
+def test_rollouts_are_a_step_and_other_kinds_of_models_do_not_apply(recipe):
+    text = shown(recipe(train={"objective": "grpo"}, rl={}))
+    assert re.search(r"rl +rl +base +data +100%", text) and re.search(r"\bgrpo \d\.\d GB", text)
+    assert "siglip (`siglip` is a loss of another kind of model (encoder)" in re.sub(r"\s+", " ", text)
+
+
+def test_an_objective_of_sampled_answers_needs_rollouts(recipe):
+    with pytest.raises(RecipeError, match=r"(?s)`grpo` learns from `advantages` .*Add `rl: \{\}`"):
+        shown(recipe("train.objective=grpo"))

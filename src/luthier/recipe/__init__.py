@@ -4,7 +4,7 @@ from luthier.recipe.load import load_recipe
 from luthier.recipe.methods import Method, find_method, list_methods, method_label
 from luthier.recipe.resolve import Recipe
 from luthier.recipe.settings import Settings
-from luthier.recipe.stages import Stage, stages_of
+from luthier.recipe.stages import Stage, flat, stages_of
 
 __all__ = [
     "Method",
@@ -12,6 +12,7 @@ __all__ = [
     "Settings",
     "Stage",
     "find_method",
+    "flat",
     "list_methods",
     "load_recipe",
     "method_label",

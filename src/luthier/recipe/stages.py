@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,6 +40,13 @@ def stages_of(recipe: Recipe) -> list[Stage]:
         do = "train" if recipe.settings.rl is None else "rl"
         return [Stage(do, do, recipe, {"do": do, "from": "base", "data": "data"})]
     return list(_stages(recipe, steps, 1.0))
+
+
+def flat(stages: Sequence[Stage]) -> Iterator[Stage]:
+    """All steps, those of loops behind their loop."""
+    for stage in stages:
+        yield stage
+        yield from flat(stage.body)
 
 
 def _stages(recipe: Recipe, steps: Mapping[str, Any], share: float) -> Iterator[Stage]:

@@ -247,13 +247,14 @@ class Advantage(Part):
     A chain starts from per-token rewards (`Rollout.start_values`); a link that credits whole answers sums them and
     gives the result to every token. READS names columns that the score pass must give, WRITES those that the link
     adds to `rollout.columns`. TAKES and GIVES say what stands before and behind it: rewards (what is earned at each
-    token) or advantages (what a token is credited with).
+    token) or advantages (what a token is credited with). COMPARES says that it compares the answers of a group.
     """
 
     READS: ClassVar[tuple[str, ...]] = ()
     WRITES: ClassVar[tuple[str, ...]] = ()
     TAKES: ClassVar[Literal["rewards", "advantages", "either"]] = "either"
     GIVES: ClassVar[Literal["advantages", "the same"]] = "advantages"
+    COMPARES: ClassVar[bool] = False
 
     def compute(self, rollout: Rollout, values: Arrays) -> Arrays | ndarray:
         """Per trajectory [n] → per trajectory [n]; an array [B] stands for one number per trajectory."""

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
+from rich.table import Table
 from torch import nn
 
 from luthier.data.doctor import examine, print_report
@@ -18,7 +20,8 @@ from luthier.errors import DataError, LuthierError, RecipeError
 from luthier.models.context import checkpoint_layers
 from luthier.models.load import load_tokenizer, resolve_model
 from luthier.objectives.base import build_objective, reads_of
-from luthier.recipe import Recipe, list_methods, load_recipe
+from luthier.recipe import Recipe, Stage, flat, list_methods, load_recipe, stages_of
+from luthier.recipe.steps import TRAINING
 from luthier.steps.ground import (
     build_tuners,
     check_context,
@@ -30,6 +33,7 @@ from luthier.steps.ground import (
 )
 from luthier.steps.record import Run
 from luthier.steps.train import training
+from luthier.steps.verify import verify
 from luthier.tuners.base import Planning
 
 PROBE_UPDATES = 3
@@ -41,7 +45,13 @@ def check_recipe(recipe: Recipe, probe: bool, console: Console) -> None:
     Raises:
         LuthierError: the recipe cannot run as it is; all findings have been printed.
     """
-    settings = recipe.settings
+    settings, stages = recipe.settings, stages_of(recipe)
+    if probe and (settings.steps or settings.rl):
+        raise RecipeError(
+            "`--probe` times one training on records; this recipe has steps or rollouts, whose answers take time too.",
+            "Leave out --probe, or start the recipe with a small budget (budget.updates=3) and look at its run.json.",
+        )
+    verify(stages)
     renderer = Renderer(load_tokenizer(settings.model, recipe.base), settings.data.render, settings.data.targets)
     with tempfile.TemporaryDirectory() as cache:
         report = examine(settings.data, renderer, recipe.base, Path(cache))
@@ -50,38 +60,65 @@ def check_recipe(recipe: Recipe, probe: bool, console: Console) -> None:
             number = sum(len(found) for found in report.problems.values())
             raise DataError(f"{number} record(s) cannot be used; they are listed above.", "Correct or remove them.")
         prepared = prepare(settings.data, renderer, recipe.base, Path(cache))
-    folder = str(resolve_model(settings.model.path, recipe.base))
-    check_context(_config(folder, settings.model), settings.data.max_tokens, prepared)
-    _print_methods(recipe, folder, prepared, console)
+    check_context(_config(settings.model, recipe.base), settings.data.max_tokens, prepared)
+    if settings.steps or settings.rl:
+        _print_steps(stages, prepared, console)
+    _print_methods(recipe, prepared, console)
+    if settings.steps or settings.rl:
+        return
     if probe:
         _print_probe(recipe, console)
     else:
         console.print("[bold]time[/]    run with --probe: a few updates, then an estimate")
 
 
-def _print_methods(recipe: Recipe, folder: str, prepared: Prepared, console: Console) -> None:
+def _print_steps(stages: Sequence[Stage], prepared: Prepared, console: Console) -> None:
+    """The steps in order, and the memory of the training step that takes most."""
+    table = Table("step", "do", "from", "data", "share", box=None, pad_edge=False)
+    for depth, stage in _nested(stages):
+        data = stage.block.get("data", "")
+        share = f"{stage.share:.0%}" if stage.do in TRAINING else ""
+        names = [stage.block.get("from", ""), ", ".join(data) if isinstance(data, list) else data]
+        table.add_row("  " * depth + stage.name, stage.do, *names, share)
+    console.print(table, highlight=False)
+    largest = max(_trainings(stages), key=lambda stage: _memory(stage.recipe, prepared).total)
+    total = _memory(largest.recipe, prepared).total / 1e9
+    console.print(f"[bold]memory[/]  {total:.1f} GB at the peak of `{largest.name}` (estimated; {_available()})")
+
+
+def _nested(stages: Sequence[Stage], depth: int = 0) -> Iterator[tuple[int, Stage]]:
+    for stage in stages:
+        yield depth, stage
+        yield from _nested(stage.body, depth + 1)
+
+
+def _trainings(stages: Sequence[Stage]) -> list[Stage]:
+    return [stage for stage in flat(stages) if stage.do in ("train", "rl")]
+
+
+def _print_methods(recipe: Recipe, prepared: Prepared, console: Console) -> None:
     """Memory of each method on this model and machine, and what does not apply."""
-    device = find_device()
-    model = recipe.settings.model.model_copy(update={"dtype": compute_dtype(recipe, device)})
     fits, refused = [], []
     for method in list_methods(recipe.base):
         try:
-            changed = load_recipe(recipe.to_lock(), [method.name])
-            estimate = _memory(changed, folder, model, prepared)
+            stages = stages_of(load_recipe(recipe.to_lock(), [method.name]))
+            verify(stages)
+            total = max(_memory(stage.recipe, prepared).total for stage in _trainings(stages))
         except LuthierError as error:
             refused.append(f"{method.name} ({error.message})")
             continue
-        fits.append(f"{method.name} {estimate.total / 1e9:.1f} GB")
+        fits.append(f"{method.name} {total / 1e9:.1f} GB")
     console.print(f"[bold]methods[/] {' · '.join(fits)}  [dim](estimated peak; {_available()})[/]", highlight=False)
     if refused:
         console.print(f"        not: {'; '.join(refused)}", markup=False)
 
 
-def _memory(recipe: Recipe, folder: str, model: Any, prepared: Prepared) -> memory.Estimate:
+def _memory(recipe: Recipe, prepared: Prepared) -> memory.Estimate:
     objective = build_objective(recipe.settings.train.objective, recipe.base)
     rows = training_rows(objective, prepared)
     tuners = build_tuners(recipe)
-    module = _empty_model(folder, model)
+    model = recipe.settings.model.model_copy(update={"dtype": compute_dtype(recipe, find_device())})
+    module = _empty_model(model, recipe.base)
     if recipe.settings.train.checkpointing:
         checkpoint_layers(module)
     module.requires_grad_(False)
@@ -92,17 +129,18 @@ def _memory(recipe: Recipe, folder: str, model: Any, prepared: Prepared) -> memo
     return predicted_memory(recipe, module, rows, copies)
 
 
-def _config(folder: str, model: Any) -> Any:
+def _config(model: Any, base: Path) -> Any:
     from transformers import AutoConfig
 
+    folder = str(resolve_model(model.path, base))
     return AutoConfig.from_pretrained(folder, revision=model.revision, trust_remote_code=model.remote_code)
 
 
-def _empty_model(folder: str, model: Any) -> nn.Module:
+def _empty_model(model: Any, base: Path) -> nn.Module:
     """The architecture without its weights (meta device)."""
     from transformers import AutoModelForCausalLM
 
-    config = _config(folder, model)
+    config = _config(model, base)
     with torch.device("meta"):
         return AutoModelForCausalLM.from_config(config, dtype=getattr(torch, model.dtype))
 

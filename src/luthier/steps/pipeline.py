@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -23,7 +23,7 @@ from luthier.engine.score import score
 from luthier.engine.trainer import Trainer
 from luthier.errors import RunError
 from luthier.models.policy import TokenPolicy
-from luthier.recipe import Stage
+from luthier.recipe import Stage, flat
 from luthier.recipe.steps import BASE, CHUNK, DATA, NEWEST
 from luthier.records import read_jsonl, write_json
 from luthier.select.subset import Subset
@@ -157,7 +157,7 @@ class Work:
         loaded, prepared = self.ground.loaded, self.ground.prepared
         if live is None:
             module = source.plain()
-            needed = {step.block.get("from", NEWEST) for step in _flat(later)}
+            needed = {step.block.get("from", NEWEST) for step in flat(later)}
             if any(self.models.get(name) is source for name in needed - {NEWEST}):
                 module = copy.deepcopy(module)
             loaded = replace(loaded, module=module.requires_grad_(False), weights_id=source.weights_id)
@@ -273,12 +273,6 @@ def _chunks(source: Sequence[Candidate], rounds: int, seed: int) -> list[list[Ca
     ordered = [names[place] for place in data_order(names, seed, 0)]
     chunk_of = {name: place * rounds // len(ordered) for place, name in enumerate(ordered)}
     return [[one for one in source if chunk_of[one.record.id] == number] for number in range(rounds)]
-
-
-def _flat(stages: Sequence[Stage]) -> Iterator[Stage]:
-    for stage in stages:
-        yield stage
-        yield from _flat(stage.body)
 
 
 def _derived(weights_id: str, stage: Stage) -> str:

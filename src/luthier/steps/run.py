@@ -19,6 +19,7 @@ from luthier.steps.journal import Journal
 from luthier.steps.pipeline import Work
 from luthier.steps.record import Run, fingerprint
 from luthier.steps.stop import Ended, Stop, stop_signals
+from luthier.steps.verify import verify
 
 
 def run_recipe(recipe: Recipe, folder: Path, observers: Sequence[str]) -> dict[str, Any]:
@@ -68,12 +69,14 @@ def carry_out(run: Run) -> dict[str, Any]:
 
 
 def _carry_out(run: Run, folder: Path, journal: Journal, stop: Stop) -> dict[str, Any]:
+    stages = stages_of(run.recipe)
+    verify(stages)
     with stop.at_once(), run.timed("load"):
         journal.phase("load")
         ground = stand(run.recipe, run.cache)
         journal.progress(1, 1)
     work = Work(run, ground, journal, stop)
-    status = work.carry_out(stages_of(run.recipe))
+    status = work.carry_out(stages)
     facts = work.facts()
     if status == "stopped" or run.world.rank > 0:
         return run.record(status, **facts)

@@ -18,6 +18,7 @@ class BatchNorm(Advantage):
     """
 
     PAPER: ClassVar[str] = "arXiv 2508.08221"
+    COMPARES: ClassVar = True
     TAKES: ClassVar = "rewards"
     SETTINGS: ClassVar = ({}, {"epsilon": 0.1})
 

@@ -17,6 +17,7 @@ class Center(Advantage):
     """
 
     PAPER: ClassVar[str] = "arXiv 2503.20783"
+    COMPARES: ClassVar = True
     TAKES: ClassVar = "rewards"
 
     def compute(self, rollout: Rollout, values: Arrays) -> ndarray:

@@ -20,6 +20,7 @@ class GroupNorm(Advantage):
     """
 
     PAPER: ClassVar[str] = "arXiv 2402.03300"
+    COMPARES: ClassVar = True
     TAKES: ClassVar = "rewards"
     SETTINGS: ClassVar = ({}, {"epsilon": 0.1})
 

@@ -19,6 +19,7 @@ class LeaveOneOut(Advantage):
     """
 
     PAPER: ClassVar[str] = "arXiv 2402.14740"
+    COMPARES: ClassVar = True
     TAKES: ClassVar = "rewards"
 
     def compute(self, rollout: Rollout, values: Arrays) -> ndarray:

@@ -23,6 +23,7 @@ class NormThenSum(Advantage):
     """
 
     PAPER: ClassVar[str] = "arXiv 2601.05242"
+    COMPARES: ClassVar = True
     TAKES: ClassVar = "rewards"
     SETTINGS: ClassVar = ({}, {"epsilon": 0.1}, {"weights": {"one": 3.0}})
 

@@ -22,6 +22,7 @@ class SplitPrefix(Advantage):
     """
 
     PAPER: ClassVar[str] = "arXiv 2507.01679"
+    COMPARES: ClassVar = True
     TAKES: ClassVar = "rewards"
     SETTINGS: ClassVar = ({}, {"alone": "reward"})
 

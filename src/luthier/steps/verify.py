@@ -1,0 +1,58 @@
+"""What can be told of the steps of a recipe before a model is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from luthier import parts
+from luthier.errors import RecipeError
+from luthier.objectives.base import build_objective, members_of
+from luthier.recipe import Stage, flat
+from luthier.rollouts.base import build_chain, check_chain
+
+SAMPLED = ("advantages", "old_logprobs", "values", "returns")
+"""Streams that only rows of sampled answers carry."""
+
+
+def verify(stages: Sequence[Stage]) -> None:
+    """Refuse steps whose parts cannot work together.
+
+    Raises:
+        RecipeError: an objective for another kind of model or for sampled answers, where there are none; advantages
+            in a senseless order, or that compare groups of one answer.
+    """
+    for stage in flat(stages):
+        if stage.do in ("train", "rl"):
+            _objective_fits(stage)
+        if stage.do == "rl":
+            _groups_compare(stage)
+
+
+def _objective_fits(stage: Stage) -> None:
+    for one in members_of(build_objective(stage.recipe.settings.train.objective, stage.recipe.base)):
+        if one.FACE != "token":
+            raise RecipeError(
+                f"`{one.kind}` is a loss of another kind of model ({one.FACE}); recipes train language models.",
+                f"`luthier methods {one.kind}` says what it is for.",
+            )
+        sampled = [read for read in one.reads if read in SAMPLED]
+        if sampled and stage.do == "train":
+            raise RecipeError(
+                f"`{one.kind}` learns from `{sampled[0]}` of answers that the model samples itself, and the step"
+                f" `{stage.name}` trains on records.",
+                "Add `rl: {}` to the recipe (in a pipeline, `do: rl`) and say in `reward:` what a good answer is.",
+            )
+
+
+def _groups_compare(stage: Stage) -> None:
+    settings = stage.recipe.settings.rl
+    assert settings is not None
+    chain = build_chain(settings.advantages, stage.recipe.base)
+    check_chain(chain)
+    strategy = parts.build("strategy", settings.strategy, stage.recipe.base)
+    comparing = next((link.kind for link in chain if link.COMPARES), None)
+    if comparing and getattr(strategy, "group", None) == 1:
+        raise RecipeError(
+            f"The advantage `{comparing}` compares the answers of a group, and `{strategy.kind}` samples one.",
+            "Set rl.strategy.group to 2 or more, or take advantages that do not compare, such as `returns`.",
+        )
