@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --no-com
 unexport PYTHONDONTWRITEBYTECODE
 PYTEST := $(BIN)/python -m pytest -q
 
-.PHONY: help setup demo test test-full lint format nano clean
+.PHONY: help setup demo test test-full lint format nano support clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -39,6 +39,10 @@ nano: setup  ## train our own tiny language model again and put its weights into
 	rm -rf build/nano
 	$(BIN)/luthier run nano --out build
 	$(BIN)/python -m luthier.models.nano.build build/nano/1/model
+
+support: setup  ## try what works with what and write docs/support.md again (some minutes)
+	OMP_NUM_THREADS=1 $(BIN)/python -m luthier.steps.support > docs/support.md.new
+	mv docs/support.md.new docs/support.md
 
 clean:  ## remove the environment and what was built; runs/ stays
 	rm -rf $(VENV) build dist .pytest_cache .ruff_cache

@@ -1,6 +1,7 @@
 """Objectives, tuners and selectors train with each other or are refused in words; what does neither is a fault."""
 
 from itertools import combinations
+from pathlib import Path
 
 import pytest
 
@@ -8,6 +9,7 @@ from luthier.errors import RecipeError, RunError
 from luthier.objectives.supervised.sft import SFT
 from luthier.steps import conformance_pairs
 from luthier.steps.conformance_pairs import all_pairs, attempt, catalogued, covering, trials
+from luthier.steps.support import pair_tables
 
 
 def test_every_pair_trains_or_is_refused_in_words():
@@ -16,6 +18,8 @@ def test_every_pair_trains_or_is_refused_in_words():
     assert [trial.seen for trial in found.values() if trial.verdict == "fault"] == []
     assert set(all_pairs(names)) <= set(found)
     assert all(trial.seen for trial in found.values() if trial.verdict == "refused")
+    page = Path(__file__).parents[2] / "docs" / "support.md"
+    assert "\n".join(pair_tables(found)) in page.read_text(), "run `make support`"
 
 
 def test_the_triples_hold_every_pair_and_are_few():

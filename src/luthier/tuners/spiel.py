@@ -90,7 +90,8 @@ class Spiel(Tuner):
 
     def _layers(self, model: nn.Module) -> list[tuple[str, nn.Linear]]:
         """The adapted layers: every linear one but the head, or those named."""
-        head = model.get_output_embeddings()  # pyright: ignore[reportCallIssue]
+        embeddings = getattr(model, "get_output_embeddings", None)  # which only language models have
+        head = embeddings() if embeddings else None
         found = [
             (name, layer)
             for name, layer in model.named_modules()

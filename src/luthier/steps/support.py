@@ -1,0 +1,100 @@
+"""`python -m luthier.steps.support > docs/support.md`: what works with what, from one run of the conformance matrix."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import combinations
+
+from luthier import parts
+from luthier.steps.conformance import Outcome, run_checks
+from luthier.steps.conformance_pairs import PAIRED, Combination, Trial, catalogued, trials
+
+HEAD = """# What works with what
+
+Every pair below was trained for three updates on a tiny model, or was refused before the first update, with the reason
+beneath the table. Each part stands under the first of its `SETTINGS`; an objective for encoders or denoisers brings a
+tiny model of that kind. Written by `make support`; a test fails when the parts have changed since.
+"""
+
+CHECKED = """## What each part passes
+
+`luthier check ./mine.py` runs the same checks on a part of your own; [design.md](design.md) says what they are for.
+"""
+
+
+def fingerprint() -> str:
+    """A hash of what the catalogue says of all parts of the matrix: names, options, constants."""
+    said = [
+        [slot, entry.name, entry.options, sorted(entry.constants.items())]
+        for slot in PAIRED
+        for entry in parts.catalogue(slot)
+    ]
+    return hashlib.sha256(json.dumps(said, default=repr).encode()).hexdigest()[:16]
+
+
+def page(found: Mapping[Combination, Trial], outcomes: Mapping[str, Mapping[str, Sequence[Outcome]]]) -> str:
+    """The whole page, in Markdown.
+
+    Args:
+        found: what came of every pair.
+        outcomes: slot → part → its checks.
+    """
+    stamp = f"Catalogue: `{fingerprint()}`\n"
+    checked = [line for slot, by_part in outcomes.items() for line in check_table(slot, by_part)]
+    return "\n".join([HEAD, stamp, *pair_tables(found), CHECKED, *checked])
+
+
+def pair_tables(found: Mapping[Combination, Trial]) -> Iterator[str]:
+    """A section for each two slots: yes, or a number that leads to the reason."""
+    names = catalogued()
+    for one, other in combinations(PAIRED, 2):
+        reasons: dict[str, int] = {}
+        rows = []
+        for first in names[one]:
+            verdicts = [found[(one, first), (other, second)] for second in names[other]]
+            rows.append([first, *(_cell(trial, reasons) for trial in verdicts)])
+        yield f"## {one.capitalize()}s and {other}s\n"
+        yield _table([one, *names[other]], rows)
+        yield "".join(f"{number}. {reason}\n" for reason, number in reasons.items())
+
+
+def _cell(trial: Trial, reasons: dict[str, int]) -> str:
+    if trial.verdict == "yes":
+        return "yes"
+    return f"{trial.verdict} ({reasons.setdefault(trial.seen, len(reasons) + 1)})"
+
+
+def check_table(slot: str, by_part: Mapping[str, Sequence[Outcome]]) -> Iterator[str]:
+    """Parts by checks; a check that a part does not have stays empty."""
+    checks = list(dict.fromkeys(outcome.check for outcomes in by_part.values() for outcome in outcomes))
+    rows = []
+    for name, outcomes in by_part.items():
+        passed = {outcome.check: "yes" if outcome.passed else "**no**" for outcome in outcomes}
+        rows.append([name, *(passed.get(check, "") for check in checks)])
+    yield f"### {slot.capitalize()}s\n"
+    yield _table([slot, *checks], rows)
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def main() -> None:
+    """Run the matrix on everything and print the page; what is being run goes to standard error."""
+    names = catalogued()
+    print("pairs", file=sys.stderr)
+    found = trials(names)
+    outcomes: dict[str, dict[str, list[Outcome]]] = {slot: {} for slot in names}
+    for slot in names:
+        for name in names[slot]:
+            print(f"{slot} {name}", file=sys.stderr)
+            outcomes[slot][name] = list(run_checks(slot, parts.load(slot, name)))
+    print(page(found, outcomes), end="")
+
+
+if __name__ == "__main__":
+    main()
