@@ -28,8 +28,8 @@ def test_own_methods_are_listed(command, packaged, here):
 
 def test_a_method_tells_what_it_sets_and_its_parts(command, packaged):
     shown = command("methods", "small").out
-    assert "sets       train.tuner.r = 8" in shown
-    assert "advises    budget.epochs = 3" in shown
+    assert "sets         train.tuner.r = 8" in shown
+    assert "advises      budget.epochs = 3" in shown
     assert str(packaged / "small.yaml") in shown
     assert "tuner lora: " in shown
     assert "r: int = 16" in shown

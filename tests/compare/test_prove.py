@@ -8,7 +8,7 @@ from rich.console import Console
 
 from luthier.compare.prove import measure, prove
 from luthier.errors import RecipeError
-from luthier.proofs import read_proof
+from luthier.proofs.proof import read_proof
 from luthier.records import read_json
 
 CLAIMS = {

@@ -5,7 +5,7 @@ from pydantic import ValidationError
 
 from luthier.errors import RecipeError
 from luthier.proofs.claims import Claim, Measured, judge
-from luthier.proofs.proof import mark
+from luthier.proofs.results import mark
 
 BASE = Measured({0: 0.5}, {0: {str(n): float(n % 2) for n in range(40)}})
 

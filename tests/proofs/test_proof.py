@@ -3,7 +3,8 @@ import json
 import pytest
 
 from luthier.errors import RecipeError
-from luthier.proofs.proof import FOLDER, committed, read_proof, seen
+from luthier.proofs.proof import read_proof
+from luthier.proofs.results import FOLDER, committed, seen
 
 TEXT = """about: small
 recipe: {model: nano, data: {train: data.jsonl}}

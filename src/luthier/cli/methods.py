@@ -27,7 +27,7 @@ def command(
 
 def _list_all() -> None:
     from luthier import parts
-    from luthier.proofs.proof import committed
+    from luthier.proofs.results import committed
     from luthier.recipe import list_methods
 
     found = [(method.name, committed(method.name).mark, method.about) for method in list_methods(Path.cwd())]
@@ -81,7 +81,7 @@ def _unknown(name: str) -> RecipeError:
 
 
 def _show_method(method: Method) -> None:
-    from luthier.proofs.proof import committed
+    from luthier.proofs.results import committed
     from luthier.recipe import list_methods
 
     proof = committed(method.name)
@@ -91,7 +91,7 @@ def _show_method(method: Method) -> None:
         [
             *(("sets", line) for line in _lines(method.method.data)),
             *(("advises", line) for line in _lines(method.advice.data)),
-            *(("goes with", line) for line in _free(method, others)),
+            *(("may go with", line) for line in _free(method, others)),
             *(("not with", line) for line in _excluded(method, others)),
             *(("cost", line) for line in _cost(method.name, proof.result)),
             ("proof", proof.mark),
@@ -102,7 +102,7 @@ def _show_method(method: Method) -> None:
 
 
 def _free(method: Method, others: list[Method]) -> list[str]:
-    """The methods that share no key with this one and exclude nothing of it, in one line."""
+    """The methods that share no key with this one and train the same kind of policy, in one line."""
     names = ", ".join(other.name for other in others if _why_not(method, other) is None)
     return [f"{names} (no key in common; `luthier check` tells whether a recipe carries both)"] if names else []
 
@@ -121,14 +121,9 @@ def _why_not(method: Method, other: Method) -> str | None:
 
     if (key := shared_key(method, other)) is not None:
         return f"both write {key}"
-    own, its = _parts_of(method), _parts_of(other)
-    mine, theirs = _trains(own), _trains(its)
+    mine, theirs = _trains(_parts_of(method)), _trains(_parts_of(other))
     if mine and theirs and mine != theirs:
         return f"of {theirs} policies; this one is of {mine} policies"
-    names = {entry.name for entry in own if entry.slot == "tuner"}
-    for entry in its:
-        if entry.slot == "tuner" and names & set(entry.constants.get("EXCLUDES", ())):
-            return "their tuner excludes this one"
     return None
 
 
@@ -152,7 +147,7 @@ def _cost(name: str, result: Mapping[str, Any] | None) -> list[str]:
 
 
 def _claims(result: Mapping[str, Any] | None) -> list[str]:
-    from luthier.proofs.proof import seen
+    from luthier.proofs.results import seen
 
     claims = (result or {}).get("claims", {})
     return [f"{claim['verdict']['outcome']}: {claim['text']}; seen: {seen(claim)}" for claim in claims.values()]
@@ -176,8 +171,10 @@ def show_part(entry: Entry) -> None:
     """Print the catalogue's entry of one part: paper, needs, options with their defaults, file."""
     from luthier import parts
 
-    options = parts.load(entry.slot, str(entry.path)).model_fields
-    facts = [(key.lower(), plain(value)) for key, value in entry.constants.items() if key != "SETTINGS" and value]
+    made = parts.load(entry.slot, str(entry.path))
+    options = made.model_fields
+    constants = {key: getattr(made, key, None) for key in parts.CONSTANTS if key != "SETTINGS"}  # its family's too
+    facts = [(key.lower(), plain(value)) for key, value in constants.items() if value]
     typer.echo(f"{entry.slot} {entry.name}: {entry.about}")
     _table(
         [

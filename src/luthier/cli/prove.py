@@ -22,7 +22,7 @@ def command(
     from rich.console import Console
 
     from luthier.compare.prove import prove
-    from luthier.proofs import read_proof
+    from luthier.proofs.proof import read_proof
     from luthier.records import RunFolder, read_json, write_json
 
     proof = read_proof(method)

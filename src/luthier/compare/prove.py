@@ -15,7 +15,8 @@ from luthier.compare.job import compare
 from luthier.data.sources import load_records
 from luthier.errors import RecipeError
 from luthier.proofs.claims import UNTRAINED, Claim, Measured, judge
-from luthier.proofs.proof import Proof, mark, seen
+from luthier.proofs.proof import Proof
+from luthier.proofs.results import mark, seen
 from luthier.records import RunFolder, read_json, read_jsonl, write_json
 
 SETS = ("target", "retain", "validation")

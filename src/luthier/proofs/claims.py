@@ -12,9 +12,9 @@ from pydantic import BaseModel, ConfigDict, field_validator, model_validator
 
 from luthier import stats
 from luthier.errors import RecipeError
+from luthier.proofs.results import FORMS
 
 Outcome = Literal["holds", "fails", "undecided"]
-FORMS = ("value", "difference", "ratio")
 BOUND = re.compile(r"([<>])\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)")
 LEVEL = 0.95
 UNTRAINED = "base"

@@ -1,22 +1,19 @@
-"""The files of a proof: its YAML, with recipe and claims, and beside it the committed result."""
+"""A proof as it is written: one YAML file with recipe and claims."""
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
-from luthier import parts
 from luthier.errors import RecipeError, nearest
-from luthier.proofs.claims import FORMS, Claim
+from luthier.proofs import results
+from luthier.proofs.claims import Claim
 from luthier.recipe import yaml
-from luthier.records import read_json
 
-FOLDER = parts.PACKAGE / "proofs"
 KEYS = ("about", "recipe", "claims")
 
 
@@ -37,23 +34,15 @@ class Proof:
         return self.path.with_suffix(".json")
 
 
-@dataclass(frozen=True)
-class Committed:
-    """What is known of a method's proof without running it: `mark` in a word or two, and the result, if any."""
-
-    mark: str
-    result: Mapping[str, Any] | None = None
-
-
 def read_proof(name: str) -> Proof:
     """The proof of a method of the package, or one in a file of one's own (`mine.yaml`).
 
     Raises:
         RecipeError: there is none, or a key or claim is wrong; names the file and the claim.
     """
-    path = Path(name) if name.endswith(".yaml") else FOLDER / f"{name}.yaml"
+    path = Path(name) if name.endswith(".yaml") else results.FOLDER / f"{name}.yaml"
     if not path.is_file():
-        known = sorted(found.stem for found in FOLDER.glob("*.yaml"))
+        known = sorted(found.stem for found in results.FOLDER.glob("*.yaml"))
         close = nearest(name, known)
         hint = f"Did you mean `{close}`?" if close else f"There are proofs of {', '.join(known) or 'none'}."
         raise RecipeError(f"There is no proof of `{name}`.", f"{hint} docs/proofs.md tells how to write one.")
@@ -67,7 +56,7 @@ def read_proof(name: str) -> Proof:
         if not isinstance(data[key], dict):
             raise RecipeError(f"{path.name}: `{key}` must be a block.")
     claims = {key: _claim(path.name, key, spec) for key, spec in data["claims"].items()}
-    return Proof(path.stem, str(data["about"]), data["recipe"], claims, path, _hash(path))
+    return Proof(path.stem, str(data["about"]), data["recipe"], claims, path, results.hash_of(path))
 
 
 def _claim(file: str, name: str, spec: Any) -> Claim:
@@ -79,38 +68,3 @@ def _claim(file: str, name: str, spec: Any) -> Claim:
         first = error.errors()[0]
         place = ".".join(["claims", name, *(str(piece) for piece in first["loc"])])
         raise RecipeError(f"{file}: {place}: {first['msg'].removeprefix('Value error, ')}.") from None
-
-
-def committed(method: str, folder: Path | None = None) -> Committed:
-    """The mark of a method: `unproven`, `stale`, or what its committed result shows.
-
-    Only hashes and one small JSON file are read, so that the catalogue answers at once.
-    """
-    path = (folder or FOLDER) / f"{method}.yaml"
-    result = path.with_suffix(".json")
-    if not path.is_file() or not result.is_file():
-        return Committed("unproven")
-    found = read_json(result)
-    if found["hash"] != _hash(path):
-        return Committed("stale", found)
-    return Committed(mark([claim["verdict"]["outcome"] for claim in found["claims"].values()]), found)
-
-
-def mark(outcomes: Sequence[str]) -> str:
-    """One word for all claims of a proof: a failed one decides, then an undecided one."""
-    if "fails" in outcomes:
-        return "claim failed"
-    return "undecided" if "undecided" in outcomes else "proven"
-
-
-def seen(claim: Mapping[str, Any]) -> str:
-    """What a judged claim of a result rests on: `difference 0.031 (0.012 to 0.050), claimed > 0.02`."""
-    form = next(form for form in FORMS if form in claim)
-    verdict = claim["verdict"]
-    if verdict["mean"] is None:
-        return verdict["why"]
-    return f"{form} {verdict['mean']:.4g} ({verdict['low']:.4g} to {verdict['high']:.4g}), claimed {claim[form]}"
-
-
-def _hash(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
