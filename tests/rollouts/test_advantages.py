@@ -266,3 +266,16 @@ def test_every_option_changes_some_advantage(name):
                 silent -= differing
     assert silent == set()
     assert build("advantage", name).kind == name
+
+
+@pytest.mark.parametrize("name", [entry.name for entry in catalogue("advantage")])
+def test_an_advantage_says_whether_it_compares_the_answers_of_a_group(name):
+    link, alone = build("advantage", name), rollout([1.0], [0.0])
+    names = ("values", "entropy", "old_logprobs", "logprobs:initial")
+    alone.columns |= {column: [numpy.zeros(2) for _ in alone.members] for column in names}
+    alone.parts |= {"one": alone.rewards}
+    if link.COMPARES:
+        with pytest.raises(RunError, match="compares the answers of a group"):
+            link.compute(alone, alone.start_values())
+    else:
+        link.compute(alone, alone.start_values())
