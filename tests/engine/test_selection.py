@@ -141,11 +141,11 @@ def test_memory_that_runs_out_in_the_backward_trains_on_what_was_kept_before(mon
     run = make(Counting(), budget=Budget("updates", 1))
     attempt = run._try_update
 
-    def once(rows, progress):
+    def once(rows, *progress):
         trained.append([row.record for row in rows])
         if len(trained) == 1:
             raise torch.OutOfMemoryError("no")
-        return attempt(rows, progress)
+        return attempt(rows, *progress)
 
     monkeypatch.setattr(run, "_try_update", once)
     run.train()
