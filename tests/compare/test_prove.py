@@ -2,6 +2,7 @@
 
 import io
 import json
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
@@ -137,9 +138,11 @@ def test_a_column_that_no_record_has(folder):
 
 
 @pytest.mark.slow
-def test_the_smallest_real_proof_ends_in_verdicts(tmp_path, monkeypatch):
+def test_a_real_proof_with_two_seeds_ends_in_verdicts(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     proof = read_proof("max_loss")
+    compared = {**proof.recipe["compare"], "seeds": 2}
+    proof = replace(proof, recipe={**proof.recipe, "compare": compared})
     path = prove(proof, None, Console(file=io.StringIO()))
     found = read_json(path)
     assert set(found["claims"]) == set(proof.claims)
