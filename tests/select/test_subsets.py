@@ -64,3 +64,10 @@ def test_chances_of_keeping_a_record():
     part = build("subset", "right")
     samples = [candidate(f"{n}", i, float(draw.random() < 0.5)) for n in range(4000) for i in range(4)]
     assert abs(len(part.choose(samples, {}, 0)) / 4000 - 0.9375) < 0.012
+
+
+def test_right_can_keep_all_that_is_right_and_gold():
+    own = [candidate("a", index, reward) for index, reward in enumerate((1.0, 0.0, 1.0))] + [candidate("b", 0, 0.5)]
+    gold = [candidate(name, 9, None, "data") for name in "ab"]
+    choose = build("subset", {"kind": "right", "choice": "all", "order": "data"}).choose
+    assert choose([*own, *gold], {}, 0) == [0, 2, 4, 5]

@@ -7,12 +7,14 @@ import signal
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from luthier.engine.trainer import Trainer
-from luthier.errors import RunError
+from luthier.errors import RecipeError, RunError
+from luthier.models.bundled import bundled_path
 from luthier.recipe import load_recipe
 from luthier.records import read_json, read_jsonl
-from luthier.steps import run_recipe
+from luthier.steps import pipeline, run_recipe
 
 NEVER = """from luthier.rewards.base import Reward
 
@@ -144,6 +146,7 @@ RL = {
     "name, more, number",
     [
         ("pipeline", {"steps": {"warm": {"do": "train"}, "polish": {"do": "train"}}}, 5),
+        ("s2l", {"methods": ["s2l"]}, 3),  # in the last training: what the probe saw is in the proxy's checkpoint
         ("loop", {"methods": ["fare"], "reward": ["./always.py"]}, 4),
         ("rl", RL, 2),  # in the middle of a stored rollout
     ],
@@ -164,3 +167,57 @@ def test_a_rollout_reports_rewards_and_counts_updates_without_a_signal(data):
     assert [line["skipped"] for line in lines] == [1.0] * 5 and record["train"]["skipped_updates"] == 5
     assert all(line["reward"] == 1.0 and line["reward/always"] == 1.0 and line["length"] > 0 for line in lines)
     assert read_json(data / "run" / "run.json")["train"]["records"] == 10
+
+
+def test_grape_where_nothing_is_right_but_gold_is_sft(data):
+    run_recipe(recipe(data), data / "sft", [])
+    record = run_recipe(recipe(data, methods=["grape"], reward=["./never.py"]), data / "grape", [])
+    assert record["steps"]["right"]["sources"] == record["steps"]["chosen"]["sources"] == {"data": 12}
+    assert same(data / "sft", data / "grape")
+
+
+def test_grape_takes_the_likeliest_right_answer_of_each_prompt(data):
+    record = run_recipe(recipe(data, methods=["grape"], reward=["./always.py"]), data / "run", [])
+    assert record["steps"]["right"]["kept"] == 5 * 12 and record["steps"]["chosen"]["kept"] == 12
+    assert record["steps"]["chosen"]["sources"].get("answers", 0) > 6  # what a model writes is what it finds likely
+
+
+def test_a_selection_scores_under_the_model_that_it_names(data, monkeypatch):
+    found, score = [], pipeline.score
+
+    def recorded(*given):
+        found.append(score(*given)["logprobs"])
+        return {"logprobs": found[-1]}
+
+    monkeypatch.setattr(pipeline, "score", recorded)
+    chosen = {"do": "select", "data": "data", "subset": "grape"}
+    steps = {"first": chosen, "warm": {"do": "train", "train": {"optimizer": {"lr": 1e-2}}}}
+    steps |= {"untuned": {**chosen, "from": "base"}, "tuned": chosen, "end": {"do": "train"}}
+    run_recipe(recipe(data, steps=steps), data / "run", [])
+    first, untuned, tuned = ([values.tolist() for values in column.values()] for column in found)
+    assert first == untuned != tuned
+
+
+def test_s2l_trains_on_its_choice_from_the_base(data):
+    record = run_recipe(recipe(data, methods=["s2l"]), data / "run", [])
+    assert record["steps"]["chosen"]["sources"] == {"data": 6}
+    assert [record["steps"][name]["updates"] for name in ("proxy", "train")] == [1, 3]
+    assert record["steps"]["proxy"]["looked_rows"] == 2 * 12  # before the only update, and after it
+
+
+def test_a_smaller_model_can_be_the_proxy_and_leaves_the_recipes_model_alone(data):
+    small = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(bundled_path("nano"), num_hidden_layers=1))
+    small.save_pretrained(data / "small")
+    AutoTokenizer.from_pretrained(bundled_path("nano")).save_pretrained(data / "small")
+    proxy = {"do": "train", "model": "./small", "share": 0.5, "probe": {"every": 1}}
+    record = run_recipe(recipe(data, steps={"proxy": proxy, "train": {"do": "train"}}), data / "run", [])
+    alone = run_recipe(recipe(data, budget={"records": 8}), data / "alone", [])
+    assert same(data / "run", data / "alone")
+    assert record["train"]["weights_id"] == alone["train"]["weights_id"] != record["steps"]["proxy"]["weights_id"]
+    assert record["steps"]["proxy"]["looked_rows"] == 3 * 12
+
+
+def test_a_choice_by_losses_needs_a_probe(data):
+    steps = {"warm": {"do": "train"}, "chosen": {"do": "select", "subset": "s2l"}, "train": {"data": "chosen"}}
+    with pytest.raises(RecipeError, match=r"`chosen` chooses by `trajectory`.* no step before it has"):
+        run_recipe(recipe(data, steps=steps), data / "run", [])

@@ -67,6 +67,8 @@ def _recipe_of(recipe: Recipe, name: str, block: Mapping[str, Any], share: float
         merged.data["rl"] = None
     elif block["do"] == "rl" and merged.data["rl"] is None:
         merged.data["rl"] = {}
+    if "model" in block:
+        merged.data["model"] = {}
     overlay = Layer(expand({key: block[key] for key in OVERLAYS if key in block}), f"step {name}", recipe.base)
     check_keys(overlay)
     merged.add(overlay)

@@ -2,7 +2,8 @@
 
 A step sees the recipe with its own blocks laid over it. `from` names the model it starts from (`base`, `newest`
 or an earlier step; default: the newest), `data` the records it works on (`data` are the recipe's, `chunk` a loop
-round's share of them, else an earlier step that makes records).
+round's share of them, else an earlier step that makes records). A training step with a `model` of its own trains
+that aside, for the losses that its `probe` sees.
 """
 
 from __future__ import annotations
@@ -15,12 +16,12 @@ from typing import Any
 from luthier.errors import nearest
 
 BASE, NEWEST, DATA, CHUNK = "base", "newest", "data", "chunk"
-OVERLAYS = ("train", "rl", "generate", "reward")
+OVERLAYS = ("model", "train", "rl", "generate", "reward")
 VERBS: dict[str, tuple[str, ...]] = {
-    "train": ("from", "data", "share", "train"),
+    "train": ("from", "data", "share", "model", "train", "probe"),
     "rl": ("from", "data", "share", "train", "rl", "reward"),
     "generate": ("from", "data", "generate", "reward", "samples", "instruction", "unless"),
-    "select": ("data", "subset"),
+    "select": ("from", "data", "subset"),
     "evaluate": ("from", "generate"),
     "loop": ("data", "share", "rounds", "carry", "steps"),
 }
@@ -34,9 +35,10 @@ class _Scope:
     models: tuple[str, ...] = (BASE, NEWEST)
     records: tuple[str, ...] = (DATA,)
 
-    def after(self, name: str, verb: str) -> _Scope:
+    def after(self, name: str, verb: str, aside: bool) -> _Scope:
+        """With this step's name; a model that was trained `aside` is no model of the recipe's."""
         return _Scope(
-            (*self.models, name) if verb in MODELS else self.models,
+            (*self.models, name) if verb in MODELS and not aside else self.models,
             (*self.records, name) if verb in RECORDS else self.records,
         )
 
@@ -58,7 +60,7 @@ def _checked(value: Any, scope: _Scope) -> dict[str, dict[str, Any]]:
         if not re.fullmatch(r"[a-z]\w*", str(name)) or name in (BASE, NEWEST, DATA, CHUNK):
             raise ValueError(f"`{name}` cannot name a step: small letters, digits, _; not base, newest, data, chunk")
         found[name] = _step(name, {} if block is None else block, scope)
-        scope = scope.after(name, found[name]["do"])
+        scope = scope.after(name, found[name]["do"], "model" in found[name])
     return _with_shares(found)
 
 
@@ -89,6 +91,18 @@ def _step(name: str, block: Any, scope: _Scope) -> dict[str, Any]:
 def _refer(name: str, key: str, target: Any, known: tuple[str, ...]) -> None:
     if target not in known:
         raise ValueError(f"step `{name}`: {key}: {target!r} is not known here; known: {', '.join(known)}")
+
+
+def _train(name: str, step: dict[str, Any], scope: _Scope) -> dict[str, Any]:
+    if "model" in step and (step["from"] not in (BASE, NEWEST) or step["data"] != DATA):
+        raise ValueError(f"step `{name}`: a `model` of its own starts from itself, on `data`: leave out from and data")
+    probe = step.get("probe")
+    if probe is None:
+        return step
+    every = probe.get("every") if isinstance(probe, Mapping) and set(probe) == {"every"} else None
+    if every != "auto" and (type(every) is not int or every < 1):
+        raise ValueError(f"step `{name}`: probe: expected `every: auto` or every so many updates, found {probe!r}")
+    return step
 
 
 def _generate(name: str, step: dict[str, Any], scope: _Scope) -> dict[str, Any]:
@@ -127,7 +141,7 @@ def _loop(name: str, step: dict[str, Any], scope: _Scope) -> dict[str, Any]:
     return {**step, "steps": body}
 
 
-_OWN = {"generate": _generate, "select": _select, "loop": _loop}
+_OWN = {"train": _train, "generate": _generate, "select": _select, "loop": _loop}
 
 
 def _with_shares(steps: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:

@@ -19,7 +19,8 @@ from torch import nn
 from luthier import parts
 from luthier.data.batches import data_order
 from luthier.engine.checkpoint import save_companions
-from luthier.engine.score import score
+from luthier.engine.probe import Trajectory
+from luthier.engine.score import Column, score
 from luthier.engine.trainer import Trainer
 from luthier.errors import RunError
 from luthier.models.policy import TokenPolicy
@@ -29,11 +30,12 @@ from luthier.records import read_jsonl, write_json
 from luthier.select.subset import Subset
 from luthier.steps.answers import generate_candidates, gold, make_judge, make_sampler, read_candidates, write_candidates
 from luthier.steps.evaluate import evaluate_sets
-from luthier.steps.ground import Ground, micro_tokens
+from luthier.steps.ground import Ground, micro_tokens, stand
 from luthier.steps.journal import Journal
 from luthier.steps.record import Run, fingerprint
 from luthier.steps.stop import Stop
 from luthier.steps.train import trained_facts, training
+from luthier.steps.verify import PROBED
 from luthier.types import Candidate
 
 Status = Literal["done", "stopped"]
@@ -82,6 +84,7 @@ class Work:
     records: dict[str, list[Candidate]] = field(default_factory=dict)
     stages: dict[str, dict[str, Any]] = field(default_factory=dict)
     live: dict[str, Trainer] = field(default_factory=dict)
+    columns: dict[str, Column] = field(default_factory=dict)
 
     def carry_out(self, stages: Sequence[Stage]) -> Status:
         """All steps in order; "stopped" when one was asked to end."""
@@ -133,24 +136,46 @@ class Work:
     ) -> Status:
         """One training; with a `span` it goes on where the round before left model and optimiser."""
         live = self.live.get(stage.name) if span is not None else None
-        source = self.models[stage.block["from"]]
+        aside = "model" in stage.block
         with self.stop.at_once():
-            ground = self._ground(stage, source, live, later)
+            if aside:
+                ground = stand(stage.recipe, self.run.cache)
+                source = Model(ground.loaded.module, None, ground.loaded.weights_id)
+            else:
+                source = self.models[stage.block["from"]]
+                ground = self._ground(stage, source, live, later)
             sub = replace(self.run, recipe=stage.recipe, folder=folder)
             observe = self._observer(label)
-            trainer, facts = training(sub, ground, observe, self.stop.requested, live, span or (0.0, 1.0))
+            trainer, facts = training(
+                sub,
+                ground,
+                observe,
+                self.stop.requested,
+                live,
+                span or (0.0, 1.0),
+                (stage.block.get("probe") or {}).get("every"),
+            )
             trainer.resume()
             self.journal.forget_after(trainer.position.updates, label)
         self.journal.phase(f"train {label}".strip())
         with self.run.timed("train"):
             status = trainer.train()
         model = Model(trainer.policy.module, trainer, _derived(source.weights_id, stage), source.trainings + (not live))
-        self.models[stage.name] = self.models[NEWEST] = model
-        self.live[stage.name] = trainer
+        self._leave(stage, model, trainer)
         lines = [line for line in read_jsonl(self.journal.folder / "metrics.jsonl") if "loss" in line]
         facts |= trained_facts(trainer, [line for line in lines if line.get("step", "") == label])
-        self.stages[label] = {"do": stage.do, **facts}
+        own = {"model": stage.recipe.settings.model.path} if aside else {}
+        self.stages[label] = {"do": stage.do, **own, **facts}
         return status
+
+    def _leave(self, stage: Stage, model: Model, trainer: Trainer) -> None:
+        """What later steps find: the model, unless it was one aside, and what its probe saw."""
+        if "model" not in stage.block:
+            self.models[stage.name] = self.models[NEWEST] = model
+            self.live[stage.name] = trainer
+        for probe in trainer.probes:
+            if isinstance(probe, Trajectory):
+                self.columns["trajectory"] = probe.column()
 
     def _ground(self, stage: Stage, source: Model, live: Trainer | None, later: Sequence[Stage]) -> Ground:
         """The recipe's ground with the step's model and rows. A model that a later step starts from is copied."""
@@ -246,11 +271,13 @@ def _select(work: Work, stage: Stage, folder: Path) -> None:
 
 
 def _columns(work: Work, stage: Stage, candidates: Sequence[Candidate], names: Sequence[str]) -> dict[str, Any]:
-    """What a score pass of the newest model gives for the candidates' rows."""
-    policy = TokenPolicy(work.models[NEWEST].module)
-    return dict(
-        score(policy, [one.row for one in candidates], list(names), micro_tokens(stage.recipe, work.ground.device))
-    )
+    """What the newest probe left, and what a score pass of the step's model gives for the candidates' rows."""
+    columns = {name: work.columns[name] for name in names if name in PROBED}
+    asked = [name for name in names if name not in PROBED]
+    if asked:
+        rows, micro = [one.row for one in candidates], micro_tokens(stage.recipe, work.ground.device)
+        columns |= score(TokenPolicy(work.model_of(stage)), rows, asked, micro)
+    return columns
 
 
 def _evaluate(work: Work, stage: Stage, folder: Path) -> None:
@@ -287,5 +314,6 @@ def _together(trained: Sequence[dict[str, Any]]) -> dict[str, Any]:
     found |= {name: max(one[name] for one in trained) for name in largest}
     found["tokens_per_second"] = found["tokens"] / found["seconds"] if found["seconds"] else None
     found["repeatable"] = all(one["repeatable"] for one in trained)
-    found |= {"loss_first": trained[0]["loss_first"], "loss_last": trained[-1]["loss_last"]}
-    return {**found, **{name: trained[0][name] for name in ("weights_id", "data", "micro_tokens")}}
+    own = [one for one in trained if "model" not in one] or trained
+    found |= {"loss_first": own[0]["loss_first"], "loss_last": own[-1]["loss_last"]}
+    return {**found, **{name: own[0][name] for name in ("weights_id", "data", "micro_tokens")}}

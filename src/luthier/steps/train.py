@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from luthier import parts
 from luthier.engine import memory
 from luthier.engine.budget import Budget
+from luthier.engine.probe import Trajectory
 from luthier.engine.score import with_column
 from luthier.engine.source import Records
 from luthier.engine.trainer import Batching, Saving, Trainer
+from luthier.errors import RecipeError
 from luthier.models.context import checkpoint_layers
 from luthier.models.policy import TokenPolicy
 from luthier.objectives.base import Objective, build_objective, reads_of
@@ -31,6 +33,9 @@ from luthier.steps.record import Run, fingerprint
 from luthier.steps.rollout import columns_read, make_rollouts
 from luthier.tuners.base import Planning, Tuner
 from luthier.types import Row
+
+LOOKS = 10
+"""How often an `auto` probe looks again after the first time."""
 
 
 def training(
@@ -92,6 +97,16 @@ def training(
         "weights_id": ground.loaded.weights_id,
         "data": ground.prepared.report.to_json(),
     }
+
+
+def carry_probe(trainer: Trainer, every: int | Literal["auto"]) -> None:
+    """Let a trainer that starts read the losses of all its rows every so many updates; auto: LOOKS times."""
+    left = trainer.source.updates_left(trainer.position, trainer.batching.records) if every == "auto" else every * LOOKS
+    if left is None:
+        raise RecipeError("A budget of seconds has no known number of updates.", "Write `probe: {every: 50}`.")
+    assert isinstance(trainer.source, Records)
+    rows = [row for atom in trainer.source.ordered.atoms for row in atom]
+    trainer.probes = [Trajectory(rows, max(1, left // LOOKS), trainer.batching.tokens)]
 
 
 def _rows(run: Run, ground: Ground, objective: Objective, selector: Selector | None) -> list[Row]:

@@ -14,14 +14,22 @@ SAMPLED = ("advantages", "old_logprobs", "values", "returns")
 """Streams that only rows of sampled answers carry."""
 
 
+PROBED = ("trajectory",)
+"""Columns that a probe of a training before leaves."""
+
+
 def verify(stages: Sequence[Stage]) -> None:
     """Refuse steps whose parts cannot work together.
 
     Raises:
         RecipeError: an objective for another kind of model or for sampled answers, where there are none; advantages
-            in a senseless order, or that compare groups of one answer.
+            in a senseless order, or that compare groups of one answer; a choice by losses that no step looks at.
     """
+    probed = False
     for stage in flat(stages):
+        probed = probed or bool(stage.block.get("probe"))
+        if stage.do == "select" and not probed:
+            _needs_no_probe(stage)
         if stage.do in ("train", "rl"):
             _objective_fits(stage)
         if stage.do == "rl":
@@ -42,6 +50,16 @@ def _objective_fits(stage: Stage) -> None:
                 f" `{stage.name}` trains on records.",
                 "Add `rl: {}` to the recipe (in a pipeline, `do: rl`) and say in `reward:` what a good answer is.",
             )
+
+
+def _needs_no_probe(stage: Stage) -> None:
+    part = parts.build("subset", stage.block["subset"], stage.recipe.base)
+    if wanted := [read for read in part.READS if read in PROBED]:
+        raise RecipeError(
+            f"The step `{stage.name}` chooses by `{wanted[0]}`, the losses over a training, and no step before it has"
+            " a probe.",
+            "Put a step before it such as `proxy: {do: train, probe: {every: auto}}`.",
+        )
 
 
 def _groups_compare(stage: Stage) -> None:

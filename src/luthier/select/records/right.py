@@ -1,4 +1,4 @@
-"""Right: one right answer of each record's own samples, drawn evenly; the often solved records first."""
+"""Right: right answers of each record's own samples: one drawn evenly, or all; the often solved records first."""
 
 from __future__ import annotations
 
@@ -15,25 +15,30 @@ class Right(Subset):
 
     `order: rate` puts records with the largest share of right samples first (stable: a curriculum; train with
     `batch: {order: written}` to keep it), `data` leaves the order of the records. `choice` draws evenly among the
-    right ones, or takes the shortest. Source: FARE, arXiv 2510.17793.
+    right ones, takes the shortest, or `all`: a filter in front of another choice. Gold answers are right by
+    definition. Source: FARE, arXiv 2510.17793.
     """
 
     PAPER: ClassVar[str] = "arXiv 2510.17793"
-    SETTINGS: ClassVar = ({}, {"right": 0.5}, {"order": "data"}, {"choice": "shortest"})
+    SETTINGS: ClassVar = ({}, {"right": 0.5}, {"order": "data"}, {"choice": "shortest"}, {"choice": "all"})
 
     right: float = 1.0
-    choice: Literal["random", "shortest"] = "random"
+    choice: Literal["random", "shortest", "all"] = "random"
     order: Literal["rate", "data"] = "rate"
 
     def choose(self, candidates: Sequence[Candidate], columns: Columns, seed: int) -> list[int]:
         kept: list[tuple[float, int]] = []
         for record, places in by_record(candidates).items():
-            good = [place for place in places if (candidates[place].reward or 0.0) >= self.right]
+            good = [place for place in places if self._good(candidates[place])]
             if good:
-                kept.append((len(good) / len(places), self._one(good, candidates, f"{seed}/{record}")))
+                chosen = good if self.choice == "all" else [self._one(good, candidates, f"{seed}/{record}")]
+                kept += [(len(good) / len(places), place) for place in chosen]
         if self.order == "rate":
             kept.sort(key=lambda one: -one[0])
         return [place for _, place in kept]
+
+    def _good(self, candidate: Candidate) -> bool:
+        return candidate.source == "data" or (candidate.reward or 0.0) >= self.right
 
     def _one(self, good: list[int], candidates: Sequence[Candidate], key: str) -> int:
         if self.choice == "shortest":
