@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from luthier.models.policy import TokenPolicy
 
 if TYPE_CHECKING:
+    from luthier.sampling._trunks import Trunks
     from luthier.sampling.cache import Forward, Slots
 
 PIECES = ("input_layernorm", "self_attn", "post_attention_layernorm", "mlp")
@@ -57,8 +58,8 @@ class Decoder:
         cosine, sine = self.cosine[place], self.sine[place]
         hidden = self.embed(ids[:, None])
         bias = None if bias is None else bias[:rows, :, slots.start : end]
-        for layer, (norm, attention, norm_after, feed_forward) in zip(slots.layers, self.pieces, strict=True):
-            hidden = hidden + self._attend(attention, norm(hidden), layer, slots, cosine, sine, bias)
+        for number, (norm, attention, norm_after, feed_forward) in enumerate(self.pieces):
+            hidden = hidden + self._attend(attention, norm(hidden), number, slots, cosine, sine, bias)
             hidden = hidden + feed_forward(norm_after(hidden))
         return self.head.logits(self.norm(hidden)[:, 0])
 
@@ -66,7 +67,7 @@ class Decoder:
         self,
         attention: Any,
         hidden: Tensor,
-        layer: Any,
+        number: int,
         slots: Slots,
         cosine: Tensor,
         sine: Tensor,
@@ -79,16 +80,29 @@ class Decoder:
         if hasattr(attention, "q_norm"):
             query, key = attention.q_norm(query), attention.k_norm(key)
         query, key = _rotated(query, cosine, sine), _rotated(key, cosine, sine)
-        keys, values = layer.made_for(key[:, :, None], value[:, :, None])
+        keys, values = slots.layers[number].made_for(key[:, :, None], value[:, :, None])
         keys[:rows, :, end], values[:rows, :, end] = key, value
         seen = slice(slots.start, end + 1)
         keys, values = (one[:rows].flatten(0, 1)[:, seen] for one in (keys, values))
         query = (query * attention.scaling).view(rows * self.groups, -1, width)
-        scores = torch.bmm(query, keys.transpose(1, 2))
-        if bias is not None:
-            scores.view(rows, -1, scores.shape[-1]).add_(bias)
-        mixed = torch.bmm(scores.softmax(-1, dtype=torch.float32).to(values.dtype), values)
+        mixed = _mixed(query, keys, values, bias, slots.trunks, number)
         return attention.o_proj(mixed.view(rows, 1, -1))
+
+
+def _mixed(
+    query: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None, trunks: Trunks | None, number: int
+) -> Tensor:
+    """Attention of queries [rows·H, repeats, D] over a row's own positions [rows·H, T, D] and those of its trunk."""
+    scores = torch.bmm(query, keys.transpose(1, 2))
+    if bias is not None:
+        scores.view(len(bias), -1, scores.shape[-1]).add_(bias)
+    if trunks:
+        scores = torch.cat([trunks.scores(number, query), scores], dim=-1)
+    weights = scores.softmax(-1, dtype=torch.float32).to(values.dtype)
+    if not trunks:
+        return torch.bmm(weights, values)
+    shared, own = weights.split([trunks.longest, keys.shape[1]], dim=-1)
+    return torch.bmm(own, values).add_(trunks.mixed(number, shared))
 
 
 def _rotated(states: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:

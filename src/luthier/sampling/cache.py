@@ -17,6 +17,7 @@ from luthier.errors import ModelError
 
 if TYPE_CHECKING:
     from luthier.sampling._decoder import Decoder
+    from luthier.sampling._trunks import Trunks
 
 ROOM = 64  # free columns that a full buffer gets, or half its width: the whole is copied once in so many steps
 CPU_BUDGET = 1 << 30
@@ -74,6 +75,9 @@ class Forward:
         return out.logits[:, -1:] if last else out.logits
 
 
+Layers = tuple[tuple[Tensor, Tensor] | None, ...]
+
+
 @dataclass(frozen=True)
 class State:
     """What one row has cached, and nothing of its neighbours.
@@ -83,7 +87,7 @@ class State:
     """
 
     length: int
-    layers: tuple[tuple[Tensor, Tensor] | None, ...] = ()
+    layers: Layers = ()
     whole: tuple[Whole, int] | None = None
 
 
@@ -120,7 +124,8 @@ class Slots:
     """Rows that end in one column, so that a step writes one column and a row can enter or leave at any time.
 
     Row r holds its positions in columns `firsts[r]` to `end`, and `next[r]` comes next; the model sees columns `start`
-    to `end`, where `seen` marks what is real. Buffers are made once and grow rarely.
+    to `end`, where `seen` marks what is real. Buffers are made once and grow rarely. With `trunks` the positions before
+    a row entered are there, once for all rows that continue them; only a decoder of our own reads them.
 
     Args:
         forward: the model.
@@ -140,6 +145,7 @@ class Slots:
         self.next = torch.zeros(rows, dtype=torch.long, device=forward.device)
         self.cache = DynamicCache(config=forward.module.config)
         self.decoder: Decoder | None = None
+        self.trunks: Trunks | None = None
         self.bias: Tensor | None = None
         self.layers = [_Layer(self) for _ in self.cache.layers]
         self.cache.layers = [*self.layers]  # pyright: ignore[reportAttributeAccessIssue]
@@ -185,13 +191,15 @@ class Slots:
 
     def enter(self, states: Sequence[State]) -> None:
         """Append rows that continue `states`; equal states next to each other are copied at once."""
-        self._make_room(self.rows + len(states), max(state.length for state in states), 1)
+        longest = 0 if self.trunks else max(state.length for state in states)
+        self._make_room(self.rows + len(states), longest, 1)
+        if self.trunks:
+            self.trunks.enter(states)
         place = self.rows
         for state, count in _runs(states):
-            rows, first = slice(place, place + count), self.end - state.length
-            for layer, held in zip(self.layers, state.layers, strict=True):
-                for buffer, one in zip(layer.made_for(*held), held, strict=True) if held else ():
-                    buffer[rows, :, first : self.end] = one
+            rows, first = slice(place, place + count), self.end if self.trunks else self.end - state.length
+            if not self.trunks:
+                self._put(rows, first, state)
             self.seen[rows, :first] = False
             self.seen[rows, first:] = True
             self.next[rows] = state.length
@@ -199,6 +207,11 @@ class Slots:
             place += count
         self.rows = place
         self._fit_window()
+
+    def _put(self, rows: slice, first: int, state: State) -> None:
+        for layer, held in zip(self.layers, state.layers, strict=True):
+            for buffer, one in zip(layer.made_for(*held), held, strict=True) if held else ():
+                buffer[rows, :, first : self.end] = one
 
     def leave(self, gone: set[int]) -> list[int]:
         """Drop rows; the last ones move into their places. Returns the old index of each row that stays."""
@@ -213,6 +226,8 @@ class Slots:
             tensors = [buffer[:, :, window] for layer in self.layers for buffer in layer.buffers]
             for tensor in (*tensors, self.seen, self.next):
                 tensor[holes] = tensor[movers]
+        if self.trunks:
+            self.trunks.leave(order)
         self.firsts = [self.firsts[row] for row in order]
         self.rows = left
         self._fit_window()
@@ -222,7 +237,8 @@ class Slots:
         """A copy of what `row` has cached."""
         columns = self.start + self.seen[row, self.start : self.end].nonzero()[:, 0]
         held = [tuple(buffer[row, :, columns] for buffer in layer.buffers) for layer in self.layers]
-        return State(int(self.next[row]), tuple((one[0], one[1]) if one else None for one in held))
+        layers = tuple((one[0], one[1]) if one else None for one in held)
+        return State(int(self.next[row]), _joined(self.trunks.before(row), layers) if self.trunks else layers)
 
     def _fit_window(self) -> None:
         self.bias = None
@@ -352,6 +368,12 @@ def common_prefix(texts: Sequence[Sequence[int]]) -> int:
     low, high = min(lists), max(lists)  # what the extremes of the order share, all share
     length = min(map(len, lists)) - 1
     return next((place for place in range(length) if low[place] != high[place]), length)
+
+
+def _joined(before: Layers, after: Layers) -> Layers:
+    """Positions behind one another, layer by layer; None stands for none."""
+    both = zip(before, after, strict=True)
+    return tuple((torch.cat((a[0], b[0]), 1), torch.cat((a[1], b[1]), 1)) if a and b else a or b for a, b in both)
 
 
 def _runs(states: Sequence[State]) -> Iterator[tuple[State, int]]:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from luthier.errors import DataError, ModelError
 from luthier.sampling._decoder import decoder_of
+from luthier.sampling._trunks import Trunks
 from luthier.sampling.cache import Forward, Slots, Space, State, open_rows, prefill, sampling_mode, space_of
 from luthier.sampling.draws import draw, uniforms
 from luthier.sampling.stops import StopWatch
@@ -89,6 +90,7 @@ class Session:
         with sampling_mode(module):
             if isinstance(self.cached, Slots):
                 self.cached.decoder = decoder_of(self.forward, self.cached)
+                self.cached.trunks = Trunks() if self.cached.decoder else None
         self.logits: Tensor | None = None
         self.mode: AbstractContextManager[None] | None = None
 
