@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from luthier.errors import DataError, ModelError
-from luthier.sampling._decoder import PROBE
 from luthier.sampling.draws import uniforms
 from luthier.sampling.native import generate
 
@@ -33,6 +32,7 @@ def by_transformers(module, prompt, new):
 def test_a_common_prefix_is_run_once(module):
     head = ragged_prompts(1)[0] * 3
     prompts = [head + tail for tail in ragged_prompts(8, seed=4)] + [head]
+    generate(module, [[20]], end_ids=END, max_new_tokens=1)  # by now it is known what the model is made of
     seen = []
     handle = module.model.embed_tokens.register_forward_hook(lambda _m, inputs, _o: seen.append(inputs[0].shape))
     try:
@@ -40,7 +40,6 @@ def test_a_common_prefix_is_run_once(module):
     finally:
         handle.remove()
     assert [t.ids for t in found] == [by_transformers(module, prompt, 12) for prompt in prompts]
-    del seen[: PROBE + 1]  # how the model was looked at
     assert seen[0] == (1, len(head) - 1) and seen[1][0] == 9 and seen[1][1] <= 41
 
 

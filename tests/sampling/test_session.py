@@ -5,6 +5,7 @@ import torch
 
 from luthier.errors import DataError, ModelError
 from luthier.sampling._decoder import PROBE
+from luthier.sampling.cache import Slots
 from luthier.sampling.native import generate
 from luthier.sampling.session import Session
 from luthier.types import Sampling
@@ -31,9 +32,9 @@ def test_rows_opened_at_different_times_say_what_they_say_alone(module):
 
 def test_forks_go_on_from_one_state_without_computing_it_again(module):
     seen = []
+    session = Session(module, WARM, end_ids=set())
     handle = module.model.embed_tokens.register_forward_hook(lambda _m, inputs, _o: seen.append(inputs[0].shape))
     try:
-        session = Session(module, WARM, end_ids=set())
         parent = session.open([20, 30, 40], [1])[0]
         session.step(6)
         same, other = session.fork(parent, [1, 7])
@@ -41,10 +42,49 @@ def test_forks_go_on_from_one_state_without_computing_it_again(module):
         session.step(99)
     finally:
         handle.remove()
-    assert seen[PROBE + 1 :] == [(1, 3)] + [(1, 1)] * 6 + [(3, 1)] * 13
+    assert seen == [(1, 3)] + [(1, 1)] * 6 + [(3, 1)] * 13
     assert same.ids == parent.ids == alone(module, [20, 30, 40], 1)
     assert same.logprobs == pytest.approx(parent.logprobs, abs=1e-5)
     assert other.ids[:6] == parent.ids[:6] and other.ids != parent.ids
+
+
+def test_groups_of_any_size_hold_their_prompts_once_and_say_what_their_rows_say_alone(module):
+    session = Session(module, WARM, end_ids=END)
+    prompts, sizes = [[20, 30, 40], [50] * 9, [60, 61]], [5, 1, 3]
+    rows = [session.open(prompt, range(size)) for prompt, size in zip(prompts, sizes, strict=True)]
+    assert isinstance(session.cached, Slots) and session.cached.trunks
+    assert [state.length for state in session.cached.trunks.states] == [3, 9, 2]
+    session.step()
+    late = session.open(prompts[1], [7, 8])
+    assert session.cached.trunks.group > 2 and session.cached.trunks.places is not None
+    while session.rows:
+        running = {(*row.tokens[: row.start], row in late) for row in session.rows}  # a prompt read twice is held twice
+        assert len(session.cached.trunks.states) == len(running)
+        session.step()
+    for prompt, row in [(p, row) for p, group in zip(prompts, rows, strict=True) for row in group]:
+        assert row.ids == alone(module, prompt, row.seed, end=END)
+        with torch.no_grad():
+            logits = module(torch.tensor([row.tokens])).logits[0, row.start - 1 : -1].log_softmax(-1)
+        assert row.logprobs == pytest.approx(logits.gather(-1, torch.tensor(row.ids)[:, None])[:, 0].tolist(), abs=1e-4)
+    assert [row.ids for row in late] == [alone(module, prompts[1], seed, end=END) for seed in (7, 8)]
+
+
+def test_a_model_is_compared_with_its_own_logits_once_until_it_is_made_of_something_else(module):
+    Session(module, WARM, end_ids=set())
+    seen = []
+    handle = module.model.embed_tokens.register_forward_hook(lambda *_: seen.append(1))
+    mlp = module.model.layers[0].mlp
+    before = mlp.act_fn
+    try:
+        Session(module, WARM, end_ids=set())
+        assert not seen
+        mlp.act_fn = torch.nn.GELU()
+        for _ in range(2):
+            Session(module, WARM, end_ids=set())
+    finally:
+        mlp.act_fn = before
+        handle.remove()
+    assert len(seen) == PROBE + 1
 
 
 @pytest.mark.parametrize("steps", [4, 99])

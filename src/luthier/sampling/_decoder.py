@@ -8,6 +8,7 @@ adapters, feed-forward, head) is the model's own module and is called. Which mod
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +23,8 @@ PIECES = ("input_layernorm", "self_attn", "post_attention_layernorm", "mlp")
 ROTATIONS = ("default", "linear", "llama3", "yarn")  # angles that do not change with the length of the text
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}  # of the largest logit; coarser types 3e-2
 PROBE = 6
+LOOKED: WeakKeyDictionary[nn.Module, tuple[Any, bool]] = WeakKeyDictionary()
+"""Models that were compared with their own logits: what they were made of, and whether they are plain."""
 
 
 class Decoder:
@@ -120,6 +123,15 @@ def decoder_of(forward: Forward, slots: Slots) -> Decoder | None:
     if not _looks_plain(forward):
         return None
     decoder = Decoder(forward)
+    made_of = (forward.dtype, *((name, type(piece)) for name, piece in forward.module.named_modules()))
+    known, plain = LOOKED.get(forward.inner, (None, False))
+    if known != made_of:
+        plain = _says_the_same(decoder, forward, slots)
+        LOOKED[forward.inner] = made_of, plain
+    return decoder if plain else None
+
+
+def _says_the_same(decoder: Decoder, forward: Forward, slots: Slots) -> bool:
     ids = torch.arange(2 * PROBE, device=forward.device).view(2, PROBE) % len(decoder.embed.weight)
     own = forward.module(input_ids=ids, use_cache=False).logits[:, -1]
     slots.decoder = decoder
@@ -127,12 +139,12 @@ def decoder_of(forward: Forward, slots: Slots) -> Decoder | None:
     try:
         logits = [slots.advance(ids[:, place]) for place in range(PROBE)][-1]
     except TypeError:  # a piece gives more than its states
-        return None
+        return False
     finally:
         slots.decoder = None
         slots.leave({0, 1})
     near = TOLERANCE.get(forward.dtype, 3e-2) * float(own.abs().max())
-    return decoder if float((logits - own).abs().max()) <= near else None
+    return float((logits - own).abs().max()) <= near
 
 
 def _looks_plain(forward: Forward) -> bool:

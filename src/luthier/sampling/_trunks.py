@@ -127,7 +127,9 @@ class Trunks:
         self.longest = max(lengths)
         self.bias = None
         if min(lengths) < self.longest:
-            behind = torch.arange(self.longest, device=like.device) >= torch.tensor(lengths, device=like.device)[:, None]
+            behind = (
+                torch.arange(self.longest, device=like.device) >= torch.tensor(lengths, device=like.device)[:, None]
+            )
             self.bias = torch.zeros(behind.shape, dtype=like.dtype, device=like.device)
             self.bias = self.bias.masked_fill_(behind, float("-inf"))[:, None, None]
 

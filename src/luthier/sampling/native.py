@@ -11,6 +11,7 @@ from luthier.sampling.session import Prefilled, Row, Session
 from luthier.types import Request, Sampling, Trajectory
 
 ENTER = 8  # waiting requests enter once an eighth of the rows is free: reading one prompt costs as much as a step
+WORTH = 256  # positions saved that are worth a pass of their own over what all texts begin with
 
 
 class NativeSampler:
@@ -73,7 +74,8 @@ class _Queue:
             return
         if self.prefix is None:
             distinct = list(dict.fromkeys(self.texts))
-            self.prefix = list(distinct[0][: common_prefix(distinct)])
+            shared = common_prefix(distinct)
+            self.prefix = list(distinct[0][: shared if shared * len(distinct) >= WORTH else 0])
             session.share(self.prefix)
         new = session.sampling.max_new_tokens
         longest = max([len(self.texts[self.waiting[0]]), *(len(row.tokens) for row in session.rows)])
