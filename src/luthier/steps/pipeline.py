@@ -34,7 +34,7 @@ from luthier.steps.ground import Ground, micro_tokens, stand
 from luthier.steps.journal import Journal
 from luthier.steps.record import Run, fingerprint
 from luthier.steps.stop import Stop
-from luthier.steps.train import trained_facts, training
+from luthier.steps.train import carry_probe, trained_facts, training
 from luthier.steps.verify import PROBED
 from luthier.types import Candidate
 
@@ -146,15 +146,9 @@ class Work:
                 ground = self._ground(stage, source, live, later)
             sub = replace(self.run, recipe=stage.recipe, folder=folder)
             observe = self._observer(label)
-            trainer, facts = training(
-                sub,
-                ground,
-                observe,
-                self.stop.requested,
-                live,
-                span or (0.0, 1.0),
-                (stage.block.get("probe") or {}).get("every"),
-            )
+            trainer, facts = training(sub, ground, observe, self.stop.requested, live, span or (0.0, 1.0))
+            if stage.block.get("probe"):
+                carry_probe(trainer, stage.block["probe"]["every"])
             trainer.resume()
             self.journal.forget_after(trainer.position.updates, label)
         self.journal.phase(f"train {label}".strip())
