@@ -42,6 +42,7 @@ CONSTANTS = (
     "FACE",
     "READS",
     "WRITES",
+    "HOLDS",
     "EXCLUDES",
     "COUPLES",
     "COMPARES",

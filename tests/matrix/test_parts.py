@@ -1,11 +1,17 @@
 """Every objective and tuner of the package passes the matrix by existing; planted faults are caught."""
 
+import re
+from dataclasses import replace
+from typing import ClassVar
+
 import pytest
 import torch
 
 from luthier import parts
+from luthier.errors import LuthierError
+from luthier.models.head import target_logprob
 from luthier.objectives.base import Objective, TokenObjective
-from luthier.steps.conformance import CHECKS, check_part, run_checks
+from luthier.steps.conformance import CHECKS, Failed, check_part, run_checks
 from luthier.tuners.full import Full
 from luthier.types import Term
 
@@ -34,14 +40,88 @@ class MicroMean(Objective):
         return [Term(policy.head.sum(hidden, lambda s, z: z[:, 0]) / len(hidden), None)]
 
 
-class OffByOne(Objective):
-    """Takes the hidden state of the target itself; with packing that is another record's neighbour."""
+class LooksAhead(Objective):
+    """Takes the hidden state behind the target, which in a packed row may be another record's."""
 
     def terms(self, policy, batch, update):
-        hidden = policy._forward(batch)
+        hidden = policy._input_of_head({"input_ids": batch.ids}, batch.attention_mask, batch.position_of)
         rows, columns = batch.targets()
-        after = torch.clamp(columns + 1, max=hidden.shape[1] - 1)
-        return [Term(policy.head.sum(hidden[rows, after], lambda s, z: z[:, 0]), "targets")]
+        behind = torch.clamp(columns + 1, max=hidden.shape[1] - 1)
+        return [Term(policy.head.sum(hidden[rows, behind], lambda s, z: z[:, 0]), "targets")]
+
+
+class MaskMoved(TokenObjective):
+    """Its mask is off by some places."""
+
+    PLACES: ClassVar[int] = 1
+
+    def terms(self, policy, batch, update):
+        weights = batch.streams["weights"]
+        values = torch.roll(weights.values, self.PLACES, 1) * (batch.record_of >= 0)
+        moved = replace(batch, streams={**batch.streams, "weights": replace(weights, values=values)})
+        return super().terms(policy, moved, update)
+
+    def token_loss(self, view):
+        return -view.logprob
+
+
+class MaskTooEarly(MaskMoved):
+    PLACES: ClassVar[int] = -1
+
+
+class Contaminated(TokenObjective):
+    """Lets packed records see each other: positions run on where they should begin again."""
+
+    def terms(self, policy, batch, update):
+        onward = torch.arange(batch.ids.shape[1]).expand_as(batch.ids)
+        positions = onward if batch.attention_mask is None else batch.position_of
+        rows, columns = batch.targets()
+        hidden = policy._input_of_head({"input_ids": batch.ids}, batch.attention_mask, positions)[rows, columns - 1]
+        targets = batch.ids[rows, columns]
+        return [Term(policy.head.sum(hidden, lambda s, z: -target_logprob(z, targets[s])), "targets")]
+
+
+class ForgottenDetach(TokenObjective):
+    """dft whose weight carries gradient."""
+
+    HOLDS = ("weight",)
+
+    def token_loss(self, view):
+        return -view.logprob.exp() * view.logprob
+
+
+class SecretDetach(TokenObjective):
+    """Holds a weight and does not say so."""
+
+    def token_loss(self, view):
+        return -view.logprob.detach().exp() * view.logprob
+
+
+class Average:
+    """What LeavesOut remembers: both numbers matter, and one of them is saved."""
+
+    def __init__(self):
+        self.count, self.total = torch.zeros(1), torch.zeros(1)
+
+    def state_dict(self):
+        return {"count": self.count}
+
+    def load_state_dict(self, state):
+        self.count = state["count"]
+
+
+class LeavesOut(TokenObjective):
+    """Has a buffer that its checkpoint does not hold."""
+
+    def start(self, policy):
+        return Average()
+
+    def token_loss(self, view):
+        return -view.logprob * (1 + view.update.state_of(self).total)
+
+    def after_step(self, policy, update):
+        state = update.state_of(self)
+        state.count, state.total = state.count + 1, state.total + update.progress
 
 
 class Unread(TokenObjective):
@@ -93,23 +173,36 @@ class LosesWeights(Full):
         model.model.norm.weight.data -= 1
 
 
+SPLIT = "gradient: splits"
+
+
 @pytest.mark.parametrize(
-    "slot, part, check",
+    "slot, part, check, words",
     [
-        ("objective", ChunkMean, "gradient: splits"),
-        ("objective", MicroMean, "gradient: splits"),
-        ("objective", OffByOne, "gradient: splits"),
-        ("objective", LocalSum, "gradient: two ranks"),
-        ("objective", Unread, "every option"),
-        ("objective", GlobalRandom, "gradient: splits"),
-        ("objective", Forgetful, "deterministic"),
-        ("objective", Overflow, "bfloat16"),
-        ("tuner", LosesWeights, "saved, loaded"),
+        ("objective", ChunkMean, SPLIT, "the gradient differs"),
+        ("objective", MicroMean, SPLIT, "the gradient differs"),
+        ("objective", LooksAhead, SPLIT, "the gradient differs"),
+        ("objective", MaskMoved, "gradient: of every target", "behind the last target"),
+        ("objective", MaskTooEarly, "gradient: of every target", "does not depend on the last target"),
+        ("objective", Contaminated, SPLIT, "with packed the gradient differs"),
+        ("objective", LocalSum, "gradient: two ranks", "on two ranks the gradient differs"),
+        ("objective", ForgottenDetach, "gradient: derivative", "is a `detach` forgotten?"),
+        ("objective", SecretDetach, "gradient: derivative", "is something detached?"),
+        ("objective", Unread, "every option", "`strength` give different results"),
+        ("objective", GlobalRandom, SPLIT, "the gradient differs"),
+        ("objective", Forgetful, "deterministic", "two runs with one seed differ"),
+        ("objective", LeavesOut, "exact resume", "after a resume"),
+        ("objective", Overflow, "bfloat16", "not a finite number"),
+        ("tuner", LosesWeights, "saved, loaded", "logits differ"),
     ],
 )
-def test_planted_fault_is_caught(slot, part, check):
-    failed = [outcome for outcome in run_checks(slot, part) if not outcome.passed]
-    assert any(outcome.check.startswith(check) for outcome in failed)
+def test_planted_fault_is_caught(slot, part, check, words):
+    for name, found in CHECKS[slot](part):
+        if name.startswith(check):
+            with pytest.raises((Failed, LuthierError), match=re.escape(words)):
+                found()
+            return
+    raise AssertionError(f"no check is called {check}")
 
 
 def test_a_file_of_the_users(tmp_path, capsys):
@@ -122,6 +215,7 @@ def test_a_file_of_the_users(tmp_path, capsys):
         "class SoftFocus(TokenObjective):\n"
         '    """Lets go of tokens already known."""\n'
         '    SETTINGS = ({}, {"power": 1.0})\n'
+        '    HOLDS = ("weight",)\n'
         "    power: float = 2.0\n"
         "    def token_loss(self, view):\n"
         "        return -((1 - view.logprob.detach().exp()) ** self.power) * view.logprob\n"

@@ -392,17 +392,21 @@ def _load(folder: Path) -> nn.Module:
 
 def objective_checks(part: type[Any]) -> Iterator[tuple[str, Callable[[], None]]]:
     """The checks of an objective, in the order they are run."""
+    from luthier.steps.conformance_derivative import check_derivative, check_targets
+
     full = parts.build("tuner", "full")
     made = variants(part)
     first = made[0]
     yield "gradient: splits, padding side, packing", lambda: check_invariance(made, full)
     yield "gradient: two ranks", lambda: check_ranks(first, full)
+    yield "gradient: derivative of the loss, but for what it HOLDS", lambda: check_derivative(first, full)
     whole = Batching(RECORDS, 10_000, "padded")
     yield "every option changes something", lambda: check_options(made, lambda one: _now_and_later(one, full, whole))
     yield "deterministic by seed", lambda: check_determinism(first, full)
     yield "exact resume", lambda: check_resume(first, full)
     yield "bfloat16 stays finite", lambda: check_bfloat16(first, full)
     if first.FACE == "token":  # a record of another modality is its own target
+        yield "gradient: of every target, of nothing behind", lambda: check_targets(first, full)
         yield "no targets: refused", lambda: check_zero_targets(first, full)
     for name in ("full", "lora"):
         yield f"composes with {name}", lambda name=name: check_resume(first, parts.build("tuner", name))
@@ -413,6 +417,7 @@ def tuner_checks(part: type[Any]) -> Iterator[tuple[str, Callable[[], None]]]:
     sft = parts.build("objective", "sft")
     made = variants(part)
     yield "gradient: splits, padding side, packing", lambda: check_invariance([sft], made[0])
+    yield "gradient: two ranks", lambda: check_ranks(sft, made[0])
     yield "every option changes something", lambda: check_options(made, lambda one: _some_updates(sft, one))
     yield "deterministic by seed", lambda: check_determinism(sft, made[0])
     yield "exact resume", lambda: check_resume(sft, made[0])

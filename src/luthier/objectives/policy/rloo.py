@@ -33,6 +33,7 @@ class RLOO(TokenObjective):
     PAPER: ClassVar[str] = "arXiv 2402.14740"
     READS: ClassVar = ("advantages", "old_logprobs")
     UNIT: ClassVar[str] = "records"
+    HOLDS: ClassVar = ("ratio of the answer",)
     SETTINGS: ClassVar = ({}, {"clip_low": 0.9}, {"clip_high": 9.0})
 
     clip_low: float = Field(0.2, gt=0.0)

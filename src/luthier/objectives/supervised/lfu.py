@@ -44,6 +44,7 @@ class LFU(Objective):
     """
 
     PAPER: ClassVar[str] = "arXiv 2511.13052"
+    HOLDS: ClassVar = ("hidden states at rest",)
     SETTINGS: ClassVar = (
         {},
         {"base": "dft"},
