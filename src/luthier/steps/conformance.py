@@ -434,7 +434,19 @@ def selector_checks(part: type[Any]) -> Iterator[tuple[str, Callable[[], None]]]
     return checks(part)
 
 
-CHECKS = {"objective": objective_checks, "tuner": tuner_checks, "selector": selector_checks}
+def advantage_checks(part: type[Any]) -> Iterator[tuple[str, Callable[[], None]]]:
+    """The checks of an advantage."""
+    from luthier.steps.conformance_advantages import checks
+
+    return checks(part)
+
+
+CHECKS = {
+    "objective": objective_checks,
+    "tuner": tuner_checks,
+    "selector": selector_checks,
+    "advantage": advantage_checks,
+}
 
 
 def run_checks(slot: str, part: type[Any]) -> Iterator[Outcome]:
@@ -460,7 +472,7 @@ def check_part(path: Path, console: Console) -> None:
     """
     slot = slot_of_file(path)
     if slot not in CHECKS:
-        raise RunError(f"{path.name} is a {slot}: the matrix covers objectives, tuners and selectors.")
+        raise RunError(f"{path.name} is a {slot}: the matrix covers {', '.join(f'{one}s' for one in CHECKS)}.")
     part = parts.load(slot, str(path))
     failed = 0
     for outcome in run_checks(slot, part):

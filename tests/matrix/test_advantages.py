@@ -1,0 +1,65 @@
+"""Planted faults of advantages are caught by the check that is meant for them."""
+
+import re
+
+import numpy
+import pytest
+
+from luthier.rollouts.base import Advantage
+from luthier.steps.conformance import CHECKS, Failed
+
+
+class WholeMean(Advantage):
+    """Counts an answer without a reward."""
+
+    def compute(self, rollout, values):
+        totals = rollout.totals(values)
+        return totals - totals.mean()
+
+
+class InPlace(Advantage):
+    def compute(self, rollout, values):
+        for value in values:
+            value *= 2
+        return values
+
+
+class Random(Advantage):
+    def compute(self, rollout, values):
+        return rollout.totals(values) + numpy.random.default_rng().random()
+
+
+class Unread(Advantage):
+    SETTINGS = ({}, {"scale": 2.0})
+    scale: float = 1.0
+
+    def compute(self, rollout, values):
+        return rollout.totals(values)
+
+
+class AgainstTheFirst(Advantage):
+    def compute(self, rollout, values):
+        totals = rollout.totals(values)
+        return totals - numpy.nanmean(totals[rollout.group_of == 0])
+
+
+class OneEach(Advantage):
+    def compute(self, rollout, values):
+        return [value[:1] for value in values]
+
+
+@pytest.mark.parametrize(
+    "part, check, words",
+    [
+        (WholeMean, "one finite", "without a reward"),
+        (OneEach, "one finite", "not one number per token"),
+        (InPlace, "deterministic", "copy them"),
+        (Random, "deterministic", "random call"),
+        (Unread, "every option", "`scale`"),
+        (AgainstTheFirst, "independent", "in another order"),
+    ],
+)
+def test_planted_fault_is_caught(part, check, words):
+    found = next(found for name, found in CHECKS["advantage"](part) if name.startswith(check))
+    with pytest.raises(Failed, match=re.escape(words)):
+        found()
