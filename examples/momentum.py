@@ -1,0 +1,32 @@
+"""An optimiser of one's own: `train: {optimizer: ./momentum.py}`."""
+
+import torch
+
+from luthier.parts import Part
+
+
+class Momentum(Part):
+    """Stochastic gradient descent with momentum. `clip` bounds the norm of an update's gradient."""
+
+    lr: float = 0.1
+    momentum: float = 0.9
+    clip: float | None = 1.0
+
+    def make(self, parameters):
+        """Any torch optimiser over the fp32 parameters."""
+        return torch.optim.SGD(parameters, lr=self.lr, momentum=self.momentum)
+
+
+if __name__ == "__main__":
+    from pathlib import Path
+    from tempfile import TemporaryDirectory
+
+    from luthier.recipe import load_recipe
+    from luthier.steps import run_recipe
+
+    recipe = {"train": {"optimizer": "./momentum.py"}}
+    with TemporaryDirectory() as folder:
+        record = run_recipe(
+            load_recipe({"extends": "small.yaml", **recipe}, base=Path(__file__).parent), Path(folder), []
+        )
+    print(f"loss {record['train']['loss_first']:.3f}, then {record['train']['loss_last']:.3f}")
