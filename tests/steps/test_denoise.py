@@ -13,7 +13,7 @@ from luthier.diffusion.policy import DenoiserPolicy
 from luthier.engine.budget import Budget
 from luthier.engine.source import Records
 from luthier.engine.trainer import Batching, Saving, Trainer
-from luthier.objectives.flow import _nft
+from luthier.objectives.flow import _nft, diffusion_nft
 from luthier.objectives.flow.diffusion_nft import DiffusionNFT
 from luthier.objectives.flow.flow import Flow
 from luthier.steps import denoise
@@ -94,7 +94,7 @@ def positives_only(monkeypatch):
         both, push = (_nft_practical(trained, old, x, clean, level, one, beta, clip) for one in (zero + 1, zero))
         return r * both + 0 * push
 
-    monkeypatch.setattr(_nft, "practical", practical)
+    monkeypatch.setattr(diffusion_nft.nft, "practical", practical)  # what the part holds: it may be a lazy handle
 
 
 def undecided(monkeypatch):
