@@ -28,17 +28,20 @@ def judge_by(
         gold, prompt_text: what the renderer says of a record.
     """
 
-    def answer(prompt: Prompt, trajectory: Trajectory) -> Answer:
-        ids = list(trajectory.ids)
-        text = decode(ids[:-1] if ids and ids[-1] in end_ids else ids)
-        record = prompt.record
-        return Answer(text, record, gold(record), prompt_text(record), len(ids), trajectory.finish)
+    def answers(record: Record, trajectories: Sequence[Trajectory]) -> list[Answer]:
+        known = gold(record), prompt_text(record)  # said once for the group: rendering a record takes a millisecond
+        found = []
+        for one in trajectories:
+            ids = list(one.ids)
+            text = decode(ids[:-1] if ids and ids[-1] in end_ids else ids)
+            found.append(Answer(text, record, *known, len(ids), one.finish))
+        return found
 
     def judge(asked: Sequence[tuple[Prompt, Sequence[Trajectory]]]) -> list[list[Scored]]:
         judged = []
         for prompt, trajectories in asked:
             whole = [one for one in trajectories if one.finish != "error"]
-            verdicts: Any = iter(rewards([answer(prompt, one) for one in whole]) if whole else ())
+            verdicts: Any = iter(rewards(answers(prompt.record, whole)) if whole else ())
             judged.append([_scored(one, None if one.finish == "error" else next(verdicts)) for one in trajectories])
         return judged
 
