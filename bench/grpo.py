@@ -1,6 +1,6 @@
 """A whole GRPO update beside TRL's GRPOTrainer: sampling, reward, advantages, loss, optimiser; updates take turns.
 
-    .venv/bin/python bench/grpo.py              # about three minutes on one core; writes results/grpo.json
+    .venv/bin/python bench/grpo.py              # about three minutes; writes results/grpo.json
 
 TRL's environment is the one of trl_sft.py (build/trl-venv, made on first use). Both sides live in a process of their
 own and carry out one update when told, ours, theirs, ours ... Fixed for both: `nano` in float32, the same 8
