@@ -78,7 +78,8 @@ def _print_steps(stages: Sequence[Stage], prepared: Prepared, console: Console) 
     for depth, stage in _nested(stages):
         data = stage.block.get("data", "")
         share = f"{stage.share:.0%}" if stage.do in TRAINING else ""
-        names = [stage.block.get("from", ""), ", ".join(data) if isinstance(data, list) else data]
+        aside = stage.recipe.settings.model.path if "model" in stage.block else None
+        names = [aside or stage.block.get("from", ""), ", ".join(data) if isinstance(data, list) else data]
         table.add_row("  " * depth + stage.name, stage.do, *names, share)
     console.print(table, highlight=False)
     largest = max(_trainings(stages), key=lambda stage: _memory(stage.recipe, prepared).total)
