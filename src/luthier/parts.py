@@ -49,6 +49,7 @@ CONSTANTS = (
     "UNIT",
     "SETTINGS",
     "RESTORES",
+    "MERGES",
     "RANKS",
 )
 PACKAGE = Path(__file__).parent

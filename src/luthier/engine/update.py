@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 from luthier.engine.couple import couple, refuse_batch_statistics
@@ -18,6 +19,9 @@ from luthier.models.policy import Policy
 from luthier.objectives.base import Objective, Update, total_of
 from luthier.tuners.base import Tuner
 from luthier.types import Batch, Term
+
+UNITS = ("targets", "weights", "records")
+"""What every update is counted in; parts may count more."""
 
 
 class NotFinite(RunError):
@@ -56,9 +60,9 @@ def run_update(
         RunError: the update has no target at all, or the step broke off with the weights half moved.
     """
     refuse_batch_statistics(policy.module, len(update.batches), world.size)
-    update.counts = count(objective, update.batches, world)
+    update.counts = count(objective, update.batches, world, tuners)
     update.sum_tensors = world.sum_tensors
-    if not any(update.counts.values()):
+    if not any(update.counts[unit] for unit in UNITS):
         records = ", ".join(record for batch in update.batches for record in batch.records[:4])
         raise RunError(f"Update {update.index} has no target token (records {records}, ...).")
     objective.prepare(policy, update)
@@ -69,7 +73,7 @@ def run_update(
     coupled = couple(policy, objective, update, world)
     if not math.isfinite(coupled):
         raise _not_finite("loss", _records(update), update, world)
-    loss = _backward_all(policy, objective, update, world)
+    loss = _backward_all(policy, objective, tuners, update, world)
     if world.rank == 0:  # gradients are summed over ranks: what belongs to no data is added once
         loss += coupled
         loss += _backward_terms([t for o in (objective, *tuners) for t in o.update_terms(policy, update)], update)
@@ -87,20 +91,23 @@ def run_update(
     return _report(loss, norms[0], update, world)
 
 
-def count(objective: Objective, batches: Sequence[Batch], world: World) -> dict[str, float]:
+def count(
+    objective: Objective, batches: Sequence[Batch], world: World, tuners: Sequence[Tuner] = ()
+) -> dict[str, float]:
     """Units over all micro-batches and ranks, in one reduction."""
-    totals = {"targets": 0.0, "weights": 0.0, "records": 0.0}
+    totals = dict.fromkeys(UNITS, 0.0)
     for batch in batches:
-        for name, number in objective.units(batch).items():
-            totals[name] = totals.get(name, 0.0) + number
+        for part in (objective, *tuners):
+            for name, number in part.units(batch).items():
+                totals[name] = totals.get(name, 0.0) + number
     return world.sum_numbers(totals)
 
 
-def _backward_all(policy: Policy, objective: Objective, update: Update, world: World) -> float:
+def _backward_all(policy: Policy, objective: Objective, tuners: Sequence[Tuner], update: Update, world: World) -> float:
     """Every micro-batch of this rank; a loss that is no number stops all ranks, which would wait for this one."""
     total, spoiled = 0.0, []
     for batch in update.batches:
-        value = backward(policy, objective, batch, update)
+        value = backward(policy, objective, tuners, batch, update)
         if not math.isfinite(value):
             spoiled = list(batch.records)
             break
@@ -110,10 +117,13 @@ def _backward_all(policy: Policy, objective: Objective, update: Update, world: W
     return total
 
 
-def backward(policy: Policy, objective: Objective, batch: Batch, update: Update) -> float:
+def backward(policy: Policy, objective: Objective, tuners: Sequence[Tuner], batch: Batch, update: Update) -> float:
     """Forward of one micro-batch, and backward if its loss is finite; returns its share of the loss."""
-    with objective.scope(policy, batch, update):
-        loss = total_of(objective.terms(policy, batch, update), update.counts)
+    parts = (objective, *tuners)
+    with ExitStack() as scopes:
+        for part in parts:
+            scopes.enter_context(part.scope(policy, batch, update))
+        loss = total_of([term for part in parts for term in part.terms(policy, batch, update)], update.counts)
         if loss is None:
             return 0.0
         value = float(loss.detach())

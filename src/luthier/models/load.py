@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from luthier import parts
 from luthier.errors import ModelError, nearest
 from luthier.models.bundled import HUB_FILES, NAMES, bundled_path
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+TUNER_FILE = "tuner.json"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
 
 
@@ -45,12 +47,14 @@ class Loaded:
     """A model in eval mode with its tokenizer.
 
     `weights_id` changes when any weight, the config or an attached adapter changes, and with nothing else.
+    `tuner` names what is part of the module and can neither be merged nor trained further.
     """
 
     module: nn.Module
     tokenizer: Any
     name: str
     weights_id: str
+    tuner: str | None = None
 
 
 def resolve_model(path: str, base: Path) -> Path | str:
@@ -112,13 +116,24 @@ def load_model(settings: ModelSettings, base: Path, device: torch.device | str =
     """
     quiet()
     folder = _local_folder(settings.path, settings.revision, base, settings.remote_code)
+    tuner = None
     if _is_adapter(folder):
         module = _load_adapter(folder, settings, device)
+    elif _is_tuned(folder):
+        module, tuner = load_tuned(folder, settings, device)
     else:
         module = _load_weights(folder, settings, device)
         module.name_or_path = module.config._name_or_path = _portable_name(settings.path, folder)
     tokenizer = load_tokenizer(settings, base)
-    return Loaded(module.eval(), tokenizer, settings.path, _weights_id(folder, settings.remote_code))
+    return Loaded(module.eval(), tokenizer, settings.path, _weights_id(folder, settings.remote_code), tuner)
+
+
+def load_tuned(folder: Path, settings: ModelSettings, device: torch.device | str = "cpu") -> tuple[Any, str]:
+    """A model that a tuner is part of, and the tuner's name: its base from `base/`, then the tuner's own `load`."""
+    spec = json.loads((folder / TUNER_FILE).read_text(encoding="utf-8"))
+    module = _load_weights(folder / "base", settings, device)
+    with _as_model_error(folder):
+        return parts.build("tuner", spec).load(module, folder), spec["kind"]
 
 
 def fast_bfloat16(device: torch.device | str = "cpu") -> bool:
@@ -239,7 +254,7 @@ def _from_hub(repository: str, revision: str | None, remote_code: bool) -> Path:
 def _check_folder(folder: Path) -> None:
     if folder.is_file():
         raise ModelError(f"{folder} is a file, not a model folder.", "Give the folder that holds config.json.")
-    if (folder / "adapter_config.json").is_file():
+    if _is_adapter(folder) or _is_tuned(folder):
         return
     has_config, weights = (folder / "config.json").is_file(), sorted(folder.glob("*.safetensors"))
     if has_config and weights:
@@ -257,6 +272,10 @@ def _check_folder(folder: Path) -> None:
 
 def _is_adapter(folder: Path) -> bool:
     return (folder / "adapter_config.json").is_file()
+
+
+def _is_tuned(folder: Path) -> bool:
+    return (folder / TUNER_FILE).is_file()
 
 
 def _base_of(folder: Path) -> tuple[str, str | None]:
@@ -288,6 +307,9 @@ def _weights_id(folder: Path, remote_code: bool) -> str:
         # Where the base lies on this machine is no property of the weights.
         config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
         digest.update(json.dumps(config | {"base_model_name_or_path": None}, sort_keys=True).encode())
+    elif _is_tuned(folder):
+        digest.update(_weights_id(folder / "base", remote_code).encode())
+        files.append(folder / TUNER_FILE)
     else:
         files.append(folder / "config.json")
     for file in files:

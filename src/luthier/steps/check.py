@@ -22,6 +22,7 @@ from luthier.models.load import load_tokenizer, resolve_model
 from luthier.objectives.base import build_objective, reads_of
 from luthier.recipe import Recipe, Stage, flat, list_methods, load_recipe, stages_of
 from luthier.recipe.steps import TRAINING
+from luthier.steps.columns import with_fields
 from luthier.steps.ground import (
     build_tuners,
     check_context,
@@ -118,6 +119,7 @@ def _memory(recipe: Recipe, prepared: Prepared) -> memory.Estimate:
     objective = build_objective(recipe.settings.train.objective, recipe.base)
     rows = training_rows(objective, prepared)
     tuners = build_tuners(recipe)
+    rows = with_fields(rows, prepared.records, [name for tuner in tuners for name in tuner.fields])
     model = recipe.settings.model.model_copy(update={"dtype": compute_dtype(recipe, find_device())})
     module = _empty_model(model, recipe.base)
     if recipe.settings.train.checkpointing:

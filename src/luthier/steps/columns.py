@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
+import numpy
+
 from luthier.engine.score import Column, cached_column, column_key, score, with_column
-from luthier.errors import ModelError
+from luthier.errors import DataError, ModelError
 from luthier.models.load import Loaded, load_model
 from luthier.models.policy import TokenPolicy
 from luthier.recipe.settings import Model as ModelSettings
 from luthier.steps.ground import Ground, compute_dtype, micro_tokens, unknown_reference
 from luthier.steps.record import Run
-from luthier.types import Row
+from luthier.types import Record, Row, Stream
 
 
 def with_references(run: Run, ground: Ground, rows: list[Row], reads: Sequence[str]) -> list[Row]:
@@ -25,6 +28,29 @@ def with_references(run: Run, ground: Ground, rows: list[Row], reads: Sequence[s
     if unknown := [name for name in names if name != "logprobs:initial"]:
         raise unknown_reference(unknown[0].split(":")[1])
     return with_column(rows, names[0], _initial_logprobs(run, ground, rows)) if names else rows
+
+
+def with_fields(rows: list[Row], records: Mapping[str, Record], names: Sequence[str]) -> list[Row]:
+    """The rows with these columns of their records, numbers, as row streams `field:<name>`.
+
+    Raises:
+        DataError: a record lacks the column, or has no number there; names the record.
+    """
+    for name in names:
+        rows = [_with_field(row, records[row.atom], name) for row in rows]
+    return rows
+
+
+def _with_field(row: Row, record: Record, name: str) -> Row:
+    try:
+        value = numpy.float32(record.fields[name])
+    except (KeyError, TypeError, ValueError):
+        found = repr(record.fields[name]) if name in record.fields else "nothing"
+        raise DataError(
+            f"{record.origin}: record {record.id} has {found} in the column `{name}`; a number is needed.",
+            "The tuner reads this column of every training record.",
+        ) from None
+    return replace(row, streams={**row.streams, f"field:{name}": Stream(value, "row")})
 
 
 def logprobs_of(run: Run, ground: Ground, rows: Sequence[Row], name: str) -> Column:

@@ -185,6 +185,11 @@ def refuse_excluded(tuners: Sequence[Tuner]) -> None:
         for other in [*tuners[:place], *tuners[place + 1 :]]:
             if other.kind in tuner.EXCLUDES:
                 raise RecipeError(f"The tuners `{tuner.kind}` and `{other.kind}` cannot be combined.")
+            if not tuner.MERGES:
+                raise RecipeError(
+                    f"The tuners `{tuner.kind}` and `{other.kind}` cannot be combined: the result of several is one"
+                    f" merged model, and what `{tuner.kind}` learns cannot be merged."
+                )
 
 
 def refuse_other_rules(tuners: Sequence[Tuner], optimizer: Any) -> None:

@@ -22,7 +22,7 @@ from luthier.engine.checkpoint import save_companions
 from luthier.engine.probe import Trajectory
 from luthier.engine.score import Column, score
 from luthier.engine.trainer import Trainer
-from luthier.errors import RunError
+from luthier.errors import RecipeError, RunError
 from luthier.models.policy import TokenPolicy
 from luthier.recipe import Stage, flat
 from luthier.recipe.steps import BASE, CHUNK, DATA, NEWEST
@@ -30,7 +30,7 @@ from luthier.records import read_jsonl, write_json
 from luthier.select.subset import Subset
 from luthier.steps.answers import generate_candidates, gold, make_judge, make_sampler, read_candidates, write_candidates
 from luthier.steps.evaluate import evaluate_sets
-from luthier.steps.ground import Ground, micro_tokens, stand
+from luthier.steps.ground import Ground, build_tuners, micro_tokens, stand
 from luthier.steps.journal import Journal
 from luthier.steps.record import Run, fingerprint
 from luthier.steps.stop import Stop
@@ -62,7 +62,8 @@ class Model:
         """Write it, loadable without Luthier; after several trainings or tuners the whole model: no adapter is all."""
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
-        if self.trainer is None or self.trainings > 1 or len(self.trainer.tuners) > 1:
+        tuners = [] if self.trainer is None else self.trainer.tuners
+        if self.trainer is None or len(tuners) > 1 or (self.trainings > 1 and tuners[0].MERGES):
             copied = replace(self, module=copy.deepcopy(self.module)) if self.trainer is not None else self
             copied.plain().save_pretrained(folder)  # pyright: ignore[reportCallIssue]
         else:
@@ -88,12 +89,31 @@ class Work:
 
     def carry_out(self, stages: Sequence[Stage]) -> Status:
         """All steps in order; "stopped" when one was asked to end."""
+        self._refuse_unmerged(stages)
         base = Model(self.ground.loaded.module, None, self.ground.loaded.weights_id)
         self.models = {BASE: base, NEWEST: base}
         if len(stages) == 1 and self.run.recipe.settings.steps is None:
             return self._train(stages[0], self.run.folder, [], label="")
         self.records[DATA] = gold(self.ground)
         return self._sequence(stages, self.run.folder / "steps", [])
+
+    def _refuse_unmerged(self, stages: Sequence[Stage]) -> None:
+        """Raise RecipeError where a training starts from a model whose tuning cannot be folded in."""
+        trainings = [stage for stage in flat(stages) if stage.do in ("train", "rl")]
+        if trainings and self.ground.loaded.tuner is not None:
+            raise RecipeError(
+                f"{self.ground.loaded.name} was trained with `{self.ground.loaded.tuner}`, which cannot be merged, so"
+                " it cannot be trained further.",
+                "Start from its base model.",
+            )
+        for place, stage in enumerate(trainings):
+            lasting = [tuner.kind for tuner in build_tuners(stage.recipe) if not tuner.MERGES]
+            later = [one.name for one in trainings[place + 1 :] if one.block["from"] in (NEWEST, stage.name)]
+            if lasting and later:
+                raise RecipeError(
+                    f"Step `{later[0]}` trains what step `{stage.name}` left, and `{lasting[0]}` cannot be merged.",
+                    f"Train with `{lasting[0]}` in the last step.",
+                )
 
     def _sequence(
         self, stages: Sequence[Stage], folder: Path, after: Sequence[Stage], span: tuple[float, float] | None = None

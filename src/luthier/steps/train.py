@@ -18,7 +18,7 @@ from luthier.models.policy import TokenPolicy
 from luthier.objectives.base import Objective, build_objective, reads_of
 from luthier.rollouts.base import build_chain
 from luthier.select.base import Selector
-from luthier.steps.columns import logprobs_of, with_references
+from luthier.steps.columns import logprobs_of, with_fields, with_references
 from luthier.steps.ground import (
     Ground,
     build_tuners,
@@ -110,11 +110,12 @@ def carry_probe(trainer: Trainer, every: int | Literal["auto"]) -> None:
 
 
 def _rows(run: Run, ground: Ground, objective: Objective, selector: Selector | None) -> list[Row]:
-    """The training rows with every column that objective and selector read."""
+    """The training rows with every column that objective, selector and tuners read."""
     rows = with_references(run, ground, training_rows(objective, ground.prepared), reads_of(objective))
     for read in selector.reads() if selector else ():
         rows = with_column(rows, read, logprobs_of(run, ground, rows, read.split(":", 1)[1]))
-    return rows
+    names = [name for tuner in build_tuners(run.recipe) for name in tuner.fields]
+    return with_fields(rows, ground.prepared.records, names)
 
 
 def _tuned(ground: Ground, objective: Objective, rows: list[Row]) -> tuple[TokenPolicy, list[Tuner]]:

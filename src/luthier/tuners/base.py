@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from luthier.errors import RecipeError
 from luthier.parts import Part, lazy
-from luthier.types import Row
+from luthier.types import Batch, Row, Term
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -44,11 +44,18 @@ class Tuner(Part):
 
     EXCLUDES names tuners that it cannot be combined with, itself included if it cannot be used twice.
     RESTORES says what `disabled()` gives: "base" (the model as it was, so it can serve as a reference for
-    free) or "nothing" (a reference needs a frozen copy).
+    free) or "nothing" (a reference needs a frozen copy). MERGES is False where the tuning cannot be folded into
+    the weights: such a tuner stands alone, trains last, and its `save` is read back by its `load`.
     """
 
     RESTORES: ClassVar[Literal["base", "nothing"]] = "nothing"
     EXCLUDES: ClassVar[tuple[str, ...]] = ()
+    MERGES: ClassVar[bool] = True
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """Columns of the data, holding numbers, that it reads as row streams `field:<name>`."""
+        return ()
 
     def plan(self, model: nn.Module, given: Planning) -> dict[str, Any]:
         """Hook: choose what `apply` needs (masks, indices, the seed of an initialisation)."""
@@ -70,6 +77,10 @@ class Tuner(Part):
         """Write the result so that it loads without Luthier; `masters` are the fp32 values by name."""
         raise RecipeError(f"{type(self).__name__} does not define `save(self, model, masters, folder)`.")
 
+    def load(self, model: nn.Module, folder: Path) -> nn.Module:
+        """Put what `save` left onto the model in `folder/base`; called where the folder has a `tuner.json`."""
+        raise RecipeError(f"{type(self).__name__} does not define `load(self, model, folder)`.")
+
     def merge(self, model: nn.Module) -> nn.Module:
         """The plain model with the tuning folded in."""
         return model
@@ -88,13 +99,25 @@ class Tuner(Part):
     def before_update(self, model: nn.Module, update: Any) -> None:
         """Hook: before the first forward that trains; again when the update is tried again with less memory."""
 
+    def units(self, batch: Batch) -> dict[str, float]:
+        """Hook: counts that its terms are divided by, summed over the update as an objective's are."""
+        return {}
+
+    def scope(self, policy: Any, batch: Batch, update: Any) -> AbstractContextManager[Any]:
+        """Hook: a context around forward and backward of one micro-batch, within that of the objective."""
+        return nullcontext()
+
+    def terms(self, policy: Any, batch: Batch, update: Any) -> list[Term]:
+        """Hook: summands of a micro-batch's loss, asked for after the objective's, in the same scope."""
+        return []
+
     def before_step(self, model: nn.Module, update: Any) -> None:
         """Hook: gradients are complete and not yet clipped."""
 
     def after_step(self, model: nn.Module, update: Any) -> None:
         """Hook: after the optimiser."""
 
-    def update_terms(self, policy: Any, update: Any) -> list[Any]:
+    def update_terms(self, policy: Any, update: Any) -> list[Term]:
         """Hook: terms that do not depend on data, added once per update."""
         return []
 

@@ -1,0 +1,199 @@
+"""LoRAMoE: low-rank experts in the feed-forward layers, mixed by a router that is kept in balance."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from luthier.errors import RecipeError
+from luthier.parts import lazy
+from luthier.tuners.base import Planning, Tuner
+from luthier.types import Batch, Term
+
+if TYPE_CHECKING:
+    import safetensors.torch as safetensors
+    import torch
+    from torch import Tensor, nn
+
+    from luthier.models import context
+    from luthier.tuners import _experts
+else:
+    torch = lazy("torch")
+    safetensors = lazy("safetensors.torch")
+    context = lazy("luthier.models.context")
+    _experts = lazy("luthier.tuners._experts")
+
+VALUES = "experts.safetensors"
+
+
+class LoRAMoE(Tuner):
+    """Routed low-rank experts on a frozen model: y = W x + (alpha / r) Σ_i g_i B_i A_i x, g = softmax(R x).
+
+    All `experts` run for every token. `balance` × Σ_layers L is added to the loss, the mean over rows of
+
+        L = Var(Z) / Mean(Z)²  (`form` mean: Var(Z) / Mean(Z)),  Z_n = I_n Q_n,  Q_n = Σ_tokens g_n.
+
+    With `types`, the name of a column of the data that holds 0 or 1, the first half of the experts is at home with
+    rows of type 0 and the second with type 1: I is 1 - `delta` at home, 1 + `delta` elsewhere, so that at the
+    minimum a group has the share (1 + delta) / 2 of its own type. The paper's I has the signs the other way round,
+    which names the groups the other way round (`home` less); without `types` I is 1 and use is made equal.
+
+    Published, Z is taken over all rows of a micro-batch at once, padding included, and the loss then depends on
+    how an update is cut and on lengths. Here it is the same formula of one row at a time, its own tokens only; both
+    are least where all Z of a row are equal. `form` mean grows with the number of tokens, as published.
+    Cannot be merged: the mixture depends on the input. Source: arXiv 2312.09979, and its code.
+    """
+
+    PAPER: ClassVar[str] = "arXiv 2312.09979"
+    RESTORES: ClassVar[Literal["base", "nothing"]] = "base"
+    MERGES: ClassVar[bool] = False
+    SETTINGS: ClassVar = (
+        {"dropout": 0.0},
+        {},
+        {"r": 2},
+        {"alpha": 8.0},
+        {"experts": 4},
+        {"targets": ["down_proj"]},
+        {"balance": 1.0},
+        {"form": "mean"},
+        {"types": "task_type", "delta": 0.1},
+        {"types": "other_type", "delta": 0.1},
+        {"types": "task_type", "delta": 0.3},
+        {"types": "task_type", "delta": 0.1, "home": "less"},
+    )
+
+    experts: int = Field(8, ge=1)
+    r: int = Field(4, ge=1)
+    alpha: float = Field(32.0, gt=0)
+    dropout: float = Field(0.05, ge=0.0, lt=1.0)
+    targets: list[str] = Field(["gate_proj", "up_proj", "down_proj"], min_length=1)
+    balance: float = Field(0.1, ge=0.0)
+    form: Literal["squared_mean", "mean"] = "squared_mean"
+    types: str | None = None
+    delta: float = Field(0.0, ge=0.0, lt=1.0)
+    home: Literal["more", "less"] = "more"
+
+    @model_validator(mode="after")
+    def _groups(self) -> LoRAMoE:
+        if self.balance and self.experts % 2:
+            raise ValueError(f"{self.experts} experts do not make two groups: take an even number, or `balance: 0`")
+        if self.delta and self.types is None:
+            raise ValueError("`delta` says how groups differ by the type of a row: name the column in `types`")
+        return self
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        return () if self.types is None else (self.types,)
+
+    def plan(self, model: nn.Module, given: Planning) -> dict[str, Any]:
+        """The seed of the first values."""
+        for name in self.fields:
+            if given.rows and f"field:{name}" not in given.rows[0].streams:
+                raise RecipeError(
+                    f"tuner `loramoe` reads the column `{name}`, which rows of this training do not carry.",
+                    "Rollouts keep no columns of the data: leave `types` and `delta` out.",
+                )
+        return {"seed": given.seed}
+
+    def apply(self, model: nn.Module, plan: dict[str, Any]) -> nn.Module:
+        generator = torch.Generator().manual_seed(plan["seed"])
+        for name, layer in self._layers(model):
+            parent, _, key = name.rpartition(".")
+            made = _experts.ExpertLinear(layer, self.experts, self.r, self.alpha / self.r, self.dropout, generator)
+            setattr(model.get_submodule(parent), key, made)
+        return model
+
+    def _layers(self, model: nn.Module) -> list[tuple[str, nn.Linear]]:
+        found = [
+            (name, layer)
+            for name, layer in model.named_modules()
+            if isinstance(layer, torch.nn.Linear) and name.rpartition(".")[2] in self.targets
+        ]
+        if not found:
+            raise RecipeError(
+                f"tuner `loramoe` finds no linear layers called {', '.join(self.targets)}.",
+                "Name layers of this model in `targets`.",
+            )
+        return found
+
+    @contextmanager
+    def disabled(self, model: nn.Module) -> Iterator[None]:
+        layers = [layer for _, layer in _experts.experts_of(model)]
+        for layer in layers:
+            layer.on = False
+        try:
+            yield
+        finally:
+            for layer in layers:
+                layer.on = True
+
+    def units(self, batch: Batch) -> dict[str, float]:
+        return {"rows": float(len(batch.records))}
+
+    @contextmanager
+    def scope(self, policy: Any, batch: Batch, update: Any) -> Iterator[None]:
+        """The forward of the objective tells, layer by layer, how much each expert was used."""
+        if not self.balance:
+            yield
+            return
+        usage = _experts.Usage(batch)
+        try:
+            with context.during_forward(**{_experts.USAGE: usage}):
+                yield
+        finally:  # checkpointing holds the context, and the graph of what was found holds checkpointing
+            usage.found.clear()
+
+    def terms(self, policy: Any, batch: Batch, update: Any) -> list[Term]:
+        """`balance` × the imbalance of each row, summed over the layers."""
+        if not self.balance:
+            return []
+        found = self._used(policy, batch)
+        by_row = sum(_experts.imbalance(self._expected(batch) * q, self.form) for q in found)
+        assert not isinstance(by_row, int)
+        update.meter("imbalance", by_row.detach().sum(), "rows")
+        return [Term(by_row.sum(), "rows", self.balance)]
+
+    def _used(self, policy: Any, batch: Batch) -> list[Tensor]:
+        """Q of every layer; with a forward of its own where the objective had none over this batch."""
+        usage = context.current(_experts.USAGE)
+        layers = [layer for _, layer in _experts.experts_of(policy.module)]
+        if any(layer not in usage.found for layer in layers):
+            policy.hidden(batch)
+        return [usage.found[layer] for layer in layers]
+
+    def _expected(self, batch: Batch) -> Tensor:
+        """I, [R,N] or [1,1]."""
+        if self.types is None:
+            return torch.ones(1, 1, device=batch.ids.device)
+        types = batch.streams[f"field:{self.types}"].values
+        return _experts.expectations(types, self.experts, self.delta if self.home == "more" else -self.delta)
+
+    def save(self, model: nn.Module, masters: dict[str, Tensor], folder: Path) -> None:
+        """The model as it was in `base/`, and beside it the experts and what they are; Luthier alone loads both."""
+        own = {f"{name}.{key}" for name, _ in _experts.experts_of(model) for key in ("down", "up", "router")}
+        state = model.state_dict()
+        values = {name: masters.get(name, state[name]).detach().cpu().contiguous() for name in sorted(own)}
+        safetensors.save_file(values, folder / VALUES)
+        (folder / "tuner.json").write_text(json.dumps({"kind": self.kind, **self.model_dump()}, indent=2) + "\n")
+        rest = {name: value for name, value in state.items() if name not in own}
+        model.save_pretrained(folder / "base", state_dict=rest)  # pyright: ignore[reportCallIssue]
+
+    def load(self, model: nn.Module, folder: Path) -> nn.Module:
+        self.apply(model, {"seed": 0})
+        values = safetensors.load_file(folder / VALUES)
+        with torch.no_grad():
+            for name, layer in _experts.experts_of(model):
+                for key in ("down", "up", "router"):
+                    getattr(layer, key).copy_(values[f"{name}.{key}"])
+        return model.requires_grad_(False)
+
+    def merge(self, model: nn.Module) -> nn.Module:
+        raise RecipeError(
+            "What `loramoe` has learned cannot be folded into the weights: its mixture depends on the input.",
+            "Train with it in the last step, or take `lora`.",
+        )
