@@ -121,8 +121,9 @@ def backward(policy: Policy, objective: Objective, tuners: Sequence[Tuner], batc
     """Forward of one micro-batch, and backward if its loss is finite; returns its share of the loss."""
     parts = (objective, *tuners)
     with ExitStack() as scopes:
-        for part in parts:
-            scopes.enter_context(part.scope(policy, batch, update))
+        scopes.enter_context(objective.scope(policy, batch, update))
+        for tuner in tuners:
+            scopes.enter_context(tuner.around(policy, batch, update))
         loss = total_of([term for part in parts for term in part.terms(policy, batch, update)], update.counts)
         if loss is None:
             return 0.0

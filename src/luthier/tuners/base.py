@@ -103,7 +103,7 @@ class Tuner(Part):
         """Hook: counts that its terms are divided by, summed over the update as an objective's are."""
         return {}
 
-    def scope(self, policy: Any, batch: Batch, update: Any) -> AbstractContextManager[Any]:
+    def around(self, policy: Any, batch: Batch, update: Any) -> AbstractContextManager[Any]:
         """Hook: a context around forward and backward of one micro-batch, within that of the objective."""
         return nullcontext()
 

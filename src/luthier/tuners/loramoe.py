@@ -136,7 +136,7 @@ class LoRAMoE(Tuner):
         return {"rows": float(len(batch.records))}
 
     @contextmanager
-    def scope(self, policy: Any, batch: Batch, update: Any) -> Iterator[None]:
+    def around(self, policy: Any, batch: Batch, update: Any) -> Iterator[None]:
         """The forward of the objective tells, layer by layer, how much each expert was used."""
         if not self.balance:
             yield
