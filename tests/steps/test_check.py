@@ -61,7 +61,7 @@ def test_full_fine_tuning_by_asft_needs_a_second_copy(recipe):
         made = recipe(f"train.objective={objective}", f"train.tuner={tuner}", "model.dtype=float32")
         from luthier.steps.conformance import tiny_rows
 
-        return _memory(made, SimpleNamespace(train=tiny_rows()))
+        return _memory(made, SimpleNamespace(train=tiny_rows(), records={}))
 
     sft, asft = estimate("sft", "full"), estimate("asft", "full")
     assert asft.weights == 2 * sft.weights

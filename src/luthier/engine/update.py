@@ -20,7 +20,7 @@ from luthier.objectives.base import Objective, Update, total_of
 from luthier.tuners.base import Tuner
 from luthier.types import Batch, Term
 
-UNITS = ("targets", "weights", "records")
+UNITS: tuple[str, ...] = ("targets", "weights", "records")
 """What every update is counted in; parts may count more."""
 
 

@@ -177,7 +177,7 @@ class LoRAMoE(Tuner):
         """The model as it was in `base/`, and beside it the experts and what they are; Luthier alone loads both."""
         own = {f"{name}.{key}" for name, _ in _experts.experts_of(model) for key in ("down", "up", "router")}
         state = model.state_dict()
-        values = {name: masters.get(name, state[name]).detach().cpu().contiguous() for name in sorted(own)}
+        values = {name: masters[name].detach().cpu().contiguous() for name in sorted(own)}
         safetensors.save_file(values, folder / VALUES)
         (folder / "tuner.json").write_text(json.dumps({"kind": self.kind, **self.model_dump()}, indent=2) + "\n")
         rest = {name: value for name, value in state.items() if name not in own}
