@@ -108,7 +108,8 @@ class Work:
             )
         for place, stage in enumerate(trainings):
             lasting = [tuner.kind for tuner in build_tuners(stage.recipe) if not tuner.MERGES]
-            later = [one.name for one in trainings[place + 1 :] if one.block["from"] in (NEWEST, stage.name)]
+            after = [one for one in trainings[place + 1 :] if "model" not in one.block]  # which is a model of its own
+            later = [one.name for one in after if one.block["from"] in (NEWEST, stage.name)]
             if lasting and later:
                 raise RecipeError(
                     f"Step `{later[0]}` trains what step `{stage.name}` left, and `{lasting[0]}` cannot be merged.",
