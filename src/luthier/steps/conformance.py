@@ -27,11 +27,9 @@ from luthier.engine.distributed import World
 from luthier.engine.source import Records
 from luthier.engine.trainer import Batching, Saving, Trainer
 from luthier.errors import LuthierError, RunError
-from luthier.models.load import TUNER_FILE, load_tuned
 from luthier.models.policy import TokenPolicy
 from luthier.objectives.base import Objective, members_of, needs_pairs, reads_of
 from luthier.recipe.methods import slot_of_file
-from luthier.recipe.settings import Model as ModelSettings
 from luthier.steps.faces import FACES, Face
 from luthier.steps.ground import tuned_policy
 from luthier.tuners.base import Planning
@@ -376,48 +374,6 @@ class _Peer(World):
         self.meeting.exchange(self.rank, None)
 
 
-def check_save_and_load(tuner: Any) -> None:
-    """Saved, loaded by plain transformers or PEFT, and merged: the logits are the same.
-
-    A tuner that says it cannot be merged is loaded by itself, and refuses to merge in words.
-    """
-    run = trainer(parts.build("objective", "sft"), tuner, tiny_rows(), Batching(), dtype=torch.float32)
-    run.train()
-    ids = torch.arange(12)[None] % VOCABULARY
-    with torch.no_grad(), tempfile.TemporaryDirectory() as name:
-        own = run.policy.module(input_ids=ids).logits
-        tuner.save(run.policy.module, run.masters.of_model(), Path(name))
-        loaded = _load(Path(name))(input_ids=ids).logits
-        merged = _merged(tuner, run.policy.module)(input_ids=ids).logits
-    for what, logits in (("saved and loaded", loaded), ("merged", merged)):
-        error = float((logits - own).abs().max())
-        if not error <= 1e-4:
-            raise Failed(f"{what}: logits differ by {error:.1e}")
-
-
-def _merged(tuner: Any, module: nn.Module) -> nn.Module:
-    if tuner.MERGES:
-        return tuner.merge(module)
-    try:
-        tuner.merge(module)
-    except LuthierError:
-        return module
-    raise Failed("MERGES is False, and yet it merges")
-
-
-def _load(folder: Path) -> nn.Module:
-    from transformers import AutoModelForCausalLM
-
-    if (folder / TUNER_FILE).is_file():
-        return load_tuned(folder, ModelSettings(path=str(folder), dtype="float32"))[0].eval()
-
-    if (folder / "adapter_config.json").is_file():
-        import peft
-
-        return peft.PeftModel.from_pretrained(tiny_model(torch.float32), str(folder)).eval()
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-
-
 def objective_checks(part: type[Any]) -> Iterator[tuple[str, Callable[[], None]]]:
     """The checks of an objective, in the order they are run."""
     from luthier.steps.conformance_derivative import check_derivative, check_targets
@@ -442,6 +398,8 @@ def objective_checks(part: type[Any]) -> Iterator[tuple[str, Callable[[], None]]
 
 def tuner_checks(part: type[Any]) -> Iterator[tuple[str, Callable[[], None]]]:
     """The checks of a tuner."""
+    from luthier.steps.conformance_saved import check_save_and_load
+
     sft = parts.build("objective", "sft")
     made = variants(part)
     yield "gradient: splits, padding side, packing", lambda: check_invariance([sft], made[0])

@@ -1,0 +1,59 @@
+"""The conformance matrix of what a tuner leaves: saved, loaded and merged, the model is the same."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from luthier import parts
+from luthier.engine.trainer import Batching
+from luthier.errors import LuthierError
+from luthier.models.load import TUNER_FILE, load_tuned
+from luthier.recipe.settings import Model as ModelSettings
+from luthier.steps.conformance import VOCABULARY, Failed, tiny_model, tiny_rows, trainer
+
+
+def check_save_and_load(tuner: Any) -> None:
+    """Saved, loaded by plain transformers or PEFT, and merged: the logits are the same.
+
+    A tuner that says it cannot be merged is loaded by itself, and refuses to merge in words.
+    """
+    run = trainer(parts.build("objective", "sft"), tuner, tiny_rows(), Batching(), dtype=torch.float32)
+    run.train()
+    ids = torch.arange(12)[None] % VOCABULARY
+    with torch.no_grad(), tempfile.TemporaryDirectory() as name:
+        own = run.policy.module(input_ids=ids).logits
+        tuner.save(run.policy.module, run.masters.of_model(), Path(name))
+        loaded = _load(Path(name))(input_ids=ids).logits
+        merged = _merged(tuner, run.policy.module)(input_ids=ids).logits
+    for what, logits in (("saved and loaded", loaded), ("merged", merged)):
+        error = float((logits - own).abs().max())
+        if not error <= 1e-4:
+            raise Failed(f"{what}: logits differ by {error:.1e}")
+
+
+def _merged(tuner: Any, module: nn.Module) -> nn.Module:
+    if tuner.MERGES:
+        return tuner.merge(module)
+    try:
+        tuner.merge(module)
+    except LuthierError:
+        return module
+    raise Failed("MERGES is False, and yet it merges")
+
+
+def _load(folder: Path) -> nn.Module:
+    from transformers import AutoModelForCausalLM
+
+    if (folder / TUNER_FILE).is_file():
+        return load_tuned(folder, ModelSettings(path=str(folder), dtype="float32"))[0].eval()
+
+    if (folder / "adapter_config.json").is_file():
+        import peft
+
+        return peft.PeftModel.from_pretrained(tiny_model(torch.float32), str(folder)).eval()
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
