@@ -38,13 +38,6 @@ def verify(stages: Sequence[Stage]) -> None:
 
 def _objective_fits(stage: Stage) -> None:
     members = members_of(build_objective(stage.recipe.settings.train.objective, stage.recipe.base))
-    if stage.do == "rl" and not any("advantages" in one.reads for one in members):
-        raise RecipeError(
-            f"`{members[0].kind}` does not look at rewards, and the step `{stage.name}` would train it on whatever the"
-            " model samples.",
-            "Write `rl:` in the methods that learn from rewards (grpo brings its own), not in the recipe; to train on"
-            " right answers of the model's own, generate and select them (methods s3ft, fare).",
-        )
     for one in members:
         if one.FACE != "token":
             raise RecipeError(
@@ -58,6 +51,13 @@ def _objective_fits(stage: Stage) -> None:
                 f" `{stage.name}` trains on records.",
                 "Add `rl: {}` to the recipe (in a pipeline, `do: rl`) and say in `reward:` what a good answer is.",
             )
+    if stage.do == "rl" and not any("advantages" in one.reads for one in members):
+        raise RecipeError(
+            f"`{members[0].kind}` does not look at rewards, and the step `{stage.name}` would train it on whatever the"
+            " model samples.",
+            "Write `rl:` in the methods that learn from rewards (grpo brings its own), not in the recipe; to train on"
+            " right answers of the model's own, generate and select them (methods s3ft, fare).",
+        )
 
 
 def _needs_no_probe(stage: Stage) -> None:
