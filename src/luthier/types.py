@@ -54,13 +54,15 @@ class Row:
 
     A record of another modality has no tokens: its `ids` are empty and its tensors are row streams.
     Rows of one `atom` (a preference pair) are never separated: they are drawn, counted and cut to length as
-    one record, and stand in one forward.
+    one record, and stand in one forward. `shared` leading positions are those of the row before it in its
+    micro-batch, and are read there.
     """
 
     record: str  # differs for every row
     ids: numpy.ndarray  # int32 [T]
     streams: Mapping[str, Stream]
     part_of: str = ""  # the record that it shares with other rows; empty: it is one alone
+    shared: int = 0
 
     @property
     def atom(self) -> str:
@@ -81,11 +83,12 @@ class Row:
 class Batch:
     """Rows ready for one forward pass.
 
-    Three layouts: *right-padded* (no mask: a causal model never looks right, so padding cannot be seen),
+    Four layouts: *right-padded* (no mask: a causal model never looks right, so padding cannot be seen),
     *left-padded* (2-D `attention_mask`), *packed* (positions restart within a row, no mask: together with
-    restarting positions a 2-D mask would let records see each other, silently). `record_of [B,T]` indexes
-    `records` (-1: padding) and `position_of [B,T]` counts within the record, so per-record sums are the
-    same whatever the layout.
+    restarting positions a 2-D mask would let records see each other, silently), *shared* (a prompt, then the
+    answers of several records to it; `prompts` marks what all records of a row see, and the model is given a 4-D
+    mask). `record_of [B,T]` indexes `records` (-1: padding; a shared prompt belongs to its row's first record)
+    and `position_of [B,T]` counts within the record, so per-record sums are the same whatever the layout.
     """
 
     ids: Tensor  # int64 [B,T]
@@ -95,6 +98,7 @@ class Batch:
     atoms: tuple[str, ...]  # R ids: rows with the same one belong together
     streams: Mapping[str, Stream]
     attention_mask: Tensor | None = None  # int64 [B,T]; left padding only
+    prompts: Tensor | None = None  # bool [B,T]; shared prompts only
 
     @property
     def weights(self) -> Tensor:
@@ -105,6 +109,15 @@ class Batch:
         """Row and column indices, both [N], of the positions to predict."""
         rows, columns = ((self.weights != 0) & (self.position_of > 0)).nonzero(as_tuple=True)
         return rows, columns
+
+    def before_targets(self) -> tuple[Tensor, Tensor]:
+        """Row and column indices, both [N], of the positions that the targets are predicted from."""
+        rows, columns = self.targets()
+        before = columns - 1
+        if self.prompts is None:
+            return rows, before
+        follows = self.record_of[rows, before] == self.record_of[rows, columns]
+        return rows, before.where(follows, self.prompts.sum(1)[rows] - 1)
 
     def at_targets(self, name: str) -> Tensor:
         """A token stream at the target positions, [N]."""
@@ -120,6 +133,7 @@ class Batch:
             record_of=self.record_of.to(device),
             streams=moved,
             attention_mask=mask,
+            prompts=None if self.prompts is None else self.prompts.to(device),
         )
 
 

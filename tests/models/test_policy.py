@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from luthier import parts
-from luthier.data.batches import collate
+from luthier.data.batches import collate, micro_batches
 from luthier.errors import ModelError
 from luthier.models.policy import Reference, TokenPolicy
-from luthier.steps.conformance import tiny_model, tiny_rows
+from luthier.steps.conformance import tiny_model, tiny_rows, with_common_prompts
 
 
 @pytest.fixture
@@ -144,6 +144,33 @@ def test_families_give_the_same_hidden_states_in_every_layout(family):
         for batch in (collate(rows), collate(rows, side="left"), collate(rows, "packed")):
             found = by_record(batch, policy.hidden(batch))
             assert max(float((found[key] - alone[key]).abs().max()) for key in alone) < 1e-12
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_families_share_a_prompt_or_are_refused(family):
+    policy = TokenPolicy(random_model(family, **FAMILIES[family]))
+    if "sliding_window" in FAMILIES[family]:
+        with pytest.raises(ModelError, match="one prompt for several answers"):
+            policy.verify_sharing()
+        return
+    policy.verify_sharing()
+    rows = with_common_prompts(tiny_rows(6))
+    (micro,) = micro_batches(rows, 1000, "shared")
+    assert any(row.shared for row in micro)
+    shared, apiece = collate(micro, "shared"), collate(micro)
+    with torch.no_grad():
+        one, other = by_record(shared, policy.hidden(shared)), by_record(apiece, policy.hidden(apiece))
+    assert one.keys() == other.keys()
+    assert max(float((one[key] - other[key]).abs().max()) for key in one) < 1e-12
+
+
+@pytest.mark.parametrize(
+    "family, more",
+    [("lfm2", {"layer_types": ["conv", "full_attention"]}), ("mamba", {"state_size": 4}), ("bloom", {"n_head": 4})],
+)
+def test_a_model_whose_answers_would_see_each_other_cannot_share_a_prompt(family, more):
+    policy = TokenPolicy(random_model(family, **more))
+    assert not policy.can_share()
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -1,4 +1,4 @@
-"""From tokenised rows to batches: data order, micro-batches and the three layouts.
+"""From tokenised rows to batches: data order, micro-batches and the layouts.
 
 Order is a function of (seed, epoch, record id): the same for every method, untouched by adding parts,
 and resumed from one integer.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy
@@ -15,7 +16,7 @@ import torch
 
 from luthier.types import Batch, Row, Stream
 
-Layout = Literal["padded", "packed"]
+Layout = Literal["padded", "packed", "shared"]
 Atom = tuple[Row, ...]
 
 
@@ -53,8 +54,10 @@ def atoms_of(rows: Sequence[Row]) -> list[Atom]:
 
 def positions(rows: Sequence[Row], layout: Layout) -> int:
     """Positions of one forward over these rows, padding included."""
-    lengths = [len(row) for row in rows]
-    return sum(lengths) if layout == "packed" else len(lengths) * max(lengths)
+    if layout == "packed":
+        return sum(map(len, rows))
+    lines = [line_length(line) for line in lines_of(rows)]
+    return len(lines) * max(lines)
 
 
 def data_order(records: Sequence[str], seed: int, epoch: int) -> list[int]:
@@ -67,18 +70,20 @@ def micro_batches(rows: Sequence[Row], tokens: int, layout: Layout) -> list[list
     """Cut an update's rows into micro-batches of at most `tokens` positions, padding included.
 
     Atoms are grouped by length, longest first: little padding, and a shortage of memory shows at once.
-    An atom that takes more than `tokens` is a micro-batch of its own.
+    An atom that takes more than `tokens` is a micro-batch of its own. In the layout "shared" rows with the same
+    prompt come one behind the other and read it once, where that is less work.
     """
     atoms = [sorted(atom, key=lambda row: (-len(row), row.record)) for atom in atoms_of(rows)]
     ordered = sorted(atoms, key=lambda atom: (-len(atom[0]), atom[0].atom))
     if layout == "packed":
         return _first_fit(ordered, tokens)
+    pieces = share_prompts(ordered, tokens) if layout == "shared" else ordered
     cut: list[list[Row]] = []
-    for atom in ordered:
-        if cut and (len(cut[-1]) + len(atom)) * len(cut[-1][0]) <= tokens:
-            cut[-1] += atom
+    for piece in pieces:
+        if cut and positions([*cut[-1], *piece], layout) <= tokens:
+            cut[-1] += piece
         else:
-            cut.append(list(atom))
+            cut.append(list(piece))
     return cut
 
 
@@ -97,15 +102,83 @@ def _first_fit(ordered: Sequence[Sequence[Row]], tokens: int) -> list[list[Row]]
     return bins
 
 
+LINE = 1024
+"""Most positions of a line of answers to one prompt: attention is over all pairs of a line, seen or not."""
+
+
+def share_prompts(atoms: Sequence[Sequence[Row]], most: int) -> list[list[Row]]:
+    """Join atoms whose rows all have one prompt, the same, into lines: all but the first row of a line share it.
+
+    A prompt is what stands before the first target. A row joins where the prompt is at least a quarter as long
+    as what follows it: below that, the pairs of positions that do not see each other cost more than is saved.
+
+    Args:
+        most: positions of a line, if LINE is not less.
+
+    Returns:
+        Lines, longest first; an atom that shares with no other is a piece as it stands.
+    """
+    lines: dict[bytes, list[list[Row]]] = {}
+    alone: list[list[Row]] = []
+    for atom in atoms:
+        if not _may_share(atom):
+            alone.append(list(atom))
+            continue
+        found = lines.setdefault(atom[0].ids[: prompt_length(atom[0])].tobytes(), [])
+        place = next((line for line in found if line_length(_joined([*line, *atom])) <= min(most, LINE)), None)
+        found.remove(place) if place is not None else None
+        found.append(_joined([*(place or []), *atom]))
+    joined = [line for found in lines.values() for line in found]
+    return sorted([*alone, *joined], key=lambda piece: (-max(map(line_length, lines_of(piece))), piece[0].atom))
+
+
+def _may_share(atom: Sequence[Row]) -> bool:
+    prompts = [prompt_length(row) for row in atom]
+    own = [len(row) - prompt for row, prompt in zip(atom, prompts, strict=True)]
+    same = len({row.ids[:prompt].tobytes() for row, prompt in zip(atom, prompts, strict=True)}) == 1
+    worth = all(0 < answer <= 4 * prompt for answer, prompt in zip(own, prompts, strict=True))
+    return same and worth and line_length(_joined(atom)) <= LINE
+
+
+def _joined(rows: Sequence[Row]) -> list[Row]:
+    return [replace(row, shared=prompt_length(row) if place else 0) for place, row in enumerate(rows)]
+
+
+def prompt_length(row: Row) -> int:
+    """Positions before the first target; of a row without targets, or without tokens, all."""
+    if not len(row.ids):
+        return 0
+    targets = row.streams["weights"].values[1:] != 0
+    return int(targets.argmax()) + 1 if targets.any() else len(row.ids)
+
+
+def lines_of(rows: Sequence[Row]) -> list[list[Row]]:
+    """Rows that stand in one line of a batch: each with those behind it that share its prompt."""
+    lines: list[list[Row]] = []
+    for row in rows:
+        if row.shared:
+            lines[-1].append(row)
+        else:
+            lines.append([row])
+    return lines
+
+
+def line_length(line: Sequence[Row]) -> int:
+    """Positions of a line."""
+    return sum(len(row) - row.shared for row in line)
+
+
 def collate(rows: Sequence[Row], layout: Layout = "padded", pad_id: int = 0, side: str = "right") -> Batch:
     """Put rows into one batch: `packed` makes B = 1 with positions that restart at every record.
 
     Args:
         rows: R rows carrying the same streams.
-        side: where padding goes, "right" or "left"; packed batches have none.
+        side: where padding goes, "right" or "left"; packed batches have none, shared ones have it right.
     """
     if layout == "packed":
         return _packed(rows)
+    if any(row.shared for row in rows):
+        return _shared(rows, pad_id)
     longest = max(len(row.ids) for row in rows)
     shape = (len(rows), longest)
     ids = numpy.full(shape, pad_id, dtype=numpy.int64)
@@ -138,6 +211,32 @@ def _packed(rows: Sequence[Row]) -> Batch:
         if stream.axis == "token"
     }
     return _batch(rows, ids, position_of, record_of, tokens, None)
+
+
+def _shared(rows: Sequence[Row], pad_id: int) -> Batch:
+    """Lines of rows that share a prompt [B,T]: it stands once, the answers behind it count on from its end."""
+    lines = lines_of(rows)
+    shape = (len(lines), max(map(line_length, lines)))
+    ids = numpy.full(shape, pad_id, dtype=numpy.int64)
+    record_of = numpy.full(shape, -1, dtype=numpy.int64)
+    position_of = numpy.tile(numpy.arange(shape[1], dtype=numpy.int64), (shape[0], 1))
+    prompts = numpy.zeros(shape, dtype=bool)
+    streams = {name: stream for name, stream in rows[0].streams.items() if stream.axis == "token"}
+    tokens = {name: numpy.full(shape, one.pad, dtype=one.values.dtype) for name, one in streams.items()}
+    record = 0
+    for index, line in enumerate(lines):
+        prompts[index, : max(row.shared for row in line)] = True
+        end = 0
+        for row in line:
+            at = slice(end, end := end + len(row.ids) - row.shared)
+            ids[index, at] = row.ids[row.shared :]
+            record_of[index, at] = record
+            position_of[index, at] = numpy.arange(row.shared, len(row.ids))
+            for name, values in tokens.items():
+                values[index, at] = row.streams[name].values[row.shared :]
+            record += 1
+    batch = _batch(rows, ids, position_of, record_of, tokens, None)
+    return replace(batch, prompts=torch.from_numpy(prompts))
 
 
 def _batch(rows: Sequence[Row], ids: Any, position_of: Any, record_of: Any, tokens: dict, mask: Any) -> Batch:

@@ -16,7 +16,7 @@ import numpy
 import torch
 from torch import Tensor
 
-from luthier.data.batches import collate, micro_batches
+from luthier.data.batches import Layout, collate, micro_batches
 from luthier.errors import RecipeError
 from luthier.models.head import target_logprob
 from luthier.models.policy import Reference, TokenPolicy, reading
@@ -36,7 +36,11 @@ VALUES: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {"logprobs": target_l
 
 
 def score(
-    policy: TokenPolicy | Reference, rows: Sequence[Row], wanted: Sequence[str], tokens: int
+    policy: TokenPolicy | Reference,
+    rows: Sequence[Row],
+    wanted: Sequence[str],
+    tokens: int,
+    layout: Layout = "padded",
 ) -> dict[str, Column]:
     """Values of `wanted` at the targets of every row, in eval mode.
 
@@ -54,10 +58,10 @@ def score(
         raise RecipeError(f"A score pass cannot give `{unknown[0]}`.", f"Known: {', '.join(known)}.")
     device = next(reader.policy.module.parameters()).device
     columns: dict[str, Column] = {name: {} for name in wanted}
-    for micro in micro_batches(rows, tokens, "padded"):
-        batch = collate(micro).to(device)
-        where, columns_of = batch.targets()
-        targets = batch.ids[where, columns_of]
+    for micro in micro_batches(rows, tokens, layout):
+        batch = collate(micro, layout).to(device)
+        at = batch.targets()
+        targets, owners, places = batch.ids[at], batch.record_of[at], batch.position_of[at]
         hidden = reader.hidden(batch)
         for piece in head.chunks(hidden):
             logits = reader.logits(hidden[piece])
@@ -67,16 +71,16 @@ def score(
                 else:
                     with reading(companions[name].module) as companion:
                         values = companion(hidden[piece])
-                _place(columns[name], micro, where[piece].tolist(), columns_of[piece].tolist(), values.cpu().numpy())
+                _place(columns[name], micro, owners[piece].tolist(), places[piece].tolist(), values.cpu().numpy())
         for column in columns.values():
             for row in micro:
                 column.setdefault(row.record, numpy.zeros(len(row), dtype=numpy.float32))
     return columns
 
 
-def _place(column: Column, micro: Sequence[Row], rows: list[int], places: list[int], values: numpy.ndarray) -> None:
-    for row, place, value in zip(rows, places, values, strict=True):
-        owner = micro[row]
+def _place(column: Column, micro: Sequence[Row], owners: list[int], places: list[int], values: numpy.ndarray) -> None:
+    for index, place, value in zip(owners, places, values, strict=True):
+        owner = micro[index]
         column.setdefault(owner.record, numpy.zeros(len(owner), dtype=values.dtype))[place] = value
 
 

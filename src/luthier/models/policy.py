@@ -16,6 +16,11 @@ from luthier.types import Batch
 
 PACKING_TOLERANCE = 1e-4
 """Of the largest hidden state. A masked neighbour changes no bit, but a mixture of experts groups tokens and rounds."""
+SHARING_TOLERANCE = {torch.bfloat16: 3e-2, torch.float16: 1e-2}
+"""As PACKING_TOLERANCE, where short types round otherwise in rows of other length."""
+
+
+PADDED = "Set train.batch.layout=padded."
 
 
 class Policy(Protocol):
@@ -87,9 +92,9 @@ class TokenPolicy:
         Args:
             embeddings: [B,T,D], what the model reads in place of `embed(batch.ids)`.
         """
-        rows, columns = batch.targets()
         inputs = {"input_ids": batch.ids} if embeddings is None else {"inputs_embeds": embeddings}
-        return self._input_of_head(inputs, batch.attention_mask, batch.position_of)[rows, columns - 1]
+        mask = batch.attention_mask if batch.prompts is None else self._mask_of_shared(batch)
+        return self._input_of_head(inputs, mask, batch.position_of)[batch.before_targets()]
 
     @property
     def layers(self) -> list[nn.Module]:
@@ -138,6 +143,19 @@ class TokenPolicy:
             self.module(**inputs, attention_mask=mask, position_ids=positions, use_cache=False)
         return captured[0]
 
+    def _mask_of_shared(self, batch: Batch) -> Tensor:
+        """[B,1,T,T], 0 where a position sees another (its own record so far, its row's prompt), else the lowest number.
+
+        Padding sees itself, so that no position sees nothing.
+        """
+        assert batch.prompts is not None
+        same = batch.record_of[:, :, None] == batch.record_of[:, None, :]
+        seen = ((same | batch.prompts[:, None, :]) & (batch.record_of >= 0)[:, :, None]).tril()
+        seen = seen | torch.eye(seen.shape[1], dtype=torch.bool, device=seen.device)
+        dtype = next(self.module.parameters()).dtype
+        mask = torch.zeros(seen.shape, dtype=dtype, device=seen.device)
+        return mask.masked_fill_(~seen, torch.finfo(dtype).min)[:, None]
+
     def verify(self) -> None:
         """Check that the head is understood."""
         self.verify_head()
@@ -180,8 +198,51 @@ class TokenPolicy:
         if float((one - other).abs().max()) > PACKING_TOLERANCE * float(one.abs().max()):
             raise ModelError(
                 f"{type(self.module).__name__} lets records that are packed into one row see each other.",
-                "Set train.batch.layout=padded.",
+                PADDED,
             )
+
+    def verify_sharing(self) -> None:
+        """Check that answers behind one shared prompt have the hidden states that each has behind a prompt of its own.
+
+        Recurrent layers, attention over a window of positions, prompts that an adapter puts before the row and kernels
+        without a mask of their own cannot share one.
+
+        Raises:
+            ModelError: they have not, or the model takes no such mask.
+        """
+        config = getattr(self.module.config, "text_config", self.module.config)
+        device = next(self.module.parameters()).device
+        prompt, answers = 4, 3
+        places = torch.arange(prompt + answers, device=device)
+        record_of = torch.tensor([[0] * (prompt + answers) + [1] * answers], device=device)
+        shared = Batch(
+            ids=torch.cat([self._tokens(0, prompt + answers), self._tokens(8, 8 + answers)], 1),
+            position_of=torch.cat([places, places[prompt:]])[None],
+            record_of=record_of,
+            records=("0", "1"),
+            atoms=("0", "1"),
+            streams={},
+            prompts=(torch.arange(record_of.shape[1], device=device) < prompt)[None],
+        )
+        other = torch.cat([self._tokens(0, prompt), self._tokens(8, 8 + answers)], 1)
+        with reading(self.module):
+            try:
+                one = self._input_of_head({"input_ids": shared.ids}, self._mask_of_shared(shared), shared.position_of)
+                two = self._input_of_head({"input_ids": other}, None, places[None])
+            except (TypeError, ValueError, RuntimeError, NotImplementedError) as error:
+                raise _sharing_refused(self.module) from error
+        limited = [getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size")]
+        most = SHARING_TOLERANCE.get(two.dtype, PACKING_TOLERANCE) * float(two.abs().max())
+        if any(limited) or float((one[:, -answers:] - two[:, prompt:]).abs().max()) > most:
+            raise _sharing_refused(self.module)
+
+    def can_share(self) -> bool:
+        """Whether `verify_sharing` passes."""
+        try:
+            self.verify_sharing()
+        except ModelError:
+            return False
+        return True
 
     def verify_embeddings(self) -> None:
         """Check on four tokens that the model reads `embed(ids)` as it reads the ids.
@@ -236,6 +297,13 @@ class Reference:
     def _scoped(self) -> Iterator[None]:
         with reading(self.policy.module), self.scope():
             yield
+
+
+def _sharing_refused(module: nn.Module) -> ModelError:
+    return ModelError(
+        f"{type(module).__name__} cannot read one prompt for several answers.",
+        PADDED,
+    )
 
 
 def _reads_ids(module: nn.Module) -> ModelError:

@@ -69,13 +69,15 @@ class Objective(Part):
     FACE names the kind of policy that it is given: "token", "encoder" or "denoiser". NEEDS names what its data
     must have: "pairs" (of a chosen and a rejected answer); without it such data give their chosen answers alone.
     HOLDS names what the loss takes as constant although it depends on the weights (a detached weight), under the first
-    of SETTINGS; an objective without it has a gradient that is the derivative of its loss.
+    of SETTINGS; an objective without it has a gradient that is the derivative of its loss. WHOLE_ROWS says that it
+    looks at positions that are no targets: its records then never share a prompt in a batch.
     """
 
     FACE: ClassVar[str] = "token"
     READS: ClassVar[tuple[str, ...]] = ()
     HOLDS: ClassVar[tuple[str, ...]] = ()
     UNIT: ClassVar[str] = "targets"
+    WHOLE_ROWS: ClassVar[bool] = False
 
     @property
     def unit(self) -> str:

@@ -191,12 +191,13 @@ class BatchSettings(Block):
     """Records per update and how they are cut into forward passes. `micro` counts tokens per forward.
 
     `order: written` takes records as the data set has them, epoch after epoch (a curriculum).
+    `layout: shared` reads a prompt once for the answers to it; auto does so where model and parts allow.
     """
 
     records: Count = 16
     order: Literal["shuffled", "written"] = "shuffled"
     micro: AutoCount = "auto"
-    layout: Literal["auto", "packed", "padded"] = "auto"
+    layout: Literal["auto", "packed", "padded", "shared"] = "auto"
 
 
 class Save(Block):

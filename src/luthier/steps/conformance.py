@@ -21,6 +21,7 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from luthier import parts
+from luthier.data.batches import prompt_length
 from luthier.data.pairs import as_atom
 from luthier.engine.budget import Budget
 from luthier.engine.distributed import World
@@ -44,6 +45,8 @@ LAYOUTS = {
     "packed in pieces": Batching(RECORDS, 40, "packed"),
 }
 TOLERANCE = 1e-9
+SHARING_TOLERANCE = 1e-5
+"""A shared prompt's gradients are added before the norms of transformers' models, which compute in float32."""
 
 
 class Failed(Exception):
@@ -220,6 +223,40 @@ def check_invariance(objectives: list[Objective], tuner: Any) -> None:
                     f"{objective!r}: with {name} the gradient differs by {error:.1e} (allowed {TOLERANCE:.0e})."
                     " Does the loss use a mean over the chunk, or anything but its own position?"
                 )
+        if face_of(objective).policy is TokenPolicy and not (objective.WHOLE_ROWS or tuner.WHOLE_ROWS):
+            check_sharing(objective, tuner)
+
+
+def check_sharing(objective: Objective, tuner: Any) -> None:
+    """The gradient does not depend on whether answers read their common prompt once or each for itself."""
+    rows = rows_for(objective)
+    rows = rows if needs_pairs(objective) else with_common_prompts(rows)
+    apiece, together = (
+        trained(objective, tuner, Batching(RECORDS, 10_000, layout), rows) for layout in ("padded", "shared")
+    )
+    error = apart(apiece, together)
+    if not error <= SHARING_TOLERANCE:
+        raise Failed(
+            f"{objective!r}: with a prompt that is shared the gradient differs by {error:.1e} (allowed"
+            f" {SHARING_TOLERANCE:.0e}). Does it look at positions that are no targets? Then write WHOLE_ROWS = True."
+        )
+
+
+def with_common_prompts(rows: Sequence[Row]) -> list[Row]:
+    """Every second row with the prompt of the one before it, long enough to be shared."""
+    found: list[Row] = []
+    for place, row in enumerate(rows):
+        start = rows[place - place % 2]
+        length = prompt_length(row)
+        ids = numpy.concatenate([numpy.resize(start.ids[: prompt_length(start)], 5), row.ids[length:]])
+        streams = {
+            name: replace(one, values=numpy.concatenate([numpy.zeros(5, one.values.dtype), one.values[length:]]))
+            if one.axis == "token"
+            else one
+            for name, one in row.streams.items()
+        }
+        found.append(replace(row, ids=ids, streams=streams))
+    return found
 
 
 def check_options(made: list[Any], result: Callable[[Any], dict]) -> None:

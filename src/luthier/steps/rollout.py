@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from luthier import parts
-from luthier.data.batches import Ordered, data_order
+from luthier.data.batches import Layout, Ordered, data_order
 from luthier.engine.budget import Budget, Position
 from luthier.engine.score import Column, score
 from luthier.engine.source import Drawn
@@ -200,7 +200,14 @@ def unpack(names: Sequence[str], tensors: Mapping[str, Tensor]) -> list[Row]:
 
 
 def make_rollouts(
-    ground: Ground, rows: Sequence[Row], policy: TokenPolicy, objective: Objective, budget: Budget, micro: int, log: Log
+    ground: Ground,
+    rows: Sequence[Row],
+    policy: TokenPolicy,
+    objective: Objective,
+    budget: Budget,
+    micro: int,
+    log: Log,
+    layout: Layout = "padded",
 ) -> Rollouts:
     """The source of an `rl` step for the model in training.
 
@@ -215,7 +222,7 @@ def make_rollouts(
     wanted = columns_read(settings.rl, objective, chain)
 
     def columns_of(rows: list[Row]) -> Columns:
-        return columns_for(policy, rows, wanted, micro)
+        return columns_for(policy, rows, wanted, micro, layout)
 
     return Rollouts(
         prompts=[prompt_of_rollout(ground, row) for row in rows],
@@ -250,16 +257,18 @@ def prompt_of_rollout(ground: Ground, row: Row) -> Prompt:
     return Prompt(record, ids, demonstration or None)
 
 
-def columns_for(policy: TokenPolicy, rows: list[Row], wanted: Sequence[str], micro: int) -> Columns:
+def columns_for(
+    policy: TokenPolicy, rows: list[Row], wanted: Sequence[str], micro: int, layout: Layout = "padded"
+) -> Columns:
     """Score passes for the columns that an rl step reads: of the policy as it is, and of its references."""
     columns: Columns = {}
     own = [name for name in wanted if not name.startswith("logprobs:")]
     if own:
         names = {"old_logprobs": "logprobs"}
-        found = score(policy, rows, [names.get(name, name) for name in own], micro)
+        found = score(policy, rows, [names.get(name, name) for name in own], micro, layout)
         columns |= {name: found[names.get(name, name)] for name in own}
     for name in wanted:
         if name.startswith("logprobs:"):
             reference = policy.references[name.split(":")[1]]
-            columns[name] = score(reference, rows, ["logprobs"], micro)["logprobs"]
+            columns[name] = score(reference, rows, ["logprobs"], micro, layout)["logprobs"]
     return columns

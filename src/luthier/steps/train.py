@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 from luthier import parts
+from luthier.data.batches import Layout
 from luthier.engine import memory
 from luthier.engine.budget import Budget
 from luthier.engine.probe import Trajectory
@@ -14,8 +15,8 @@ from luthier.engine.source import Records
 from luthier.engine.trainer import Batching, Saving, Trainer
 from luthier.errors import RecipeError
 from luthier.models.context import checkpoint_layers
-from luthier.models.policy import TokenPolicy
-from luthier.objectives.base import Objective, build_objective, reads_of
+from luthier.models.policy import PADDED, TokenPolicy
+from luthier.objectives.base import Objective, build_objective, members_of, reads_of
 from luthier.rollouts.base import build_chain
 from luthier.select.base import Selector
 from luthier.steps.columns import logprobs_of, with_fields, with_references
@@ -62,9 +63,7 @@ def training(
     memory.reset_peak()
     policy, tuners = _tuned(ground, objective, rows) if live is None else (live.policy, list(live.tuners))
     assert isinstance(policy, TokenPolicy)
-    layout = "padded" if train.batch.layout == "auto" else train.batch.layout
-    if layout == "packed":
-        policy.verify_packing()
+    layout = _layout(train.batch.layout, policy, [*members_of(objective), *tuners])
     micro = micro_tokens(run.recipe, ground.device)
     pad = ground.loaded.tokenizer.pad_token_id
     kept = selector.keep if selector else 1.0
@@ -74,7 +73,7 @@ def training(
         policy=policy,
         tuners=tuners,
         objective=objective,
-        source=make_rollouts(ground, rows, policy, objective, budget, micro, observe)
+        source=make_rollouts(ground, rows, policy, objective, budget, micro, observe, layout)
         if settings.rl
         else Records(rows, settings.seed, budget, shuffled),
         optimizer=optimizer,
@@ -97,6 +96,24 @@ def training(
         "weights_id": ground.loaded.weights_id,
         "data": ground.prepared.report.to_json(),
     }
+
+
+def _layout(wanted: str, policy: TokenPolicy, trained: Sequence[Objective | Tuner]) -> Layout:
+    """The layout of batches; auto shares prompts where the model can and no part looks at them.
+
+    Raises:
+        ModelError, RecipeError: the layout that the recipe names cannot be had.
+    """
+    looking = next((part.kind for part in trained if part.WHOLE_ROWS), None)
+    if wanted == "packed":
+        policy.verify_packing()
+        return "packed"
+    if wanted == "shared":
+        if looking is not None:
+            raise RecipeError(f"`{looking}` looks at whole records, which then cannot share a prompt.", PADDED)
+        policy.verify_sharing()
+        return "shared"
+    return "shared" if wanted == "auto" and looking is None and policy.can_share() else "padded"
 
 
 def carry_probe(trainer: Trainer, every: int | Literal["auto"]) -> None:

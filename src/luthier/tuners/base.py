@@ -45,12 +45,14 @@ class Tuner(Part):
     EXCLUDES names tuners that it cannot be combined with, itself included if it cannot be used twice.
     RESTORES says what `disabled()` gives: "base" (the model as it was, so it can serve as a reference for
     free) or "nothing" (a reference needs a frozen copy). MERGES is False where the tuning cannot be folded into
-    the weights: such a tuner stands alone, trains last, and its `save` is read back by its `load`.
+    the weights: such a tuner stands alone, trains last, and its `save` is read back by its `load`. WHOLE_ROWS says
+    that it looks at a batch's positions that are no targets: its records then never share a prompt in a batch.
     """
 
     RESTORES: ClassVar[Literal["base", "nothing"]] = "nothing"
     EXCLUDES: ClassVar[tuple[str, ...]] = ()
     MERGES: ClassVar[bool] = True
+    WHOLE_ROWS: ClassVar[bool] = False
 
     @property
     def fields(self) -> tuple[str, ...]:

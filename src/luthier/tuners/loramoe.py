@@ -52,6 +52,7 @@ class LoRAMoE(Tuner):
     PAPER: ClassVar[str] = "arXiv 2312.09979"
     RESTORES: ClassVar[Literal["base", "nothing"]] = "base"
     MERGES: ClassVar[bool] = False
+    WHOLE_ROWS: ClassVar[bool] = True
     SETTINGS: ClassVar = (
         {"dropout": 0.0},
         {},

@@ -44,6 +44,7 @@ class LFU(Objective):
     """
 
     PAPER: ClassVar[str] = "arXiv 2511.13052"
+    WHOLE_ROWS: ClassVar[bool] = True
     HOLDS: ClassVar = ("hidden states at rest",)
     SETTINGS: ClassVar = (
         {},
