@@ -82,7 +82,7 @@ def _logprobs(run: Run, ground: Ground, rows: Sequence[Row], loaded: Loaded) -> 
     """Computed once per model and rows, then read from the cache that the runs of a comparison share."""
     module = loaded.module
     key = column_key(loaded.weights_id, str(next(module.parameters()).dtype), rows)
-    tokens = micro_tokens(run.recipe, ground.device)
+    tokens = micro_tokens(run.recipe, module, ground.device)
     with run.timed("score"):
         return cached_column(
             (run.cache or run.folder / "shared") / "scores" / f"{key}.npz",

@@ -32,6 +32,8 @@ from luthier.types import Record, Row
 
 MICRO_TOKENS = {"cpu": 512, "cuda": 16384}
 """Positions per forward when `micro` is auto. On a CPU 512 is as fast as 4096 and takes 1 GB less (bench/micro.py)."""
+LARGE, MICRO_TOKENS_OF_LARGE = 50_000_000, 256
+"""On a CPU a model of so many parameters is as fast with half of that, for less memory; a small one is slower."""
 
 
 @dataclass(frozen=True)
@@ -130,10 +132,13 @@ def build_tuners(recipe: Recipe) -> list[Tuner]:
     return [parts.build("tuner", item, recipe.base) for item in (spec if isinstance(spec, list) else [spec])]
 
 
-def micro_tokens(recipe: Recipe, device: torch.device) -> int:
+def micro_tokens(recipe: Recipe, module: nn.Module, device: torch.device) -> int:
     """Positions per forward."""
     micro = recipe.settings.train.batch.micro
-    return MICRO_TOKENS[device.type] if micro == "auto" else micro
+    if micro != "auto":
+        return micro
+    large = device.type == "cpu" and sum(p.numel() for p in module.parameters()) >= LARGE
+    return MICRO_TOKENS_OF_LARGE if large else MICRO_TOKENS[device.type]
 
 
 def tuned_policy(
@@ -216,7 +221,7 @@ def frozen_copies(policy: Policy) -> int:
 def predicted_memory(recipe: Recipe, module: nn.Module, rows: Sequence[Row], copies: int) -> memory.Estimate:
     """The peak that training `module` with its tuners applied will take; on the meta device too."""
     train = recipe.settings.train
-    tokens = micro_tokens(recipe, find_device())
+    tokens = micro_tokens(recipe, module, find_device())
     loaded = 0 if next(module.parameters()).is_meta else memory.weight_bytes(module) * (1 + copies)
     return memory.estimate(
         module,

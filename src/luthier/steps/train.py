@@ -64,7 +64,7 @@ def training(
     policy, tuners = _tuned(ground, objective, rows) if live is None else (live.policy, list(live.tuners))
     assert isinstance(policy, TokenPolicy)
     layout = _layout(train.batch.layout, policy, [*members_of(objective), *tuners])
-    micro = micro_tokens(run.recipe, ground.device)
+    micro = micro_tokens(run.recipe, policy.module, ground.device)
     pad = ground.loaded.tokenizer.pad_token_id
     kept = selector.keep if selector else 1.0
     budget = Budget(settings.budget.unit, settings.budget.amount, kept)  # pyright: ignore[reportArgumentType]
