@@ -10,7 +10,8 @@ import torch
 from luthier.data.batches import LINE, atoms_of, collate, line_length, lines_of, micro_batches, positions, prompt_length
 from luthier.engine.score import score
 from luthier.models.policy import TokenPolicy
-from luthier.steps.conformance import tiny_model, tiny_pairs, tiny_rows, with_common_prompts
+from luthier.steps.conformance import tiny_model, tiny_pairs, tiny_rows
+from luthier.steps.made import with_common_prompts
 from luthier.types import Row, Stream
 
 
@@ -101,7 +102,9 @@ def test_the_mask_lets_answers_see_the_prompt_and_themselves_only():
     rows, columns = batch.targets()
     hidden = policy.hidden(batch, embeddings)
     for record in range(len(ROWS)):
-        (seen,) = torch.autograd.grad(hidden[batch.record_of[rows, columns] == record].sum(), embeddings, retain_graph=True)
+        (seen,) = torch.autograd.grad(
+            hidden[batch.record_of[rows, columns] == record].sum(), embeddings, retain_graph=True
+        )
         touched = set(seen.abs().sum(-1)[0].nonzero()[:, 0].tolist())
         own = ((batch.record_of[0] == record) | batch.prompts[0]).nonzero()[:, 0].tolist()
         assert touched == set(own) - {max(own)}

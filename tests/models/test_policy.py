@@ -7,7 +7,8 @@ from luthier import parts
 from luthier.data.batches import collate, micro_batches
 from luthier.errors import ModelError
 from luthier.models.policy import Reference, TokenPolicy
-from luthier.steps.conformance import tiny_model, tiny_rows, with_common_prompts
+from luthier.steps.conformance import tiny_model, tiny_rows
+from luthier.steps.made import with_common_prompts
 
 
 @pytest.fixture

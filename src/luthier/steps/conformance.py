@@ -21,7 +21,6 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from luthier import parts
-from luthier.data.batches import prompt_length
 from luthier.data.pairs import as_atom
 from luthier.engine.budget import Budget
 from luthier.engine.distributed import World
@@ -33,6 +32,7 @@ from luthier.objectives.base import Objective, members_of, needs_pairs, reads_of
 from luthier.recipe.methods import slot_of_file
 from luthier.steps.faces import FACES, Face
 from luthier.steps.ground import tuned_policy
+from luthier.steps.made import with_common_prompts
 from luthier.tuners.base import Planning
 from luthier.types import Row, Stream
 
@@ -240,23 +240,6 @@ def check_sharing(objective: Objective, tuner: Any) -> None:
             f"{objective!r}: with a prompt that is shared the gradient differs by {error:.1e} (allowed"
             f" {SHARING_TOLERANCE:.0e}). Does it look at positions that are no targets? Then write WHOLE_ROWS = True."
         )
-
-
-def with_common_prompts(rows: Sequence[Row]) -> list[Row]:
-    """Every second row with the prompt of the one before it, long enough to be shared."""
-    found: list[Row] = []
-    for place, row in enumerate(rows):
-        start = rows[place - place % 2]
-        length = prompt_length(row)
-        ids = numpy.concatenate([numpy.resize(start.ids[: prompt_length(start)], 5), row.ids[length:]])
-        streams = {
-            name: replace(one, values=numpy.concatenate([numpy.zeros(5, one.values.dtype), one.values[length:]]))
-            if one.axis == "token"
-            else one
-            for name, one in row.streams.items()
-        }
-        found.append(replace(row, ids=ids, streams=streams))
-    return found
 
 
 def check_options(made: list[Any], result: Callable[[Any], dict]) -> None:

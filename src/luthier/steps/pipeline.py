@@ -290,7 +290,10 @@ def _columns(work: Work, stage: Stage, candidates: Sequence[Candidate], names: S
     columns = {name: work.columns[name] for name in names if name in PROBED}
     asked = [name for name in names if name not in PROBED]
     if asked:
-        rows, micro = [one.row for one in candidates], micro_tokens(stage.recipe, work.ground.loaded.module, work.ground.device)
+        rows, micro = (
+            [one.row for one in candidates],
+            micro_tokens(stage.recipe, work.ground.loaded.module, work.ground.device),
+        )
         columns |= score(TokenPolicy(work.model_of(stage)), rows, asked, micro)
     return columns
 
