@@ -5,7 +5,7 @@ V vocabulary, D width of the hidden state, S seeds.
 
 Well-known streams: `weights` (token, float; a target is a position whose weight is not 0 and that
 has a position of the same record before it), `logprobs:<reference>` (token, float), `preferred` (row, float; 1 of a
-pair's chosen row, 0 of its rejected one). Of rollouts:
+pair's chosen row and of an answer labelled true, 0 of a rejected one and of one labelled false). Of rollouts:
 `advantages`, `old_logprobs`, `rewards`, `values`, `returns`, `forced` (token, float; forced is 1 where
 the token was given, not sampled).
 """
@@ -29,7 +29,8 @@ class Record:
     """One line a user brought, before tokenisation. `id` never changes through any transform.
 
     `fields` by shape — messages: `messages` (list of {role, content}); prompt_completion: `prompt`,
-    `completion` (both str, or both lists of messages); text: `text`; preference: `prompt`
+    `completion` (both str, or both lists of messages; `label`, true or false, may say whether it is a good one);
+    text: `text`; preference: `prompt`
     (str, messages or None), `chosen`, `rejected`. Further columns stay in `fields` under their names.
     """
 

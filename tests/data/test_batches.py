@@ -6,7 +6,16 @@ import numpy
 import pytest
 import torch
 
-from luthier.data.batches import Ordered, atoms_of, collate, data_order, micro_batches, positions
+from luthier.data.batches import (
+    Ordered,
+    atoms_of,
+    collate,
+    data_order,
+    micro_batches,
+    mismatched,
+    positions,
+    prompt_length,
+)
 from luthier.steps.conformance import tiny_pairs, tiny_rows
 from luthier.types import Row, Stream
 
@@ -106,3 +115,34 @@ def test_records_without_tokens_are_stacked():
     assert torch.equal(batch.streams["image"].values, torch.from_numpy(images))
     assert batch.streams["label"].values.tolist() == [0, 1]
     assert [len(cut) for cut in micro_batches(rows, 1, "padded")] == [1, 1]
+
+
+def split_at_answer(row):
+    first = prompt_length(row)
+    return row.ids[:first].tolist(), row.ids[first:].tolist()
+
+
+def test_mismatched_answers_stand_once_each_behind_a_prompt_of_others():
+    rows = [*tiny_pairs(), *ROWS]
+    longest = max(map(len, rows))
+    found = mismatched(rows, "0/1")
+    prompts = [split_at_answer(row)[0] for row in rows]
+    assert list(found) == [row.record for row in rows]
+    for row in rows:
+        other = found[row.record]
+        (prompt, answer), at = split_at_answer(row), prompt_length(other)
+        assert other.ids[:at].tolist() in prompts and other.ids[:at].tolist() != prompt
+        assert other.ids[at:].tolist() == answer[: longest - at] and len(other) <= longest and not other.part_of
+        weights = row.streams["weights"].values[len(prompt) :][: longest - at]
+        assert other.streams["weights"].values.tolist() == [0] * at + weights.tolist()
+    behind = {split_at_answer(one)[0].__repr__() for one in found.values()}
+    assert len(behind) == len({repr(prompt) for prompt in prompts})  # every prompt has answers of one other
+
+
+def test_mismatching_knows_prompts_and_a_key_and_nothing_of_the_order():
+    def ids(found):
+        return {name: row.ids.tolist() for name, row in found.items()}
+
+    whole = ids(mismatched(ROWS, "0/1"))
+    assert ids(mismatched([*ROWS[::-1], *ROWS[:3]], "0/1")) == whole != ids(mismatched(ROWS, "0/2"))
+    assert mismatched(tiny_pairs(1), "0/1") == {} == mismatched([], "0/1")

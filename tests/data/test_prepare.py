@@ -6,6 +6,7 @@ import numpy
 import pytest
 
 from luthier.data.cache import read_cache
+from luthier.data.pairs import without_rejected
 from luthier.data.prepare import prepare
 from luthier.data.render import Renderer
 from luthier.data.shapes import content_hash
@@ -201,3 +202,27 @@ def test_pairs_without_a_difference_are_dropped_and_counted(setting, renderer, t
     assert any("1 pairs have a chosen and a rejected answer that are the same" in w for w in done.report.warnings)
     with pytest.raises(DataError, match="1 are pairs of equal answers"):
         prepare(setting(rows[30:], validation=None, test=None), renderer, tmp_path)
+
+
+def labelled(index, label):
+    return {**row(index), "label": label}
+
+
+def test_labels_travel_with_the_rows(setting, renderer, tmp_path):
+    rows = [*(labelled(index, index % 3 == 0) for index in range(30)), row(30), labelled(31, "spam"), labelled(32, 1)]
+    first, again = (
+        prepare(setting(rows, validation=None, test=None), renderer, tmp_path, tmp_path / "cache") for _ in range(2)
+    )
+    for done in (first, again):
+        labels = {done.records[one.record].origin: one.streams.get("preferred") for one in done.train}
+        found = {origin.rsplit(":")[1]: None if label is None else label.values for origin, label in labels.items()}
+        assert found == {str(i + 1): i % 3 == 0 for i in range(30)} | dict.fromkeys(("31", "32", "33"))
+        assert done.report.labelled_bad == 20
+        assert any("20 of 33 training records have `label: false`" in words for words in done.report.warnings)
+    assert len(without_rejected(first.train)) == 13 and not any(one.part_of for one in first.train)
+
+
+def test_the_same_answer_with_another_label_is_another_record(setting, renderer, tmp_path):
+    rows = [labelled(0, True), labelled(0, False), labelled(0, False)]
+    done = prepare(setting(rows, validation=None, test=None), renderer, tmp_path)
+    assert sorted(float(one.streams["preferred"].values) for one in done.train) == [0, 1]

@@ -4,6 +4,7 @@ import json
 import math
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -47,6 +48,14 @@ def test_generated_answers_are_scored_in_record_order(run, record, own_answer):
     line = json.loads(json.dumps({"set": "target", **found.items[0].to_json()}))
     assert Item.from_json(line) == found.items[0]
     assert found.to_json()["mean"] == 0.75
+
+
+def test_a_bad_answer_is_no_reference(run, record, own_answer):
+    good = record("a", "q", own_answer("q"))
+    bad = replace(record("b", "ask", "x"), fields={"prompt": "ask", "completion": "x", "label": False})
+    assert [item.id for item in run([bad, good], "exact").items] == ["a"]
+    with pytest.raises(EvaluationError, match="no records"):
+        run([bad], "exact")
 
 
 def test_sampling_is_keyed_by_seed_and_record(run, record, settings):

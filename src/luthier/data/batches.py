@@ -62,7 +62,7 @@ def positions(rows: Sequence[Row], layout: Layout) -> int:
 
 def data_order(records: Sequence[str], seed: int, epoch: int) -> list[int]:
     """A permutation of the records, keyed by (seed, epoch, record id)."""
-    keys = [hashlib.blake2b(f"{seed}/{epoch}/{record}".encode(), digest_size=8).digest() for record in records]
+    keys = [_hashed(f"{seed}/{epoch}/{record}".encode()) for record in records]
     return sorted(range(len(records)), key=lambda i: (keys[i], records[i]))
 
 
@@ -150,6 +150,36 @@ def prompt_length(row: Row) -> int:
         return 0
     targets = row.streams["weights"].values[1:] != 0
     return int(targets.argmax()) + 1 if targets.any() else len(row.ids)
+
+
+def mismatched(rows: Sequence[Row], key: str) -> dict[str, Row]:
+    """Each row's answer behind the prompt of other rows, by `record`; empty where all rows have one prompt.
+
+    The different prompts stand in an order keyed by `key`, and the answers of one come behind the one before it: every
+    answer once, never behind its own prompt, whatever the order of the rows. A prompt is what stands before the first
+    target. Rows are cut at the length of the longest one given; of the streams `weights` alone stays.
+    """
+    answers = {row.record: row for row in rows}
+    ordered = sorted({_prompt(row) for row in rows}, key=lambda ids: (_hashed(f"{key}/".encode() + ids), ids))
+    if len(ordered) < 2:
+        return {}
+    before = {ids: numpy.frombuffer(ordered[place - 1], numpy.int32) for place, ids in enumerate(ordered)}
+    longest = max(map(len, rows))
+    found = {}
+    for record, row in answers.items():
+        prompt, first = before[_prompt(row)], prompt_length(row)
+        ids = numpy.concatenate([prompt, row.ids[first:]])[:longest]
+        weights = numpy.concatenate([numpy.zeros(len(prompt), numpy.float32), row.streams["weights"].values[first:]])
+        found[record] = Row(record, ids, {"weights": Stream(weights[:longest], "token")})
+    return found
+
+
+def _prompt(row: Row) -> bytes:
+    return row.ids[: prompt_length(row)].astype(numpy.int32).tobytes()
+
+
+def _hashed(text: bytes) -> bytes:
+    return hashlib.blake2b(text, digest_size=8).digest()
 
 
 def lines_of(rows: Sequence[Row]) -> list[list[Row]]:

@@ -1,4 +1,4 @@
-"""Preference pairs: one record, two rows that stay together."""
+"""Judged answers: preference pairs (one record, two rows that stay together) and answers with a label."""
 
 from __future__ import annotations
 
@@ -18,31 +18,42 @@ def sides_of(record: Record) -> tuple[Record, Record]:
     return chosen, rejected
 
 
-def as_atom(record: str, rows: Sequence[Row]) -> tuple[Row, ...]:
-    """The rows of a record under its id: one row as it is; two as the chosen and the rejected side of a pair."""
-    if len(rows) == 1:
+def as_atom(record: str, rows: Sequence[Row], label: bool | None = None) -> tuple[Row, ...]:
+    """The rows of a record under its id: one row with its label, if it has one; two as the sides of a pair."""
+    if len(rows) == 1 and label is None:
         return (replace(rows[0], record=record),)
+    if len(rows) == 1:
+        return (replace(rows[0], record=record, streams={**rows[0].streams, "preferred": _preferred(label)}),)
     return tuple(
         replace(
             row,
             record=f"{record}/{side}",
             part_of=record,
-            streams={**row.streams, "preferred": Stream(numpy.float32(side == "chosen"), "row")},
+            streams={**row.streams, "preferred": _preferred(side == "chosen")},
         )
         for side, row in zip(SIDES, rows, strict=True)
     )
 
 
-def is_paired(row: Row) -> bool:
-    """Whether the row is one side of a pair."""
+def _preferred(good: bool | None) -> Stream:
+    return Stream(numpy.float32(good), "row")
+
+
+def is_judged(row: Row) -> bool:
+    """Whether the row's answer is known to be good or bad: a side of a pair, or labelled."""
     return "preferred" in row.streams
 
 
+def is_paired(row: Row) -> bool:
+    """Whether the row is one side of a pair."""
+    return is_judged(row) and bool(row.part_of)
+
+
 def without_rejected(rows: Sequence[Row]) -> list[Row]:
-    """Each record with its chosen answer alone, as rows that stand for themselves."""
+    """Each record with its good answer alone, as rows that stand for themselves; none of a record without one."""
     kept = []
     for row in rows:
-        if not is_paired(row):
+        if not is_judged(row):
             kept.append(row)
         elif row.streams["preferred"].values == 1:
             streams = {name: stream for name, stream in row.streams.items() if name != "preferred"}

@@ -15,7 +15,7 @@ from luthier.data.near import overlap
 from luthier.data.pairs import as_atom
 from luthier.data.render import Renderer
 from luthier.data.report import DataReport, find_warnings, measure_lengths
-from luthier.data.shapes import EmptyAnswer, content_hash
+from luthier.data.shapes import EmptyAnswer, content_hash, label_of
 from luthier.data.sources import NotUtf8, load_records, scan_records
 from luthier.data.split import is_share, split_records, unique
 from luthier.errors import DataError, RecipeError
@@ -102,6 +102,7 @@ def run(
     _require_targets(rows["train"], report)
     splits = {name: [atom[0].atom for atom in found] for name, found in atoms.items()}
     report.counts = {name: len(found) for name, found in atoms.items()}
+    report.labelled_bad = sum(label_of(records[atom[0].atom]) is False for atom in atoms["train"])
     report.tokens = sum(len(row) for row in rows["train"])
     report.target_tokens = sum(row.targets for row in rows["train"])
     report.previews = [renderer.preview(row) for row in atoms["train"][0]] if atoms["train"] else []
@@ -160,7 +161,7 @@ def _render(
     stored = read_cache(cache, renderer, hashes) if cache is not None else None
     if stored is not None:
         return {
-            record.id: replace(one, rows=as_atom(record.id, one.rows))
+            record.id: replace(one, rows=as_atom(record.id, one.rows, label_of(record)))
             for record, one in zip(records, stored, strict=True)
         }
     made = {}
@@ -172,7 +173,7 @@ def _render(
                 raise
             problems.setdefault("unrendered", []).append(error.message)
             continue
-        made[record.id] = Cached(rendering.rows, rendering.notes)
+        made[record.id] = Cached(as_atom(record.id, rendering.rows, label_of(record)), rendering.notes)
     if cache is not None and len(made) == len(records):
         write_cache(cache, renderer, hashes, list(made.values()))
     return made

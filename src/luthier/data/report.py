@@ -20,7 +20,8 @@ class DataReport:
     counts: records per split, after everything was dropped. lengths: tokens per row before truncation
     (p50, p95, max) over all splits. too_long and leakage: per split. problems: lines that cannot be
     used, by kind (`unreadable`, `not_utf8`, `empty`, `unrendered`); always empty after `prepare`, which
-    stops at the first. equal_pairs: preference pairs without a difference, dropped. previews: the rows of the
+    stops at the first. equal_pairs: preference pairs without a difference, dropped. labelled_bad:
+    training records with `label: false`. previews: the rows of the
     first training record (two of a pair), token by token, with True on targets.
     """
 
@@ -34,6 +35,7 @@ class DataReport:
     truncated: dict[str, int] = field(default_factory=dict)
     no_target: int = 0
     equal_pairs: int = 0
+    labelled_bad: int = 0
     duplicates: int = 0
     near_duplicates: int = 0
     largest_group: int = 0
@@ -70,6 +72,7 @@ def find_warnings(report: DataReport) -> list[str]:
         *_about_length(report),
         *_about_targets(report),
         *_about_pairs(report),
+        *_about_labels(report),
         *_about_splits(report),
         *(f"{count} records have {note}." for note, count in report.notes.items()),
         *_about_problems(report.problems),
@@ -106,6 +109,15 @@ def _about_pairs(report: DataReport) -> list[str]:
     if not report.equal_pairs:
         return []
     return [f"{report.equal_pairs} pairs have a chosen and a rejected answer that are the same; they were dropped."]
+
+
+def _about_labels(report: DataReport) -> list[str]:
+    if not report.labelled_bad:
+        return []
+    return [
+        f"{report.labelled_bad} of {report.counts['train']} training records have `label: false`: `kto` learns from"
+        " them, objectives that read no labels leave them out."
+    ]
 
 
 def _about_splits(report: DataReport) -> list[str]:

@@ -82,8 +82,16 @@ def assign_ids(records: list[Record]) -> list[Record]:
 def content_hash(record: Record) -> str:
     """Hex digest of what the model reads and learns; ids, origins and further columns do not count."""
     content = {name: record.fields[name] for name in CONTENT_COLUMNS if record.fields.get(name) is not None}
+    if (label := label_of(record)) is not None:
+        content["label"] = label
     text = json.dumps([record.shape, content], sort_keys=True, ensure_ascii=False, default=str)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def label_of(record: Record) -> bool | None:
+    """Whether the record's one answer is said to be good (`label: true`) or bad (`false`); None if nothing is said."""
+    label = record.fields.get("label")
+    return label if record.shape == "prompt_completion" and isinstance(label, bool) else None
 
 
 def messages_of(record: Record) -> list[dict[str, Any]]:

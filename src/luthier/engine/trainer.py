@@ -243,7 +243,9 @@ class Trainer:
         batching = self.batching
         batches = [collate(micro, batching.layout, batching.pad_id, batching.side).to(device) for micro in cut]
         states = self._state_by_part
-        update = Update(index=index, seed=self.seed, progress=progress, done=done, batches=batches, states=states)
+        update = Update(
+            index=index, seed=self.seed, progress=progress, done=done, rows=rows, batches=batches, states=states
+        )
         return run_update(
             self.policy,
             self.objective,

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from luthier.data.shapes import label_of
 from luthier.errors import LuthierError, RecipeError
 from luthier.evals.auto import choose_metric
 from luthier.evals.base import Evaluation, EvaluationError, Item, Metric
@@ -88,7 +89,7 @@ def evaluate(
         module: a causal LM; its mode is restored.
         tokenizer: its tokenizer, to read what was generated.
         renderer: writes prompts and references.
-        records: the set, ids unique.
+        records: the set, ids unique; those whose own answer is labelled bad are left out, having no reference.
         metric: a Metric, or what a recipe writes: `auto`, a name, a block, a file.
         settings: the `generate` block.
         progress: called with (records done, records in all).
@@ -98,9 +99,9 @@ def evaluate(
     Raises:
         EvaluationError: no records, or one that cannot be scored; names the record.
     """
-    if not records:
+    ordered = sorted((one for one in records if label_of(one) is not False), key=lambda record: record.id)
+    if not ordered:
         raise EvaluationError("There are no records to evaluate.", "Check the source of the evaluation set.")
-    ordered = sorted(records, key=lambda record: record.id)
     references = {record.id: renderer.reference(record) for record in ordered}
     metrics, reason = assign_metrics(ordered, references, metric, base)
     counts = {"before": 0}

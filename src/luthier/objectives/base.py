@@ -7,14 +7,14 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from luthier import parts
 from luthier.errors import RecipeError
 from luthier.objectives._draws import position_keys
 from luthier.objectives._view import TokenView, Whole
 from luthier.parts import Part, lazy
-from luthier.types import Batch, Term
+from luthier.types import Batch, Row, Term
 
 if TYPE_CHECKING:
     import torch
@@ -31,9 +31,10 @@ else:
 class Update:
     """One update as objectives and tuners see it.
 
-    `counts` are global (all micro-batches, all ranks) and known before the first backward; `progress` is
-    the middle of this update's share of the budget, 0 to 1, and `done` its end. Tuners find a parameter's complete,
-    unclipped gradient by `gradient(name)` and what the optimiser keeps for it by `optimizer_state(name)`. `prepared`
+    `rows` are all of the update's, the same on every rank whatever the cut; `batches` are this rank's share of them.
+    `counts` are global (all micro-batches, all ranks) and known before the first backward; `progress` is the middle of
+    this update's share of the budget, 0 to 1, and `done` its end. Tuners find a parameter's complete, unclipped
+    gradient by `gradient(name)` and what the optimiser keeps for it by `optimizer_state(name)`. `prepared`
     holds what a part's `prepare` left, by the part's id; `sum_tensors` sums over ranks, in place. Of coupled
     objectives: `pulls`, the loss's gradient with respect to their features, and `repeatable(batch)`, in which dropout
     draws the same again.
@@ -43,6 +44,7 @@ class Update:
     seed: int
     progress: float = 0.0
     done: float = 0.0
+    rows: Sequence[Row] = ()
     batches: Sequence[Batch] = ()
     counts: dict[str, float] = field(default_factory=dict)
     meters: dict[str, list[Any]] = field(default_factory=dict)
@@ -67,7 +69,8 @@ class Objective(Part):
     """A loss over batches. Verbs: `units`, `terms`; hooks: `prepare`, `scope`, `update_terms`, `after_step`.
 
     FACE names the kind of policy that it is given: "token", "encoder" or "denoiser". NEEDS names what its data
-    must have: "pairs" (of a chosen and a rejected answer); without it such data give their chosen answers alone.
+    must have: "pairs" (of a chosen and a rejected answer) or "labels" (each answer said to be good or bad; those of
+    pairs are); without it such data give their good answers alone.
     HOLDS names what the loss takes as constant although it depends on the weights (a detached weight), under the first
     of SETTINGS; an objective without it has a gradient that is the derivative of its loss. WHOLE_ROWS says that it
     looks at positions that are no targets: its records then never share a prompt in a batch.
@@ -420,18 +423,20 @@ def reads_of(objective: Objective) -> tuple[str, ...]:
     return tuple(dict.fromkeys(read for member in members_of(objective) for read in member.reads))
 
 
-def needs_pairs(objective: Objective) -> bool:
-    """Whether the objective reads preference pairs.
+def judgement_of(objective: Objective) -> Literal["pairs", "labels", ""]:
+    """How the answers that the objective reads must be judged: in pairs, each by a label, or not at all.
 
     Raises:
-        RecipeError: some members of a sum do and others do not, which would learn the rejected answers too.
+        RecipeError: some members of a sum read bad answers and others do not, which would learn them too.
     """
     members = members_of(objective)
-    paired = [member for member in members if "pairs" in member.NEEDS]
-    if paired and len(paired) < len(members):
-        other = next(member for member in members if member not in paired)
+    judged = [member for member in members if {"pairs", "labels"}.intersection(member.NEEDS)]
+    if judged and len(judged) < len(members):
+        other = next(member for member in members if member not in judged)
         raise RecipeError(
-            f"`{paired[0].kind}` reads pairs of a chosen and a rejected answer, and `{other.kind}` would learn both.",
-            "Sum objectives that read pairs; `orpo` adds the likelihood of the chosen answers.",
+            f"`{judged[0].kind}` reads good and bad answers, and `{other.kind}` would learn both.",
+            "Sum objectives that read both; `orpo` adds the likelihood of the chosen answers.",
         )
-    return bool(paired)
+    if not judged:
+        return ""
+    return "pairs" if any("pairs" in member.NEEDS for member in judged) else "labels"

@@ -28,7 +28,7 @@ from luthier.engine.source import Records
 from luthier.engine.trainer import Batching, Saving, Trainer
 from luthier.errors import LuthierError, RunError
 from luthier.models.policy import TokenPolicy
-from luthier.objectives.base import Objective, members_of, needs_pairs, reads_of
+from luthier.objectives.base import Objective, judgement_of, members_of, reads_of
 from luthier.recipe.methods import slot_of_file
 from luthier.steps.faces import FACES, Face
 from luthier.steps.ground import tuned_policy
@@ -121,10 +121,19 @@ def tiny_pairs(count: int = RECORDS, seed: int = 0, targets: bool = True) -> lis
     return rows
 
 
+def tiny_labelled(count: int = RECORDS, seed: int = 0, targets: bool = True) -> list[Row]:
+    """Records of one answer each, which every second of them says to be a good one."""
+    rows = tiny_rows(count, seed, targets)
+    return [row for place, one in enumerate(rows) for row in as_atom(one.record, [one], label=place % 2 == 0)]
+
+
 def rows_for(objective: Objective, targets: bool = True) -> list[Row]:
     """Tiny data of the kind that the objective NEEDS."""
-    if needs_pairs(objective):
+    needed = judgement_of(objective)
+    if needed == "pairs":
         return tiny_pairs(targets=targets)
+    if needed == "labels":
+        return tiny_labelled(targets=targets)
     return face_of(objective).rows(RECORDS, 0) if targets else tiny_rows(targets=False)
 
 
@@ -230,7 +239,7 @@ def check_invariance(objectives: list[Objective], tuner: Any) -> None:
 def check_sharing(objective: Objective, tuner: Any) -> None:
     """The gradient does not depend on whether answers read their common prompt once or each for itself."""
     rows = rows_for(objective)
-    rows = rows if needs_pairs(objective) else with_common_prompts(rows)
+    rows = rows if judgement_of(objective) == "pairs" else with_common_prompts(rows)
     apiece, together = (
         trained(objective, tuner, Batching(RECORDS, 10_000, layout), rows) for layout in ("padded", "shared")
     )

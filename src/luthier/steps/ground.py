@@ -16,7 +16,7 @@ from torch import nn
 
 from luthier import parts
 from luthier.data.batches import data_order
-from luthier.data.pairs import is_paired, without_rejected
+from luthier.data.pairs import is_judged, is_paired, without_rejected
 from luthier.data.prepare import Prepared, prepare
 from luthier.data.render import Renderer
 from luthier.data.sources import load_records
@@ -24,7 +24,7 @@ from luthier.engine import memory
 from luthier.errors import DataError, RecipeError
 from luthier.models.load import Loaded, fast_bfloat16, load_model
 from luthier.models.policy import Policy, Reference, TokenPolicy
-from luthier.objectives.base import Objective, members_of, needs_pairs, reads_of
+from luthier.objectives.base import Objective, judgement_of, members_of, reads_of
 from luthier.recipe import Recipe
 from luthier.recipe.settings import Train
 from luthier.tuners.base import Planning, Tuner
@@ -109,19 +109,32 @@ def retain_records(recipe: Recipe) -> list[Record]:
 
 
 def training_rows(objective: Objective, prepared: Prepared) -> list[Row]:
-    """What an objective learns from: both rows of preference pairs where it reads pairs, else the chosen answers.
+    """What an objective learns from: good and bad answers where it reads both, else the good ones.
 
     Raises:
-        RecipeError: it reads pairs, and some training record is none.
+        RecipeError: it reads both, and some training record does not say which its answer is; or all are bad.
     """
-    if not needs_pairs(objective):
-        return without_rejected(prepared.train)
-    single = next((row for row in prepared.train if not is_paired(row)), None)
-    if single is not None:
+    name, needed = members_of(objective)[0].kind, judgement_of(objective)
+    if not needed:
+        rows = without_rejected(prepared.train)
+        if prepared.train and not rows:
+            raise RecipeError(
+                f"`{name}` learns from good answers, and every training record has `label: false`.",
+                "Bring answers with `label: true` too, or choose an objective that learns from labels, such as `kto`.",
+            )
+        return rows
+    fits = is_paired if needed == "pairs" else is_judged
+    other = next((row for row in prepared.train if not fits(row)), None)
+    if other is not None:
+        where = f"record {other.atom} ({prepared.records[other.atom].origin})"
+        if needed == "pairs":
+            raise RecipeError(
+                f"`{name}` learns from pairs of a chosen and a rejected answer; {where} has one answer.",
+                "Bring data with the columns prompt, chosen and rejected, or choose another objective.",
+            )
         raise RecipeError(
-            f"`{members_of(objective)[0].kind}` learns from pairs of a chosen and a rejected answer; record"
-            f" {single.atom} ({prepared.records[single.atom].origin}) has one answer.",
-            "Bring data with the columns prompt, chosen and rejected, or choose another objective.",
+            f"`{name}` learns from answers that are labelled good or bad; {where} has no `label`.",
+            "Bring data with the columns prompt, completion and label (true or false), or prompt, chosen and rejected.",
         )
     return prepared.train
 

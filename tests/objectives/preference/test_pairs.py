@@ -16,7 +16,7 @@ from luthier.errors import RecipeError
 from luthier.models.policy import TokenPolicy
 from luthier.objectives.base import Update, build_objective
 from luthier.objectives.preference.base import PairObjective, pair_view
-from luthier.steps.conformance import tiny_model, tiny_pairs, tiny_rows, trainer
+from luthier.steps.conformance import tiny_labelled, tiny_model, tiny_pairs, tiny_rows, trainer
 from luthier.steps.ground import training_rows
 from luthier.types import Row, Stream
 
@@ -85,6 +85,24 @@ def test_objectives_without_pairs_learn_the_chosen_answers():
 def test_data_without_pairs_are_refused_in_words():
     with pytest.raises(RecipeError, match=r"`dpo` learns from pairs .* record record-0 \(d\.jsonl:3\) has one answer"):
         training_rows(DPO, prepared([*tiny_pairs(), *tiny_rows(1)]))
+
+
+def test_labelled_answers_are_for_those_who_read_labels():
+    rows, kto = tiny_labelled(), parts.build("objective", "kto")
+    assert len(training_rows(kto, prepared(rows))) == 8 and len(training_rows(kto, prepared(tiny_pairs()))) == 16
+    learned = training_rows(SFT, prepared(rows))
+    assert [row.record for row in learned] == [f"record-{index}" for index in (0, 2, 4, 6)]
+    assert not any("preferred" in row.streams for row in learned)
+    with pytest.raises(RecipeError, match=r"`dpo` learns from pairs .* record record-0 \(d\.jsonl:3\) has one answer"):
+        training_rows(DPO, prepared(rows))
+    with pytest.raises(
+        RecipeError, match=r"`kto` learns from answers that are labelled .* record record-0 .* no `label`"
+    ):
+        training_rows(kto, prepared([*tiny_rows(1), *rows]))
+    with pytest.raises(
+        RecipeError, match=r"`sft` learns from good answers, and every training record has `label: false`"
+    ):
+        training_rows(SFT, prepared(rows[1::2]))
 
 
 def test_a_sum_with_an_objective_that_would_learn_rejected_answers_is_refused():

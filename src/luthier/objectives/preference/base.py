@@ -1,4 +1,4 @@
-"""Objectives of preference pairs: a loss per pair from the summed log-probabilities of its two answers."""
+"""Objectives of judged answers: a loss per preference pair, or per answer that is labelled good or bad."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from luthier.errors import RecipeError
-from luthier.objectives.base import Objective, SequenceView, Update, one_each, sequence_view
+from luthier.objectives.base import Objective, SequenceObjective, SequenceView, Update, one_each, sequence_view
 from luthier.parts import lazy
 from luthier.types import Batch, Term
 
@@ -67,6 +67,41 @@ def pair_view(policy: TokenPolicy, batch: Batch, update: Update) -> PairView:
     chosen = [row for (_, side), row in place.items() if side]
     rejected = [place[batch.atoms[row], False] for row in chosen]
     return PairView(*(both.take(torch.tensor(rows, device=batch.ids.device)) for rows in (chosen, rejected)))
+
+
+class LabelObjective(SequenceObjective):
+    """A loss per answer that is good or bad by itself: write `sequence_loss(view) -> [R]`, `good(view)` tells which.
+
+    It is divided by the update's number of answers, each side of a pair being one. `nll` is reported of the good
+    answers, per token; `good` and `bad` count answers, and are units of meters.
+    """
+
+    NEEDS: ClassVar[tuple[str, ...]] = ("labels",)
+    UNIT: ClassVar[str] = "answers"
+
+    def units(self, batch: Batch) -> dict[str, float]:
+        rows, columns = batch.targets()
+        owner = batch.record_of[rows, columns]
+        good = batch.streams["preferred"].values == 1
+        answers = owner.unique()
+        return {
+            **super().units(batch),
+            "answers": float(len(answers)),
+            "good": float(good[answers].sum()),
+            "bad": float((~good[answers]).sum()),
+            "chosen_targets": float(good[owner].sum()),
+        }
+
+    def terms(self, policy: TokenPolicy, batch: Batch, update: Update) -> list[Term]:
+        view = sequence_view(policy, batch, update)
+        update.meter("nll", -view.logprob.detach()[good(view)].sum(), "chosen_targets")
+        loss = one_each(self.sequence_loss(view), view.count, f"{type(self).__name__}.sequence_loss", "answer")
+        return [Term((loss * (view.count > 0)).sum(), self.unit)]
+
+
+def good(view: SequenceView) -> Tensor:
+    """Which rows hold a good answer, [R]."""
+    return view.streams["preferred"] == 1
 
 
 def _sides(batch: Batch) -> list[bool]:

@@ -1,0 +1,49 @@
+"""How far a policy has moved from its reference on answers to other prompts: one number of a whole update."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from luthier.data.batches import collate, micro_batches, mismatched
+from luthier.errors import RecipeError
+from luthier.models.head import target_logprob
+from luthier.models.policy import Reference, TokenPolicy
+from luthier.objectives.base import Update
+from luthier.types import Batch
+
+
+def mismatch(policy: TokenPolicy, update: Update, name: str, reference: str = "initial") -> float:
+    """Mean of Σ_t (log p - log q) over the update's answers, each behind another record's prompt; in eval mode.
+
+    Every rank reads the answers of its own micro-batches; the sum goes over all ranks. 0 where all answers have one
+    prompt.
+
+    Raises:
+        RecipeError: it is the first update, so that probably no later one would have two prompts.
+    """
+    others = mismatched(update.rows, f"{update.seed}/{update.index}")
+    if not others:
+        if update.index == 1:
+            raise RecipeError(
+                f"`{name}` compares answers with those to other prompts, and the first update has only one prompt.",
+                "Raise train.batch.records, or write `baseline: zero`.",
+            )
+        return 0.0
+    device = next(policy.module.parameters()).device
+    total = torch.zeros((), dtype=torch.float64, device=device)
+    for batch in update.batches:
+        for piece in micro_batches([others[record] for record in batch.records], batch.ids.numel(), "padded"):
+            other = collate(piece).to(device)
+            total += _logprob(Reference(policy), other) - _logprob(policy.references[reference], other)
+    update.sum_tensors([total])
+    return float(total) / update.counts["answers"]
+
+
+def _logprob(reader: Reference, batch: Batch) -> Tensor:
+    """Σ log p of all targets of a batch."""
+    targets, hidden = batch.ids[batch.targets()], reader.hidden(batch)
+    pieces = (
+        target_logprob(reader.logits(hidden[piece]), targets[piece]) for piece in reader.policy.head.chunks(hidden)
+    )
+    return torch.stack([values.double().sum() for values in pieces]).sum() if len(targets) else hidden.new_zeros(())
