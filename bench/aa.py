@@ -22,6 +22,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from statistics import NormalDist, fmean, stdev, variance
 
+import result
+
 from luthier import stats
 
 LEVEL = 0.05
@@ -75,10 +77,11 @@ def items_only(baseline: list, other: list) -> float:
     return 1.0 if spread == 0 else 2 * (1 - NormalDist().cdf(abs(fmean(changes)) / spread))
 
 
-def simulate(repetitions: int, seeds: int, methods: int) -> None:
+def simulate(repetitions: int, seeds: int, methods: int) -> dict:
     print(f"A/A, {repetitions} repetitions, {seeds} seeds: how often a difference is called at {LEVEL}")
     titles = ("items", "difficulty", "skill sd", "luck", "run sd", "rule", f"Holm of {methods}", "items only")
     print(" ".join(f"{title:>10}" for title in titles))
+    lines = []
     for items, difficulty, skill, luck in SETTINGS:
         draw = random.Random(f"{items} {difficulty} {skill} {luck}")
         called, spread = [0, 0, 0], []
@@ -91,9 +94,11 @@ def simulate(repetitions: int, seeds: int, methods: int) -> None:
         shares = [f"{count / repetitions:.1%}" for count in called]
         cells = (items, difficulty, skill, luck, f"{100 * fmean(spread):.1f}", *shares)
         print(" ".join(f"{cell:>10}" for cell in cells), flush=True)
+        lines.append(dict(zip(titles, cells, strict=True)))
+    return {"repetitions": repetitions, "seeds": seeds, "level": LEVEL, "simulated": lines}
 
 
-def real(recipe: Path | str | dict, method: str, runs: int, seeds: int, draws: int, folder: Path | None) -> None:
+def real(recipe: Path | str | dict, method: str, runs: int, seeds: int, draws: int, folder: Path | None) -> dict:
     from luthier.compare import compare
 
     report = compare(recipe, [method], list(range(runs)), folder)
@@ -104,6 +109,8 @@ def real(recipe: Path | str | dict, method: str, runs: int, seeds: int, draws: i
     spread = stdev(100 * fmean(run) for run in scores)
     print(f"\n{method} against itself: {len(scores)} runs, {len(table['items'])} items, sd of runs {spread:.1f} points")
     print(f"{called} of {len(found)} draws of {seeds} against {seeds} call a difference: {called / len(found):.1%}")
+    facts = {"method": method, "runs": len(scores), "items": len(table["items"]), "sd_of_runs_in_points": spread}
+    return facts | {"seeds": seeds, "level": LEVEL, "draws": len(found), "called": called}
 
 
 def splits(scores: list, seeds: int, draws: int) -> Iterator[tuple[list, list]]:
@@ -123,11 +130,13 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=12)
     parser.add_argument("--draws", type=int, default=200)
     parser.add_argument("--folder", type=Path, help="of a real A/A to go on with")
+    parser.add_argument("--output", type=Path)
     given = parser.parse_args()
     if given.real is not None:
-        real(given.real, given.method, given.runs, given.seeds, given.draws, given.folder)
+        found = real(given.real, given.method, given.runs, given.seeds, given.draws, given.folder)
+        result.write("aa_real", found, given.output)
     else:
-        simulate(given.repetitions, given.seeds, given.methods)
+        result.write("aa", simulate(given.repetitions, given.seeds, given.methods), given.output)
 
 
 if __name__ == "__main__":

@@ -11,26 +11,21 @@ so that nothing is gained from rows that end early. The ratio is that of the med
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import platform
 import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
 
+import result
 import torch
 import transformers
 
 from luthier import parts
 from luthier.data.render import Renderer
 from luthier.models.load import load_model
-from luthier.recipe.lock import versions
 from luthier.recipe.settings import Model
 from luthier.sampling.native import NativeSampler
 from luthier.types import Request, Sampling
-
-RESULT = Path(__file__).parent / "results" / "generation.json"
 
 
 def cases(module, renderer, prompts: list[list[int]], group: int, new: int) -> dict[str, tuple[Callable, Callable]]:
@@ -88,6 +83,7 @@ def main() -> None:
     parser.add_argument("--group", type=int, default=8)
     parser.add_argument("--new", type=int, default=96)
     parser.add_argument("--runs", type=int, default=7)
+    parser.add_argument("--output", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(1)
     transformers.utils.logging.set_verbosity_error()
@@ -100,14 +96,21 @@ def main() -> None:
         name: measured(pair, options.runs)
         for name, pair in cases(module, renderer, prompts, options.group, options.new).items()
     }
-    result = {
-        "setting": {**vars(options), "model": "nano", "dtype": "float32", "temperature": 1.0, "threads": 1},
+    written = {
+        "setting": {
+            "prompts": options.prompts,
+            "group": options.group,
+            "new": options.new,
+            "runs": options.runs,
+            "model": "nano",
+            "dtype": "float32",
+            "temperature": 1.0,
+            "threads": 1,
+        },
         "prompt_tokens": [len(prompt) for prompt in prompts],
         "results": found,
-        "versions": versions(),
-        "hardware": {"machine": platform.machine(), "cores": os.cpu_count(), "load": os.getloadavg()[0]},
     }
-    RESULT.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    result.write("generation", written, options.output)
     for name, one in found.items():
         print(name, {key: round(value) for key, value in one["medians"].items()}, f"ratio {one['ratio']:.2f}")
 

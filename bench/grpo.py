@@ -2,8 +2,8 @@
 
     .venv/bin/python bench/grpo.py              # about three minutes; writes results/grpo.json
 
-TRL's environment is the one of trl_sft.py (build/trl-venv, made on first use). Both sides live in a process of their
-own and carry out one update when told, ours, theirs, ours ... Fixed for both: `nano` in float32, the same 8
+TRL's environment is the one of beside_trl.py (build/trl-venv, made on first use). Both sides live in a process of
+their own and carry out one update when told, ours, theirs, ours ... Fixed for both: `nano` in float32, the same 8
 prompts in every update, 8 answers each at temperature 1, the most new tokens, the reward (letters.py), one update per
 rollout, full fine-tuning by AdamW at a constant 1e-6, clipping at 1, the loss averaged over tokens, one thread.
 Everything else is each side's own default, but TRL's gradient checkpointing is off: that is faster here.
@@ -21,12 +21,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from trl_sft import BUILD, HERE, machine, trl_environment
+import result
+from beside_trl import BUILD, HERE, TRL, trl_environment
 
 from luthier import parts
 from luthier.data.render import Renderer
 from luthier.models.load import resolve_model
-from luthier.recipe.lock import versions
 
 
 class Side:
@@ -102,7 +102,7 @@ def main() -> None:
     parser.add_argument("--new", type=int, default=96)
     parser.add_argument("--updates", type=int, default=30)
     parser.add_argument("--warm", type=int, default=3)
-    parser.add_argument("--output", type=Path, default=HERE / "results" / "grpo.json")
+    parser.add_argument("--output", type=Path)
     options = parser.parse_args()
     folder = BUILD / "grpo-bench"
     folder.mkdir(parents=True, exist_ok=True)
@@ -118,17 +118,16 @@ def main() -> None:
     finally:
         for side in sides.values():
             side.close()
-    result = {
+    found = {
         "setting": {key: value for key, value in task.items() if key not in ("model_folder", "folder", "texts")},
         "warm": options.warm,
         **summary(sides, options.warm),
-        "versions": {**versions(), "trl": "1.16.0"},
-        "hardware": machine(),
+        "trl": TRL,
     }
-    options.output.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    for name, one in result["medians"].items():
+    result.write("grpo", found, options.output)
+    for name, one in found["medians"].items():
         print(name, {key: round(value, 3) for key, value in one.items()})
-    print(f"ratio {result['ratio']:.2f}, of processor seconds {result['ratio_of_processor_seconds']:.2f}")
+    print(f"ratio {found['ratio']:.2f}, of processor seconds {found['ratio_of_processor_seconds']:.2f}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""TRL's half of grpo.py, inside the environment that trl_sft.py makes: `python grpo_trl.py TASK.json`.
+"""TRL's half of grpo.py, inside the environment that beside_trl.py makes: `python grpo_trl.py TASK.json`.
 
 `GRPOTrainer` with its own defaults, except what the task fixes for both sides; gradient checkpointing is off, which
 is its faster setting here.

@@ -1,4 +1,4 @@
-"""Luthier's half of trl_sft.py: `python luthier_side.py TASK.json`, in Luthier's own environment."""
+"""Luthier's half of beside_trl.py: `python luthier_side.py TASK.json`, in Luthier's own environment."""
 
 import json
 import shutil
@@ -76,7 +76,7 @@ def wait_for(path: Path, seen: list[float]) -> None:
 def recipe(task: dict[str, Any]) -> dict[str, Any]:
     optimizer = {"kind": "adamw", "lr": task["learning_rate"], "betas": task["betas"], "clip": task["clip"]}
     return {
-        "name": "trl-sft",
+        "name": "beside-trl",
         "model": task["model"],
         "data": {
             "train": task["data"],
@@ -86,7 +86,7 @@ def recipe(task: dict[str, Any]) -> dict[str, Any]:
             "deduplicate": False,
         },
         "train": {
-            "objective": "sft",
+            "objective": task["objective"],
             "tuner": "full",
             "optimizer": {**optimizer, "weight_decay": 0.0},
             "schedule": {"kind": "constant"},

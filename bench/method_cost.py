@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import statistics
 import subprocess
 import sys
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
+
+import result
 
 OBJECTIVES = ["sft", "dft", "asft", "otr", "ift", "lfu", '{"kind": "lfu", "auxiliary": "steering"}']
 TUNERS = ["full", "lora"]
@@ -124,6 +124,7 @@ def main() -> None:
     reader.add_argument("--objectives", nargs="+", default=OBJECTIVES, help="the first is the yardstick")
     reader.add_argument("--tuners", nargs="+", default=TUNERS)
     reader.add_argument("--rounds", type=int, default=3)
+    reader.add_argument("--output", type=Path)
     reader.add_argument("--child", nargs=2, metavar=("OBJECTIVE", "TUNER"))
     options = reader.parse_args()
     if options.child:
@@ -136,18 +137,8 @@ def main() -> None:
                 f"{tuner:6} {objective:42} {cell['cpu_seconds_per_update']:6.2f} CPU s ({cell['time_ratio']:.2f})"
                 f"   {cell['peak_bytes'] / 1e9:.2f} GB ({cell['memory_ratio']:.2f})"
             )
-    write(table, options.rounds)
-
-
-def write(table: dict[str, Any], rounds: int) -> None:
-    """The table with what it was measured on."""
-    from luthier.recipe.lock import versions
-    from luthier.steps.train import hardware
-
-    setup = {"layers": LAYERS, "records": RECORDS, "updates": UPDATES, "rounds": rounds, "precision": "float32"}
-    where = hardware() | {"processors": os.cpu_count(), "python": platform.python_version()}
-    document = {"setup": setup, "hardware": where, "versions": versions(), "cells": table}
-    (Path(__file__).parent / "results" / "method_cost.json").write_text(json.dumps(document, indent=1) + "\n")
+    setup = {"layers": LAYERS, "records": RECORDS, "updates": UPDATES, "rounds": options.rounds, "precision": "float32"}
+    result.write("method_cost", {"setup": setup, "cells": table}, options.output)
 
 
 if __name__ == "__main__":

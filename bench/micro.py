@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
 import subprocess
 import sys
 from pathlib import Path
+
+import result
 
 ARMS = [(256, "padded"), (512, "padded"), (1024, "padded"), (4096, "padded"), (512, "packed"), (2048, "packed")]
 
@@ -75,6 +76,7 @@ def child(tokens: int, layout: str) -> None:
 def main() -> None:
     reader = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     reader.add_argument("--rounds", type=int, default=3)
+    reader.add_argument("--output", type=Path)
     reader.add_argument("--child", nargs=2, metavar=("TOKENS", "LAYOUT"))
     options = reader.parse_args()
     if options.child:
@@ -92,11 +94,7 @@ def main() -> None:
     }
     for arm, line in table.items():
         print(f"{arm:14} {line['tokens_per_cpu_second']:7.1f} tokens/CPU s   {line['peak_bytes'] / 1e9:.2f} GB")
-    target = Path(__file__).parent / "results" / "micro.json"
-    target.parent.mkdir(exist_ok=True)
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    cpu = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "")
-    target.write_text(json.dumps({"cpu": cpu, "threads": os.cpu_count(), "rounds": found}, indent=1) + "\n")
+    result.write("micro", {"arms": table, "rounds": found}, options.output)
 
 
 if __name__ == "__main__":

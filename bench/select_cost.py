@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
 import subprocess
 import sys
 from pathlib import Path
+
+import result
 
 ARMS = [(tuner, selector) for tuner in ("full", "lora") for selector in ("none", "random", "max_loss", "uds")]
 VOCABULARY, CANDIDATES, UPDATES = 16_384, 16, 4
@@ -74,6 +75,7 @@ def child(tuner_name: str, selector_name: str) -> None:
 def main() -> None:
     reader = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     reader.add_argument("--rounds", type=int, default=3)
+    reader.add_argument("--output", type=Path)
     reader.add_argument("--child", nargs=2, metavar=("TUNER", "SELECTOR"))
     options = reader.parse_args()
     if options.child:
@@ -83,15 +85,14 @@ def main() -> None:
     for _ in range(options.rounds):
         for arm in ARMS:
             command = [sys.executable, __file__, "--child", *arm]
-            out = subprocess.run(command, capture_output=True, text=True, check=True, env={**os.environ}).stdout
+            out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
             seen.setdefault(" ".join(arm), []).append(json.loads(out.splitlines()[-1])["milliseconds"])
     table = {arm: {"median": statistics.median(values), "all": values} for arm, values in seen.items()}
     for arm, found in table.items():
         whole = table[f"{arm.split()[0]} none"]["median"]
         print(f"{arm:15} {found['median']:8.1f} ms per candidate   {found['median'] / whole:5.2f} of plain training")
-    result = {"cpu_milliseconds_per_candidate": table, "keep": 0.5, "threads": os.environ.get("OMP_NUM_THREADS")}
-    path = Path(__file__).parent / "results" / "select_cost.json"
-    path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    found = {"cpu_milliseconds_per_candidate": table, "keep": 0.5, "rounds": options.rounds}
+    result.write("select_cost", found, options.output)
 
 
 if __name__ == "__main__":

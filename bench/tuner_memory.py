@@ -9,12 +9,11 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
+import result
+
 from luthier import parts
-from luthier.recipe.lock import versions
-from luthier.records import write_json
 
 TARGETS = ["down_proj", "o_proj"]
 COUNT = 376_832  # trained by LoRA of rank 16 on TARGETS
@@ -33,7 +32,6 @@ TUNERS: dict[str, dict[str, Any]] = {
     "full": {"kind": "full"},
 }
 UPDATES, RECORDS, LENGTH = 4, 16, 256
-RESULTS = Path(__file__).parent / "results" / "tuner_memory.json"
 
 
 def model() -> Any:
@@ -93,15 +91,13 @@ def measure(name: str) -> dict[str, Any]:
 
 def main() -> None:
     """Measure every tuner in a process of its own and write the results."""
-    from luthier.steps.record import hardware
-
     found = {}
     for name in TUNERS:
         done = subprocess.run([sys.executable, __file__, name], capture_output=True, text=True, check=True)
         found[name] = json.loads(done.stdout.splitlines()[-1])
         above = found[name]["above_model_bytes"] / 2**20
         print(f"{name:36} {found[name]['trained']:>12,} trained {above:8.0f} MiB above the model")
-    write_json(RESULTS, {"tuners": found, "versions": versions(), "hardware": hardware()})
+    result.write("tuner_memory", {"tuners": found})
 
 
 if __name__ == "__main__":

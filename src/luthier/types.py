@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 if TYPE_CHECKING:
@@ -108,6 +109,10 @@ class Batch:
 
     def targets(self) -> tuple[Tensor, Tensor]:
         """Row and column indices, both [N], of the positions to predict."""
+        return self._targets
+
+    @cached_property
+    def _targets(self) -> tuple[Tensor, Tensor]:
         rows, columns = ((self.weights != 0) & (self.position_of > 0)).nonzero(as_tuple=True)
         return rows, columns
 
@@ -125,17 +130,22 @@ class Batch:
         return self.streams[name].values[self.targets()]
 
     def to(self, device: Any) -> Batch:
-        moved = {k: replace(s, values=s.values.to(device)) for k, s in self.streams.items()}
+        """The batch on a device; its targets are found here and move along."""
+        streams = {k: replace(s, values=s.values.to(device)) for k, s in self.streams.items()}
         mask = None if self.attention_mask is None else self.attention_mask.to(device)
-        return replace(
+        moved = replace(
             self,
             ids=self.ids.to(device),
             position_of=self.position_of.to(device),
             record_of=self.record_of.to(device),
-            streams=moved,
+            streams=streams,
             attention_mask=mask,
             prompts=None if self.prompts is None else self.prompts.to(device),
         )
+        if "weights" in streams:
+            rows, columns = self.targets()
+            vars(moved)["_targets"] = rows.to(device), columns.to(device)
+        return moved
 
 
 @dataclass(frozen=True)

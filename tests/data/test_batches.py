@@ -146,3 +146,12 @@ def test_mismatching_knows_prompts_and_a_key_and_nothing_of_the_order():
     whole = ids(mismatched(ROWS, "0/1"))
     assert ids(mismatched([*ROWS[::-1], *ROWS[:3]], "0/1")) == whole != ids(mismatched(ROWS, "0/2"))
     assert mismatched(tiny_pairs(1), "0/1") == {} == mismatched([], "0/1")
+
+
+def test_a_batch_that_moves_takes_its_targets_along():
+    """To look for them on a GPU would be to wait for it."""
+    batch = collate(ROWS[:4])
+    moved = batch.to("meta")
+    assert all(one.device.type == "meta" and len(one) == len(batch.targets()[0]) for one in moved.targets())
+    again = batch.to("cpu")
+    assert all(torch.equal(one, other) for one, other in zip(again.targets(), batch.targets(), strict=True))

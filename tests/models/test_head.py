@@ -10,7 +10,7 @@ from luthier.models.head import Head, target_logprob
 
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch):
-    monkeypatch.setattr(heads, "CHUNK_BYTES", 7 * 13 * 8)  # seven positions of a vocabulary of 13
+    monkeypatch.setitem(heads.CHUNK_BYTES, "cpu", 7 * 13 * 8)  # seven positions of a vocabulary of 13
 
 
 def setup(bias=False):
@@ -33,8 +33,13 @@ def test_chunks_cover_every_position_once():
 
 
 @pytest.mark.parametrize("bias", [False, True])
-def test_sum_equals_full_logits(bias):
+@pytest.mark.parametrize("hooked", [False, True])
+def test_sum_equals_full_logits(bias, hooked):
+    """A plain linear layer's gradients are added up by hand; what a hook changes is left to autograd."""
     output, hidden, targets = setup(bias)
+    if hooked:
+        output.register_forward_hook(lambda _module, _inputs, logits: 2.0 * logits)
+    assert Head(output).plain != hooked
     full = -(torch.log_softmax(output(hidden), -1).gather(-1, targets[:, None])[:, 0] * torch.arange(17)).sum()
     chunked = Head(output).sum(hidden, lambda s, z: -target_logprob(z, targets[s]) * torch.arange(17)[s])
     assert torch.allclose(full, chunked, rtol=1e-12)
@@ -42,6 +47,26 @@ def test_sum_equals_full_logits(bias):
     found = gradients(3.0 * chunked, hidden, *output.parameters())
     for one, other in zip(wanted, found, strict=True):
         assert torch.allclose(one, other, rtol=1e-10, atol=1e-13)
+
+
+def test_sum_of_a_bfloat16_head_adds_up_in_float32():
+    torch.manual_seed(0)
+    output, targets = nn.Linear(5, 13, bias=False).bfloat16(), torch.randint(0, 13, (17,))
+    hidden = torch.randn(17, 5).bfloat16().requires_grad_()
+    found = {}
+    for head in (Head(output), Head(nn.Sequential(output))):
+        head.output.weight = output.weight  # a sequence is no plain linear layer
+        loss = head.sum(hidden, lambda s, z: -target_logprob(z, targets[s]))
+        found[head.plain] = gradients(loss, hidden, output.weight)
+    for one, other in zip(found[True], found[False], strict=True):
+        assert one.dtype == torch.bfloat16 and torch.equal(one, other)
+
+
+def test_the_size_of_a_chunk_is_that_of_the_device_and_of_a_device_that_is_not_named_the_processors(monkeypatch):
+    output, hidden = nn.Linear(5, 13, device="meta"), torch.empty(17, 5, device="meta")
+    assert len(Head(output).chunks(hidden)) == 2  # fourteen positions of float32
+    monkeypatch.setitem(heads.CHUNK_BYTES, "meta", 2**20)
+    assert len(Head(output).chunks(hidden)) == 1
 
 
 def test_map_equals_full_logits_and_keeps_the_graph():

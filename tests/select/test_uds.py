@@ -70,7 +70,8 @@ def test_norms_and_sketches_of_a_micro_batch_are_those_of_each_record_alone(monk
     monkeypatch.setattr(looking, "PIECE", 7)
     if way != "through the weight":
         monkeypatch.setattr(heads.Head, "linear", None)
-        monkeypatch.setattr(heads, "CHUNK_BYTES", 2**12 if way == "pieces of the vocabulary" else 2**30)
+        size = 2**12 if way == "pieces of the vocabulary" else 2**30
+        monkeypatch.setitem(heads.CHUNK_BYTES, "cpu", size)
     rows, model = tiny_rows(5), tiny_model()
     state = UDS.start(TokenPolicy(model))
     found = looked(UDS, rows, model)

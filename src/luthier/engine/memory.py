@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from luthier.data.batches import atoms_of, positions
-from luthier.models.head import CHUNK_BYTES
+from luthier.models.head import chunk_bytes
 from luthier.types import Row
 
 INNER_WIDTHS = ("intermediate_size", "n_inner", "ffn_dim", "ffn_hidden_size")
@@ -143,5 +143,6 @@ def _inner_width(config: Any) -> int:
 def _head_bytes(module: nn.Module, tokens: int, narrow: int, full: bool) -> int:
     """A chunk's logits, their fp32 copy and gradients, and the output embedding's own gradient."""
     weight = module.get_output_embeddings().weight  # pyright: ignore
-    chunk = min(CHUNK_BYTES, tokens * weight.shape[0] * 4)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    chunk = min(chunk_bytes(device), tokens * weight.shape[0] * 4)
     return chunk * 3 + chunk * narrow // 4 + (weight.numel() * (4 + narrow) if full else 0)

@@ -238,10 +238,9 @@ class Trainer:
     def _try_update(self, rows: Sequence[Row], progress: float, done: float) -> UpdateReport:
         index = self.position.updates + 1
         seed_everything(self.seed, index, self.world.rank)
-        device = next(self.policy.module.parameters()).device
         cut = self.world.share(micro_batches(rows, self.micro_tokens, self.batching.layout))
         batching = self.batching
-        batches = [collate(micro, batching.layout, batching.pad_id, batching.side).to(device) for micro in cut]
+        batches = [collate(micro, batching.layout, batching.pad_id, batching.side) for micro in cut]
         states = self._state_by_part
         update = Update(
             index=index, seed=self.seed, progress=progress, done=done, rows=rows, batches=batches, states=states

@@ -60,7 +60,10 @@ def run_update(
         RunError: the update has no target at all, or the step broke off with the weights half moved.
     """
     refuse_batch_statistics(policy.module, len(update.batches), world.size)
+    # Where the batches are made: to count, and to look for targets, is to wait for a GPU.
     update.counts = count(objective, update.batches, world, tuners)
+    device = next(policy.module.parameters()).device
+    update.batches = [batch.to(device) for batch in update.batches]
     update.sum_tensors = world.sum_tensors
     if not any(update.counts[unit] for unit in UNITS):
         records = ", ".join(record for batch in update.batches for record in batch.records[:4])
@@ -153,7 +156,7 @@ def _backward_terms(terms: list[Term], update: Update) -> float:
 
 
 def _report(loss: float, norm: float, update: Update, world: World) -> UpdateReport:
-    sums = {f"meter/{name}": total for name, (_, total) in update.meters.items()}
+    sums = {f"meter/{name}": float(total) for name, (_, total) in update.meters.items()}
     reduced = world.sum_numbers({"loss": loss, **sums})
     meters = {
         name: reduced[f"meter/{name}"] / update.counts[unit]

@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,8 +14,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-CHUNK_BYTES = 48 * 2**20
-"""Size of one chunk's logits in the accumulation type. Smaller loses to overhead, larger to memory: bench/head.py."""
+CHUNK_BYTES = {"cpu": 48 * 2**20, "cuda": 512 * 2**20}
+"""Size of one chunk's logits in the accumulation type. Smaller loses to overhead, larger to memory.
+
+On a GPU a chunk is some kernels, and the gradient of the output embedding is added to once a chunk: 48 MiB would be
+96 positions of 128,000 tokens. That size is reasoned, not measured.
+"""
 
 
 @dataclass(frozen=True)
@@ -32,9 +36,9 @@ class Head:
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Hidden states [n,D] → logits [n,V], float32 (float64 stays float64)."""
-        return self._shaped(self.output(hidden))
+        return self.shaped(self.output(hidden))
 
-    def _shaped(self, logits: Tensor) -> Tensor:
+    def shaped(self, logits: Tensor) -> Tensor:
         """Scale, soft cap and temperature, value by value."""
         logits = logits if logits.dtype == torch.float64 else logits.float()
         if self.scale != 1.0:
@@ -47,10 +51,16 @@ class Head:
         """Equal slices of the N positions whose logits take about CHUNK_BYTES each."""
         positions = len(hidden)
         vocabulary = vocabulary_of(self.output)
-        most = max(1, CHUNK_BYTES // (vocabulary * max(4, hidden.element_size())))
+        most = max(1, chunk_bytes(hidden.device) // (vocabulary * max(4, hidden.element_size())))
         pieces = max(1, -(-positions // most))
         size = -(-positions // pieces) if positions else 1
         return [slice(start, min(start + size, positions)) for start in range(0, positions, size)]
+
+    @property
+    def plain(self) -> bool:
+        """Whether the output embedding is a linear layer and nothing else."""
+        hooks = (self.output._forward_hooks, self.output._forward_pre_hooks, self.output._backward_hooks)
+        return type(self.output) is nn.Linear and not any(hooks)
 
     @property
     def linear(self) -> tuple[Tensor, Tensor | None, float] | None:
@@ -65,7 +75,7 @@ class Head:
         An output embedding that is no plain linear layer is applied as a whole, and its logits are cut.
         """
         output, size = self.output, vocabulary_of(self.output)
-        most = max(1, CHUNK_BYTES // (max(1, len(hidden)) * max(4, hidden.element_size())))
+        most = max(1, chunk_bytes(hidden.device) // (max(1, len(hidden)) * max(4, hidden.element_size())))
         plain = output if type(output) is nn.Linear else None
         whole = self.logits(hidden) if plain is None else hidden
         for start in range(0, size, most):
@@ -74,7 +84,7 @@ class Head:
                 yield piece, whole[:, piece]
             else:
                 bias = None if plain.bias is None else plain.bias[piece]
-                yield piece, self._shaped(nn.functional.linear(hidden, plain.weight[piece], bias))
+                yield piece, self.shaped(nn.functional.linear(hidden, plain.weight[piece], bias))
 
     def sum(self, hidden: Tensor, function: Callable[[slice, Tensor], Tensor]) -> Tensor:
         """Sum over all N positions of `function(slice, logits [n,V]) → [n]`, as a differentiable scalar.
@@ -103,6 +113,11 @@ class Head:
         return torch.cat(values) if values else hidden.sum(-1).float()
 
 
+def chunk_bytes(device: torch.device) -> int:
+    """CHUNK_BYTES of a kind of device; of one that is not named, the processor's."""
+    return CHUNK_BYTES.get(device.type, CHUNK_BYTES["cpu"])
+
+
 def vocabulary_of(output: nn.Module) -> int:
     """V of an output embedding, an adapter around it included."""
     weight = output.weight
@@ -117,15 +132,10 @@ class _ChunkedSum(torch.autograd.Function):
         total = torch.zeros((), dtype=wide, device=hidden.device)
         hidden_gradient = torch.zeros_like(hidden)
         gradients = [torch.zeros_like(p, dtype=wide) for p in parameters]
-        with torch.enable_grad():
-            for piece in head.chunks(hidden):
-                part = hidden[piece].detach().requires_grad_()
-                value = function(piece, head.logits(part)).sum()
-                part_gradient, *rest = torch.autograd.grad(value, [part, *parameters], materialize_grads=True)
-                total += value.detach()
-                hidden_gradient[piece] = part_gradient
-                for whole, one in zip(gradients, rest, strict=True):
-                    whole += one
+        differentiate = _through_linear if head.plain else _through_module
+        for piece in head.chunks(hidden):
+            value, hidden_gradient[piece] = differentiate(head, function, piece, hidden[piece], parameters, gradients)
+            total += value
         ctx.save_for_backward(hidden_gradient, *gradients)
         ctx.dtypes = [p.dtype for p in parameters]
         return total
@@ -135,6 +145,37 @@ class _ChunkedSum(torch.autograd.Function):
         hidden_gradient, *gradients = ctx.saved_tensors
         scaled = [(g.mul_(outer[0])).to(dtype) for g, dtype in zip(gradients, ctx.dtypes, strict=True)]
         return None, None, hidden_gradient * outer[0].to(hidden_gradient.dtype), *scaled
+
+
+def _through_module(
+    head: Head, function: Any, piece: slice, hidden: Tensor, parameters: Sequence[Tensor], gradients: Sequence[Tensor]
+) -> tuple[Tensor, Tensor]:
+    """The sum over one chunk and its gradient with respect to `hidden`; that of the parameters is added to theirs."""
+    with torch.enable_grad():
+        part = hidden.detach().requires_grad_()
+        value = function(piece, head.logits(part)).sum()
+        slope, *rest = torch.autograd.grad(value, [part, *parameters], materialize_grads=True)
+    for whole, one in zip(gradients, rest, strict=True):
+        whole += one
+    return value.detach(), slope
+
+
+def _through_linear(
+    head: Head, function: Any, piece: slice, hidden: Tensor, parameters: Sequence[Tensor], gradients: Sequence[Tensor]
+) -> tuple[Tensor, Tensor]:
+    """As `_through_module` of a plain linear layer, whose gradient [V,D] is added up within the matrix product."""
+    raw = head.output(hidden).requires_grad_()
+    with torch.enable_grad():
+        value = function(piece, head.shaped(raw)).sum()
+        (slope,) = torch.autograd.grad(value, [raw], materialize_grads=True)
+    for parameter, whole in zip(parameters, gradients, strict=True):
+        if parameter.dim() == 1:
+            whole += slope.sum(0)
+        elif whole.dtype == slope.dtype:
+            whole.addmm_(slope.T, hidden)
+        else:
+            whole += slope.T @ hidden
+    return value.detach(), slope @ head.output.weight  # pyright: ignore[reportOperatorIssue]
 
 
 class TargetLogProb(torch.autograd.Function):

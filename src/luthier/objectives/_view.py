@@ -31,6 +31,7 @@ class Whole:
     targets: Tensor  # [N]
     owner: Tensor  # [N] index of each position's record
     streams: dict[str, Tensor]  # token streams [N]
+    counts: Tensor  # [R] targets of each record
 
     @cached_property
     def logprob(self) -> Tensor:
@@ -40,8 +41,8 @@ class Whole:
 
     def mean(self, values: Tensor) -> Tensor:
         """Mean of values [N] over each position's record, [N]."""
-        sums = torch.zeros(int(self.owner.max()) + 1, dtype=values.dtype, device=values.device)
-        return (sums.index_add(0, self.owner, values) / self.owner.bincount())[self.owner]
+        sums = torch.zeros(len(self.counts), dtype=values.dtype, device=values.device)
+        return (sums.index_add(0, self.owner, values) / self.counts)[self.owner]
 
 
 @dataclass

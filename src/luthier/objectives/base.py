@@ -61,8 +61,12 @@ class Update:
         return self.states[id(part)]
 
     def meter(self, name: str, total: Any, unit: str) -> None:
-        """Add to a diagnostic that is reported as total / counts[unit]; reduced over ranks like a term."""
-        self.meters.setdefault(name, [unit, 0.0])[1] += float(total)
+        """Add to a diagnostic that is reported as total / counts[unit]; reduced over ranks like a term.
+
+        A tensor's value is read when the update is reported: on a GPU reading it here would wait for the whole forward.
+        """
+        value = total.detach().double() if hasattr(total, "detach") else float(total)
+        self.meters.setdefault(name, [unit, 0.0])[1] += value
 
 
 class Objective(Part):
@@ -183,8 +187,9 @@ def token_pass(
     hidden_of = {name: (handle, handle.hidden(batch)) for name, handle in references.items()}
     keys = position_keys(batch)
     owner = batch.record_of[rows, columns]
-    record_targets = owner.bincount()[owner]
-    whole = Whole(policy.head, hidden.detach(), targets, owner, streams)
+    counts = owner.new_zeros(len(batch.records)).index_add_(0, owner, torch.ones_like(owner))
+    record_targets = counts[owner]
+    whole = Whole(policy.head, hidden.detach(), targets, owner, streams, counts)
 
     def loss(piece: slice, logits: Tensor) -> Tensor:
         view = TokenView(
