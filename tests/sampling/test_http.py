@@ -8,6 +8,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
+from luthier.errors import RunError
 from luthier.sampling.http import HttpSampler
 from luthier.types import Request, Sampling
 
@@ -32,12 +33,17 @@ def serving(answer):
     asked, lock = [], threading.Lock()
 
     class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.reply(*answer({"prompt": ""}, 0))
+
         def do_POST(self):
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             with lock:
                 asked.append({"path": self.path, "token": self.headers.get("Authorization"), **body})
                 number = len(asked)
-            status, content = answer(body, number)
+            self.reply(*answer(body, number))
+
+        def reply(self, status, content):
             try:
                 self.send_response(status)
                 self.send_header("Content-Length", str(len(content)))
@@ -101,7 +107,7 @@ def test_what_may_pass_is_asked_again(broken):
     ("reply", "calls", "reason"),
     [
         ((503, b""), 3, "503"),
-        ((400, b"no such field"), 1, "400"),
+        ((400, b"no such field"), 1, "400 Bad Request: no such field"),
         ((200, b'{"choices": []}'), 1, "not a completion"),
         ((200, b'{"choices": [{"text": null}]}'), 1, "not a completion"),
         ((200, b"[]"), 1, "not a completion"),
@@ -113,6 +119,7 @@ def test_what_does_not_pass_is_an_error_of_that_request_alone(reply, calls, reas
     assert [t.finish for t in found] == ["stop", "error", "stop"]
     assert found[1].ids == [ord("F")] and reason in found[1].request.metadata["error"]
     assert sum("ask 1" in one["prompt"] for one in asked) == calls
+    assert found[1].request.metadata["refused"] is (calls == 1)
 
 
 def test_a_server_that_hangs_or_is_not_there_is_an_error():
@@ -147,3 +154,82 @@ def test_a_repeated_round_is_read_from_the_journal(tmp_path):
         assert [t.ids for t in sampler(asking(2), Sampling())] == [t.ids for t in first[:2]] and len(asked) == 4
         sampler(asking(1), Sampling(temperature=0.5))
         assert len(asked) == 5
+
+
+class Opened(Letters):
+    """Puts a token before every text by itself, as many tokenizers do."""
+
+    def __call__(self, text, add_special_tokens=True, **options):
+        return {"input_ids": [*([ord("^")] if add_special_tokens else []), *map(ord, text)]}
+
+
+def test_what_the_servers_tokenizer_puts_in_front_is_not_sent_twice():
+    with serving(lambda body, number: completion("x")) as (url, asked):
+        sampler = HttpSampler(url, "tiny", Opened())
+        found = sampler([Request([*map(ord, "^^a")], "two"), Request([*map(ord, "a^")], "none")], Sampling())
+    assert {one["prompt"] for one in asked} == {"^a", "a^"} and found[0].ids == [ord("x")]
+
+
+def test_an_answer_that_ended_gets_the_end_token_and_loses_what_follows_a_stop_string():
+    replies = {"0": ("fine", "stop"), "1": ("cut o", "length"), "2": ("one#two", "stop"), "3": ("late#", "length")}
+    with serving(lambda body, number: completion(*replies[body["prompt"][4]])) as (url, _):
+        found = HttpSampler(url, "tiny", Letters(), end=0)(asking(4), Sampling(stop=("##", "#")))
+    assert [Letters().decode(one.ids) for one in found] == ["Ffine\0", "Fcut o", "Fone\0", "Flate\0"]
+    assert [one.finish for one in found] == ["stop", "length", "stop", "stop"]
+
+
+def test_a_chat_model_is_sent_messages_and_further_fields():
+    def answer(body, number):
+        content = body["messages"][0]["content"].upper() if number < 3 else None
+        return 200, json.dumps({"choices": [{"message": {"content": content}, "finish_reason": "stop"}]}).encode()
+
+    messages = [{"role": "user", "content": "hello"}]
+    requests = [Request([1], f"r{i}", seed=i, metadata={"messages": messages}) for i in range(3)]
+    with serving(answer) as (url, asked):
+        sampler = HttpSampler(url, "tiny", Letters(), endpoint="chat", concurrency=1, extra={"top_k": 5})
+        found = sampler(requests, Sampling())
+        with pytest.raises(ValueError, match="completions"):
+            sampler(asking(1), Sampling())
+    assert [Letters().decode(one.ids) for one in found] == ["HELLO", "HELLO", ""]
+    assert found[2].finish == "error" and "not a completion" in found[2].request.metadata["error"]
+    assert all(one["path"] == "/v1/chat/completions" and one["top_k"] == 5 for one in asked)
+    assert all("prompt" not in one for one in asked)
+
+
+def test_when_nobody_listens_the_rest_is_not_tried():
+    with serving(lambda body, number: completion("")) as (url, _):
+        pass
+    start = time.perf_counter()
+    found = HttpSampler(url, "tiny", Letters(), concurrency=1, retries=2, wait=0.1)(asking(50), Sampling())
+    assert time.perf_counter() - start < 2  # the tries of one request, not of fifty: 0.3 s and not 15
+    assert {one.finish for one in found} == {"error"} and "refused" in found[49].request.metadata["error"]
+    assert found[49].request.metadata["refused"] is False
+
+
+def test_an_interruption_waits_for_no_one():
+    def stop(done):
+        raise KeyboardInterrupt
+
+    def answer(body, number):
+        return completion("first") if number == 1 else (503, b"")
+
+    with serving(answer) as (url, asked):
+        sampler = HttpSampler(url, "tiny", Letters(), concurrency=2, wait=0.2, retries=6)
+        start = time.perf_counter()
+        with pytest.raises(KeyboardInterrupt):
+            sampler(asking(40), Sampling(), stop)
+        assert time.perf_counter() - start < 2
+        time.sleep(1)
+        seen = len(asked)
+        time.sleep(1)
+        assert seen == len(asked) < 10  # what was under way gives up too
+
+
+def test_a_server_is_there_or_says_who_may_call():
+    for status in (200, 404, 500):
+        with serving(lambda body, number, status=status: (status, b"")) as (url, _):
+            HttpSampler(url, "tiny", Letters()).reach()
+    with pytest.raises(RunError, match=f"No server answers at {url}: .*refused"):
+        HttpSampler(url, "tiny", Letters()).reach()
+    with serving(lambda body, number: (401, b"")) as (url, _), pytest.raises(RunError, match="refuses the key"):
+        HttpSampler(url, "tiny", Letters(), token="secret").reach()

@@ -1,0 +1,215 @@
+"""The HTTP sampler against `transformers serve` with nano; needs `pip install transformers[serving]`."""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+
+import pytest
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils.import_utils import is_serve_available
+
+from luthier.data.render import Renderer
+from luthier.errors import RunError
+from luthier.models.bundled import bundled_path
+from luthier.sampling.http import HttpSampler
+from luthier.sampling.native import NativeSampler
+from luthier.sampling.text import answer_text
+from luthier.types import Record, Request, Sampling
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not is_serve_available(), reason="needs `pip install transformers[serving]`"),
+]
+QUESTIONS = [f"reverse {word}" for word in ("abc", "fgk", "lmnop", "xy")] + ["What is 12 + 30?", "copy: qrst"]
+
+
+def free_port():
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return one.getsockname()[1]
+
+
+@contextmanager
+def started(log, *more):
+    """A server in a process of its own; yields its address at once, before anything listens."""
+    port = free_port()
+    command = [sys.executable, "-m", "transformers.cli.transformers", "serve", "--device", "cpu"]
+    command += ["--dtype", "float32", "--host", "127.0.0.1", "--port", str(port), *more]
+    with log.open("w") as file:
+        process = subprocess.Popen(
+            command, stdout=file, stderr=file, env={**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+        )
+        try:
+            yield f"http://127.0.0.1:{port}/v1"
+        finally:
+            process.send_signal(signal.SIGTERM)
+            try:
+                process.wait(20)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    log = tmp_path_factory.mktemp("server") / "log"
+    with started(log) as url:
+        waiting, end = HttpSampler(url, "nano", None), time.monotonic() + 120
+        while True:
+            try:
+                waiting.reach()
+                break
+            except RunError:
+                assert time.monotonic() < end, log.read_text()
+                time.sleep(0.5)
+        yield url
+
+
+class Served:
+    """A model's folder, what samples it here, and what asks for it there."""
+
+    def __init__(self, folder, url):
+        self.folder, self.url = str(folder), url
+        self.tokenizer = AutoTokenizer.from_pretrained(folder)
+        self.renderer = Renderer(self.tokenizer)
+        self.module = AutoModelForCausalLM.from_pretrained(folder, dtype="float32").eval()
+
+    def here(self, requests, sampling):
+        return NativeSampler(self.module, self.renderer.end_ids, self.tokenizer)(requests, sampling)
+
+    def sampler(self, **more):
+        return HttpSampler(self.url, self.folder, self.tokenizer, end=self.tokenizer.eos_token_id, wait=0.1, **more)
+
+    def requests(self, questions=QUESTIONS):
+        fields = [{"prompt": text, "completion": "-"} for text in questions]
+        records = [Record(text, "prompt_completion", one, text) for text, one in zip(questions, fields, strict=True)]
+        return [
+            Request(self.renderer.prompt(one), one.id, metadata={"messages": [{"role": "user", "content": one.id}]})
+            for one in records
+        ]
+
+    def text(self, one, stop=()):
+        return answer_text(one.ids, self.renderer.end_ids, self.tokenizer.decode, stop)
+
+
+@pytest.fixture(scope="module")
+def nano(server):
+    return Served(bundled_path("nano"), server)
+
+
+@pytest.mark.parametrize("endpoint", ["completions", "chat"])
+def test_greedy_answers_are_the_native_samplers_in_their_order(nano, endpoint):
+    requests, sampling, seen = nano.requests(), Sampling(48), []
+    here = nano.here(requests, sampling)
+    there = nano.sampler(endpoint=endpoint, concurrency=3)(requests, sampling, seen.append)
+    assert seen == [*range(1, len(requests) + 1)] and [one.record for one in there] == QUESTIONS
+    assert [one.ids for one in there] == [one.ids for one in here]
+    assert [one.finish for one in there] == [one.finish for one in here]
+    assert len({tuple(one.ids) for one in there}) > 3 and "stop" in {one.finish for one in there}
+
+
+@pytest.mark.parametrize("endpoint", ["completions", "chat"])
+def test_stop_strings_and_the_most_tokens_end_an_answer(nano, endpoint):
+    requests, sampler = nano.requests(), nano.sampler(endpoint=endpoint)
+    full = [nano.text(one) for one in nano.here(requests, Sampling(48))]
+    stop = (full[0][2],)
+    stopped = sampler(requests, Sampling(48, stop=stop))
+    assert [nano.text(one) for one in stopped] == [text.split(stop[0])[0] for text in full]
+    assert nano.text(stopped[0]) != full[0] and stopped[0].finish == "stop"
+    short = sampler(requests, Sampling(2))
+    assert [one.finish for one in short] == ["length"] * len(requests)
+    assert [one.ids for one in short] == [one.ids for one in nano.here(requests, Sampling(2))]
+
+
+def test_forced_tokens_are_gone_on_behind(nano):
+    forced = nano.tokenizer("#### ", add_special_tokens=False)["input_ids"]
+    requests = [Request(one.prompt_ids, one.record, forced_ids=forced) for one in requests]
+    here, there = nano.here(requests, Sampling(16)), nano.sampler()(requests, Sampling(16))
+    assert [one.ids for one in here] == [one.ids for one in there]
+    assert all(one.ids[: len(forced)] == forced for one in there)
+
+
+def test_what_it_refuses_is_an_error_with_its_reason(nano):
+    requests = nano.requests()[:2]
+    refused = nano.sampler()(requests, Sampling(4, 1.0, min_p=0.1))
+    assert [one.finish for one in refused] == ["error", "error"]
+    assert "422" in refused[0].request.metadata["error"] and "min_p" in refused[0].request.metadata["error"]
+    assert refused[0].request.metadata["refused"]
+    broken = nano.sampler(retries=1)([Request([], "empty"), requests[0]], Sampling(4))  # answers 500 to no prompt
+    assert [one.finish for one in broken] == ["error", "length"]
+    assert "500" in broken[0].request.metadata["error"] and not broken[0].request.metadata["refused"]
+
+
+def test_requests_wait_for_a_server_that_is_still_starting(nano, tmp_path):
+    requests = nano.requests()[:2]
+    with started(tmp_path / "log") as url:
+        late = Served(nano.folder, url)
+        with pytest.raises(RunError, match="No server answers"):
+            late.sampler().reach()
+        sampler = late.sampler(retries=9)  # 0.1 + 0.2 + ... + 25.6 seconds
+        there = sampler(requests, Sampling(24))
+    assert [one.ids for one in there] == [one.ids for one in nano.here(requests, Sampling(24))]
+
+
+def test_replies_are_read_from_the_journal_when_the_server_is_gone(nano, tmp_path):
+    requests, journal = nano.requests(), tmp_path / "replies.jsonl"
+    half = nano.sampler(journal=journal)(requests[:3], Sampling(24))
+    gone = Served(nano.folder, f"http://127.0.0.1:{free_port()}/v1")
+    again = gone.sampler(journal=journal, retries=0)(requests, Sampling(24))
+    assert [one.finish == "error" for one in again] == [False] * 3 + [True] * 3
+    whole = nano.sampler(journal=journal)(requests, Sampling(24))
+    assert [one.ids for one in whole[:3]] == [one.ids for one in half] == [one.ids for one in again[:3]]
+    assert len(journal.read_text().splitlines()) == len(requests)
+
+
+def changed(folder, **files):
+    shutil.copytree(bundled_path("nano"), folder, ignore=shutil.ignore_patterns("*.py", "__pycache__"))
+    for name, change in files.items():
+        path = folder / f"{name}.json"
+        content = json.loads(path.read_text())
+        change(content)
+        path.write_text(json.dumps(content))
+    return folder
+
+
+def test_a_token_that_tokenizers_put_in_front_is_read_once(server, tmp_path):
+    def opened(tokenizer):
+        opening = {"id": "<|user|>", "ids": [user], "tokens": ["<|user|>"]}
+        single = [{"SpecialToken": {"id": "<|user|>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}]
+        tokenizer["post_processor"] = {
+            "type": "TemplateProcessing",
+            "single": single,
+            "pair": [*single, {"Sequence": {"id": "B", "type_id": 1}}],
+            "special_tokens": {"<|user|>": opening},
+        }
+
+    user = AutoTokenizer.from_pretrained(bundled_path("nano")).convert_tokens_to_ids("<|user|>")
+    model = Served(changed(tmp_path / "opened", tokenizer=opened), server)
+    request = model.requests()[0]
+    assert request.prompt_ids[0] == user and model.tokenizer("a")["input_ids"][0] == user
+    sampler = model.sampler()
+    assert sampler._send(sampler._body(request, Sampling(8)))["usage"]["prompt_tokens"] == len(request.prompt_ids)
+    assert sampler([request], Sampling(24))[0].ids == model.here([request], Sampling(24))[0].ids
+
+
+def test_a_temperature_counts_where_the_model_is_one_that_samples(nano, server, tmp_path):
+    """This server takes the model's own word for whether tokens are drawn."""
+    drawing = Served(changed(tmp_path / "drawing", generation_config=lambda one: one.update(do_sample=True)), server)
+    question = nano.requests()[:1] * 4
+    requests = [Request(one.prompt_ids, one.record, seed=seed) for seed, one in enumerate(question)]
+
+    def answers(model, **more):
+        return [tuple(one.ids) for one in model.sampler(concurrency=1, **more)(requests, Sampling(24, 2.0))]
+
+    greedy = nano.here(requests, Sampling(24))
+    assert answers(nano) == [tuple(one.ids) for one in greedy]
+    drawn = answers(drawing)
+    assert len(set(drawn)) > 1 and drawn == answers(drawing)  # one at a time, seeds are kept
+    asked = json.dumps({"do_sample": True, "eos_token_id": nano.tokenizer.eos_token_id})
+    assert len(set(answers(nano, extra={"generation_config": asked}))) > 1
