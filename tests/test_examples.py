@@ -26,6 +26,12 @@ def test_examples_are_short_and_linked():
 
 def test_every_slot_has_an_example():
     told = ("objective", "tuner", "selector", "reward", "strategy", "advantage", "metric")
-    others = {"shortest": "subset", "echo": "dataset", "steps": "schedule", "momentum": "optimizer"}
+    others = {
+        "shortest": "subset",
+        "echo": "dataset",
+        "steps": "schedule",
+        "momentum": "optimizer",
+        "recall": "sampler",
+    }
     found = [others.get(path.stem) or slot_of_file(path) for path in EXAMPLES]
     assert set(told) | set(others.values()) == set(parts.SLOTS) == set(found)

@@ -35,6 +35,7 @@ SLOTS: dict[str, tuple[str, ...]] = {
     "schedule": ("engine/schedules",),
     "metric": ("evals/metrics",),
     "dataset": ("data/generated",),
+    "sampler": ("sampling/samplers",),
 }
 CONSTANTS = (
     "PAPER",

@@ -3,14 +3,13 @@
 import json
 import threading
 import time
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
 from luthier.errors import RunError
 from luthier.sampling.http import HttpSampler
 from luthier.types import Request, Sampling
+from served import completion, serving
 
 
 class Letters:
@@ -21,49 +20,6 @@ class Letters:
 
     def __call__(self, text, **options):
         return {"input_ids": [ord(letter) for letter in text]}
-
-
-def completion(text, finish="stop", **more):
-    return 200, json.dumps({"choices": [{"text": text, "finish_reason": finish, **more}]}).encode()
-
-
-@contextmanager
-def serving(answer):
-    """A server whose `answer(body, number of the call)` is (status, bytes); yields its address and what was asked."""
-    asked, lock = [], threading.Lock()
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self):
-            self.reply(*answer({"prompt": ""}, 0))
-
-        def do_POST(self):
-            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            with lock:
-                asked.append({"path": self.path, "token": self.headers.get("Authorization"), **body})
-                number = len(asked)
-            self.reply(*answer(body, number))
-
-        def reply(self, status, content):
-            try:
-                self.send_response(status)
-                self.send_header("Content-Length", str(len(content)))
-                self.end_headers()
-                self.wfile.write(content)
-            except OSError:
-                pass  # the client gave up waiting
-
-        def log_message(self, *arguments):
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_address[1]}/v1", asked
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
 
 
 def asking(count):
@@ -227,9 +183,9 @@ def test_an_interruption_waits_for_no_one():
 
 def test_a_server_is_there_or_says_who_may_call():
     for status in (200, 404, 500):
-        with serving(lambda body, number, status=status: (status, b"")) as (url, _):
+        with serving(None, models=(status, b"")) as (url, _):
             HttpSampler(url, "tiny", Letters()).reach()
     with pytest.raises(RunError, match=f"No server answers at {url}: .*refused"):
         HttpSampler(url, "tiny", Letters()).reach()
-    with serving(lambda body, number: (401, b"")) as (url, _), pytest.raises(RunError, match="refuses the key"):
+    with serving(None, models=(401, b"")) as (url, _), pytest.raises(RunError, match="refuses the key"):
         HttpSampler(url, "tiny", Letters(), token="secret").reach()

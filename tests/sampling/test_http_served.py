@@ -1,14 +1,7 @@
 """The HTTP sampler against `transformers serve` with nano; needs `pip install transformers[serving]`."""
 
 import json
-import os
 import shutil
-import signal
-import socket
-import subprocess
-import sys
-import time
-from contextlib import contextmanager
 
 import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -21,6 +14,7 @@ from luthier.sampling.http import HttpSampler
 from luthier.sampling.native import NativeSampler
 from luthier.sampling.text import answer_text
 from luthier.types import Record, Request, Sampling
+from served import answering, free_port, started
 
 pytestmark = [
     pytest.mark.slow,
@@ -29,45 +23,9 @@ pytestmark = [
 QUESTIONS = [f"reverse {word}" for word in ("abc", "fgk", "lmnop", "xy")] + ["What is 12 + 30?", "copy: qrst"]
 
 
-def free_port():
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return one.getsockname()[1]
-
-
-@contextmanager
-def started(log, *more):
-    """A server in a process of its own; yields its address at once, before anything listens."""
-    port = free_port()
-    command = [sys.executable, "-m", "transformers.cli.transformers", "serve", "--device", "cpu"]
-    command += ["--dtype", "float32", "--host", "127.0.0.1", "--port", str(port), *more]
-    with log.open("w") as file:
-        process = subprocess.Popen(
-            command, stdout=file, stderr=file, env={**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-        )
-        try:
-            yield f"http://127.0.0.1:{port}/v1"
-        finally:
-            process.send_signal(signal.SIGTERM)
-            try:
-                process.wait(20)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-
-
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
-    log = tmp_path_factory.mktemp("server") / "log"
-    with started(log) as url:
-        waiting, end = HttpSampler(url, "nano", None), time.monotonic() + 120
-        while True:
-            try:
-                waiting.reach()
-                break
-            except RunError:
-                assert time.monotonic() < end, log.read_text()
-                time.sleep(0.5)
+    with answering(tmp_path_factory.mktemp("server") / "log") as url:
         yield url
 
 
@@ -129,7 +87,7 @@ def test_stop_strings_and_the_most_tokens_end_an_answer(nano, endpoint):
 
 def test_forced_tokens_are_gone_on_behind(nano):
     forced = nano.tokenizer("#### ", add_special_tokens=False)["input_ids"]
-    requests = [Request(one.prompt_ids, one.record, forced_ids=forced) for one in requests]
+    requests = [Request(one.prompt_ids, one.record, forced_ids=forced) for one in nano.requests()]
     here, there = nano.here(requests, Sampling(16)), nano.sampler()(requests, Sampling(16))
     assert [one.ids for one in here] == [one.ids for one in there]
     assert all(one.ids[: len(forced)] == forced for one in there)

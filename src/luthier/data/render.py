@@ -89,6 +89,12 @@ class Renderer:
             ends.add(self.template.closing_id)
         return {end for end in ends if end is not None}
 
+    @property
+    def end_id(self) -> int | None:
+        """The token that a training row ends with: the template's end of turn, else EOS."""
+        closing = self.template.closing_id if self._format is None and self.tokenizer.chat_template else None
+        return self.tokenizer.eos_token_id if closing is None else closing
+
     @cached_property
     def key(self) -> str:
         """Hash of everything but the record that decides its ids and targets."""

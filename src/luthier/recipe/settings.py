@@ -22,6 +22,8 @@ PARTS: dict[Path, str] = {
     ("train", "schedule"): "schedule",
     ("rl", "strategy"): "strategy",
     ("rl", "advantages"): "advantage",
+    ("rl", "generate", "sampler"): "sampler",
+    ("generate", "sampler"): "sampler",
     ("reward",): "reward",
     ("evaluate", "metric"): "metric",
 }
@@ -226,6 +228,7 @@ class Generate(Block):
 
     At a temperature above 0, `top_p` draws from the likeliest tokens that together have this share, and `min_p` from
     those that have at least this share of the likeliest one's probability. An answer ends before the first of `stop`.
+    In a `generate` step, `sampler` may have another model answer.
     """
 
     max_new_tokens: Count = 256
@@ -234,6 +237,7 @@ class Generate(Block):
     min_p: float = Field(default=0.0, ge=0, lt=1)
     stop: list[Annotated[str, Field(min_length=1)]] = []
     batch: AutoCount = "auto"
+    sampler: PartSpec = {"kind": "native"}
 
     def sampling(self) -> Sampling:
         """What a sampler is told."""

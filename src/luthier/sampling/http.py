@@ -134,8 +134,9 @@ class HttpSampler:
             "model": self.model,
             "max_tokens": sampling.max_new_tokens,
             "temperature": sampling.temperature,
-            "seed": request.seed & 0x7FFFFFFF,
         }
+        if sampling.temperature > 0:
+            body["seed"] = request.seed & 0x7FFFFFFF
         if self.endpoint == "chat":
             body["messages"] = request.metadata["messages"]
         else:
@@ -221,6 +222,7 @@ class HttpSampler:
     def _keep(self, key: str, reply: dict[str, Any]) -> None:
         if self.journal is None:
             return
+        self.journal.parent.mkdir(parents=True, exist_ok=True)
         with self._lock, self.journal.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"key": key, "reply": reply}) + "\n")
 

@@ -11,22 +11,31 @@ from typing import Any
 
 import numpy
 
+from luthier import parts
+from luthier.data.shapes import last_answer, messages_of, question_and_answer
+from luthier.errors import RunError
 from luthier.evals.evaluate import assign_metrics, measure
-from luthier.models.policy import Policy
 from luthier.recipe.settings import Generate
 from luthier.records import read_jsonl, write_text
 from luthier.rewards.base import Log, build_rewards
 from luthier.rollouts.base import Judge, Prompt
 from luthier.rollouts.judge import judge_by
-from luthier.sampling.native import NativeSampler
+from luthier.sampling.samplers.base import Asking, SamplerPart
 from luthier.sampling.text import answer_text
 from luthier.steps.ground import Ground
 from luthier.types import Candidate, Record, Request, Row, Sampler, Scored, Stream, Trajectory
 
 
-def make_sampler(ground: Ground, policy: Policy, block: Generate) -> Sampler:
-    """The model itself as a sampler: as it is at each call, its training mode restored."""
-    return NativeSampler(policy.module, ground.renderer.end_ids, ground.loaded.tokenizer, block.rows)
+def make_sampler(ground: Ground, module: Any, block: Generate, folder: Path | None = None) -> Sampler:
+    """Who answers: the model itself, as it is at each call, or whom the block names.
+
+    Raises:
+        RunError: nobody is there to answer.
+    """
+    part: SamplerPart = parts.build("sampler", block.sampler, ground.recipe.base)
+    part.reach()
+    renderer, tokenizer = ground.renderer, ground.loaded.tokenizer
+    return part.make(Asking(module, tokenizer, renderer.end_ids, renderer.end_id, block.rows, folder))
 
 
 def make_judge(ground: Ground, block: Generate, log: Log = lambda line: None) -> Judge:
@@ -81,19 +90,22 @@ def gold(ground: Ground) -> list[Candidate]:
     ]
 
 
-def prompt_of(ground: Ground, record: Record, instruction: str | None = None) -> list[int]:
-    """Ids that ask for an answer to a record; an `instruction` may show its gold answer."""
+def as_asked(ground: Ground, record: Record, instruction: str | None = None) -> Record:
+    """The record that asks for an answer to a record; an `instruction` may show its gold answer."""
     if instruction is None:
-        return ground.renderer.prompt(record)
-    shown = instruction.replace("{prompt}", _question(record)).replace("{answer}", ground.renderer.reference(record))
+        return record
+    question = question_and_answer(record)[0]
+    shown = instruction.replace("{prompt}", question).replace("{answer}", ground.renderer.reference(record))
     fields = {"prompt": shown, "completion": ground.renderer.reference(record) or " "}
-    return ground.renderer.prompt(replace(record, shape="prompt_completion", fields=fields))
+    return replace(record, shape="prompt_completion", fields=fields)
 
 
-def _question(record: Record) -> str:
-    from luthier.data.shapes import question_and_answer
-
-    return question_and_answer(record)[0]
+def _request(ground: Ground, asked: Record, seed: int) -> Request:
+    """An answer to a record, asked for as ids and as a conversation."""
+    prompt = ground.renderer.prompt(asked)
+    messages = messages_of(asked)
+    before = {"messages": messages[: last_answer(messages)]}
+    return Request(prompt, asked.id, group=asked.id, seed=seed, metadata=before)
 
 
 def generate_candidates(
@@ -105,21 +117,22 @@ def generate_candidates(
     sample: Sampler,
     judge: Judge,
     progress: Callable[[int], None] | None = None,
+    log: Log = lambda line: None,
 ) -> list[Candidate]:
-    """`samples` answers to each record. Rows hold the record's own prompt, whatever the instruction showed."""
+    """`samples` answers to each record. Rows hold the record's own prompt, whatever the instruction showed.
+
+    Raises:
+        RunError: answers are missing that may come later, or all are; single ones that are refused are logged.
+    """
     records = list({one.record.id: one.record for one in asked}.values())
     settings = ground.recipe.settings
     requests = [
-        Request(
-            prompt_of(ground, record, instruction),
-            record.id,
-            group=record.id,
-            seed=_seed(settings.seed, name, record.id, index),
-        )
+        _request(ground, as_asked(ground, record, instruction), _seed(settings.seed, name, record.id, index))
         for record in records
         for index in range(samples)
     ]
     found = sample(requests, settings.generate.sampling(), progress)
+    _look_for_answers(found, log)
     found = [replace(one, request=request) for one, request in zip(found, requests, strict=True)]
     groups = [found[start : start + samples] for start in range(0, len(found), samples)]
     prompts = [Prompt(record, ground.renderer.prompt(record)) for record in records]
@@ -130,6 +143,22 @@ def generate_candidates(
         for index, one in enumerate(scored)
         if one.trajectory.finish != "error"
     ]
+
+
+def _look_for_answers(found: Sequence[Trajectory], log: Log) -> None:
+    """Log what was refused; raise RunError if anything may still come, or nothing came."""
+    missing = [(one, one.request.metadata if one.request else {}) for one in found if one.finish == "error"]
+    late = [more for _, more in missing if not more.get("refused")]
+    if late or (missing and len(missing) == len(found)):
+        why = (late or [more for _, more in missing])[0].get("error")
+        raise RunError(
+            f"{len(late) or len(missing)} of {len(found)} answers {'are missing' if late else 'were refused'}: {why}.",
+            "Once it can answer, go on with `--resume`: the answers that came are kept."
+            if late
+            else "Change what is asked for in `generate:`, or the options of its `sampler`.",
+        )
+    for one, more in missing:
+        log({"event": "refused", "record": one.record, "error": more.get("error")})
 
 
 def _candidate(ground: Ground, prompt: Prompt, scored: Scored, row: str, name: str) -> Candidate:

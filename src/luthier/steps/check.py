@@ -9,9 +9,11 @@ from typing import Any
 
 import torch
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from torch import nn
 
+from luthier import parts
 from luthier.data.doctor import examine, print_report
 from luthier.data.prepare import Prepared, prepare
 from luthier.data.render import Renderer
@@ -64,6 +66,7 @@ def check_recipe(recipe: Recipe, probe: bool, console: Console) -> None:
     check_context(_config(settings.model, recipe.base), settings.data.max_tokens, prepared)
     if settings.steps or settings.rl:
         _print_steps(stages, prepared, console)
+        _print_servers(stages, console)
     _print_methods(recipe, prepared, console)
     if settings.steps or settings.rl:
         return
@@ -86,6 +89,19 @@ def _print_steps(stages: Sequence[Stage], prepared: Prepared, console: Console) 
     largest = max(_trainings(stages), key=lambda stage: _memory(stage.recipe, prepared).total)
     total = _memory(largest.recipe, prepared).total / 1e9
     console.print(f"[bold]memory[/]  {total:.1f} GB at the peak of `{largest.name}` (estimated; {_available()})")
+
+
+def _print_servers(stages: Sequence[Stage], console: Console) -> None:
+    """Whether the models that answer from elsewhere can be reached now."""
+    for stage in flat(stages):
+        sampler = stage.recipe.settings.generate.sampler
+        if stage.do == "generate" and "url" in sampler:
+            try:
+                parts.build("sampler", sampler, stage.recipe.base).reach()
+                said = f"{sampler['url']} answers"
+            except LuthierError as error:
+                said = f"[yellow]not yet[/]: {escape(str(error))}"
+            console.print(f"[bold]server[/]  {stage.name}: {said}", highlight=False)
 
 
 def _nested(stages: Sequence[Stage], depth: int = 0) -> Iterator[tuple[int, Stage]]:

@@ -85,6 +85,6 @@ def _logprobs(run: Run, ground: Ground, rows: Sequence[Row], loaded: Loaded) -> 
     tokens = micro_tokens(run.recipe, module, ground.device)
     with run.timed("score"):
         return cached_column(
-            (run.cache or run.folder / "shared") / "scores" / f"{key}.npz",
+            run.shared / "scores" / f"{key}.npz",
             lambda: score(TokenPolicy(module), rows, ["logprobs"], tokens)["logprobs"],
         )

@@ -20,6 +20,7 @@ from luthier.recipe import load_recipe
 from luthier.records import append_jsonl
 from luthier.steps.ground import Ground, compute_dtype, find_device, limited, retain_records
 from luthier.steps.journal import Journal
+from luthier.steps.verify import refuse_others
 from luthier.types import Record
 
 SAMPLES = 8
@@ -86,6 +87,7 @@ def evaluate_model(
     content = {"model": chosen, "data": {"train": data}, "evaluate": {"metric": metric}}
     recipe = load_recipe(content, overrides=overrides, base=Path.cwd())
     settings = recipe.settings
+    refuse_others(settings.generate, recipe.base)
     device = find_device()
     typed = settings.model.model_copy(update={"dtype": compute_dtype(recipe, device)})
     loaded = load_model(typed, recipe.base, device)

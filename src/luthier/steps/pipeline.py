@@ -238,14 +238,13 @@ class Work:
 def _generate(work: Work, stage: Stage, folder: Path) -> None:
     """Answers to records, judged; read back from disk when they are there."""
     path, ground = folder / "records.jsonl", replace(work.ground, recipe=stage.recipe)
+    asked = work._inputs(stage)
+    if stage.block["unless"] is not None:
+        solved = {one.record.id for one in work.records[stage.block["unless"]] if (one.reward or 0) >= 1}
+        asked = [one for one in asked if one.record.id not in solved]
+    total = len({one.record.id for one in asked}) * stage.block["samples"]
     if not path.is_file():
-        asked = work._inputs(stage)
-        if stage.block["unless"] is not None:
-            solved = {one.record.id for one in work.records[stage.block["unless"]] if (one.reward or 0) >= 1}
-            asked = [one for one in asked if one.record.id not in solved]
-        policy = TokenPolicy(work.model_of(stage))
-        sample = make_sampler(ground, policy, stage.recipe.settings.generate)
-        total = len({one.record.id for one in asked}) * stage.block["samples"]
+        sample = make_sampler(ground, work.model_of(stage), stage.recipe.settings.generate, work.run.shared)
         progress = work.journal.phase(f"generate {stage.name}", total)
         found = generate_candidates(
             ground,
@@ -256,6 +255,7 @@ def _generate(work: Work, stage: Stage, folder: Path) -> None:
             sample,
             make_judge(ground, stage.recipe.settings.generate, work.journal.event),
             lambda done: progress(done, total),
+            work.journal.event,
         )
         write_candidates(path, found)
     found = read_candidates(path, ground)
@@ -264,6 +264,7 @@ def _generate(work: Work, stage: Stage, folder: Path) -> None:
     work.stages[work.label(folder)] = {
         "do": "generate",
         "answers": len(found),
+        **({"refused": total - len(found)} if len(found) < total else {}),
         "generated_tokens": sum(one.row.targets for one in found),
         "reward": sum(rewards) / len(rewards) if rewards else None,
         "right": sum(reward >= 1 for reward in rewards),

@@ -51,6 +51,11 @@ class Run:
             **more,
         }
 
+    @property
+    def shared(self) -> Path:
+        """Where what several runs of a comparison need is computed or asked for once."""
+        return self.cache or self.folder / "shared"
+
     @contextmanager
     def timed(self, name: str) -> Iterator[None]:
         started = time.perf_counter()

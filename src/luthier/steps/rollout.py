@@ -231,7 +231,7 @@ def make_rollouts(
         budget=budget,
         strategy=parts.build("strategy", settings.rl.strategy, recipe.base),
         chain=chain,
-        sample=make_sampler(ground, policy, settings.rl.generate),
+        sample=make_sampler(ground, policy.module, settings.rl.generate),
         judge=make_judge(ground, settings.rl.generate, log),
         columns_of=columns_of,
         decode=lambda ids: ground.loaded.tokenizer.decode(ids, skip_special_tokens=True),

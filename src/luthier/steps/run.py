@@ -9,8 +9,9 @@ from typing import Any
 
 from rich.console import Console
 
+from luthier import parts
 from luthier.errors import LuthierError, RunError
-from luthier.recipe import Recipe, stages_of
+from luthier.recipe import Recipe, Stage, flat, stages_of
 from luthier.recipe.steps import NEWEST
 from luthier.records import read_json, write_json
 from luthier.steps.evaluate import evaluate_sets
@@ -68,9 +69,17 @@ def carry_out(run: Run) -> dict[str, Any]:
     return record
 
 
+def _reach(stages: Sequence[Stage], folder: Path) -> None:
+    """Raise RunError if a model elsewhere is to answer and cannot; steps that have their answers need nobody."""
+    for stage in flat(stages):
+        if stage.do == "generate" and not any(folder.glob(f"steps/**/{stage.name}/records.jsonl")):
+            parts.build("sampler", stage.recipe.settings.generate.sampler, stage.recipe.base).reach()
+
+
 def _carry_out(run: Run, folder: Path, journal: Journal, stop: Stop) -> dict[str, Any]:
     stages = stages_of(run.recipe)
     verify(stages)
+    _reach(stages, folder)
     with stop.at_once(), run.timed("load"):
         journal.phase("load")
         ground = stand(run.recipe, run.cache)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from luthier import parts
 from luthier.errors import RecipeError
 from luthier.objectives.base import build_objective, members_of
 from luthier.recipe import Stage, flat
+from luthier.recipe.settings import Generate
 from luthier.rollouts.base import build_chain, check_chain
 
 SAMPLED = ("advantages", "old_logprobs", "values", "returns")
@@ -23,17 +25,50 @@ def verify(stages: Sequence[Stage]) -> None:
 
     Raises:
         RecipeError: an objective for another kind of model or for sampled answers, where there are none; advantages
-            in a senseless order, or that compare groups of one answer; a choice by losses that no step looks at.
+            in a senseless order, or that compare groups of one answer; a choice by losses that no step looks at;
+            answers of another model where those of the model at hand are needed.
     """
     probed = False
     for stage in flat(stages):
         probed = probed or bool(stage.block.get("probe"))
+        _answers_itself(stage)
         if stage.do == "select" and not probed:
             _needs_no_probe(stage)
         if stage.do in ("train", "rl"):
             _objective_fits(stage)
         if stage.do == "rl":
             _groups_compare(stage)
+
+
+def _answers_itself(stage: Stage) -> None:
+    """Only a `generate` step may have another model answer, if its own block says so."""
+    settings, place = stage.recipe.settings, f"step `{stage.name}`"
+    if stage.do == "rl" and settings.rl is not None and not samples_itself(settings.rl.generate, stage.recipe.base):
+        raise RecipeError(
+            f"The {place} learns from what the model in training says, and rl.generate.sampler has another one answer.",
+            "Leave it out; to learn from another model, `generate` its answers and `train` on them.",
+        )
+    named = stage.do == "generate" and "sampler" in (stage.block.get("generate") or {})
+    if not named and not samples_itself(settings.generate, stage.recipe.base):
+        raise _not_itself()
+
+
+def samples_itself(block: Generate, base: Path) -> bool:
+    """Whether the model that a step has is the one that answers."""
+    return parts.build("sampler", block.sampler, base).OWN
+
+
+def refuse_others(block: Generate, base: Path) -> None:
+    """Raise RecipeError where another model would answer than the one that is evaluated."""
+    if not samples_itself(block, base):
+        raise _not_itself()
+
+
+def _not_itself() -> RecipeError:
+    return RecipeError(
+        "`generate.sampler` has another model answer, and evaluation asks the model that it scores.",
+        "Write it in a step that does `generate`: `steps: {answers: {do: generate, generate: {sampler: ...}}}`.",
+    )
 
 
 def _objective_fits(stage: Stage) -> None:

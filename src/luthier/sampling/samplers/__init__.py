@@ -1,0 +1,1 @@
+"""Who answers: the parts behind `sampler:` in a recipe."""
