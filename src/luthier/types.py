@@ -71,6 +71,10 @@ class Row:
         """Id of the record that the row belongs to."""
         return self.part_of or self.record
 
+    def silent(self, name: str) -> bool:
+        """Whether a stream is there and 0 everywhere."""
+        return name in self.streams and not self.streams[name].values.any()
+
     def __len__(self) -> int:
         """Positions that it takes in a forward pass; a record without tokens takes one."""
         return len(self.ids) or 1

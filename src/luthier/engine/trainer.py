@@ -26,7 +26,7 @@ from luthier.models.policy import Companion, Policy
 from luthier.objectives.base import Objective, Update, members_of
 from luthier.select.base import Selector
 from luthier.tuners.base import Tuner
-from luthier.types import Row
+from luthier.types import Batch, Row
 
 Found = TypeVar("Found")
 SAVE_SECONDS = 300.0
@@ -238,12 +238,16 @@ class Trainer:
     def _try_update(self, rows: Sequence[Row], progress: float, done: float) -> UpdateReport:
         index = self.position.updates + 1
         seed_everything(self.seed, index, self.world.rank)
-        cut = self.world.share(micro_batches(rows, self.micro_tokens, self.batching.layout))
-        batching = self.batching
-        batches = [collate(micro, batching.layout, batching.pad_id, batching.side) for micro in cut]
-        states = self._state_by_part
+        moving, still = self._moving(rows)
         update = Update(
-            index=index, seed=self.seed, progress=progress, done=done, rows=rows, batches=batches, states=states
+            index=index,
+            seed=self.seed,
+            progress=progress,
+            done=done,
+            rows=rows,
+            batches=self._batches(moving),
+            still=self._batches(still),
+            states=self._state_by_part,
         )
         return run_update(
             self.policy,
@@ -255,6 +259,23 @@ class Trainer:
             factor=self.schedule.factor(progress),
             world=self.world,
         )
+
+    def _moving(self, rows: Sequence[Row]) -> tuple[Sequence[Row], Sequence[Row]]:
+        """Rows that may move the model, and those that are only counted; all move where none of them would."""
+        members = members_of(self.objective)
+        if any(tuner.WHOLE_ROWS for tuner in self.tuners):
+            return rows, []
+        moves = [any(member.moves(row) for member in members) for row in rows]
+        if not any(moves):
+            return rows, []
+        moving, still = ([r for r, m in zip(rows, moves, strict=True) if m is wanted] for wanted in (True, False))
+        return moving, still
+
+    def _batches(self, rows: Sequence[Row]) -> list[Batch]:
+        """This rank's share of the rows, cut."""
+        batching = self.batching
+        cut = self.world.share(micro_batches(rows, self.micro_tokens, batching.layout))
+        return [collate(micro, batching.layout, batching.pad_id, batching.side) for micro in cut]
 
     def _tell(self, report: UpdateReport, progress: float, drawn: Drawn, kept: Kept) -> None:
         position = self.position

@@ -61,7 +61,9 @@ def run_update(
     """
     refuse_batch_statistics(policy.module, len(update.batches), world.size)
     # Where the batches are made: to count, and to look for targets, is to wait for a GPU.
-    update.counts = count(objective, update.batches, world, tuners)
+    looked = count(objective, update.batches, world, tuners)
+    still = count(objective, update.still, world, tuners)
+    update.counts = {name: looked.get(name, 0.0) + still.get(name, 0.0) for name in {**looked, **still}}
     device = next(policy.module.parameters()).device
     update.batches = [batch.to(device) for batch in update.batches]
     update.sum_tensors = world.sum_tensors
@@ -91,7 +93,7 @@ def run_update(
     objective.after_step(policy, update)
     for tuner in tuners:
         tuner.after_step(policy.module, update)
-    return _report(loss, norms[0], update, world)
+    return _report(loss, norms[0], update, looked, world)
 
 
 def count(
@@ -155,13 +157,11 @@ def _backward_terms(terms: list[Term], update: Update) -> float:
     return float(loss.detach())
 
 
-def _report(loss: float, norm: float, update: Update, world: World) -> UpdateReport:
+def _report(loss: float, norm: float, update: Update, looked: dict[str, float], world: World) -> UpdateReport:
     sums = {f"meter/{name}": float(total) for name, (_, total) in update.meters.items()}
     reduced = world.sum_numbers({"loss": loss, **sums})
     meters = {
-        name: reduced[f"meter/{name}"] / update.counts[unit]
-        for name, (unit, _) in update.meters.items()
-        if update.counts[unit]
+        name: reduced[f"meter/{name}"] / looked[unit] for name, (unit, _) in update.meters.items() if looked.get(unit)
     }
     return UpdateReport(reduced["loss"], norm, update.counts, meters)
 

@@ -229,7 +229,7 @@ class TokenPolicy:
             try:
                 one = self._input_of_head({"input_ids": shared.ids}, self._mask_of_shared(shared), shared.position_of)
                 two = self._input_of_head({"input_ids": other}, None, places[None])
-            except (TypeError, ValueError, RuntimeError, NotImplementedError) as error:
+            except (TypeError, ValueError, RuntimeError, LookupError, AttributeError) as error:
                 raise _sharing_refused(self.module) from error
         limited = [getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size")]
         most = SHARING_TOLERANCE.get(two.dtype, PACKING_TOLERANCE) * float(two.abs().max())

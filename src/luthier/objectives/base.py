@@ -31,7 +31,8 @@ else:
 class Update:
     """One update as objectives and tuners see it.
 
-    `rows` are all of the update's, the same on every rank whatever the cut; `batches` are this rank's share of them.
+    `rows` are all of the update's, the same on every rank whatever the cut; `batches` are this rank's share of those
+    that may move the model, `still` of those that do not (`Objective.moves`): counted, and read by no forward.
     `counts` are global (all micro-batches, all ranks) and known before the first backward; `progress` is the middle of
     this update's share of the budget, 0 to 1, and `done` its end. Tuners find a parameter's complete, unclipped
     gradient by `gradient(name)` and what the optimiser keeps for it by `optimizer_state(name)`. `prepared`
@@ -46,6 +47,7 @@ class Update:
     done: float = 0.0
     rows: Sequence[Row] = ()
     batches: Sequence[Batch] = ()
+    still: Sequence[Batch] = ()
     counts: dict[str, float] = field(default_factory=dict)
     meters: dict[str, list[Any]] = field(default_factory=dict)
     states: dict[int, Any] = field(default_factory=dict)
@@ -107,6 +109,10 @@ class Objective(Part):
             "weights": float(weights.double().sum()),
             "records": float(_records(batch, batch.record_of[rows, columns].unique().tolist())),
         }
+
+    def moves(self, row: Row) -> bool:
+        """Hook: False for a row whose loss has no gradient whatever the model says: it is counted and not read."""
+        return True
 
     def terms(self, policy: Any, batch: Batch, update: Update) -> list[Term]:
         """The summands of this micro-batch's loss."""

@@ -133,7 +133,7 @@ class Rollouts:
     def _updates(self, groups: Sequence[Group], used: int, facts: Mapping[str, float]) -> list[Drawn]:
         """The rollout's rows in keyed order, cut into `updates`, `passes` times; without a signal one empty update."""
         rows = self._rows(groups)
-        if not any(row.streams["advantages"].values.any() for row in rows):
+        if all(row.silent("advantages") for row in rows):
             return [Drawn([], used, {**facts, "skipped": 1.0})]
         found: list[Drawn] = []
         count = min(self.settings.updates, len(rows))

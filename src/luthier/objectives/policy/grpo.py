@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from luthier.objectives.policy import _surrogate as surrogates
+    from luthier.types import Row
 else:
     surrogates = lazy("luthier.objectives.policy._surrogate")
 
@@ -66,6 +67,9 @@ class GRPO(TokenObjective):
     @property
     def unit(self) -> str:
         return "targets" if self.norm == "token" else "records"
+
+    def moves(self, row: Row) -> bool:
+        return bool(self.kl_coefficient) or not row.silent("advantages")
 
     def token_loss(self, view: TokenView) -> Tensor:
         loss = self._surrogate(view)

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from luthier.objectives.policy import _surrogate as surrogates
+    from luthier.types import Row
 else:
     surrogates = lazy("luthier.objectives.policy._surrogate")
 
@@ -38,6 +39,9 @@ class RLOO(TokenObjective):
 
     clip_low: float = Field(0.2, gt=0.0)
     clip_high: float = Field(0.2, gt=0.0)
+
+    def moves(self, row: Row) -> bool:
+        return not row.silent("advantages")
 
     def token_loss(self, view: TokenView) -> Tensor:
         advantages, count = view.stream("advantages"), view.record_targets
