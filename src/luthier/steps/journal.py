@@ -72,7 +72,14 @@ class Journal:
             self.progress(done, total, seconds, f"loss {event['loss']:.3f} · {event['tokens_per_second']:,.0f} tok/s")
 
     def forget_after(self, update: int, step: str = "") -> None:
-        """Drop metrics of updates of a step that a resumed run will repeat."""
+        """Drop what a step wrote behind this update: a resumed run will write it again.
+
+        A line without an update (`reward_failed`) belongs to the next update that was written behind it.
+        """
         path = self.folder / "metrics.jsonl"
-        kept = [line for line in read_jsonl(path) if line.get("step", "") != step or line.get("update", 0) <= update]
+        lines = read_jsonl(path)
+        own = [line.get("step", "") == step for line in lines]
+        done = [mine and line.get("update", update + 1) <= update for mine, line in zip(own, lines, strict=True)]
+        end = max((place for place, one in enumerate(done) if one), default=-1)
+        kept = [line for place, line in enumerate(lines) if place <= end or not own[place]]
         write_text(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in kept))

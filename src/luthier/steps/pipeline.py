@@ -245,17 +245,19 @@ def _generate(work: Work, stage: Stage, folder: Path) -> None:
     total = len({one.record.id for one in asked}) * stage.block["samples"]
     if not path.is_file():
         sample = make_sampler(ground, work.model_of(stage), stage.recipe.settings.generate, work.run.shared)
+        label, observe = work.label(folder), work._observer(work.label(folder))
+        work.journal.forget_after(0, label)
         progress = work.journal.phase(f"generate {stage.name}", total)
         found = generate_candidates(
             ground,
-            work.label(folder),
+            label,
             asked,
             stage.block["samples"],
             stage.block["instruction"],
             sample,
-            make_judge(ground, stage.recipe.settings.generate, work.journal.event),
+            make_judge(ground, stage.recipe.settings.generate, observe),
             lambda done: progress(done, total),
-            work.journal.event,
+            observe,
         )
         write_candidates(path, found)
     found = read_candidates(path, ground)
