@@ -6,7 +6,7 @@ from itertools import pairwise
 import pytest
 
 from luthier.errors import RecipeError
-from luthier.parts import build, catalogue, load
+from luthier.parts import build
 from luthier.rewards._guard import TooSlow, run_python, within
 from luthier.rewards._schema import faults, unknown_keywords
 from luthier.rewards.base import Answer, Judged, Reward, build_rewards
@@ -341,26 +341,27 @@ def test_mistakes_in_a_list_are_told_in_words():
         Reward().score(answer())
 
 
-TEXTS = (
-    ("1.001", "1", 70), ("a", "a", 10), ("A", "a", 95), (" a", "a", 60), ("b", "b", 40), ("{}", "x", 3),
-    ('{"a": 1}', "1", 30), ('see {"a": 1}', "1", 85), ("(A)", "yes", 88),
-)  # fmt: skip
-FORMS = {"schema": '{"required": ["b"]}', "form": '{"required": ["a"]}'}
-CHOICES = {"choices": ["no", "yes"], "options": ["yes", "no"]}
-PROGRAM = answer("x = 1", tests="import time; time.sleep(1); x = bytearray(10**8)", checks="pass")
-PROBES = [*(answer(text, gold, tokens=tokens, **FORMS, **CHOICES) for text, gold, tokens in TEXTS), PROGRAM]
+@pytest.mark.parametrize(
+    "text", ["1%" * 50_000, "1 percent " * 20_000, "1" + " " * 100_000 + "x", r"\boxed{" + "1%" * 50_000 + "}"]
+)
+def test_math_reads_long_rows_of_percent_and_spaces_in_a_moment(text):
+    within(2.0, lambda: score(build("reward", "math"), text, "1"))
 
 
-@pytest.mark.parametrize("name", [entry.name for entry in catalogue("reward")])
-def test_every_option_changes_some_value(name):
-    """Two SETTINGS that differ in one option only give different values of the probes."""
-    part = load("reward", name)
-    made = [part(**settings) for settings in part.SETTINGS]
-    values = [[getattr(v, "value", v) for v in one.score_group(PROBES)] for one in made]
-    silent = set(part.model_fields) - {"seconds"}
-    for i, one in enumerate(made):
-        for j in range(i):
-            differing = {option for option in silent if getattr(one, option) != getattr(made[j], option)}
-            if len(differing) == 1 and values[i] != values[j]:
-                silent -= differing
-    assert silent == set()
+def test_a_program_with_half_a_character_is_wrong_and_not_a_failure():
+    assert score(build("reward", "code"), "x = '\ud800'", tests="assert x") == 0
+
+
+@pytest.mark.parametrize(
+    ("value", "step", "kept"),
+    [(0.3, 0.1, True), (10**400, 7, False), (10**400, 5, True), (10**12 + 0.5, 1, False), (1e-7, 1e-8, True)],
+)
+def test_multiples_are_exact(value, step, kept):
+    assert (faults(value, {"type": "number", "multipleOf": step}) == []) == kept
+    assert faults(10**400, {"type": "integer"}) == []
+
+
+def test_an_answer_nested_deeper_than_is_looked_into_keeps_to_no_schema():
+    schema = {"additionalProperties": {"$ref": "#"}}
+    reward = build("reward", {"kind": "json_schema", "schema_of_all": schema})
+    assert [score(reward, '{"a":' * depth + "1" + "}" * depth) for depth in (100, 101, 600)] == [1, 0, 0]

@@ -35,14 +35,22 @@ def parse_number(text: str, after: str | None = None) -> Decimal | None:
         after: take the first number after the last occurrence of this mark (None if the mark is missing).
             Without it `####` is looked for, and where that is missing too, the last number counts.
     """
+    found = number_and_rest(text, after)
+    return None if found is None else found[0]
+
+
+def number_and_rest(text: str, after: str | None = None) -> tuple[Decimal, str] | None:
+    """As `parse_number`, with what stands behind the number."""
     mark = after if after is not None else "####"
     place = text.rfind(mark)
     if place < 0 and after is not None:
         return None
-    found = _numbers(text if place < 0 else text[place + len(mark) :])
-    if not found:
-        return None
-    return found[-1] if place < 0 else found[0]
+    text = _plain_numbers(text if place < 0 else text[place + len(mark) :])
+    matches = list(NUMBER.finditer(text))
+    for match in reversed(matches) if place < 0 else matches:
+        if (value := _value(match)) is not None:
+            return value, text[match.end() :]
+    return None
 
 
 def parse_json(text: str) -> dict[str, Any] | list[Any] | None:
@@ -68,10 +76,10 @@ def parse_json(text: str) -> dict[str, Any] | list[Any] | None:
     return None
 
 
-def _numbers(text: str) -> list[Decimal]:
+def _plain_numbers(text: str) -> str:
+    """The text with its fractions in one form, and no dates that look like them."""
     text = LATEX_FRACTION.sub(r" \1/\2 ", text)
-    text = MIXED.sub(_improper, DATE.sub(lambda match: match[0].replace("/", " "), text))
-    return [value for match in NUMBER.finditer(text) if (value := _value(match)) is not None]
+    return MIXED.sub(_improper, DATE.sub(lambda match: match[0].replace("/", " "), text))
 
 
 def _improper(match: re.Match[str]) -> str:

@@ -91,7 +91,7 @@ def run_python(source: str, seconds: float, megabytes: int) -> Ran:
             start_new_session=True,
         )
         try:
-            child.communicate(source.encode(), timeout=seconds)
+            child.communicate(source.encode(errors="surrogatepass"), timeout=seconds)
             status: int | None = child.returncode
         except subprocess.TimeoutExpired:
             status = None

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Callable, Iterator, Mapping
+from fractions import Fraction
 from typing import Any
 
 TYPES: dict[str, Callable[[Any], bool]] = {
@@ -16,7 +16,7 @@ TYPES: dict[str, Callable[[Any], bool]] = {
     "null": lambda value: value is None,
     "number": lambda value: isinstance(value, int | float) and not isinstance(value, bool),
     "integer": lambda value: (
-        isinstance(value, int | float) and not isinstance(value, bool) and float(value).is_integer()
+        not isinstance(value, bool) and (isinstance(value, int) or (isinstance(value, float) and value.is_integer()))
     ),
 }
 NUMBERS: dict[str, Callable[[Any, Any], bool]] = {
@@ -24,7 +24,7 @@ NUMBERS: dict[str, Callable[[Any, Any], bool]] = {
     "maximum": lambda value, bound: value <= bound,
     "exclusiveMinimum": lambda value, bound: value > bound,
     "exclusiveMaximum": lambda value, bound: value < bound,
-    "multipleOf": lambda value, step: math.isclose(value / step, round(value / step), abs_tol=1e-9),
+    "multipleOf": lambda value, step: Fraction(str(value)) % Fraction(str(step)) == 0,  # decimals as written
 }
 SIZES = {  # keyword → type it speaks of, whether it is a lower bound
     "minLength": (str, True),
@@ -44,6 +44,8 @@ ANNOTATIONS = {
 }  # fmt: skip
 KNOWN = OTHERS | ANNOTATIONS | set(NUMBERS) | set(SIZES)
 Schema = Mapping[str, Any] | bool
+DEEPEST = 100
+"""Levels that are looked into: an answer nested deeper keeps to no schema."""
 
 
 def unknown_keywords(schema: Any) -> list[str]:
@@ -64,6 +66,8 @@ def unknown_keywords(schema: Any) -> list[str]:
 
 def faults(value: Any, schema: Schema) -> list[str]:
     """What keeps a value from a schema, each with its place; empty for a value that keeps to it."""
+    if _deeper_than(DEEPEST, value):
+        return [f"$: nested more than {DEEPEST} deep"]
     return list(_faults(value, schema, schema, "$"))
 
 
@@ -137,6 +141,18 @@ def _combination_faults(value: Any, schema: Mapping[str, Any], root: Schema, at:
         yield f"{at}: not exactly one of oneOf"
     if "not" in schema and _fits(value, schema["not"], root):
         yield f"{at}: what it must not be"
+
+
+def _deeper_than(most: int, value: Any) -> bool:
+    level = [value]
+    for _ in range(most):
+        level = [
+            inner
+            for one in level
+            if isinstance(one, dict | list)
+            for inner in (one.values() if isinstance(one, dict) else one)
+        ]
+    return any(isinstance(one, dict | list) for one in level)
 
 
 def _fits(value: Any, schema: Schema, root: Schema) -> bool:

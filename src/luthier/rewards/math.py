@@ -8,10 +8,10 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from luthier.data.parsers import LATEX_FRACTION, boxed, parse_number
+from luthier.data.parsers import LATEX_FRACTION, boxed, number_and_rest
 from luthier.rewards.base import Answer, Reward
 
-PERCENT = re.compile(r"\s*(?:\\?%|\bper ?cent\b)")
+PERCENT = re.compile(r"(?<!\s)\s*(?:\\?%|\bper ?cent\b)")  # from where a space begins: else long ones take for ever
 FORMULA = re.compile(r"[\\^_{}()\[\]+*=<>]|\d\s*[-−]\s*\d|,\s|\d\s*[a-zA-Z]+\s*\d")
 DRESSING = re.compile(r"\\(?:left|right|displaystyle|[,;:! ])|\\(?=\$)")
 NAMED = re.compile(r"\\(?:text|mathrm|textbf)\{([^{}]*)\}")
@@ -27,6 +27,13 @@ class Math(Reward):
     """
 
     SETTINGS: ClassVar = ({}, {"tolerance": 0.01})
+    EXAMPLES: ClassVar = (
+        ({}, {"text": "half of 84 is 42.", "gold": "#### 42"}, 1.0),
+        ({}, {"text": "\\boxed{\\frac{1}{2}}", "gold": "50%"}, 1.0),
+        ({}, {"text": "42, not 43", "gold": "42"}, 0.0),
+        ({"tolerance": 0.01}, {"text": "3.14", "gold": "3.1416"}, 1.0),
+        ({}, {"text": "42", "gold": "no number"}, None),
+    )
 
     tolerance: float = Field(0.0, ge=0)
 
@@ -44,15 +51,11 @@ class Math(Reward):
 
 def _numbers(text: str) -> list[Decimal]:
     """What the final number of a text may mean: one of percent is a number and a share."""
-    number = parse_number(text)
-    if number is None:
+    found = number_and_rest(text)
+    if found is None:
         return []
-    for match in PERCENT.finditer(text):
-        before, behind = text[: match.start()], text[match.end() :]
-        marked = "####" in before
-        if (marked or parse_number(behind) is None) and re.search(r"\d\Z", before) and parse_number(before) == number:
-            return [number, number / 100]
-    return [number]
+    number, behind = found
+    return [number, number / 100] if PERCENT.match(behind) else [number]
 
 
 def _boxed_numbers(text: str) -> list[Decimal]:
