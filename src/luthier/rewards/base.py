@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic import Field
 
@@ -59,7 +59,12 @@ class Reward(Part):
     None says that the reward does not apply to the answer. What raises or takes too long counts as None and is
     logged with the record; the run goes on. `seconds` is the limit for one answer, or for one group where answers
     are compared.
+
+    EXAMPLES are answers and what they are worth, which the matrix tries: (options, answer, value), or of a group
+    (options, [answers], [values]). An answer is {text, gold, tokens, finish, and columns of its record}.
     """
+
+    EXAMPLES: ClassVar[tuple[tuple[dict[str, Any], Any, Any], ...]] = ()
 
     seconds: float = Field(10.0, gt=0)
 

@@ -25,6 +25,12 @@ class Choice(Reward):
     """
 
     SETTINGS: ClassVar = ({}, {"column": "options"})
+    EXAMPLES: ClassVar = (
+        ({}, {"text": "Not (A), so (B).", "gold": "yes", "choices": ["no", "yes"]}, 1.0),
+        ({}, {"text": "a dog", "gold": "A", "choices": ["a cat", "a dog"]}, 0.0),
+        ({}, {"text": "I think it is the big cat", "gold": "big cat", "choices": ["cat", "big cat"]}, 1.0),
+        ({}, {"text": "A", "gold": "neither", "choices": ["no", "yes"]}, None),
+    )
 
     column: str = "choices"
 

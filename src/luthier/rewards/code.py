@@ -22,7 +22,15 @@ class Code(Reward):
     None where the record has no tests.
     """
 
-    SETTINGS: ClassVar = ({}, {"column": "checks"}, {"limit": 0.5}, {"megabytes": 64})
+    SETTINGS: ClassVar = ({}, {"column": "checks"}, {"limit": 0.2}, {"megabytes": 64})
+    EXAMPLES: ClassVar = (
+        ({}, {"text": "```python\ndef double(x):\n    return 2 * x\n```", "tests": "assert double(2) == 4"}, 1.0),
+        ({}, {"text": "def double(x):\n    return x", "tests": "assert double(2) == 4"}, 0.0),
+        ({}, {"text": "raise SystemExit", "tests": "assert True"}, 0.0),
+        ({"column": "checks"}, {"text": "x = 1", "tests": "assert x == 2", "checks": "assert x == 1"}, 1.0),
+        ({}, {"text": "x = bytearray(10**8)", "tests": "import time; time.sleep(0.4)"}, 1.0),
+        ({}, {"text": "x = 1"}, None),
+    )
 
     column: str = "tests"
     limit: float = Field(5.0, gt=0)

@@ -32,6 +32,18 @@ class CosineLength(Reward):
         {"limit": 100, "right_range": (1.0, 0.5)},
         {"limit": 100, "wrong_range": (0.0, 0.0)},
     )
+    EXAMPLES: ClassVar = (
+        (
+            {"limit": 100},
+            [
+                {"text": "4", "gold": "4", "tokens": 0},
+                {"text": "4", "gold": "4", "tokens": 50},
+                {"text": "5", "gold": "4", "tokens": 100},
+                {"text": "5", "gold": "none", "tokens": 100},
+            ],
+            [1.0, 0.55, -0.1, None],
+        ),
+    )
 
     limit: int = Field(gt=0)
     right: Annotated[Any, part_field("reward")] = Field("math", validate_default=True)

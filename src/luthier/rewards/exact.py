@@ -14,6 +14,11 @@ class Exact(Reward):
     """
 
     SETTINGS: ClassVar = ({}, {"ignore_case": False}, {"ignore_space": False})
+    EXAMPLES: ClassVar = (
+        ({}, {"text": " The  cat", "gold": "the cat"}, 1.0),
+        ({"ignore_case": False}, {"text": "The cat", "gold": "the cat"}, 0.0),
+        ({}, {"text": "anything", "gold": ""}, None),
+    )
 
     ignore_case: bool = True
     ignore_space: bool = True

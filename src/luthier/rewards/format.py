@@ -19,6 +19,10 @@ class Format(Reward):
     """
 
     SETTINGS: ClassVar = ({"pattern": "a.*"}, {"pattern": "b.*"})
+    EXAMPLES: ClassVar = (
+        ({"pattern": ".*</think>.*"}, {"text": "thus\n</think>\n42"}, 1.0),
+        ({"pattern": ".*</think>"}, {"text": "thus\n</think>\n42"}, 0.0),
+    )
 
     pattern: str
 

@@ -29,6 +29,12 @@ class JsonSchema(Reward):
         {},
         {"column": "form"},
     )
+    EXAMPLES: ClassVar = (
+        ({}, {"text": '```json\n{"a": 1}\n```', "schema": {"required": ["a"]}}, 1.0),
+        ({}, {"text": '{"b": 1}', "schema": '{"required": ["a"]}'}, 0.0),
+        ({"valid": 0.5}, {"text": '{"b": 1}', "schema": {"required": ["a"]}}, 0.5),
+        ({"whole": True}, {"text": 'see {"a": 1}'}, 0.0),
+    )
 
     schema_of_all: dict[str, Any] | None = None
     column: str = "schema"

@@ -24,6 +24,18 @@ class Length(Reward):
 
     PAPER: ClassVar[str] = "arXiv 2501.12599"
     SETTINGS: ClassVar = ({}, {"right": "exact"}, {"unit": "characters"})
+    EXAMPLES: ClassVar = (
+        (
+            {},
+            [
+                {"text": "4", "gold": "4", "tokens": 10},
+                {"text": "4", "gold": "4", "tokens": 20},
+                {"text": "5", "gold": "4", "tokens": 18},
+                {"text": "5", "gold": "4", "tokens": 12},
+            ],
+            [0.5, -0.5, -0.3, 0.0],
+        ),
+    )
 
     right: Annotated[Any, part_field("reward")] = Field("math", validate_default=True)
     unit: Literal["tokens", "characters"] = "tokens"

@@ -21,6 +21,11 @@ class Overlong(Reward):
         {"limit": 100, "buffer": 20},
         {"limit": 90, "buffer": 50},
     )
+    EXAMPLES: ClassVar = (
+        ({"limit": 100, "buffer": 50}, {"text": "", "tokens": 50}, 0.0),
+        ({"limit": 100, "buffer": 50}, {"text": "", "tokens": 75}, -0.5),
+        ({"limit": 100, "buffer": 50}, {"text": "", "tokens": 200}, -1.0),
+    )
 
     limit: int = Field(gt=0)
     buffer: int = Field(gt=0)

@@ -1,4 +1,4 @@
-"""The conformance matrix of one part: what every objective, tuner and selector must pass, run on a tiny model.
+"""The conformance matrix of one part: what every part of a slot of CHECKS must pass; on a tiny model where one trains.
 
 `luthier check ./mine.py` runs it on a file of the user's; the tests run it on every part of the package.
 Each check is a function that returns None or raises `Failed` with what was seen.
@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from threading import Barrier, BrokenBarrierError
+from threading import BrokenBarrierError
 from typing import Any
 
 import numpy
@@ -23,13 +23,13 @@ from torch import Tensor, nn
 from luthier import parts
 from luthier.data.pairs import as_atom
 from luthier.engine.budget import Budget
-from luthier.engine.distributed import World
 from luthier.engine.source import Records
 from luthier.engine.trainer import Batching, Saving, Trainer
 from luthier.errors import LuthierError, RunError
 from luthier.models.policy import TokenPolicy
 from luthier.objectives.base import Objective, judgement_of, members_of, reads_of
 from luthier.recipe.methods import slot_of_file
+from luthier.steps.conformance_ranks import Meeting, Peer
 from luthier.steps.faces import FACES, Face
 from luthier.steps.ground import tuned_policy
 from luthier.steps.made import with_common_prompts
@@ -47,6 +47,10 @@ LAYOUTS = {
 TOLERANCE = 1e-9
 SHARING_TOLERANCE = 1e-5
 """A shared prompt's gradients are added before the norms of transformers' models, which compute in float32."""
+
+
+Checks = Callable[[type[Any]], Iterator[tuple[str, Callable[[], None]]]]
+"""A part → the checks of its slot by name, in the order they are run."""
 
 
 class Failed(Exception):
@@ -251,11 +255,11 @@ def check_sharing(objective: Objective, tuner: Any) -> None:
         )
 
 
-def check_options(made: list[Any], result: Callable[[Any], dict]) -> None:
-    """Every option changes the result from one of the SETTINGS."""
+def check_options(made: list[Any], result: Callable[[Any], dict], besides: Collection[str] = ()) -> None:
+    """Every option changes the result from one of the SETTINGS, besides those that the part itself does not read."""
     part = type(made[0])
     results = [result(one) for one in made]
-    silent = set(part.model_fields)
+    silent = set(part.model_fields) - set(besides)
     for i, one in enumerate(made):
         for j in range(i):
             differing = {name for name in silent if getattr(one, name) != getattr(made[j], name)}
@@ -341,9 +345,9 @@ def check_ranks(objective: Objective, tuner: Any) -> None:
     """Two ranks, that share an update's micro-batches, both take the step of one process."""
     batching = Batching(RECORDS, 40, "padded")
     whole = trained(objective, tuner, batching)
-    meeting = _Meeting()
+    meeting = Meeting(2)
     rows = rows_for(objective)
-    runs = [trainer(objective, tuner, rows, batching, world=_Peer(rank, 2, meeting)) for rank in range(2)]
+    runs = [trainer(objective, tuner, rows, batching, world=Peer(rank, 2, meeting)) for rank in range(2)]
     starts = [{name: p.detach().clone() for name, p in run.masters.master.items()} for run in runs]
     with ThreadPoolExecutor(2) as pool:
         pending = [pool.submit(meeting.attend, run.train) for run in runs]
@@ -354,53 +358,6 @@ def check_ranks(objective: Objective, tuner: Any) -> None:
         error = apart(whole, {name: p.detach() - start[name] for name, p in run.masters.master.items()})
         if not error <= TOLERANCE:
             raise Failed(f"on two ranks the gradient differs by {error:.1e} (allowed {TOLERANCE:.0e})")
-
-
-class _Meeting:
-    """Where two threads exchange what two processes would."""
-
-    def __init__(self) -> None:
-        self.barrier = Barrier(2, timeout=120)
-        self.brought: list[Any] = [None, None]
-
-    def exchange(self, rank: int, value: Any) -> list[Any]:
-        self.brought[rank] = value
-        self.barrier.wait()
-        everything = list(self.brought)
-        self.barrier.wait()
-        return everything
-
-    def attend(self, work: Callable[[], Any]) -> None:
-        """Work; if it breaks off, the other does not wait for ever."""
-        try:
-            work()
-        except BaseException:
-            self.barrier.abort()
-            raise
-
-
-@dataclass(frozen=True)
-class _Peer(World):
-    """One of two ranks that live in one process."""
-
-    meeting: Any = None
-
-    def sum_numbers(self, numbers: dict[str, float]) -> dict[str, float]:
-        everyone = self.meeting.exchange(self.rank, dict(numbers))
-        names = dict.fromkeys(name for theirs in everyone for name in theirs)
-        return {name: sum(theirs.get(name, 0.0) for theirs in everyone) for name in names}
-
-    def sum_tensors(self, tensors: Iterable[Tensor]) -> None:
-        mine = list(tensors)
-        everyone = self.meeting.exchange(self.rank, [tensor.detach().clone() for tensor in mine])
-        for tensor, *all_of_it in zip(mine, *everyone, strict=True):
-            tensor.copy_(sum(all_of_it))
-
-    def gather(self, item: Any) -> list[Any]:
-        return self.meeting.exchange(self.rank, item)
-
-    def barrier(self) -> None:
-        self.meeting.exchange(self.rank, None)
 
 
 def objective_checks(part: type[Any]) -> Iterator[tuple[str, Callable[[], None]]]:
@@ -442,25 +399,38 @@ def tuner_checks(part: type[Any]) -> Iterator[tuple[str, Callable[[], None]]]:
         yield f"composes with {name}", lambda name=name: check_resume(parts.build("objective", name), made[0])
 
 
-def selector_checks(part: type[Any]) -> Iterator[tuple[str, Callable[[], None]]]:
-    """The checks of a selector."""
-    from luthier.steps.conformance_selectors import checks
+def _checks_in(slot: str) -> Checks:
+    """The checks of a slot that has a file of its own, which imports this one."""
 
-    return checks(part)
+    def found(part: type[Any]) -> Iterator[tuple[str, Callable[[], None]]]:
+        from luthier.steps import (
+            conformance_advantages,
+            conformance_rewards,
+            conformance_selectors,
+            conformance_strategies,
+            conformance_subsets,
+        )
+
+        files = {
+            "selector": conformance_selectors,
+            "advantage": conformance_advantages,
+            "reward": conformance_rewards,
+            "strategy": conformance_strategies,
+            "subset": conformance_subsets,
+        }
+        return files[slot].checks(part)
+
+    return found
 
 
-def advantage_checks(part: type[Any]) -> Iterator[tuple[str, Callable[[], None]]]:
-    """The checks of an advantage."""
-    from luthier.steps.conformance_advantages import checks
-
-    return checks(part)
-
-
-CHECKS = {
+CHECKS: dict[str, Checks] = {
     "objective": objective_checks,
     "tuner": tuner_checks,
-    "selector": selector_checks,
-    "advantage": advantage_checks,
+    "selector": _checks_in("selector"),
+    "advantage": _checks_in("advantage"),
+    "reward": _checks_in("reward"),
+    "strategy": _checks_in("strategy"),
+    "subset": _checks_in("subset"),
 }
 
 

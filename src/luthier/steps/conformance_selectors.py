@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import tempfile
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +15,12 @@ from torch import Tensor
 
 from luthier import parts
 from luthier.engine.budget import Budget
-from luthier.engine.distributed import World
 from luthier.engine.score import with_column
 from luthier.engine.trainer import Batching, Saving, Trainer
 from luthier.errors import RunError
 from luthier.select.base import Selector
 from luthier.steps.conformance import LAYOUTS, RECORDS, Failed, check_options, tiny_rows, trainer, variants
+from luthier.steps.conformance_ranks import Meeting, Peer
 from luthier.types import Row
 
 CANDIDATES = 10
@@ -78,51 +76,12 @@ def check_selection_ranks(selector: Selector) -> None:
     """Two ranks keep the same records as one, update after update."""
     batching = Batching(CANDIDATES, 40)
     whole = kept_records(selector, batching)
-    meeting = _Meeting(2)
-    runs = [_selecting(selector, batching, world=_Beside(rank, 2, meeting)) for rank in range(2)]
+    meeting = Meeting(2)
+    runs = [_selecting(selector, batching, world=Peer(rank, 2, meeting)) for rank in range(2)]
     with ThreadPoolExecutor(2) as pool:
         found = [one.result(timeout=120) for one in [pool.submit(_noted, run) for run in runs]]
     if any(one != whole for one in found):
         raise Failed("two ranks keep other records than one: does a score look at more than its own record?")
-
-
-class _Meeting:
-    """Where threads that play ranks exchange what they have."""
-
-    def __init__(self, size: int):
-        self.barrier = threading.Barrier(size, timeout=60)
-        self.brought: list[Any] = [None] * size
-
-    def exchange(self, rank: int, item: Any) -> list[Any]:
-        """Everyone's item, once all have brought theirs."""
-        self.brought[rank] = item
-        self.barrier.wait()
-        everyone = list(self.brought)
-        self.barrier.wait()
-        return everyone
-
-
-@dataclass(frozen=True)
-class _Beside(World):
-    """A rank whose peers are threads of this process."""
-
-    meeting: Any = None
-
-    def sum_numbers(self, numbers: dict[str, float]) -> dict[str, float]:
-        everyone = self.gather(numbers)
-        names = dict.fromkeys(name for theirs in everyone for name in theirs)
-        return {name: sum(theirs.get(name, 0.0) for theirs in everyone) for name in names}
-
-    def gather(self, item: Any) -> list[Any]:
-        return self.meeting.exchange(self.rank, item)
-
-    def sum_tensors(self, tensors: Any) -> None:
-        mine = list(tensors)
-        for pieces in zip(*self.gather([tensor.clone() for tensor in mine]), strict=True):
-            mine.pop(0).copy_(torch.stack(list(pieces)).sum(0))
-
-    def barrier(self) -> None:
-        self.gather(None)
 
 
 def check_selection_resume(selector: Selector) -> None:

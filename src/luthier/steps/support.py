@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations
 
 from luthier import parts
-from luthier.steps.conformance import Outcome, run_checks
+from luthier.steps.conformance import CHECKS, Outcome, run_checks
 from luthier.steps.conformance_pairs import PAIRED, Combination, Trial, catalogued, trials
 
 HEAD = """# What works with what
@@ -26,10 +26,10 @@ CHECKED = """## What each part passes
 
 
 def fingerprint() -> str:
-    """A hash of what the catalogue says of all parts of the matrix: names, options, constants."""
+    """A hash of what the catalogue says of all parts of the matrix: slots, names, options, constants."""
     said = [
         [slot, entry.name, entry.options, sorted(entry.constants.items())]
-        for slot in PAIRED
+        for slot in CHECKS
         for entry in parts.catalogue(slot)
     ]
     return hashlib.sha256(json.dumps(said, default=repr).encode()).hexdigest()[:16]
@@ -88,11 +88,11 @@ def main() -> None:
     names = catalogued()
     print("pairs", file=sys.stderr)
     found = trials(names)
-    outcomes: dict[str, dict[str, list[Outcome]]] = {slot: {} for slot in names}
-    for slot in names:
-        for name in names[slot]:
-            print(f"{slot} {name}", file=sys.stderr)
-            outcomes[slot][name] = list(run_checks(slot, parts.load(slot, name)))
+    outcomes: dict[str, dict[str, list[Outcome]]] = {slot: {} for slot in CHECKS}
+    for slot, by_part in outcomes.items():
+        for entry in parts.catalogue(slot):
+            print(f"{slot} {entry.name}", file=sys.stderr)
+            by_part[entry.name] = list(run_checks(slot, parts.load(slot, entry.name)))
     print(page(found, outcomes), end="")
 
 
