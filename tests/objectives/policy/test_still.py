@@ -81,7 +81,7 @@ def test_a_divergence_moves_every_answer(read):
 
 def test_a_sum_reads_what_one_of_its_members_moves(read):
     rows = rows_with(SOME)
-    run([{"kind": "grpo"}, {"kind": "sft", "coef": 0.1}], rows)
+    run([{"objective": {"kind": name}, "coefficient": 1.0} for name in ("grpo", "sft")], rows)
     assert set(read) == {row.record for row in rows}
 
 
