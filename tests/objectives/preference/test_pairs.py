@@ -16,7 +16,7 @@ from luthier.errors import RecipeError
 from luthier.models.policy import TokenPolicy
 from luthier.objectives.base import Update, build_objective
 from luthier.objectives.preference.base import PairObjective, pair_view
-from luthier.steps.conformance import tiny_labelled, tiny_model, tiny_pairs, tiny_rows, trainer
+from luthier.steps.conformance import apart, tiny_labelled, tiny_model, tiny_pairs, tiny_rows, trained, trainer
 from luthier.steps.ground import training_rows
 from luthier.types import Row, Stream
 
@@ -71,6 +71,15 @@ def test_a_pair_is_one_record_of_an_update():
     run.train()
     assert [event["records"] for event in seen] == [3, 6, 9, 12, 14]
     assert run.position.tokens == 2 * sum(len(row) for row in tiny_pairs(7))
+
+
+@pytest.mark.parametrize("layout", ["padded", "packed", "shared"])
+def test_a_pair_that_is_drawn_twice_counts_twice(layout):
+    whole, twice = (
+        trained(DPO, parts.build("tuner", "full"), Batching(records, 10_000, layout), rows=tiny_pairs())
+        for records in (8, 16)
+    )
+    assert apart(whole, twice) < 1e-6  # the mean over 8 pairs is the mean over each of them twice
 
 
 def test_objectives_without_pairs_learn_the_chosen_answers():

@@ -61,12 +61,13 @@ class PairObjective(Objective):
 
 
 def pair_view(policy: TokenPolicy, batch: Batch, update: Update) -> PairView:
-    """One forward over the pairs of a micro-batch, in whatever order their rows stand."""
+    """One forward over the pairs of a micro-batch, in whatever order their rows stand; one drawn twice is two."""
     both = sequence_view(policy, batch, update)
-    place = {(atom, side): row for row, (atom, side) in enumerate(zip(batch.atoms, _sides(batch), strict=True))}
-    chosen = [row for (_, side), row in place.items() if side]
-    rejected = [place[batch.atoms[row], False] for row in chosen]
-    return PairView(*(both.take(torch.tensor(rows, device=batch.ids.device)) for rows in (chosen, rejected)))
+    chosen, rejected = [], {}
+    for row, side in enumerate(_sides(batch)):
+        chosen.append(row) if side else rejected.setdefault(batch.atoms[row], []).append(row)
+    other = [rejected[batch.atoms[row]].pop() for row in chosen]
+    return PairView(*(both.take(torch.tensor(rows, device=batch.ids.device)) for rows in (chosen, other)))
 
 
 class LabelObjective(SequenceObjective):
