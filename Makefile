@@ -7,8 +7,10 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --no-com
 # the compiled form of those it really imports, unless this variable forbids it.
 unexport PYTHONDONTWRITEBYTECODE
 PYTEST := $(BIN)/python -m pytest -q
+PEERS := build/trl-venv/bin/python
+PEER_TESTS := tests/objectives tests/tuners tests/models
 
-.PHONY: help setup demo test test-full lint format nano support clean
+.PHONY: help setup demo test test-full test-peers lint format nano support clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -25,6 +27,12 @@ test: setup  ## lint and all quick tests (under 10 minutes on 2 cores)
 
 test-full: setup  ## every test, slow ones too
 	OMP_NUM_THREADS=1 $(PYTEST) -n 2
+
+test-peers: setup  ## loss and gradients beside TRL, PEFT and torch, with how far apart they are (makes build/trl-venv once)
+	$(BIN)/python -c 'import sys; sys.path.insert(0, "bench"); import trl_sft; trl_sft.trl_environment()'
+	$(PEERS) -m pip --disable-pip-version-check install --quiet --constraint constraints.txt pytest hypothesis pydantic rich typer
+	OMP_NUM_THREADS=1 $(PEERS) -m pytest -q -rP -m peers $(PEER_TESTS) > build/peers.txt || { cat build/peers.txt; exit 1; }
+	@grep -E 'gradient [0-9]|weights [0-9]|passed' build/peers.txt
 
 lint: setup  ## ruff and pyright
 	$(BIN)/ruff check .

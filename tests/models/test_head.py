@@ -109,3 +109,24 @@ def test_target_logprob_gradient():
     logits = torch.randn(4, 6, dtype=torch.float64, requires_grad=True)
     targets = torch.tensor([0, 5, 2, 2])
     assert torch.autograd.gradcheck(lambda z: target_logprob(z, targets), (logits,))
+
+
+@pytest.mark.peers
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("dtype, allowed", [(torch.float64, 1e-12), (torch.float32, 1e-5)])
+def test_sum_equals_torchs_linear_cross_entropy(bias, dtype, allowed):
+    theirs = getattr(nn.functional, "linear_cross_entropy", None)
+    if theirs is None:
+        pytest.skip("this torch has no linear_cross_entropy")
+    output, hidden, targets = setup(bias)
+    output, hidden = output.to(dtype), hidden.detach().to(dtype).requires_grad_()
+    ours = Head(output).sum(hidden, lambda s, z: -target_logprob(z, targets[s])) / len(targets)
+    parameters = [hidden, *output.parameters()]
+    found = [ours, *gradients(ours, *parameters)]
+    for chunks in (None, nn.LinearCrossEntropyOptions(batch_chunk_size=4)):
+        loss = theirs(hidden, output.weight, targets, linear_bias=output.bias, options=chunks)
+        wanted = [loss, *gradients(loss, *parameters)]
+        errors = [float(((a - b).norm() / b.norm()).detach()) for a, b in zip(found, wanted, strict=True)]
+        how = "whole" if chunks is None else "in chunks"
+        print(f"linear_cross_entropy, {dtype}, {how}: loss {errors[0]:.1e}, gradient {max(errors[1:]):.1e}")
+        assert max(errors) <= allowed

@@ -13,7 +13,9 @@ from luthier.data.batches import collate
 from luthier.engine.trainer import Batching
 from luthier.steps.conformance import tiny_model, tiny_rows, trained, with_streams
 from luthier.types import Stream
+from peers import Ours, agree
 
+pytestmark = pytest.mark.peers
 STREAMS = ("old_logprobs", "logprobs:initial")
 GRPO = {
     "grpo": ({"norm": "sequence"}, {"loss_type": "grpo"}),
@@ -78,18 +80,16 @@ class Peer:
         }
 
 
-def compare(trainer_class, spec, more):
+def compare(name, trainer_class, spec, more):
     peer = Peer(collate(rows()), **more)
     theirs = trainer_class._compute_loss(peer, peer.model, peer.inputs())
     theirs.backward()
     events = []
     objective = parts.build("objective", spec)
     whole = Batching(8, 10_000)
-    ours = trained(objective, parts.build("tuner", "full"), whole, rows=rows(), disturb=False, observe=events.append)
-    assert events[0]["loss"] == pytest.approx(float(theirs.detach()), rel=1e-5)
-    for name, parameter in peer.model.named_parameters():
-        if parameter.grad is not None:
-            assert torch.allclose(-ours[name], parameter.grad, rtol=1e-4, atol=1e-7), name
+    change = trained(objective, parts.build("tuner", "full"), whole, rows=rows(), disturb=False, observe=events.append)
+    found = Ours(peer.model, events[0], {parameter: -moved for parameter, moved in change.items()})
+    agree(name, found, theirs, peer.model)
     return events[0], peer._metrics["train"]
 
 
@@ -97,7 +97,7 @@ def compare(trainer_class, spec, more):
 def test_grpo_equals_trl(name):
     trl = pytest.importorskip("trl")
     options, more = GRPO[name]
-    meters, theirs = compare(trl.GRPOTrainer, {"kind": "grpo", **options}, more)
+    meters, theirs = compare(name, trl.GRPOTrainer, {"kind": "grpo", **options}, more)
     if "clip_ratio/region_mean" in theirs and "ratio" not in options:
         assert meters["clip_fraction"] == pytest.approx(theirs["clip_ratio/region_mean"][0], abs=1e-6)
     if "kl" in theirs:
@@ -106,6 +106,5 @@ def test_grpo_equals_trl(name):
 
 def test_rloo_equals_trl():
     trl = pytest.importorskip("trl")
-    compare(
-        trl.RLOOTrainer, {"kind": "rloo", "clip_low": 0.9, "clip_high": 9.0}, {"epsilon_low": 0.9, "epsilon_high": 9.0}
-    )
+    options, more = {"clip_low": 0.9, "clip_high": 9.0}, {"epsilon_low": 0.9, "epsilon_high": 9.0}
+    compare("rloo", trl.RLOOTrainer, {"kind": "rloo", **options}, more)

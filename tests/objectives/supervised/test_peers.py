@@ -1,0 +1,37 @@
+"""sft and dft against TRL's SFTTrainer, and sft against the loss of transformers itself: the same rows and weights."""
+
+import pytest
+
+from luthier.steps.conformance import tiny_rows
+from peers import agree, labelled, ours, padded, trl_trainer
+
+pytestmark = pytest.mark.peers
+
+
+def rows():
+    """Records whose targets weigh the same."""
+    found = tiny_rows()
+    for row in found:
+        row.streams["weights"].values[:] = row.streams["weights"].values != 0
+    return found
+
+
+@pytest.mark.parametrize("loss", ["nll", "dft"])
+def test_equals_trl(loss, tmp_path):
+    trl = pytest.importorskip("trl")
+    name = {"nll": "sft", "dft": "dft"}[loss]
+    found = ours(name, rows())
+    peer = trl_trainer(trl.SFTTrainer, trl.SFTConfig, found.model, tmp_path, ("text",), {"loss_type": loss})
+    ids, mask, targets = padded(rows())
+    inputs = {"input_ids": ids, "attention_mask": mask, "labels": labelled(ids, targets)}
+    theirs = peer.compute_loss(peer.model.train(), inputs, num_items_in_batch=targets.sum())
+    theirs.backward()
+    agree(f"{name}, TRL", found, theirs, peer.model)
+
+
+def test_sft_equals_transformers():
+    found = ours("sft", rows())
+    ids, mask, targets = padded(rows())
+    theirs = found.model(input_ids=ids, attention_mask=mask, labels=labelled(ids, targets)).loss
+    theirs.backward()
+    agree("sft, transformers", found, theirs, found.model)
