@@ -64,6 +64,9 @@ def test_overrides_reach_a_step():
         ({"a": {"do": "generate", "samples": 0}}, "samples"),
         ({"a": {"do": "generate", "instruction": "hello"}}, "{prompt}"),
         ({"a": {"do": "select"}}, "subset"),
+        ({"a": {"do": "score", "entropy": "yes"}}, "entropy: expected true or false"),
+        ({"a": {"do": "score", "subset": "right"}}, "it has from, data, entropy, reward"),
+        ({"a": {"do": "score"}, "b": {"do": "train", "data": "a"}}, "'a' is not known here"),
         ({"a": {"do": "loop"}}, "needs `steps`"),
         ({"a": {"do": "loop", "rounds": 0, "steps": {"train": {}}}}, "rounds"),
         ({"a": {"do": "loop", "carry": "yes", "steps": {"train": {}}}}, "carry"),
@@ -88,3 +91,33 @@ def test_mistakes_inside_a_step_show_when_the_recipe_is_read(steps, said):
     with pytest.raises(RecipeError) as error:
         load(steps)
     assert said in str(error.value)
+
+
+PIPELINES = ["fare", "grape", "s2l", "s3ft", "two_stage"]
+
+
+@pytest.mark.parametrize("name", PIPELINES)
+def test_a_method_that_is_a_pipeline_is_refused_on_a_recipe_with_steps(name):
+    content = {**BASE, "steps": {"warm": {"do": "train"}, "learn": {"do": "train"}}}
+    with pytest.raises(RecipeError, match=f"`{name}` is a pipeline .*steps of its own .warm, learn; recipe") as error:
+        load_recipe(content, methods=[name])
+    assert f"luthier methods {name}" in error.value.hint
+    whole = load_recipe(BASE, methods=[name])
+    again = load_recipe(whole.to_lock(), methods=[name])  # its own steps are no others
+    assert list(again.settings.steps) == list(whole.settings.steps)
+
+
+def test_two_pipelines_are_not_one(tmp_path):
+    with pytest.raises(RecipeError, match=r"`fare` \(rounds\) and `s2l` \(proxy, chosen, train\) are both pipelines"):
+        load_recipe(BASE, methods=["fare+s2l"])
+    (tmp_path / "wide.yaml").write_text("about: wide\nmethod: {steps: {train: {train: {batch: {records: 3}}}}}\n")
+    stages = stages_of(load_recipe(BASE, methods=["s3ft+wide+dft"], base=tmp_path))
+    assert stages[-1].recipe.settings.train.batch.records == 3  # a change of its blocks is no pipeline
+    assert stages[-1].recipe.settings.train.objective["kind"] == "dft"
+
+
+def test_every_pipeline_of_the_package_is_tried_here():
+    from luthier.recipe import list_methods
+    from luthier.recipe.methods import steps_of
+
+    assert [method.name for method in list_methods() if steps_of(method)] == PIPELINES

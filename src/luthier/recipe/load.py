@@ -21,7 +21,7 @@ from luthier.recipe.merge import (
     describe,
     parse_overrides,
 )
-from luthier.recipe.methods import apply_advice, find_method, refuse_conflicts
+from luthier.recipe.methods import apply_advice, find_method, refuse_conflicts, refuse_steps
 from luthier.recipe.resolve import Recipe, resolve
 from luthier.recipe.settings import PARTS, SOURCES, Train, copy, expand
 from luthier.recipe.stages import stages_of
@@ -53,6 +53,7 @@ def load_recipe(
     check_keys(command_line)
     folders = tuple(dict.fromkeys((Path.cwd(), start.base)))
     patches = [patch for name in methods for patch in find_method(name, folders)]
+    refuse_steps(patches, start.merged)
     refuse_conflicts(patches)
     for layer in (*(patch.method for patch in patches), command_line):
         start.merged.add(_from_base(layer, start.base))

@@ -196,6 +196,36 @@ def refuse_conflicts(methods: list[Method]) -> None:
             )
 
 
+def refuse_steps(methods: list[Method], merged: Merged) -> None:
+    """A method that is a pipeline brings all steps; those of a recipe, or of another one, would run around them.
+
+    Raises:
+        RecipeError: names the method, its steps and the others.
+    """
+    own = list(merged.data.get("steps") or {})
+    pipelines = [method for method in methods if steps_of(method)]
+    for method in pipelines:
+        if own and own != steps_of(method):
+            raise RecipeError(
+                f"The method `{method.name}` is a pipeline ({', '.join(steps_of(method))}), and the recipe has steps of"
+                f" its own ({', '.join(own)}; {merged.origin(('steps',))}).",
+                f"Use it on a recipe without `steps:`, or write its steps there (`luthier methods {method.name}`).",
+            )
+    if len(pipelines) > 1:
+        first, second = pipelines[:2]
+        raise RecipeError(
+            f"The methods `{first.name}` ({', '.join(steps_of(first))}) and `{second.name}`"
+            f" ({', '.join(steps_of(second))}) are both pipelines.",
+            "Compare them as two methods, or write a recipe with the `steps:` that you want.",
+        )
+
+
+def steps_of(method: Method) -> list[str]:
+    """The steps of a method that is a pipeline; one that only changes blocks of steps has none."""
+    steps = method.method.data.get("steps") or {}
+    return list(steps) if any("do" in (step or {}) for step in steps.values()) else []
+
+
 def shared_key(first: Method, second: Method) -> str | None:
     """The first key that both patches write, or one that lies inside a block that the other writes."""
     for key, _ in leaves(second.method.data):

@@ -22,6 +22,7 @@ VERBS: dict[str, tuple[str, ...]] = {
     "rl": ("from", "data", "share", "train", "rl", "reward"),
     "generate": ("from", "data", "generate", "reward", "samples", "instruction", "unless"),
     "select": ("from", "data", "subset"),
+    "score": ("from", "data", "entropy", "reward"),
     "evaluate": ("from", "generate"),
     "loop": ("data", "share", "rounds", "carry", "steps"),
 }
@@ -126,6 +127,12 @@ def _select(name: str, step: dict[str, Any], scope: _Scope) -> dict[str, Any]:
     return {**step, "subset": dict(subset)}
 
 
+def _score(name: str, step: dict[str, Any], scope: _Scope) -> dict[str, Any]:
+    if type(step.setdefault("entropy", False)) is not bool:
+        raise ValueError(f"step `{name}`: entropy: expected true or false, found {step['entropy']!r}")
+    return step
+
+
 def _loop(name: str, step: dict[str, Any], scope: _Scope) -> dict[str, Any]:
     rounds, carry = step.setdefault("rounds", 2), step.setdefault("carry", False)
     if type(rounds) is not int or rounds < 1:
@@ -141,7 +148,7 @@ def _loop(name: str, step: dict[str, Any], scope: _Scope) -> dict[str, Any]:
     return {**step, "steps": body}
 
 
-_OWN = {"train": _train, "generate": _generate, "select": _select, "loop": _loop}
+_OWN = {"train": _train, "generate": _generate, "select": _select, "score": _score, "loop": _loop}
 
 
 def _with_shares(steps: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:

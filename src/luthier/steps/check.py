@@ -128,7 +128,7 @@ def _print_methods(recipe: Recipe, prepared: Prepared, console: Console) -> None
         fits.append(f"{method.name} {total / 1e9:.1f} GB")
     console.print(f"[bold]methods[/] {' · '.join(fits)}  [dim](estimated peak; {_available()})[/]", highlight=False)
     if refused:
-        console.print(f"        not: {'; '.join(refused)}", markup=False)
+        console.print(f"        not: {'; '.join(refused)}", markup=False, emoji=False)
 
 
 def _memory(recipe: Recipe, prepared: Prepared) -> memory.Estimate:

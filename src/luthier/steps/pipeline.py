@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -20,7 +20,7 @@ from luthier import parts
 from luthier.data.batches import data_order
 from luthier.engine.checkpoint import save_companions
 from luthier.engine.probe import Trajectory
-from luthier.engine.score import Column, score
+from luthier.engine.score import score
 from luthier.engine.trainer import Trainer
 from luthier.errors import RecipeError, RunError
 from luthier.models.policy import TokenPolicy
@@ -33,9 +33,10 @@ from luthier.steps.evaluate import evaluate_sets
 from luthier.steps.ground import Ground, build_tuners, micro_tokens, stand
 from luthier.steps.journal import Journal
 from luthier.steps.record import Run, fingerprint
+from luthier.steps.scores import score_candidates, scored_columns, scores_facts, write_scores
 from luthier.steps.stop import Stop
 from luthier.steps.train import carry_probe, trained_facts, training
-from luthier.steps.verify import PROBED
+from luthier.steps.verify import PROBED, SCORED
 from luthier.types import Candidate
 
 Status = Literal["done", "stopped"]
@@ -85,7 +86,7 @@ class Work:
     records: dict[str, list[Candidate]] = field(default_factory=dict)
     stages: dict[str, dict[str, Any]] = field(default_factory=dict)
     live: dict[str, Trainer] = field(default_factory=dict)
-    columns: dict[str, Column] = field(default_factory=dict)
+    columns: dict[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def carry_out(self, stages: Sequence[Stage]) -> Status:
         """All steps in order; "stopped" when one was asked to end."""
@@ -289,9 +290,10 @@ def _select(work: Work, stage: Stage, folder: Path) -> None:
 
 
 def _columns(work: Work, stage: Stage, candidates: Sequence[Candidate], names: Sequence[str]) -> dict[str, Any]:
-    """What the newest probe left, and what a score pass of the step's model gives for the candidates' rows."""
-    columns = {name: work.columns[name] for name in names if name in PROBED}
-    asked = [name for name in names if name not in PROBED]
+    """What the newest probe or score step left, and what a score pass of the step's model gives for their rows."""
+    columns = {name: work.columns[name] for name in names if name in (*PROBED, *SCORED)}
+    _refuse_unscored(stage, candidates, {name: columns[name] for name in columns if name in SCORED})
+    asked = [name for name in names if name not in columns]
     if asked:
         rows, micro = (
             [one.row for one in candidates],
@@ -301,6 +303,26 @@ def _columns(work: Work, stage: Stage, candidates: Sequence[Candidate], names: S
     return columns
 
 
+def _score(work: Work, stage: Stage, folder: Path) -> None:
+    """How likely each answer is under the step's model, and what the judge says; read back when it is there."""
+    path, candidates = folder / "scores.jsonl", work._inputs(stage)
+    if not path.is_file():
+        work.journal.phase(f"score {stage.name}")
+        lines = score_candidates(
+            replace(work.ground, recipe=stage.recipe),
+            TokenPolicy(work.model_of(stage)),
+            candidates,
+            entropy=stage.block["entropy"],
+            judge_again="reward" in stage.block,
+            tokens=micro_tokens(stage.recipe, work.model_of(stage), work.ground.device),
+            log=work.journal.event,
+        )
+        write_scores(path, lines)
+    lines = read_jsonl(path)
+    work.columns |= scored_columns(lines)
+    work.stages[work.label(folder)] = scores_facts(lines, sum(len(one.row) for one in candidates))
+
+
 def _evaluate(work: Work, stage: Stage, folder: Path) -> None:
     """Scores of the model as it is between two steps."""
     ground = replace(work.ground, recipe=stage.recipe)
@@ -308,9 +330,21 @@ def _evaluate(work: Work, stage: Stage, folder: Path) -> None:
     work.stages[work.label(folder)] = {"do": "evaluate", "evaluation": found}
 
 
+def _refuse_unscored(stage: Stage, candidates: Sequence[Candidate], columns: dict[str, Any]) -> None:
+    """Raise RunError where a score step looked at other answers than those that are chosen from."""
+    for name, column in columns.items():
+        if missing := [one.row.record for one in candidates if one.row.record not in column]:
+            raise RunError(
+                f"Step `{stage.name}` chooses by `{name}`, which {len(missing)} of {len(candidates)} answers lack, such"
+                f" as {missing[0]}.",
+                "Let the `score` step before it look at the same `data`.",
+            )
+
+
 VERBS: dict[str, Callable[[Work, Stage, Path], None]] = {
     "generate": _generate,
     "select": _select,
+    "score": _score,
     "evaluate": _evaluate,
 }
 

@@ -20,6 +20,10 @@ PROBED = ("trajectory",)
 """Columns that a probe of a training before leaves."""
 
 
+SCORED = ("sum_logprob", "mean_logprob", "tokens", "reward", "entropy")
+"""Columns that a score step leaves, one value per answer."""
+
+
 def verify(stages: Sequence[Stage]) -> None:
     """Refuse steps whose parts cannot work together.
 
@@ -28,12 +32,12 @@ def verify(stages: Sequence[Stage]) -> None:
             in a senseless order, or that compare groups of one answer; a choice by losses that no step looks at;
             answers of another model where those of the model at hand are needed.
     """
-    probed = False
+    known: set[str] = set()
     for stage in flat(stages):
-        probed = probed or bool(stage.block.get("probe"))
+        known |= _left_by(stage)
         _answers_itself(stage)
-        if stage.do == "select" and not probed:
-            _needs_no_probe(stage)
+        if stage.do == "select":
+            _columns_are_known(stage, known)
         if stage.do in ("train", "rl"):
             _objective_fits(stage)
         if stage.do == "rl":
@@ -95,9 +99,22 @@ def _objective_fits(stage: Stage) -> None:
         )
 
 
-def _needs_no_probe(stage: Stage) -> None:
+def _left_by(stage: Stage) -> set[str]:
+    """The columns that a step leaves for choices behind it."""
+    if stage.do == "score":
+        return {name for name in SCORED if name != "entropy" or stage.block["entropy"]}
+    return set(PROBED) if stage.block.get("probe") else set()
+
+
+def _columns_are_known(stage: Stage, known: set[str]) -> None:
     part = parts.build("subset", stage.block["subset"], stage.recipe.base)
-    if wanted := [read for read in part.READS if read in PROBED]:
+    wanted = [read for read in part.READS if read in (*PROBED, *SCORED) and read not in known]
+    if wanted and wanted[0] in SCORED:
+        raise RecipeError(
+            f"The step `{stage.name}` chooses by `{wanted[0]}`, and no `score` step before it gives that.",
+            f"Put one before it: `scores: {{do: score, data: ..., entropy: {str(wanted[0] == 'entropy').lower()}}}`.",
+        )
+    if wanted:
         raise RecipeError(
             f"The step `{stage.name}` chooses by `{wanted[0]}`, the losses over a training, and no step before it has"
             " a probe.",
