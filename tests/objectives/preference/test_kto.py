@@ -109,6 +109,14 @@ def test_the_baseline_is_held_constant(above_zero):
     conformance_derivative.check_derivative(Held(desirable_weight=3.0), FULL)  # at 1, good and bad answers cancel
 
 
+def test_a_negative_estimate_is_no_baseline():
+    events = []
+    found, without = (
+        trained(one, FULL, WHOLE, rows=tiny_labelled(), observe=events.append) for one in (kto(), kto(baseline="zero"))
+    )
+    assert events[0]["kl"] == 0 and conformance.apart(found, without) == 0
+
+
 def test_pairs_are_two_answers():
     pairs = tiny_pairs()
     apart = [as_atom(row.record, [replace(row, part_of="")], label(row))[0] for row in pairs]
