@@ -29,7 +29,7 @@ test-full: setup  ## every test, slow ones too
 	OMP_NUM_THREADS=1 $(PYTEST) -n 2
 
 test-peers: setup  ## loss and gradients beside TRL, PEFT and torch, with how far apart they are (makes build/trl-venv once)
-	$(BIN)/python -c 'import sys; sys.path.insert(0, "bench"); import trl_sft; trl_sft.trl_environment()'
+	$(BIN)/python -c 'import sys; sys.path.insert(0, "bench"); import beside_trl; beside_trl.trl_environment()'
 	$(PEERS) -m pip --disable-pip-version-check install --quiet --constraint constraints.txt pytest hypothesis pydantic rich typer
 	OMP_NUM_THREADS=1 $(PEERS) -m pytest -q -rP -m peers $(PEER_TESTS) > build/peers.txt || { cat build/peers.txt; exit 1; }
 	@grep -E 'gradient [0-9]|weights [0-9]|passed' build/peers.txt
