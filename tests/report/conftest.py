@@ -39,6 +39,14 @@ def single(tmp_path_factory):
 
 
 @pytest.fixture
+def spending(several):
+    """Results with tokens beside training: dft looked and generated."""
+    changed = json.loads(json.dumps(several))
+    changed["rows"][2]["cost"] |= {"looked_tokens": 1_200_000, "generated_tokens": 34_567}
+    return changed
+
+
+@pytest.fixture
 def hostile(single):
     """Results in which everything a user can name holds markup."""
     changed = json.loads(json.dumps(single).replace('"sft"', json.dumps(HOSTILE)))

@@ -143,20 +143,27 @@ RL = {
 
 
 @pytest.mark.parametrize(
-    "name, more, number",
+    "name, more, number, counted",
     [
-        ("pipeline", {"steps": {"warm": {"do": "train"}, "polish": {"do": "train"}}}, 5),
-        ("s2l", {"methods": ["s2l"]}, 3),  # in the last training: what the probe saw is in the proxy's checkpoint
-        ("loop", {"methods": ["fare"], "reward": ["./always.py"]}, 4),
-        ("rl", RL, 2),  # in the middle of a stored rollout
+        ("pipeline", {"steps": {"warm": {"do": "train"}, "polish": {"do": "train"}}}, 5, ()),
+        (
+            "s2l",
+            {"methods": ["s2l"]},
+            3,
+            ("looked_tokens",),
+        ),  # in the last training: what the probe saw is in the proxy's checkpoint
+        ("loop", {"methods": ["fare"], "reward": ["./always.py"]}, 4, ("generated_tokens",)),
+        ("rl", RL, 2, ("generated_tokens",)),  # in the middle of a stored rollout
     ],
 )
-def test_stopped_in_the_middle_and_resumed_gives_the_same_bits(data, monkeypatch, name, more, number):
+def test_stopped_in_the_middle_and_resumed_gives_the_same_bits(data, monkeypatch, name, more, number, counted):
     whole = run_recipe(recipe(data, **more), data / "whole", [])
     stopped_at(monkeypatch, recipe(data, **more), data / "broken", number)
     again = run_recipe(recipe(data, **more), data / "broken", [])
     assert (whole["status"], again["status"]) == ("done", "done")
     assert same(data / "whole", data / "broken")
+    for spent in ("looked_tokens", "generated_tokens"):
+        assert whole["train"][spent] == again["train"][spent] and (whole["train"][spent] > 0) == (spent in counted)
     losses = [[line["loss"] for line in read_jsonl(data / n / "metrics.jsonl")] for n in ("whole", "broken")]
     assert losses[0] == losses[1]
 
@@ -165,6 +172,8 @@ def test_a_rollout_reports_rewards_and_counts_updates_without_a_signal(data):
     record = run_recipe(recipe(data, **{**RL, "reward": ["./always.py"]}), data / "run", [])
     lines = read_jsonl(data / "run" / "metrics.jsonl")
     assert [line["skipped"] for line in lines] == [1.0] * 5 and record["train"]["skipped_updates"] == 5
+    sampled = sum(2 * 4 * line["length"] for line in lines)
+    assert record["train"]["generated_tokens"] == pytest.approx(sampled) and record["train"]["tokens"] == 0
     assert all(line["reward"] == 1.0 and line["reward/always"] == 1.0 and line["length"] > 0 for line in lines)
     assert read_json(data / "run" / "run.json")["train"]["records"] == 10
 
@@ -179,6 +188,9 @@ def test_grape_where_nothing_is_right_but_gold_is_sft(data):
 def test_grape_takes_the_likeliest_right_answer_of_each_prompt(data):
     record = run_recipe(recipe(data, methods=["grape"], reward=["./always.py"]), data / "run", [])
     assert record["steps"]["right"]["kept"] == 5 * 12 and record["steps"]["chosen"]["kept"] == 12
+    steps, train = record["steps"], record["train"]
+    assert train["generated_tokens"] == steps["answers"]["generated_tokens"] > 0
+    assert train["looked_tokens"] == steps["chosen"]["looked_tokens"] > 0 and train["looked_rows"] == 5 * 12
     assert record["steps"]["chosen"]["sources"].get("answers", 0) > 6  # what a model writes is what it finds likely
 
 

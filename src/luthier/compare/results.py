@@ -146,7 +146,10 @@ def _cost(runs: Sequence[Run]) -> dict[str, Any]:
     return {
         **{
             key: mean([one.get(key) for one in train])
-            for key in ("tokens_per_second", "tokens", "target_tokens", "records", "updates", "trainable_parameters")
+            for key in (
+                *("tokens_per_second", "tokens", "target_tokens", "looked_tokens", "generated_tokens"),
+                *("records", "updates", "trainable_parameters"),
+            )
         },
         "peak_memory_bytes": max((one.get("peak_memory_bytes") or 0 for one in train), default=0) or None,
         "estimated_memory_bytes": mean([one.get("estimated_memory_bytes") for one in train]),

@@ -15,7 +15,8 @@ Unit = Literal["epochs", "records", "tokens", "updates", "seconds"]
 class Position:
     """Where a run stands. `tokens` went through a backward pass; `seconds` were spent in updates.
 
-    `records` were drawn; where a selector chose among them, it `looked` at so many rows and tokens, which is cost.
+    `records` were drawn; where a selector chose among them, it `looked` at so many rows and tokens, which is cost;
+    so are the tokens `generated` for it.
     """
 
     updates: int = 0
@@ -25,6 +26,7 @@ class Position:
     seconds: float = 0.0
     looked_rows: int = 0
     looked_tokens: int = 0
+    generated_tokens: int = 0
 
     def to_json(self) -> dict[str, float]:
         return asdict(self)

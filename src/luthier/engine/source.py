@@ -21,11 +21,13 @@ class Drawn:
         rows: what is trained on.
         records: how many records (or prompts) of the data it uses up.
         facts: further numbers to report with the update.
+        generated: tokens that were sampled to draw it.
     """
 
     rows: Sequence[Row]
     records: int
     facts: Mapping[str, float] = field(default_factory=dict)
+    generated: int = 0
 
 
 class Source(Protocol):

@@ -181,6 +181,7 @@ class Trainer:
             seconds=position.seconds,
             looked_rows=position.looked_rows + kept.looked_rows,
             looked_tokens=position.looked_tokens + kept.looked_tokens,
+            generated_tokens=position.generated_tokens + drawn.generated,
         )
 
     def _select(self, rows: Sequence[Row]) -> Kept:

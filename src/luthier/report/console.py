@@ -13,12 +13,13 @@ from luthier.report.table import Cell, build_table
 from luthier.report.words import Results, findings, headline, notes
 
 STYLES = {"good": "green", "bad": "red", "quiet": "dim", "": ""}
+ROOMY = 96  # columns from which there is room for what few methods have
 WIDE = 124  # columns from which an interval stands beside its number
 
 
 def print_report(results: Results, console: Console) -> None:
     """Print headline, table, findings, notes, warnings and failures."""
-    table = build_table(results)
+    table = build_table(results, narrow=console.width < ROOMY)
     wide = console.width >= WIDE
     shown = RichTable(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1) if wide else (0, 1, 0, 0))
     columns = [index for index in range(len(table.titles)) if wide or not _same_for_all(table.rows, index)]

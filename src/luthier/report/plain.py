@@ -34,6 +34,8 @@ COST = (
     "evaluate_seconds",
     "tokens",
     "target_tokens",
+    "looked_tokens",
+    "generated_tokens",
     "records",
     "updates",
     "trainable_parameters",

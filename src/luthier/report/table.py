@@ -7,7 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from luthier.report.formats import NONE, count, gigabytes, interval, minutes, p_value, percent, points, rate, signed
-from luthier.report.words import Results
+from luthier.report.words import Results, other_tokens
+
+OTHER = 6
+"""Where the tokens that were no training stand: behind the speed, if there are any."""
 
 VERDICTS = {
     ("differs", "methods"): "differs",
@@ -34,15 +37,23 @@ class Table:
     rows: tuple[tuple[Cell, ...], ...]
 
 
-def build_table(results: Results) -> Table:
-    """The rows in the order of the plan: the untrained model first, then the methods."""
-    titles = ("method", "target", f"change vs {results['baseline']}", "retain", "net", "tok/s", "peak GB", "min", "lr")
-    return Table(titles, tuple(_row(row, results) for row in results["rows"]))
+def build_table(results: Results, narrow: bool = False) -> Table:
+    """The rows in the order of the plan: the untrained model first, then the methods. `narrow` leaves the tokens that
+    were no training to the notes.
+    """
+    titles = ["method", "target", f"change vs {results['baseline']}", "retain", "net", "tok/s", "peak GB", "min", "lr"]
+    rows = [_row(row, results) for row in results["rows"]]
+    other = [other_tokens(row) for row in results["rows"]]
+    if any(other) and not narrow:
+        titles.insert(OTHER, "other tok")
+        for cells, value in zip(rows, other, strict=True):
+            cells.insert(OTHER, Cell(count(value or None)))
+    return Table(tuple(titles), tuple(tuple(cells) for cells in rows))
 
 
-def _row(row: Mapping[str, Any], results: Results) -> tuple[Cell, ...]:
+def _row(row: Mapping[str, Any], results: Results) -> list[Cell]:
     cost = row["cost"] or {}
-    return (
+    return [
         Cell(row["label"], _missing(row, results), "bad" if row["failed"] else ""),
         _target(row["target"]),
         _change(row["change"], row),
@@ -51,7 +62,7 @@ def _row(row: Mapping[str, Any], results: Results) -> tuple[Cell, ...]:
         Cell(gigabytes(cost.get("peak_memory_bytes"))),
         Cell(minutes(cost.get("train_seconds"))),
         Cell(rate(row["learning_rate"])),
-    )
+    ]
 
 
 def _missing(row: Mapping[str, Any], results: Results) -> str:

@@ -103,10 +103,19 @@ def notes(results: Results) -> list[str]:
         )
     budget = ", ".join(f"{key} {value:g}" for key, value in results["budget"].items())
     lines.append(f"budget: {budget} for every method; learning rate: {learning_rate_rule(results)}.")
+    others = [f"{row['label']} {count(other_tokens(row))}" for row in results["rows"] if other_tokens(row)]
+    if others:
+        lines.append(f"other tok: looked at to choose, or generated, outside the budget: {', '.join(others)}.")
     if results["tuning"]["runs"]:
         spent, number = duration(results["tuning"]["seconds"]), len(results["tuning"]["runs"])
         lines.append(f"tuning: {number} runs, {spent} in all, outside the budget.")
     return lines
+
+
+def other_tokens(row: Mapping[str, Any]) -> float:
+    """What a method computed beside training: tokens looked at and tokens generated."""
+    cost = row["cost"] or {}
+    return (cost.get("looked_tokens") or 0) + (cost.get("generated_tokens") or 0)
 
 
 def _test_note(results: Results) -> str:

@@ -233,7 +233,8 @@ class Work:
         trained = [one for one in self.stages.values() if one["do"] in ("train", "rl")]
         if self.run.recipe.settings.steps is None:
             return {"train": {name: value for name, value in trained[0].items() if name != "do"}}
-        return {"train": _together(trained), "steps": self.stages}
+        others = [one for one in self.stages.values() if one["do"] not in ("train", "rl")]
+        return {"train": _together(trained, others), "steps": self.stages}
 
 
 def _generate(work: Work, stage: Stage, folder: Path) -> None:
@@ -285,6 +286,8 @@ def _select(work: Work, stage: Stage, folder: Path) -> None:
     for one in chosen:
         sources[one.source] = sources.get(one.source, 0) + 1
     facts = {"do": "select", "candidates": len(candidates), "kept": len(chosen), "sources": sources}
+    if set(part.READS) - {*PROBED, *SCORED}:
+        facts |= {"looked_rows": len(candidates), "looked_tokens": sum(len(one.row) for one in candidates)}
     work.stages[work.label(folder)] = facts
     write_json(folder / "kept.json", {**facts, "rows": [one.row.record for one in chosen]})
 
@@ -361,10 +364,12 @@ def _derived(weights_id: str, stage: Stage) -> str:
     return hashlib.sha256(f"{weights_id}/{stage.name}/{fingerprint(stage.recipe)}".encode()).hexdigest()
 
 
-def _together(trained: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Several trainings as one: sums of what was used, the largest memory."""
+def _together(trained: Sequence[dict[str, Any]], others: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Several trainings as one: sums of what was used, also by `others` than trainings, the largest memory."""
     sums = ("updates", "records", "tokens", "targets", "target_tokens", "seconds", "skipped_updates")
     found: dict[str, Any] = {name: sum(one[name] for one in trained) for name in sums}
+    for name in ("looked_rows", "looked_tokens", "generated_tokens"):
+        found[name] = sum(one.get(name, 0) for one in (*trained, *others))
     largest = ("peak_memory_bytes", "estimated_memory_bytes", "trainable_parameters")
     found |= {name: max(one[name] for one in trained) for name in largest}
     found["tokens_per_second"] = found["tokens"] / found["seconds"] if found["seconds"] else None

@@ -34,7 +34,7 @@ from luthier.rollouts.base import (
 from luthier.rollouts.drive import drive, measures, refill
 from luthier.steps.answers import make_judge, make_sampler
 from luthier.steps.ground import Ground
-from luthier.types import Row, Sampler, Stream
+from luthier.types import Request, Row, Sampler, Sampling, Stream, Trajectory
 
 Columns = dict[str, Column]
 
@@ -63,6 +63,7 @@ class Rollouts:
     end_ids: set[int]
     pending: list[Drawn] = field(default_factory=list)
     rollout: int = 0
+    generated: int = 0  # tokens sampled for what is drawn now
 
     def __post_init__(self) -> None:
         self.strategy.check(self.prompts)
@@ -77,9 +78,10 @@ class Rollouts:
     def draw(self, position: Position, records: int) -> Drawn | None:
         if self.pending and self.budget.unit not in ("epochs", "records") and self._spent(position) >= 1.0:
             return None
+        self.generated = 0
         if not self.pending:
             self.pending = self._roll(position, records)
-        return self.pending.pop(0) if self.pending else None
+        return replace(self.pending.pop(0), generated=self.generated) if self.pending else None
 
     def updates_left(self, position: Position, records: int) -> int | None:
         left = self.budget.updates(self.ordered, position, records)
@@ -118,7 +120,7 @@ class Rollouts:
         return drive(
             self.strategy,
             prompts,
-            self.sample,
+            self._counted,
             self.judge,
             sampling=self.settings.generate.sampling(),
             seed=self.seed,
@@ -129,6 +131,13 @@ class Rollouts:
             state=self.memory,
             seen=seen,
         )
+
+    def _counted(
+        self, requests: Sequence[Request], sampling: Sampling, progress: Callable[[int], None] | None = None
+    ) -> list[Trajectory]:
+        found = self.sample(requests, sampling, progress)
+        self.generated += sum(len(one.ids) for one in found) - sum(len(one.forced_ids) for one in requests)
+        return found
 
     def _updates(self, groups: Sequence[Group], used: int, facts: Mapping[str, float]) -> list[Drawn]:
         """The rollout's rows in keyed order, cut into `updates`, `passes` times; without a signal one empty update."""

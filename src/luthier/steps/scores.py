@@ -109,6 +109,7 @@ def scores_facts(lines: Sequence[Mapping[str, Any]], looked: int) -> dict[str, A
         "do": "score",
         "answers": len(lines),
         "tokens": tokens,
+        "looked_rows": len(lines),
         "looked_tokens": looked,
         "mean_logprob": math.fsum(line["sum_logprob"] for line in lines) / tokens if tokens else None,
         "reward": sum(rewards) / len(rewards) if rewards else None,

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -18,6 +18,19 @@ if TYPE_CHECKING:
     from luthier.data import batches
 else:
     batches = lazy("luthier.data.batches")
+
+
+@contextmanager
+def switched_off(layers: Iterable[Any]) -> Iterator[None]:
+    """A scope in which layers, whose `on` says whether their tuning counts, are as before."""
+    chosen = list(layers)
+    for layer in chosen:
+        layer.on = False
+    try:
+        yield
+    finally:
+        for layer in chosen:
+            layer.on = True
 
 
 @dataclass(frozen=True)

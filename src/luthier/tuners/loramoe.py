@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 
 from luthier.errors import RecipeError
 from luthier.parts import lazy
-from luthier.tuners.base import Planning, Tuner
+from luthier.tuners.base import Planning, Tuner, switched_off
 from luthier.types import Batch, Term
 
 if TYPE_CHECKING:
@@ -122,16 +122,8 @@ class LoRAMoE(Tuner):
             )
         return found
 
-    @contextmanager
-    def disabled(self, model: nn.Module) -> Iterator[None]:
-        layers = [layer for _, layer in _experts.experts_of(model)]
-        for layer in layers:
-            layer.on = False
-        try:
-            yield
-        finally:
-            for layer in layers:
-                layer.on = True
+    def disabled(self, model: nn.Module) -> AbstractContextManager[None]:
+        return switched_off(layer for _, layer in _experts.experts_of(model))
 
     def units(self, batch: Batch) -> dict[str, float]:
         return {"rows": float(len(batch.records))}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 
 from luthier.errors import RecipeError
 from luthier.parts import lazy
-from luthier.tuners.base import Planning, Tuner
+from luthier.tuners.base import Planning, Tuner, switched_off
 
 if TYPE_CHECKING:
     import torch
@@ -165,16 +165,8 @@ class Spiel(Tuner):
             return self.rate * (1 + math.cos(math.pi * done)) / 2
         return 1.0 if updates == self.window else self.rate * (1 - done)
 
-    @contextmanager
-    def disabled(self, model: nn.Module) -> Iterator[None]:
-        layers = [layer for _, layer in _sparse.sparse_layers(model)]
-        for layer in layers:
-            layer.on = False
-        try:
-            yield
-        finally:
-            for layer in layers:
-                layer.on = True
+    def disabled(self, model: nn.Module) -> AbstractContextManager[None]:
+        return switched_off(layer for _, layer in _sparse.sparse_layers(model))
 
     def delta(self, model: nn.Module) -> deltas.WeightDelta:
         """What was learned, for the base: flat positions and their differences, fp32."""
