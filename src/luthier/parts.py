@@ -150,7 +150,7 @@ def find(slot: str, name: str, base: Path | None = None) -> Entry:
     """The catalogue entry of a part, without importing it."""
     if name.endswith(".py"):
         path = Path(name) if Path(name).is_absolute() or base is None else base / name
-        if not path.is_file():
+        if not _is_file(path):
             raise RecipeError(f"{slot}: there is no file {path}.", "Paths of parts are relative to the recipe.")
         return read_entry(slot, path.resolve())
     for entry in catalogue(slot):
@@ -160,6 +160,13 @@ def find(slot: str, name: str, base: Path | None = None) -> Entry:
     close = nearest(name, known)
     hint = f"Did you mean `{close}`?" if close else f"Known: {', '.join(known)}."
     raise RecipeError(f"There is no {slot} called `{name}`.", hint)
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # a name that is too long, or holds NUL
+        return False
 
 
 @cache

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from luthier.recipe.merge import (
     Merged,
     as_block,
     check_keys,
+    check_plain,
     describe,
     parse_overrides,
 )
@@ -49,7 +50,9 @@ def load_recipe(
         RecipeError: names the file, line and key, and the nearest known name.
     """
     start = _read(path, base)
-    command_line = Layer(expand(parse_overrides(list(overrides))), "command line", Path.cwd())
+    written = Layer(parse_overrides(list(overrides)), "command line", Path.cwd())
+    check_plain(written)
+    command_line = replace(written, data=expand(written.data))
     check_keys(command_line)
     folders = tuple(dict.fromkeys((Path.cwd(), start.base)))
     patches = [patch for name in methods for patch in find_method(name, folders)]
@@ -105,19 +108,27 @@ def find_recipe(path: Path | str) -> Path:
         RecipeError: there is none; with the nearest name.
     """
     file = Path(path)
-    if file.is_file():
+    if _exists(file, file=True):
         return file.resolve()
     named = BUNDLED / f"{path}.yaml"
-    if len(file.parts) == 1 and named.is_file():
+    if len(file.parts) == 1 and _exists(named, file=True):
         return named
-    if file.is_dir():
+    if _exists(file) and file.is_dir():
         raise RecipeError(f"{file} is a folder, not a recipe.", "Give the recipe's file, or lock.json of a run.")
-    beside = file.parent.glob("*.y*ml") if file.parent.is_dir() else ()
+    beside = file.parent.glob("*.y*ml") if _exists(file.parent) and file.parent.is_dir() else ()
     known = {str(file.parent / found.name) for found in beside} | {found.stem for found in BUNDLED.glob("*.yaml")}
     close = nearest(str(path), known)
     bundled = ", ".join(sorted(found.stem for found in BUNDLED.glob("*.yaml")))
     hint = f"Did you mean `{close}`?" if close else f"Bundled recipes: {bundled or 'none'}."
     raise RecipeError(f"There is no recipe {path}.", hint)
+
+
+def _exists(path: Path, file: bool = False) -> bool:
+    """Whether there is such a path, or file; no name is too long to ask, or too strange."""
+    try:
+        return path.is_file() if file else path.exists()
+    except (OSError, ValueError):
+        return False
 
 
 def _read_file(file: Path) -> yaml.Document:
@@ -132,6 +143,7 @@ def _read_file(file: Path) -> yaml.Document:
 
 def _chain(layer: Layer, seen: tuple[Path, ...]) -> list[Layer]:
     """A recipe and all that it extends, the outermost base first, each with its keys checked."""
+    check_plain(layer)
     data = dict(layer.data)
     parent = data.pop("extends", None)
     here = Layer(expand(data), layer.label, layer.folder, layer.lines)
@@ -141,7 +153,10 @@ def _chain(layer: Layer, seen: tuple[Path, ...]) -> list[Layer]:
     if not isinstance(parent, str):
         raise RecipeError(f"{layer.origin(('extends',))}: `extends` names one recipe, found {describe(parent)}.")
     named = layer.folder / parent
-    file = find_recipe(named if named.is_file() else parent)
+    try:
+        file = find_recipe(named if _exists(named, file=True) else parent)
+    except RecipeError as error:
+        raise RecipeError(f"{layer.origin(('extends',))}: extends: {error.message}", error.hint) from None
     if file in seen:
         circle = " -> ".join(path.name for path in (*seen, file))
         raise RecipeError(f"{layer.origin(('extends',))}: recipes extend each other in a circle: {circle}.")
@@ -169,4 +184,4 @@ def _moved(value: Any, path: Key, folder: Path, base: Path) -> Any:
     is_part = path[-1:] == ("kind",) and isinstance(value, str) and value.endswith(".py")
     if not (is_file or is_part) or not isinstance(value, str) or Path(value).is_absolute():
         return value
-    return os.path.relpath((folder / value).resolve(), base) if (folder / value).exists() else value
+    return os.path.relpath((folder / value).resolve(), base) if _exists(folder / value) else value

@@ -108,6 +108,27 @@ def leaves(value: Any, path: Key = ()) -> Iterator[tuple[Key, Any]]:
         yield path, value
 
 
+def check_plain(layer: Layer) -> None:
+    """Refuse what no text file would hold: keys that are not text, NUL, half characters, blocks without end."""
+    _check_plain(layer, layer.data, ())
+
+
+def _check_plain(layer: Layer, value: Any, path: Key) -> None:
+    if len(path) > yaml.DEEPEST:
+        raise RecipeError(f"{layer.origin(path)}: `{'.'.join(path[:3])}` is nested more than {yaml.DEEPEST} deep.")
+    if isinstance(value, str) and (fault := yaml.fault_of(value)):
+        raise RecipeError(f"{layer.origin(path)}: `{'.'.join(path)}` {fault}.")
+    if isinstance(value, list | tuple):
+        for index, item in enumerate(value):
+            _check_plain(layer, item, (*path, str(index)))
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            if not isinstance(key, str) or yaml.fault_of(key):
+                at = ".".join(path) or "the recipe"
+                raise RecipeError(f"{layer.origin(path)}: {at} has the key {key!r}, which is not text.")
+            _check_plain(layer, item, (*path, key))
+
+
 def check_keys(layer: Layer) -> None:
     """Refuse keys that the recipe does not have, naming the nearest one and the place.
 
@@ -166,8 +187,13 @@ def describe(value: Any) -> str:
         return "a block of keys"
     if isinstance(value, list):
         return "a list"
-    text = repr(value)
+    text = f"a number of {value.bit_length()} bits" if _is_huge(value) else repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _is_huge(value: Any) -> bool:
+    """Whether Python would not write a number out."""
+    return isinstance(value, int) and value.bit_length() > 10_000
 
 
 def parse_overrides(overrides: list[str]) -> dict[str, Any]:

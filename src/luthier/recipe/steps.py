@@ -69,7 +69,7 @@ def _step(name: str, block: Any, scope: _Scope) -> dict[str, Any]:
     if not isinstance(block, Mapping):
         raise ValueError(f"step `{name}` is not a block of keys")
     verb = block.get("do", name)
-    if verb not in VERBS:
+    if not isinstance(verb, str) or verb not in VERBS:
         close = nearest(str(verb), tuple(VERBS))
         hint = f"did you mean `{close}`" if close else f"give it one of {', '.join(VERBS)} as `do`"
         raise ValueError(f"step `{name}` does `{verb}`, which there is not: {hint}")

@@ -14,6 +14,8 @@ from luthier.errors import RecipeError
 
 Path = tuple[str, ...]
 TAG = "tag:yaml.org,2002:"
+DEEPEST = 50
+"""Levels of blocks and lists in a recipe."""
 
 
 @dataclass(frozen=True)
@@ -22,6 +24,14 @@ class Document:
 
     data: Any
     lines: dict[Path, int]
+
+
+def fault_of(text: str) -> str | None:
+    """Why a text cannot stand in a recipe, or None."""
+    if "\x00" in text:
+        return "holds the character NUL"
+    half = re.search("[\ud800-\udfff]", text)
+    return f"holds half of a character ({half[0]!r})" if half else None
 
 
 class _Loader(yaml.SafeLoader):
@@ -97,6 +107,8 @@ class _Builder:
             return self.scalar(node)
         if any(node is parent for parent in self.open):
             raise self.error(node, "an alias refers to the block that holds it")
+        if len(self.open) >= DEEPEST:
+            raise self.error(node, f"blocks are nested more than {DEEPEST} deep")
         self.open.append(node)
         try:
             return self.collection(node, path)
