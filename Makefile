@@ -26,7 +26,7 @@ test: setup  ## lint and all quick tests (under 10 minutes on 2 cores)
 	OMP_NUM_THREADS=1 $(PYTEST) -n 2 -m "not slow"
 
 test-full: setup  ## every test, slow ones too
-	OMP_NUM_THREADS=1 $(PYTEST) -n 2
+	OMP_NUM_THREADS=1 $(PYTEST) -n 2 --hypothesis-profile=slow
 
 test-peers: setup  ## loss and gradients beside TRL, PEFT and torch, with how far apart they are (makes build/trl-venv once)
 	$(BIN)/python -c 'import sys; sys.path.insert(0, "bench"); import beside_trl; beside_trl.trl_environment()'

@@ -1,4 +1,4 @@
-"""What holds for every test: one thread, no hub, no window, and the same examples from hypothesis each time."""
+"""What holds for every test: one thread, no hub, no window, and the same few examples from hypothesis."""
 
 import os
 
@@ -9,5 +9,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 import hypothesis
 
-hypothesis.settings.register_profile("house", deadline=None, derandomize=True)
-hypothesis.settings.load_profile("house")
+# `quick` takes the same few examples each time; `make test-full` asks for `slow`: many, and new ones.
+hypothesis.settings.register_profile("quick", deadline=None, derandomize=True, max_examples=30)
+hypothesis.settings.register_profile("slow", deadline=None, max_examples=1000, print_blob=True)
+hypothesis.settings.load_profile("quick")
