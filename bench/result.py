@@ -18,14 +18,14 @@ LOAD = os.getloadavg()[0]
 """Of the last minute before the benchmark began: what else the machine was doing."""
 
 
-def write(name: str, found: dict[str, Any], path: Path | None = None) -> Path:
+def write(name: str, found: dict[str, Any], path: Path | None = None, say: bool = True) -> None:
     """Write `results/<name>.json` (or `path`): what was found, and what it was found on."""
     target = path or RESULTS / f"{name}.json"
     target.parent.mkdir(parents=True, exist_ok=True)
     document = {"command": command(), **found, "versions": versions(), "hardware": hardware(), "load": load()}
     target.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-    print(f"written: {target}", flush=True)
-    return target
+    if say:
+        print(f"written: {target}", flush=True)
 
 
 def command() -> str:
