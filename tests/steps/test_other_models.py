@@ -1,9 +1,11 @@
 """Answers of a model elsewhere: collected, kept, trained on; refused where the model itself must answer."""
 
+import io
 import json
 
 import pytest
 import torch
+from rich.console import Console
 from safetensors.torch import load_file
 from transformers.utils.import_utils import is_serve_available
 
@@ -12,6 +14,7 @@ from luthier.models.bundled import bundled_path
 from luthier.recipe import load_recipe
 from luthier.records import read_jsonl
 from luthier.steps import run_recipe
+from luthier.steps.check import check_recipe
 from luthier.steps.evaluate import evaluate_model
 from served import answering, said, serving
 
@@ -80,6 +83,15 @@ def test_a_server_that_is_not_there_is_said_before_anything_starts(data):
         run_recipe(learning(data, url), data / "run", [])
     assert "transformers serve teacher" in error.value.hint
     assert not (data / "run" / "steps").exists()
+
+
+def test_check_says_whether_the_server_is_there(data):
+    shown = io.StringIO()
+    with serving(reversing) as (url, _):
+        check_recipe(learning(data, url), False, Console(file=shown, width=200))
+    check_recipe(learning(data, url), False, Console(file=shown, width=200))
+    assert f"answers: {url} answers" in shown.getvalue() and "vllm serve teacher" in shown.getvalue()
+    assert f"answers: not yet: No server answers at {url}" in shown.getvalue()
 
 
 def test_a_server_that_goes_away_is_asked_only_for_the_rest(data):
