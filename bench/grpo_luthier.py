@@ -7,8 +7,8 @@ from pathlib import Path
 from turns import Turns
 
 from luthier.recipe import load_recipe
-from luthier.steps.ground import stand
 from luthier.steps.record import Run
+from luthier.steps.stand import stand
 from luthier.steps.train import training
 
 

@@ -34,7 +34,7 @@ SLOTS: dict[str, tuple[str, ...]] = {
     "optimizer": ("engine/optimizers",),
     "schedule": ("engine/schedules",),
     "metric": ("evals/metrics",),
-    "dataset": ("data/generated",),
+    "dataset": ("data/generated", "vision/generated"),
     "sampler": ("sampling/samplers",),
 }
 CONSTANTS = (

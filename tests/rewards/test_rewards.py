@@ -3,7 +3,9 @@ import threading
 import time
 from itertools import pairwise
 
+import numpy
 import pytest
+import torch
 
 from luthier.errors import RecipeError
 from luthier.parts import build
@@ -11,6 +13,7 @@ from luthier.rewards._guard import TooSlow, run_python, within
 from luthier.rewards._schema import faults, unknown_keywords
 from luthier.rewards.base import Answer, Judged, Reward, build_rewards
 from luthier.types import Record
+from luthier.vision.digits import digit_rows
 
 
 def answer(text="", gold="", tokens=0, **fields):
@@ -365,3 +368,22 @@ def test_an_answer_nested_deeper_than_is_looked_into_keeps_to_no_schema():
     schema = {"additionalProperties": {"$ref": "#"}}
     reward = build("reward", {"kind": "json_schema", "schema_of_all": schema})
     assert [score(reward, '{"a":' * depth + "1" + "}" * depth) for depth in (100, 101, 600)] == [1, 0, 0]
+
+
+def test_digit_judges_pictures_by_their_label():
+    rows = digit_rows(200, seed=5)
+    pictures = torch.tensor(numpy.stack([row.streams["image"].values for row in rows]))
+    label = torch.tensor([int(row.streams["label"].values) for row in rows])
+    judge = build_rewards({"kind": "digit"})
+    right, wrong = judge.of_samples(pictures, {"label": label}), judge.of_samples(pictures, {"label": (label + 1) % 10})
+    assert right.mean() > 0.9 and wrong.mean() < 0.05 and right.shape == (200,)
+    other = build_rewards({"kind": "digit", "seed": 1}).of_samples(pictures, {"label": label})
+    assert not torch.equal(other, right)
+    both = build_rewards(
+        [{"kind": "digit"}, {"kind": "digit", "seed": 1, "weight": 0.5}, {"kind": "digit", "weight": 0}]
+    )
+    assert torch.allclose(both.of_samples(pictures, {"label": label}), right + 0.5 * other)
+    with pytest.raises(RecipeError, match=r"judges pictures of shape \[1, 8, 8\]"):
+        judge.of_samples(pictures, {})
+    with pytest.raises(RecipeError, match="does not define `score_samples"):
+        build_rewards("length").of_samples(pictures, {"label": label})

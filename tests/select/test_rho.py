@@ -10,9 +10,11 @@ from luthier.errors import ModelError, RecipeError
 from luthier.models.policy import TokenPolicy
 from luthier.recipe import load_recipe
 from luthier.select.base import Pool, keyed_uniform
+from luthier.steps.columns import logprobs_of
 from luthier.steps.conformance import tiny_model, tiny_rows
-from luthier.steps.ground import stand
-from luthier.steps.train import Run, logprobs_of, training
+from luthier.steps.record import Run
+from luthier.steps.stand import stand
+from luthier.steps.train import training
 
 RHO = parts.build("selector", {"kind": "rho", "reference": "held-out"})
 

@@ -13,6 +13,7 @@ from luthier.engine.source import Records
 from luthier.engine.trainer import Batching, Trainer
 from luthier.objectives.flow.diffusion_nft import DiffusionNFT
 from luthier.objectives.flow.flow import Flow
+from luthier.rewards._digits import classifier
 from luthier.sampling.denoise import dpm2
 from luthier.steps.denoise import DenoisedRollout, Sampled
 from luthier.steps.faces import latent_rows, seeded
@@ -25,26 +26,6 @@ from luthier.vision.digits import digit_rows
 def stacked(rows):
     images = torch.tensor(numpy.stack([row.streams["image"].values for row in rows]))
     return images, torch.tensor([int(row.streams["label"].values) for row in rows])
-
-
-def classifier(seed):
-    """A small network that tells the digits apart; the noise it learns with is its own."""
-    images, labels = stacked(digit_rows(3000))
-
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        module = torch.nn.Sequential(
-            torch.nn.Flatten(), torch.nn.Linear(64, 64), torch.nn.GELU(), torch.nn.Linear(64, 10)
-        )
-    noise = torch.Generator().manual_seed(seed)
-    optimiser = torch.optim.AdamW(module.parameters(), 3e-3)
-    for step in range(200):
-        cut = torch.arange(128) + step * 128 % 2800
-        noisy = images[cut] + 0.2 * torch.randn(images[cut].shape, generator=noise)
-        optimiser.zero_grad()
-        torch.nn.functional.cross_entropy(module(noisy), labels[cut]).backward()
-        optimiser.step()
-    return module.requires_grad_(False)
 
 
 def trained(module, objective, lr, source_of, observe=lambda event: None):

@@ -57,9 +57,13 @@ def command(
             value = f"{100 * scores['mean']:5.1f}" if scores["ranks"] else f"{scores['mean']:5.3g}"
             typer.echo(f"{name:8}{value}  ({scores['n']} records, {scores['metric']})")
     train = record["train"]
-    measured, estimated = (train[key] / 1e9 for key in ("peak_memory_bytes", "estimated_memory_bytes"))
-    typer.echo(f"speed   {train['tokens_per_second']:,.0f} tokens/s over {train['seconds']:.0f} s of training")
-    typer.echo(f"memory  {measured:.2f} GB at the peak ({estimated:.2f} GB estimated before)")
+    for name, value in record["evaluation"].get("further", {}).items():
+        typer.echo(f"{value:8.3g}  {name}")
+    measured, estimated = train["peak_memory_bytes"] / 1e9, train["estimated_memory_bytes"]
+    speed = f"{train['tokens_per_second']:,.0f} {train.get('counts', 'tokens')}/s"
+    typer.echo(f"speed   {speed} over {train['seconds']:.0f} s of training")
+    before = "" if estimated is None else f" ({estimated / 1e9:.2f} GB estimated before)"
+    typer.echo(f"memory  {measured:.2f} GB at the peak{before}")
     typer.echo(f"results: {folder.path}")
 
 

@@ -13,12 +13,12 @@ from typing import Any, Literal
 
 from luthier.errors import RecipeError, nearest
 from luthier.recipe import Recipe, load_recipe, method_label
+from luthier.recipe.kinds import KINDS, kind_of
 
 BASE = "base"
 LEARNING_RATE = "train.optimizer.lr"
 # Keys that decide what is compared or where it is written, not what a run computes.
 OUTSIDE = ("compare", "observe", "out", "name")
-EVALUATION = ("model", "data", "evaluate", "generate")
 
 
 @dataclass(frozen=True)
@@ -234,7 +234,7 @@ def _cells(source: Source, plain: Recipe, names: list[str], rule: str) -> Iterat
         # A value of an axis is the comparison's own question, so it stands above advice and rule.
         over_axes = _overrides(axes)
         reference = source.load((), over_axes)
-        key = _digest([reference.data[name] for name in EVALUATION])
+        key = _digest(list(_evaluated(reference).values()))
         base = bases.setdefault(key, f"shared/base-{key[:8]}" if bases else "shared/base")
         for name in names:
             own = source.load([name], over_axes)
@@ -289,7 +289,7 @@ def _bases(source: Source, cells: Sequence[Cell], files: Mapping[str, str]) -> I
     for folder in dict.fromkeys(cell.base for cell in cells):
         cell = next(cell for cell in cells if cell.base == folder)
         recipe = source.load((), _overrides(cell.axes))
-        identity = {name: recipe.data[name] for name in EVALUATION}
+        identity = _evaluated(recipe)
         yield Task(
             folder=folder,
             do="evaluate",
@@ -300,6 +300,12 @@ def _bases(source: Source, cells: Sequence[Cell], files: Mapping[str, str]) -> I
             recipe=recipe.to_lock(),
             fingerprint=_digest([identity, dict(files)]),
         )
+
+
+def _evaluated(recipe: Recipe) -> dict[str, Any]:
+    """The blocks that an evaluation of the untrained model depends on."""
+    kind = KINDS[kind_of(recipe.settings.model, recipe.base)]
+    return {name: recipe.data[name] for name in kind.evaluated}
 
 
 def _tuning(

@@ -43,6 +43,7 @@ def assemble(
         "name": plan.name,
         "metric": _metric([*runs, *bases]),
         "budget": dict(plan.settings["budget"]),
+        "counts": _counts(runs),
         "seeds": list(plan.seeds),
         "baseline": plan.baseline,
         "learning_rate": {"rule": plan.rule, "candidates": [dict(values) for values in plan.candidates]},
@@ -76,6 +77,7 @@ def base_row(run: Run, cell: Cell, several: bool) -> dict[str, Any]:
         "validation": run.mean("validation"),
         "retain": None if retain is None else {"mean": retain, "kept": None, "net_change": None, "base_right": None},
         "perplexity": run.record.get("evaluation", {}).get("perplexity"),
+        "further": _further([run]),
         "change": None,
         "cost": None,
     }
@@ -100,6 +102,7 @@ def method_row(plan: Plan, cell: Cell, runs: Sequence[Run], base: Run, chosen: M
         "validation": fmean(validation) if validation else None,
         "retain": _retained(done, base),
         "perplexity": fmean(perplexities) if done and None not in perplexities else None,
+        "further": _further(done),
         "change": None,
         "cost": _cost(done) if done else None,
     }
@@ -118,6 +121,12 @@ def target(runs: Sequence[Run]) -> dict[str, Any]:
         "by_seed": by_seed,
         "seed_sd": stdev(by_seed) if len(by_seed) > 1 else None,
     }
+
+
+def _further(runs: Sequence[Run]) -> dict[str, float]:
+    """Means over runs of the numbers that decide nothing, by name."""
+    found = [run.record.get("evaluation", {}).get("further", {}) for run in runs]
+    return {name: fmean(one[name] for one in found) for name in (found[0] if found else ())}
 
 
 def _retained(runs: Sequence[Run], base: Run) -> dict[str, Any] | None:
@@ -203,6 +212,11 @@ def _metric(runs: Sequence[Run]) -> dict[str, Any]:
     found = next((run.record["evaluation"]["target"] for run in runs if run.done), {})
     retain = next((run.record["evaluation"].get("retain") for run in runs if run.done), None) or {}
     return {"name": found.get("metric"), "n": found.get("n"), "retain_n": retain.get("n")}
+
+
+def _counts(runs: Sequence[Run]) -> str:
+    """What the runs' speed and data are counted in: tokens, or records that have none."""
+    return next((run.record["train"].get("counts", "tokens") for run in runs if run.done), "tokens")
 
 
 def _best(rows: Sequence[Mapping[str, Any]]) -> str | None:

@@ -57,7 +57,9 @@ def _sample(
                 "score": items[key].score,
                 "right": items[key].right,
                 "finish": items[key].finish,
+                "picture": items[key].pictures.get("prediction"),
             }
         )
     reference, prompt = item.reference[:LONGEST], item.prompt[:LONGEST]
-    return {"set": name, "id": key, "prompt": prompt, "reference": reference, "outputs": outputs}
+    asked = {"set": name, "id": key, "prompt": prompt, "reference": reference}
+    return {**asked, "pictures": dict(item.pictures), "outputs": outputs}

@@ -57,7 +57,10 @@ def scan_records(source: Mapping[str, Any] | str, base: Path) -> tuple[list[Reco
 def _load(source: Mapping[str, Any] | str, base: Path, fail: Fail) -> list[Record]:
     spec: dict[str, Any] = {"path": source} if isinstance(source, str) else dict(source)
     if "kind" in spec:
-        records = build("dataset", spec, base).records()
+        part = build("dataset", spec, base)
+        if not hasattr(part, "records"):
+            raise DataError(f"The data set `{part.kind}` holds arrays; a language model reads text.")
+        records = part.records()
         return assign_ids(records) if any(not record.id for record in records) else list(records)
     _check_keys(spec)
     columns = spec.get("columns") or {}

@@ -56,21 +56,39 @@ def split_records(
         raise DataError("The training data is empty: no record in it can be used.")
     kept = unique(records) if deduplicate else list(records)
     groups = near_duplicates(kept)
-    keyed = sorted((_position(kept, group, seed), group) for group in groups)
-    taken: dict[int, str] = {}
-    test_limit = _take(keyed, test, "test", 0.0, taken)
-    _take(keyed, validation, "validation", test_limit, taken)
+    keys = [min(content_hash(kept[index]) for index in group) for group in groups]
+    taken = divide(keys, groups, validation, test, seed)
     parts: Mapping[str, list[Record]] = defaultdict(list)
     for index, record in enumerate(kept):
         parts[taken.get(index, "train")].append(record)
-    if not parts["train"]:
+    sizes = sorted((len(group) for group in groups if len(group) > 1), reverse=True)
+    return Split(parts["train"], parts["validation"], parts["test"], len(records) - len(kept), sizes)
+
+
+def divide(
+    keys: Sequence[str],
+    groups: Sequence[list[int]],
+    validation: str | int | None,
+    test: str | int | None,
+    seed: int,
+) -> dict[int, str]:
+    """Who goes to `test` and `validation`, by index; the rest trains. A group's place is decided by its key alone.
+
+    Raises:
+        DataError: nothing is left to train on.
+    """
+    keyed = sorted((_position(key, seed), group) for key, group in zip(keys, groups, strict=True))
+    taken: dict[int, str] = {}
+    test_limit = _take(keyed, test, "test", 0.0, taken)
+    _take(keyed, validation, "validation", test_limit, taken)
+    total, found = sum(len(group) for group in groups), list(taken.values())
+    if len(found) == total:
         raise DataError(
-            f"Of {len(kept)} records {len(parts['test'])} go to test and {len(parts['validation'])} to validation: "
+            f"Of {total} records {found.count('test')} go to test and {found.count('validation')} to validation: "
             "none is left to train on.",
             "Lower `data.test` or `data.validation`, or bring more records.",
         )
-    sizes = sorted((len(group) for group in groups if len(group) > 1), reverse=True)
-    return Split(parts["train"], parts["validation"], parts["test"], len(records) - len(kept), sizes)
+    return taken
 
 
 def unique(records: Sequence[Record]) -> list[Record]:
@@ -102,9 +120,8 @@ def is_share(value: object) -> bool:
     return value is None or isinstance(value, int) or (isinstance(value, str) and PERCENT.fullmatch(value) is not None)
 
 
-def _position(records: Sequence[Record], group: Sequence[int], seed: int) -> float:
-    """A number in [0, 1) that only the seed and the group's smallest content hash decide."""
-    key = min(content_hash(records[index]) for index in group)
+def _position(key: str, seed: int) -> float:
+    """A number in [0, 1) that only the seed and the group's key (its smallest content hash) decide."""
     digest = hashlib.sha256(f"{seed}:{key}".encode()).digest()
     return int.from_bytes(digest[:7], "big") / 2**56
 

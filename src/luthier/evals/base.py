@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, ClassVar
 
 from luthier.errors import LuthierError
@@ -56,7 +56,10 @@ class Metric(Part):
 
 @dataclass(frozen=True)
 class Item:
-    """One record's answer and score; a line of evaluation.jsonl."""
+    """One record's answer and score; a line of evaluation.jsonl.
+
+    `pictures` show the prompt, the reference or the prediction (under these names) where it is one: PNG as data URIs.
+    """
 
     id: str
     prompt: str
@@ -66,14 +69,17 @@ class Item:
     finish: str | None  # "stop" or "length"; None when nothing was generated
     metric: str
     right: bool
+    pictures: Mapping[str, str] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        line = asdict(self)
+        return line if self.pictures else {key: value for key, value in line.items() if key != "pictures"}
 
     @classmethod
     def from_json(cls, line: Mapping[str, Any]) -> Item:
         """From a line of evaluation.jsonl, which may hold more keys (`set`)."""
-        return cls(**{field.name: line[field.name] for field in fields(cls)})
+        known = {one.name for one in fields(cls)}
+        return cls(**{key: value for key, value in line.items() if key in known})
 
 
 @dataclass(frozen=True)
@@ -82,7 +88,7 @@ class Evaluation:
 
     `name` is the metric's, or `mixed` when records carry their own; `reason` says who chose it.
     `generated` counts tokens written by the model, a cost that the table shows. Without `ranks` the mean
-    is shown as it is (no share of 1) and decides nothing.
+    is shown as it is (no share of 1) and decides nothing. `sheet` is a PNG of what was drawn, if anything was.
     """
 
     items: list[Item]
@@ -91,6 +97,7 @@ class Evaluation:
     reason: str
     generated: int
     ranks: bool
+    sheet: bytes = b""
 
     @property
     def n(self) -> int:

@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from luthier import parts
 from luthier.errors import RecipeError, nearest
 from luthier.recipe import lock
+from luthier.recipe.kinds import refuse_foreign
 from luthier.recipe.merge import DEFAULT, Merged, describe, leaves, unknown_key
 from luthier.recipe.settings import Settings, copy, part_specs
 
@@ -65,6 +66,7 @@ def resolve(merged: Merged, name: str, base: Path) -> Recipe:
         raise _explain(error, merged) from None
     data = settings.model_dump()
     data["budget"] = {settings.budget.unit: settings.budget.amount}
+    refuse_foreign(settings, base, merged.origin)
     texts = lock.part_files(data, base)
     _fill_options(data, merged, base)
     written = merged.writings()

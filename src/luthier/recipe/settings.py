@@ -9,6 +9,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator, model_validator
 
 from luthier import parts
+from luthier.recipe import specs
+from luthier.recipe.specs import SUMS
 from luthier.recipe.steps import check_steps
 from luthier.types import Sampling
 
@@ -29,11 +31,6 @@ PARTS: dict[Path, str] = {
 }
 SOURCES: tuple[Path, ...] = (("data", "train"), ("data", "validation"), ("data", "test"), ("evaluate", "retain"))
 LISTS: tuple[Path, ...] = (("train", "objective"), ("train", "tuner"), ("rl", "advantages"), ("reward",))
-SUMS: dict[Path, tuple[str, str]] = {
-    ("train", "objective"): ("objective", "coefficient"),
-    ("reward",): ("reward", "weight"),
-}
-"""Where a list is a weighted sum: the key of the part and of its factor in each item."""
 AUTO: tuple[Path, ...] = (("reward",), ("evaluate", "metric"))
 """Where `auto` may stand instead of a part."""
 
@@ -65,66 +62,6 @@ AutoCount = Annotated[Literal["auto"] | int, PlainValidator(_auto_or_count)]
 AutoCountOrNull = Annotated[Literal["auto"] | int | None, PlainValidator(_auto_count_or_null)]
 
 
-def _part(value: Any) -> dict[str, Any]:
-    if isinstance(value, Mapping) and isinstance(value.get("kind"), str):
-        return dict(value)
-    raise ValueError("expected the name of a part or a block with `kind`")
-
-
-def _tuner(value: Any) -> Any:
-    if isinstance(value, list):
-        if not value:
-            raise ValueError("the list is empty: name at least one tuner")
-        return [_part(item) for item in value]
-    return _part(value)
-
-
-def _objective(value: Any) -> Any:
-    return _sum(value, ("train", "objective")) if isinstance(value, list) else _part(value)
-
-
-def _sum(value: list[Any], path: Path) -> list[dict[str, Any]]:
-    part, factor = SUMS[path]
-    if not value:
-        raise ValueError(f"the list is empty: name at least one {part}")
-    return [_summand(item, part, factor) for item in value]
-
-
-def _summand(item: Any, part: str, factor: str) -> dict[str, Any]:
-    if not isinstance(item, Mapping) or set(item) != {part, factor}:
-        raise ValueError(f"each item of a sum is a part, or a block of `{part}` and `{factor}`")
-    if type(item[factor]) not in (int, float):
-        raise ValueError(f"`{factor}` is a number, found {item[factor]!r}")
-    return {part: _part(item[part]), factor: float(item[factor])}
-
-
-def _reward(value: Any) -> Any:
-    if value == "auto":
-        return value
-    if not isinstance(value, list):
-        raise ValueError("expected `auto`, the name of a reward, or a list of rewards")
-    return _sum(value, ("reward",))
-
-
-def _chain(value: Any) -> list[dict[str, Any]]:
-    if not isinstance(value, list) or not value:
-        raise ValueError("expected a part or a list of parts, applied in written order")
-    return [_part(item) for item in value]
-
-
-def _strategy(value: Any) -> dict[str, Any]:
-    """A block without `kind` sets options of the default strategy."""
-    return _part({"kind": "plain", **value} if isinstance(value, Mapping) else value)
-
-
-def _part_or_null(value: Any) -> Any:
-    return None if value is None else _part(value)
-
-
-def _metric(value: Any) -> Any:
-    return value if value == "auto" else _part(value)
-
-
 class Source(Block):
     """Records in a file, a folder or a data set of the hub."""
 
@@ -137,7 +74,7 @@ class Source(Block):
 
 def _source(value: Any) -> Any:
     if isinstance(value, Mapping) and "kind" in value:
-        return _part(value)
+        return specs.part(value)
     return Source.model_validate(value).model_dump()
 
 
@@ -160,19 +97,36 @@ def _split(value: Any) -> Any:
     raise ValueError("expected a share such as `10%`, a number of records, a source or null")
 
 
-PartSpec = Annotated[dict[str, Any], PlainValidator(_part)]
+PartSpec = Annotated[dict[str, Any], PlainValidator(specs.part)]
 SourceSpec = Annotated[dict[str, Any], PlainValidator(_source)]
 SplitSpec = Annotated[str | int | dict[str, Any] | None, PlainValidator(_split)]
 
 
 class Model(Block):
-    """Which model: a hub id, a folder or a bundled name. `dtype` is how its weights are stored."""
+    """Which model: a hub id, a folder or a bundled name. `dtype` is how its weights are stored.
+
+    `config` instead of `path`: a model with random weights drawn from `seed`, by what its library (diffusers or
+    transformers) writes into config.json. `seed` is not the run's, so that all runs start from one model.
+    """
 
     path: str
+    config: dict[str, Any] | None = None
+    seed: int = Field(default=0, ge=0, lt=2**32)
     revision: str | None = None
     dtype: Literal["auto", "float32", "bfloat16", "float64"] = "auto"
     attention: Literal["auto", "sdpa", "eager"] = "auto"
     remote_code: bool = False
+
+    @model_validator(mode="before")
+    @classmethod
+    def _named(cls, value: Any) -> Any:
+        """A model made from a config is called by its class."""
+        if not isinstance(value, Mapping) or not isinstance(value.get("config"), Mapping):
+            return value
+        name = f"random {value['config'].get('_class_name') or value['config'].get('model_type')}"
+        if value.get("path", name) != name:
+            raise ValueError("`path` and `config` exclude each other: a model is loaded, or made from a config")
+        return {**value, "path": name}
 
 
 class Data(Block):
@@ -212,9 +166,9 @@ class Save(Block):
 class Train(Block):
     """What is minimised, what is trained, on which of the records drawn (`select`), and how."""
 
-    objective: Annotated[dict[str, Any] | list[dict[str, Any]], PlainValidator(_objective)] = {"kind": "sft"}
-    tuner: Annotated[dict[str, Any] | list[dict[str, Any]], PlainValidator(_tuner)] = {"kind": "lora"}
-    select: Annotated[dict[str, Any] | None, PlainValidator(_part_or_null)] = None
+    objective: Annotated[dict[str, Any] | list[dict[str, Any]], PlainValidator(specs.objective)] = {"kind": "sft"}
+    tuner: Annotated[dict[str, Any] | list[dict[str, Any]], PlainValidator(specs.tuner)] = {"kind": "lora"}
+    select: Annotated[dict[str, Any] | None, PlainValidator(specs.part_or_null)] = None
     optimizer: PartSpec = {"kind": "adamw"}
     schedule: PartSpec = {"kind": "cosine"}
     batch: BatchSettings = Field(default_factory=BatchSettings)
@@ -249,6 +203,46 @@ class Generate(Block):
         return None if self.batch == "auto" else self.batch
 
 
+def _auto_or_number(value: Any) -> Any:
+    if value == "auto" or (type(value) in (int, float) and value > 0):
+        return value
+    raise ValueError("expected `auto` or a number above 0")
+
+
+class Sample(Block):
+    """How a denoiser's samples are drawn in evaluation: a solver in `steps` steps from noise to a sample.
+
+    `shift` above 1 spends more of the steps near the noise; auto is what the model's scheduler says.
+    """
+
+    solver: Literal["euler", "dpm2"] = "dpm2"
+    steps: Count = 10
+    shift: Annotated[Literal["auto"] | float, PlainValidator(_auto_or_number)] = "auto"
+
+
+class Rollout(Block):
+    """How a denoiser draws what it learns from, if its objective asks for that (`diffusion_nft`): `groups` conditions
+    with `size` samples each, judged by `reward`.
+
+    A rollout is cut into `updates` updates, each sample at the first `level_share` of its solver's levels; then the
+    sampling parameters move by `decay` (0: to the trained ones, 1 and 2: ever slower). Groups count whose rewards
+    spread above `min_std` around a mean below `max_mean` (null: all). `forward`: samples per forward.
+    """
+
+    groups: Count = 8
+    size: Count = 24
+    solver: Literal["euler", "dpm2"] = "dpm2"
+    steps: Count = 10
+    level_share: float = Field(default=0.99, gt=0, le=1)
+    updates: Count = 1
+    decay: Literal[0, 1, 2] = 1
+    adv_clip: float = Field(default=5.0, gt=0)
+    adv_mode: Literal["all", "positive_only", "negative_only", "one_only", "binary"] = "all"
+    min_std: float | None = Field(default=None, ge=0)
+    max_mean: float = 0.9
+    forward: Count = 256
+
+
 class RL(Block):
     """How an `rl` step makes its training rows: sample answers, judge them, turn rewards into advantages.
 
@@ -257,8 +251,8 @@ class RL(Block):
     further draws. `train_cut_off: false` masks answers that ran into max_new_tokens.
     """
 
-    strategy: Annotated[dict[str, Any], PlainValidator(_strategy)] = {"kind": "plain"}
-    advantages: Annotated[list[dict[str, Any]], PlainValidator(_chain)] = [{"kind": "group_norm"}]
+    strategy: Annotated[dict[str, Any], PlainValidator(specs.strategy)] = {"kind": "plain"}
+    advantages: Annotated[list[dict[str, Any]], PlainValidator(specs.chain)] = [{"kind": "group_norm"}]
     generate: Generate = Field(default_factory=lambda: Generate(temperature=1.0))
     updates: Count = 1
     passes: Count = 1
@@ -305,7 +299,7 @@ class Budget(Block):
 class Evaluate(Block):
     """How results are scored, and what must not be forgotten (`retain`)."""
 
-    metric: Annotated[Literal["auto"] | dict[str, Any], PlainValidator(_metric)] = "auto"
+    metric: Annotated[Literal["auto"] | dict[str, Any], PlainValidator(specs.metric)] = "auto"
     retain: Annotated[dict[str, Any] | None, PlainValidator(_source_or_null)] = None
     limit: Count | None = None
     perplexity: bool = True
@@ -376,11 +370,13 @@ class Settings(Block):
     data: Data
     train: Train = Field(default_factory=Train)
     rl: RL | None = None
-    reward: Annotated[Literal["auto"] | list[dict[str, Any]], PlainValidator(_reward)] = "auto"
+    rollout: Rollout = Field(default_factory=Rollout)
+    reward: Annotated[Literal["auto"] | list[dict[str, Any]], PlainValidator(specs.reward)] = "auto"
     steps: Annotated[dict[str, dict[str, Any]] | None, PlainValidator(check_steps)] = None
     budget: Budget = Field(default_factory=lambda: Budget(epochs=2))
     evaluate: Evaluate = Field(default_factory=Evaluate)
     generate: Generate = Field(default_factory=Generate)
+    sample: Sample = Field(default_factory=Sample)
     compare: Compare = Field(default_factory=Compare)
     seed: int = Field(default=0, ge=0, lt=2**32)
     observe: list[Literal["progress"]] = ["progress"]

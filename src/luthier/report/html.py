@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -10,13 +11,14 @@ from typing import Any
 from luthier.report import plots
 from luthier.report.formats import count, duration, html_name, html_text, percent, plain, points, rate
 from luthier.report.plain import grouped_differences, setup_facts
-from luthier.report.side_by_side import sample_block
+from luthier.report.side_by_side import gallery, is_drawn, sample_block
 from luthier.report.table import Cell, build_table
 from luthier.report.words import (
     Results,
     findings,
     headline,
     limitations,
+    listed,
     methods_of,
     notes,
     speaks_of_methods,
@@ -182,7 +184,23 @@ def _agreement(results: Results) -> str:
 
 
 def _samples(results: Results) -> str:
-    blocks = [sample_block(sample, colours(results)) for sample in results["samples"]]
+    drawn = [sample for sample in results["samples"] if is_drawn(sample)]
+    told = [sample for sample in results["samples"] if not is_drawn(sample)]
+    return _gallery(drawn, results) + _answers(told, results)
+
+
+def _gallery(samples: Sequence[Mapping[str, Any]], results: Results) -> str:
+    if not samples:
+        return ""
+    return (
+        '<h2>Samples side by side</h2><p class="hint">Each column is a held-out record: what was asked, the record '
+        "itself, and what each model draws for it, all from the same noise. Below: the score.</p>"
+        f'<div class="card"><div class="scroll">{gallery(samples, colours(results))}</div></div>'
+    )
+
+
+def _answers(samples: Sequence[Mapping[str, Any]], results: Results) -> str:
+    blocks = [sample_block(sample, colours(results)) for sample in samples]
     if not blocks:
         return ""
     rest = blocks[OPEN_SAMPLES:]
@@ -196,7 +214,11 @@ def _samples(results: Results) -> str:
 
 def _details(results: Results) -> str:
     """Numbers that do not decide: perplexity, seeds, data used, times."""
-    titles = ("method", "each seed", "validation", "perplexity", "records", "tokens", "trained weights", "evaluation")
+    further = list(dict.fromkeys(name for row in results["rows"] for name in row.get("further", {})))
+    shown = ("perplexity",) if any(row["perplexity"] is not None for row in results["rows"]) or not further else ()
+    titles = ("method", "each seed", "validation", *shown, *further)
+    counted = ("records", "tokens") if results.get("counts", "tokens") == "tokens" else ("records",)
+    titles += (*counted, "trained weights", "evaluation")
     rows = []
     for row in (row for row in results["rows"] if row["target"]):
         cost = row["cost"] or {}
@@ -205,9 +227,9 @@ def _details(results: Results) -> str:
             row["label"],
             ", ".join(points(mean) for mean in row["target"]["by_seed"]),
             points(row["validation"]),
-            "–" if row["perplexity"] is None else f"{row['perplexity']:.2f}",
-            count(cost.get("records")),
-            count(cost.get("tokens")),
+            *("–" if row["perplexity"] is None else f"{row['perplexity']:.2f}" for _ in shown),
+            *(f"{row['further'][name]:.3g}" if name in row["further"] else "–" for name in further),
+            *(count(cost.get(name)) for name in counted),
             count(cost.get("trainable_parameters")),
             "–" if evaluated is None else duration(evaluated),
         )
@@ -216,8 +238,14 @@ def _details(results: Results) -> str:
     return (
         '<h2>More numbers</h2><div class="card"><div class="scroll"><table>'
         f"<thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
-        '<ul class="notes"><li>Perplexity of the reference answers is shown and never ranks methods.</li></ul></div>'
+        f'<ul class="notes"><li>{_unranked(further)}</li></ul></div>'
     )
+
+
+def _unranked(further: Sequence[str]) -> str:
+    if further:
+        return f"{html_text(listed(further).capitalize())}: shown, and never ranks methods."
+    return "Perplexity of the reference answers is shown and never ranks methods."
 
 
 def _differs(results: Results) -> str:

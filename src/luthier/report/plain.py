@@ -23,7 +23,7 @@ from luthier.report.formats import (
     signed,
 )
 from luthier.report.table import build_table
-from luthier.report.words import Results, findings, headline, learning_rate_rule, limitations, notes
+from luthier.report.words import Results, findings, headline, learning_rate_rule, limitations, notes, speed_title
 
 CHANGE = ("delta", "low", "high", "p", "p_adjusted", "verdict", "about", "wins", "losses")
 COST = (
@@ -101,7 +101,7 @@ def to_latex(results: Results) -> str:
         "\\centering",
         "\\begin{tabular}{lrrrrrrrr}",
         "\\toprule",
-        f"Method & Target{spread} & Change & 95\\% CI & Kept & Net & tok/s & GB & lr \\\\",
+        f"Method & Target{spread} & Change & 95\\% CI & Kept & Net & {speed_title(results)} & GB & lr \\\\",
         "\\midrule",
     ]
     for row in results["rows"]:

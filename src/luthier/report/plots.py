@@ -119,7 +119,7 @@ def cost_plot(results: Results) -> str | None:
     """Speed, memory and time of each method as bars; the memory estimate as a tick."""
     rows = [(index, row) for index, row in coloured_rows(results) if row["cost"]]
     panels: list[tuple[str, str, float, str]] = [
-        ("tokens / s", "tokens_per_second", 1, ",.0f"),
+        (f"{results.get('counts', 'tokens')} / s", "tokens_per_second", 1, ",.0f"),
         ("peak memory, GB", "peak_memory_bytes", 1e-9, ".2f"),
         ("training, minutes", "train_seconds", 1 / 60, ".1f"),
     ]

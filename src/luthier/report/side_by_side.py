@@ -21,7 +21,8 @@ def sample_block(sample: Mapping[str, Any], colours: Mapping[str, str]) -> str:
     outputs = "".join(
         _output(one, sample["reference"], colours.get(one["label"], "var(--base)")) for one in sample["outputs"]
     )
-    asked = _text("prompt", sample["prompt"]) + _text("reference", _pretty(sample["reference"]))
+    seen = picture(sample.get("pictures", {}).get("prompt"), sample["prompt"])
+    asked = _text("prompt", sample["prompt"], seen) + _text("reference", _pretty(sample["reference"]))
     return (
         f'<div class="card sample"><header><span class="tag">{name}</span>{html_text(sample["id"])}</header>'
         f'<div class="texts">{asked}</div>'
@@ -29,8 +30,39 @@ def sample_block(sample: Mapping[str, Any], colours: Mapping[str, str]) -> str:
     )
 
 
-def _text(label: str, text: str) -> str:
-    return f'<div><p class="label">{label}</p><div class="box"><pre>{html_text(text)}</pre></div></div>'
+def _text(label: str, text: str, seen: str = "") -> str:
+    return f'<div><p class="label">{label}</p><div class="box">{seen}<pre>{html_text(text)}</pre></div></div>'
+
+
+def picture(uri: str | None, words: str) -> str:
+    """A picture that the page itself holds, or nothing."""
+    if uri is None or not uri.startswith("data:image/png;base64,"):
+        return ""
+    return f'<img class="picture" src="{html_text(uri)}" alt="{html_text(words)}">'
+
+
+def is_drawn(sample: Mapping[str, Any]) -> bool:
+    """Whether the models answered with pictures."""
+    return any(one.get("picture") for one in sample["outputs"])
+
+
+def gallery(samples: Sequence[Mapping[str, Any]], colours: Mapping[str, str]) -> str:
+    """A table of pictures: a column for each record, rows for the record itself and for every model."""
+    asked = "".join(f"<th>{html_text(sample['prompt'])}</th>" for sample in samples)
+    own = [picture(sample["pictures"].get("reference"), "the record") for sample in samples]
+    rows = [f"<tr><td>data</td>{''.join(f'<td>{one}</td>' for one in own)}</tr>"]
+    labels = dict.fromkeys(one["label"] for sample in samples for one in sample["outputs"])
+    for label in labels:
+        found = [next((one for one in sample["outputs"] if one["label"] == label), None) for sample in samples]
+        cells = "".join(f"<td>{'' if one is None else _drawn(one)}</td>" for one in found)
+        swatch = f'<span class="swatch" style="--colour: {colours.get(label, "var(--base)")}"></span>'
+        rows.append(f"<tr><td>{swatch} <b>{html_name(label)}</b></td>{cells}</tr>")
+    head = f"<thead><tr><th></th>{asked}</tr></thead>"
+    return f'<table class="gallery">{head}<tbody>{"".join(rows)}</tbody></table>'
+
+
+def _drawn(one: Mapping[str, Any]) -> str:
+    return f"{picture(one.get('picture'), one['prediction'])}<small>{one['score']:.2f}</small>"
 
 
 def _output(one: Mapping[str, Any], reference: str, colour: str) -> str:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from luthier.report.formats import NONE, count, gigabytes, interval, minutes, p_value, percent, points, rate, signed
-from luthier.report.words import Results, other_tokens
+from luthier.report.words import Results, other_tokens, speed_title
 
 OTHER = 6
 """Where the tokens that were no training stand: behind the speed, if there are any."""
@@ -41,7 +41,8 @@ def build_table(results: Results, narrow: bool = False) -> Table:
     """The rows in the order of the plan: the untrained model first, then the methods. `narrow` leaves the tokens that
     were no training to the notes.
     """
-    titles = ["method", "target", f"change vs {results['baseline']}", "retain", "net", "tok/s", "peak GB", "min", "lr"]
+    titles = ["method", "target", f"change vs {results['baseline']}", "retain", "net"]
+    titles += [speed_title(results), "peak GB", "min", "lr"]
     rows = [_row(row, results) for row in results["rows"]]
     other = [other_tokens(row) for row in results["rows"]]
     if any(other) and not narrow:

@@ -155,3 +155,8 @@ def limitations(results: Results) -> list[str]:
 def listed(names: Sequence[str]) -> str:
     """a, b and c."""
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def speed_title(results: Results) -> str:
+    """What the column of speeds counts: tokens, or records that have none."""
+    return "tok/s" if results.get("counts", "tokens") == "tokens" else f"{results['counts']}/s"

@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
@@ -18,6 +18,9 @@ from luthier.errors import RecipeError
 from luthier.parts import Part, build
 from luthier.rewards._guard import TooSlow, within
 from luthier.types import Record
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -58,14 +61,15 @@ class Reward(Part):
 
     None says that the reward does not apply to the answer. What raises or takes too long counts as None and is
     logged with the record; the run goes on. `seconds` is the limit for one answer, or for one group where answers
-    are compared.
+    are compared. A reward with `FACE = "denoiser"` judges samples instead (`score_samples`), and what raises there
+    ends the run.
 
     EXAMPLES are answers and what they are worth, which the matrix tries: (options, answer, value), or of a group
     (options, [answers], [values]). An answer is {text, gold, tokens, finish, and columns of its record}.
     """
 
     EXAMPLES: ClassVar[tuple[tuple[dict[str, Any], Any, Any], ...]] = ()
-
+    FACE: ClassVar[str] = "token"
     seconds: float = Field(10.0, gt=0)
 
     def score(self, answer: Answer) -> Value:
@@ -75,6 +79,10 @@ class Reward(Part):
     def score_group(self, answers: Sequence[Answer]) -> Sequence[Value]:
         """The values of a group, in order."""
         return [self.score(answer) for answer in answers]
+
+    def score_samples(self, samples: Tensor, condition: Mapping[str, Tensor]) -> Tensor:
+        """The values [R] of a denoiser's samples [R,...], drawn under the conditions, each [R,...]."""
+        raise RecipeError(f"{type(self).__name__} does not define `score_samples(self, samples, condition)`.")
 
     @property
     def compares(self) -> bool:
@@ -127,6 +135,22 @@ class Rewards:
                 for answer, one in zip(answers, found, strict=True)
             ]
         return [Verdict(total, named) for total, named in zip(totals, parts, strict=True)]
+
+    def of_samples(self, samples: Tensor, condition: Mapping[str, Tensor]) -> Tensor:
+        """Judge a denoiser's samples [R,...]: one value each.
+
+        Raises:
+            RecipeError: a reward gives another number of values.
+        """
+        total = samples.new_zeros(len(samples))
+        for member in self.members:
+            found = member.reward.score_samples(samples, condition)
+            if found.shape != total.shape:
+                raise RecipeError(
+                    f"The reward `{member.name}` gave {list(found.shape)} for {len(samples)} samples: one value each."
+                )
+            total = total + member.weight * found.to(total)
+        return total
 
     def _values(self, member: Member, answers: Sequence[Answer]) -> list[Judged]:
         if not member.reward.compares:

@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy
 
@@ -22,11 +22,13 @@ from luthier.rollouts.base import Judge, Prompt
 from luthier.rollouts.judge import judge_by
 from luthier.sampling.samplers.base import Asking, SamplerPart
 from luthier.sampling.text import answer_text
-from luthier.steps.ground import Ground
 from luthier.types import Candidate, Record, Request, Row, Sampler, Scored, Stream, Trajectory
 
+if TYPE_CHECKING:
+    from luthier.steps.language import LanguageGround
 
-def make_sampler(ground: Ground, module: Any, block: Generate, folder: Path | None = None) -> Sampler:
+
+def make_sampler(ground: LanguageGround, module: Any, block: Generate, folder: Path | None = None) -> Sampler:
     """Who answers: the model itself, as it is at each call, or whom the block names.
 
     Raises:
@@ -38,7 +40,7 @@ def make_sampler(ground: Ground, module: Any, block: Generate, folder: Path | No
     return part.make(Asking(module, tokenizer, renderer.end_ids, renderer.end_id, block.rows, folder))
 
 
-def make_judge(ground: Ground, block: Generate, log: Log = lambda line: None) -> Judge:
+def make_judge(ground: LanguageGround, block: Generate, log: Log = lambda line: None) -> Judge:
     """The recipe's rewards as a judge of answers drawn by `block`; `auto` is the metric of their evaluation."""
     settings, renderer = ground.recipe.settings, ground.renderer
     if settings.reward == "auto":
@@ -52,7 +54,7 @@ def make_judge(ground: Ground, block: Generate, log: Log = lambda line: None) ->
     )
 
 
-def _by_metric(ground: Ground, block: Generate) -> Judge:
+def _by_metric(ground: LanguageGround, block: Generate) -> Judge:
     records = ground.prepared.records
     references = {name: ground.renderer.reference(record) for name, record in records.items()}
     metric = ground.recipe.settings.evaluate.metric
@@ -72,7 +74,7 @@ def _by_metric(ground: Ground, block: Generate) -> Judge:
     return judge
 
 
-def text_of(ground: Ground, block: Generate, ids: Sequence[int]) -> str:
+def text_of(ground: LanguageGround, block: Generate, ids: Sequence[int]) -> str:
     """What an answer says, without what ended it."""
 
     def decode(ids: Sequence[int]) -> str:
@@ -81,7 +83,7 @@ def text_of(ground: Ground, block: Generate, ids: Sequence[int]) -> str:
     return answer_text(ids, ground.renderer.end_ids, decode, block.stop)
 
 
-def gold(ground: Ground) -> list[Candidate]:
+def gold(ground: LanguageGround) -> list[Candidate]:
     """The recipe's own training records as candidates, in their order."""
     records = ground.prepared.records
     return [
@@ -90,7 +92,7 @@ def gold(ground: Ground) -> list[Candidate]:
     ]
 
 
-def as_asked(ground: Ground, record: Record, instruction: str | None = None) -> Record:
+def as_asked(ground: LanguageGround, record: Record, instruction: str | None = None) -> Record:
     """The record that asks for an answer to a record; an `instruction` may show its gold answer."""
     if instruction is None:
         return record
@@ -100,7 +102,7 @@ def as_asked(ground: Ground, record: Record, instruction: str | None = None) -> 
     return replace(record, shape="prompt_completion", fields=fields)
 
 
-def _request(ground: Ground, asked: Record, seed: int) -> Request:
+def _request(ground: LanguageGround, asked: Record, seed: int) -> Request:
     """An answer to a record, asked for as ids and as a conversation."""
     prompt = ground.renderer.prompt(asked)
     messages = messages_of(asked)
@@ -109,7 +111,7 @@ def _request(ground: Ground, asked: Record, seed: int) -> Request:
 
 
 def generate_candidates(
-    ground: Ground,
+    ground: LanguageGround,
     name: str,
     asked: Sequence[Candidate],
     samples: int,
@@ -161,7 +163,7 @@ def _look_for_answers(found: Sequence[Trajectory], log: Log) -> None:
         log({"event": "refused", "record": one.record, "error": more.get("error")})
 
 
-def _candidate(ground: Ground, prompt: Prompt, scored: Scored, row: str, name: str) -> Candidate:
+def _candidate(ground: LanguageGround, prompt: Prompt, scored: Scored, row: str, name: str) -> Candidate:
     ids = numpy.array([*prompt.ids, *scored.trajectory.ids], dtype=numpy.int32)
     weights = (numpy.arange(len(ids)) >= len(prompt.ids)).astype(numpy.float32)
     return Candidate(
@@ -195,7 +197,7 @@ def write_candidates(path: Path, candidates: Sequence[Candidate]) -> None:
     write_text(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
 
 
-def read_candidates(path: Path, ground: Ground) -> list[Candidate]:
+def read_candidates(path: Path, ground: LanguageGround) -> list[Candidate]:
     """What `write_candidates` wrote."""
     return [_read(line, ground.prepared.records[line["record"]]) for line in read_jsonl(path)]
 

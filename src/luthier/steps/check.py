@@ -14,27 +14,28 @@ from rich.table import Table
 from torch import nn
 
 from luthier import parts
+from luthier.data.arrays import arrays_of
 from luthier.data.doctor import examine, print_report
 from luthier.data.prepare import Prepared, prepare
 from luthier.data.render import Renderer
+from luthier.diffusion.policy import PREFIX
 from luthier.engine import memory
 from luthier.errors import DataError, LuthierError, RecipeError
 from luthier.models.context import checkpoint_layers
 from luthier.models.load import load_tokenizer, resolve_model
 from luthier.objectives.base import build_objective, reads_of
 from luthier.recipe import Recipe, Stage, flat, list_methods, load_recipe, stages_of
+from luthier.recipe.kinds import KINDS, kind_of
 from luthier.recipe.steps import TRAINING
 from luthier.steps.columns import with_fields
 from luthier.steps.ground import (
     build_tuners,
-    check_context,
     compute_dtype,
     find_device,
-    predicted_memory,
-    stand,
-    training_rows,
 )
+from luthier.steps.language import check_context, predicted_memory, training_rows
 from luthier.steps.record import Run
+from luthier.steps.stand import stand
 from luthier.steps.train import training
 from luthier.steps.verify import verify
 from luthier.tuners.base import Planning
@@ -55,6 +56,9 @@ def check_recipe(recipe: Recipe, probe: bool, console: Console) -> None:
             "Leave out --probe, or start the recipe with a small budget (budget.updates=3) and look at its run.json.",
         )
     verify(stages)
+    if kind_of(settings.model, recipe.base) != "token":
+        _check_arrays(recipe, probe, console)
+        return
     renderer = Renderer(load_tokenizer(settings.model, recipe.base), settings.data.render, settings.data.targets)
     with tempfile.TemporaryDirectory() as cache:
         report = examine(settings.data, renderer, recipe.base, Path(cache))
@@ -74,6 +78,31 @@ def check_recipe(recipe: Recipe, probe: bool, console: Console) -> None:
         _print_probe(recipe, console)
     else:
         console.print("[bold]time[/]    run with --probe: a few updates, then an estimate")
+
+
+def _check_arrays(recipe: Recipe, probe: bool, console: Console) -> None:
+    """A model whose records are arrays is loaded and tried on one of them."""
+    ground = stand(recipe, None)
+    module, report = ground.loaded.module, ground.prepared.report
+    size = sum(p.numel() for p in module.parameters())
+    kind = KINDS[kind_of(recipe.settings.model, recipe.base)].name
+    console.print(f"[bold]model[/]   {type(module).__name__}, {size:,} parameters (of the {kind})", highlight=False)
+    counts = ", ".join(f"{name} {count}" for name, count in report.counts.items())
+    held = escape(arrays_of(ground.prepared.train).replace(PREFIX, ""))
+    console.print(f"[bold]data[/]    {counts}: {held}", markup=True, highlight=False)
+    leaked = {name: found["exact"] for name, found in report.leakage.items() if found["exact"]}
+    for name, count in leaked.items():
+        console.print(f"        {count} records of {name} are in the training data too", markup=False)
+    fits = []
+    for method in list_methods(recipe.base):
+        try:
+            verify(stages_of(load_recipe(recipe.to_lock(), [method.name])))
+        except LuthierError:
+            continue
+        fits.append(method.name)
+    console.print(f"[bold]methods[/] {' · '.join(fits)}", highlight=False)
+    if probe:
+        _print_probe(recipe, console)
 
 
 def _print_steps(stages: Sequence[Stage], prepared: Prepared, console: Console) -> None:
@@ -201,7 +230,9 @@ def _print_probe(recipe: Recipe, console: Console) -> None:
         "seconds": lambda: budget.amount,
     }[budget.unit]()
     console.print(
-        f"[bold]time[/]    about {seconds / 60:.1f} min of training at {rate:,.0f} tokens/s, without evaluation"
+        f"[bold]time[/]    about {seconds / 60:.1f} min of training at {rate:,.0f} {facts['counts']}/s, "
+        "without evaluation"
     )
-    peak, predicted = memory.peak() / 1e9, facts["estimated_memory_bytes"] / 1e9
-    console.print(f"[bold]memory[/]  {peak:.2f} GB measured, {predicted:.2f} GB estimated")
+    predicted = facts["estimated_memory_bytes"]
+    told = "" if predicted is None else f", {predicted / 1e9:.2f} GB estimated"
+    console.print(f"[bold]memory[/]  {memory.peak() / 1e9:.2f} GB measured{told}")

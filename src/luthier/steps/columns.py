@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy
 
@@ -13,12 +14,15 @@ from luthier.errors import DataError, ModelError
 from luthier.models.load import Loaded, load_model
 from luthier.models.policy import TokenPolicy
 from luthier.recipe.settings import Model as ModelSettings
-from luthier.steps.ground import Ground, compute_dtype, micro_tokens, unknown_reference
+from luthier.steps.ground import compute_dtype, micro_tokens, unknown_reference
 from luthier.steps.record import Run
 from luthier.types import Record, Row, Stream
 
+if TYPE_CHECKING:
+    from luthier.steps.language import LanguageGround
 
-def with_references(run: Run, ground: Ground, rows: list[Row], reads: Sequence[str]) -> list[Row]:
+
+def with_references(run: Run, ground: LanguageGround, rows: list[Row], reads: Sequence[str]) -> list[Row]:
     """The rows with every `logprobs:<reference>` that the objective reads.
 
     Raises:
@@ -53,7 +57,7 @@ def _with_field(row: Row, record: Record, name: str) -> Row:
     return replace(row, streams={**row.streams, f"field:{name}": Stream(value, "row")})
 
 
-def logprobs_of(run: Run, ground: Ground, rows: Sequence[Row], name: str) -> Column:
+def logprobs_of(run: Run, ground: LanguageGround, rows: Sequence[Row], name: str) -> Column:
     """Log-probabilities of the rows under a model: `initial`, or a model's name, folder or run folder.
 
     Raises:
@@ -74,11 +78,11 @@ def logprobs_of(run: Run, ground: Ground, rows: Sequence[Row], name: str) -> Col
     return _logprobs(run, ground, rows, loaded)
 
 
-def _initial_logprobs(run: Run, ground: Ground, rows: Sequence[Row]) -> Column:
+def _initial_logprobs(run: Run, ground: LanguageGround, rows: Sequence[Row]) -> Column:
     return _logprobs(run, ground, rows, ground.loaded)
 
 
-def _logprobs(run: Run, ground: Ground, rows: Sequence[Row], loaded: Loaded) -> Column:
+def _logprobs(run: Run, ground: LanguageGround, rows: Sequence[Row], loaded: Loaded) -> Column:
     """Computed once per model and rows, then read from the cache that the runs of a comparison share."""
     module = loaded.module
     key = column_key(loaded.weights_id, str(next(module.parameters()).dtype), rows)

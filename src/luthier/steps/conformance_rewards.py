@@ -13,6 +13,7 @@ from torch import Tensor
 
 from luthier.rewards._guard import TooSlow, within
 from luthier.rewards.base import Answer, Judged, Reward
+from luthier.steps import conformance_samples
 from luthier.steps.conformance import Failed, check_options, variants
 from luthier.types import Record
 
@@ -133,6 +134,9 @@ def _short(text: str) -> str:
 
 def checks(part: type[Any]) -> Iterator[tuple[str, Callable[[], None]]]:
     """The checks of a reward, in the order they are run."""
+    if part.FACE != "token":
+        yield from conformance_samples.checks(part)
+        return
     made = variants(part)
     yield "a number or None for any answer, in time", lambda: check_any_answer(made[:1])
     yield "deterministic, leaves what it is given", lambda: check_pure(made[0])

@@ -20,6 +20,8 @@ from luthier.rollouts.optimality import Mode, advantages, group_filter, optimali
 from luthier.sampling.denoise import SOLVERS
 from luthier.types import Row, Stream
 
+DRAWN = "optimality"
+"""The row stream that only samples of a rollout carry: an objective that reads it is given a rollout."""
 Condition = Mapping[str, numpy.ndarray]
 Reward = Callable[[Tensor, Mapping[str, Tensor]], Tensor]
 """(samples [R,...], their conditions) → rewards [R]."""
@@ -31,7 +33,8 @@ class Sampled:
 
     `shape` of a sample; `groups` prompts of `size` samples each; a solver in `steps` steps, of whose levels the
     share `level_share` is trained on; `updates` per rollout; `decay` kind of `old`; `min_std` and `max_mean` of
-    the group filter (None: every group is kept, no prompt is ever banned); `forward`: samples per forward.
+    the group filter (None: every group is kept, no prompt is ever banned); `forward`: samples per forward; `shift`:
+    how far the solver's levels lie towards the noise.
     """
 
     shape: tuple[int, ...]
@@ -47,6 +50,7 @@ class Sampled:
     min_std: float | None = None
     max_mean: float = 0.9
     forward: int = 256
+    shift: float = 1.0
 
 
 class DenoisedRollout:
@@ -140,7 +144,7 @@ class DenoisedRollout:
 
     def solve(self, noise: Tensor, told: Mapping[str, Tensor]) -> Tensor:
         """Samples from noise under the parameters in force, `forward` at a time."""
-        levels = solver_levels(self.how.steps)
+        levels = solver_levels(self.how.steps, self.how.shift)
         pieces = []
         for start in range(0, len(noise), self.how.forward):
             cut = slice(start, start + self.how.forward)
@@ -153,12 +157,12 @@ class DenoisedRollout:
         self, index: int, chosen: Sequence[int], kept: numpy.ndarray, clean: numpy.ndarray, r: numpy.ndarray
     ) -> list[Row]:
         """One row for each sample of a kept group and each of its levels, in an order keyed by the rollout."""
-        levels = numpy.array(solver_levels(self.how.steps)[:-1], dtype=numpy.float32)
+        levels = numpy.array(solver_levels(self.how.steps, self.how.shift)[:-1], dtype=numpy.float32)
         trained = max(1, int(len(levels) * self.how.level_share))
         rows = []
         for g, k in ((int(g), k) for g in numpy.flatnonzero(kept) for k in range(self.how.size)):
             told = {PREFIX + name: Stream(values, "row") for name, values in self.prompts[chosen[g]].items()}
-            own = {"latent": Stream(clean[g * self.how.size + k], "row"), "optimality": Stream(float(r[g, k]), "row")}
+            own = {"latent": Stream(clean[g * self.how.size + k], "row"), DRAWN: Stream(float(r[g, k]), "row")}
             for j in self._keyed(index, g, k, 1).permutation(len(levels))[:trained]:
                 name = f"rollout-{index}/{g}/{k}/{j}"
                 streams = own | told | {"level": Stream(levels[j], "row")}

@@ -1,4 +1,4 @@
-"""The evaluate step: a model's answers on the target items, on what must be retained, and on validation."""
+"""The evaluate step: a model on the target items, on what must be retained, and on validation."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from typing import Any
 from rich.console import Console
 from torch import nn
 
-from luthier.data.pairs import without_rejected
 from luthier.data.render import Renderer
 from luthier.data.sources import load_records
 from luthier.errors import RecipeError
 from luthier.evals.base import Evaluation
-from luthier.evals.evaluate import evaluate, perplexity
+from luthier.evals.evaluate import evaluate
 from luthier.models.load import load_model
 from luthier.recipe import load_recipe
+from luthier.recipe.kinds import KINDS, kind_of
 from luthier.records import append_jsonl
-from luthier.steps.ground import Ground, compute_dtype, find_device, limited, retain_records
+from luthier.steps.ground import Ground, compute_dtype, find_device
 from luthier.steps.journal import Journal
+from luthier.steps.language import limited
 from luthier.steps.verify import refuse_others
-from luthier.types import Record
 
 SAMPLES = 8
 
@@ -29,47 +29,26 @@ SAMPLES = 8
 def evaluate_sets(
     ground: Ground, module: nn.Module, sets: Sequence[str], folder: Path, journal: Journal
 ) -> dict[str, Any]:
-    """Score `module` on the named sets; writes evaluation.jsonl and samples.jsonl, returns the summaries."""
+    """Score `module` on the named sets; writes evaluation.jsonl and samples.jsonl, returns the summaries.
+
+    What a set's samples look like, where they are pictures, is samples-<set>.png.
+    """
     for name in ("evaluation.jsonl", "samples.jsonl"):
         (folder / name).unlink(missing_ok=True)
     summaries: dict[str, Any] = {}
     for name in sets:
-        records = _records(ground, name)
-        if not records:
+        found = ground.score(module, name, journal)
+        if found is None:
             continue
-        found = _score(ground, module, name, records, journal)
         summaries[name] = found.to_json()
+        if found.sheet:
+            (folder / f"samples-{name}.png").write_bytes(found.sheet)
         for index, item in enumerate(found.items):
             line = {"set": name, **item.to_json()}
             append_jsonl(folder / "evaluation.jsonl", line)
             if index < SAMPLES:
                 append_jsonl(folder / "samples.jsonl", line)
-    if ground.recipe.settings.evaluate.perplexity and "target" in sets and ground.prepared.test:
-        chosen = {record.id for record in ground.records("test")}
-        rows = without_rejected([row for row in ground.prepared.test if row.atom in chosen])
-        summaries["perplexity"] = perplexity(module, rows, journal.phase("perplexity", len(rows)))
-    return summaries
-
-
-def _records(ground: Ground, name: str) -> list[Record]:
-    if name == "retain":
-        return retain_records(ground.recipe)
-    return ground.records({"target": "test", "validation": "validation"}[name])
-
-
-def _score(ground: Ground, module: nn.Module, name: str, records: list[Record], journal: Journal) -> Evaluation:
-    settings = ground.recipe.settings
-    return evaluate(
-        module,
-        ground.loaded.tokenizer,
-        ground.renderer,
-        records,
-        "auto" if name == "retain" else settings.evaluate.metric,
-        settings.generate,
-        journal.phase(f"evaluate {name}", len(records)),
-        base=ground.recipe.base,
-        seed=settings.seed,
-    )
+    return summaries | ground.shown(module, sets, journal)
 
 
 def evaluate_model(
@@ -87,6 +66,11 @@ def evaluate_model(
     content = {"model": chosen, "data": {"train": data}, "evaluate": {"metric": metric}}
     recipe = load_recipe(content, overrides=overrides, base=Path.cwd())
     settings = recipe.settings
+    if (kind := kind_of(settings.model, recipe.base)) != "token":
+        raise RecipeError(
+            f"{model} is one of the {KINDS[kind].name}, and `luthier eval` asks language models.",
+            "`luthier run` and `luthier compare` evaluate it: its recipe says on which data.",
+        )
     refuse_others(settings.generate, recipe.base)
     device = find_device()
     typed = settings.model.model_copy(update={"dtype": compute_dtype(recipe, device)})

@@ -1,35 +1,41 @@
-"""What every step stands on: device, model, tokenizer, rendered data."""
+"""What every step stands on: a device, a model, rows of each split, and what these mean for one kind of model."""
 
 from __future__ import annotations
 
 import copy
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import nn
 
 from luthier import parts
-from luthier.data.batches import data_order
-from luthier.data.pairs import is_judged, is_paired, without_rejected
-from luthier.data.prepare import Prepared, prepare
-from luthier.data.render import Renderer
-from luthier.data.sources import load_records
-from luthier.engine import memory
-from luthier.errors import DataError, RecipeError
-from luthier.models.load import Loaded, fast_bfloat16, load_model
+from luthier.data.batches import Layout
+from luthier.data.prepare import Prepared
+from luthier.engine.budget import Budget
+from luthier.engine.source import Records, Source
+from luthier.errors import RecipeError
+from luthier.evals.base import Evaluation
+from luthier.models.load import Loaded, fast_bfloat16
 from luthier.models.policy import Policy, Reference, TokenPolicy
-from luthier.objectives.base import Objective, judgement_of, members_of, reads_of
+from luthier.objectives.base import Objective, reads_of
 from luthier.recipe import Recipe
 from luthier.recipe.settings import Train
+from luthier.select.base import Selector
+from luthier.steps.journal import Journal
+from luthier.steps.record import Run
 from luthier.tuners.base import Planning, Tuner
-from luthier.types import Record, Row
+from luthier.types import Row
 
+Log = Callable[[dict[str, Any]], None]
+MICRO_RECORDS = {"cpu": 256, "cuda": 16}
+"""Records per forward where they are no sequences of tokens: small ones on a processor, cached latents on a GPU."""
 MICRO_TOKENS = {"cpu": 512, "cuda": 16384}
 """Positions per forward when `micro` is auto. On a CPU 512 is as fast as 4096 and takes 1 GB less (bench/micro.py)."""
 LARGE, MICRO_TOKENS_OF_LARGE = 50_000_000, 256
@@ -37,19 +43,69 @@ LARGE, MICRO_TOKENS_OF_LARGE = 50_000_000, 256
 
 
 @dataclass(frozen=True)
-class Ground:
-    """A recipe's model and data, ready to train and evaluate."""
+class Ground(ABC):
+    """A recipe's model and data, ready to train and evaluate: the one thing that differs between kinds of models.
+
+    `COUNTS` is what the length of a row counts; `WEIGHTS` the folder of the weights within that of a saved model;
+    `WHOLE` says that a model is always saved with its tuning folded in.
+    """
 
     recipe: Recipe
     device: torch.device
     loaded: Loaded
-    renderer: Renderer
     prepared: Prepared
+    COUNTS: ClassVar[Literal["tokens", "records"]] = "records"
+    WEIGHTS: ClassVar[str] = ""
+    WHOLE: ClassVar[bool] = True
 
-    def records(self, split: str) -> list[Record]:
-        """The records of `validation` or `test`, at most `evaluate.limit`, chosen by content."""
-        chosen = [self.prepared.records[name] for name in self.prepared.splits[split]]
-        return limited(chosen, self.recipe.settings.evaluate.limit)
+    @abstractmethod
+    def policy(self, module: nn.Module) -> Any:
+        """What objectives see of a module."""
+
+    def rows(self, run: Run, objective: Objective, selector: Selector | None) -> list[Row]:
+        """The training rows with all that these parts read."""
+        return self.prepared.train
+
+    def source(
+        self, rows: list[Row], policy: Any, objective: Objective, budget: Budget, layout: Layout, log: Log
+    ) -> Source:
+        """Where the rows of each update come from."""
+        shuffled = self.recipe.settings.train.batch.order == "shuffled"
+        return Records(rows, self.recipe.settings.seed, budget, shuffled)
+
+    def live(self, objective: Objective) -> Collection[str]:
+        """References that are asked again and again."""
+        return ()
+
+    def layout(self, policy: Any, trained: Sequence[Objective | Tuner]) -> Layout:
+        """How the rows of a batch are laid out."""
+        return "padded"
+
+    @property
+    def pad_id(self) -> int:
+        """The token that padding is made of."""
+        return 0
+
+    def micro(self) -> int:
+        """Positions per forward."""
+        micro = self.recipe.settings.train.batch.micro
+        return MICRO_RECORDS[self.device.type] if micro == "auto" else micro
+
+    def estimate(self, module: nn.Module, rows: Sequence[Row], copies: int) -> int | None:
+        """The predicted peak of training in bytes, or None where nothing can be said."""
+        return None
+
+    @abstractmethod
+    def score(self, module: nn.Module, name: str, journal: Journal) -> Evaluation | None:
+        """A module on the records of a set (target, retain, validation); None where there are none."""
+
+    def shown(self, module: nn.Module, sets: Sequence[str], journal: Journal) -> dict[str, Any]:
+        """Further numbers, which decide nothing."""
+        return {}
+
+    @abstractmethod
+    def leave(self, folder: Path) -> None:
+        """Write into a saved model's folder what belongs to it besides its weights."""
 
 
 def find_device() -> torch.device:
@@ -66,77 +122,6 @@ def compute_dtype(recipe: Recipe, device: torch.device) -> str:
         if wanted != "auto":
             return wanted
     return "bfloat16" if fast_bfloat16(device) else "float32"
-
-
-def stand(recipe: Recipe, cache: Path | None, say: Callable[[str], None] = lambda text: None) -> Ground:
-    """Load the model and prepare the data of a recipe."""
-    device = find_device()
-    settings = recipe.settings
-    model = settings.model.model_copy(update={"dtype": compute_dtype(recipe, device)})
-    say("loading the model")
-    loaded = load_model(model, recipe.base, device)
-    say("preparing the data")
-    renderer = Renderer(loaded.tokenizer, settings.data.render, settings.data.targets)
-    prepared = prepare(settings.data, renderer, recipe.base, cache)
-    check_context(loaded.module.config, settings.data.max_tokens, prepared)
-    return Ground(recipe, device, loaded, renderer, prepared)
-
-
-def check_context(config: Any, max_tokens: int, prepared: Prepared) -> None:
-    """Refuse rows longer than the model can read."""
-    context = getattr(config, "max_position_embeddings", None)
-    rows = [row for split in (prepared.train, prepared.validation, prepared.test) for row in split]
-    longest = max(rows, key=len)
-    if context is not None and len(longest) > context:
-        raise DataError(
-            f"Record {longest.atom} ({prepared.records[longest.atom].origin}) has {len(longest)} tokens; the model"
-            f" reads at most {context}.",
-            f"Set data.max_tokens to {context} or less (now {max_tokens}).",
-        )
-
-
-def limited(records: list[Record], limit: int | None) -> list[Record]:
-    """At most `limit` records, the same ones whatever their order."""
-    if limit is None or len(records) <= limit:
-        return records
-    return [records[i] for i in sorted(data_order([record.id for record in records], 0, 0)[:limit])]
-
-
-def retain_records(recipe: Recipe) -> list[Record]:
-    """The records that must not be forgotten, or none."""
-    evaluate = recipe.settings.evaluate
-    return [] if evaluate.retain is None else limited(load_records(evaluate.retain, recipe.base), evaluate.limit)
-
-
-def training_rows(objective: Objective, prepared: Prepared) -> list[Row]:
-    """What an objective learns from: good and bad answers where it reads both, else the good ones.
-
-    Raises:
-        RecipeError: it reads both, and some training record does not say which its answer is; or all are bad.
-    """
-    name, needed = members_of(objective)[0].kind, judgement_of(objective)
-    if not needed:
-        rows = without_rejected(prepared.train)
-        if prepared.train and not rows:
-            raise RecipeError(
-                f"`{name}` learns from good answers, and every training record has `label: false`.",
-                "Bring answers with `label: true` too, or choose an objective that learns from labels, such as `kto`.",
-            )
-        return rows
-    fits = is_paired if needed == "pairs" else is_judged
-    other = next((row for row in prepared.train if not fits(row)), None)
-    if other is not None:
-        where = f"record {other.atom} ({prepared.records[other.atom].origin})"
-        if needed == "pairs":
-            raise RecipeError(
-                f"`{name}` learns from pairs of a chosen and a rejected answer; {where} has one answer.",
-                "Bring data with the columns prompt, chosen and rejected, or choose another objective.",
-            )
-        raise RecipeError(
-            f"`{name}` learns from answers that are labelled good or bad; {where} has no `label`.",
-            "Bring data with the columns prompt, completion and label (true or false), or prompt, chosen and rejected.",
-        )
-    return prepared.train
 
 
 def build_tuners(recipe: Recipe) -> list[Tuner]:
@@ -229,21 +214,6 @@ def unknown_reference(name: str) -> RecipeError:
 def frozen_copies(policy: Policy) -> int:
     """How many further copies of the model its references need."""
     return len({id(reference.policy) for reference in policy.references.values()} - {id(policy)})
-
-
-def predicted_memory(recipe: Recipe, module: nn.Module, rows: Sequence[Row], copies: int) -> memory.Estimate:
-    """The peak that training `module` with its tuners applied will take; on the meta device too."""
-    train = recipe.settings.train
-    tokens = micro_tokens(recipe, module, find_device())
-    loaded = 0 if next(module.parameters()).is_meta else memory.weight_bytes(module) * (1 + copies)
-    return memory.estimate(
-        module,
-        memory.largest_micro_batch(rows, train.batch.records, tokens),
-        process=0 if torch.cuda.is_available() else memory.resident() - loaded,
-        several=memory.several_micro_batches(rows, train.batch.records, tokens),
-        checkpointing=train.checkpointing,
-        copies=copies,
-    )
 
 
 @contextmanager

@@ -25,6 +25,7 @@ class Journal:
             TextColumn("{task.description:22}"), BarColumn(), TextColumn("{task.percentage:3.0f}%"),
             TimeRemainingColumn(), TextColumn("{task.fields[note]}"), console=console,
         )  # fmt: skip
+        self.counts = "tokens"  # what the speed of a training is told in
         self._task: TaskID | None = None
         self._phase = ""
         self._started = self._written = 0.0
@@ -69,7 +70,9 @@ class Journal:
             total = 1000 if left is None else event["update"] + left
             done = round(1000 * share) if left is None else event["update"]
             seconds = event["seconds"] * (1 - share) / share if share else None
-            self.progress(done, total, seconds, f"loss {event['loss']:.3f} · {event['tokens_per_second']:,.0f} tok/s")
+            self.progress(
+                done, total, seconds, f"loss {event['loss']:.3f} · {event['tokens_per_second']:,.0f} {self.counts}/s"
+            )
 
     def forget_after(self, update: int, step: str = "") -> None:
         """Drop what a step wrote behind this update: a resumed run will write it again.

@@ -30,10 +30,12 @@ from luthier.records import read_jsonl, write_json
 from luthier.select.subset import Subset
 from luthier.steps.answers import generate_candidates, gold, make_judge, make_sampler, read_candidates, write_candidates
 from luthier.steps.evaluate import evaluate_sets
-from luthier.steps.ground import Ground, build_tuners, micro_tokens, stand
+from luthier.steps.ground import Ground, build_tuners, micro_tokens
 from luthier.steps.journal import Journal
+from luthier.steps.language import LanguageGround
 from luthier.steps.record import Run, fingerprint
 from luthier.steps.scores import score_candidates, scored_columns, scores_facts, write_scores
+from luthier.steps.stand import stand
 from luthier.steps.stop import Stop
 from luthier.steps.train import carry_probe, trained_facts, training
 from luthier.steps.verify import PROBED, SCORED
@@ -59,19 +61,20 @@ class Model:
             self.trainer = None
         return self.module
 
-    def save(self, folder: Path, tokenizer: Any) -> None:
+    def save(self, folder: Path, ground: Ground) -> None:
         """Write it, loadable without Luthier; after several trainings or tuners the whole model: no adapter is all."""
         shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
+        weights = folder / ground.WEIGHTS
+        weights.mkdir(parents=True)
         tuners = [] if self.trainer is None else self.trainer.tuners
-        if self.trainer is None or len(tuners) > 1 or (self.trainings > 1 and tuners[0].MERGES):
+        if ground.WHOLE or self.trainer is None or len(tuners) > 1 or (self.trainings > 1 and tuners[0].MERGES):
             copied = replace(self, module=copy.deepcopy(self.module)) if self.trainer is not None else self
-            copied.plain().save_pretrained(folder)  # pyright: ignore[reportCallIssue]
+            copied.plain().save_pretrained(weights)  # pyright: ignore[reportCallIssue]
         else:
-            self.trainer.tuners[-1].save(self.module, self.trainer.masters.of_model(), folder)
+            self.trainer.tuners[-1].save(self.module, self.trainer.masters.of_model(), weights)
         if self.trainer is not None:
             save_companions(self.trainer.policy.companions, folder.parent / "companions")
-        tokenizer.save_pretrained(folder)
+        ground.leave(folder)
 
 
 @dataclass
@@ -95,8 +98,14 @@ class Work:
         self.models = {BASE: base, NEWEST: base}
         if len(stages) == 1 and self.run.recipe.settings.steps is None:
             return self._train(stages[0], self.run.folder, [], label="")
-        self.records[DATA] = gold(self.ground)
+        self.records[DATA] = gold(self.language)
         return self._sequence(stages, self.run.folder / "steps", [])
+
+    @property
+    def language(self) -> LanguageGround:
+        """The ground of pipelines, which are of language models."""
+        assert isinstance(self.ground, LanguageGround)
+        return self.ground
 
     def _refuse_unmerged(self, stages: Sequence[Stage]) -> None:
         """Raise RecipeError where a training starts from a model whose tuning cannot be folded in."""
@@ -239,7 +248,7 @@ class Work:
 
 def _generate(work: Work, stage: Stage, folder: Path) -> None:
     """Answers to records, judged; read back from disk when they are there."""
-    path, ground = folder / "records.jsonl", replace(work.ground, recipe=stage.recipe)
+    path, ground = folder / "records.jsonl", replace(work.language, recipe=stage.recipe)
     asked = work._inputs(stage)
     if stage.block["unless"] is not None:
         solved = {one.record.id for one in work.records[stage.block["unless"]] if (one.reward or 0) >= 1}
@@ -312,7 +321,7 @@ def _score(work: Work, stage: Stage, folder: Path) -> None:
     if not path.is_file():
         work.journal.phase(f"score {stage.name}")
         lines = score_candidates(
-            replace(work.ground, recipe=stage.recipe),
+            replace(work.language, recipe=stage.recipe),
             TokenPolicy(work.model_of(stage)),
             candidates,
             entropy=stage.block["entropy"],
@@ -372,6 +381,7 @@ def _together(trained: Sequence[dict[str, Any]], others: Sequence[dict[str, Any]
         found[name] = sum(one.get(name, 0) for one in (*trained, *others))
     largest = ("peak_memory_bytes", "estimated_memory_bytes", "trainable_parameters")
     found |= {name: max(one[name] for one in trained) for name in largest}
+    found["counts"] = trained[0]["counts"]
     found["tokens_per_second"] = found["tokens"] / found["seconds"] if found["seconds"] else None
     found["repeatable"] = all(one["repeatable"] for one in trained)
     own = [one for one in trained if "model" not in one] or trained

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy
 import torch
@@ -33,8 +33,10 @@ from luthier.rollouts.base import (
 )
 from luthier.rollouts.drive import drive, measures, refill
 from luthier.steps.answers import make_judge, make_sampler
-from luthier.steps.ground import Ground
 from luthier.types import Request, Row, Sampler, Sampling, Stream, Trajectory
+
+if TYPE_CHECKING:
+    from luthier.steps.language import LanguageGround
 
 Columns = dict[str, Column]
 
@@ -209,7 +211,7 @@ def unpack(names: Sequence[str], tensors: Mapping[str, Tensor]) -> list[Row]:
 
 
 def make_rollouts(
-    ground: Ground,
+    ground: LanguageGround,
     rows: Sequence[Row],
     policy: TokenPolicy,
     objective: Objective,
@@ -258,7 +260,7 @@ def columns_read(settings: RL, objective: Objective, chain: Sequence[Advantage])
     return sorted(name for name in wanted if not name.startswith("logits:"))
 
 
-def prompt_of_rollout(ground: Ground, row: Row) -> Prompt:
+def prompt_of_rollout(ground: LanguageGround, row: Row) -> Prompt:
     """A training row as a question, its targets as the demonstration."""
     record = ground.prepared.records[row.atom]
     ids = ground.renderer.prompt(record)

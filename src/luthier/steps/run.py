@@ -15,10 +15,10 @@ from luthier.recipe import Recipe, Stage, flat, stages_of
 from luthier.recipe.steps import NEWEST
 from luthier.records import read_json, write_json
 from luthier.steps.evaluate import evaluate_sets
-from luthier.steps.ground import stand
 from luthier.steps.journal import Journal
 from luthier.steps.pipeline import Work
 from luthier.steps.record import Run, fingerprint
+from luthier.steps.stand import stand
 from luthier.steps.stop import Ended, Stop, stop_signals
 from luthier.steps.verify import verify
 
@@ -83,6 +83,7 @@ def _carry_out(run: Run, folder: Path, journal: Journal, stop: Stop) -> dict[str
     with stop.at_once(), run.timed("load"):
         journal.phase("load")
         ground = stand(run.recipe, run.cache)
+        journal.counts = ground.COUNTS
         journal.progress(1, 1)
     work = Work(run, ground, journal, stop)
     status = work.carry_out(stages)
@@ -90,7 +91,7 @@ def _carry_out(run: Run, folder: Path, journal: Journal, stop: Stop) -> dict[str
     if status == "stopped" or run.world.rank > 0:
         return run.record(status, **facts)
     model = work.models[NEWEST]
-    model.save(folder / "model", ground.loaded.tokenizer)
+    model.save(folder / "model", ground)
     with run.timed("evaluate"), stop.at_once():
         evaluation = evaluate_sets(ground, model.module, run.sets, folder, journal)
     return run.record(status, **facts, evaluation=evaluation)

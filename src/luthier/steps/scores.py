@@ -14,13 +14,13 @@ from luthier.records import write_text
 from luthier.rewards.base import Log
 from luthier.rollouts.base import Prompt
 from luthier.steps.answers import make_judge
-from luthier.steps.ground import Ground
+from luthier.steps.language import LanguageGround
 from luthier.steps.verify import SCORED
 from luthier.types import Candidate, Row, Trajectory
 
 
 def score_candidates(
-    ground: Ground,
+    ground: LanguageGround,
     policy: TokenPolicy,
     candidates: Sequence[Candidate],
     *,
@@ -62,7 +62,7 @@ def _likelihoods(row: Row, values: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _rewards(ground: Ground, candidates: Sequence[Candidate], again: bool, log: Log) -> dict[str, float | None]:
+def _rewards(ground: LanguageGround, candidates: Sequence[Candidate], again: bool, log: Log) -> dict[str, float | None]:
     """Row id → reward; answers to one record are judged together."""
     found = {one.row.record: one.reward for one in candidates}
     groups: dict[str, list[Candidate]] = {}
@@ -78,7 +78,7 @@ def _rewards(ground: Ground, candidates: Sequence[Candidate], again: bool, log: 
     return found
 
 
-def _asked(ground: Ground, group: Sequence[Candidate]) -> tuple[Prompt, list[Trajectory]]:
+def _asked(ground: LanguageGround, group: Sequence[Candidate]) -> tuple[Prompt, list[Trajectory]]:
     """A record's answers as they were sampled; one without a token or text that ends it was cut off."""
     prompt, ends = ground.renderer.prompt(group[0].record), ground.renderer.end_ids
     stop = ground.recipe.settings.generate.stop

@@ -6,32 +6,16 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 from luthier import parts
-from luthier.data.batches import Layout
 from luthier.engine import memory
 from luthier.engine.budget import Budget
 from luthier.engine.probe import Trajectory
-from luthier.engine.score import with_column
 from luthier.engine.source import Records
 from luthier.engine.trainer import Batching, Saving, Trainer
 from luthier.errors import RecipeError
 from luthier.models.context import checkpoint_layers
-from luthier.models.policy import PADDED, TokenPolicy
-from luthier.objectives.base import Objective, build_objective, members_of, reads_of
-from luthier.rollouts.base import build_chain
-from luthier.select.base import Selector
-from luthier.steps.columns import logprobs_of, with_fields, with_references
-from luthier.steps.ground import (
-    Ground,
-    build_tuners,
-    frozen_copies,
-    micro_tokens,
-    predicted_memory,
-    refuse_other_rules,
-    training_rows,
-    tuned_policy,
-)
+from luthier.objectives.base import Objective, build_objective, members_of
+from luthier.steps.ground import Ground, build_tuners, frozen_copies, refuse_other_rules, tuned_policy
 from luthier.steps.record import Run, fingerprint
-from luthier.steps.rollout import columns_read, make_rollouts
 from luthier.tuners.base import Planning, Tuner
 from luthier.types import Row
 
@@ -59,26 +43,20 @@ def training(
     optimizer = parts.build("optimizer", train.optimizer, run.recipe.base)
     refuse_other_rules(build_tuners(run.recipe) if live is None else live.tuners, optimizer)
     selector = None if train.select is None else parts.build("selector", train.select, run.recipe.base)
-    rows = training_rows(objective, ground.prepared) if settings.rl else _rows(run, ground, objective, selector)
+    rows = ground.rows(run, objective, selector)
     memory.reset_peak()
     policy, tuners = _tuned(ground, objective, rows) if live is None else (live.policy, list(live.tuners))
-    assert isinstance(policy, TokenPolicy)
-    layout = _layout(train.batch.layout, policy, [*members_of(objective), *tuners])
-    micro = micro_tokens(run.recipe, policy.module, ground.device)
-    pad = ground.loaded.tokenizer.pad_token_id
+    layout = ground.layout(policy, [*members_of(objective), *tuners])
     kept = selector.keep if selector else 1.0
     budget = Budget(settings.budget.unit, settings.budget.amount, kept)  # pyright: ignore[reportArgumentType]
-    shuffled = train.batch.order == "shuffled"
     trainer = Trainer(
         policy=policy,
         tuners=tuners,
         objective=objective,
-        source=make_rollouts(ground, rows, policy, objective, budget, micro, observe, layout)
-        if settings.rl
-        else Records(rows, settings.seed, budget, shuffled),
+        source=ground.source(rows, policy, objective, budget, layout, observe),
         optimizer=optimizer,
         schedule=parts.build("schedule", train.schedule, run.recipe.base),
-        batching=Batching(train.batch.records, micro, layout, pad_id=0 if pad is None else pad),
+        batching=Batching(train.batch.records, ground.micro(), layout, pad_id=ground.pad_id),
         seed=settings.seed,
         world=run.world,
         saving=Saving(run.folder / "checkpoints", train.save.every, train.save.keep, fingerprint(run.recipe)),
@@ -89,31 +67,13 @@ def training(
     )
     if live is not None:
         trainer.masters.load(live.masters.state())
-    estimate = predicted_memory(run.recipe, policy.module, rows, frozen_copies(policy))
     return trainer, {
-        "estimated_memory_bytes": estimate.total,
+        "estimated_memory_bytes": ground.estimate(policy.module, rows, frozen_copies(policy)),
+        "counts": ground.COUNTS,
         "trainable_parameters": sum(p.numel() for p in trainer.masters.compute.values()),
         "weights_id": ground.loaded.weights_id,
         "data": ground.prepared.report.to_json(),
     }
-
-
-def _layout(wanted: str, policy: TokenPolicy, trained: Sequence[Objective | Tuner]) -> Layout:
-    """The layout of batches; auto shares prompts where the model can and no part looks at them.
-
-    Raises:
-        ModelError, RecipeError: the layout that the recipe names cannot be had.
-    """
-    looking = next((part.kind for part in trained if part.WHOLE_ROWS), None)
-    if wanted == "packed":
-        policy.verify_packing()
-        return "packed"
-    if wanted == "shared":
-        if looking is not None:
-            raise RecipeError(f"`{looking}` looks at whole records, which then cannot share a prompt.", PADDED)
-        policy.verify_sharing()
-        return "shared"
-    return "shared" if wanted == "auto" and looking is None and policy.can_share() else "padded"
 
 
 def carry_probe(trainer: Trainer, every: int | Literal["auto"]) -> None:
@@ -126,27 +86,12 @@ def carry_probe(trainer: Trainer, every: int | Literal["auto"]) -> None:
     trainer.probes = [Trajectory(rows, max(1, left // LOOKS), trainer.batching.tokens)]
 
 
-def _rows(run: Run, ground: Ground, objective: Objective, selector: Selector | None) -> list[Row]:
-    """The training rows with every column that objective, selector and tuners read."""
-    rows = with_references(run, ground, training_rows(objective, ground.prepared), reads_of(objective))
-    for read in selector.reads() if selector else ():
-        rows = with_column(rows, read, logprobs_of(run, ground, rows, read.split(":", 1)[1]))
-    names = [name for tuner in build_tuners(run.recipe) for name in tuner.fields]
-    return with_fields(rows, ground.prepared.records, names)
-
-
-def _tuned(ground: Ground, objective: Objective, rows: list[Row]) -> tuple[TokenPolicy, list[Tuner]]:
+def _tuned(ground: Ground, objective: Objective, rows: list[Row]) -> tuple[Any, list[Tuner]]:
     settings, module = ground.recipe.settings, ground.loaded.module
     if settings.train.checkpointing:
         checkpoint_layers(module)
     tuners, given = build_tuners(ground.recipe), Planning(settings.seed, rows)
-    if settings.rl is None:
-        return tuned_policy(module, tuners, objective, given), tuners
-    chain = build_chain(settings.rl.advantages, ground.recipe.base)
-    columns = columns_read(settings.rl, objective, chain)
-    live = {name.split(":")[1] for name in columns if name.startswith("logprobs:")}
-    temperature = settings.rl.generate.temperature
-    return tuned_policy(module, tuners, objective, given, temperature, live=live), tuners
+    return tuned_policy(module, tuners, objective, given, make=ground.policy, live=ground.live(objective)), tuners
 
 
 def trained_facts(trainer: Trainer, lines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

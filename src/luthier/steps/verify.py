@@ -9,8 +9,11 @@ from luthier import parts
 from luthier.errors import RecipeError
 from luthier.objectives.base import build_objective, members_of
 from luthier.recipe import Stage, flat
+from luthier.recipe.kinds import KINDS, kind_of
 from luthier.recipe.settings import Generate
+from luthier.rewards.base import build_rewards
 from luthier.rollouts.base import build_chain, check_chain
+from luthier.steps.denoise import DRAWN
 
 SAMPLED = ("advantages", "old_logprobs", "values", "returns")
 """Streams that only rows of sampled answers carry."""
@@ -30,7 +33,8 @@ def verify(stages: Sequence[Stage]) -> None:
     Raises:
         RecipeError: an objective for another kind of model or for sampled answers, where there are none; advantages
             in a senseless order, or that compare groups of one answer; a choice by losses that no step looks at;
-            answers of another model where those of the model at hand are needed.
+            answers of another model where those of the model at hand are needed; rewards
+            of another kind of model.
     """
     known: set[str] = set()
     for stage in flat(stages):
@@ -76,13 +80,12 @@ def _not_itself() -> RecipeError:
 
 
 def _objective_fits(stage: Stage) -> None:
-    members = members_of(build_objective(stage.recipe.settings.train.objective, stage.recipe.base))
+    settings = stage.recipe.settings
+    members = members_of(build_objective(settings.train.objective, stage.recipe.base))
+    face = kind_of(settings.model, stage.recipe.base)
     for one in members:
-        if one.FACE != "token":
-            raise RecipeError(
-                f"`{one.kind}` is a loss of another kind of model ({one.FACE}); recipes train language models.",
-                f"`luthier methods {one.kind}` says what it is for.",
-            )
+        if face != one.FACE:
+            raise _misfit(one.kind, one.FACE, settings.model.path, face)
         sampled = [read for read in one.reads if read in SAMPLED]
         if sampled and stage.do == "train":
             raise RecipeError(
@@ -90,6 +93,12 @@ def _objective_fits(stage: Stage) -> None:
                 f" `{stage.name}` trains on records.",
                 "Add `rl: {}` to the recipe (in a pipeline, `do: rl`) and say in `reward:` what a good answer is.",
             )
+    if face != "token":
+        _tuners_fold(stage, face)
+    if any(DRAWN in one.reads for one in members):
+        _rollout_fits(stage)
+    if settings.reward != "auto":
+        _rewards_fit(stage, face)
     if stage.do == "rl" and not any("advantages" in one.reads for one in members):
         raise RecipeError(
             f"`{members[0].kind}` does not look at rewards, and the step `{stage.name}` would train it on whatever the"
@@ -97,6 +106,52 @@ def _objective_fits(stage: Stage) -> None:
             "Write `rl:` in the methods that learn from rewards (grpo brings its own), not in the recipe; to train on"
             " right answers of the model's own, generate and select them (methods s3ft, fare).",
         )
+
+
+def _misfit(objective: str, wanted: str, model: str, face: str) -> RecipeError:
+    fitting = [e.name for e in parts.catalogue("objective") if e.constants.get("FACE", "token") == face]
+    return RecipeError(
+        f"`{objective}` is a loss of {KINDS[wanted].name}; {model} is one of the {KINDS[face].name}.",
+        f"`train.objective` of {KINDS[face].name}: {', '.join(fitting[:8])}{', ...' if len(fitting) > 8 else ''}.",
+    )
+
+
+def _tuners_fold(stage: Stage, face: str) -> None:
+    spec = stage.recipe.settings.train.tuner
+    for one in spec if isinstance(spec, list) else [spec]:
+        tuner = parts.build("tuner", one, stage.recipe.base)
+        if not tuner.MERGES:
+            raise RecipeError(
+                f"What the tuner `{tuner.kind}` learns cannot be merged, and {KINDS[face].name} are saved as their own"
+                " library loads them.",
+                "Choose a tuner that folds into the weights, such as `lora` or `full`.",
+            )
+
+
+def _rollout_fits(stage: Stage) -> None:
+    settings = stage.recipe.settings
+    if settings.reward == "auto":
+        raise RecipeError(
+            "The samples of a rollout are judged, and nothing says what a good one is.",
+            "Write `reward:`, for example ./mine.py.",
+        )
+    if settings.budget.unit != "updates":
+        raise RecipeError(
+            f"The budget is in {settings.budget.unit}; a rollout of samples is cut into updates.",
+            "Write `budget: {updates: 60}`.",
+        )
+
+
+def _rewards_fit(stage: Stage, face: str) -> None:
+    known = {entry.name: entry.constants.get("FACE", "token") for entry in parts.catalogue("reward")}
+    for member in build_rewards(stage.recipe.settings.reward, stage.recipe.base).members:
+        if face != member.reward.FACE:
+            raise RecipeError(
+                f"The reward `{member.name}` judges what {KINDS[member.reward.FACE].name} make; this recipe trains"
+                f" {KINDS[face].name}.",
+                f"Of {KINDS[face].name}: {', '.join(name for name, other in known.items() if other == face)};"
+                f' in a file of your own, `FACE = "{face}"`.',
+            )
 
 
 def _left_by(stage: Stage) -> set[str]:

@@ -15,10 +15,10 @@ from luthier.errors import LuthierError
 from luthier.recipe import load_recipe
 from luthier.records import read_json, write_json
 from luthier.steps.evaluate import evaluate_sets
-from luthier.steps.ground import stand
 from luthier.steps.journal import Journal
 from luthier.steps.record import Run
 from luthier.steps.run import carry_out
+from luthier.steps.stand import stand
 
 
 def work(folder: Path) -> dict[str, Any]:

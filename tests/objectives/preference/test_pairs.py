@@ -17,7 +17,7 @@ from luthier.models.policy import TokenPolicy
 from luthier.objectives.base import Update, build_objective
 from luthier.objectives.preference.base import PairObjective, pair_view
 from luthier.steps.conformance import apart, tiny_labelled, tiny_model, tiny_pairs, tiny_rows, trained, trainer
-from luthier.steps.ground import training_rows
+from luthier.steps.language import training_rows
 from luthier.types import Row, Stream
 
 DPO = parts.build("objective", "dpo")

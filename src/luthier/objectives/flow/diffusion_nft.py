@@ -39,6 +39,7 @@ class DiffusionNFT(Objective):
 
     PAPER: ClassVar[str] = "arXiv 2509.16117"
     FACE: ClassVar[str] = "denoiser"
+    READS: ClassVar[tuple[str, ...]] = ("optimality",)
     UNIT: ClassVar[str] = "records"
     HOLDS: ClassVar = ("normaliser",)
     SETTINGS: ClassVar = ({}, {"beta": 0.1}, {"kl_weight": 0.5}, {"adv_clip": 2.0}, {"normalise": False})

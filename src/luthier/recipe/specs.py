@@ -1,0 +1,79 @@
+"""What stands for a part in a recipe: its description with `kind`, a list of them, a weighted sum."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+SUMS: dict[tuple[str, ...], tuple[str, str]] = {
+    ("train", "objective"): ("objective", "coefficient"),
+    ("reward",): ("reward", "weight"),
+}
+"""Where a list is a weighted sum: the key of the part and of its factor in each item."""
+
+
+def part(value: Any) -> dict[str, Any]:
+    """A block with `kind`."""
+    if isinstance(value, Mapping) and isinstance(value.get("kind"), str):
+        return dict(value)
+    raise ValueError("expected the name of a part or a block with `kind`")
+
+
+def tuner(value: Any) -> Any:
+    """A part, or a list of them."""
+    if isinstance(value, list):
+        if not value:
+            raise ValueError("the list is empty: name at least one tuner")
+        return [part(item) for item in value]
+    return part(value)
+
+
+def objective(value: Any) -> Any:
+    """A part, or a weighted sum."""
+    return _sum(value, ("train", "objective")) if isinstance(value, list) else part(value)
+
+
+def _sum(value: list[Any], path: tuple[str, ...]) -> list[dict[str, Any]]:
+    key, factor = SUMS[path]
+    if not value:
+        raise ValueError(f"the list is empty: name at least one {key}")
+    return [_summand(item, key, factor) for item in value]
+
+
+def _summand(item: Any, key: str, factor: str) -> dict[str, Any]:
+    if not isinstance(item, Mapping) or set(item) != {key, factor}:
+        raise ValueError(f"each item of a sum is a part, or a block of `{key}` and `{factor}`")
+    if type(item[factor]) not in (int, float):
+        raise ValueError(f"`{factor}` is a number, found {item[factor]!r}")
+    return {key: part(item[key]), factor: float(item[factor])}
+
+
+def reward(value: Any) -> Any:
+    """`auto`, or a weighted sum."""
+    if value == "auto":
+        return value
+    if not isinstance(value, list):
+        raise ValueError("expected `auto`, the name of a reward, or a list of rewards")
+    return _sum(value, ("reward",))
+
+
+def chain(value: Any) -> list[dict[str, Any]]:
+    """A list of parts."""
+    if not isinstance(value, list) or not value:
+        raise ValueError("expected a part or a list of parts, applied in written order")
+    return [part(item) for item in value]
+
+
+def strategy(value: Any) -> dict[str, Any]:
+    """A block without `kind` sets options of the default strategy."""
+    return part({"kind": "plain", **value} if isinstance(value, Mapping) else value)
+
+
+def part_or_null(value: Any) -> Any:
+    """A part, or none."""
+    return None if value is None else part(value)
+
+
+def metric(value: Any) -> Any:
+    """`auto`, or a part."""
+    return value if value == "auto" else part(value)

@@ -1,0 +1,37 @@
+"""Digits of 8×8 pixels, drawn here."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy
+from pydantic import Field
+
+from luthier.parts import Part
+from luthier.types import Row, Stream
+from luthier.vision.digits import CLASSES, digit_rows
+
+FIRST_WORD = 2  # 0 and 1 begin and end a caption, as in the vocabularies of text towers
+
+
+class Digits(Part):
+    """Digits of 8×8 pixels in [-1, 1] with their class in every form that a model may be told it.
+
+    Arrays: `image` [1,8,8], `label`, `caption` [3] (token ids: begin, the digit's word, end), and as cached prompt
+    embeddings `text` [1,classes] and `pooled` [classes], which is 1 at the label.
+    """
+
+    count: int = Field(1000, ge=1)
+    seed: int = Field(0, ge=0)
+    classes: int = Field(CLASSES, ge=2, le=CLASSES)
+
+    def rows(self) -> list[Row]:
+        """All digits, class after class in turn; a smaller count gives the first of a larger one."""
+        return [self._told(row) for row in digit_rows(self.count, self.seed, self.classes)]
+
+    def _told(self, row: Row) -> Row:
+        label = int(row.streams["label"].values)
+        one = numpy.zeros(self.classes, dtype=numpy.float32)
+        one[label] = 1.0
+        forms = {"caption": numpy.array([0, FIRST_WORD + label, 1]), "text": one[None], "pooled": one}
+        return replace(row, streams={**row.streams, **{name: Stream(v, "row") for name, v in forms.items()}})
