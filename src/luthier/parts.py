@@ -75,7 +75,7 @@ class Part(BaseModel):
     """Frozen options plus the verbs of a family. Options never hold state.
 
     Literal class constants describe it to the catalogue: PAPER, NEEDS, FACE, READS, WRITES, EXCLUDES,
-    COUPLES, UNIT, SETTINGS (option sets that the conformance matrix exercises), EXAMPLES (of rewards).
+    COUPLES, UNIT, SETTINGS (option sets that the conformance matrix exercises).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from luthier.data.render import Renderer
 from luthier.data.shapes import last_answer
 from luthier.data.sources import load_records, scan_records
-from luthier.data.templates import ALTERED, squeeze
+from luthier.data.templates import ALTERED, UNCLOSED, squeeze
 from luthier.errors import DataError
 from luthier.types import Record
 
@@ -146,21 +146,25 @@ def runs(tokenizer, row):
 def test_the_targets_of_any_conversation_are_its_answers(make_tokenizer, family, backend, messages):
     tokenizer = make_tokenizer(family, backend)
     record = Record("r", "messages", {"messages": messages}, "any.jsonl:1")
+    renderer = Renderer(tokenizer)
     try:
-        found = Renderer(tokenizer).explain(record)
+        found = renderer.explain(record)
     except DataError as error:
         assert error.message.startswith("any.jsonl:1: record r: ") and len(error.message) > 40
         return
     answers = [one["content"] for one in messages[: last_answer(messages) + 1] if one["role"] == "assistant"]
     wanted = [squeeze(answer) for answer in answers]
     said = [squeeze(run) for run in runs(tokenizer, found.row)]
-    ends = {squeeze(token) for token in (*tokenizer.all_special_tokens, "")}
-    if ALTERED not in found.notes and "".join(said):
+    ends = {squeeze(token) for token in tokenizer.all_special_tokens}
+    ends |= {""} if family == "plain" or UNCLOSED in found.notes else set()
+    if answers:
+        assert found.row.ids[-1] in renderer.end_ids and found.row.streams["weights"].values[-1] == 1
+    if ALTERED not in found.notes:
         assert _matches("".join(said), wanted, ends), (said, wanted)
 
 
 def _matches(said, wanted, ends):
-    """Whether a text is the wanted answers in their order, each with at most one mark behind it."""
+    """Whether a text is the wanted answers in their order, each with one of these marks behind it."""
     if not wanted:
         return said == ""
     if not said.startswith(wanted[0]):
