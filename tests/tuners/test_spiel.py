@@ -320,3 +320,12 @@ def test_refusals():
     with pytest.raises(RecipeError, match="rule of its own"):
         refuse_other_rules([spiel()], Plain())
     refuse_other_rules([parts.build("tuner", "lora")], Plain())
+
+
+def test_an_option_that_sm3_lacks_is_refused_if_it_was_changed_and_passes_if_it_is_spelled_out():
+    made = parts.build("tuner", {"kind": "spiel", "selection": "momentum"})
+    plain = parts.build("optimizer", {"kind": "adamw", "lr": 1e-3})
+    spelled = parts.build("optimizer", {"kind": "adamw", **plain.model_dump()})
+    assert type(made.optimizer(spelled)) is type(made.optimizer(plain))
+    with pytest.raises(RecipeError, match="betas"):
+        made.optimizer(parts.build("optimizer", {"kind": "adamw", "betas": [0.5, 0.9]}))

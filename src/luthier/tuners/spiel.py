@@ -117,7 +117,8 @@ class Spiel(Tuner):
     def optimizer(self, written: Any) -> Any:
         """AdamW with ages or SM3, with the options that the recipe writes of `adamw`."""
         kind = "sm3" if self.selection == "momentum" else "adamw"
-        unknown = sorted(written.model_fields_set - set(OWN[kind]))
+        changed = {n for n, f in type(written).model_fields.items() if getattr(written, n) != f.default}
+        unknown = sorted(changed - set(OWN[kind]))  # a resolved recipe spells every option out
         if unknown:
             raise RecipeError(
                 f"train.optimizer.{unknown[0]}: the optimiser of `spiel` ({kind}) has no such option.",
