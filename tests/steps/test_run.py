@@ -189,10 +189,10 @@ def test_a_part_may_change_when_the_lock_is_resumed(data, monkeypatch):
 
 
 def test_perplexity_keeps_to_the_limit(data, monkeypatch):
-    from luthier.steps import evaluate
+    from luthier.steps import language
 
     seen = []
-    monkeypatch.setattr(evaluate, "perplexity", lambda module, rows, progress: seen.extend(rows) or 1.0)
+    monkeypatch.setattr(language, "perplexity", lambda module, rows, progress: seen.extend(rows) or 1.0)
     run_recipe(recipe(data, "evaluate.limit=4"), data / "run", [])
     assert len(seen) == 4
 

@@ -42,7 +42,7 @@ def test_one_in_five_is_held_out():
 
 
 def test_every_kind_is_found_by_its_name():
-    assert NAMES == ["mix", "orders", "pairs", "retain", "shuffled", "strings", "sums"]
+    assert NAMES == ["digits", "mix", "orders", "pairs", "retain", "shuffled", "strings", "sums"]
 
 
 @pytest.mark.parametrize("name", ["orders", "retain", "strings", "sums"])
