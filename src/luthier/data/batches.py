@@ -119,25 +119,24 @@ def share_prompts(atoms: Sequence[Sequence[Row]], most: int) -> list[list[Row]]:
         Lines, longest first; an atom that shares with no other is a piece as it stands.
     """
     lines: dict[bytes, list[list[Row]]] = {}
-    alone: list[list[Row]] = []
+    pieces: list[list[Row]] = []
     for atom in atoms:
         if not _may_share(atom):
-            alone.append(list(atom))
+            pieces.append(list(atom))
             continue
-        found = lines.setdefault(atom[0].ids[: prompt_length(atom[0])].tobytes(), [])
-        place = next((line for line in found if line_length(_joined([*line, *atom])) <= min(most, LINE)), None)
-        found.remove(place) if place is not None else None
-        found.append(_joined([*(place or []), *atom]))
-    joined = [line for found in lines.values() for line in found]
-    return sorted([*alone, *joined], key=lambda piece: (-max(map(line_length, lines_of(piece))), piece[0].atom))
+        found = lines.setdefault(_prompt(atom[0]), [])
+        line = next((one for one in found if line_length(_joined([*one, *atom])) <= min(most, LINE)), None)
+        if line is None:
+            found.append(list(atom))
+        else:
+            line += atom
+    pieces += [_joined(line) for found in lines.values() for line in found]
+    return sorted(pieces, key=lambda piece: (-max(map(line_length, lines_of(piece))), piece[0].atom))
 
 
 def _may_share(atom: Sequence[Row]) -> bool:
-    prompts = [prompt_length(row) for row in atom]
-    own = [len(row) - prompt for row, prompt in zip(atom, prompts, strict=True)]
-    same = len({row.ids[:prompt].tobytes() for row, prompt in zip(atom, prompts, strict=True)}) == 1
-    worth = all(0 < answer <= 4 * prompt for answer, prompt in zip(own, prompts, strict=True))
-    return same and worth and line_length(_joined(atom)) <= LINE
+    worth = all(0 < len(row) - prompt_length(row) <= 4 * prompt_length(row) for row in atom)
+    return worth and len({_prompt(row) for row in atom}) == 1 and line_length(_joined(atom)) <= LINE
 
 
 def _joined(rows: Sequence[Row]) -> list[Row]:
