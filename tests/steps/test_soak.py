@@ -4,6 +4,10 @@ Measured is the resident memory of a process that does nothing else (VmRSS), aft
 median of five looks 20 updates apart: what the allocator holds back goes up and down by some hundred kilobytes with
 the lengths of rows. 2 % of it is some 8 MB, so 5 KB forgotten per update are seen. What is forgotten in small pieces
 shows sooner in the number of objects that Python's garbage collector knows: one per update would be 1,800.
+
+Looks are compared from the second checkpoint on. The first one leaves 229 objects, once: torch keeps the Python object
+of every storage it was asked for (152 of nano's masters and moments), and ctypes two types for every size of tensor
+that safetensors made an array of.
 """
 
 import json
@@ -45,7 +49,7 @@ RECIPE = {
 }
 ROLLOUTS = {
     **RECIPE,
-    "train": {**RECIPE["train"], "objective": "grpo"},
+    "train": {**RECIPE["train"], "objective": "grpo", "save": {"every": 50}},
     "rl": {"strategy": {"kind": "plain", "group": 4}, "generate": {"max_new_tokens": 8}},
     "reward": ["exact", {"kind": "length", "right": "exact", "unit": "characters", "weight": 0.1}],
     "budget": {"updates": 300},
@@ -53,8 +57,8 @@ ROLLOUTS = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("content, early", [(RECIPE, 200), (ROLLOUTS, 100)], ids=["2000 updates", "300 rollouts"])
-def test_memory_stays_where_it_is(tmp_path, content, early):
+@pytest.mark.parametrize("content", [RECIPE, ROLLOUTS], ids=["2000 updates", "300 rollouts"])
+def test_memory_stays_where_it_is(tmp_path, content):
     child = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", CHILD, json.dumps(content), str(tmp_path / "run")],
         capture_output=True,
@@ -64,7 +68,8 @@ def test_memory_stays_where_it_is(tmp_path, content, early):
     assert child.returncode == 0, child.stderr
     seen = json.loads(child.stdout.splitlines()[-1])
     assert seen[-1][0] == content["budget"]["updates"]
-    start = next(place for place, (update, *_) in enumerate(seen) if update >= early)
+    early = 2 * content["train"]["save"]["every"]
+    start = next(place for place, (update, *_) in enumerate(seen) if update > early)
     first, last = seen[start : start + 5], seen[-5:]
     bytes_first, bytes_last = (statistics.median(resident for _, resident, _ in some) for some in (first, last))
     objects_first, objects_last = (statistics.median(count for *_, count in some) for some in (first, last))
