@@ -69,6 +69,26 @@ class MaskTooEarly(MaskMoved):
     PLACES: ClassVar[int] = -1
 
 
+class EntropyMoved(MaskMoved):
+    """A loss of distributions whose mask is off by one."""
+
+    READS_TARGETS: ClassVar[bool] = False
+
+    def token_loss(self, view):
+        return (view.logits.softmax(-1) * view.logits.log_softmax(-1)).sum(-1)
+
+
+class EntropyTooEarly(EntropyMoved):
+    PLACES: ClassVar[int] = -1
+
+
+class EntropyUnsaid(EntropyMoved):
+    """Its mask is right, and it does not say what it reads."""
+
+    READS_TARGETS: ClassVar[bool] = True
+    PLACES: ClassVar[int] = 0
+
+
 class Contaminated(TokenObjective):
     """Lets packed records see each other: positions run on where they should begin again."""
 
@@ -184,6 +204,9 @@ SPLIT = "gradient: splits"
         ("objective", LooksAhead, SPLIT, "the gradient differs"),
         ("objective", MaskMoved, "gradient: of every target", "behind the last target"),
         ("objective", MaskTooEarly, "gradient: of every target", "does not depend on the last target"),
+        ("objective", EntropyMoved, "gradient: of every target", "behind the token before the last target"),
+        ("objective", EntropyTooEarly, "gradient: of every target", "not depend on the token before the last target"),
+        ("objective", EntropyUnsaid, "gradient: of every target", "says READS_TARGETS = False"),
         ("objective", Contaminated, SPLIT, "with packed the gradient differs"),
         ("objective", LocalSum, "gradient: two ranks", "on two ranks the gradient differs"),
         ("objective", ForgottenDetach, "gradient: derivative", "is a `detach` forgotten?"),

@@ -178,6 +178,15 @@ def test_a_rollout_reports_rewards_and_counts_updates_without_a_signal(data):
     assert read_json(data / "run" / "run.json")["train"]["records"] == 10
 
 
+def test_a_rollout_without_a_signal_is_trained_on_where_the_loss_has_a_gradient_all_the_same(data):
+    """An entropy bonus moves the answers of groups that are all alike, and so does a divergence."""
+    bonus = ["grpo", {"objective": "entropy", "coefficient": 0.01}]
+    for name, objective in (("bonus", bonus), ("pull", {"kind": "grpo", "kl_coefficient": 0.1})):
+        more = {**RL, "train": {**RL["train"], "objective": objective}, "budget": {"updates": 1}}
+        record = run_recipe(recipe(data, **more, reward=["./always.py"]), data / name, [])
+        assert record["train"]["skipped_updates"] == 0 and record["train"]["tokens"] > 0
+
+
 def test_grape_where_nothing_is_right_but_gold_is_sft(data):
     run_recipe(recipe(data), data / "sft", [])
     record = run_recipe(recipe(data, methods=["grape"], reward=["./never.py"]), data / "grape", [])

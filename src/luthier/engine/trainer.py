@@ -263,10 +263,9 @@ class Trainer:
 
     def _moving(self, rows: Sequence[Row]) -> tuple[Sequence[Row], Sequence[Row]]:
         """Rows that may move the model, and those that are only counted; all move where none of them would."""
-        members = members_of(self.objective)
         if any(tuner.WHOLE_ROWS for tuner in self.tuners):
             return rows, []
-        moves = [any(member.moves(row) for member in members) for row in rows]
+        moves = [self.objective.moves(row) for row in rows]
         if not any(moves):
             return rows, []
         moving, still = ([r for r, m in zip(rows, moves, strict=True) if m is wanted] for wanted in (True, False))

@@ -79,7 +79,8 @@ class Objective(Part):
     pairs are); without it such data give their good answers alone.
     HOLDS names what the loss takes as constant although it depends on the weights (a detached weight), under the first
     of SETTINGS; an objective without it has a gradient that is the derivative of its loss. WHOLE_ROWS says that it
-    looks at positions that are no targets: its records then never share a prompt in a batch.
+    looks at positions that are no targets: its records then never share a prompt in a batch. READS_TARGETS = False says
+    that it looks at the distributions at its targets and never asks which token stands there.
     """
 
     FACE: ClassVar[str] = "token"
@@ -87,6 +88,7 @@ class Objective(Part):
     HOLDS: ClassVar[tuple[str, ...]] = ()
     UNIT: ClassVar[str] = "targets"
     WHOLE_ROWS: ClassVar[bool] = False
+    READS_TARGETS: ClassVar[bool] = True
 
     @property
     def unit(self) -> str:
@@ -328,6 +330,9 @@ class WeightedSum(Objective):
 
     def units(self, batch: Batch) -> dict[str, float]:
         return {name: n for objective, _ in self.members for name, n in objective.units(batch).items()}
+
+    def moves(self, row: Row) -> bool:
+        return any(objective.moves(row) for objective, _ in self.members)
 
     def terms(self, policy: Any, batch: Batch, update: Update) -> list[Term]:
         tokens = any(isinstance(objective, TokenObjective) for objective, _ in self.members)

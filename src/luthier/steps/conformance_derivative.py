@@ -79,21 +79,29 @@ def _loss(objective: Objective, tuner: Any, direction: dict[str, Tensor], by: fl
 
 
 def check_targets(objective: Objective, tuner: Any) -> None:
-    """Every row's last target is learned, and what stands behind it is not: its mask is in the right place."""
-    rows = rows_for(objective)
-    ended = [_ended(row, 0) for row in rows]
+    """The last token that the loss reads matters, and what stands behind it does not: its mask is in the right place.
 
-    def changes(other: list[Row]) -> float:
-        one, two = (trained(objective, tuner, WHOLE, rows=given) for given in (ended, other))
+    That token is the last target itself, or where the loss is one of distributions (READS_TARGETS is False) the one
+    before it, which the last of them is conditioned on.
+    """
+    rows = [_lengthened(row) for row in rows_for(objective)]
+    last, where = (-2, "the last target") if objective.READS_TARGETS else (-3, "the token before the last target")
+
+    def changes(place: int) -> float:
+        changed = [_with_another_token(row, place) for row in rows]
+        one, two = (trained(objective, tuner, WHOLE, rows=given) for given in (rows, changed))
         return apart(one, two)
 
-    if changes([_ended(row, 1) for row in rows]) > TOLERANCE:
-        raise Failed("the gradient depends on a token behind the last target: does a mask stand too far right?")
-    if changes([_ended(_other_last(row), 0) for row in rows]) <= TOLERANCE:
-        raise Failed("the gradient does not depend on the last target: does a mask stand too far left?")
+    if changes(last + 1) > TOLERANCE:
+        raise Failed(f"the gradient depends on a token behind {where}: does a mask stand too far right?")
+    if changes(last) <= TOLERANCE:
+        raise Failed(
+            f"the gradient does not depend on {where}: does a mask stand too far left? A loss that never asks which"
+            " token stands at a target says READS_TARGETS = False."
+        )
 
 
-def _ended(row: Row, token: int) -> Row:
+def _lengthened(row: Row) -> Row:
     """The row with one more token, which is no target."""
     streams = {
         name: replace(stream, values=numpy.append(stream.values, stream.values.dtype.type(stream.pad)))
@@ -101,10 +109,10 @@ def _ended(row: Row, token: int) -> Row:
         else stream
         for name, stream in row.streams.items()
     }
-    return replace(row, ids=numpy.append(row.ids, numpy.int32(token)), streams=streams)
+    return replace(row, ids=numpy.append(row.ids, numpy.int32(0)), streams=streams)
 
 
-def _other_last(row: Row) -> Row:
+def _with_another_token(row: Row, place: int) -> Row:
     ids = row.ids.copy()
-    ids[-1] = (ids[-1] + 1) % VOCABULARY
+    ids[place] = (ids[place] + 1) % VOCABULARY
     return replace(row, ids=ids)
