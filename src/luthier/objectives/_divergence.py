@@ -26,6 +26,24 @@ class _ForwardKL(torch.autograd.Function):
         return difference * outer[0][:, None], None
 
 
+class _Entropy(torch.autograd.Function):
+    """-Σ_v p_v log p_v. Its gradient with respect to the logits is -p (log p + H)."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor) -> Tensor:
+        log_p = torch.log_softmax(logits, dim=-1)
+        log_p.clamp_(min=torch.finfo(log_p.dtype).min)  # a token that is ruled out adds 0, not 0 · inf
+        p = log_p.exp()
+        value = -torch.linalg.vecdot(p, log_p)
+        ctx.save_for_backward(log_p.add_(value[:, None]).mul_(p))
+        return value
+
+    @staticmethod
+    def backward(ctx: Any, *outer: Tensor) -> Tensor:
+        (falling,) = ctx.saved_tensors
+        return falling * -outer[0][:, None]
+
+
 class _WeightedLogProb(torch.autograd.Function):
     """Σ_v c_v log p_v for constant c. Its gradient with respect to the logits is c - (Σ_v c_v) p."""
 
@@ -41,6 +59,11 @@ class _WeightedLogProb(torch.autograd.Function):
     def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor, None]:
         (difference,) = ctx.saved_tensors
         return difference * outer[0][:, None], None
+
+
+def entropy(logits: Tensor) -> Tensor:
+    """H = -Σ_v p_v log p_v in nats: logits [n,V] → [n]."""
+    return _Entropy.apply(logits)
 
 
 def weighted_logprob(logits: Tensor, coefficients: Tensor) -> Tensor:
