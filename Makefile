@@ -10,7 +10,7 @@ PYTEST := $(BIN)/python -m pytest -q
 PEERS := build/trl-venv/bin/python
 PEER_TESTS := tests/objectives tests/tuners tests/models
 
-.PHONY: help setup demo test test-full test-peers lint format nano support clean
+.PHONY: help setup demo test test-full test-peers lint format nano nano-digits support clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -46,7 +46,12 @@ format: setup  ## put the code into the project's form
 nano: setup  ## train our own tiny language model again and put its weights into the package
 	rm -rf build/nano
 	$(BIN)/luthier run nano --out build
-	$(BIN)/python -m luthier.models.nano.build build/nano/1/model
+	$(BIN)/python -m luthier.models.install build/nano/1/model nano
+
+nano-digits: setup  ## train our own tiny denoiser again and put its weights into the package
+	rm -rf build/nano-digits
+	$(BIN)/luthier run nano-digits --out build
+	$(BIN)/python -m luthier.models.install build/nano-digits/1/model nano-digits
 
 support: setup  ## try what works with what and write docs/support.md again (some minutes)
 	OMP_NUM_THREADS=1 $(BIN)/python -m luthier.steps.support > docs/support.md.new

@@ -14,8 +14,10 @@ from safetensors.torch import load_file, save_file
 from luthier.errors import ModelError
 from luthier.models import bundled
 from luthier.models.bundled import BUNDLES, SMOLLM2, Bundle, bundled_path
+from luthier.models.install import install
 from luthier.models.load import load_model
-from luthier.models.nano.build import install, nano_config, untrained_nano
+from luthier.models.nano.build import nano_config, untrained_nano
+from luthier.recipe.kinds import PACKAGED, kind_of, model_folder
 from luthier.recipe.settings import Model
 
 CONTENT = b"weights"
@@ -203,12 +205,23 @@ def test_nano_untrained_is_built_in_the_cache(cache: Path):
     assert (folder / "model.safetensors").is_file()
 
 
-def test_installing_rounds_to_bfloat16(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    (tmp_path / "trained").mkdir()
-    save_file({"a": torch.tensor([1.0001])}, tmp_path / "trained" / "model.safetensors")
-    install(tmp_path / "trained", tmp_path)
-    assert torch.equal(load_file(tmp_path / "model.safetensors")["a"], torch.tensor([1.0], dtype=torch.bfloat16))
+@pytest.mark.parametrize("place", ["model.safetensors", "transformer/model.safetensors"])
+def test_installing_rounds_to_bfloat16(place: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    for root in ("trained", "package"):
+        (tmp_path / root / place).parent.mkdir(parents=True)
+    save_file({"a": torch.tensor([1.0001])}, tmp_path / "trained" / place)
+    install(tmp_path / "trained", tmp_path / "package")
+    assert torch.equal(load_file(tmp_path / "package" / place)["a"], torch.tensor([1.0], dtype=torch.bfloat16))
     assert "1 weights" in capsys.readouterr().out
+
+
+def test_packaged_models_are_found_by_name_whatever_their_kind(tmp_path: Path):
+    kinds = {name: kind_of(Model(path=name), tmp_path) for name in PACKAGED}
+    assert kinds == {"nano": "token", "nano-digits": "denoiser"}
+    assert all(bundled_path(name) == model_folder(name, tmp_path) for name in PACKAGED)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "config.json").write_text('{"model_type": "siglip"}')
+    assert kind_of(Model(path="mine"), tmp_path) == "encoder"
 
 
 @pytest.mark.slow

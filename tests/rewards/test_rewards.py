@@ -383,6 +383,9 @@ def test_digit_judges_pictures_by_their_label():
         [{"kind": "digit"}, {"kind": "digit", "seed": 1, "weight": 0.5}, {"kind": "digit", "weight": 0}]
     )
     assert torch.allclose(both.of_samples(pictures, {"label": label}), right + 0.5 * other)
+    apart = both.by_name(pictures, {"label": label})
+    assert list(apart) == ["digit", "digit_2", "digit_3"] and torch.equal(apart["digit_2"], other)
+    assert torch.equal(apart["digit_3"], right) and torch.allclose(both.total(apart), right + 0.5 * other)
     with pytest.raises(RecipeError, match=r"judges pictures of shape \[1, 8, 8\]"):
         judge.of_samples(pictures, {})
     with pytest.raises(RecipeError, match="does not define `score_samples"):

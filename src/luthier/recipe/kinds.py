@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from luthier import parts
 from luthier.errors import RecipeError
 from luthier.recipe.settings import Model, Settings
 
@@ -15,6 +16,8 @@ CLASS = "_class_name"  # how diffusers names a network in its config.json
 TRANSFORMER = "transformer"  # where a pipeline's folder keeps it
 PAIRED = ("siglip",)
 """Types of transformers' models with a tower for images and one for texts."""
+PACKAGED = ("nano", "nano-digits")
+"""Models whose weights are part of the package, each in a folder of its name."""
 
 
 @dataclass(frozen=True)
@@ -67,10 +70,15 @@ KINDS: Mapping[str, Kind] = {
 
 def kind_of(model: Model, base: Path) -> str:
     """A key of KINDS; what is no folder here, and no config, is taken for a language model."""
-    config = model.config or _config_of(base / Path(model.path).expanduser())
+    config = model.config or _config_of(model_folder(model.path, base))
     if CLASS in config:
         return "denoiser"
     return "encoder" if config.get("model_type") in PAIRED else "token"
+
+
+def model_folder(path: str, base: Path) -> Path:
+    """The folder that a recipe names as its model: a packaged one by its name, else as seen from `base`."""
+    return parts.PACKAGE / "models" / path if path in PACKAGED else base / Path(path).expanduser()
 
 
 def _config_of(folder: Path) -> Mapping[str, Any]:

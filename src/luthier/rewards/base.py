@@ -1,7 +1,8 @@
 """What a reward is, and how several become one number. Nothing here imports torch.
 
 A recipe lists rewards: `[math, {kind: format, pattern: ..., weight: 0.2}]`. A weight is 1 unless it is written, and a
-reward of weight 0 is not evaluated. They are logged under their names; a second one of a kind is `format_2`.
+reward of weight 0 is not evaluated; only where denoisers are scored it is shown. They are logged under their names; a
+second one of a kind is `format_2`.
 """
 
 from __future__ import annotations
@@ -9,6 +10,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import reduce
+from operator import add
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -106,6 +109,15 @@ class Member:
     name: str
     weight: float = 1.0
 
+    def of_samples(self, samples: Tensor, condition: Mapping[str, Tensor]) -> Tensor:
+        """What this reward alone says of a denoiser's samples [R,...]: one value each, as `Rewards.by_name`."""
+        found = self.reward.score_samples(samples, condition)
+        if found.shape != samples.shape[:1]:
+            raise RecipeError(
+                f"The reward `{self.name}` gave {list(found.shape)} for {len(samples)} samples: one value each."
+            )
+        return found.to(samples)
+
 
 Log = Callable[[dict[str, Any]], None]
 
@@ -142,15 +154,20 @@ class Rewards:
         Raises:
             RecipeError: a reward gives another number of values.
         """
-        total = samples.new_zeros(len(samples))
-        for member in self.members:
-            found = member.reward.score_samples(samples, condition)
-            if found.shape != total.shape:
-                raise RecipeError(
-                    f"The reward `{member.name}` gave {list(found.shape)} for {len(samples)} samples: one value each."
-                )
-            total = total + member.weight * found.to(total)
-        return total
+        counted = [member for member in self.members if member.weight]
+        return self.total({member.name: member.of_samples(samples, condition) for member in counted})
+
+    def by_name(self, samples: Tensor, condition: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What each reward says of samples [R,...] by itself, those of weight 0 too: judges that teach nothing.
+
+        Raises:
+            RecipeError: a reward gives another number of values.
+        """
+        return {member.name: member.of_samples(samples, condition) for member in self.members}
+
+    def total(self, values: Mapping[str, Tensor]) -> Tensor:
+        """Σ weight × value of what rewards said of samples."""
+        return reduce(add, (member.weight * values[member.name] for member in self.members if member.weight))
 
     def _values(self, member: Member, answers: Sequence[Answer]) -> list[Judged]:
         if not member.reward.compares:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,6 +28,7 @@ from luthier.models.load import Loaded
 from luthier.models.policy import reading
 from luthier.objectives.base import Objective, reads_of
 from luthier.recipe import Recipe
+from luthier.recipe.kinds import model_folder
 from luthier.rewards.base import Rewards, build_rewards
 from luthier.sampling.denoise import SOLVERS
 from luthier.steps.arrays import PICTURES, ArrayGround
@@ -58,7 +60,7 @@ class DenoiserGround(ArrayGround):
         if model.config is not None:
             made = make_denoiser(model.config, model.seed, wide)
         else:
-            made = open_denoiser(recipe.base / Path(model.path).expanduser(), wide)
+            made = open_denoiser(model_folder(model.path, recipe.base), wide)
         loaded = Loaded(made.module.to(device), None, model.path, made.weights_id)
         say("preparing the data")
         prepared = as_samples(prepare_rows(settings.data, recipe.base))
@@ -123,21 +125,26 @@ class DenoiserGround(ArrayGround):
             return None
         progress, policy = journal.phase(f"evaluate {name}", len(rows)), self.policy(module)
         drawn, scores = [], []
+        judged: dict[str, list[float]] = defaultdict(list)
         with reading(module):
             for some in chunks(rows, self.micro()):
                 samples, told = self.draw(policy, some)
                 drawn.append(samples.float().cpu().numpy())
-                scores += self._scores(policy, some, samples, told)
+                found, apart = self._scores(policy, some, samples, told)
+                scores += found
+                for judge, values in apart.items():
+                    judged[judge] += values
                 progress(len(scores), len(rows))
         pictures = numpy.concatenate(drawn)
         metric = "explained" if self.recipe.settings.reward == "auto" else self._metric()
-        items = [self._item(*found, metric) for found in zip(rows, pictures, scores, strict=True)]
+        items = [self._item(*one, metric) for one in zip(rows, pictures, scores, strict=True)]
         for index, item in enumerate(items[PICTURES:], PICTURES):
             items[index] = replace(item, pictures={})
         reason = "the recipe's reward" if metric != "explained" else "share of the velocity that the model explains"
         shown = [pixels(one, self._span()) for one in pictures[:PICTURES]]
         sheet = png(grid(shown)) if pictures.ndim == 4 else b""
-        return Evaluation(items, sum(scores) / len(scores), metric, reason, 0, True, sheet)
+        further = {judge: sum(values) / len(values) for judge, values in judged.items()}
+        return Evaluation(items, sum(scores) / len(scores), metric, reason, 0, True, sheet, further)
 
     def shown(self, module: nn.Module, sets: Sequence[str], journal: Journal) -> dict[str, Any]:
         """The flow loss on held-out records, at fixed levels and with fixed noise."""
@@ -167,10 +174,16 @@ class DenoiserGround(ArrayGround):
     def _metric(self) -> str:
         return "+".join(member.name for member in self.rewards().members if member.weight)
 
-    def _scores(self, policy: Any, rows: Sequence[Row], samples: Tensor, told: Mapping[str, Tensor]) -> list[float]:
+    def _scores(
+        self, policy: Any, rows: Sequence[Row], samples: Tensor, told: Mapping[str, Tensor]
+    ) -> tuple[list[float], dict[str, list[float]]]:
+        """The score of each row, and where the recipe has several rewards what each of them says."""
         if self.recipe.settings.reward == "auto":
-            return [share for _, share in self._losses(policy, rows)]
-        return [float(value) for value in self.rewards().of_samples(samples, told)]
+            return [share for _, share in self._losses(policy, rows)], {}
+        rewards = self.rewards()
+        values = rewards.by_name(samples, told)
+        several = len(values) > 1
+        return rewards.total(values).tolist(), {name: found.tolist() for name, found in values.items() if several}
 
     def _losses(self, policy: DenoiserPolicy, rows: Sequence[Row]) -> list[tuple[float, float]]:
         """Of each row: mean of |v - (ε - x₀)|² over LEVELS levels, and 1 - that over the mean of |ε - x₀|²."""

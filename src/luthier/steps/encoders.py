@@ -24,6 +24,7 @@ from luthier.models.encoder import EncoderPolicy
 from luthier.models.load import Loaded, quiet
 from luthier.models.policy import reading
 from luthier.recipe import Recipe
+from luthier.recipe.kinds import model_folder
 from luthier.steps.arrays import PICTURES, ArrayGround
 from luthier.steps.journal import Journal
 from luthier.types import Row
@@ -57,7 +58,7 @@ class EncoderGround(ArrayGround):
             module, name = _made(model.config, model.seed), json.dumps([model.config, model.seed], sort_keys=True)
             identity = hashlib.sha256(name.encode()).hexdigest()[:16]
         else:
-            module, identity = _opened(recipe.base / Path(model.path).expanduser())
+            module, identity = _opened(model_folder(model.path, recipe.base))
         loaded = Loaded(module.to(device=device, dtype=wide).eval(), None, model.path, identity)
         say("preparing the data")
         prepared = prepare_rows(settings.data, recipe.base)

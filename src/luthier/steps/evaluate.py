@@ -36,11 +36,13 @@ def evaluate_sets(
     for name in ("evaluation.jsonl", "samples.jsonl"):
         (folder / name).unlink(missing_ok=True)
     summaries: dict[str, Any] = {}
+    further: dict[str, float] = {}
     for name in sets:
         found = ground.score(module, name, journal)
         if found is None:
             continue
         summaries[name] = found.to_json()
+        further |= {f"{key}, {name}": value for key, value in found.further.items()}
         if found.sheet:
             (folder / f"samples-{name}.png").write_bytes(found.sheet)
         for index, item in enumerate(found.items):
@@ -48,7 +50,9 @@ def evaluate_sets(
             append_jsonl(folder / "evaluation.jsonl", line)
             if index < SAMPLES:
                 append_jsonl(folder / "samples.jsonl", line)
-    return summaries | ground.shown(module, sets, journal)
+    shown = ground.shown(module, sets, journal)
+    further |= shown.get("further", {})
+    return summaries | shown | ({"further": further} if further else {})
 
 
 def evaluate_model(

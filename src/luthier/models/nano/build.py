@@ -1,5 +1,4 @@
-"""Builds nano before training, and takes trained weights into the package:
-`python -m luthier.models.nano.build RUN/model`.
+"""Builds nano before training.
 
 One token per byte, so every text can be written and nothing is ever unknown; 264 tokens keep the
 embedding small. 4 layers of width 192 make 1.8 million parameters, 3.6 MB as bfloat16.
@@ -7,7 +6,6 @@ embedding small. 4 layers of width 192 make 1.8 million parameters, 3.6 MB as bf
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 from typing import Any
 
@@ -79,25 +77,3 @@ def nano_tokenizer() -> Any:
     )
     tokenizer.chat_template = CHAT_TEMPLATE
     return tokenizer
-
-
-def install(trained: Path, folder: Path) -> None:
-    """Take the weights that the recipe's run left in `trained` into the package, as bfloat16."""
-    import torch
-    from safetensors.torch import load_file, save_file
-
-    weights = load_file(trained / "model.safetensors")
-    rounded = {name: tensor.to(torch.bfloat16).contiguous() for name, tensor in weights.items()}
-    save_file(rounded, folder / "model.safetensors", metadata={"format": "pt"})
-    print(f"{folder / 'model.safetensors'}: {sum(tensor.numel() for tensor in rounded.values()):,} weights")
-
-
-def main() -> None:
-    """Command line of this module."""
-    parser = argparse.ArgumentParser(description="Take trained weights of nano into the package.")
-    parser.add_argument("trained", type=Path, help="the `model` folder of a run of the recipe `nano`")
-    install(parser.parse_args().trained, Path(__file__).parent)
-
-
-if __name__ == "__main__":
-    main()
