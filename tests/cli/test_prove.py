@@ -86,6 +86,13 @@ def test_methods_shows_claims_and_cost(command, result, here):
     assert "proof stale" in words(command("methods", "dft").out)
 
 
+def test_cost_of_what_has_no_sft_is_told_against_flow(command, result, here):
+    result["costs"]["flow"] = result["costs"].pop("sft")
+    (here / "proofs" / "dft.json").write_text(json.dumps(result))
+    shown = words(command("methods", "dft").out)
+    assert "cost time 1.25, memory 1.10 times that of flow (its proof, Xeon)" in shown
+
+
 def test_methods_tells_what_goes_together_and_why_not(command, result, here):
     packaged = here / "packaged"
     patches = {

@@ -103,7 +103,8 @@ def folder(tmp_path):
     answers = [{"set": "target", "id": str(n), "prediction": "x" * n, "score": n % 2} for n in (1, 2, 3, 4)]
     answers.append({"set": "retain", "id": "9", "prediction": "", "score": 1.0})
     (tmp_path / "evaluation.jsonl").write_text("".join(json.dumps(line) + "\n" for line in answers))
-    (tmp_path / "run.json").write_text(json.dumps({"train": {"tokens": 12}}))
+    further = {"flow loss, target": 0.5, "digit_2, target": 0.25}
+    (tmp_path / "run.json").write_text(json.dumps({"train": {"tokens": 12}, "evaluation": {"further": further}}))
     rows = [{"id": "a", "prompt": "p", "completion": "c", "bad": True}, {"id": "b", "prompt": "q", "completion": "d"}]
     (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     lock = {"base": str(tmp_path), "recipe": {"data": {"train": "data.jsonl"}}}
@@ -118,6 +119,8 @@ def folder(tmp_path):
         ("retain", 1.0),
         ("train.tokens", 12),
         ("answers.length", 2.5),
+        ("evaluation.further.flow loss, target", 0.5),
+        ("evaluation.further.digit_2, target", 0.25),
         ("metrics.reward.first", 1.5 / 8),
         ("metrics.reward.last", 7.5 / 8),
         ("metrics.reward.mean", 4.5 / 8),

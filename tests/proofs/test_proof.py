@@ -2,6 +2,7 @@ import json
 
 import pytest
 
+from luthier.compare.plan import plan
 from luthier.errors import RecipeError
 from luthier.proofs.proof import read_proof
 from luthier.proofs.results import FOLDER, committed, seen
@@ -73,8 +74,11 @@ def test_a_changed_proof_makes_its_result_stale(written):
 def test_every_proof_of_the_package_can_be_read_and_its_result_is_of_it():
     for path in sorted(FOLDER.glob("*.yaml")):
         proof = read_proof(path.stem)
-        names = {name.split("+")[0] for name in proof.recipe["compare"]["methods"]} | {"base"}
+        compared = proof.recipe["compare"]
+        names = {name.split("+")[0] for name in compared["methods"]} | {"base"}
         assert proof.method in names
+        if "axes" in compared:
+            names = {cell.label for cell in plan(dict(proof.recipe)).cells} | {"base"}
         for claim in proof.claims.values():
             assert {claim.of, claim.against or "base"} <= names
         if proof.result.is_file():

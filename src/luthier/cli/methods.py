@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from luthier.parts import Entry
     from luthier.recipe import Method
 
+PLAIN = ("sft", "flow")
+"""What costs are told against: the plain loss of language models, or that of denoisers."""
+
 
 def command(
     name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="A method or a part; default: list all.")] = None,
@@ -134,16 +137,17 @@ def _trains(entries: list[Entry]) -> str | None:
 
 
 def _cost(name: str, result: Mapping[str, Any] | None) -> list[str]:
-    """Time and memory of training against sft in the method's own proof, where that has both."""
+    """Time and memory of training against the plain method in the method's own proof, where that has both."""
     costs = (result or {}).get("costs", {})
-    if result is None or name == "sft" or name not in costs or "sft" not in costs:
+    plain = next((one for one in PLAIN if one in costs), name)
+    if result is None or name == plain or name not in costs:
         return []
     found = []
     for key, word in (("train_seconds", "time"), ("peak_memory_bytes", "memory")):
-        if costs[name].get(key) and costs["sft"].get(key):
-            found.append(f"{word} {costs[name][key] / costs['sft'][key]:.2f}")
+        if costs[name].get(key) and costs[plain].get(key):
+            found.append(f"{word} {costs[name][key] / costs[plain][key]:.2f}")
     where = result["hardware"].get("gpu") or result["hardware"].get("cpu") or "unknown hardware"
-    return [f"{', '.join(found)} times that of sft (its proof, {where})"] if found else []
+    return [f"{', '.join(found)} times that of {plain} (its proof, {where})"] if found else []
 
 
 def _claims(result: Mapping[str, Any] | None) -> list[str]:
