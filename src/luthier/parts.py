@@ -78,7 +78,7 @@ class Part(BaseModel):
     COUPLES, UNIT, SETTINGS (option sets that the conformance matrix exercises).
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True, allow_inf_nan=False)
     PAPER: ClassVar[str] = ""
     NEEDS: ClassVar[tuple[str, ...]] = ()
     SETTINGS: ClassVar[tuple[dict[str, Any], ...]] = ({},)
@@ -132,18 +132,73 @@ def build(slot: str, spec: Any, base: Path | None = None) -> Any:
         hint = f"Did you mean `{close}`?" if close else f"Its options are: {known}."
         raise RecipeError(f"{slot} `{spec['kind']}` has no option `{unknown[0]}`.", hint)
     try:
-        return made(**options)
+        part = made(**options)
     except ValidationError as error:
         first = error.errors()[0]
         path = ".".join(str(piece) for piece in first["loc"]) or "options"
-        raise RecipeError(f"{slot}.{path}: {first['msg']} (found {first.get('input')!r}).") from None
+        what, hint = in_words(first)
+        found = "" if first["type"] == "missing" else f" (found {first.get('input')!r})"
+        raise RecipeError(f"{slot}.{path}: {what}{found}.", hint) from None
+    for name, value in options.items():
+        if (wanted := _converted(value, getattr(part, name))) is not None:
+            raise RecipeError(f"{slot}.{name}: expected {wanted} (found {value!r}).")
+    return part
+
+
+def _converted(given: Any, taken: Any) -> str | None:
+    """What was wanted where pydantic took text or a truth value for a number, or one of these for a truth value."""
+    if isinstance(given, list | tuple) and isinstance(taken, list | tuple):
+        return next((found for pair in zip(given, taken, strict=False) if (found := _converted(*pair))), None)
+    if isinstance(given, Mapping) and isinstance(taken, Mapping):
+        return next((found for key in given if (found := _converted(given[key], taken.get(key)))), None)
+    if isinstance(taken, bool):
+        return None if isinstance(given, bool) else "true or false"
+    return "a number" if isinstance(taken, int | float) and isinstance(given, bool | str) else None
+
+
+PLAIN = {
+    "missing": "needs a value: it has no default",
+    "int_type": "expected a whole number",
+    "int_parsing": "expected a whole number",
+    "int_from_float": "expected a whole number",
+    "float_type": "expected a number",
+    "float_parsing": "expected a number",
+    "finite_number": "expected a finite number",
+    "string_type": "expected text",
+    "bool_type": "expected true or false",
+    "bool_parsing": "expected true or false",
+    "list_type": "expected a list",
+    "tuple_type": "expected a list",
+    "too_short": "the list is too short",
+    "dict_type": "expected a block of keys",
+    "model_type": "expected a block of keys",
+}
+
+
+def in_words(fault: Mapping[str, Any]) -> tuple[str, str | None]:
+    """What pydantic found wrong with a value, and a hint where a known word is near."""
+    details = fault.get("ctx", {})
+    if fault["type"] == "value_error":
+        return str(details["error"]), None
+    if fault["type"] == "literal_error":
+        expected = details["expected"]
+        close = nearest(str(fault.get("input")), expected.replace("'", "").replace(" or ", ", ").split(", "))
+        return f"expected {expected}", f"Did you mean `{close}`?" if close else None
+    words = str(fault["msg"]).replace("Input should be", "must be")
+    return PLAIN.get(fault["type"]) or words[:1].lower() + words[1:], None
 
 
 def load(slot: str, name: str, base: Path | None = None) -> type[Any]:
     """Import the class of a part by name or file, without building it."""
     entry = find(slot, name, base)
     module = _import(entry.path)
-    return getattr(module, entry.class_name)
+    made = getattr(module, entry.class_name)
+    if not (isinstance(made, type) and issubclass(made, Part)):
+        raise RecipeError(
+            f"{slot}: {entry.class_name} in {entry.path.name} is no part.",
+            f"Derive it from the base class of its family, as the {slot} parts of the package are.",
+        )
+    return made
 
 
 def find(slot: str, name: str, base: Path | None = None) -> Entry:
@@ -187,8 +242,10 @@ def read_entry(slot: str, path: Path) -> Entry:
     """Read a part file's public class, first docstring line, options and constants with `ast`."""
     try:
         tree = ast.parse(path.read_text(encoding="utf-8"))
-    except (SyntaxError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{slot}: {path} is not valid Python: {error}.") from None
+    except SyntaxError as error:
+        raise RecipeError(f"{path}:{error.lineno or 1}: not valid Python: {error.msg}.") from None
+    except ValueError as error:  # bytes that are no UTF-8, or NUL
+        raise RecipeError(f"{path} is not valid Python: {error}.") from None
     wanted = path.stem.replace("_", "").lower()
     classes = [node for node in tree.body if isinstance(node, ast.ClassDef)]
     match = [node for node in classes if node.name.lower() == wanted]
@@ -222,12 +279,32 @@ def _literal(node: ast.expr, where: str) -> Any:
         ) from None
 
 
+OWN = "luthier_part_"
+"""What the module names of part files outside the package start with."""
+
+
+def place_in_part(error: BaseException) -> str | None:
+    """The deepest line of a user's own part file that an error went through, as `mine.py:7`."""
+    place, trace = None, error.__traceback__
+    while trace is not None:
+        if str(trace.tb_frame.f_globals.get("__name__", "")).startswith(OWN):
+            place = f"{Path(trace.tb_frame.f_code.co_filename).name}:{trace.tb_lineno}"
+        trace = trace.tb_next
+    return place
+
+
+def told(error: BaseException) -> str:
+    """An error that is not ours in one line, with the place in the user's part file that it comes from."""
+    place = place_in_part(error)
+    return f"{type(error).__name__}: {error}" + (f" ({place})" if place else "")
+
+
 def _import(path: Path) -> ModuleType:
     if PACKAGE in path.parents:
         name = ".".join(("luthier", *path.relative_to(PACKAGE).with_suffix("").parts))
         return importlib.import_module(name)
     text = path.read_bytes()
-    name = f"luthier_part_{path.stem}_{hashlib.sha256(text).hexdigest()[:12]}"
+    name = f"{OWN}{path.stem}_{hashlib.sha256(text).hexdigest()[:12]}"
     if name in sys.modules:
         return sys.modules[name]
     spec = importlib.util.spec_from_file_location(name, path)

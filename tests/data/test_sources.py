@@ -140,6 +140,21 @@ def test_a_missing_file_offers_the_nearest(write, tmp_path):
     assert "train.jsonl" in caught.value.hint
 
 
+def test_a_mistyped_bundled_data_set_offers_its_name(tmp_path):
+    with pytest.raises(DataError, match="no file") as caught:
+        load_records("order", tmp_path)
+    assert "bundled data set `orders`" in caught.value.hint
+
+
+@pytest.mark.parametrize("sign", [";", "\t"])
+def test_cells_separated_by_something_else_are_named(tmp_path, sign):
+    (tmp_path / "data.csv").write_text(f"prompt{sign}completion\na{sign}b\n")
+    with pytest.raises(
+        DataError, match=rf"data\.csv:1: .*separated by {sign!r} and not by commas".replace("\\t", r"\\t")
+    ):
+        load_records("data.csv", tmp_path)
+
+
 def test_unknown_kinds_of_file_and_folders_are_refused(tmp_path):
     (tmp_path / "data.xml").write_text("<a/>")
     with pytest.raises(DataError, match=r"`\.xml` is not a kind"):

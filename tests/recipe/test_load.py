@@ -81,18 +81,51 @@ def test_a_block_without_kind_merges_with_the_default_part(workshop):
         ("train:", r"train: expected a block of keys; found nothing"),
         ("model: 3", "is written twice"),
         ("budget: {epochs: 1, tokens: 5}", r"mine\.yaml:4: budget: give exactly one of .* found epochs and tokens"),
-        ("generate: {temperature: -1}", r"generate\.temperature: input should be greater than or equal to 0; found -1"),
+        ("generate: {temperature: -1}", r"generate\.temperature: must be greater than or equal to 0; found -1"),
         ("extends: 3", "`extends` names one recipe, found 3"),
         ("extends: mine.yaml", r"in a circle: mine\.yaml -> mine\.yaml"),
         ("evaluate: {metric: 5}", r"evaluate\.metric: expected the name of a part"),
-        ("train: {objective: ./gone.py}", r"train\.objective: there is no file"),
+        ("train: {objective: ./gone.py}", r"mine\.yaml:4: train\.objective: objective: there is no file"),
         ("extend: base.yaml", r"Did you mean `extends`"),
+        ("lr: 1e-4", r"no key `lr`\.\n.*There is `train\.optimizer\.lr`"),
+        ("epochs: 3", r"no key `epochs`\.\n.*There is `budget\.epochs`"),
+        ("rl: {group: 8}", r"no key `rl\.group`\.\n.*There is `rl\.strategy\.group`; keys of `rl`: strategy"),
+        ("train: {optimizer: {lr: '1e-4'}}", r"mine\.yaml:4: .*optimizer\.lr: expected a number \(found '1e-4'\)"),
+        ("train: {optimizer: {lr: true}}", r"optimizer\.lr: expected a number \(found True\)"),
+        ("train: {optimizer: {lr: .inf}}", r"optimizer\.lr: expected a finite number \(found inf\)"),
+        ("train: {optimizer: {betas: [0.9, '0.95']}}", r"optimizer\.betas: expected a number"),
+        ("train: {tuner: {rank_stabilised: 1}}", r"tuner\.rank_stabilised: expected true or false \(found 1\)"),
+        ("train: {tuner: {r: 0}}", r"tuner\.r: must be greater than or equal to 1 \(found 0\)"),
+        ("train: {objective: {kind: dpo, loss: hige}}", r"objective\.loss: expected .*found 'hige'.*\n.*`hinge`"),
+        ("reward: {kind: format, pattern: '(('}", r"reward\.pattern: not a regular expression: missing \)"),
+        ("reward: ./gone.py", r"mine\.yaml:4: reward\.0: reward: there is no file"),
+        ("evaluate: {retain: {kind: sums, path: a.jsonl}}", r"mine\.yaml:4: evaluate\.retain: .*no option `path`"),
         ("seed: 5\nseed: 6", r"mine\.yaml:5: `seed` is written twice"),
     ],
 )
 def test_mistakes_are_one_clear_error(workshop, text, message):
     with pytest.raises(RecipeError, match=message):
         load_recipe(workshop.recipe(text))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("class Mine: ...", r"mine\.yaml:4: reward\.0: reward: Mine in mine\.py is no part\.\n.*base class"),
+        (
+            "from luthier.objectives.base import TokenObjective\nclass Mine(TokenObjective): ...",
+            r"mine\.yaml:4: reward\.0: `\./mine\.py` is no reward, it is of the family objective",
+        ),
+        (
+            "class Mine:\n    def score(self)\n",
+            r"mine\.yaml:4: reward\.0: .*mine\.py:2: not valid Python: expected ':'",
+        ),
+    ],
+)
+def test_a_file_that_holds_no_such_part(workshop, text, message):
+    workshop.write("mine.py", text)
+    with pytest.raises(RecipeError, match=message):
+        load_recipe(workshop.recipe("reward: ./mine.py"))
 
 
 @pytest.mark.parametrize(
@@ -105,6 +138,7 @@ def test_mistakes_are_one_clear_error(workshop, text, message):
         ("model: m\ndata: {}", r"no `data\.train`"),
         ("model: {dtype: auto}\ndata: {train: a}", r"no `model\.path`"),
         ("model: m\ndata: {train: {limit: 3}}", r"data\.train"),
+        ("model: m\ndata: {train: {pathh: a}}", r"no key `data\.train\.pathh`\.\n.*Did you mean `data\.train\.path`"),
     ],
 )
 def test_unfinished_recipes(workshop, text, message):

@@ -61,6 +61,7 @@ def test_overrides_reach_a_step():
         ({"a": {"do": "train", "probe": {"every": 0}}}, "every so many updates"),
         ({"a": {"do": "train", "model": "small"}, "b": {"do": "train", "from": "a"}}, "'a' is not known here"),
         ({"g": {"do": "generate"}, "a": {"do": "train", "model": "small", "data": "g"}}, "leave out from and data"),
+        ({"a": {"do": "generate"}, "b": {"do": "score", "data": "a"}}, "no step trains"),
         ({"a": {"do": "generate", "samples": 0}}, "samples"),
         ({"a": {"do": "generate", "instruction": "hello"}}, "{prompt}"),
         ({"a": {"do": "select"}}, "subset"),
@@ -84,7 +85,7 @@ def test_mistakes_are_named(steps, said):
     [
         ({"a": {"do": "train", "train": {"objectve": "dft"}}}, "step a: there is no key `train.objectve`"),
         ({"a": {"do": "train", "train": {"optimizer": {"lrr": 1}}}}, "no option `lrr`"),
-        ({"a": {"do": "select", "subset": "first_rihgt"}}, "first_rihgt"),
+        ({"a": {"do": "select", "subset": "first_rihgt"}, "b": {"do": "train"}}, "step a: subset: There is no subset"),
     ],
 )
 def test_mistakes_inside_a_step_show_when_the_recipe_is_read(steps, said):

@@ -156,7 +156,7 @@ def test_eval_refuses_another_model(data):
 @pytest.mark.parametrize(
     "sampler, said",
     [
-        ({"kind": "http"}, "url: Field required"),
+        ({"kind": "http"}, "url: needs a value"),
         ({"kind": "http", "url": "localhost:8000", "model": "m"}, "should match pattern"),
         ({"kind": "http", "url": "http://h/v1", "model": "m", "modle": 1}, "Did you mean `model`"),
         ({"kind": "htpp"}, "Did you mean `http`"),

@@ -47,7 +47,10 @@ def make_record(row: Any, columns: Mapping[str, str], origin: str) -> Record:
         EmptyAnswer: an answer (or text) with nothing in it.
     """
     if not isinstance(row, Mapping):
-        raise DataError(f"{origin}: expected an object with named columns, found {type(row).__name__}.")
+        raise DataError(
+            f"{origin}: expected an object with named columns, found {type(row).__name__}.",
+            'Write each record as {"prompt": "...", "completion": "..."}; a .json file may hold one list of them.',
+        )
     fields = _rename(row, columns, origin)
     shape = _shape(fields, columns, origin)
     required = dict(SHAPE_COLUMNS)[shape]

@@ -12,7 +12,7 @@ from typing import Any
 
 from luthier.data.shapes import assign_ids, content_hash, make_record
 from luthier.errors import DataError, LuthierError, RecipeError, nearest
-from luthier.parts import build
+from luthier.parts import build, catalogue
 from luthier.types import Record
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
@@ -103,10 +103,17 @@ def _lines(spec: Mapping[str, Any], base: Path, fail: Fail) -> Iterable[Line]:
         return _hub_lines(spec)
     if path.is_dir():
         raise DataError(f"{path} is a folder.", f"Name a file in it that ends in {', '.join(SUFFIXES)}.")
+    raise DataError(f"There is no file {path}.", _file_hint(spec["path"], path))
+
+
+def _file_hint(written: str, path: Path) -> str:
+    """What may have been meant: a bundled data set, or a file in the same folder."""
     beside = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
+    bundled = [] if path.suffix else [entry.name for entry in catalogue("dataset")]
+    if close := nearest(written, bundled):
+        return f"Did you mean the bundled data set `{close}`?"
     close = nearest(path.name, beside)
-    hint = f"Did you mean {path.parent / close}?" if close else "Relative paths start from the recipe's folder."
-    raise DataError(f"There is no file {path}.", hint)
+    return f"Did you mean {path.parent / close}?" if close else "Relative paths start from the recipe's folder."
 
 
 def _file_lines(path: Path, fail: Fail) -> Iterator[Line]:
@@ -147,6 +154,7 @@ def _json(path: Path, fail: Fail) -> Iterator[Line]:
 def _csv(path: Path, fail: Fail) -> Iterator[Line]:
     # The text is decoded as a whole first: a quoted cell may span lines, so lines are no units here.
     reader = csv.DictReader(io.StringIO(_decode(path.read_bytes(), path.name), newline=""), strict=True)
+    _refuse_other_separators(path, reader)
     while True:
         try:
             row = next(reader)
@@ -160,6 +168,16 @@ def _csv(path: Path, fail: Fail) -> Iterator[Line]:
             fail(DataError(f"{origin}: the number of cells differs from the header's {len(names)}."))
         else:
             yield origin, row
+
+
+def _refuse_other_separators(path: Path, reader: csv.DictReader[str]) -> None:
+    header = (reader.fieldnames or [""])[0]
+    sign = next((sign for sign in ";\t|" if sign in header), None)
+    if len(reader.fieldnames or []) == 1 and sign is not None:
+        raise DataError(
+            f"{path.name}:1: one column, {header!r}: its cells are separated by {sign!r} and not by commas.",
+            "Save the file with commas, or as JSON lines.",
+        )
 
 
 def _parquet(path: Path, fail: Fail) -> Iterator[Line]:

@@ -62,7 +62,10 @@ class Budget:
         elif self.unit in ("epochs", "records"):
             total = round(self.amount * len(ordered)) if self.unit == "epochs" else int(self.amount)
             if total == 0:
-                raise RunError(f"A budget of {self.amount} epochs of {len(ordered)} records is less than one record.")
+                raise RunError(
+                    f"A budget of {self.amount} epochs of {len(ordered)} records is less than one record.",
+                    "Raise `budget.epochs`.",
+                )
             records = min(records, total - position.records)
         atoms = [ordered.at(position.records + i) for i in range(max(0, records))]
         if self.unit != "tokens":

@@ -99,9 +99,7 @@ def evaluate(
     Raises:
         EvaluationError: no records, or one that cannot be scored; names the record.
     """
-    ordered = sorted((one for one in records if label_of(one) is not False), key=lambda record: record.id)
-    if not ordered:
-        raise EvaluationError("There are no records to evaluate.", "Check the source of the evaluation set.")
+    ordered = _scorable(records)
     references = {record.id: renderer.reference(record) for record in ordered}
     metrics, reason = assign_metrics(ordered, references, metric, base)
     counts = {"before": 0}
@@ -117,6 +115,34 @@ def evaluate(
             answer(work, chosen)
         counts["before"] += len(chosen)
     return _summary(work, reason)
+
+
+def refuse_unscorable(records: Sequence[Record], renderer: Renderer, metric: Any, base: Path | None = None) -> None:
+    """Find before training what `evaluate` would find after it: each record's gold answer is measured against itself.
+
+    Raises:
+        EvaluationError: no records, or one that cannot be scored; names the record.
+    """
+    ordered = _scorable(records)
+    references = {record.id: renderer.reference(record) for record in ordered}
+    metrics, _ = assign_metrics(ordered, references, metric, base)
+    for record in ordered:
+        chosen, reference = metrics[record.id], references[record.id]
+        if "generation" in chosen.NEEDS:
+            if record.shape == "text":
+                renderer.prompt(record)  # which says why there is nothing to answer
+            measure(chosen, reference, record, reference)
+        if "choices" in chosen.NEEDS:
+            _choices(record, reference)
+        if "pairs" in chosen.NEEDS:
+            _refuse_unpaired(record)
+
+
+def _scorable(records: Sequence[Record]) -> list[Record]:
+    ordered = sorted((one for one in records if label_of(one) is not False), key=lambda record: record.id)
+    if not ordered:
+        raise EvaluationError("There are no records to evaluate.", "Check the source of the evaluation set.")
+    return ordered
 
 
 def assign_metrics(
@@ -255,16 +281,20 @@ def _weigh(work: _Work, records: list[Record]) -> None:
 def _compare(work: _Work, records: list[Record]) -> None:
     rows = []
     for record in records:
-        if record.shape != "preference":
-            raise EvaluationError(
-                f"Record {record.id} ({record.origin}) is no pair of a chosen and a rejected answer.",
-                "Choose another `evaluate.metric`.",
-            )
+        _refuse_unpaired(record)
         rows += work.renderer.explain(record).rows
     found = sequence_logprobs(work.module, rows, progress=lambda done: work.report(done // 2))
     for record, chosen, rejected in zip(records, found[::2], found[1::2], strict=True):
         _check_finite(chosen[0] + rejected[0], f"Record {record.id} ({record.origin})")
         work.add(record, "", None, work.metrics[record.id].of_pair(chosen, rejected))
+
+
+def _refuse_unpaired(record: Record) -> None:
+    if record.shape != "preference":
+        raise EvaluationError(
+            f"Record {record.id} ({record.origin}) is no pair of a chosen and a rejected answer.",
+            "Choose another `evaluate.metric`.",
+        )
 
 
 def _summary(work: _Work, reason: str) -> Evaluation:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
 
+from luthier import parts
 from luthier.errors import RecipeError, nearest
 from luthier.recipe import settings, yaml
 from luthier.recipe.settings import PARTS, SOURCES, Block, Settings, Source
@@ -149,7 +150,7 @@ def _check(layer: Layer, data: Mapping[str, Any], block: type[Block], path: Key)
         inner = _block_type(block.model_fields[name].annotation)
         if isinstance(value, dict) and inner is not None:
             _check(layer, value, inner, here)
-        elif isinstance(value, dict) and here in SOURCES and "path" in value:
+        elif isinstance(value, dict) and here in SOURCES and "path" in value and "kind" not in value:
             _check(layer, value, Source, here)
 
 
@@ -160,14 +161,30 @@ def _block_type(annotation: Any) -> type[Block] | None:
 
 
 def unknown_key(key: Key, known: list[str], where: str) -> RecipeError:
-    """The error for a key that does not exist."""
-    close = nearest(key[-1], known)
+    """The error for a key that does not exist; one that stands elsewhere under the same name is named first."""
+    close, elsewhere = nearest(key[-1], known), _places(key[-1], Settings, ())
     parent = ".".join(key[:-1])
-    if close:
+    all_known = f"eys {'of `' + parent + '`' if parent else 'of a recipe'}: {', '.join(known)}."
+    if elsewhere:
+        hint = f"There is {' and '.join(f'`{place}`' for place in elsewhere)}; k{all_known}"
+    elif close:
         hint = f"Did you mean `{'.'.join((*key[:-1], close))}`?"
     else:
-        hint = f"Keys {'of `' + parent + '`' if parent else 'of a recipe'}: {', '.join(known)}."
+        hint = f"K{all_known}"
     return RecipeError(f"{where}: there is no key `{'.'.join(key)}`.", hint)
+
+
+def _places(name: str, block: type[Block], path: Key) -> list[str]:
+    """Where a recipe has a key of this name, options of the parts that are taken by default included."""
+    found = []
+    for key, field_ in block.model_fields.items():
+        here, inner, default = (*path, key), _block_type(field_.annotation), field_.default
+        known = [key]
+        if here in PARTS and isinstance(default, dict):
+            known += [f"{key}.{option}" for option in parts.find(PARTS[here], default["kind"]).options]
+        found += [".".join((*path, one)) for one in known if one.rpartition(".")[2] == name]
+        found += _places(name, inner, here) if inner is not None else []
+    return found
 
 
 def as_block(data: Any, name: str) -> dict[str, Any]:

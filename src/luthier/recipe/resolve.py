@@ -10,11 +10,12 @@ from typing import Any
 from pydantic import ValidationError
 
 from luthier import parts
-from luthier.errors import RecipeError, nearest
+from luthier.errors import RecipeError
 from luthier.recipe import lock
 from luthier.recipe.kinds import refuse_foreign
 from luthier.recipe.merge import DEFAULT, Merged, describe, leaves, unknown_key
-from luthier.recipe.settings import Settings, copy, part_specs
+from luthier.recipe.methods import BASES
+from luthier.recipe.settings import SOURCES, Settings, Source, copy, part_specs
 
 
 @dataclass(frozen=True)
@@ -67,8 +68,8 @@ def resolve(merged: Merged, name: str, base: Path) -> Recipe:
     data = settings.model_dump()
     data["budget"] = {settings.budget.unit: settings.budget.amount}
     refuse_foreign(settings, base, merged.origin)
-    texts = lock.part_files(data, base)
     _fill_options(data, merged, base)
+    texts = lock.part_files(data, base)
     written = merged.writings()
     origins = {".".join(key): merged.origin(key) if written(key) else DEFAULT for key, _ in leaves(data)}
     return Recipe(Settings.model_validate(data), data, origins, base, texts)
@@ -82,6 +83,10 @@ def _fill_options(data: dict[str, Any], merged: Merged, base: Path) -> None:
         except RecipeError as error:
             where = merged.origin((*key, _named_option(error, spec)))
             raise RecipeError(f"{where}: {'.'.join(key)}: {error.message}", error.hint) from None
+        families = {BASES[one.__name__] for one in type(part).__mro__ if one.__name__ in BASES}
+        if families and slot not in families:
+            where, other = merged.origin((*key, "kind")), ", ".join(sorted(families))
+            raise RecipeError(f"{where}: {'.'.join(key)}: `{spec['kind']}` is no {slot}, it is of the family {other}.")
         for option in type(part).model_fields:
             spec.setdefault(option, _plain(getattr(part, option)))
 
@@ -97,36 +102,19 @@ def _plain(value: Any) -> Any:
     return copy(value)
 
 
-PLAIN = {
-    "int_type": "expected a whole number",
-    "int_from_float": "expected a whole number",
-    "float_type": "expected a number",
-    "finite_number": "expected a finite number",
-    "string_type": "expected text",
-    "bool_type": "expected true or false",
-    "list_type": "expected a list",
-    "dict_type": "expected a block of keys",
-    "model_type": "expected a block of keys",
-}
-
-
 def _explain(error: ValidationError, merged: Merged) -> RecipeError:
     """One plain sentence for the first thing that is wrong."""
-    first = error.errors()[0]
+    found = error.errors()
+    first = next((one for one in found if one["type"] == "extra_forbidden"), found[0])  # why another may be missing
     key = tuple(str(piece) for piece in first["loc"])
     place, where = ".".join(key), merged.origin(key)
     if first["type"] == "missing":
         return RecipeError(f"The recipe has no `{place}`.", f"Write `{place}:` in it.")
     if first["type"] == "extra_forbidden":
-        return unknown_key(key, list(Settings.model_fields), where)
-    found, details = describe(first.get("input")), first.get("ctx", {})
+        known = Source if key[:-1] in SOURCES else Settings
+        return unknown_key(key, list(known.model_fields), where)
+    value, (what, hint) = describe(first.get("input")), parts.in_words(first)
     if first["type"] == "value_error":
-        also = "" if isinstance(first.get("input"), dict | list) else f"; found {found}"
-        return RecipeError(f"{where}: {place}: {details['error']}{also}.")
-    if first["type"] == "literal_error":
-        expected = details["expected"]
-        close = nearest(str(first.get("input")), expected.replace("'", "").replace(" or ", ", ").split(", "))
-        hint = f"Did you mean `{close}`?" if close else None
-        return RecipeError(f"{where}: {place}: expected {expected}; found {found}.", hint)
-    what = PLAIN.get(first["type"], first["msg"][:1].lower() + first["msg"][1:])
-    return RecipeError(f"{where}: {place}: {what}; found {found}.")
+        also = "" if isinstance(first.get("input"), dict | list) else f"; found {value}"
+        return RecipeError(f"{where}: {place}: {what}{also}.")
+    return RecipeError(f"{where}: {place}: {what}; found {value}.", hint)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from luthier import parts
+from luthier.errors import RecipeError
 from luthier.recipe.merge import Layer, Merged, check_keys
 from luthier.recipe.resolve import Recipe, resolve
 from luthier.recipe.settings import copy, expand
@@ -73,9 +74,16 @@ def _recipe_of(recipe: Recipe, name: str, block: Mapping[str, Any], share: float
     check_keys(overlay)
     merged.add(overlay)
     if block["do"] == "select":
-        parts.build("subset", block["subset"], recipe.base)  # refuses an unknown part or option
+        _refuse_unknown_subset(recipe, name, block["subset"])
     if share and recipe.settings.budget.unit != "updates":
         merged.data["budget"] = {recipe.settings.budget.unit: recipe.settings.budget.amount * share}
     elif share:
         merged.data["budget"] = {"updates": max(1, round(recipe.settings.budget.amount * share))}
     return resolve(merged, recipe.name, recipe.base)
+
+
+def _refuse_unknown_subset(recipe: Recipe, step: str, spec: Mapping[str, Any]) -> None:
+    try:
+        parts.build("subset", spec, recipe.base)
+    except RecipeError as error:
+        raise RecipeError(f"step {step}: subset: {error.message}", error.hint) from None

@@ -50,7 +50,12 @@ def check_steps(value: Any) -> dict[str, dict[str, Any]] | None:
     Raises:
         ValueError: in words; the caller knows the place.
     """
-    return None if value is None else _checked(value, _Scope())
+    if value is None:
+        return None
+    found = _checked(value, _Scope())
+    if not any(step["do"] in TRAINING for step in found.values()):
+        raise ValueError("no step trains: add one that does `train` or `rl`")
+    return found
 
 
 def _checked(value: Any, scope: _Scope) -> dict[str, dict[str, Any]]:

@@ -33,8 +33,8 @@ from luthier.steps.ground import (
     compute_dtype,
     find_device,
 )
-from luthier.steps.language import check_context, predicted_memory, training_rows
-from luthier.steps.record import Run
+from luthier.steps.language import check_context, predicted_memory, refuse_unscorable_sets, training_rows
+from luthier.steps.record import SETS, Run
 from luthier.steps.stand import stand
 from luthier.steps.train import training
 from luthier.steps.verify import verify
@@ -68,6 +68,7 @@ def check_recipe(recipe: Recipe, probe: bool, console: Console) -> None:
             raise DataError(f"{number} record(s) cannot be used; they are listed above.", "Correct or remove them.")
         prepared = prepare(settings.data, renderer, recipe.base, Path(cache))
     check_context(_config(settings.model, recipe.base), settings.data.max_tokens, prepared)
+    refuse_unscorable_sets(recipe, prepared, renderer, SETS)
     if settings.steps or settings.rl:
         _print_steps(stages, prepared, console)
         _print_servers(stages, console)

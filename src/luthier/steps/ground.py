@@ -95,6 +95,10 @@ class Ground(ABC):
         """The predicted peak of training in bytes, or None where nothing can be said."""
         return None
 
+    def refuse_unscorable(self, sets: Sequence[str]) -> None:
+        """Raise LuthierError for what could not be evaluated after training, such as a set that is not there."""
+        return
+
     @abstractmethod
     def score(self, module: nn.Module, name: str, journal: Journal) -> Evaluation | None:
         """A module on the records of a set (target, retain, validation); None where there are none."""

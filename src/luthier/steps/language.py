@@ -21,7 +21,7 @@ from luthier.engine.score import with_column
 from luthier.engine.source import Source
 from luthier.errors import DataError, RecipeError
 from luthier.evals.base import Evaluation
-from luthier.evals.evaluate import evaluate, perplexity
+from luthier.evals.evaluate import evaluate, perplexity, refuse_unscorable
 from luthier.models.load import load_model
 from luthier.models.policy import PADDED, TokenPolicy
 from luthier.objectives.base import Objective, judgement_of, members_of, reads_of
@@ -61,8 +61,7 @@ class LanguageGround(Ground):
 
     def records(self, split: str) -> list[Record]:
         """The records of `validation` or `test`, at most `evaluate.limit`, chosen by content."""
-        chosen = [self.prepared.records[name] for name in self.prepared.splits[split]]
-        return limited(chosen, self.recipe.settings.evaluate.limit)
+        return held_out(self.recipe, self.prepared, split)
 
     def policy(self, module: nn.Module) -> TokenPolicy:
         rl = self.recipe.settings.rl
@@ -121,10 +120,11 @@ class LanguageGround(Ground):
     def estimate(self, module: nn.Module, rows: Sequence[Row], copies: int) -> int | None:
         return predicted_memory(self.recipe, module, rows, copies).total
 
+    def refuse_unscorable(self, sets: Sequence[str]) -> None:
+        refuse_unscorable_sets(self.recipe, self.prepared, self.renderer, sets)
+
     def score(self, module: nn.Module, name: str, journal: Journal) -> Evaluation | None:
-        settings = self.recipe.settings
-        sets = {"target": "test", "validation": "validation"}
-        records = retain_records(self.recipe) if name == "retain" else self.records(sets[name])
+        settings, (records, metric) = self.recipe.settings, set_of(self.recipe, self.prepared, name)
         if not records:
             return None
         return evaluate(
@@ -132,7 +132,7 @@ class LanguageGround(Ground):
             self.loaded.tokenizer,
             self.renderer,
             records,
-            "auto" if name == "retain" else settings.evaluate.metric,
+            metric,
             settings.generate,
             journal.phase(f"evaluate {name}", len(records)),
             base=self.recipe.base,
@@ -176,6 +176,28 @@ def retain_records(recipe: Recipe) -> list[Record]:
     return [] if evaluate.retain is None else limited(load_records(evaluate.retain, recipe.base), evaluate.limit)
 
 
+def held_out(recipe: Recipe, prepared: Prepared, split: str) -> list[Record]:
+    """The records of `validation` or `test`, at most `evaluate.limit`, chosen by content."""
+    chosen = [prepared.records[name] for name in prepared.splits[split]]
+    return limited(chosen, recipe.settings.evaluate.limit)
+
+
+def set_of(recipe: Recipe, prepared: Prepared, name: str) -> tuple[list[Record], Any]:
+    """The records of a set (target, retain, validation), and the metric that the recipe gives it."""
+    if name == "retain":
+        return retain_records(recipe), "auto"
+    split = {"target": "test", "validation": "validation"}[name]
+    return held_out(recipe, prepared, split), recipe.settings.evaluate.metric
+
+
+def refuse_unscorable_sets(recipe: Recipe, prepared: Prepared, renderer: Renderer, sets: Sequence[str]) -> None:
+    """Raise LuthierError for what could not be evaluated after training."""
+    for name in sets:
+        records, metric = set_of(recipe, prepared, name)
+        if records:
+            refuse_unscorable(records, renderer, metric, recipe.base)
+
+
 def training_rows(objective: Objective, prepared: Prepared) -> list[Row]:
     """What an objective learns from: good and bad answers where it reads both, else the good ones.
 
@@ -199,6 +221,11 @@ def training_rows(objective: Objective, prepared: Prepared) -> list[Row]:
             raise RecipeError(
                 f"`{name}` learns from pairs of a chosen and a rejected answer; {where} has one answer.",
                 "Bring data with the columns prompt, chosen and rejected, or choose another objective.",
+            )
+        if (label := prepared.records[other.atom].fields.get("label")) is not None:
+            raise RecipeError(
+                f"`{name}` learns from answers that are labelled good or bad; the `label` of {where} is {label!r}.",
+                "Write it as true or false, without quotes. Cells of CSV files are always text: use JSON lines.",
             )
         raise RecipeError(
             f"`{name}` learns from answers that are labelled good or bad; {where} has no `label`.",

@@ -25,8 +25,10 @@ SFT = parts.build("objective", "sft")
 ADAMW = parts.build("optimizer", {"kind": "adamw", "lr": 2e-3})
 
 
-def prepared(rows):
-    return SimpleNamespace(train=rows, records={row.atom: SimpleNamespace(origin="d.jsonl:3") for row in rows})
+def prepared(rows, **fields):
+    return SimpleNamespace(
+        train=rows, records={row.atom: SimpleNamespace(origin="d.jsonl:3", fields=fields) for row in rows}
+    )
 
 
 def with_reference(rows, dtype=torch.float32):
@@ -108,6 +110,8 @@ def test_labelled_answers_are_for_those_who_read_labels():
         RecipeError, match=r"`kto` learns from answers that are labelled .* record record-0 .* no `label`"
     ):
         training_rows(kto, prepared([*tiny_rows(1), *rows]))
+    with pytest.raises(RecipeError, match=r"the `label` of record record-0 .* is 'True'.*\n.*Cells of CSV files"):
+        training_rows(kto, prepared([*tiny_rows(1), *rows], label="True"))
     with pytest.raises(
         RecipeError, match=r"`sft` learns from good answers, and every training record has `label: false`"
     ):
