@@ -37,6 +37,15 @@ def test_a_run_gets_a_numbered_folder_with_its_lock(command, here, runs):
     assert (lock["recipe"]["seed"], lock["recipe"]["train"]["objective"]["kind"]) == (3, "dft")
 
 
+def test_a_run_says_what_was_dropped_and_what_was_not_scored(command, here, room):
+    train = {**DONE["train"], "data": {"warnings": ["max_tokens 5 drops 3 of 9 records"]}}
+    done = {**DONE, "train": train, "evaluation": {}, "warnings": ["The reward `mine` failed 2 times"]}
+    room("luthier.steps.run_recipe", done)
+    lines = command("run", "mine.yaml").out.splitlines()
+    assert lines[0] == "target    not scored: no test record"
+    assert lines[3:5] == ["warning: max_tokens 5 drops 3 of 9 records", "warning: The reward `mine` failed 2 times"]
+
+
 def test_a_run_is_the_only_writer_of_its_folder(command, here, room):
     def inside(_recipe, folder, _observers):
         with pytest.raises(Exception, match="another process"), RunFolder(folder).lock():
@@ -51,6 +60,14 @@ def test_a_lock_runs_again(command, here, runs):
     command("run", "mine.yaml", "seed=3")
     assert command("run", "runs/mine/1/lock.json").out.endswith("results: runs/mine/2\n")
     assert runs[0][0][0] == runs[1][0][0]
+
+
+def test_a_comparison_is_not_resumed_as_a_run(command, here, runs):
+    command("run", "mine.yaml")
+    (here / "runs/mine/1/plan.json").write_text("{}")
+    result = command("run", "mine.yaml", "--resume", "runs/mine/1")
+    assert result.code == 1 and "folder of a comparison" in result.error and "luthier compare mine.yaml" in result.error
+    assert len(runs) == 1
 
 
 def test_resuming_goes_on_in_the_same_folder(command, here, runs):

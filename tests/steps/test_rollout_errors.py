@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from luthier.engine.score import score
-from luthier.errors import DataError, RecipeError
+from luthier.errors import DataError, RecipeError, RunError
 from luthier.objectives.base import build_objective
 from luthier.parts import build
 from luthier.recipe import load_recipe, stages_of
@@ -31,14 +31,28 @@ class Moody(Reward):
             pass
         return float(sum(map(ord, answer.text)) % 7)
 """
+WRONG = """from luthier.rewards.base import Reward
+
+class Wrong(Reward):
+    def score(self, answer):
+        return float(answr.text == answer.gold)
+"""
+FAULTY = """from luthier.objectives.base import TokenObjective
+
+class Faulty(TokenObjective):
+    '''Asks for what there is not.'''
+    def token_loss(self, view):
+        return -view.logprobs
+"""
 FEW = {"validation": None, "test": None}
 
 
-def recipe(folder, *overrides, lines=None, **more):
+def recipe(folder, *overrides, lines=None, write=None, **more):
     words = [f"{a}{b}{c}" for a in "ab" for b in "fg" for c in "kl"]
     lines = lines or [{"prompt": f"reverse {word}", "completion": word[::-1]} for word in words]
     (folder / "data.jsonl").write_text("\n".join(json.dumps(line) for line in lines) + "\n")
-    (folder / "moody.py").write_text(MOODY)
+    for name, text in {"moody.py": MOODY, **(write or {})}.items():
+        (folder / name).write_text(text)
     content = {
         "model": "nano",
         "data": {"train": "data.jsonl", **FEW},
@@ -75,13 +89,31 @@ def test_a_strategy_whose_prompts_have_no_demonstration(tmp_path, unsampled, mon
 
 def test_a_reward_that_raises_and_one_that_hangs_are_logged_and_the_run_goes_on(tmp_path):
     settings = recipe(tmp_path, reward=[{"kind": "./moody.py", "seconds": 0.2}])
-    assert run_recipe(settings, tmp_path / "run", [])["status"] == "done"
+    record = run_recipe(settings, tmp_path / "run", [])
+    assert record["status"] == "done"
+    assert "The reward `moody` failed 4 times" in record["warnings"][0] and "metrics.jsonl" in record["warnings"][0]
     lines = read_jsonl(tmp_path / "run" / "metrics.jsonl")
     failed = [line for line in lines if line.get("event") == "reward_failed"]
     assert {line["reward"] for line in failed} == {"moody"} and len(failed) == 4
     assert {line["error"].split(":")[0] for line in failed} == {"ValueError", "TooSlow"}
+    assert {line["error"] for line in failed if line["error"].startswith("V")} == {"ValueError: moody (moody.py:7)"}
     assert len({line["record"] for line in failed}) == 2
     assert [line["skipped"] for line in lines if "loss" in line] == [0.0]
+
+
+def test_a_reward_that_always_raises_ends_the_run_with_what_it_raised(tmp_path):
+    settings = recipe(tmp_path, reward=[{"kind": "./wrong.py"}], write={"wrong.py": WRONG})
+    with pytest.raises(
+        RunError, match=r"first failure: `wrong` on record \w+: NameError: name 'answr' .*\(wrong\.py:5\)"
+    ):
+        run_recipe(settings, tmp_path / "run", [])
+
+
+def test_a_part_of_ones_own_that_raises_is_told_with_its_line(tmp_path):
+    settings = recipe(tmp_path, "train.objective=./faulty.py", rl=None, write={"faulty.py": FAULTY})
+    with pytest.raises(RunError, match=r"raised AttributeError: .*logprobs.* \(faulty\.py:6\)"):
+        run_recipe(settings, tmp_path / "run", [])
+    assert "faulty.py:6" in read_json(tmp_path / "run" / "run.json")["error"]
 
 
 def test_a_group_of_one_has_nothing_to_compare(tmp_path, unsampled):

@@ -38,6 +38,11 @@ def command(
         write_json(folder.path / "lock.json", loaded.to_lock())
     else:
         folder = RunFolder.open(resume)
+        if (folder.path / "plan.json").is_file():
+            raise RunError(
+                f"{folder.path} is the folder of a comparison.",
+                f"Go on with it by `luthier compare {recipe} --resume {folder.path}`.",
+            )
         _refuse_changes(loaded, load_recipe(read_json(folder.path / "lock.json")), folder.path)
     with folder.lock():
         if processes == 1:
@@ -51,12 +56,14 @@ def command(
     if record["status"] == "stopped":
         typer.echo(f"stopped; to go on, give the same command with --resume {folder.path}", err=True)
         raise typer.Exit(STOPPED)
+    train = record["train"]
     for name in ("target", "retain"):
         scores = record["evaluation"].get(name)
+        if scores is None and name == "target":
+            typer.echo("target    not scored: no test record")
         if scores is not None:
             value = f"{100 * scores['mean']:5.1f}" if scores["ranks"] else f"{scores['mean']:5.3g}"
             typer.echo(f"{name:8}{value}  ({scores['n']} records, {scores['metric']})")
-    train = record["train"]
     for name, value in record["evaluation"].get("further", {}).items():
         typer.echo(f"{value:8.3g}  {name}")
     measured, estimated = train["peak_memory_bytes"] / 1e9, train["estimated_memory_bytes"]
@@ -64,6 +71,8 @@ def command(
     typer.echo(f"speed   {speed} over {train['seconds']:.0f} s of training")
     before = "" if estimated is None else f" ({estimated / 1e9:.2f} GB estimated before)"
     typer.echo(f"memory  {measured:.2f} GB at the peak{before}")
+    for line in [*train.get("data", {}).get("warnings", []), *record.get("warnings", [])]:
+        typer.echo(f"warning: {line}")
     typer.echo(f"results: {folder.path}")
 
 

@@ -94,6 +94,7 @@ def warnings(plan: Plan, runs: Sequence[Run]) -> list[str]:
     """What a reader must know before reading the table."""
     done = [run for run in runs if run.done]
     found = [*_unequal_data(plan, done), *report_of(done).get("warnings", [])]
+    found += [f"{run.task.folder}: {line}" for run in done for line in run.record.get("warnings", [])]
     if "seconds" in plan.settings["budget"]:
         found.append("The budget is in seconds: another machine, or another load on this one, gives other results.")
     items = {frozenset(item.id for item in run.items["target"]) for run in done}

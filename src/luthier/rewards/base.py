@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import Field
 
 from luthier.errors import RecipeError
-from luthier.parts import Part, build
+from luthier.parts import Part, build, told
 from luthier.rewards._guard import TooSlow, within
 from luthier.types import Record
 
@@ -120,6 +120,12 @@ class Member:
 
 
 Log = Callable[[dict[str, Any]], None]
+FAILED = "reward_failed"
+
+
+def failure_in_words(line: Mapping[str, Any]) -> str:
+    """What a logged failure says: which reward, on which record, and the error."""
+    return f"record {line['record']}: {line['error'].rstrip('.')}"
 
 
 @dataclass(frozen=True)
@@ -181,10 +187,9 @@ class Rewards:
             if len(values) != len(answers):
                 raise ValueError(f"{len(values)} values for {len(answers)} answers")
             return [_judged(value) for value in values]
-        except (Exception, TooSlow) as error:
+        except (Exception, SystemExit, TooSlow) as error:
             for record in dict.fromkeys(answer.record.id for answer in answers):
-                told = f"{type(error).__name__}: {error}"
-                self.log({"event": "reward_failed", "reward": member.name, "record": record, "error": told})
+                self.log({"event": FAILED, "reward": member.name, "record": record, "error": told(error)})
             return [Judged(None)] * len(answers)
 
 

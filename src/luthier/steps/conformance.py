@@ -444,7 +444,7 @@ def run_checks(slot: str, part: type[Any]) -> Iterator[Outcome]:
         except LuthierError as error:
             yield Outcome(name, False, str(error))
         except Exception as error:
-            yield Outcome(name, False, f"{type(error).__name__}: {error}")
+            yield Outcome(name, False, parts.told(error))
         else:
             yield Outcome(name, True, "")
 

@@ -16,10 +16,11 @@ from luthier.data.batches import Layout, Ordered, data_order
 from luthier.engine.budget import Budget, Position
 from luthier.engine.score import Column, score
 from luthier.engine.source import Drawn
+from luthier.errors import RunError
 from luthier.models.policy import TokenPolicy
 from luthier.objectives.base import Objective, reads_of
 from luthier.recipe.settings import RL
-from luthier.rewards.base import Log
+from luthier.rewards.base import FAILED, Log, failure_in_words
 from luthier.rollouts.base import (
     Advantage,
     Group,
@@ -68,6 +69,7 @@ class Rollouts:
     pending: list[Drawn] = field(default_factory=list)
     rollout: int = 0
     generated: int = 0  # tokens sampled for what is drawn now
+    failures: Sequence[str] = ()  # of rewards, in words
 
     def __post_init__(self) -> None:
         self.strategy.check(self.prompts)
@@ -159,6 +161,11 @@ class Rollouts:
 
     def _rows(self, groups: Sequence[Group]) -> list[Row]:
         masked = not self.settings.train_cut_off
+        if self.rollout == 1 and self.failures and not any(group.rewards for group in groups):
+            raise RunError(
+                f"No answer of the first rollout has a reward; the first failure: {self.failures[0]}.",
+                "Correct the reward; `luthier check ./mine.py` tries one in a file of your own.",
+            )
         if not groups or (self.rollout > 1 and not any(group.rewards for group in groups)):
             return []  # after the first rollout, one without any reward is a bad moment and not a bad recipe
         scored = rows_of(groups, mask_truncated=masked)
@@ -234,8 +241,15 @@ def make_rollouts(
     chain = build_chain(settings.rl.advantages, recipe.base)
     wanted = columns_read(settings.rl, objective, chain)
 
+    failures: list[str] = []
+
     def columns_of(rows: list[Row]) -> Columns:
         return columns_for(policy, rows, wanted, micro, layout)
+
+    def hear(line: dict[str, Any]) -> None:
+        if not failures and line.get("event") == FAILED:
+            failures.append(f"`{line['reward']}` on {failure_in_words(line)}")
+        log(line)
 
     return Rollouts(
         prompts=[prompt_of_rollout(ground, row) for row in rows],
@@ -245,11 +259,12 @@ def make_rollouts(
         strategy=parts.build("strategy", settings.rl.strategy, recipe.base),
         chain=chain,
         sample=make_sampler(ground, policy.module, settings.rl.generate),
-        judge=make_judge(ground, settings.rl.generate, log),
+        judge=make_judge(ground, settings.rl.generate, hear),
         columns_of=columns_of,
         moves=objective.moves,
         decode=lambda ids: ground.loaded.tokenizer.decode(ids, skip_special_tokens=True),
         end_ids=renderer.end_ids,
+        failures=failures,
     )
 
 

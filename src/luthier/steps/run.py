@@ -13,7 +13,8 @@ from luthier import parts
 from luthier.errors import LuthierError, RunError
 from luthier.recipe import Recipe, Stage, flat, stages_of
 from luthier.recipe.steps import NEWEST
-from luthier.records import read_json, write_json
+from luthier.records import read_json, read_jsonl, write_json
+from luthier.rewards.base import FAILED, failure_in_words
 from luthier.steps.evaluate import evaluate_sets
 from luthier.steps.journal import Journal
 from luthier.steps.pipeline import Work
@@ -62,6 +63,15 @@ def carry_out(run: Run) -> dict[str, Any]:
     except LuthierError as error:
         write_json(folder / "run.json", run.record("failed", str(error)))
         raise
+    except Exception as error:
+        if parts.place_in_part(error) is None:
+            raise
+        failure = RunError(
+            f"A part in a file of your own raised {parts.told(error)}.",
+            "`luthier check ./FILE.py` tries it; `luthier --debug run ...` shows the traceback.",
+        )
+        write_json(folder / "run.json", run.record("failed", str(failure)))
+        raise failure from error
     write_json(folder / "run.json", record)
     if record["status"] == "done":
         for left in (folder / "checkpoints", *folder.glob("steps/**/checkpoints")):
@@ -83,6 +93,7 @@ def _carry_out(run: Run, folder: Path, journal: Journal, stop: Stop) -> dict[str
     with stop.at_once(), run.timed("load"):
         journal.phase("load")
         ground = stand(run.recipe, run.cache)
+        ground.refuse_unscorable(run.sets)
         journal.counts = ground.COUNTS
         journal.progress(1, 1)
     work = Work(run, ground, journal, stop)
@@ -94,4 +105,30 @@ def _carry_out(run: Run, folder: Path, journal: Journal, stop: Stop) -> dict[str
     model.save(folder / "model", ground)
     with run.timed("evaluate"), stop.at_once():
         evaluation = evaluate_sets(ground, model.module, run.sets, folder, journal)
-    return run.record(status, **facts, evaluation=evaluation)
+    return run.record(
+        status, **facts, evaluation=evaluation, warnings=[*_unmoved(facts["train"]), *_reward_failures(folder)]
+    )
+
+
+def _unmoved(train: dict[str, Any]) -> list[str]:
+    """A sentence where half of the updates or more had nothing to learn from."""
+    skipped, updates = train.get("skipped_updates", 0), train["updates"]
+    if 2 * skipped < updates or not skipped:
+        return []
+    return [
+        f"{skipped} of {updates} updates did not move the model: all answers to each of their prompts got the same"
+        " reward. Sample more answers, or give a reward that tells them apart."
+    ]
+
+
+def _reward_failures(folder: Path) -> list[str]:
+    """One sentence for each reward that failed on answers: they were judged without it."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for line in read_jsonl(folder / "metrics.jsonl"):
+        if line.get("event") == FAILED:
+            found.setdefault(line["reward"], []).append(line)
+    return [
+        f"The reward `{name}` failed {len(lines)} times, and these answers were judged without it; the first:"
+        f" {failure_in_words(lines[0])}. All are in metrics.jsonl."
+        for name, lines in found.items()
+    ]
