@@ -124,6 +124,15 @@ def test_a_folder_of_something_else_is_left_alone(recipe, worker, monkeypatch):
         run(recipe, worker, monkeypatch, folder=recipe.parent, methods=["sft"])
 
 
+def test_the_folder_of_another_comparison_is_left_alone(recipe, worker, monkeypatch):
+    report, *_ = run(recipe, worker, monkeypatch, methods=["sft"])
+    before = report.read_text()
+    with pytest.raises(RunError, match="holds another comparison"):
+        run(recipe, worker, monkeypatch, folder=report.parent, methods=["sft"], overrides=["data.max_tokens=99"])
+    assert report.read_text() == before
+    run(recipe, worker, monkeypatch, folder=report.parent, methods=["sft", "dft"], overrides=["budget.epochs=3"])
+
+
 def test_choice_prefers_the_earlier_of_equals(recipe):
     overrides = ["compare.tune={train.optimizer.lr: [1e-5, 3e-4]}"]
     assert choose(plan(recipe, methods=["sft"], overrides=overrides), []) == {"sft": 0}

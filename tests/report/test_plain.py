@@ -2,6 +2,7 @@ import csv
 import io
 import re
 
+from luthier.report.formats import latex_text
 from luthier.report.html import to_html
 from luthier.report.plain import to_csv, to_latex, to_markdown, to_setup
 
@@ -32,6 +33,7 @@ def test_latex_escapes_and_balances(hostile, several):
         assert len(re.findall(r"(?<!\\)\$", text)) % 2 == 0
         assert not re.search(r"[^\x00-\x7f]", text)
     assert r"$\pm$" in to_latex(several)
+    assert latex_text("--seeds 3") == "-{}-seeds 3"
 
 
 def test_setup_says_what_others_need(several):

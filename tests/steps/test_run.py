@@ -12,9 +12,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from luthier.errors import DataError, ModelError, RecipeError, RunError
+from luthier.errors import DataError, LuthierError, ModelError, RecipeError, RunError
 from luthier.recipe import load_recipe
-from luthier.records import read_json, read_jsonl, write_json
+from luthier.records import RunFolder, read_json, read_jsonl, write_json
 from luthier.steps import run_recipe
 from luthier.steps.conformance import tiny_model
 from luthier.steps.worker import main as worker_main
@@ -206,6 +206,30 @@ def test_a_worker_records_what_went_wrong(data, do, monkeypatch, capsys):
     assert worker_main() == DataError.exit_code
     assert "data.jsonl" in capsys.readouterr().err
     assert read_json(folder / "run.json")["status"] == "failed"
+
+
+def test_a_worker_leaves_a_folder_alone_that_another_process_writes(data, monkeypatch, capsys):
+    folder = worker(data / "held", recipe(data), do="evaluate", sets=["target"])
+    monkeypatch.setattr(sys, "argv", ["worker", str(folder)])
+    with RunFolder(folder).lock():
+        assert worker_main() == 1
+    assert "is being written by another process" in capsys.readouterr().err
+    assert not (folder / "run.json").exists()
+
+
+@pytest.mark.parametrize(
+    "override, said",
+    [
+        ("evaluate.retain=retian", "bundled data set `retain`"),
+        ("evaluate.metric=choice", "`choices` must be two or more texts"),
+        ("evaluate.metric=preference_accuracy", "is no pair of a chosen and a rejected answer"),
+    ],
+)
+def test_what_cannot_be_evaluated_is_refused_before_training(data, override, said):
+    with pytest.raises(LuthierError) as caught:
+        run_recipe(recipe(data, override), data / "run", [])
+    assert said in str(caught.value)
+    assert not (data / "run" / "metrics.jsonl").exists()
 
 
 def test_a_worker_evaluates_the_base_model(data, monkeypatch):

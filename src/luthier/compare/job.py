@@ -17,7 +17,7 @@ from luthier.compare.results import assemble
 from luthier.compare.runs import Run, read_run
 from luthier.errors import RunError
 from luthier.recipe import Recipe
-from luthier.records import RunFolder, write_json
+from luthier.records import RunFolder, read_json, write_json
 from luthier.report import print_report, write_report
 
 FORMATS = ("html", "markdown", "csv", "latex")
@@ -84,6 +84,12 @@ def _home(planned: Plan, folder: RunFolder | Path | None) -> RunFolder:
     if path.is_dir() and any(path.iterdir()) and not (path / "plan.json").is_file():
         raise RunError(f"{path} holds something else than a comparison.", "Give a new folder, or none.")
     path.mkdir(parents=True, exist_ok=True)
+    known = {read_json(task)["fingerprint"] for task in path.glob("shared/base*/task.json")}
+    if known and not known & {task.fingerprint for task in planned.bases}:
+        raise RunError(
+            f"{path} holds another comparison: its model, its data or how it evaluates are not those of this recipe.",
+            "Give the folder that this recipe was started in, or start a new comparison without `--resume`.",
+        )
     return RunFolder(path)
 
 

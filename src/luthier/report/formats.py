@@ -103,7 +103,8 @@ def html_name(text: object) -> str:
 
 def latex_text(text: object) -> str:
     """Text for LaTeX."""
-    return "".join(_LATEX.get(sign, sign) for sign in str(text).replace("\n", " "))
+    pieces = str(text).replace("\n", " ").split("--")  # which LaTeX would join to a dash
+    return "-{}-".join("".join(_LATEX.get(sign, sign) for sign in piece) for piece in pieces)
 
 
 def markdown_text(text: object) -> str:

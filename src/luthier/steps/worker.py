@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import sys
 import traceback
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 from luthier.engine.distributed import World
 from luthier.errors import LuthierError
 from luthier.recipe import load_recipe
-from luthier.records import read_json, write_json
+from luthier.records import RunFolder, read_json, write_json
 from luthier.steps.evaluate import evaluate_sets
 from luthier.steps.journal import Journal
 from luthier.steps.record import Run
@@ -26,7 +27,9 @@ def work(folder: Path) -> dict[str, Any]:
     task = read_json(folder / "task.json")
     recipe = load_recipe(task["recipe"], overrides=[f"seed={task['seed']}"])
     run = Run(recipe, folder, task["method"], task["sets"], Path(task["shared"]), world=World.join())
-    return carry_out(run) if task["do"] == "train" else _evaluate(run)
+    # Of several ranks the command holds the folder. A worker may outlive a comparison that was killed.
+    with RunFolder(folder).lock() if run.world.size == 1 else nullcontext():
+        return carry_out(run) if task["do"] == "train" else _evaluate(run)
 
 
 def _evaluate(run: Run) -> dict[str, Any]:
@@ -55,6 +58,8 @@ def main() -> int:
     try:
         record = work(folder)
     except LuthierError as error:
+        if error.__cause__ is not None:
+            traceback.print_exception(error.__cause__)
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
     except Exception as error:
