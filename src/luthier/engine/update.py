@@ -15,6 +15,7 @@ from luthier.engine.couple import couple, refuse_batch_statistics
 from luthier.engine.distributed import World
 from luthier.engine.precision import Masters
 from luthier.errors import RunError
+from luthier.models.gradients import added_in_products, adding
 from luthier.models.policy import Policy
 from luthier.objectives.base import Objective, Update, total_of
 from luthier.tuners.base import Tuner
@@ -78,7 +79,8 @@ def run_update(
     coupled = couple(policy, objective, update, world)
     if not math.isfinite(coupled):
         raise _not_finite("loss", _records(update), update, world)
-    loss = _backward_all(policy, objective, tuners, update, world)
+    with added_in_products(policy.module):
+        loss = _backward_all(policy, objective, tuners, update, world)
     if world.rank == 0:  # gradients are summed over ranks: what belongs to no data is added once
         loss += coupled
         loss += _backward_terms([t for o in (objective, *tuners) for t in o.update_terms(policy, update)], update)
@@ -134,7 +136,8 @@ def backward(policy: Policy, objective: Objective, tuners: Sequence[Tuner], batc
             return 0.0
         value = float(loss.detach())
         if loss.requires_grad and math.isfinite(value):
-            loss.backward()
+            with adding():
+                loss.backward()
     return value
 
 

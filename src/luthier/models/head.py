@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from luthier.models.gradients import adds_to
+
 CHUNK_BYTES = {"cpu": 48 * 2**20, "cuda": 512 * 2**20}
 """Size of one chunk's logits in the accumulation type. Smaller loses to overhead, larger to memory.
 
@@ -131,20 +133,29 @@ class _ChunkedSum(torch.autograd.Function):
         wide = torch.float64 if hidden.dtype == torch.float64 else torch.float32
         total = torch.zeros((), dtype=wide, device=hidden.device)
         hidden_gradient = torch.zeros_like(hidden)
-        gradients = [torch.zeros_like(p, dtype=wide) for p in parameters]
         differentiate = _through_linear if head.plain else _through_module
+        overwritten = head.plain and len(hidden) > 0  # by the first chunk: zeros of this size take time
+        gradients = [(torch.empty_like if overwritten else torch.zeros_like)(p, dtype=wide) for p in parameters]
         for piece in head.chunks(hidden):
             value, hidden_gradient[piece] = differentiate(head, function, piece, hidden[piece], parameters, gradients)
             total += value
         ctx.save_for_backward(hidden_gradient, *gradients)
-        ctx.dtypes = [p.dtype for p in parameters]
+        ctx.parameters = parameters
         return total
 
     @staticmethod
     def backward(ctx: Any, *outer: Tensor) -> tuple[Any, ...]:
         hidden_gradient, *gradients = ctx.saved_tensors
-        scaled = [(g.mul_(outer[0])).to(dtype) for g, dtype in zip(gradients, ctx.dtypes, strict=True)]
+        scaled = [_given(p, g, outer[0]) for p, g in zip(ctx.parameters, gradients, strict=True)]
         return None, None, hidden_gradient * outer[0].to(hidden_gradient.dtype), *scaled
+
+
+def _given(parameter: Tensor, gradient: Tensor, factor: Tensor) -> Tensor | None:
+    """A parameter's gradient times the factor, or None where it was added to the one that the parameter has."""
+    if not adds_to(parameter, gradient):
+        return gradient.mul_(factor).to(parameter.dtype)
+    parameter.grad.add_(gradient, alpha=float(factor))  # pyright: ignore[reportOptionalMemberAccess]
+    return None
 
 
 def _through_module(
@@ -169,12 +180,11 @@ def _through_linear(
         value = function(piece, head.shaped(raw)).sum()
         (slope,) = torch.autograd.grad(value, [raw], materialize_grads=True)
     for parameter, whole in zip(parameters, gradients, strict=True):
-        if parameter.dim() == 1:
-            whole += slope.sum(0)
-        elif whole.dtype == slope.dtype:
-            whole.addmm_(slope.T, hidden)
-        else:
-            whole += slope.T @ hidden
+        if parameter.dim() == 2 and whole.dtype == slope.dtype == hidden.dtype:
+            whole.addmm_(slope.T, hidden, beta=0 if piece.start == 0 else 1)
+            continue
+        found = slope.sum(0) if parameter.dim() == 1 else slope.T @ hidden
+        whole.copy_(found) if piece.start == 0 else whole.add_(found)
     return value.detach(), slope @ head.output.weight  # pyright: ignore[reportOperatorIssue]
 
 
