@@ -1,5 +1,6 @@
 """Whole runs on nano: results, resume after kill -9 and SIGTERM, and each kind of bad input in words."""
 
+import io
 import json
 import os
 import signal
@@ -10,12 +11,14 @@ import time
 
 import pytest
 import torch
+from rich.console import Console
 from safetensors.torch import load_file
 
 from luthier.errors import DataError, LuthierError, ModelError, RecipeError, RunError
 from luthier.recipe import load_recipe
 from luthier.records import RunFolder, read_json, read_jsonl, write_json
 from luthier.steps import run_recipe
+from luthier.steps.check import check_recipe
 from luthier.steps.conformance import tiny_model
 from luthier.steps.worker import main as worker_main
 
@@ -206,6 +209,16 @@ def test_a_worker_records_what_went_wrong(data, do, monkeypatch, capsys):
     assert worker_main() == DataError.exit_code
     assert "data.jsonl" in capsys.readouterr().err
     assert read_json(folder / "run.json")["status"] == "failed"
+
+
+def test_a_saved_adapter_is_trained_further_and_leaves_a_whole_model(data):
+    first = run_recipe(recipe(data), data / "first", [])
+    check_recipe(recipe(data, "model=first/model"), False, Console(file=io.StringIO()))
+    again = run_recipe(recipe(data, "model=first/model", "train.optimizer.lr=1e-12"), data / "again", [])
+    assert not (data / "again/model/adapter_config.json").exists()
+    third = run_recipe(recipe(data, "model=again/model", "train.optimizer.lr=1e-12"), data / "third", [])
+    before = first["evaluation"]["perplexity"]
+    assert [one["evaluation"]["perplexity"] for one in (again, third)] == pytest.approx([before] * 2, rel=1e-4)
 
 
 def test_a_worker_leaves_a_folder_alone_that_another_process_writes(data, monkeypatch, capsys):

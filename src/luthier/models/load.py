@@ -10,7 +10,7 @@ import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -47,7 +47,8 @@ class Loaded:
     """A model in eval mode with its tokenizer.
 
     `weights_id` changes when any weight, the config or an attached adapter changes, and with nothing else.
-    `tuner` names what is part of the module and can neither be merged nor trained further.
+    `tuner` names what is part of the module and can neither be merged nor trained further. `folded` says that an
+    adapter was folded into the module, which then is no model that lies anywhere.
     """
 
     module: nn.Module
@@ -55,6 +56,30 @@ class Loaded:
     name: str
     weights_id: str
     tuner: str | None = None
+    folded: bool = False
+
+
+def folded(loaded: Loaded) -> Loaded:
+    """A loaded adapter folded into its base: a plain model, which can be trained further."""
+    module: Any = loaded.module
+    if not hasattr(module, "merge_and_unload"):
+        return loaded
+    return replace(loaded, module=module.merge_and_unload().eval(), folded=True)
+
+
+def load_config(settings: ModelSettings, base: Path) -> Any:
+    """A model's configuration, without its weights; that of its base for an adapter or a model with a tuner in it."""
+    from transformers import AutoConfig
+
+    quiet()
+    where, revision = resolve_model(settings.path, base), settings.revision
+    while isinstance(where, Path) and _is_adapter(where):
+        inner, revision = _base_of(where)
+        where = resolve_model(inner, where)
+    if isinstance(where, Path) and _is_tuned(where):
+        where = where / "base"
+    with _as_model_error(Path(where)):
+        return AutoConfig.from_pretrained(str(where), revision=revision, trust_remote_code=settings.remote_code)
 
 
 def resolve_model(path: str, base: Path) -> Path | str:
@@ -123,7 +148,9 @@ def load_model(settings: ModelSettings, base: Path, device: torch.device | str =
         module, tuner = load_tuned(folder, settings, device)
     else:
         module = _load_weights(folder, settings, device)
-        module.name_or_path = module.config._name_or_path = _portable_name(settings.path, folder)
+        # What a saved adapter calls its base: a hub id stays one, all else is the folder, for plain PEFT.
+        on_hub = isinstance(resolve_model(settings.path, base), str)
+        module.name_or_path = module.config._name_or_path = settings.path if on_hub else str(folder)
     tokenizer = load_tokenizer(settings, base)
     return Loaded(module.eval(), tokenizer, settings.path, _weights_id(folder, settings.remote_code), tuner)
 
@@ -287,15 +314,6 @@ def _base_of(folder: Path) -> tuple[str, str | None]:
     if not Path(inner).exists() and Path(inner).name in NAMES:
         inner = Path(inner).name
     return inner, config.get("revision")
-
-
-def _portable_name(path: str, folder: Path) -> str:
-    """What a saved adapter calls its base: a hub id stays one, all else is the folder, for plain PEFT."""
-    return (
-        path
-        if not Path(path).exists() and path not in NAMES and "/" in path and HUB_ID.fullmatch(path)
-        else str(folder)
-    )
 
 
 def _weights_id(folder: Path, remote_code: bool) -> str:

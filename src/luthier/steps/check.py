@@ -22,7 +22,7 @@ from luthier.diffusion.policy import PREFIX
 from luthier.engine import memory
 from luthier.errors import DataError, LuthierError, RecipeError
 from luthier.models.context import checkpoint_layers
-from luthier.models.load import load_tokenizer, resolve_model
+from luthier.models.load import load_config, load_tokenizer
 from luthier.objectives.base import build_objective, reads_of
 from luthier.recipe import Recipe, Stage, flat, list_methods, load_recipe, stages_of
 from luthier.recipe.kinds import KINDS, kind_of
@@ -67,7 +67,7 @@ def check_recipe(recipe: Recipe, probe: bool, console: Console) -> None:
             number = sum(len(found) for found in report.problems.values())
             raise DataError(f"{number} record(s) cannot be used; they are listed above.", "Correct or remove them.")
         prepared = prepare(settings.data, renderer, recipe.base, Path(cache))
-    check_context(_config(settings.model, recipe.base), settings.data.max_tokens, prepared)
+    check_context(load_config(settings.model, recipe.base), settings.data.max_tokens, prepared)
     refuse_unscorable_sets(recipe, prepared, renderer, SETS)
     if settings.steps or settings.rl:
         _print_steps(stages, prepared, console)
@@ -178,18 +178,11 @@ def _memory(recipe: Recipe, prepared: Prepared) -> memory.Estimate:
     return predicted_memory(recipe, module, rows, copies)
 
 
-def _config(model: Any, base: Path) -> Any:
-    from transformers import AutoConfig
-
-    folder = str(resolve_model(model.path, base))
-    return AutoConfig.from_pretrained(folder, revision=model.revision, trust_remote_code=model.remote_code)
-
-
 def _empty_model(model: Any, base: Path) -> nn.Module:
     """The architecture without its weights (meta device)."""
     from transformers import AutoModelForCausalLM
 
-    config = _config(model, base)
+    config = load_config(model, base)
     with torch.device("meta"):
         return AutoModelForCausalLM.from_config(config, dtype=getattr(torch, model.dtype))
 

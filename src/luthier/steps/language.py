@@ -22,7 +22,7 @@ from luthier.engine.source import Source
 from luthier.errors import DataError, RecipeError
 from luthier.evals.base import Evaluation
 from luthier.evals.evaluate import evaluate, perplexity, refuse_unscorable
-from luthier.models.load import load_model
+from luthier.models.load import folded, load_model
 from luthier.models.policy import PADDED, TokenPolicy
 from luthier.objectives.base import Objective, judgement_of, members_of, reads_of
 from luthier.recipe import Recipe
@@ -52,7 +52,7 @@ class LanguageGround(Ground):
         """Load the model and its tokenizer; render the data."""
         settings = recipe.settings
         say("loading the model")
-        loaded = load_model(settings.model.model_copy(update={"dtype": dtype}), recipe.base, device)
+        loaded = folded(load_model(settings.model.model_copy(update={"dtype": dtype}), recipe.base, device))
         say("preparing the data")
         renderer = Renderer(loaded.tokenizer, settings.data.render, settings.data.targets)
         prepared = prepare(settings.data, renderer, recipe.base, cache)

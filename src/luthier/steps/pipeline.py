@@ -94,7 +94,8 @@ class Work:
     def carry_out(self, stages: Sequence[Stage]) -> Status:
         """All steps in order; "stopped" when one was asked to end."""
         self._refuse_unmerged(stages)
-        base = Model(self.ground.loaded.module, None, self.ground.loaded.weights_id)
+        loaded = self.ground.loaded
+        base = Model(loaded.module, None, loaded.weights_id, trainings=int(loaded.folded))
         self.models = {BASE: base, NEWEST: base}
         if len(stages) == 1 and self.run.recipe.settings.steps is None:
             return self._train(stages[0], self.run.folder, [], label="")
