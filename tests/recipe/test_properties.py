@@ -2,6 +2,7 @@
 
 import copy
 import json
+import math
 
 import pytest
 from hypothesis import given
@@ -83,7 +84,7 @@ def test_one_wrong_value_is_refused_by_its_key_or_is_none(case):
     try:
         loaded = load_recipe(recipe)
     except LuthierError as error:
-        assert any(str(key) in str(error) for key in path), (path, str(error))
+        assert any(str(key) in str(error) or repr(key) in str(error) for key in path), (path, str(error))
     else:
         assert json.dumps(load_recipe(loaded.to_lock()).data) == json.dumps(loaded.data)  # which NaN would not equal
 
@@ -138,6 +139,13 @@ def test_what_no_file_holds_is_refused_in_words():
         ({"data": {"train": "a\x00.jsonl"}}, "`data.train` holds the character NUL"),
         ({"model": "\ud800"}, "`model` holds half of a character"),
         ({"data": {1: 2}}, "data has the key 1, which is not text"),
+        ({"\x00": 2}, "the recipe has the key '\\x00', which holds the character NUL"),
+        ({"rl": {"advantages": [{"kind": "center", "": None}]}}, "rl.advantages.0: advantage `center` has no option"),
+        *(({"sample": {"shift": value}}, "sample.shift") for value in (10**400, math.inf, math.nan)),
+        *(
+            ({"train": {"objective": ["sft", {"objective": "dft", "coefficient": value}]}}, "is a finite number")
+            for value in (10**400, math.inf, math.nan)
+        ),
         ({"train": {"objective": "./" + "x" * 5000 + ".py"}}, "train.objective"),
         ({"extends": "x" * 5000}, "extends: There is no recipe"),
         ({"steps": {"a": {"do": {}}}}, "step `a` does `{}`"),

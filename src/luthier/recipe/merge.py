@@ -124,9 +124,9 @@ def _check_plain(layer: Layer, value: Any, path: Key) -> None:
             _check_plain(layer, item, (*path, str(index)))
     if isinstance(value, Mapping):
         for key, item in value.items():
-            if not isinstance(key, str) or yaml.fault_of(key):
+            if fault := yaml.fault_of(key) if isinstance(key, str) else "is not text":
                 at = ".".join(path) or "the recipe"
-                raise RecipeError(f"{layer.origin(path)}: {at} has the key {key!r}, which is not text.")
+                raise RecipeError(f"{layer.origin(path)}: {at} has the key {key!r}, which {fault}.")
             _check_plain(layer, item, (*path, key))
 
 

@@ -204,8 +204,10 @@ class Generate(Block):
 
 
 def _auto_or_number(value: Any) -> Any:
-    if value == "auto" or (type(value) in (int, float) and value > 0):
+    if value == "auto":
         return value
+    if specs.is_number(value) and value > 0:
+        return float(value)
     raise ValueError("expected `auto` or a number above 0")
 
 
@@ -416,8 +418,8 @@ def part_specs(data: Mapping[str, Any]) -> list[tuple[Path, str, dict[str, Any]]
     for path, slot in PARTS.items():
         value = (_block_at(data, path[:-1]) or {}).get(path[-1])
         if isinstance(value, list):
-            part = SUMS.get(path, ("",))[0]
-            specs += [((*path, str(index)), slot, item.get(part, item)) for index, item in enumerate(value)]
+            found = [item.get(SUMS[path][0], item) for item in value] if path in SUMS else value
+            specs += [((*path, str(index)), slot, item) for index, item in enumerate(found)]
         elif isinstance(value, dict):
             specs.append((path, slot, value))
     for path in SOURCES:

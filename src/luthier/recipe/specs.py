@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -43,9 +44,14 @@ def _sum(value: list[Any], path: tuple[str, ...]) -> list[dict[str, Any]]:
 def _summand(item: Any, key: str, factor: str) -> dict[str, Any]:
     if not isinstance(item, Mapping) or set(item) != {key, factor}:
         raise ValueError(f"each item of a sum is a part, or a block of `{key}` and `{factor}`")
-    if type(item[factor]) not in (int, float):
-        raise ValueError(f"`{factor}` is a number, found {item[factor]!r}")
+    if not is_number(item[factor]):
+        raise ValueError(f"`{factor}` is a finite number, found {str(item[factor])[:40]}")
     return {key: part(item[key]), factor: float(item[factor])}
+
+
+def is_number(value: Any) -> bool:
+    """Whether it is written as a number, one that a float can hold: neither infinite nor NaN."""
+    return type(value) in (int, float) and abs(value) <= sys.float_info.max
 
 
 def reward(value: Any) -> Any:
