@@ -130,7 +130,7 @@ class Renderer:
         if rendering.prompt_tokens is None:
             raise DataError(
                 f"{record.origin}: record {record.id} is plain text without a prompt to answer.",
-                "Evaluate by perplexity, or bring records with prompt and completion, or messages.",
+                "Evaluate by the metric `perplexity`, or bring records with prompt and completion, or messages.",
             )
         return rendering.row.ids[: rendering.prompt_tokens].tolist()
 

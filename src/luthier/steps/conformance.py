@@ -26,6 +26,7 @@ from luthier.engine.budget import Budget
 from luthier.engine.source import Records
 from luthier.engine.trainer import Batching, Saving, Trainer
 from luthier.errors import LuthierError, RunError
+from luthier.models.load import quiet
 from luthier.models.policy import TokenPolicy
 from luthier.objectives.base import Objective, judgement_of, members_of, reads_of
 from luthier.recipe.methods import slot_of_file
@@ -459,6 +460,7 @@ def check_part(path: Path, console: Console) -> None:
     if slot not in CHECKS:
         raise RunError(f"{path.name} is a {slot}: the matrix covers {', '.join(f'{one}s' for one in CHECKS)}.")
     part = parts.load(slot, str(path))
+    quiet()
     failed = 0
     for outcome in run_checks(slot, part):
         console.print(f"  {'[green]pass[/]' if outcome.passed else '[red]FAIL[/]'}  {outcome.check}")
