@@ -79,7 +79,7 @@ def test_the_name_of_a_bundled_data_set_is_a_kind(monkeypatch):
         ({"train": {"tuner": []}}, "empty"),
         ({"train": {"tuner": 3}}, "name of a part"),
         ({"train": {"objective": [{"objective": "sft", "weight": 1}]}}, "coefficient"),
-        ({"train": {"objective": [{"kind": "sft", "coefficient": "x"}]}}, "is a number"),
+        ({"train": {"objective": [{"kind": "sft", "coefficient": "x"}]}}, "is a finite number"),
         ({"train": {"batch": {"micro": 0}}}, "auto"),
         ({"compare": {"seeds": 0}}, "at least one seed"),
         ({"compare": {"seeds": [1, 1]}}, "twice"),
