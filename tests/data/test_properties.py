@@ -76,6 +76,13 @@ def test_any_bytes_of_other_kinds_are_records_or_refused_by_name(tmp_path, name,
     assert all(name in problem.message for problem in problems)
 
 
+@pytest.mark.parametrize("raw, line", [(b'"', 1), (b'prompt,completion\na,b\nc,"d', 3)])
+def test_a_cell_without_an_end_is_refused_by_its_line(tmp_path, raw, line):
+    (tmp_path / "open.csv").write_bytes(raw)
+    with pytest.raises(DataError, match=f"open.csv:{line}: not valid CSV"):
+        load_records("open.csv", tmp_path)
+
+
 @pytest.mark.parametrize("depth", [50, 500, 900, 5000])
 @pytest.mark.parametrize("column", ["tools", "extra", "id", "completion"])
 def test_deep_values_are_kept_or_refused(tmp_path, column, depth):

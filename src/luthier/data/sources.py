@@ -154,20 +154,17 @@ def _json(path: Path, fail: Fail) -> Iterator[Line]:
 def _csv(path: Path, fail: Fail) -> Iterator[Line]:
     # The text is decoded as a whole first: a quoted cell may span lines, so lines are no units here.
     reader = csv.DictReader(io.StringIO(_decode(path.read_bytes(), path.name), newline=""), strict=True)
-    _refuse_other_separators(path, reader)
-    while True:
-        try:
-            row = next(reader)
-        except StopIteration:
-            return
-        except csv.Error as error:
-            raise DataError(f"{path.name}:{reader.line_num}: not valid CSV: {error}.") from None
-        origin = f"{path.name}:{reader.line_num}"
-        if None in row or None in row.values():
-            names = reader.fieldnames or []
-            fail(DataError(f"{origin}: the number of cells differs from the header's {len(names)}."))
-        else:
-            yield origin, row
+    try:
+        _refuse_other_separators(path, reader)
+        for row in reader:
+            origin = f"{path.name}:{reader.line_num}"
+            if None in row or None in row.values():
+                names = reader.fieldnames or []
+                fail(DataError(f"{origin}: the number of cells differs from the header's {len(names)}."))
+            else:
+                yield origin, row
+    except csv.Error as error:
+        raise DataError(f"{path.name}:{reader.reader.line_num}: not valid CSV: {error}.") from None
 
 
 def _refuse_other_separators(path: Path, reader: csv.DictReader[str]) -> None:
