@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from luthier.errors import DataError
+from luthier.models.folding import folded_in
 from luthier.sampling.cache import common_prefix
 from luthier.sampling.session import Prefilled, Row, Session
 from luthier.types import Request, Sampling, Trajectory
@@ -39,6 +40,12 @@ class NativeSampler:
             DataError: a prompt is empty or fills the model's context.
             ModelError: the model has no key-value cache.
         """
+        with folded_in(self.module):
+            return self._answers(requests, sampling, progress)
+
+    def _answers(
+        self, requests: Sequence[Request], sampling: Sampling, progress: Callable[[int], None] | None
+    ) -> list[Trajectory]:
         session = Session(
             self.module, sampling, end_ids=self.end_ids, tokenizer=self.tokenizer, rows=self.batch, keep=False
         )

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from luthier.data.batches import collate, micro_batches
+from luthier.models.folding import folded_in
 from luthier.models.head import target_logprob
 from luthier.models.policy import TokenPolicy
 from luthier.sampling.cache import Forward, State, common_prefix, open_rows, prefill, sampling_mode, space_of
@@ -54,7 +55,7 @@ def choice_logprobs(
     check_prompts(prompts, longest, names, forward.context)
     order = sorted(range(len(prompts)), key=lambda index: (-longest[index], index))
     found: dict[int, list[float]] = {}
-    with sampling_mode(module):
+    with folded_in(module), sampling_mode(module):
         while order:
             size = batch or _prompts_that_fit(module, longest[order[0]], [choices[index] for index in order])
             chosen, order = order[:size], order[size:]
@@ -129,7 +130,7 @@ def sequence_logprobs(
     policy = TokenPolicy(module)
     device = module.get_input_embeddings().weight.device
     found: dict[str, tuple[float, int]] = {}
-    with sampling_mode(module):
+    with folded_in(module), sampling_mode(module):
         for piece in micro_batches(rows, TOKENS, "padded"):
             batch = collate(piece).to(device)
             at, columns = batch.targets()
