@@ -5,7 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from luthier.errors import RecipeError
-from luthier.recipe import load, load_recipe
+from luthier.recipe import elsewhere, load, load_recipe, merge
+from luthier.recipe.settings import Settings
 
 PART = '''
 """A made-up loss."""
@@ -20,6 +21,14 @@ class {name}(TokenObjective):
     def token_loss(self, view):
         return -view.logprob / 2
 '''
+
+
+def test_names_of_other_tools_lead_to_keys_that_exist():
+    for ours, names in elsewhere.NAMES.items():
+        assert ours in merge._places(ours.rpartition(".")[2], Settings, ()), ours
+        taken = [name for name in names if merge._places(name, Settings, ())]
+        assert taken in ([], ["learning_rate"])  # compare.learning_rate is a rule, and nobody means it by this
+    assert len(elsewhere.OURS) == sum(map(len, elsewhere.NAMES.values()))
 
 
 def test_a_short_recipe(workshop):
@@ -88,6 +97,8 @@ def test_a_block_without_kind_merges_with_the_default_part(workshop):
         ("train: {objective: ./gone.py}", r"mine\.yaml:4: train\.objective: objective: there is no file"),
         ("extend: base.yaml", r"Did you mean `extends`"),
         ("lr: 1e-4", r"no key `lr`\.\n.*There is `train\.optimizer\.lr`"),
+        ("learning_rate: 1e-4", r"no key `learning_rate`\.\n.*That is `train\.optimizer\.lr` here; keys of"),
+        ("train: {batch_size: 4}", r"no key `train\.batch_size`\.\n.*That is `train\.batch\.records` here"),
         ("epochs: 3", r"no key `epochs`\.\n.*There is `budget\.epochs`"),
         ("rl: {group: 8}", r"no key `rl\.group`\.\n.*There is `rl\.strategy\.group`; keys of `rl`: strategy"),
         ("train: {optimizer: {lr: '1e-4'}}", r"mine\.yaml:4: .*optimizer\.lr: expected a number \(found '1e-4'\)"),

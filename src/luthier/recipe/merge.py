@@ -10,6 +10,7 @@ from typing import Any, get_args
 from luthier import parts
 from luthier.errors import RecipeError, nearest
 from luthier.recipe import settings, yaml
+from luthier.recipe.elsewhere import OURS
 from luthier.recipe.settings import PARTS, SOURCES, Block, Settings, Source
 
 Key = tuple[str, ...]
@@ -161,11 +162,13 @@ def _block_type(annotation: Any) -> type[Block] | None:
 
 
 def unknown_key(key: Key, known: list[str], where: str) -> RecipeError:
-    """The error for a key that does not exist; one that stands elsewhere under the same name is named first."""
+    """The error for a key that does not exist: names where it stands, by this name or by that of other tools."""
     close, elsewhere = nearest(key[-1], known), _places(key[-1], Settings, ())
     parent = ".".join(key[:-1])
     all_known = f"eys {'of `' + parent + '`' if parent else 'of a recipe'}: {', '.join(known)}."
-    if elsewhere:
+    if ours := OURS.get(key[-1]):
+        hint = f"That is `{ours}` here; k{all_known}"
+    elif elsewhere:
         hint = f"There is {' and '.join(f'`{place}`' for place in elsewhere)}; k{all_known}"
     elif close:
         hint = f"Did you mean `{'.'.join((*key[:-1], close))}`?"
