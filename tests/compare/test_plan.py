@@ -14,6 +14,8 @@ def test_methods_times_seeds_seed_by_seed(recipe):
     assert [load_recipe(task.recipe).settings.seed for task in tasks] == [3, 3, 5, 5]
     assert load_recipe(tasks[1].recipe).data["train"]["objective"]["kind"] == "dft"
     assert (found.bases[0].folder, found.bases[0].do) == ("shared/base", "evaluate")
+    tried = {label: lock["recipe"]["train"]["objective"]["kind"] for label, lock in found.bases[0].methods.items()}
+    assert tried == {"sft": "sft", "dft": "dft"}
     assert found.baseline == "sft"
     json.dumps(found.to_json())
 
@@ -64,7 +66,12 @@ def test_axes_make_cells_and_a_base_for_each_set_of_items(recipe):
         "dft, limit=100",
     ]
     assert [cell.settings["data"]["train"]["limit"] for cell in found.cells] == [50, 50, 100, 100]
-    assert len(found.bases) == 2
+    assert [[*base.methods] for base in found.bases] == [
+        ["sft, limit=50", "dft, limit=50"],
+        ["sft, limit=100", "dft, limit=100"],
+    ]
+    limits = [lock["recipe"]["data"]["train"]["limit"] for base in found.bases for lock in base.methods.values()]
+    assert limits == [50, 50, 100, 100]
     trained = plan(recipe, methods=["sft"], overrides=["compare.axes={train.batch.records: [8, 16]}"])
     assert len(trained.bases) == 1
 

@@ -140,6 +140,4 @@ def _stop_on_user_error(bases: Sequence[Run], codes: Mapping[str, int], folder: 
     """Exit code 2 means a mistake in recipe, data or model, which every run would meet again."""
     for run in bases:
         if codes.get(run.task.folder) == 2:
-            raise RunError(
-                f"The base model cannot be evaluated: {run.error}", f"Its log: {folder / run.task.folder}/log.txt"
-            )
+            raise RunError(f"The comparison cannot begin: {run.error}", f"The log: {folder / run.task.folder}/log.txt")

@@ -26,7 +26,8 @@ class Task:
     """One process: train and evaluate one method at one seed, or evaluate the base model.
 
     `folder` is relative to the comparison's. `sets` names what is evaluated: a tuning run must not see the
-    held-out target items. Two tasks with one `fingerprint` compute the same.
+    held-out target items. Two tasks with one `fingerprint` compute the same. `methods` are the recipes that an
+    evaluation of the base tries on the data, so that a method that does not fit is refused before any training.
     """
 
     folder: str
@@ -37,6 +38,7 @@ class Task:
     sets: tuple[str, ...]
     recipe: Mapping[str, Any]
     fingerprint: str
+    methods: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def to_json(self, shared: Path) -> dict[str, Any]:
         """What the worker reads as task.json."""
@@ -48,6 +50,7 @@ class Task:
             "shared": str(shared),
             "fingerprint": self.fingerprint,
             "recipe": self.recipe,
+            "methods": dict(self.methods),
         }
 
 
@@ -289,6 +292,7 @@ def _bases(source: Source, cells: Sequence[Cell], files: Mapping[str, str]) -> I
     for folder in dict.fromkeys(cell.base for cell in cells):
         cell = next(cell for cell in cells if cell.base == folder)
         recipe = source.load((), _overrides(cell.axes))
+        methods = {one.label: source.load([one.patch], one.overrides) for one in cells if one.base == folder}
         identity = _evaluated(recipe)
         yield Task(
             folder=folder,
@@ -299,6 +303,7 @@ def _bases(source: Source, cells: Sequence[Cell], files: Mapping[str, str]) -> I
             sets=("target", "retain", "validation"),
             recipe=recipe.to_lock(),
             fingerprint=_digest([identity, dict(files)]),
+            methods={label: found.to_lock() for label, found in methods.items()},
         )
 
 

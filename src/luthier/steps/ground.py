@@ -95,6 +95,10 @@ class Ground(ABC):
         """The predicted peak of training in bytes, or None where nothing can be said."""
         return None
 
+    def refuse_unfit(self, objective: Objective, tuners: Sequence[Tuner]) -> None:
+        """Raise LuthierError for parts that cannot learn from these data."""
+        return
+
     def refuse_unscorable(self, sets: Sequence[str]) -> None:
         """Raise LuthierError for what could not be evaluated after training, such as a set that is not there."""
         return

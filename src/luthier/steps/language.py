@@ -120,6 +120,10 @@ class LanguageGround(Ground):
     def estimate(self, module: nn.Module, rows: Sequence[Row], copies: int) -> int | None:
         return predicted_memory(self.recipe, module, rows, copies).total
 
+    def refuse_unfit(self, objective: Objective, tuners: Sequence[Tuner]) -> None:
+        rows = training_rows(objective, self.prepared)
+        with_fields(rows, self.prepared.records, [name for tuner in tuners for name in tuner.fields])
+
     def refuse_unscorable(self, sets: Sequence[str]) -> None:
         refuse_unscorable_sets(self.recipe, self.prepared, self.renderer, sets)
 

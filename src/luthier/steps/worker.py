@@ -7,19 +7,23 @@ from __future__ import annotations
 
 import sys
 import traceback
+from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 from luthier.engine.distributed import World
-from luthier.errors import LuthierError
-from luthier.recipe import load_recipe
+from luthier.errors import LuthierError, RecipeError
+from luthier.objectives.base import build_objective
+from luthier.recipe import Recipe, load_recipe, stages_of
 from luthier.records import RunFolder, read_json, write_json
 from luthier.steps.evaluate import evaluate_sets
+from luthier.steps.ground import Ground, build_tuners
 from luthier.steps.journal import Journal
 from luthier.steps.record import Run
 from luthier.steps.run import carry_out
 from luthier.steps.stand import stand
+from luthier.steps.verify import verify
 
 
 def work(folder: Path) -> dict[str, Any]:
@@ -29,12 +33,12 @@ def work(folder: Path) -> dict[str, Any]:
     run = Run(recipe, folder, task["method"], task["sets"], Path(task["shared"]), world=World.join())
     # Of several ranks the command holds the folder. A worker may outlive a comparison that was killed.
     with RunFolder(folder).lock() if run.world.size == 1 else nullcontext():
-        return carry_out(run) if task["do"] == "train" else _evaluate(run)
+        return carry_out(run) if task["do"] == "train" else _evaluate(run, task["methods"])
 
 
-def _evaluate(run: Run) -> dict[str, Any]:
+def _evaluate(run: Run, methods: Mapping[str, Any]) -> dict[str, Any]:
     try:
-        record = run.record("done", evaluation=_evaluation(run))
+        record = run.record("done", evaluation=_evaluation(run, methods))
     except LuthierError as error:
         write_json(run.folder / "run.json", run.record("failed", str(error)))
         raise
@@ -42,14 +46,26 @@ def _evaluate(run: Run) -> dict[str, Any]:
     return record
 
 
-def _evaluation(run: Run) -> dict[str, Any]:
+def _evaluation(run: Run, methods: Mapping[str, Any]) -> dict[str, Any]:
     with Journal(run.folder) as journal:
         with run.timed("load"):
             journal.phase("load")
             ground = stand(run.recipe, run.cache)
+            for label, lock in methods.items():
+                _refuse_unfit(label, load_recipe(lock), ground)
             journal.progress(1, 1)
         with run.timed("evaluate"):
             return evaluate_sets(ground, ground.loaded.module, run.sets, run.folder, journal)
+
+
+def _refuse_unfit(label: str, recipe: Recipe, ground: Ground) -> None:
+    """Find before the first training what this method would find before its own."""
+    try:
+        verify(stages_of(recipe))
+        if not recipe.settings.steps:
+            ground.refuse_unfit(build_objective(recipe.settings.train.objective, recipe.base), build_tuners(recipe))
+    except LuthierError as error:
+        raise RecipeError(f"Method `{label}` cannot be trained here: {error.message}", error.hint) from error.__cause__
 
 
 def main() -> int:
