@@ -222,6 +222,14 @@ def test_labels_travel_with_the_rows(setting, renderer, tmp_path):
     assert len(without_rejected(first.train)) == 13 and not any(one.part_of for one in first.train)
 
 
+@pytest.mark.parametrize("bad, count", [("Bad", 10), (0, 10), ("0", 10), ("spam", 0), (2, 0), (True, 0), (False, 0)])
+def test_labels_that_only_seem_to_say_bad_are_told(bad, count, setting, renderer, tmp_path):
+    rows = [labelled(index, bad if index % 3 == 0 else "good") for index in range(30)]
+    done = prepare(setting(rows, validation=None, test=None), renderer, tmp_path)
+    assert done.report.seem_bad == count
+    assert [words[:2] for words in done.report.warnings if "reads as bad" in words] == (["10"] if count else [])
+
+
 def test_the_same_answer_with_another_label_is_another_record(setting, renderer, tmp_path):
     rows = [labelled(0, True), labelled(0, False), labelled(0, False)]
     done = prepare(setting(rows, validation=None, test=None), renderer, tmp_path)

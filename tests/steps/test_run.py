@@ -20,7 +20,19 @@ from luthier.records import RunFolder, read_json, read_jsonl, write_json
 from luthier.steps import run_recipe
 from luthier.steps.check import check_recipe
 from luthier.steps.conformance import tiny_model
+from luthier.steps.evaluate import evaluate_model
 from luthier.steps.worker import main as worker_main
+
+HALF = '''
+from luthier.evals.base import Metric
+
+
+class Half(Metric):
+    """Every answer is half right."""
+
+    def score(self, prediction, record, reference):
+        return 0.5
+'''
 
 
 @pytest.fixture
@@ -59,6 +71,23 @@ def test_a_run_leaves_its_record_its_scores_and_a_model_that_loads(data):
     assert not (run / "checkpoints").exists()
 
 
+def test_eval_asks_a_run_s_model_as_the_run_did(data, monkeypatch):
+    (data / "half.py").write_text(HALF)
+    settings = recipe(data, "data.render='Q: {prompt} A: {completion}'", "evaluate.metric=./half.py")
+    run_recipe(settings, data / "run", ["target"])
+    write_json(data / "run" / "lock.json", settings.to_lock())
+    told = {line["id"]: line for line in read_jsonl(data / "run" / "evaluation.jsonl")}
+    (data / "elsewhere").mkdir()
+    monkeypatch.chdir(data / "elsewhere")
+    options = {"data": "../data.jsonl", "limit": None, "overrides": [], "console": Console(file=io.StringIO())}
+    found = {item.id: item for item in evaluate_model("../run", metric=None, **options).items}
+    assert len(told) == 16 and {found[name].score for name in told} == {0.5}
+    assert all(found[name].prompt == one["prompt"] for name, one in told.items())
+    assert all(found[name].prediction == one["prediction"] for name, one in told.items())
+    other = {item.id: item for item in evaluate_model("../run", metric="exact", **options).items}
+    assert {one.metric for one in other.values()} == {"exact"}
+
+
 def test_the_same_recipe_gives_the_same_bits_and_another_seed_others(data):
     def adapter(name, *overrides):
         run_recipe(recipe(data, "data.test=null", "data.validation=null", *overrides), data / name, [])
@@ -72,6 +101,7 @@ def test_the_same_recipe_gives_the_same_bits_and_another_seed_others(data):
 def worker(folder, settings, **more):
     folder.mkdir()
     task = {"do": "train", "method": "sft", "seed": 0, "sets": [], "shared": str(folder / "shared"), "fingerprint": ""}
+    task["methods"] = {}
     write_json(folder / "task.json", {**task, "recipe": settings.to_lock(), **more})
     return folder
 
@@ -251,6 +281,24 @@ def test_a_worker_evaluates_the_base_model(data, monkeypatch):
     assert worker_main() == 0
     assert read_json(folder / "run.json")["evaluation"]["target"]["n"] == 10
     assert len(read_jsonl(folder / "evaluation.jsonl")) == 10
+
+
+@pytest.mark.parametrize(
+    "changes, said",
+    [
+        (["train.objective=dpo"], "learns from pairs"),
+        (["train.tuner={kind: loramoe, types: quality, delta: 0.1}"], "quality"),
+        (["train.objective=grpo"], "samples itself"),
+    ],
+)
+def test_a_method_that_does_not_fit_is_refused_with_the_base(data, monkeypatch, changes, said):
+    methods = {"sft": recipe(data).to_lock(), "other": recipe(data, *changes).to_lock()}
+    folder = worker(data / "base", recipe(data), do="evaluate", sets=["target"], methods=methods)
+    monkeypatch.setattr(sys, "argv", ["worker", str(folder)])
+    assert worker_main() == 2
+    left = read_json(folder / "run.json")
+    assert left["status"] == "failed" and "Method `other` cannot be trained here" in left["error"]
+    assert said in left["error"] and not (folder / "evaluation.jsonl").exists()
 
 
 def test_a_run_may_not_go_on_under_another_recipe(data):

@@ -14,11 +14,11 @@ def command(
     data: Annotated[str, typer.Option("--data", help="Records to score on: a file or a bundled data set.")],
     overrides: Overrides = None,
     metric: Annotated[
-        str, typer.Option("--metric", help="How answers are scored; auto looks at the records.")
-    ] = "auto",
+        str | None, typer.Option("--metric", help="How answers are scored: by default as the run did; else auto.")
+    ] = None,
     limit: Annotated[int | None, typer.Option("--limit", min=1, help="Use only so many records.")] = None,
 ) -> None:
-    """Score a model on records it was not trained on."""
+    """Score a model on records it was not trained on; a run's model is asked as its recipe says."""
     from rich.console import Console
 
     from luthier.steps.evaluate import evaluate_model

@@ -15,7 +15,7 @@ from luthier.data.near import overlap
 from luthier.data.pairs import as_atom
 from luthier.data.render import Renderer
 from luthier.data.report import DataReport, find_warnings, measure_lengths
-from luthier.data.shapes import EmptyAnswer, content_hash, label_of
+from luthier.data.shapes import EmptyAnswer, content_hash, label_of, seems_bad
 from luthier.data.sources import NotUtf8, load_records, scan_records
 from luthier.data.split import is_share, split_records, unique
 from luthier.errors import DataError, RecipeError
@@ -102,7 +102,9 @@ def run(
     _require_targets(rows["train"], report)
     splits = {name: [atom[0].atom for atom in found] for name, found in atoms.items()}
     report.counts = {name: len(found) for name, found in atoms.items()}
-    report.labelled_bad = sum(label_of(records[atom[0].atom]) is False for atom in atoms["train"])
+    trained = [records[atom[0].atom] for atom in atoms["train"]]
+    report.labelled_bad = sum(label_of(record) is False for record in trained)
+    report.seem_bad = sum(map(seems_bad, trained))
     report.tokens = sum(len(row) for row in rows["train"])
     report.target_tokens = sum(row.targets for row in rows["train"])
     report.previews = [renderer.preview(row) for row in atoms["train"][0]] if atoms["train"] else []

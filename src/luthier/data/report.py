@@ -21,8 +21,8 @@ class DataReport:
     (p50, p95, max) over all splits. too_long and leakage: per split. problems: lines that cannot be
     used, by kind (`unreadable`, `not_utf8`, `empty`, `unrendered`); always empty after `prepare`, which
     stops at the first. equal_pairs: preference pairs without a difference, dropped. labelled_bad:
-    training records with `label: false`. previews: the rows of the
-    first training record (two of a pair), token by token, with True on targets.
+    training records with `label: false`; seem_bad: those whose label says so in other words, and is not
+    read. previews: the rows of the first training record (two of a pair), token by token, with True on targets.
     """
 
     read: int = 0
@@ -36,6 +36,7 @@ class DataReport:
     no_target: int = 0
     equal_pairs: int = 0
     labelled_bad: int = 0
+    seem_bad: int = 0
     duplicates: int = 0
     near_duplicates: int = 0
     largest_group: int = 0
@@ -112,12 +113,19 @@ def _about_pairs(report: DataReport) -> list[str]:
 
 
 def _about_labels(report: DataReport) -> list[str]:
-    if not report.labelled_bad:
-        return []
-    return [
-        f"{report.labelled_bad} of {report.counts['train']} training records have `label: false`: `kto` learns from"
-        " them, objectives that read no labels leave them out."
-    ]
+    found = []
+    if report.labelled_bad:
+        found.append(
+            f"{report.labelled_bad} of {report.counts['train']} training records have `label: false`: `kto` learns from"
+            " them, objectives that read no labels leave them out."
+        )
+    if report.seem_bad:
+        found.append(
+            f"{report.seem_bad} of {report.counts['train']} training records have a `label` that reads as bad and is"
+            " not `false`: they are learned like all others. Write labels as true or false, without quotes, if they"
+            " say which answers are good."
+        )
+    return found
 
 
 def _about_splits(report: DataReport) -> list[str]:

@@ -29,6 +29,9 @@ LIKELY_COLUMNS = {
     "text": ("content", "document", "body"),
 }
 
+SAID_BAD = {"false", "bad", "wrong", "incorrect", "rejected", "0", "-1"}
+"""Labels that may be meant as `false`; they may mean something else, so they only raise a doubt."""
+
 
 class EmptyAnswer(DataError):
     """A record has nothing to learn from; the doctor counts these apart."""
@@ -95,6 +98,13 @@ def label_of(record: Record) -> bool | None:
     """Whether the record's one answer is said to be good (`label: true`) or bad (`false`); None if nothing is said."""
     label = record.fields.get("label")
     return label if record.shape == "prompt_completion" and isinstance(label, bool) else None
+
+
+def seems_bad(record: Record) -> bool:
+    """Whether `label` is neither true nor false and still reads as if the answer were bad."""
+    label = record.fields.get("label")
+    unread = record.shape == "prompt_completion" and not isinstance(label, bool)
+    return unread and str(label).strip().casefold() in SAID_BAD
 
 
 def messages_of(record: Record) -> list[dict[str, Any]]:

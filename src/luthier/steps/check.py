@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -146,19 +147,21 @@ def _trainings(stages: Sequence[Stage]) -> list[Stage]:
 
 def _print_methods(recipe: Recipe, prepared: Prepared, console: Console) -> None:
     """Memory of each method on this model and machine, and what does not apply."""
-    fits, refused = [], []
+    fits: list[str] = []
+    refused: dict[str, list[str]] = {}
     for method in list_methods(recipe.base):
         try:
             stages = stages_of(load_recipe(recipe.to_lock(), [method.name]))
             verify(stages)
             total = max(_memory(stage.recipe, prepared).total for stage in _trainings(stages))
         except LuthierError as error:
-            refused.append(f"{method.name} ({error.message})")
+            reason = re.sub(r"^`[^`]+` ", "", error.message)  # begins with the part's name, another for each method
+            refused.setdefault(reason, []).append(method.name)
             continue
         fits.append(f"{method.name} {total / 1e9:.1f} GB")
     console.print(f"[bold]methods[/] {' · '.join(fits)}  [dim](estimated peak; {_available()})[/]", highlight=False)
-    if refused:
-        console.print(f"        not: {'; '.join(refused)}", markup=False, emoji=False)
+    for reason, names in refused.items():
+        console.print(f"   not  {', '.join(names)}: {reason}", style="dim", markup=False, emoji=False, highlight=False)
 
 
 def _memory(recipe: Recipe, prepared: Prepared) -> memory.Estimate:

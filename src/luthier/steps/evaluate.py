@@ -15,7 +15,7 @@ from luthier.errors import RecipeError
 from luthier.evals.base import Evaluation
 from luthier.evals.evaluate import evaluate
 from luthier.models.load import load_model
-from luthier.recipe import load_recipe
+from luthier.recipe import Recipe, load_recipe
 from luthier.recipe.kinds import KINDS, kind_of
 from luthier.records import append_jsonl
 from luthier.steps.ground import Ground, compute_dtype, find_device
@@ -56,19 +56,18 @@ def evaluate_sets(
 
 
 def evaluate_model(
-    model: str, *, data: str, metric: str, limit: int | None, overrides: list[str], console: Console
+    model: str, *, data: str, metric: str | None, limit: int | None, overrides: list[str], console: Console
 ) -> Evaluation:
     """Score a model, or what a run left, on records, and print the result.
 
     Args:
-        model: a hub id, folder, bundled name, or the folder of a run (its `model/` is taken).
+        model: a hub id, folder, bundled name, or the folder of a run: its `model/` is taken, rendered, asked and
+            judged as the run's recipe says.
         data: a file, or the name of a bundled data set.
+        metric: None: the run's own, or `auto`.
         overrides: recipe keys, such as `generate.max_new_tokens=64` or `data.render=...`.
     """
-    folder = Path(model) / "model"
-    chosen = str(folder) if folder.is_dir() else model
-    content = {"model": chosen, "data": {"train": data}, "evaluate": {"metric": metric}}
-    recipe = load_recipe(content, overrides=overrides, base=Path.cwd())
+    recipe = _recipe(model, data, metric, overrides)
     settings = recipe.settings
     if (kind := kind_of(settings.model, recipe.base)) != "token":
         raise RecipeError(
@@ -99,3 +98,25 @@ def evaluate_model(
     for item in found.items[:4]:
         console.print(f"  {item.id}: {item.prediction[:120]!r}  (gold: {item.reference[:80]!r})", markup=False)
     return found
+
+
+def _recipe(model: str, data: str, metric: str | None, overrides: list[str]) -> Recipe:
+    """The recipe of an evaluation: of a run's model what its lock says, of any other the defaults."""
+    folder, lock = Path(model) / "model", Path(model) / "lock.json"
+    content: dict[str, Any] = {"model": model, "data": {"train": data}, "evaluate": {"metric": metric or "auto"}}
+    base = Path.cwd()
+    if folder.is_dir():
+        content["model"] = str(folder.resolve())
+    if folder.is_dir() and lock.is_file():
+        run = load_recipe(lock)
+        written, base = run.data, run.base
+        content["data"] = {"train": _absolute(data), **{key: written["data"][key] for key in ("render", "targets")}}
+        content |= {"generate": written["generate"], "seed": written["seed"]}
+        content["train"] = {"precision": written["train"]["precision"]}
+        content["evaluate"]["metric"] = metric or written["evaluate"]["metric"]
+    return load_recipe(content, overrides=overrides, base=base)
+
+
+def _absolute(data: str) -> str:
+    """A file's whole path, since a run's part files are found from elsewhere; names of data sets as they are."""
+    return str(Path(data).resolve()) if Path(data).exists() else data
