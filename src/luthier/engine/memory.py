@@ -1,7 +1,9 @@
-"""Memory: what a run took at its peak, and what it will take, before it starts."""
+"""Memory: what a run took at its peak, and what it will take, before it starts; and what is kept of it in between."""
 
 from __future__ import annotations
 
+import ctypes
+import os
 import resource
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,13 +17,32 @@ from luthier.data.batches import atoms_of, positions
 from luthier.models.head import chunk_bytes
 from luthier.types import Row
 
+KEPT_BYTES = 512 * 2**20
+MMAP_THRESHOLD, TRIM_THRESHOLD = -3, -1  # of mallopt, <malloc.h>
+SETTINGS = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES")
 INNER_WIDTHS = ("intermediate_size", "n_inner", "ffn_dim", "ffn_hidden_size")
+
+
+def keep_freed() -> None:
+    """Let the C library keep up to KEPT_BYTES of freed memory for the tensors that come next; for the whole process.
+
+    glibc gives blocks of 32 MiB and more back at once, and the system hands out fresh pages that it clears one by one:
+    for a chunk of logits that takes longer than an exponential of them. Settings of the user's are left alone, and
+    other libraries are as they are.
+    """
+    library = ctypes.CDLL(None)
+    if hasattr(library, "mallopt") and not any(name in os.environ for name in SETTINGS):
+        library.mallopt(MMAP_THRESHOLD, 2**30)
+        library.mallopt(TRIM_THRESHOLD, KEPT_BYTES)
 
 
 def reset_peak() -> None:
     """Start measuring anew, where the system allows it (Linux: /proc/self/clear_refs)."""
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
+    library = ctypes.CDLL(None)
+    if hasattr(library, "malloc_trim"):
+        library.malloc_trim(0)  # what is kept for later is not in use
     try:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:

@@ -200,7 +200,7 @@ class TargetLogProb(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor, None]:
         logits, normaliser, targets = ctx.saved_tensors
-        gradient = torch.exp(logits - normaliser[:, None]).mul_(-outer[0][:, None])
+        gradient = torch.sub(logits, normaliser[:, None]).exp_().mul_(-outer[0][:, None])
         gradient.scatter_add_(-1, targets[:, None], outer[0][:, None])
         return gradient, None
 

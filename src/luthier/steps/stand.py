@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from luthier.engine import memory
 from luthier.recipe import Recipe
 from luthier.recipe.kinds import kind_of
 from luthier.steps.denoisers import DenoiserGround
@@ -22,6 +23,7 @@ GROUNDS: Mapping[str, type[LanguageGround | DenoiserGround | EncoderGround]] = {
 
 def stand(recipe: Recipe, cache: Path | None, say: Callable[[str], None] = lambda text: None) -> Ground:
     """Load the model and prepare the data of a recipe."""
+    memory.keep_freed()
     device = find_device()
     made = GROUNDS[kind_of(recipe.settings.model, recipe.base)]
     return made.stand(recipe, device, compute_dtype(recipe, device), cache, say)
