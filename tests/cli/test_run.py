@@ -134,7 +134,7 @@ def test_eval_passes_what_was_asked(command, room):
     arguments, options = calls[0]
     assert arguments == ("runs/mine/1",)
     del options["console"]
-    assert options == {"data": "a.jsonl", "metric": "auto", "limit": 5, "overrides": ["generate.max_new_tokens=9"]}
+    assert options == {"data": "a.jsonl", "metric": None, "limit": 5, "overrides": ["generate.max_new_tokens=9"]}
 
 
 def test_report_says_where_it_wrote(command, here, room):

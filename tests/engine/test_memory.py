@@ -108,7 +108,7 @@ def test_what_is_freed_is_kept_for_the_next_tensor_and_given_back_before_measuri
 
     pages = 48 * 2**20 // 4096
     plain, kept = told("plain"), told("kept")
-    assert plain[0] > 10 * pages and kept[0] < 4 * pages
+    assert plain[0] > 10 * pages and kept[0] < plain[0] / 3  # the system may take idle pages away
     assert plain[1] < 20 * 2**20 and kept[1] > 100 * 2**20
     assert told("kept", MALLOC_TRIM_THRESHOLD_="100000")[0] > 10 * pages  # the user's own settings stay
 
