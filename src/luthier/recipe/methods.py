@@ -202,7 +202,8 @@ def refuse_steps(methods: list[Method], merged: Merged) -> None:
     Raises:
         RecipeError: names the method, its steps and the others.
     """
-    own = list(merged.data.get("steps") or {})
+    steps = merged.data.get("steps")
+    own = list(steps) if isinstance(steps, dict) else []  # what is no block is refused where all keys are checked
     pipelines = [method for method in methods if steps_of(method)]
     for method in pipelines:
         if own and own != steps_of(method):
