@@ -4,6 +4,8 @@ SmolLM2-135M's architecture with random weights and fewer layers, made-up record
 a process of its own, cells in turn over several rounds. Prints processor time per update (of all threads: other work
 on the machine hardly moves it; the first update of each process is not counted) and peak memory, as medians and as
 ratios to sft under the same tuner; writes results/method_cost.json. A part is a name or a JSON block.
+What is computed once before training (hidden states of a reference) counts with its share of EPOCHS epochs, a recipe's
+default; `--asked` asks the reference at every update instead, as a budget of seconds or of less than an epoch does.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ import result
 
 OBJECTIVES = ["sft", "dft", "asft", "otr", "ift", "lfu", '{"kind": "lfu", "auxiliary": "steering"}']
 TUNERS = ["full", "lora"]
-LAYERS, RECORDS, UPDATES = 4, 2, 3
+LAYERS, RECORDS, UPDATES, EPOCHS = 4, 2, 3, 2
 
 
 def part(slot: str, text: str) -> Any:
@@ -67,8 +69,25 @@ def random_model() -> Any:
     return LlamaForCausalLM(config)
 
 
-def child(objective_text: str, tuner_text: str) -> None:
+def states_of(model: Any, rows: list[Any], folder: str) -> tuple[Any, float]:
+    """The model's hidden states at the rows in a file, and the processor time that they took."""
+    import time
+
+    from luthier.data.batches import collate
+    from luthier.engine.states import States
+    from luthier.models.policy import Reference, TokenPolicy
+
+    reference = Reference(TokenPolicy(model))
+    reference.hidden(collate(rows[:1]))  # the first forward of a process is not counted
+    started = time.process_time()
+    states = States(Path(folder) / "states", rows, 576, next(model.parameters()).dtype)
+    states.compute(reference, rows, 256, lambda done, total: None)
+    return states, time.process_time() - started
+
+
+def child(objective_text: str, tuner_text: str, asked: bool) -> None:
     """One cell in this process; prints its figures as JSON."""
+    import tempfile
     import time
 
     from luthier import parts
@@ -76,6 +95,7 @@ def child(objective_text: str, tuner_text: str) -> None:
     from luthier.engine.budget import Budget
     from luthier.engine.source import Records
     from luthier.engine.trainer import Batching, Trainer
+    from luthier.objectives.base import TokenObjective, reads_of
     from luthier.steps.ground import tuned_policy
     from luthier.tuners.base import Planning
 
@@ -83,9 +103,13 @@ def child(objective_text: str, tuner_text: str) -> None:
     rows = made_up_rows(RECORDS * UPDATES)
     memory.keep_freed()  # as every run does
     memory.reset_peak()
+    folder = tempfile.TemporaryDirectory()
+    model, states, once = random_model(), None, 0.0
+    if isinstance(objective, TokenObjective) and reads_of(objective) and not asked:
+        states, once = states_of(model, rows, folder.name)
     times = [time.process_time()]
     trainer = Trainer(
-        policy=tuned_policy(random_model(), [tuner], objective, Planning(0, rows)),
+        policy=tuned_policy(model, [tuner], objective, Planning(0, rows), states=states),
         tuners=[tuner],
         objective=objective,
         source=Records(rows, 0, Budget("updates", UPDATES)),
@@ -95,17 +119,21 @@ def child(objective_text: str, tuner_text: str) -> None:
         observe=lambda event: times.append(time.process_time()),
     )
     trainer.train()
-    spent = [after - before for before, after in pairwise(times[1:])]
-    print(json.dumps({"cpu_seconds_per_update": statistics.median(spent), "peak_bytes": memory.peak()}))
+    folder.cleanup()
+    spent = statistics.median(after - before for before, after in pairwise(times[1:]))
+    share = once / UPDATES / EPOCHS
+    figures = {"cpu_seconds_per_update": spent + share, "of_them_before": share, "peak_bytes": memory.peak()}
+    print(json.dumps(figures))
 
 
-def measured(objectives: list[str], tuners: list[str], rounds: int) -> dict[str, dict[str, Any]]:
+def measured(objectives: list[str], tuners: list[str], rounds: int, asked: bool) -> dict[str, dict[str, Any]]:
     """Medians over rounds of every cell, and ratios to the first objective under the same tuner."""
     found: dict[tuple[str, str], list[dict[str, float]]] = {}
     for _ in range(rounds):
         for tuner in tuners:
             for objective in objectives:
                 command = [sys.executable, "-W", "ignore", __file__, "--child", objective, tuner]
+                command += ["--asked"] if asked else []
                 out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
                 found.setdefault((tuner, objective), []).append(json.loads(out.splitlines()[-1]))
     table: dict[str, dict[str, Any]] = {tuner: {} for tuner in tuners}
@@ -125,20 +153,22 @@ def main() -> None:
     reader.add_argument("--objectives", nargs="+", default=OBJECTIVES, help="the first is the yardstick")
     reader.add_argument("--tuners", nargs="+", default=TUNERS)
     reader.add_argument("--rounds", type=int, default=3)
+    reader.add_argument("--asked", action="store_true", help="ask references at every update")
     reader.add_argument("--output", type=Path)
     reader.add_argument("--child", nargs=2, metavar=("OBJECTIVE", "TUNER"))
     options = reader.parse_args()
     if options.child:
-        child(*options.child)
+        child(*options.child, options.asked)
         return
-    table = measured(options.objectives, options.tuners, options.rounds)
+    table = measured(options.objectives, options.tuners, options.rounds, options.asked)
     for tuner, cells in table.items():
         for objective, cell in cells.items():
             print(
                 f"{tuner:6} {objective:42} {cell['cpu_seconds_per_update']:6.2f} CPU s ({cell['time_ratio']:.2f})"
                 f"   {cell['peak_bytes'] / 1e9:.2f} GB ({cell['memory_ratio']:.2f})"
             )
-    setup = {"layers": LAYERS, "records": RECORDS, "updates": UPDATES, "rounds": options.rounds, "precision": "float32"}
+    setup = {"layers": LAYERS, "records": RECORDS, "updates": UPDATES, "epochs": EPOCHS, "rounds": options.rounds}
+    setup |= {"asked": options.asked, "precision": "float32"}
     result.write("method_cost", {"setup": setup, "cells": table}, options.output)
 
 

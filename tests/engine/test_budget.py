@@ -68,3 +68,24 @@ def test_only_seconds_cannot_be_repeated():
 def test_no_records():
     with pytest.raises(RunError, match="no record"):
         Budget("epochs", 1).draw(Ordered([], 0), Position(), 4)
+
+
+@pytest.mark.parametrize(
+    "budget, epochs",
+    [
+        (Budget("epochs", 2), 2),
+        (Budget("epochs", 2, kept=0.5), 1),
+        (Budget("records", 5), 0.5),
+        (Budget("updates", 5), 2),
+        (Budget("tokens", 3 * TOKENS), 3),
+        (Budget("tokens", 3 * TOKENS, kept=0.5), 3),
+        (Budget("seconds", 60), None),
+    ],
+)
+def test_how_often_a_row_is_trained_on(budget, epochs):
+    assert budget.epochs(ROWS, 4) == epochs
+
+
+def test_both_rows_of_a_pair_are_trained_on_together():
+    pairs = tiny_pairs(10)
+    assert Budget("updates", 5).epochs(pairs, 4) == 2 and Budget("tokens", 7).epochs(pairs, 4) < 1

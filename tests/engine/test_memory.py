@@ -43,7 +43,7 @@ def test_lora_trains_little_and_a_frozen_copy_costs_the_weights_again():
     module = tuned("lora")
     trained = sum(p.numel() for p in module.parameters() if p.requires_grad)
     assert estimate(module).optimizer == 8 * trained
-    assert estimate(module, copies=1).weights == 2 * estimate(module).weights
+    assert estimate(module, frozen=memory.weight_bytes(module)).weights == 2 * estimate(module).weights
 
 
 def test_grows_with_tokens_and_shrinks_with_checkpointing():

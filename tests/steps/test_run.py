@@ -14,6 +14,7 @@ import torch
 from rich.console import Console
 from safetensors.torch import load_file
 
+from luthier.engine.states import States
 from luthier.errors import DataError, LuthierError, ModelError, RecipeError, RunError
 from luthier.recipe import load_recipe
 from luthier.records import RunFolder, read_json, read_jsonl, write_json
@@ -384,6 +385,52 @@ def test_reference_logprobs_are_scored_before_training_and_cached(data):
     gaps = [line["gap"] for line in read_jsonl(data / "run" / "metrics.jsonl")]
     assert gaps[0] < 1e-3 < gaps[-1] and record["seconds"]["score"] > 0
     assert len(list((data / "run" / "shared" / "scores").iterdir())) == 1
+
+
+@pytest.mark.parametrize(
+    "overrides, once",
+    [
+        (["budget={epochs: 2}"], True),
+        (["budget={epochs: 2}", "train.tuner=full"], True),
+        (["budget={epochs: 2}", "train.select={kind: uds, keep: 0.4}"], False),
+        (["budget={epochs: 0.5}"], False),
+        (["budget={seconds: 1}"], False),
+    ],
+)
+def test_hidden_states_of_a_reference_are_computed_once_where_each_is_needed(data, overrides, once, monkeypatch):
+    """Before training, in a file that goes when the run ends; else the model is asked at every update."""
+    seen = []
+    monkeypatch.setattr("luthier.engine.states.States.compute", counted(States.compute, seen))
+    settings = recipe(data, "train.objective=asft", *overrides)
+    record = run_recipe(settings, data / "run", [])
+    assert len(seen) == once and ("score" in record["seconds"]) == once
+    assert next(line["kl"] for line in read_jsonl(data / "run" / "metrics.jsonl") if "kl" in line) < 1e-6
+    assert not (data / "run" / "shared" / "states").exists()
+    phases = [line["phase"] for line in read_jsonl(data / "run" / "progress.jsonl")]
+    assert ("score" in phases) == once
+
+
+def counted(function, seen):
+    def counting(*given):
+        seen.append(given)
+        return function(*given)
+
+    return counting
+
+
+def test_what_was_computed_once_serves_a_resumed_run_and_may_be_computed_again(data):
+    """The bits are those of a run that was never stopped."""
+    settings = recipe(data, "train.objective=asft", "train.save.every=1", budget={"epochs": 1})
+    run_recipe(settings, data / "whole", [])
+    wanted = load_file(data / "whole" / "model" / "adapter_model.safetensors")
+    for name in ("kept", "lost"):
+        run_recipe_until_killed(settings, data / name)
+        (file,) = (data / name / "shared" / "states").iterdir()
+        if name == "lost":
+            file.unlink()
+        run_recipe(settings, data / name, [])
+        found = load_file(data / name / "model" / "adapter_model.safetensors")
+        assert all(torch.equal(found[key], wanted[key]) for key in wanted)
 
 
 def test_an_objective_of_the_users_trains(data):

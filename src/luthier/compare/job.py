@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
@@ -115,6 +116,7 @@ def _compute(planned: Plan, folder: Path, console: Console, command: Sequence[st
         chosen = choose(planned, tuning)
         tasks = planned.runs(chosen)
         execute(tasks, folder, watcher, command)
+    shutil.rmtree(folder / "shared" / "states", ignore_errors=True)  # large, and needed by trainings alone
     runs = [read_run(folder / task.folder, task) for task in tasks]
     return assemble(planned, bases, tuning, runs, chosen)
 

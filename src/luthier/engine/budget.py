@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Literal
 
-from luthier.data.batches import Atom, Ordered
+from luthier.data.batches import Atom, Ordered, atoms_of
 from luthier.errors import RunError
+from luthier.types import Row
 
 Unit = Literal["epochs", "records", "tokens", "updates", "seconds"]
 
@@ -47,6 +49,16 @@ class Budget:
     @property
     def repeatable(self) -> bool:
         return self.unit != "seconds"
+
+    def epochs(self, rows: Sequence[Row], records: int) -> float | None:
+        """How often each of these rows is trained on, in the mean; None where only time will tell."""
+        if self.unit == "seconds":
+            return None
+        if self.unit == "tokens":
+            return self.amount / sum(map(len, rows))
+        atoms = len(atoms_of(rows))
+        drawn = {"epochs": atoms, "records": 1, "updates": records}[self.unit]
+        return self.kept * self.amount * drawn / atoms
 
     def spent(self, position: Position, rows: int) -> float:
         """The part of the budget used up, 0 to 1."""

@@ -105,7 +105,7 @@ def weight_bytes(module: nn.Module) -> int:
 
 
 def estimate(
-    module: nn.Module, tokens: int, *, process: int, several: bool, checkpointing: bool, copies: int = 0
+    module: nn.Module, tokens: int, *, process: int, several: bool, checkpointing: bool, frozen: int = 0
 ) -> Estimate:
     """Predict the peak of training `module` (also on the meta device), whose trained parameters require grad.
 
@@ -113,12 +113,12 @@ def estimate(
         process: bytes in use before the model is loaded; 0 on a GPU.
         tokens: positions of the largest micro-batch, padding included.
         several: more than one micro-batch per update (gradients are then summed in fp32).
-        copies: frozen copies of the model that references need.
+        frozen: bytes that references keep of the model as it was.
     """
     config = getattr(module.config, "text_config", module.config)
     everything = list(module.parameters())
     trained = [p for p in everything if p.requires_grad]
-    weights = weight_bytes(module) * (1 + copies)
+    weights = weight_bytes(module) + frozen
     masters = sum(4 * p.numel() for p in trained if p.element_size() < 4)
     moments = sum(2 * max(4, p.element_size()) * p.numel() for p in trained)
     gradients = sum((4 if several else p.element_size()) * p.numel() for p in trained)

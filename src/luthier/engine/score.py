@@ -41,12 +41,14 @@ def score(
     wanted: Sequence[str],
     tokens: int,
     layout: Layout = "padded",
+    report: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, Column]:
     """Values of `wanted` at the targets of every row, in eval mode.
 
     Args:
         wanted: "logprobs", "entropy", or the policy's companions by name ("values").
         tokens: positions per forward.
+        report: is told how many rows of all are done.
 
     Raises:
         RecipeError: an unknown value is wanted.
@@ -58,6 +60,7 @@ def score(
         raise RecipeError(f"A score pass cannot give `{unknown[0]}`.", f"Known: {', '.join(known)}.")
     device = next(reader.policy.module.parameters()).device
     columns: dict[str, Column] = {name: {} for name in wanted}
+    done = 0
     for micro in micro_batches(rows, tokens, layout):
         batch = collate(micro, layout).to(device)
         at = batch.targets()
@@ -75,6 +78,7 @@ def score(
         for column in columns.values():
             for row in micro:
                 column.setdefault(row.record, numpy.zeros(len(row), dtype=numpy.float32))
+        report(done := done + len(micro), len(rows))
     return columns
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -297,6 +298,18 @@ class Reference:
     def _scoped(self) -> Iterator[None]:
         with reading(self.policy.module), self.scope():
             yield
+
+
+class HeadOnly(nn.Module):
+    """What a reference keeps of a model that training will change, where its hidden states are known: its head."""
+
+    def __init__(self, module: nn.Module):
+        super().__init__()
+        self.config = module.config
+        self.output = copy.deepcopy(module.get_output_embeddings()).requires_grad_(False).eval()  # pyright: ignore
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.output
 
 
 def _sharing_refused(module: nn.Module) -> ModelError:

@@ -24,11 +24,12 @@ from luthier.engine import memory
 from luthier.errors import DataError, LuthierError, RecipeError
 from luthier.models.context import checkpoint_layers
 from luthier.models.load import load_config, load_tokenizer
+from luthier.models.policy import HeadOnly
 from luthier.objectives.base import build_objective, reads_of
 from luthier.recipe import Recipe, Stage, flat, list_methods, load_recipe, stages_of
 from luthier.recipe.kinds import KINDS, kind_of
 from luthier.recipe.steps import TRAINING
-from luthier.steps.columns import with_fields
+from luthier.steps.columns import recalls, with_fields
 from luthier.steps.ground import (
     build_tuners,
     compute_dtype,
@@ -174,11 +175,13 @@ def _memory(recipe: Recipe, prepared: Prepared) -> memory.Estimate:
     if recipe.settings.train.checkpointing:
         checkpoint_layers(module)
     module.requires_grad_(False)
+    kept = HeadOnly(module) if recalls(recipe, objective, rows, module) else module
+    frozen = memory.weight_bytes(kept)
     for tuner in tuners:
         module = tuner.apply(module, tuner.plan(module, Planning(recipe.settings.seed, rows)))
     reads = any(read.startswith("logits:") for read in reads_of(objective))
-    copies = int(reads and not all(tuner.RESTORES == "base" for tuner in tuners))
-    return predicted_memory(recipe, module, rows, copies)
+    copied = reads and not all(tuner.RESTORES == "base" for tuner in tuners)
+    return predicted_memory(recipe, module, rows, frozen if copied else 0)
 
 
 def _empty_model(model: Any, base: Path) -> nn.Module:

@@ -8,13 +8,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy
+from torch import Tensor, nn
 
 from luthier.engine.score import Column, cached_column, column_key, score, with_column
+from luthier.engine.states import States, state_bytes
 from luthier.errors import DataError, ModelError
 from luthier.models.load import Loaded, load_model
-from luthier.models.policy import TokenPolicy
+from luthier.models.policy import Reference, TokenPolicy
+from luthier.objectives.base import Objective, TokenObjective, members_of
+from luthier.recipe import Recipe
 from luthier.recipe.settings import Model as ModelSettings
-from luthier.steps.ground import compute_dtype, micro_tokens, unknown_reference
+from luthier.steps.ground import budget_of, compute_dtype, micro_tokens, unknown_reference
 from luthier.steps.record import Run
 from luthier.types import Record, Row, Stream
 
@@ -78,6 +82,38 @@ def logprobs_of(run: Run, ground: LanguageGround, rows: Sequence[Row], name: str
     return _logprobs(run, ground, rows, loaded)
 
 
+RECALLED_BYTES = 4 * 2**30
+"""Most that hidden states of a reference may take on disk; above, the reference is asked at every update."""
+
+
+def recalls(recipe: Recipe, objective: Objective, rows: Sequence[Row], module: nn.Module) -> bool:
+    """Whether the hidden states of `initial` at the rows are computed once: each row is learned from at least once.
+
+    In bf16 they then carry the rounding of another batch than the trained model's. A budget in seconds pays for its
+    reference as it goes; a rollout's rows are new every time.
+    """
+    settings = recipe.settings
+    readers = [one for one in members_of(objective) if any(read.startswith("logits:") for read in one.reads)]
+    if not readers or not all(isinstance(one, TokenObjective) for one in readers) or settings.rl is not None:
+        return False
+    epochs = budget_of(recipe).epochs(rows, settings.train.batch.records)
+    weight: Tensor = module.get_output_embeddings().weight  # pyright: ignore
+    return epochs is not None and epochs >= 1 and state_bytes(rows, weight.shape[1], weight.dtype) <= RECALLED_BYTES
+
+
+def initial_states(run: Run, ground: LanguageGround, rows: Sequence[Row]) -> States:
+    """Computed once per model and rows, kept while the runs of a comparison need them."""
+    module = ground.loaded.module
+    weight: Tensor = module.get_output_embeddings().weight  # pyright: ignore
+    file = run.shared / "states" / column_key(ground.loaded.weights_id, str(weight.dtype), rows)
+    states = States(file, rows, weight.shape[1], weight.dtype)
+    if not states.known:
+        tokens = micro_tokens(run.recipe, module, ground.device)
+        with run.timed("score"):
+            states.compute(Reference(TokenPolicy(module)), rows, tokens, run.phase("score", len(rows)))
+    return states
+
+
 def _initial_logprobs(run: Run, ground: LanguageGround, rows: Sequence[Row]) -> Column:
     return _logprobs(run, ground, rows, ground.loaded)
 
@@ -90,5 +126,7 @@ def _logprobs(run: Run, ground: LanguageGround, rows: Sequence[Row], loaded: Loa
     with run.timed("score"):
         return cached_column(
             run.shared / "scores" / f"{key}.npz",
-            lambda: score(TokenPolicy(module), rows, ["logprobs"], tokens)["logprobs"],
+            lambda: score(TokenPolicy(module), rows, ["logprobs"], tokens, report=run.phase("score", len(rows)))[
+                "logprobs"
+            ],
         )

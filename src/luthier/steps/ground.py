@@ -18,12 +18,14 @@ from torch import nn
 from luthier import parts
 from luthier.data.batches import Layout
 from luthier.data.prepare import Prepared
+from luthier.engine import memory
 from luthier.engine.budget import Budget
 from luthier.engine.source import Records, Source
+from luthier.engine.states import Recalled, States
 from luthier.errors import RecipeError
 from luthier.evals.base import Evaluation
 from luthier.models.load import Loaded, fast_bfloat16
-from luthier.models.policy import Policy, Reference, TokenPolicy
+from luthier.models.policy import HeadOnly, Policy, Reference, TokenPolicy
 from luthier.objectives.base import Objective, reads_of
 from luthier.recipe import Recipe
 from luthier.recipe.settings import Train
@@ -73,6 +75,10 @@ class Ground(ABC):
         shuffled = self.recipe.settings.train.batch.order == "shuffled"
         return Records(rows, self.recipe.settings.seed, budget, shuffled)
 
+    def states(self, run: Run, objective: Objective, rows: Sequence[Row]) -> States | None:
+        """Hidden states of the initial model at the rows, where they are computed once rather than at every update."""
+        return None
+
     def live(self, objective: Objective) -> Collection[str]:
         """References that are asked again and again."""
         return ()
@@ -91,7 +97,7 @@ class Ground(ABC):
         micro = self.recipe.settings.train.batch.micro
         return MICRO_RECORDS[self.device.type] if micro == "auto" else micro
 
-    def estimate(self, module: nn.Module, rows: Sequence[Row], copies: int) -> int | None:
+    def estimate(self, module: nn.Module, rows: Sequence[Row], frozen: int) -> int | None:
         """The predicted peak of training in bytes, or None where nothing can be said."""
         return None
 
@@ -132,6 +138,13 @@ def compute_dtype(recipe: Recipe, device: torch.device) -> str:
     return "bfloat16" if fast_bfloat16(device) else "float32"
 
 
+def budget_of(recipe: Recipe) -> Budget:
+    """How far a training of this recipe may go."""
+    budget, select = recipe.settings.budget, recipe.settings.train.select
+    keep = 1.0 if select is None else parts.build("selector", select, recipe.base).keep
+    return Budget(budget.unit, budget.amount, keep)  # pyright: ignore[reportArgumentType]
+
+
 def build_tuners(recipe: Recipe) -> list[Tuner]:
     """The recipe's tuners, in written order."""
     spec = recipe.settings.train.tuner
@@ -155,6 +168,7 @@ def tuned_policy(
     temperature: float = 1.0,
     make: Callable[[nn.Module], Any] | None = None,
     live: Collection[str] = (),
+    states: States | None = None,
 ) -> Any:
     """Apply the tuners and bind the references that the objective reads, captured before any surgery.
 
@@ -162,6 +176,7 @@ def tuned_policy(
     frozen copy. `temperature` is that of sampling, the same for policy and references.
     `make` gives what objectives see of a module, a language model's `TokenPolicy` unless said otherwise.
     `live` names references that are asked again and again, as those of rollouts are.
+    `states` are the hidden states of `initial` at the training rows, where it is not asked again.
 
     Raises:
         RecipeError: the objective reads a reference that nothing provides, or two tuners exclude each other.
@@ -173,7 +188,7 @@ def tuned_policy(
     make = make or partial(TokenPolicy, temperature=temperature)
     frozen = None
     if wanted and not all(tuner.RESTORES == "base" for tuner in tuners):
-        frozen = make(copy.deepcopy(module).requires_grad_(False).eval())
+        frozen = make(copy.deepcopy(module).requires_grad_(False).eval() if states is None else HeadOnly(module))
     module.requires_grad_(False)
     for tuner in tuners:
         trained = [p for p in module.parameters() if p.requires_grad]
@@ -183,10 +198,9 @@ def tuned_policy(
     policy = make(module)
     policy.companions = objective.companions(policy)
     policy.verify()
-    if frozen is not None:
-        policy.references["initial"] = Reference(frozen)
-    elif wanted:
-        policy.references["initial"] = Reference(policy, lambda: _without(tuners, policy.module))
+    if wanted:
+        off = Reference(policy, lambda: _without(tuners, policy.module)) if frozen is None else Reference(frozen)
+        policy.references["initial"] = off if states is None else Recalled(off, states)
     return policy
 
 
@@ -219,9 +233,10 @@ def unknown_reference(name: str) -> RecipeError:
     return RecipeError(f"The objective reads a reference called `{name}`.", "Known: `initial`.")
 
 
-def frozen_copies(policy: Policy) -> int:
-    """How many further copies of the model its references need."""
-    return len({id(reference.policy) for reference in policy.references.values()} - {id(policy)})
+def frozen_bytes(policy: Policy) -> int:
+    """Bytes of what its references keep of the model as it was, beside the model itself."""
+    modules = {id(one.policy): one.policy.module for one in policy.references.values() if one.policy is not policy}
+    return sum(memory.weight_bytes(module) for module in modules.values())
 
 
 @contextmanager

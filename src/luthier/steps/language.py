@@ -19,6 +19,7 @@ from luthier.engine import memory
 from luthier.engine.budget import Budget
 from luthier.engine.score import with_column
 from luthier.engine.source import Source
+from luthier.engine.states import States
 from luthier.errors import DataError, RecipeError
 from luthier.evals.base import Evaluation
 from luthier.evals.evaluate import evaluate, perplexity, refuse_unscorable
@@ -28,7 +29,7 @@ from luthier.objectives.base import Objective, judgement_of, members_of, reads_o
 from luthier.recipe import Recipe
 from luthier.rollouts.base import build_chain
 from luthier.select.base import Selector
-from luthier.steps.columns import logprobs_of, with_fields, with_references
+from luthier.steps.columns import initial_states, logprobs_of, recalls, with_fields, with_references
 from luthier.steps.ground import Ground, Log, build_tuners, find_device, micro_tokens
 from luthier.steps.journal import Journal
 from luthier.steps.record import Run
@@ -85,6 +86,9 @@ class LanguageGround(Ground):
             return super().source(rows, policy, objective, budget, layout, log)
         return make_rollouts(self, rows, policy, objective, budget, self.micro(), log, layout)
 
+    def states(self, run: Run, objective: Objective, rows: Sequence[Row]) -> States | None:
+        return initial_states(run, self, rows) if recalls(self.recipe, objective, rows, self.loaded.module) else None
+
     def live(self, objective: Objective) -> Collection[str]:
         rl = self.recipe.settings.rl
         if rl is None:
@@ -117,8 +121,8 @@ class LanguageGround(Ground):
     def micro(self) -> int:
         return micro_tokens(self.recipe, self.loaded.module, self.device)
 
-    def estimate(self, module: nn.Module, rows: Sequence[Row], copies: int) -> int | None:
-        return predicted_memory(self.recipe, module, rows, copies).total
+    def estimate(self, module: nn.Module, rows: Sequence[Row], frozen: int) -> int | None:
+        return predicted_memory(self.recipe, module, rows, frozen).total
 
     def refuse_unfit(self, objective: Objective, tuners: Sequence[Tuner]) -> None:
         rows = training_rows(objective, self.prepared)
@@ -238,16 +242,16 @@ def training_rows(objective: Objective, prepared: Prepared) -> list[Row]:
     return prepared.train
 
 
-def predicted_memory(recipe: Recipe, module: nn.Module, rows: Sequence[Row], copies: int) -> memory.Estimate:
+def predicted_memory(recipe: Recipe, module: nn.Module, rows: Sequence[Row], frozen: int) -> memory.Estimate:
     """The peak that training `module` with its tuners applied will take; on the meta device too."""
     train = recipe.settings.train
     tokens = micro_tokens(recipe, module, find_device())
-    loaded = 0 if next(module.parameters()).is_meta else memory.weight_bytes(module) * (1 + copies)
+    loaded = 0 if next(module.parameters()).is_meta else memory.weight_bytes(module) + frozen
     return memory.estimate(
         module,
         memory.largest_micro_batch(rows, train.batch.records, tokens),
         process=0 if torch.cuda.is_available() else memory.resident() - loaded,
         several=memory.several_micro_batches(rows, train.batch.records, tokens),
         checkpointing=train.checkpointing,
-        copies=copies,
+        frozen=frozen,
     )

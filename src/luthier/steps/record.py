@@ -6,7 +6,7 @@ import hashlib
 import json
 import platform
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,6 +35,7 @@ class Run:
     console: Console | None = None
     world: World = field(default_factory=World)
     seconds: dict[str, float] = field(default_factory=dict)
+    phase: Callable[[str, int], Callable[[int, int], None]] = lambda name, total: lambda done, total: None
 
     def record(self, status: str, error: str | None = None, **more: Any) -> dict[str, Any]:
         """What run.json says."""

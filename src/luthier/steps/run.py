@@ -74,7 +74,7 @@ def carry_out(run: Run) -> dict[str, Any]:
         raise failure from error
     write_json(folder / "run.json", record)
     if record["status"] == "done":
-        for left in (folder / "checkpoints", *folder.glob("steps/**/checkpoints")):
+        for left in (folder / "checkpoints", folder / "shared" / "states", *folder.glob("steps/**/checkpoints")):
             shutil.rmtree(left, ignore_errors=True)
     return record
 
@@ -87,6 +87,7 @@ def _reach(stages: Sequence[Stage], folder: Path) -> None:
 
 
 def _carry_out(run: Run, folder: Path, journal: Journal, stop: Stop) -> dict[str, Any]:
+    run.phase = journal.phase
     stages = stages_of(run.recipe)
     verify(stages)
     _reach(stages, folder)

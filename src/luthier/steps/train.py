@@ -7,14 +7,13 @@ from typing import Any, Literal
 
 from luthier import parts
 from luthier.engine import memory
-from luthier.engine.budget import Budget
 from luthier.engine.probe import Trajectory
 from luthier.engine.source import Records
 from luthier.engine.trainer import Batching, Saving, Trainer
 from luthier.errors import RecipeError
 from luthier.models.context import checkpoint_layers
 from luthier.objectives.base import Objective, build_objective, members_of
-from luthier.steps.ground import Ground, build_tuners, frozen_copies, refuse_other_rules, tuned_policy
+from luthier.steps.ground import Ground, budget_of, build_tuners, frozen_bytes, refuse_other_rules, tuned_policy
 from luthier.steps.record import Run, fingerprint
 from luthier.tuners.base import Planning, Tuner
 from luthier.types import Row
@@ -45,10 +44,9 @@ def training(
     selector = None if train.select is None else parts.build("selector", train.select, run.recipe.base)
     rows = ground.rows(run, objective, selector)
     memory.reset_peak()
-    policy, tuners = _tuned(ground, objective, rows) if live is None else (live.policy, list(live.tuners))
+    policy, tuners = _tuned(run, ground, objective, rows, span) if live is None else (live.policy, list(live.tuners))
     layout = ground.layout(policy, [*members_of(objective), *tuners])
-    kept = selector.keep if selector else 1.0
-    budget = Budget(settings.budget.unit, settings.budget.amount, kept)  # pyright: ignore[reportArgumentType]
+    budget = budget_of(run.recipe)
     trainer = Trainer(
         policy=policy,
         tuners=tuners,
@@ -68,7 +66,7 @@ def training(
     if live is not None:
         trainer.masters.load(live.masters.state())
     return trainer, {
-        "estimated_memory_bytes": ground.estimate(policy.module, rows, frozen_copies(policy)),
+        "estimated_memory_bytes": ground.estimate(policy.module, rows, frozen_bytes(policy)),
         "counts": ground.COUNTS,
         "trainable_parameters": sum(p.numel() for p in trainer.masters.compute.values()),
         "weights_id": ground.loaded.weights_id,
@@ -86,12 +84,16 @@ def carry_probe(trainer: Trainer, every: int | Literal["auto"]) -> None:
     trainer.probes = [Trajectory(rows, max(1, left // LOOKS), trainer.batching.tokens)]
 
 
-def _tuned(ground: Ground, objective: Objective, rows: list[Row]) -> tuple[Any, list[Tuner]]:
+def _tuned(
+    run: Run, ground: Ground, objective: Objective, rows: list[Row], span: tuple[float, float]
+) -> tuple[Any, list[Tuner]]:
     settings, module = ground.recipe.settings, ground.loaded.module
     if settings.train.checkpointing:
         checkpoint_layers(module)
     tuners, given = build_tuners(ground.recipe), Planning(settings.seed, rows)
-    return tuned_policy(module, tuners, objective, given, make=ground.policy, live=ground.live(objective)), tuners
+    states = ground.states(run, objective, rows) if span == (0.0, 1.0) else None  # else others will carry on from it
+    live = ground.live(objective)
+    return tuned_policy(module, tuners, objective, given, make=ground.policy, live=live, states=states), tuners
 
 
 def trained_facts(trainer: Trainer, lines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
