@@ -130,3 +130,19 @@ def test_sum_equals_torchs_linear_cross_entropy(bias, dtype, allowed):
         how = "whole" if chunks is None else "in chunks"
         print(f"linear_cross_entropy, {dtype}, {how}: loss {errors[0]:.1e}, gradient {max(errors[1:]):.1e}")
         assert max(errors) <= allowed
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("positions", [0, 1, 2, 70])
+def test_a_large_vocabulary_is_multiplied_in_pieces_without_gradient(positions, bias):
+    draw = torch.Generator().manual_seed(0)
+    output = nn.Linear(24, 9000, bias=bias)
+    hidden = torch.randn(positions, 24, generator=draw)
+    head, calls = Head(output), []
+    wanted = output(hidden)
+    output.forward = lambda given: calls.append(1) or wanted  # the module's own product
+    assert torch.allclose(head.logits(hidden), wanted) and calls == [1]
+    with torch.no_grad():
+        found = head.logits(hidden)
+    assert found.shape == wanted.shape and torch.allclose(found, wanted, atol=1e-5)
+    assert len(calls) == (2 if positions < 2 else 1)

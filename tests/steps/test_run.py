@@ -14,8 +14,7 @@ import torch
 from rich.console import Console
 from safetensors.torch import load_file
 
-from luthier.engine.states import States
-from luthier.errors import DataError, LuthierError, ModelError, RecipeError, RunError
+from luthier.errors import DataError, LuthierError, ModelError, RunError
 from luthier.recipe import load_recipe
 from luthier.records import RunFolder, read_json, read_jsonl, write_json
 from luthier.steps import run_recipe
@@ -23,6 +22,7 @@ from luthier.steps.check import check_recipe
 from luthier.steps.conformance import tiny_model
 from luthier.steps.evaluate import evaluate_model
 from luthier.steps.worker import main as worker_main
+from runs import recipe, run_recipe_until_killed, with_words
 
 HALF = '''
 from luthier.evals.base import Metric
@@ -38,22 +38,7 @@ class Half(Metric):
 
 @pytest.fixture
 def data(tmp_path):
-    words = [f"{a}{b}{c}" for a in "abcde" for b in "fghij" for c in "klm"]
-    lines = [json.dumps({"prompt": f"reverse {word}", "completion": word[::-1]}) for word in words]
-    (tmp_path / "data.jsonl").write_text("\n".join(lines) + "\n")
-    return tmp_path
-
-
-def recipe(folder, *overrides, **more):
-    content = {
-        "model": "nano",
-        "data": {"train": "data.jsonl", "validation": 6, "test": 10},
-        "train": {"tuner": {"kind": "lora", "r": 4}, "batch": {"records": 8}},
-        "budget": {"updates": 3},
-        "evaluate": {"metric": "exact"},
-        "generate": {"max_new_tokens": 8},
-    }
-    return load_recipe({**content, **more}, overrides=list(overrides), base=folder)
+    return with_words(tmp_path)
 
 
 def test_a_run_leaves_its_record_its_scores_and_a_model_that_loads(data):
@@ -308,23 +293,6 @@ def test_a_run_may_not_go_on_under_another_recipe(data):
         run_recipe(recipe(data, "train.save.every=1", "train.optimizer.lr=0.5"), data / "run", [])
 
 
-def run_recipe_until_killed(settings, folder):
-    from luthier.engine.trainer import Trainer
-
-    save = Trainer.save
-
-    def save_and_die(self):
-        save(self)
-        raise KeyboardInterrupt
-
-    Trainer.save = save_and_die
-    try:
-        with pytest.raises(KeyboardInterrupt):
-            run_recipe(settings, folder, [])
-    finally:
-        Trainer.save = save
-
-
 def test_longer_than_the_context(data):
     long = {"prompt": "reverse", "completion": "abc " * 2000}
     (data / "data.jsonl").write_text(json.dumps(long) + "\n" + json.dumps({**long, "prompt": "x"}) + "\n")
@@ -357,80 +325,6 @@ def test_messages_for_a_model_without_a_template(data):
     (data / "data.jsonl").write_text("\n".join(lines))
     with pytest.raises((ModelError, DataError), match="chat template"):
         run_recipe(recipe(data, "data.test=null", "data.validation=null", model="./base"), data / "run", [])
-
-
-def test_a_reference_nobody_provides(data):
-    (data / "wants_teacher.py").write_text(
-        "from luthier import TokenObjective\n"
-        "class WantsTeacher(TokenObjective):\n"
-        "    READS = ('logits:teacher',)\n"
-        "    def token_loss(self, view):\n"
-        "        return -view.logprob\n"
-    )
-    with pytest.raises(RecipeError, match="reference called `teacher`"):
-        run_recipe(recipe(data, "train.objective=./wants_teacher.py"), data / "run", [])
-
-
-def test_reference_logprobs_are_scored_before_training_and_cached(data):
-    (data / "margin.py").write_text(
-        "from luthier import SequenceObjective\n"
-        "class Margin(SequenceObjective):\n"
-        "    READS = ('logprobs:initial',)\n"
-        "    def sequence_loss(self, view):\n"
-        "        gap = view.logprob - view.reference_logprob['initial']\n"
-        "        view.update.meter('gap', gap.detach().abs().sum(), 'records')\n"
-        "        return -gap.sigmoid().log()\n"
-    )
-    record = run_recipe(recipe(data, "train.objective=./margin.py"), data / "run", [])
-    gaps = [line["gap"] for line in read_jsonl(data / "run" / "metrics.jsonl")]
-    assert gaps[0] < 1e-3 < gaps[-1] and record["seconds"]["score"] > 0
-    assert len(list((data / "run" / "shared" / "scores").iterdir())) == 1
-
-
-@pytest.mark.parametrize(
-    "overrides, once",
-    [
-        (["budget={epochs: 2}"], True),
-        (["budget={epochs: 2}", "train.tuner=full"], True),
-        (["budget={epochs: 2}", "train.select={kind: uds, keep: 0.4}"], False),
-        (["budget={epochs: 0.5}"], False),
-        (["budget={seconds: 1}"], False),
-    ],
-)
-def test_hidden_states_of_a_reference_are_computed_once_where_each_is_needed(data, overrides, once, monkeypatch):
-    """Before training, in a file that goes when the run ends; else the model is asked at every update."""
-    seen = []
-    monkeypatch.setattr("luthier.engine.states.States.compute", counted(States.compute, seen))
-    settings = recipe(data, "train.objective=asft", *overrides)
-    record = run_recipe(settings, data / "run", [])
-    assert len(seen) == once and ("score" in record["seconds"]) == once
-    assert next(line["kl"] for line in read_jsonl(data / "run" / "metrics.jsonl") if "kl" in line) < 1e-6
-    assert not (data / "run" / "shared" / "states").exists()
-    phases = [line["phase"] for line in read_jsonl(data / "run" / "progress.jsonl")]
-    assert ("score" in phases) == once
-
-
-def counted(function, seen):
-    def counting(*given):
-        seen.append(given)
-        return function(*given)
-
-    return counting
-
-
-def test_what_was_computed_once_serves_a_resumed_run_and_may_be_computed_again(data):
-    """The bits are those of a run that was never stopped."""
-    settings = recipe(data, "train.objective=asft", "train.save.every=1", budget={"epochs": 1})
-    run_recipe(settings, data / "whole", [])
-    wanted = load_file(data / "whole" / "model" / "adapter_model.safetensors")
-    for name in ("kept", "lost"):
-        run_recipe_until_killed(settings, data / name)
-        (file,) = (data / name / "shared" / "states").iterdir()
-        if name == "lost":
-            file.unlink()
-        run_recipe(settings, data / name, [])
-        found = load_file(data / name / "model" / "adapter_model.safetensors")
-        assert all(torch.equal(found[key], wanted[key]) for key in wanted)
 
 
 def test_an_objective_of_the_users_trains(data):
