@@ -79,6 +79,26 @@ def test_map_equals_full_logits_and_keeps_the_graph():
         assert torch.allclose(one, other, rtol=1e-10, atol=1e-15)
 
 
+@pytest.mark.parametrize("hooked", [False, True])
+def test_map_of_a_frozen_head_asks_each_chunk_once(hooked):
+    """Values of their own position alone: what follows can only scale the gradient, which is known at once."""
+    output, hidden, targets = setup()
+    output.requires_grad_(False)
+    if hooked:
+        output.register_forward_hook(lambda _module, _inputs, logits: 2.0 * logits)
+    asked = []
+
+    def value(piece, logits):
+        asked.append(piece)
+        return target_logprob(logits, targets[piece])
+
+    full = torch.log_softmax(output(hidden), -1).gather(-1, targets[:, None])[:, 0]
+    mapped = Head(output).map(hidden, value)
+    assert torch.allclose(full, mapped, rtol=1e-12)
+    (wanted,), (found,) = gradients(full.exp().prod(), hidden), gradients(mapped.exp().prod(), hidden)
+    assert torch.allclose(wanted, found, rtol=1e-10, atol=1e-15) and asked == Head(output).chunks(hidden)
+
+
 def test_frozen_head_gives_only_the_hidden_gradient():
     output, hidden, targets = setup()
     output.requires_grad_(False)

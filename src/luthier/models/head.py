@@ -1,7 +1,7 @@
 """The head: from hidden states to per-token values without ever holding [B,T,V].
 
 `Head.sum` computes the gradient chunk by chunk inside the forward, so no logits are kept;
-`Head.map` gives differentiable per-token values and recomputes each chunk in the backward.
+`Head.map` gives differentiable per-token values: so does it where the head is frozen, else it recomputes each chunk.
 """
 
 from __future__ import annotations
@@ -118,7 +118,14 @@ class Head:
         return _ChunkedSum.apply(self, function, hidden, *parameters)
 
     def map(self, hidden: Tensor, function: Callable[[slice, Tensor], Tensor]) -> Tensor:
-        """Differentiable per-token values [N,...] of `function(slice, logits [n,V]) → [n,...]`."""
+        """Differentiable values [N] of `function(slice, logits [n,V]) → [n]`, each of its own position's logits alone.
+
+        The gradient of a position's value is a row [D] that what follows can only scale. Where nothing but `hidden`
+        needs one it is computed here, and nothing is computed again.
+        """
+        trained = any(p.requires_grad for p in self.output.parameters())
+        if torch.is_grad_enabled() and hidden.requires_grad and not trained and len(hidden):
+            return _ChunkedMap.apply(self, function, hidden)
 
         def piece_values(piece: slice, part: Tensor) -> Tensor:
             return function(piece, self.logits(part))
@@ -154,8 +161,8 @@ class _ChunkedSum(torch.autograd.Function):
         overwritten = head.plain and len(hidden) > 0  # by the first chunk: zeros of this size take time
         gradients = [(torch.empty_like if overwritten else torch.zeros_like)(p, dtype=wide) for p in parameters]
         for piece in head.chunks(hidden):
-            value, hidden_gradient[piece] = differentiate(head, function, piece, hidden[piece], parameters, gradients)
-            total += value
+            values, hidden_gradient[piece] = differentiate(head, function, piece, hidden[piece], parameters, gradients)
+            total += values.sum()
         ctx.save_for_backward(hidden_gradient, *gradients)
         ctx.parameters = parameters
         return total
@@ -165,6 +172,23 @@ class _ChunkedSum(torch.autograd.Function):
         hidden_gradient, *gradients = ctx.saved_tensors
         scaled = [_given(p, g, outer[0]) for p, g in zip(ctx.parameters, gradients, strict=True)]
         return None, None, hidden_gradient * outer[0].to(hidden_gradient.dtype), *scaled
+
+
+class _ChunkedMap(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, head: Head, function: Any, hidden: Tensor) -> Tensor:
+        gradient, values = torch.empty_like(hidden), []
+        differentiate = _through_linear if head.plain else _through_module
+        for piece in head.chunks(hidden):
+            found, gradient[piece] = differentiate(head, function, piece, hidden[piece], (), ())
+            values.append(found)
+        ctx.save_for_backward(gradient)
+        return torch.cat(values)
+
+    @staticmethod
+    def backward(ctx: Any, *outer: Tensor) -> tuple[Any, ...]:
+        (gradient,) = ctx.saved_tensors
+        return None, None, gradient * outer[0][:, None].to(gradient.dtype)
 
 
 def _given(parameter: Tensor, gradient: Tensor, factor: Tensor) -> Tensor | None:
@@ -178,14 +202,14 @@ def _given(parameter: Tensor, gradient: Tensor, factor: Tensor) -> Tensor | None
 def _through_module(
     head: Head, function: Any, piece: slice, hidden: Tensor, parameters: Sequence[Tensor], gradients: Sequence[Tensor]
 ) -> tuple[Tensor, Tensor]:
-    """The sum over one chunk and its gradient with respect to `hidden`; that of the parameters is added to theirs."""
+    """Values [n] of one chunk, and the gradient of their sum to `hidden`; that to the parameters is added to theirs."""
     with torch.enable_grad():
         part = hidden.detach().requires_grad_()
-        value = function(piece, head.logits(part)).sum()
-        slope, *rest = torch.autograd.grad(value, [part, *parameters], materialize_grads=True)
+        values = function(piece, head.logits(part))
+        slope, *rest = torch.autograd.grad(values.sum(), [part, *parameters], materialize_grads=True)
     for whole, one in zip(gradients, rest, strict=True):
         whole += one
-    return value.detach(), slope
+    return values.detach(), slope
 
 
 def _through_linear(
@@ -194,15 +218,15 @@ def _through_linear(
     """As `_through_module` of a plain linear layer, whose gradient [V,D] is added up within the matrix product."""
     raw = head.product(hidden).requires_grad_()
     with torch.enable_grad():
-        value = function(piece, head.shaped(raw)).sum()
-        (slope,) = torch.autograd.grad(value, [raw], materialize_grads=True)
+        values = function(piece, head.shaped(raw))
+        (slope,) = torch.autograd.grad(values.sum(), [raw], materialize_grads=True)
     for parameter, whole in zip(parameters, gradients, strict=True):
         if parameter.dim() == 2 and whole.dtype == slope.dtype == hidden.dtype:
             whole.addmm_(slope.T, hidden, beta=0 if piece.start == 0 else 1)
             continue
         found = slope.sum(0) if parameter.dim() == 1 else slope.T @ hidden
         whole.copy_(found) if piece.start == 0 else whole.add_(found)
-    return value.detach(), slope @ head.output.weight  # pyright: ignore[reportOperatorIssue]
+    return values.detach(), slope @ head.output.weight  # pyright: ignore[reportOperatorIssue]
 
 
 class TargetLogProb(torch.autograd.Function):
