@@ -55,7 +55,7 @@ def train(task: dict[str, Any]) -> dict[str, Any]:
     updates = [line for line in read_jsonl(metrics) if "loss" in line]
     began = first_seen[0] - updates[0]["seconds"]
     return {
-        "began": began,
+        "began": began - result["seconds"].get("score", 0.0),  # what references cost before the first update counts
         "update_times": [began + update["seconds"] for update in updates],
         "losses": [update["loss"] for update in updates],
         "tokens": result["train"]["tokens"],

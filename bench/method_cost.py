@@ -1,6 +1,6 @@
 """What does a method cost against sft? `python bench/method_cost.py [--objectives sft dft ...] [--tuners full lora]`
 
-SmolLM2-135M's architecture with random weights and fewer layers, made-up records. Every cell (objective, tuner) is
+SmolLM2-135M's architecture with random weights, made-up records. Every cell (objective, tuner) is
 a process of its own, cells in turn over several rounds. Prints processor time per update (of all threads: other work
 on the machine hardly moves it; the first update of each process is not counted) and peak memory, as medians and as
 ratios to sft under the same tuner; writes results/method_cost.json. A part is a name or a JSON block.
@@ -23,7 +23,7 @@ import result
 
 OBJECTIVES = ["sft", "dft", "asft", "otr", "ift", "lfu", '{"kind": "lfu", "auxiliary": "steering"}']
 TUNERS = ["full", "lora"]
-LAYERS, RECORDS, UPDATES, EPOCHS = 4, 2, 3, 2
+LAYERS, RECORDS, UPDATES, EPOCHS = 30, 2, 3, 2
 
 
 def part(slot: str, text: str) -> Any:
@@ -51,8 +51,8 @@ def made_up_rows(count: int) -> list[Any]:
     return rows
 
 
-def random_model() -> Any:
-    """SmolLM2-135M but for its number of layers, in float32."""
+def random_model(layers: int) -> Any:
+    """SmolLM2-135M, or fewer layers of it, in float32."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -60,7 +60,7 @@ def random_model() -> Any:
     config = LlamaConfig(
         hidden_size=576,
         intermediate_size=1536,
-        num_hidden_layers=LAYERS,
+        num_hidden_layers=layers,
         num_attention_heads=9,
         num_key_value_heads=3,
         vocab_size=49152,
@@ -85,7 +85,7 @@ def states_of(model: Any, rows: list[Any], folder: str) -> tuple[Any, float]:
     return states, time.process_time() - started
 
 
-def child(objective_text: str, tuner_text: str, asked: bool) -> None:
+def child(objective_text: str, tuner_text: str, layers: int, asked: bool) -> None:
     """One cell in this process; prints its figures as JSON."""
     import tempfile
     import time
@@ -104,7 +104,7 @@ def child(objective_text: str, tuner_text: str, asked: bool) -> None:
     memory.keep_freed()  # as every run does
     memory.reset_peak()
     folder = tempfile.TemporaryDirectory()
-    model, states, once = random_model(), None, 0.0
+    model, states, once = random_model(layers), None, 0.0
     if isinstance(objective, TokenObjective) and reads_of(objective) and not asked:
         states, once = states_of(model, rows, folder.name)
     times = [time.process_time()]
@@ -126,15 +126,14 @@ def child(objective_text: str, tuner_text: str, asked: bool) -> None:
     print(json.dumps(figures))
 
 
-def measured(objectives: list[str], tuners: list[str], rounds: int, asked: bool) -> dict[str, dict[str, Any]]:
+def measured(objectives: list[str], tuners: list[str], rounds: int, more: list[str]) -> dict[str, dict[str, Any]]:
     """Medians over rounds of every cell, and ratios to the first objective under the same tuner."""
     found: dict[tuple[str, str], list[dict[str, float]]] = {}
     for _ in range(rounds):
         for tuner in tuners:
             for objective in objectives:
                 command = [sys.executable, "-W", "ignore", __file__, "--child", objective, tuner]
-                command += ["--asked"] if asked else []
-                out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+                out = subprocess.run([*command, *more], capture_output=True, text=True, check=True).stdout
                 found.setdefault((tuner, objective), []).append(json.loads(out.splitlines()[-1]))
     table: dict[str, dict[str, Any]] = {tuner: {} for tuner in tuners}
     for (tuner, objective), runs in found.items():
@@ -153,22 +152,30 @@ def main() -> None:
     reader.add_argument("--objectives", nargs="+", default=OBJECTIVES, help="the first is the yardstick")
     reader.add_argument("--tuners", nargs="+", default=TUNERS)
     reader.add_argument("--rounds", type=int, default=3)
+    reader.add_argument("--layers", type=int, default=LAYERS)
     reader.add_argument("--asked", action="store_true", help="ask references at every update")
     reader.add_argument("--output", type=Path)
     reader.add_argument("--child", nargs=2, metavar=("OBJECTIVE", "TUNER"))
     options = reader.parse_args()
     if options.child:
-        child(*options.child, options.asked)
+        child(*options.child, options.layers, options.asked)
         return
-    table = measured(options.objectives, options.tuners, options.rounds, options.asked)
+    more = ["--layers", str(options.layers), *(["--asked"] if options.asked else [])]
+    table = measured(options.objectives, options.tuners, options.rounds, more)
     for tuner, cells in table.items():
         for objective, cell in cells.items():
             print(
                 f"{tuner:6} {objective:42} {cell['cpu_seconds_per_update']:6.2f} CPU s ({cell['time_ratio']:.2f})"
                 f"   {cell['peak_bytes'] / 1e9:.2f} GB ({cell['memory_ratio']:.2f})"
             )
-    setup = {"layers": LAYERS, "records": RECORDS, "updates": UPDATES, "epochs": EPOCHS, "rounds": options.rounds}
-    setup |= {"asked": options.asked, "precision": "float32"}
+    setup = {
+        "layers": options.layers,
+        "records": RECORDS,
+        "updates": UPDATES,
+        "epochs": EPOCHS,
+        "rounds": options.rounds,
+    }
+    setup |= {"rounds": options.rounds, "asked": options.asked, "precision": "float32"}
     result.write("method_cost", {"setup": setup, "cells": table}, options.output)
 
 
