@@ -10,7 +10,8 @@ Fixed for all: the model's folder, rows of GSM8K's training set through the chat
 order, loss on completions only, records per batch, one epoch, float32 weights, AdamW at a constant rate, clipping
 at 1. A pair of dpo is a question with its own answer and the answer of another question, of the next length. Both
 sides read dpo's reference once before training (TRL: `precompute_ref_log_probs`); that is part of their start-up.
-asft is not in TRL: its cell stands beside TRL's sft, and losses are not compared. Everything else is each side's own
+asft is not in TRL: its cell stands beside TRL's sft, with its reference's share in the time of its training, and
+losses are not compared. Everything else is each side's own
 default. The arms:
 
     luthier          computes in whatever it finds to be fast on this processor

@@ -54,8 +54,9 @@ def train(task: dict[str, Any]) -> dict[str, Any]:
     result = run_recipe(load_recipe(recipe(task)), folder, [])
     updates = [line for line in read_jsonl(metrics) if "loss" in line]
     began = first_seen[0] - updates[0]["seconds"]
+    before = result["seconds"].get("score", 0.0) if task["objective"] == "asft" else 0.0  # dpo's is start-up for both
     return {
-        "began": began - result["seconds"].get("score", 0.0),  # what references cost before the first update counts
+        "began": began - before,
         "update_times": [began + update["seconds"] for update in updates],
         "losses": [update["loss"] for update in updates],
         "tokens": result["train"]["tokens"],
