@@ -37,7 +37,7 @@ class RunFolder:
                     continue
                 return cls(path)
         except OSError as error:
-            raise _failed(parent, error, "Choose another place with `out=FOLDER`.") from None
+            raise cannot_write(parent, error, "Choose another place with `out=FOLDER`.") from None
 
     @classmethod
     def open(cls, path: Path) -> RunFolder:
@@ -61,7 +61,7 @@ class RunFolder:
         try:
             handle = open(path, "a+", encoding="ascii")  # noqa: SIM115 - held until the caller is done
         except OSError as error:
-            raise _failed(path, error, "A run needs a folder that can be written.") from None
+            raise cannot_write(path, error, "A run needs a folder that can be written.") from None
         with handle:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -102,7 +102,7 @@ def write_text(path: Path, text: str) -> None:
     except OSError as error:
         temporary.unlink(missing_ok=True)
         kept = "The previous version of the file is unchanged." if path.exists() else "Nothing was written."
-        raise _failed(path, error, kept) from None
+        raise cannot_write(path, error, kept) from None
 
 
 def read_json(path: Path) -> Any:
@@ -137,7 +137,7 @@ def append_jsonl(path: Path, value: Any) -> None:
                 handle.truncate(end)
                 raise
     except OSError as error:
-        raise _failed(path, error, "All lines written before are kept.") from None
+        raise cannot_write(path, error, "All lines written before are kept.") from None
 
 
 def read_jsonl(path: Path) -> list[Any]:
@@ -193,7 +193,8 @@ def _finite(value: Any) -> Any:
     return [_finite(item) for item in value] if isinstance(value, list | tuple) else value
 
 
-def _failed(path: Path, error: OSError, kept: str) -> RunError:
+def cannot_write(path: Path, error: OSError, kept: str) -> RunError:
+    """A file could not be written, and what that leaves."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return RunError(
             f"No space left on the disk while writing {path}. {kept}", "Make room, then go on with --resume."

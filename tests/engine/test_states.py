@@ -1,5 +1,6 @@
 """Hidden states in a file are those that the reference gives, for any layout and any of a row's targets."""
 
+import errno
 from dataclasses import replace
 
 import numpy
@@ -11,6 +12,7 @@ from luthier.data.batches import collate
 from luthier.engine.budget import Budget
 from luthier.engine.states import Recalled, States
 from luthier.engine.trainer import Batching
+from luthier.errors import RunError
 from luthier.models.policy import Reference, TokenPolicy
 from luthier.objectives.base import build_objective
 from luthier.steps.conformance import apart, tiny_model, tiny_rows, trained
@@ -50,6 +52,23 @@ def test_a_selector_may_leave_some_targets(tmp_path):
     wanted = Reference(TokenPolicy(module)).hidden(batch)
     assert 0 < len(wanted) < sum(row.targets for row in ROWS) // 2
     assert float((states.at(batch) - wanted).abs().max()) < 1e-6
+
+
+def test_a_batch_without_targets_has_none(tmp_path):
+    states = computed(tmp_path, tiny_model())
+    batch = collate([replace(row, streams={"weights": Stream(numpy.zeros(len(row)), "token")}) for row in ROWS])
+    assert states.at(batch).shape == (0, 32)
+
+
+def test_a_full_disk_is_told_and_leaves_nothing(tmp_path, monkeypatch):
+    def full(self, path, *_):
+        path.write_bytes(b"a part of it")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(States, "_write", full)
+    with pytest.raises(RunError, match=r"No space left on the disk while writing .*states"):
+        computed(tmp_path, tiny_model())
+    assert not list((tmp_path / "states").iterdir())
 
 
 def test_half_a_file_is_not_known(tmp_path):

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from luthier.errors import RecipeError
 from luthier.models import head as heads
 from luthier.models.head import Head, target_logprob
 
@@ -152,6 +153,16 @@ def test_sum_equals_torchs_linear_cross_entropy(bias, dtype, allowed):
         assert max(errors) <= allowed
 
 
+def test_map_of_a_frozen_head_refuses_what_one_gradient_per_position_cannot_say():
+    output, hidden, targets = setup()
+    output.requires_grad_(False)
+    with pytest.raises(RecipeError, match=r"returned \(\d, 2\); one value per position"):
+        Head(output).map(hidden, lambda s, z: z[:, :2])
+    factor = torch.tensor(2.0, dtype=torch.float64, requires_grad=True)
+    with pytest.raises(RecipeError, match="reads a trained tensor"):
+        Head(output).map(hidden, lambda s, z: target_logprob(z, targets[s]) * (factor + 1.0))
+
+
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("positions", [0, 1, 2, 70])
 def test_a_large_vocabulary_is_multiplied_in_pieces_without_gradient(positions, bias):
@@ -165,4 +176,4 @@ def test_a_large_vocabulary_is_multiplied_in_pieces_without_gradient(positions, 
     with torch.no_grad():
         found = head.logits(hidden)
     assert found.shape == wanted.shape and torch.allclose(found, wanted, atol=1e-5)
-    assert len(calls) == (2 if positions < 2 else 1)
+    assert len(calls) == (2 if positions < 2 or bias else 1)

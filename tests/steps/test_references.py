@@ -4,10 +4,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from luthier.compare.results import _method_seconds
 from luthier.engine.states import States
 from luthier.errors import RecipeError
 from luthier.records import read_jsonl
 from luthier.steps import run_recipe
+from luthier.steps.record import Run
+from luthier.steps.run import carry_out
 from runs import recipe, run_recipe_until_killed, with_words
 
 
@@ -41,7 +44,7 @@ def test_reference_logprobs_are_scored_before_training_and_cached(data):
     record = run_recipe(recipe(data, "train.objective=./margin.py"), data / "run", [])
     gaps = [line["gap"] for line in read_jsonl(data / "run" / "metrics.jsonl")]
     assert gaps[0] < 1e-3 < gaps[-1] and record["seconds"]["score"] > 0
-    assert len(list((data / "run" / "shared" / "scores").iterdir())) == 1
+    assert len(list((data / "run" / "shared" / "scores").glob("*.npz"))) == 1
 
 
 @pytest.mark.parametrize(
@@ -82,9 +85,66 @@ def test_what_was_computed_once_serves_a_resumed_run_and_may_be_computed_again(d
     wanted = load_file(data / "whole" / "model" / "adapter_model.safetensors")
     for name in ("kept", "lost"):
         run_recipe_until_killed(settings, data / name)
-        (file,) = (data / name / "shared" / "states").iterdir()
+        file, note = sorted((data / name / "shared" / "states").iterdir())
+        assert note.name == f"{file.name}.json"
         if name == "lost":
             file.unlink()
         run_recipe(settings, data / name, [])
         found = load_file(data / name / "model" / "adapter_model.safetensors")
         assert all(torch.equal(found[key], wanted[key]) for key in wanted)
+
+
+def test_a_run_that_finds_them_counts_what_they_took(data):
+    settings = recipe(data, "train.objective=asft", "train.save.every=1", budget={"epochs": 1})
+    first, second = (carry_out(Run(settings, data / name, cache=data / "shared")) for name in ("one", "two"))
+    assert second["reused_seconds"] == {"score": first["seconds"]["score"]} and "score" not in second["seconds"]
+    assert first["reused_seconds"] == {}
+    taken = [_method_seconds(record) - record["seconds"]["train"] for record in (first, second)]
+    assert taken == pytest.approx([first["seconds"]["score"]] * 2)
+
+
+HALF = """
+from luthier.select.subset import Subset
+
+
+class Half(Subset):
+    side: int = 0
+
+    def choose(self, candidates, columns, seed):
+        return range(self.side, len(candidates), 2)
+"""
+
+
+def test_models_that_were_trained_on_other_records_are_told_apart(data):
+    """Their later steps have the same recipe and the same rows, and share a cache: each has a reference of its own."""
+    (data / "half.py").write_text(HALF)
+    kl = []
+    for side in (0, 1):
+        steps = {
+            "half": {"do": "select", "data": "data", "subset": {"kind": "./half.py", "side": side}},
+            "first": {"do": "train", "data": "half", "share": 0.5},
+            "second": {"do": "train", "data": "data", "share": 0.5, "train": {"objective": "asft"}},
+        }
+        settings = recipe(data, "train.optimizer.lr=5e-3", steps=steps, budget={"epochs": 2})
+        carry_out(Run(settings, data / f"{side}", cache=data / "shared"))
+        lines = read_jsonl(data / f"{side}" / "metrics.jsonl")
+        kl.append(next(line["kl"] for line in lines if line.get("step") == "second"))
+    assert max(kl) < 1e-6
+    assert not list((data / "shared" / "states").glob("*[!n]"))  # of models that one run has, nothing is kept
+
+
+def test_an_objective_that_asks_the_reference_itself_is_answered_by_the_model(data, monkeypatch):
+    (data / "mine.py").write_text(
+        "from luthier import TokenObjective\n"
+        "class Mine(TokenObjective):\n"
+        "    READS = ('logits:initial',)\n"
+        "    def terms(self, policy, batch, update):\n"
+        "        policy.references['initial'].hidden(batch)\n"
+        "        return super().terms(policy, batch, update)\n"
+        "    def token_loss(self, view):\n"
+        "        return -view.logprob\n"
+    )
+    seen = []
+    monkeypatch.setattr("luthier.engine.states.States.compute", counted(States.compute, seen))
+    run_recipe(recipe(data, "train.objective=./mine.py", budget={"epochs": 1}), data / "run", [])
+    assert not seen

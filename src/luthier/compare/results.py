@@ -162,16 +162,17 @@ def _cost(runs: Sequence[Run]) -> dict[str, Any]:
         },
         "peak_memory_bytes": max((one.get("peak_memory_bytes") or 0 for one in train), default=0) or None,
         "estimated_memory_bytes": mean([one.get("estimated_memory_bytes") for one in train]),
-        "train_seconds": mean([_method_seconds(one) for one in seconds]),
+        "train_seconds": mean([_method_seconds(run.record) for run in runs]),
         "evaluate_seconds": mean([one.get("evaluate") for one in seconds]),
         "load_seconds": mean([one.get("load") for one in seconds]),
     }
 
 
-def _method_seconds(seconds: Mapping[str, float]) -> float | None:
-    """What the method took, score passes and steps that sample or choose included, without loading and evaluation."""
-    others = [value for name, value in seconds.items() if name not in ("load", "evaluate")]
-    return math.fsum(others) if "train" in seconds else None
+def _method_seconds(record: Mapping[str, Any]) -> float | None:
+    """What the method takes: score passes, also those that another run paid, and steps that sample or choose."""
+    own, reused = record["seconds"], record.get("reused_seconds", {})
+    spent = [value for name, value in own.items() if name not in ("load", "evaluate")]
+    return math.fsum([*spent, *reused.values()]) if "train" in own else None
 
 
 def _add_changes(

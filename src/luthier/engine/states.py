@@ -12,6 +12,7 @@ from torch import Tensor
 
 from luthier.data.batches import collate, micro_batches
 from luthier.models.policy import Reference
+from luthier.records import cannot_write
 from luthier.types import Batch, Row
 
 Report = Callable[[int, int], None]
@@ -33,7 +34,7 @@ class States:
         self.targets = {row.record: numpy.flatnonzero(row.streams["weights"].values[1:]) + 1 for row in rows}
         ends = numpy.cumsum([len(places) for places in self.targets.values()])
         self.starts = dict(zip(self.targets, [0, *ends[:-1].tolist()], strict=True))
-        self.bytes = state_bytes(rows, width, dtype)
+        self.bytes = int(ends[-1]) * width * dtype.itemsize if len(ends) else 0
 
     @property
     def known(self) -> bool:
@@ -41,11 +42,25 @@ class States:
         return self.file.is_file() and self.file.stat().st_size == self.bytes
 
     def compute(self, reference: Reference, rows: Sequence[Row], tokens: int, report: Report) -> None:
-        """Ask the reference at every row, `tokens` positions per forward; the file appears when it is whole."""
-        device = next(reference.policy.module.parameters()).device
-        self.file.parent.mkdir(parents=True, exist_ok=True)
-        half, done = self.file.with_suffix(f".{os.getpid()}"), 0
-        with half.open("wb") as out:
+        """Ask the reference at every row, `tokens` positions per forward; the file appears when it is whole.
+
+        Raises:
+            RunError: the disk is full, or the file cannot be written.
+        """
+        half = self.file.with_suffix(f".{os.getpid()}")
+        try:
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            self._write(half, reference, rows, tokens, report)
+            half.rename(self.file)
+        except OSError as error:
+            half.unlink(missing_ok=True)
+            raise cannot_write(
+                self.file, error, "A reference's hidden states at the training rows go there."
+            ) from error
+
+    def _write(self, path: Path, reference: Reference, rows: Sequence[Row], tokens: int, report: Report) -> None:
+        device, done = next(reference.policy.module.parameters()).device, 0
+        with path.open("wb") as out:
             for micro in micro_batches(rows, tokens, "padded"):
                 hidden = reference.hidden(collate(micro, "padded").to(device)).to(self.dtype).cpu()
                 pieces = hidden.split([len(self.targets[row.record]) for row in micro])
@@ -54,11 +69,12 @@ class States:
                     out.write(piece.view(torch.uint8).numpy().tobytes())
                 done += len(micro)
                 report(done, len(rows))
-        half.rename(self.file)
 
     def at(self, batch: Batch) -> Tensor:
         """Those of a batch's N targets, [N,D], in `batch.targets()` order."""
         at = batch.targets()
+        if len(at[0]) == 0:
+            return torch.empty(0, self.width, dtype=self.dtype, device=batch.ids.device)
         owners, places = (index[at].cpu().numpy() for index in (batch.record_of, batch.position_of))
         found = numpy.empty((len(owners), self.width * self.dtype.itemsize), dtype=numpy.uint8)
         for owner in numpy.unique(owners):

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from luthier.errors import RecipeError
 from luthier.models.gradients import adds_to
 
 CHUNK_BYTES = {"cpu": 48 * 2**20, "cuda": 512 * 2**20}
@@ -24,8 +25,8 @@ On a GPU a chunk is some kernels, and the gradient of the output embedding is ad
 """
 COLUMNS, LARGE = 1024, 8192
 """On a processor a LARGE vocabulary's logits are made by products of so many tokens each, where there are several
-positions: with MKL on AMD they then take 0.6 to 0.9 of the time of one product, the same bits (2 to 248 positions of
-49,152 to 128,256 tokens). One position is faster in one product."""
+positions: with MKL on AMD they then take 0.6 to 0.9 of the time of one product (2 to 248 positions of 49,152 to
+128,256 tokens), the same bits but for odd sizes. One position is faster in one product."""
 
 
 @dataclass(frozen=True)
@@ -46,16 +47,18 @@ class Head:
 
     def product(self, hidden: Tensor) -> Tensor:
         """What the output embedding makes of hidden states [n,D]: [n,V]."""
-        output, fits = self.output, hidden.device.type == "cpu" and hidden.dtype == torch.float32 and len(hidden) > 1
-        if not fits or torch.is_grad_enabled() or not self.plain or vocabulary_of(output) < LARGE:
+        output = self.output
+        if torch.is_grad_enabled() or not self.plain or output.bias is not None or hidden.dtype != torch.float32:
             return output(hidden)
-        assert isinstance(output, nn.Linear)
-        weight, bias = output.weight, output.bias
+        large = hidden.dim() == 2 and len(hidden) > 1 and vocabulary_of(output) >= LARGE
+        if not large or hidden.device.type != "cpu":
+            return output(hidden)
+        weight: Any = output.weight
         product = hidden.new_empty(len(hidden), len(weight))
         for start in range(0, len(weight), COLUMNS):
             piece = slice(start, start + COLUMNS)
             torch.mm(hidden, weight[piece].T, out=product[:, piece])
-        return product if bias is None else product.add_(bias)
+        return product
 
     def shaped(self, logits: Tensor) -> Tensor:
         """Scale, soft cap and temperature, value by value."""
@@ -120,8 +123,11 @@ class Head:
     def map(self, hidden: Tensor, function: Callable[[slice, Tensor], Tensor]) -> Tensor:
         """Differentiable values [N] of `function(slice, logits [n,V]) → [n]`, each of its own position's logits alone.
 
-        The gradient of a position's value is a row [D] that what follows can only scale. Where nothing but `hidden`
-        needs one it is computed here, and nothing is computed again.
+        The gradient of a position's value is a row [D] that what follows can only scale. Where the head is frozen it is
+        computed here, and nothing is computed again.
+
+        Raises:
+            RecipeError: the function gives other shapes, or reads a tensor that is trained itself.
         """
         trained = any(p.requires_grad for p in self.output.parameters())
         if torch.is_grad_enabled() and hidden.requires_grad and not trained and len(hidden):
@@ -180,7 +186,7 @@ class _ChunkedMap(torch.autograd.Function):
         gradient, values = torch.empty_like(hidden), []
         differentiate = _through_linear if head.plain else _through_module
         for piece in head.chunks(hidden):
-            found, gradient[piece] = differentiate(head, function, piece, hidden[piece], (), ())
+            found, gradient[piece] = differentiate(head, _checked(function), piece, hidden[piece], (), ())
             values.append(found)
         ctx.save_for_backward(gradient)
         return torch.cat(values)
@@ -189,6 +195,38 @@ class _ChunkedMap(torch.autograd.Function):
     def backward(ctx: Any, *outer: Tensor) -> tuple[Any, ...]:
         (gradient,) = ctx.saved_tensors
         return None, None, gradient * outer[0][:, None].to(gradient.dtype)
+
+
+def _checked(function: Any) -> Callable[[slice, Tensor], Tensor]:
+    """The function, refusing what a gradient per position cannot say."""
+
+    def checked(piece: slice, logits: Tensor) -> Tensor:
+        values = function(piece, logits)
+        if values.shape != logits.shape[:1]:
+            raise RecipeError(
+                f"A function of head.map returned {tuple(values.shape)}; one value per position is needed."
+            )
+        if _trained_leaves(values) - _trained_leaves(logits):
+            raise RecipeError("A function of head.map reads a trained tensor other than the logits: use it outside.")
+        return values
+
+    return checked
+
+
+def _trained_leaves(tensor: Tensor) -> set[int]:
+    """Ids of the leaves that a tensor's gradient flows to."""
+    found, open_nodes, seen = set(), [tensor.grad_fn], set()
+    if tensor.is_leaf and tensor.requires_grad:
+        found.add(id(tensor))
+    while open_nodes:
+        node = open_nodes.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if (leaf := getattr(node, "variable", None)) is not None:
+            found.add(id(leaf))
+        open_nodes += [after for after, _ in node.next_functions]
+    return found
 
 
 def _given(parameter: Tensor, gradient: Tensor, factor: Tensor) -> Tensor | None:

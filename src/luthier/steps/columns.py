@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy
 from torch import Tensor, nn
 
 from luthier.engine.score import Column, cached_column, column_key, score, with_column
-from luthier.engine.states import States, state_bytes
+from luthier.engine.states import Recalled, States, state_bytes
 from luthier.errors import DataError, ModelError
 from luthier.models.load import Loaded, load_model
 from luthier.models.policy import Reference, TokenPolicy
 from luthier.objectives.base import Objective, TokenObjective, members_of
 from luthier.recipe import Recipe
 from luthier.recipe.settings import Model as ModelSettings
+from luthier.records import read_json, write_json
 from luthier.steps.ground import budget_of, compute_dtype, micro_tokens, unknown_reference
 from luthier.steps.record import Run
 from luthier.types import Record, Row, Stream
@@ -94,11 +96,16 @@ def recalls(recipe: Recipe, objective: Objective, rows: Sequence[Row], module: n
     """
     settings = recipe.settings
     readers = [one for one in members_of(objective) if any(read.startswith("logits:") for read in one.reads)]
-    if not readers or not all(isinstance(one, TokenObjective) for one in readers) or settings.rl is not None:
+    if not readers or not all(_asks_at_rows(one) for one in readers) or settings.rl is not None:
         return False
     epochs = budget_of(recipe).epochs(rows, settings.train.batch.records)
     weight: Tensor = module.get_output_embeddings().weight  # pyright: ignore
     return epochs is not None and epochs >= 1 and state_bytes(rows, weight.shape[1], weight.dtype) <= RECALLED_BYTES
+
+
+def _asks_at_rows(objective: Objective) -> bool:
+    """Whether it leaves to the engine what the reference is asked, and so asks it at the rows as they are."""
+    return isinstance(objective, TokenObjective) and type(objective).terms is TokenObjective.terms
 
 
 def initial_states(run: Run, ground: LanguageGround, rows: Sequence[Row]) -> States:
@@ -107,11 +114,32 @@ def initial_states(run: Run, ground: LanguageGround, rows: Sequence[Row]) -> Sta
     weight: Tensor = module.get_output_embeddings().weight  # pyright: ignore
     file = run.shared / "states" / column_key(ground.loaded.weights_id, str(weight.dtype), rows)
     states = States(file, rows, weight.shape[1], weight.dtype)
-    if not states.known:
-        tokens = micro_tokens(run.recipe, module, ground.device)
-        with run.timed("score"):
+    tokens = micro_tokens(run.recipe, module, ground.device)
+    with _once(run, file, states.known):
+        if not states.known:
             states.compute(Reference(TokenPolicy(module)), rows, tokens, run.phase("score", len(rows)))
     return states
+
+
+def forget_states(policy: Any) -> None:
+    """Delete the hidden states of references that nobody will ask again."""
+    for reference in policy.references.values():
+        if isinstance(reference, Recalled):
+            reference.states.file.unlink(missing_ok=True)
+
+
+@contextmanager
+def _once(run: Run, file: Path, known: bool) -> Iterator[None]:
+    """Time what makes a file, and note it beside it: a run that finds the file is told what it would have taken."""
+    note, before = file.with_suffix(".json"), run.seconds.get("score", 0.0)
+    if known:
+        spent = read_json(note)["seconds"] if note.is_file() else 0.0
+        run.reused["score"] = run.reused.get("score", 0.0) + spent
+        yield
+        return
+    with run.timed("score"):
+        yield
+    write_json(note, {"seconds": run.seconds["score"] - before})
 
 
 def _initial_logprobs(run: Run, ground: LanguageGround, rows: Sequence[Row]) -> Column:
@@ -123,9 +151,10 @@ def _logprobs(run: Run, ground: LanguageGround, rows: Sequence[Row], loaded: Loa
     module = loaded.module
     key = column_key(loaded.weights_id, str(next(module.parameters()).dtype), rows)
     tokens = micro_tokens(run.recipe, module, ground.device)
-    with run.timed("score"):
+    file = run.shared / "scores" / f"{key}.npz"
+    with _once(run, file, file.is_file()):
         return cached_column(
-            run.shared / "scores" / f"{key}.npz",
+            file,
             lambda: score(TokenPolicy(module), rows, ["logprobs"], tokens, report=run.phase("score", len(rows)))[
                 "logprobs"
             ],

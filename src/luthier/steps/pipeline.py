@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from torch import nn
 
 from luthier import parts
@@ -29,6 +30,7 @@ from luthier.recipe.steps import BASE, CHUNK, DATA, NEWEST
 from luthier.records import read_jsonl, write_json
 from luthier.select.subset import Subset
 from luthier.steps.answers import generate_candidates, gold, make_judge, make_sampler, read_candidates, write_candidates
+from luthier.steps.columns import forget_states
 from luthier.steps.evaluate import evaluate_sets
 from luthier.steps.ground import Ground, build_tuners, micro_tokens
 from luthier.steps.journal import Journal
@@ -186,7 +188,10 @@ class Work:
         self.journal.phase(f"train {label}".strip())
         with self.run.timed("train"):
             status = trainer.train()
-        model = Model(trainer.policy.module, trainer, _derived(source.weights_id, stage), source.trainings + (not live))
+        if status == "done" and not aside and source.weights_id != self.ground.loaded.weights_id:
+            forget_states(trainer.policy)  # of a model that this run alone has
+        derived = _derived(source.weights_id, stage, trainer) if label else source.weights_id  # no step follows
+        model = Model(trainer.policy.module, trainer, derived, source.trainings + (not live))
         self._leave(stage, model, trainer)
         lines = [line for line in read_jsonl(self.journal.folder / "metrics.jsonl") if "loss" in line]
         facts |= trained_facts(trainer, [line for line in lines if line.get("step", "") == label])
@@ -370,8 +375,12 @@ def _chunks(source: Sequence[Candidate], rounds: int, seed: int) -> list[list[Ca
     return [[one for one in source if chunk_of[one.record.id] == number] for number in range(rounds)]
 
 
-def _derived(weights_id: str, stage: Stage) -> str:
-    return hashlib.sha256(f"{weights_id}/{stage.name}/{fingerprint(stage.recipe)}".encode()).hexdigest()
+def _derived(weights_id: str, stage: Stage, trainer: Trainer) -> str:
+    """An id of what a training left: where it started, how it was tuned, and the bits of all that it trained."""
+    digest = hashlib.sha256(f"{weights_id}/{stage.name}/{fingerprint(stage.recipe)}".encode())
+    for name, tensor in trainer.masters.of_model().items():
+        digest.update(name.encode() + tensor.cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def _together(trained: Sequence[dict[str, Any]], others: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -35,6 +35,7 @@ class Run:
     console: Console | None = None
     world: World = field(default_factory=World)
     seconds: dict[str, float] = field(default_factory=dict)
+    reused: dict[str, float] = field(default_factory=dict)  # seconds that others spent on what this run read
     phase: Callable[[str, int], Callable[[int, int], None]] = lambda name, total: lambda done, total: None
 
     def record(self, status: str, error: str | None = None, **more: Any) -> dict[str, Any]:
@@ -47,6 +48,7 @@ class Run:
             "settings": self.recipe.data,
             "fingerprint": fingerprint(self.recipe),
             "seconds": self.seconds,
+            "reused_seconds": self.reused,
             "versions": versions(),
             "hardware": hardware(),
             **more,
