@@ -54,17 +54,19 @@ def test_one_answer_per_record_is_not_for_objectives_of_pairs(recipe):
     assert re.search(r"not [^:]*\bdpo\b[^:]*: learns from pairs of a chosen and a rejected answer; record", text)
 
 
-def test_full_fine_tuning_by_asft_needs_a_second_copy(recipe):
+def test_full_fine_tuning_by_asft_keeps_a_head_or_where_the_reference_is_asked_again_and_again_a_copy(recipe):
     from luthier.steps.check import _memory
 
-    def estimate(objective, tuner):
-        made = recipe(f"train.objective={objective}", f"train.tuner={tuner}", "model.dtype=float32")
+    def estimate(objective, tuner, *more):
+        made = recipe(f"train.objective={objective}", f"train.tuner={tuner}", "model.dtype=float32", *more)
         from luthier.steps.conformance import tiny_rows
 
         return _memory(made, SimpleNamespace(train=tiny_rows(), records={}))
 
     sft, asft = estimate("sft", "full"), estimate("asft", "full")
-    assert asft.weights == 2 * sft.weights
+    head = asft.weights - sft.weights
+    assert 0 < head < sft.weights / 10 and head == estimate("asft", "full", "budget={epochs: 1}").weights - sft.weights
+    assert estimate("asft", "full", "budget={seconds: 9}").weights == 2 * sft.weights
     assert estimate("asft", "lora").weights < 1.2 * sft.weights
 
 

@@ -16,7 +16,7 @@ from luthier.records import read_json, read_jsonl
 from luthier.sampling.native import NativeSampler
 from luthier.steps import rollout, run_recipe
 from luthier.steps.conformance import tiny_model, tiny_rows
-from luthier.steps.ground import frozen_copies, tuned_policy
+from luthier.steps.ground import frozen_bytes, tuned_policy
 from luthier.steps.verify import verify
 from luthier.tuners.base import Planning
 
@@ -136,7 +136,9 @@ def test_a_tuner_that_edits_the_base_is_measured_against_a_frozen_copy(name, cop
     module, rows = tiny_model(torch.float32), tiny_rows()
     objective = build_objective({"kind": "grpo", "kl_coefficient": 0.1})
     policy = tuned_policy(module, [build("tuner", name)], objective, Planning(0, rows), live={"initial"})
-    assert frozen_copies(policy) == copies
+    assert frozen_bytes(policy) == copies * sum(
+        p.numel() * p.element_size() for p in tiny_model(torch.float32).parameters()
+    )
 
     def logprobs(who):
         return numpy.concatenate(list(score(who, rows, ["logprobs"], 4096)["logprobs"].values()))
