@@ -9,6 +9,7 @@ import pytest
 from luthier.compare.execute import Stopped, describe_exit, execute
 from luthier.compare.plan import plan
 from luthier.compare.runs import read_run
+from luthier.compare.workers import Workers
 
 
 class Silent:
@@ -33,6 +34,11 @@ class Silent:
 
 def orders(monkeypatch, **given):
     monkeypatch.setenv("FAKE_ORDERS", json.dumps(given))
+
+
+@pytest.fixture
+def worker(worker):
+    return Workers(worker)
 
 
 @pytest.fixture
@@ -117,7 +123,7 @@ def test_progress_reaches_the_watcher(tasks, tmp_path, worker, monkeypatch):
 
 
 def test_a_worker_that_ends_well_without_a_result_failed(tasks, tmp_path):
-    assert execute(tasks[:1], tmp_path / "out", Silent(), ["true"]) == {"sft/seed-0": 0}
+    assert execute(tasks[:1], tmp_path / "out", Silent(), Workers(["true"])) == {"sft/seed-0": 0}
     assert read_run(tmp_path / "out/sft/seed-0", tasks[0]).status == "failed"
 
 

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
 from luthier.compare.plan import Task
 from luthier.compare.runs import status_of, tail_of_log
+from luthier.compare.workers import Process, Workers
 from luthier.errors import RunError
 from luthier.records import read_json, read_jsonl, write_json
 
-WORKER = (sys.executable, "-m", "luthier.steps.worker")
 POLL_SECONDS = 0.25
 PATIENCE_SECONDS = 120  # for a stopped run to save its checkpoint
 
@@ -49,14 +46,14 @@ class Stopped(RunError):
     exit_code = 130
 
 
-def execute(tasks: Sequence[Task], folder: Path, watcher: Watcher, command: Sequence[str] = WORKER) -> dict[str, int]:
+def execute(tasks: Sequence[Task], folder: Path, watcher: Watcher, workers: Workers) -> dict[str, int]:
     """Run what is not done yet, in order; a failed run is recorded in its run.json and the next one starts.
 
     Args:
         tasks: in the order they run.
         folder: the comparison's.
         watcher: is told about every run.
-        command: the worker; it gets a run's folder as its last argument, with task.json in it.
+        workers: start a run's process when its folder has a task.json.
 
     Returns:
         Exit code by the folder of each task that ran; negative for a signal.
@@ -72,7 +69,7 @@ def execute(tasks: Sequence[Task], folder: Path, watcher: Watcher, command: Sequ
                 watcher.skip(task)
                 continue
             _make_ready(path, task, folder / "shared")
-            codes[task.folder] = _run(path, task, watcher, command)
+            codes[task.folder] = _run(path, task, watcher, workers)
     return codes
 
 
@@ -89,44 +86,36 @@ def _make_ready(path: Path, task: Task, shared: Path) -> None:
     write_json(described, task.to_json(shared))
 
 
-def _run(path: Path, task: Task, watcher: Watcher, command: Sequence[str]) -> int:
+def _run(path: Path, task: Task, watcher: Watcher, workers: Workers) -> int:
     started = time.monotonic()
     before = _record(path)
     seen = len(read_jsonl(path / "progress.jsonl"))
     watcher.begin(task)
-    with (path / "log.txt").open("ab") as log:
-        # A session of its own: Ctrl-C reaches only us, and we ask the run to save before it ends.
-        process = subprocess.Popen(
-            [*command, str(path)], stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True
-        )
-        try:
-            while process.poll() is None:
-                lines = read_jsonl(path / "progress.jsonl")[seen:]
-                watcher.update(task, lines[-1] if lines else None, time.monotonic() - started)
-                _wait(process)
-        except KeyboardInterrupt:
-            watcher.stopping(task)
-            _stop(process)
-            watcher.end(task, "stopped", time.monotonic() - started)
-            raise Stopped(f"Stopped during {task.folder}; everything computed so far is kept.") from None
-    status = _conclude(path, task, before, process.returncode)
+    process = workers.start(path)
+    try:
+        while (code := process.wait(POLL_SECONDS)) is None:
+            lines = read_jsonl(path / "progress.jsonl")[seen:]
+            watcher.update(task, lines[-1] if lines else None, time.monotonic() - started)
+    except KeyboardInterrupt:
+        watcher.stopping(task)
+        _stop(process)
+        watcher.end(task, "stopped", time.monotonic() - started)
+        raise Stopped(f"Stopped during {task.folder}; everything computed so far is kept.") from None
+    status = _conclude(path, task, before, code)
     watcher.end(task, status, time.monotonic() - started)
-    return process.returncode
+    return code
 
 
-def _wait(process: subprocess.Popen[bytes]) -> None:
-    with suppress(subprocess.TimeoutExpired):
-        process.wait(POLL_SECONDS)
-
-
-def _stop(process: subprocess.Popen[bytes]) -> None:
-    """SIGTERM, then wait for the checkpoint; a second Ctrl-C or too long a wait ends it at once."""
+def _stop(process: Process) -> None:
+    """Ask it to end, then wait for the checkpoint; a second Ctrl-C or too long a wait ends it at once."""
     process.terminate()
     try:
-        process.wait(PATIENCE_SECONDS)
-    except (subprocess.TimeoutExpired, KeyboardInterrupt):
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        if process.wait(PATIENCE_SECONDS) is not None:
+            return
+    except KeyboardInterrupt:
+        pass
+    process.kill()
+    process.wait()
 
 
 def _conclude(path: Path, task: Task, before: Mapping[str, Any] | None, code: int) -> str:

@@ -11,11 +11,12 @@ from typing import Any
 
 from rich.console import Console
 
-from luthier.compare.execute import WORKER, Stopped, execute
+from luthier.compare.execute import Stopped, execute
 from luthier.compare.plan import Plan, plan
 from luthier.compare.progress import ConsoleWatcher
 from luthier.compare.results import assemble
 from luthier.compare.runs import Run, read_run
+from luthier.compare.workers import Workers
 from luthier.errors import RunError
 from luthier.recipe import Recipe
 from luthier.records import RunFolder, read_json, write_json
@@ -33,7 +34,7 @@ def compare(
     *,
     baseline: str | None = None,
     overrides: Sequence[str] = (),
-    command: Sequence[str] = WORKER,
+    command: Sequence[str] | None = None,
 ) -> Path:
     """Run a comparison, print its table and write its reports. With a folder of before it goes on there.
 
@@ -45,7 +46,7 @@ def compare(
         console: where progress and table go; default: the terminal.
         baseline: the method that others are compared with, `first` or `base`.
         overrides: `path=value`.
-        command: the worker, for tests.
+        command: a worker of one's own; it gets a run's folder as its last argument.
 
     Returns:
         report.html; beside it lie results.json, the other reports and the runs.
@@ -105,17 +106,17 @@ def _lock(planned: Plan) -> dict[str, Any]:
     return planned.source.load((), overrides).to_lock({"data_files": dict(planned.data_files)})
 
 
-def _compute(planned: Plan, folder: Path, console: Console, command: Sequence[str]) -> dict[str, Any]:
+def _compute(planned: Plan, folder: Path, console: Console, command: Sequence[str] | None) -> dict[str, Any]:
     total = len(planned.bases) + len(planned.tuning) + len(planned.cells) * len(planned.seeds)
-    with ConsoleWatcher(console, total) as watcher:
-        codes = execute(planned.bases, folder, watcher, command)
+    with Workers(command) as workers, ConsoleWatcher(console, total) as watcher:
+        codes = execute(planned.bases, folder, watcher, workers)
         bases = [read_run(folder / task.folder, task) for task in planned.bases]
         _stop_on_user_error(bases, codes, folder)
-        execute([task for _, _, task in planned.tuning], folder, watcher, command)
+        execute([task for _, _, task in planned.tuning], folder, watcher, workers)
         tuning = [(cell, index, read_run(folder / task.folder, task)) for cell, index, task in planned.tuning]
         chosen = choose(planned, tuning)
         tasks = planned.runs(chosen)
-        execute(tasks, folder, watcher, command)
+        execute(tasks, folder, watcher, workers)
     shutil.rmtree(folder / "shared" / "states", ignore_errors=True)  # large, and needed by trainings alone
     runs = [read_run(folder / task.folder, task) for task in tasks]
     return assemble(planned, bases, tuning, runs, chosen)

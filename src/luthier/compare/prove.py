@@ -10,7 +10,6 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from luthier.compare.execute import WORKER
 from luthier.compare.job import compare
 from luthier.data.sources import load_records
 from luthier.errors import RecipeError
@@ -30,7 +29,7 @@ def prove(
     console: Console | None = None,
     *,
     overrides: Sequence[str] = (),
-    command: Sequence[str] = WORKER,
+    command: Sequence[str] | None = None,
 ) -> Path:
     """Run a proof's comparison, judge its claims and write proof.json beside the report.
 
@@ -39,7 +38,7 @@ def prove(
         folder: of before, to go on there.
         console: where progress and tables go.
         overrides: `path=value`; for where it is written, since anything else would be another proof.
-        command: the worker, for tests.
+        command: a worker of one's own, as for `compare`.
 
     Returns:
         proof.json.
