@@ -70,7 +70,7 @@ def test_a_killed_run_loses_no_other_and_its_process_is_named(workers, tmp_path)
 
     when_training(home / first.folder, kill)
     assert execute([first], home, Silent(), workers) == {first.folder: -signal.SIGKILL}
-    assert "SIGKILL" in read_run(home / first.folder, first).error
+    assert "SIGKILL" in (read_run(home / first.folder, first).error or "")
     (short,) = tasks(tmp_path, seeds=1)
     assert execute([short], tmp_path / "other", Silent(), workers) == {short.folder: 0}
     assert second.folder != first.folder and not alive(killed[0])
