@@ -6,6 +6,7 @@ from torch import nn
 
 from luthier.errors import RecipeError
 from luthier.models import head as heads
+from luthier.models.gradients import adding
 from luthier.models.head import Head, target_logprob
 
 
@@ -48,6 +49,40 @@ def test_sum_equals_full_logits(bias, hooked):
     found = gradients(3.0 * chunked, hidden, *output.parameters())
     for one, other in zip(wanted, found, strict=True):
         assert torch.allclose(one, other, rtol=1e-10, atol=1e-13)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("positions", [5, 17, 40])
+def test_gradients_of_several_backwards_add_up(bias, positions):
+    """Few positions keep the slopes of their logits, many the weight's gradient; either is added to what is there."""
+    torch.manual_seed(0)
+    output = nn.Linear(16, 13, bias=bias).double()
+    hidden = torch.randn(positions, 16, dtype=torch.float64, requires_grad=True)
+    targets = torch.randint(0, 13, (positions,))
+    found = {}
+    for way in ("full", "chunked"):
+        output.zero_grad()
+        for factor in (3.0, 0.5):
+            if way == "full":
+                loss = -target_logprob(output(hidden), targets).sum()
+            else:
+                loss = Head(output).sum(hidden, lambda s, z: -target_logprob(z, targets[s]))
+            before = output.weight.grad
+            with adding():
+                (factor * loss).backward()
+            if way == "chunked" and before is not None:
+                assert output.weight.grad is before
+        found[way] = [p.grad.clone() for p in output.parameters()]
+    for one, other in zip(found["full"], found["chunked"], strict=True):
+        assert torch.allclose(one, other, rtol=1e-10, atol=1e-13) and one.abs().sum() > 0
+
+
+def test_few_positions_hold_no_gradient_of_the_weights_size():
+    output, kept = nn.Linear(64, 1000, bias=False), []
+    hidden = torch.randn(8, 64, requires_grad=True)
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.numel()) or t, lambda t: t):
+        Head(output).sum(hidden, lambda s, z: z.square().sum(-1))
+    assert max(kept) <= 8 * 1000
 
 
 def test_sum_of_a_bfloat16_head_adds_up_in_float32():

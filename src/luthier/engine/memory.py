@@ -18,7 +18,7 @@ from luthier.models.head import chunk_bytes
 from luthier.types import Row
 
 KEPT_BYTES = 512 * 2**20
-MMAP_THRESHOLD, TRIM_THRESHOLD = -3, -1  # of mallopt, <malloc.h>
+MMAP_THRESHOLD, TRIM_THRESHOLD, LARGEST_FAST = -3, -1, 1  # of mallopt, <malloc.h>
 SETTINGS = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES")
 INNER_WIDTHS = ("intermediate_size", "n_inner", "ffn_dim", "ffn_hidden_size")
 
@@ -27,13 +27,15 @@ def keep_freed() -> None:
     """Let the C library keep up to KEPT_BYTES of freed memory for the tensors that come next; for the whole process.
 
     glibc gives blocks of 32 MiB and more back at once, and the system hands out fresh pages that it clears one by one:
-    for a chunk of logits that takes longer than an exponential of them. Settings of the user's are left alone, and
-    other libraries are as they are.
+    for a chunk of logits that takes longer than an exponential of them. What is left over where a tensor is aligned
+    joins its neighbours at once: kept for small blocks, it would leave every hole a little too small for the next
+    tensor. Settings of the user's are left alone, and other libraries are as they are.
     """
     library = ctypes.CDLL(None)
     if hasattr(library, "mallopt") and not any(name in os.environ for name in SETTINGS):
         library.mallopt(MMAP_THRESHOLD, 2**30)
         library.mallopt(TRIM_THRESHOLD, KEPT_BYTES)
+        library.mallopt(LARGEST_FAST, 0)
 
 
 def reset_peak() -> None:

@@ -37,6 +37,23 @@ def adds_to(weight: Tensor, gradient: Tensor) -> bool:
     return kept is not None and kept.dtype == gradient.dtype and not kept.is_sparse and not watched
 
 
+def add_product(weight: Tensor, slope: Tensor, x: Tensor, factor: float = 1.0) -> Tensor | None:
+    """factor · slope^T x, slope [n,N] and x [n,K]; or None where it was added to the weight's gradient [N,K]."""
+    if adds_to(weight, slope):
+        weight.grad.addmm_(slope.t(), x, alpha=factor)  # pyright: ignore[reportOptionalMemberAccess]
+        return None
+    product = slope.t() @ x
+    return product if factor == 1.0 else product.mul_(factor)
+
+
+def add(weight: Tensor, gradient: Tensor, factor: float) -> Tensor | None:
+    """factor · gradient, overwritten, in the weight's type; or None where it was added to the weight's gradient."""
+    if adds_to(weight, gradient):
+        weight.grad.add_(gradient, alpha=factor)  # pyright: ignore[reportOptionalMemberAccess]
+        return None
+    return gradient.mul_(factor).to(weight.dtype)
+
+
 @contextmanager
 def added_in_products(module: nn.Module) -> Iterator[None]:
     """Let the large linear layers and embeddings of a module add as above, in `adding`; on processors only.
@@ -93,16 +110,8 @@ class _Product(torch.autograd.Function):
         slope = outer[0]
         to_x = slope @ weight if ctx.needs_input_grad[0] else None
         flat = slope.reshape(-1, slope.shape[-1])
-        to_weight = _product_to(weight, flat, x.reshape(-1, x.shape[-1])) if ctx.needs_input_grad[1] else None
+        to_weight = add_product(weight, flat, x.reshape(-1, x.shape[-1])) if ctx.needs_input_grad[1] else None
         return to_x, to_weight, flat.sum(0) if ctx.needs_input_grad[2] else None
-
-
-def _product_to(weight: Tensor, slope: Tensor, x: Tensor) -> Tensor | None:
-    """slopeᵀ x, or None where it was added to the weight's gradient."""
-    if not adds_to(weight, slope):
-        return slope.t() @ x
-    weight.grad.addmm_(slope.t(), x)  # pyright: ignore[reportOptionalMemberAccess]
-    return None
 
 
 class _Lookup(torch.autograd.Function):

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from luthier.errors import RecipeError
-from luthier.models.gradients import adds_to
+from luthier.models.gradients import add, add_product, adds_to
 
 CHUNK_BYTES = {"cpu": 48 * 2**20, "cuda": 512 * 2**20}
 """Size of one chunk's logits in the accumulation type. Smaller loses to overhead, larger to memory.
@@ -163,30 +163,48 @@ class _ChunkedSum(torch.autograd.Function):
         wide = torch.float64 if hidden.dtype == torch.float64 else torch.float32
         total = torch.zeros((), dtype=wide, device=hidden.device)
         hidden_gradient = torch.zeros_like(hidden)
-        differentiate = _through_linear if head.plain else _through_module
         overwritten = head.plain and len(hidden) > 0  # by the first chunk: zeros of this size take time
-        gradients = [(torch.empty_like if overwritten else torch.zeros_like)(p, dtype=wide) for p in parameters]
+        empty = torch.empty_like if overwritten else torch.zeros_like
+        # The slopes [N,V] of few positions take less than the weight's gradient [V,D], which the backward can add to.
+        ctx.late = overwritten and bool(parameters) and len(hidden) <= hidden.shape[-1]
+        gradients = [] if ctx.late else [empty(p, dtype=wide) for p in parameters]
         for piece in head.chunks(hidden):
-            values, hidden_gradient[piece] = differentiate(head, function, piece, hidden[piece], parameters, gradients)
+            part = hidden[piece]
+            if head.plain:
+                values, slope = _slope(head, function, piece, part)
+                hidden_gradient[piece] = slope @ head.output.weight  # pyright: ignore[reportOperatorIssue]
+                if ctx.late:
+                    gradients.append(slope)
+                else:
+                    _add_to(gradients, slope, part, first=piece.start == 0)
+            else:
+                values, hidden_gradient[piece] = _through_module(head, function, piece, part, parameters, gradients)
             total += values.sum()
-        ctx.save_for_backward(hidden_gradient, *gradients)
+        ctx.save_for_backward(hidden_gradient, hidden, *gradients)
         ctx.parameters = parameters
         return total
 
     @staticmethod
     def backward(ctx: Any, *outer: Tensor) -> tuple[Any, ...]:
-        hidden_gradient, *gradients = ctx.saved_tensors
-        scaled = [_given(p, g, outer[0]) for p, g in zip(ctx.parameters, gradients, strict=True)]
-        return None, None, hidden_gradient * outer[0].to(hidden_gradient.dtype), *scaled
+        hidden_gradient, hidden, *gradients = ctx.saved_tensors
+        factor = float(outer[0]) if ctx.parameters else 0.0
+        if ctx.late:
+            given = [_of_slopes(p, gradients, hidden, factor) for p in ctx.parameters]
+        else:
+            given = [add(p, g, factor) for p, g in zip(ctx.parameters, gradients, strict=True)]
+        return None, None, hidden_gradient * outer[0].to(hidden_gradient.dtype), *given
 
 
 class _ChunkedMap(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, head: Head, function: Any, hidden: Tensor) -> Tensor:
         gradient, values = torch.empty_like(hidden), []
-        differentiate = _through_linear if head.plain else _through_module
         for piece in head.chunks(hidden):
-            found, gradient[piece] = differentiate(head, _checked(function), piece, hidden[piece], (), ())
+            if head.plain:
+                found, slope = _slope(head, _checked(function), piece, hidden[piece])
+                gradient[piece] = slope @ head.output.weight  # pyright: ignore[reportOperatorIssue]
+            else:
+                found, gradient[piece] = _through_module(head, _checked(function), piece, hidden[piece], (), ())
             values.append(found)
         ctx.save_for_backward(gradient)
         return torch.cat(values)
@@ -229,14 +247,6 @@ def _trained_leaves(tensor: Tensor) -> set[int]:
     return found
 
 
-def _given(parameter: Tensor, gradient: Tensor, factor: Tensor) -> Tensor | None:
-    """A parameter's gradient times the factor, or None where it was added to the one that the parameter has."""
-    if not adds_to(parameter, gradient):
-        return gradient.mul_(factor).to(parameter.dtype)
-    parameter.grad.add_(gradient, alpha=float(factor))  # pyright: ignore[reportOptionalMemberAccess]
-    return None
-
-
 def _through_module(
     head: Head, function: Any, piece: slice, hidden: Tensor, parameters: Sequence[Tensor], gradients: Sequence[Tensor]
 ) -> tuple[Tensor, Tensor]:
@@ -250,21 +260,33 @@ def _through_module(
     return values.detach(), slope
 
 
-def _through_linear(
-    head: Head, function: Any, piece: slice, hidden: Tensor, parameters: Sequence[Tensor], gradients: Sequence[Tensor]
-) -> tuple[Tensor, Tensor]:
-    """As `_through_module` of a plain linear layer, whose gradient [V,D] is added up within the matrix product."""
+def _slope(head: Head, function: Any, piece: slice, hidden: Tensor) -> tuple[Tensor, Tensor]:
+    """Values [n] of one chunk of a plain linear layer, and the gradient [n,V] of their sum to what the layer gives."""
     raw = head.product(hidden).requires_grad_()
     with torch.enable_grad():
         values = function(piece, head.shaped(raw))
         (slope,) = torch.autograd.grad(values.sum(), [raw], materialize_grads=True)
-    for parameter, whole in zip(parameters, gradients, strict=True):
-        if parameter.dim() == 2 and whole.dtype == slope.dtype == hidden.dtype:
-            whole.addmm_(slope.T, hidden, beta=0 if piece.start == 0 else 1)
+    return values.detach(), slope
+
+
+def _add_to(gradients: Sequence[Tensor], slope: Tensor, hidden: Tensor, *, first: bool) -> None:
+    """Add a chunk's share of the gradients of weight [V,D] and bias [V]; the first overwrites what is there."""
+    for whole in gradients:
+        if whole.dim() == 2 and whole.dtype == slope.dtype == hidden.dtype:
+            whole.addmm_(slope.T, hidden, beta=0 if first else 1)
             continue
-        found = slope.sum(0) if parameter.dim() == 1 else slope.T @ hidden
-        whole.copy_(found) if piece.start == 0 else whole.add_(found)
-    return values.detach(), slope @ head.output.weight  # pyright: ignore[reportOperatorIssue]
+        found = slope.sum(0) if whole.dim() == 1 else slope.T @ hidden
+        whole.copy_(found) if first else whole.add_(found)
+
+
+def _of_slopes(parameter: Tensor, slopes: Sequence[Tensor], hidden: Tensor, factor: float) -> Tensor | None:
+    """A weight's or bias's gradient times the factor, or None where it was added to the one that the parameter has."""
+    if parameter.dim() == 1:
+        return add(parameter, sum((slope.sum(0) for slope in slopes[1:]), start=slopes[0].sum(0)), factor)
+    if not adds_to(parameter, hidden):
+        slopes = [torch.cat(list(slopes))]
+    parts = hidden.split([len(slope) for slope in slopes])
+    return [add_product(parameter, slope, part, factor) for slope, part in zip(slopes, parts, strict=True)][-1]
 
 
 class TargetLogProb(torch.autograd.Function):
