@@ -164,8 +164,10 @@ def _inner_width(config: Any) -> int:
 
 
 def _head_bytes(module: nn.Module, tokens: int, narrow: int, full: bool) -> int:
-    """A chunk's logits, their fp32 copy and gradients, and the output embedding's own gradient."""
+    """A chunk's logits, their fp32 copy and gradients; and the output embedding's own, or the slopes that make it."""
     weight = module.get_output_embeddings().weight  # pyright: ignore
+    vocabulary, width = weight.shape
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    chunk = min(chunk_bytes(device), tokens * weight.shape[0] * 4)
-    return chunk * 3 + chunk * narrow // 4 + (weight.numel() * (4 + narrow) if full else 0)
+    chunk = min(chunk_bytes(device), tokens * vocabulary * 4)
+    own = tokens * vocabulary * narrow if tokens <= width else weight.numel() * (4 + narrow)
+    return chunk * 3 + chunk * narrow // 4 + (own if full else 0)
