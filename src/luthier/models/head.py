@@ -171,8 +171,7 @@ class _ChunkedSum(torch.autograd.Function):
         for piece in head.chunks(hidden):
             part = hidden[piece]
             if head.plain:
-                values, slope = _slope(head, function, piece, part)
-                hidden_gradient[piece] = slope @ head.output.weight  # pyright: ignore[reportOperatorIssue]
+                values, hidden_gradient[piece], slope = _through_linear(head, function, piece, part)
                 if ctx.late:
                     gradients.append(slope)
                 else:
@@ -201,8 +200,7 @@ class _ChunkedMap(torch.autograd.Function):
         gradient, values = torch.empty_like(hidden), []
         for piece in head.chunks(hidden):
             if head.plain:
-                found, slope = _slope(head, _checked(function), piece, hidden[piece])
-                gradient[piece] = slope @ head.output.weight  # pyright: ignore[reportOperatorIssue]
+                found, gradient[piece], _ = _through_linear(head, _checked(function), piece, hidden[piece])
             else:
                 found, gradient[piece] = _through_module(head, _checked(function), piece, hidden[piece], (), ())
             values.append(found)
@@ -260,13 +258,13 @@ def _through_module(
     return values.detach(), slope
 
 
-def _slope(head: Head, function: Any, piece: slice, hidden: Tensor) -> tuple[Tensor, Tensor]:
-    """Values [n] of one chunk of a plain linear layer, and the gradient [n,V] of their sum to what the layer gives."""
+def _through_linear(head: Head, function: Any, piece: slice, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Values [n] of one chunk of a plain linear layer, and the gradients of their sum to `hidden` and logits [n,V]."""
     raw = head.product(hidden).requires_grad_()
     with torch.enable_grad():
         values = function(piece, head.shaped(raw))
         (slope,) = torch.autograd.grad(values.sum(), [raw], materialize_grads=True)
-    return values.detach(), slope
+    return values.detach(), slope @ head.output.weight, slope  # pyright: ignore[reportOperatorIssue]
 
 
 def _add_to(gradients: Sequence[Tensor], slope: Tensor, hidden: Tensor, *, first: bool) -> None:
@@ -282,7 +280,7 @@ def _add_to(gradients: Sequence[Tensor], slope: Tensor, hidden: Tensor, *, first
 def _of_slopes(parameter: Tensor, slopes: Sequence[Tensor], hidden: Tensor, factor: float) -> Tensor | None:
     """A weight's or bias's gradient times the factor, or None where it was added to the one that the parameter has."""
     if parameter.dim() == 1:
-        return add(parameter, sum((slope.sum(0) for slope in slopes[1:]), start=slopes[0].sum(0)), factor)
+        return add(parameter, torch.stack([slope.sum(0) for slope in slopes]).sum(0), factor)
     if not adds_to(parameter, hidden):
         slopes = [torch.cat(list(slopes))]
     parts = hidden.split([len(slope) for slope in slopes])
