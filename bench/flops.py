@@ -39,6 +39,7 @@ from luthier.engine import memory, precision, update
 from luthier.engine.budget import Budget
 from luthier.engine.source import Records
 from luthier.engine.trainer import Batching, Trainer
+from luthier.models.attention import use_short_rows
 from luthier.models.head import Head
 from luthier.models.load import fast_bfloat16
 from luthier.models.policy import TokenPolicy
@@ -141,6 +142,7 @@ def make_trainer(options: argparse.Namespace, dtype: torch.dtype, ends: list[flo
     memory.keep_freed()  # as every run does
     torch.manual_seed(0)
     model = LlamaForCausalLM(LlamaConfig(num_hidden_layers=options.layers, **SHAPE)).to(dtype)
+    use_short_rows(model)  # as loading does
     objective, tuner = parts.build("objective", "sft"), parts.build("tuner", "full")
     rows = made_up_rows(options.records * (options.updates + 1))
     return Trainer(
@@ -190,10 +192,10 @@ def keep(batches: list[Any]) -> Iterator[None]:
     """Remember every micro-batch that is trained on."""
     own = update.backward
 
-    def kept(policy: Any, objective: Any, tuners: Any, batch: Any, now: Any) -> float:
+    def kept(policy: Any, objective: Any, tuners: Any, batch: Any, now: Any, sums: Any) -> float:
         if now.index > 1:
             batches.append(batch)
-        return own(policy, objective, tuners, batch, now)
+        return own(policy, objective, tuners, batch, now, sums)
 
     update.backward = kept
     try:

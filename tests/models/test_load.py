@@ -122,6 +122,11 @@ def test_an_adapter_folder_loads_on_top_of_its_base(adapter: Path, folder: Path)
     assert loaded.tokenizer.eos_token == "<|end|>"
 
 
+def test_a_saved_adapter_computes_in_the_models_type_as_it_did_in_training(adapter: Path, folder: Path):
+    module = load_model(Settings("adapter", dtype="bfloat16"), adapter.parent).module
+    assert {p.dtype for p in module.parameters()} == {torch.bfloat16}
+
+
 def test_an_adapters_id_does_not_depend_on_where_its_base_lies(adapter: Path, folder: Path, tmp_path: Path):
     first = load_model(Settings("adapter"), adapter.parent).weights_id
     config = json.loads((adapter / "adapter_config.json").read_text())

@@ -69,7 +69,8 @@ def test_a_branch_from_the_base_does_not_see_what_was_trained_before(data):
 
 def test_a_second_training_goes_on_from_the_first_and_leaves_a_whole_model(data):
     steps = {"warm": {"do": "train"}, "polish": {"do": "train"}}
-    run_recipe(recipe(data, steps=steps), data / "two", [])
+    model = {"path": "nano", "dtype": "float32"}  # merged into bfloat16, two updates of an adapter would be lost
+    run_recipe(recipe(data, steps=steps, model=model), data / "two", [])
     assert (data / "two" / "model" / "config.json").is_file()
     assert not (data / "two" / "model" / "adapter_config.json").exists()
     lines = read_jsonl(data / "two" / "metrics.jsonl")

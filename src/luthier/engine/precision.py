@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from luthier.engine.distributed import World
+from luthier.models.gradients import Sums
 
 BUCKET_BYTES = 64 * 2**20
 
@@ -46,7 +47,7 @@ class Masters:
         self.groups = [Group(dict(parameters)), *beside]
         self.compute = {name: p for group in self.groups for name, p in group.parameters.items()}
         self.master = {name: _master(p) for name, p in self.compute.items()}
-        self.sums: dict[str, Tensor] = {}
+        self.sums = Sums()
         self._hooks: list[Any] = []
         rules = {name: (own or {}).get(name, optimizer) for name in self.master}
         self.buckets = [
@@ -81,28 +82,19 @@ class Masters:
         self.clear()
         for hook in self._hooks:
             hook.remove()
-        self._hooks = []
-        if not several:
-            return
-        for name in self.compute:
-            if self._narrow(name):
-                self._hooks.append(self.compute[name].register_post_accumulate_grad_hook(self._collector(name)))
+        narrow = [name for name in self.compute if several and self._narrow(name)]
+        self.sums = Sums({self.compute[name]: self.master[name].dtype for name in narrow})
+        self._hooks = [self.compute[name].register_post_accumulate_grad_hook(self._collect) for name in narrow]
 
-    def _collector(self, name: str) -> Any:
-        def collect(parameter: Tensor) -> None:
-            gradient = parameter.grad
-            assert gradient is not None
-            if name in self.sums:
-                self.sums[name] += gradient
-            else:
-                self.sums[name] = gradient.to(self.master[name].dtype)
+    def _collect(self, parameter: Tensor) -> None:
+        if parameter.grad is not None:  # None: it was added to the sum where it was made
+            self.sums.add(parameter, parameter.grad)
             parameter.grad = None
-
-        return collect
 
     def gradient(self, name: str) -> Tensor | None:
         """The complete, unclipped gradient of a parameter, or None when nothing reached it."""
-        return self.sums.get(name, self.compute[name].grad)
+        found = self.sums.get(self.compute[name])
+        return self.compute[name].grad if found is None else found
 
     def optimizer_state(self, name: str) -> dict[str, Any]:
         """What the optimiser keeps for a parameter, by name; to be changed in place. Empty before its first step."""
@@ -114,8 +106,8 @@ class Masters:
             return
         for name, parameter in self.compute.items():
             if self.gradient(name) is None:
-                if self._narrow(name):
-                    self.sums[name] = torch.zeros_like(self.master[name])
+                if parameter in self.sums:
+                    self.sums.of(parameter)
                 else:
                     parameter.grad = torch.zeros_like(parameter)
         world.sum_tensors(g for name in self.compute if (g := self.gradient(name)) is not None)
@@ -153,15 +145,15 @@ class Masters:
             for name in names:
                 self.master[name].grad = None
                 self.compute[name].grad = None
-                self.sums.pop(name, None)
+                self.sums.forget(self.compute[name])
                 if self._narrow(name):
                     self.compute[name].copy_(self.master[name])
 
     def clear(self) -> None:
         """Forget all gradients."""
-        self.sums.clear()
         for parameter in self.compute.values():
             parameter.grad = None
+            self.sums.forget(parameter)
 
     def state(self) -> dict[str, Tensor]:
         """Masters and optimiser state as named tensors."""

@@ -15,7 +15,7 @@ from luthier.engine.couple import couple, refuse_batch_statistics
 from luthier.engine.distributed import World
 from luthier.engine.precision import Masters
 from luthier.errors import RunError
-from luthier.models.gradients import added_in_products, adding
+from luthier.models.gradients import Sums, added_in_products, adding
 from luthier.models.policy import Policy
 from luthier.objectives.base import Objective, Update, total_of
 from luthier.tuners.base import Tuner
@@ -80,7 +80,7 @@ def run_update(
     if not math.isfinite(coupled):
         raise _not_finite("loss", _records(update), update, world)
     with added_in_products(policy.module):
-        loss = _backward_all(policy, objective, tuners, update, world)
+        loss = _backward_all(policy, objective, tuners, update, masters.sums, world)
     if world.rank == 0:  # gradients are summed over ranks: what belongs to no data is added once
         loss += coupled
         loss += _backward_terms([t for o in (objective, *tuners) for t in o.update_terms(policy, update)], update)
@@ -110,11 +110,13 @@ def count(
     return world.sum_numbers(totals)
 
 
-def _backward_all(policy: Policy, objective: Objective, tuners: Sequence[Tuner], update: Update, world: World) -> float:
+def _backward_all(
+    policy: Policy, objective: Objective, tuners: Sequence[Tuner], update: Update, sums: Sums, world: World
+) -> float:
     """Every micro-batch of this rank; a loss that is no number stops all ranks, which would wait for this one."""
     total, spoiled = 0.0, []
     for batch in update.batches:
-        value = backward(policy, objective, tuners, batch, update)
+        value = backward(policy, objective, tuners, batch, update, sums)
         if not math.isfinite(value):
             spoiled = list(batch.records)
             break
@@ -124,7 +126,9 @@ def _backward_all(policy: Policy, objective: Objective, tuners: Sequence[Tuner],
     return total
 
 
-def backward(policy: Policy, objective: Objective, tuners: Sequence[Tuner], batch: Batch, update: Update) -> float:
+def backward(
+    policy: Policy, objective: Objective, tuners: Sequence[Tuner], batch: Batch, update: Update, sums: Sums
+) -> float:
     """Forward of one micro-batch, and backward if its loss is finite; returns its share of the loss."""
     parts = (objective, *tuners)
     with ExitStack() as scopes:
@@ -136,7 +140,7 @@ def backward(policy: Policy, objective: Objective, tuners: Sequence[Tuner], batc
             return 0.0
         value = float(loss.detach())
         if loss.requires_grad and math.isfinite(value):
-            with adding():
+            with adding(sums):
                 loss.backward()
     return value
 

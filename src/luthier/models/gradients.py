@@ -7,7 +7,7 @@ and an embedding adds to the rows that were looked up instead of making a gradie
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
@@ -17,39 +17,101 @@ from torch import Tensor, nn
 
 SMALLEST = 2**16
 """Elements of a weight from which on adding within the product is worth a call in Python."""
-_ADDING: ContextVar[bool] = ContextVar("adding", default=False)
+BLOCK = 2**20
+"""Elements of a product that is added to a sum of another type: more leave the processor's cache before they are."""
+
+
+class Sums:
+    """Gradients of narrow weights, summed in a wider type over the micro-batches of an update.
+
+    Args:
+        types: of each weight's sum.
+    """
+
+    def __init__(self, types: Mapping[Tensor, torch.dtype] | None = None):
+        self._types = dict(types or {})
+        self._sums: dict[Tensor, Tensor] = {}
+
+    def __contains__(self, weight: Tensor) -> bool:
+        return weight in self._types
+
+    def get(self, weight: Tensor) -> Tensor | None:
+        """The sum so far, or None."""
+        return self._sums.get(weight)
+
+    def of(self, weight: Tensor) -> Tensor:
+        """The sum to add to in place, zeros at first."""
+        if weight not in self._sums:
+            self._sums[weight] = torch.zeros_like(weight, dtype=self._types[weight])
+        return self._sums[weight]
+
+    def add(self, weight: Tensor, gradient: Tensor) -> None:
+        """Add a gradient in the weight's own type."""
+        if weight in self._sums:
+            self._sums[weight] += gradient
+        else:
+            self._sums[weight] = gradient.to(self._types[weight])
+
+    def forget(self, weight: Tensor) -> None:
+        """Free a weight's sum."""
+        self._sums.pop(weight, None)
+
+
+_SUMS: ContextVar[Sums | None] = ContextVar("sums", default=None)
 
 
 @contextmanager
-def adding() -> Iterator[None]:
-    """Around a backward whose gradients all go to `.grad`: those that exist may be added to in place."""
-    token = _ADDING.set(True)
+def adding(sums: Sums | None = None) -> Iterator[None]:
+    """Around a backward whose gradients all go to `.grad`, or to these sums: what exists may be added to in place."""
+    token = _SUMS.set(sums or Sums())
     try:
         yield
     finally:
-        _ADDING.reset(token)
+        _SUMS.reset(token)
 
 
-def adds_to(weight: Tensor, gradient: Tensor) -> bool:
-    """Whether the backward in progress may add a gradient of this type to `weight.grad` itself."""
-    kept = weight.grad if _ADDING.get() and weight.is_leaf else None
-    watched = weight._backward_hooks or getattr(weight, "_post_accumulate_grad_hooks", None)
-    return kept is not None and kept.dtype == gradient.dtype and not kept.is_sparse and not watched
+def sum_of(weight: Tensor) -> Tensor | None:
+    """What the backward in progress may add to a weight's gradient in; None if it must be handed to autograd."""
+    sums = _SUMS.get()
+    if sums is None or not weight.is_leaf or weight._backward_hooks:
+        return None
+    watching = len(getattr(weight, "_post_accumulate_grad_hooks", None) or ())
+    if weight in sums:
+        return sums.of(weight) if watching <= 1 else None  # one hook is the sums' own
+    kept = None if watching else weight.grad
+    return None if kept is None or kept.is_sparse else kept
 
 
 def add_product(weight: Tensor, slope: Tensor, x: Tensor, factor: float = 1.0) -> Tensor | None:
     """factor · slope^T x, slope [n,N] and x [n,K]; or None where it was added to the weight's gradient [N,K]."""
-    if adds_to(weight, slope):
-        weight.grad.addmm_(slope.t(), x, alpha=factor)  # pyright: ignore[reportOptionalMemberAccess]
+    if (whole := sum_of(weight)) is not None:
+        add_in_blocks(whole, slope, x, factor)
         return None
     product = slope.t() @ x
     return product if factor == 1.0 else product.mul_(factor)
 
 
+def add_in_blocks(whole: Tensor, slope: Tensor, x: Tensor, factor: float = 1.0, *, first: bool = False) -> None:
+    """Add factor · slope^T x to a sum [N,K], or overwrite it with that at `first`.
+
+    A sum of another type gets it block by block, each block rounded to the product's type.
+    """
+    if whole.dtype == slope.dtype == x.dtype:
+        whole.addmm_(slope.t(), x, alpha=factor, beta=0 if first else 1)
+        return
+    rows = max(1, BLOCK // x.shape[-1])
+    for start in range(0, len(whole), rows):
+        block = slice(start, start + rows)
+        product = slope[:, block].t() @ x
+        if first:
+            whole[block].zero_()
+        whole[block].add_(product, alpha=factor)
+
+
 def add(weight: Tensor, gradient: Tensor, factor: float) -> Tensor | None:
     """factor · gradient, overwritten, in the weight's type; or None where it was added to the weight's gradient."""
-    if adds_to(weight, gradient):
-        weight.grad.add_(gradient, alpha=factor)  # pyright: ignore[reportOptionalMemberAccess]
+    if (whole := sum_of(weight)) is not None:
+        whole.add_(gradient, alpha=factor)
         return None
     return gradient.mul_(factor).to(weight.dtype)
 
@@ -129,7 +191,7 @@ class _Lookup(torch.autograd.Function):
         ids, slope = ids.flatten(), outer[0].reshape(-1, weight.shape[-1])
         if ctx.padding is not None:
             slope = slope.masked_fill((ids == ctx.padding)[:, None], 0.0)
-        if not adds_to(weight, slope):
-            return None, torch.zeros_like(weight).index_add(0, ids, slope), None
-        weight.grad.index_add_(0, ids, slope)
+        if (whole := sum_of(weight)) is None:
+            return None, torch.zeros_like(weight).index_add_(0, ids, slope), None
+        whole.index_add_(0, ids, slope.to(whole.dtype))
         return None, None, None

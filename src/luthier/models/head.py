@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from luthier.errors import RecipeError
-from luthier.models.gradients import add, add_product, adds_to
+from luthier.models.gradients import add, add_in_blocks, add_product, sum_of
 
 CHUNK_BYTES = {"cpu": 48 * 2**20, "cuda": 512 * 2**20}
 """Size of one chunk's logits in the accumulation type. Smaller loses to overhead, larger to memory.
@@ -270,18 +270,18 @@ def _through_linear(head: Head, function: Any, piece: slice, hidden: Tensor) -> 
 def _add_to(gradients: Sequence[Tensor], slope: Tensor, hidden: Tensor, *, first: bool) -> None:
     """Add a chunk's share of the gradients of weight [V,D] and bias [V]; the first overwrites what is there."""
     for whole in gradients:
-        if whole.dim() == 2 and whole.dtype == slope.dtype == hidden.dtype:
-            whole.addmm_(slope.T, hidden, beta=0 if first else 1)
-            continue
-        found = slope.sum(0) if whole.dim() == 1 else slope.T @ hidden
-        whole.copy_(found) if first else whole.add_(found)
+        if whole.dim() == 2:
+            add_in_blocks(whole, slope, hidden, first=first)
+        else:
+            found = slope.sum(0)
+            whole.copy_(found) if first else whole.add_(found)
 
 
 def _of_slopes(parameter: Tensor, slopes: Sequence[Tensor], hidden: Tensor, factor: float) -> Tensor | None:
     """A weight's or bias's gradient times the factor, or None where it was added to the one that the parameter has."""
     if parameter.dim() == 1:
         return add(parameter, torch.stack([slope.sum(0) for slope in slopes]).sum(0), factor)
-    if not adds_to(parameter, hidden):
+    if sum_of(parameter) is None:
         slopes = [torch.cat(list(slopes))]
     parts = hidden.split([len(slope) for slope in slopes])
     return [add_product(parameter, slope, part, factor) for slope, part in zip(slopes, parts, strict=True)][-1]

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from luthier import parts
 from luthier.errors import ModelError, nearest
+from luthier.models.attention import use_short_rows
 from luthier.models.bundled import HUB_FILES, NAMES, bundled_path
 
 if TYPE_CHECKING:
@@ -210,7 +211,10 @@ def _load_weights(folder: Path, settings: ModelSettings, device: torch.device | 
             f"{folder} lacks the weight {missing[0]}{more}; it would start from random numbers.",
             "Is the download complete, and is it a causal language model?",
         )
-    return module.to(device)
+    module = module.to(device)
+    if settings.attention == "auto":
+        use_short_rows(module)
+    return module
 
 
 def _load_adapter(folder: Path, settings: ModelSettings, device: torch.device | str) -> Any:
@@ -222,7 +226,8 @@ def _load_adapter(folder: Path, settings: ModelSettings, device: torch.device | 
     base_folder = _local_folder(inner, revision, folder, settings.remote_code)
     module = _load_weights(base_folder, settings, device)
     with _as_model_error(folder):
-        return PeftModel.from_pretrained(module, str(folder), torch_device=str(device))
+        # The adapter computes in the model's type, as it did in training.
+        return PeftModel.from_pretrained(module, str(folder), torch_device=str(device), autocast_adapter_dtype=False)
 
 
 @contextmanager
