@@ -98,14 +98,14 @@ class _ShortRows(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         query, key, value, mask, seen = ctx.saved_tensors
         if seen is None:
             seen = _probabilities(query, key, mask, ctx.shapes[0][0])
         slope = outer[0].reshape(*query.shape[:2], -1)
         to_value = torch.bmm(seen.transpose(1, 2), slope)
         to_seen = torch.bmm(slope, value.transpose(1, 2))
-        to_scores = torch._softmax_backward_data(to_seen, seen, -1, seen.dtype)
+        to_scores = torch.ops.aten._softmax_backward_data(to_seen, seen, -1, seen.dtype)
         to_query = torch.bmm(to_scores, key).mul_(ctx.scale)
         to_key = torch.bmm(to_scores.transpose(1, 2), query)
         found = (one.view(shape) for one, shape in zip((to_query, to_key, to_value), ctx.shapes, strict=True))
