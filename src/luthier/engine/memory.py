@@ -20,17 +20,22 @@ from luthier.types import Row
 KEPT_BYTES = 512 * 2**20
 MMAP_THRESHOLD, TRIM_THRESHOLD, LARGEST_FAST = -3, -1, 1  # of mallopt, <malloc.h>
 SETTINGS = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES")
+PRODUCTS = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
 INNER_WIDTHS = ("intermediate_size", "n_inner", "ffn_dim", "ffn_hidden_size")
 
 
 def keep_freed() -> None:
-    """Let the C library keep up to KEPT_BYTES of freed memory for the tensors that come next; for the whole process.
+    """Let the C library keep up to KEPT_BYTES of freed memory for the tensors that come next, and oneDNN few kernels.
+
+    For the whole process, before the first product.
 
     glibc gives blocks of 32 MiB and more back at once, and the system hands out fresh pages that it clears one by one:
     for a chunk of logits that takes longer than an exponential of them. What is left over where a tensor is aligned
     joins its neighbours at once: kept for small blocks, it would leave every hole a little too small for the next
-    tensor. Settings of the user's are left alone, and other libraries are as they are.
+    tensor. oneDNN writes code for every shape of a product in bfloat16, 0.65 MiB of it, and keeps the last 1024: a
+    micro-batch has some thirty, which seldom come again. Settings of the user's are left alone.
     """
+    os.environ.setdefault(*PRODUCTS)
     library = ctypes.CDLL(None)
     if hasattr(library, "mallopt") and not any(name in os.environ for name in SETTINGS):
         library.mallopt(MMAP_THRESHOLD, 2**30)
@@ -168,6 +173,6 @@ def _head_bytes(module: nn.Module, tokens: int, narrow: int, full: bool) -> int:
     weight = module.get_output_embeddings().weight  # pyright: ignore
     vocabulary, width = weight.shape
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    chunk = min(chunk_bytes(device), tokens * vocabulary * 4)
+    chunk = min(chunk_bytes(device, narrow), tokens * vocabulary * 4)
     own = tokens * vocabulary * narrow if tokens <= width else weight.numel() * (4 + narrow)
     return chunk * 3 + chunk * narrow // 4 + (own if full else 0)

@@ -20,6 +20,9 @@ from luthier.models.gradients import add, add_in_blocks, add_product, sum_of
 CHUNK_BYTES = {"cpu": 48 * 2**20, "cuda": 512 * 2**20}
 """Size of one chunk's logits in the accumulation type. Smaller loses to overhead, larger to memory.
 
+Narrow logits on a processor come in half of it: they exist beside those in the accumulation type, and their products
+are so fast that it matters more whether a chunk finds its place in what was freed.
+
 On a GPU a chunk is some kernels, and the gradient of the output embedding is added to once a chunk: 48 MiB would be
 96 positions of 128,000 tokens. That size is reasoned, not measured.
 """
@@ -73,7 +76,8 @@ class Head:
         """Equal slices of the N positions whose logits take about CHUNK_BYTES each."""
         positions = len(hidden)
         vocabulary = vocabulary_of(self.output)
-        most = max(1, chunk_bytes(hidden.device) // (vocabulary * max(4, hidden.element_size())))
+        size = hidden.element_size()
+        most = max(1, chunk_bytes(hidden.device, size) // (vocabulary * max(4, size)))
         pieces = max(1, -(-positions // most))
         size = -(-positions // pieces) if positions else 1
         return [slice(start, min(start + size, positions)) for start in range(0, positions, size)]
@@ -96,8 +100,8 @@ class Head:
 
         An output embedding that is no plain linear layer is applied as a whole, and its logits are cut.
         """
-        output, size = self.output, vocabulary_of(self.output)
-        most = max(1, chunk_bytes(hidden.device) // (max(1, len(hidden)) * max(4, hidden.element_size())))
+        output, size, width = self.output, vocabulary_of(self.output), hidden.element_size()
+        most = max(1, chunk_bytes(hidden.device, width) // (max(1, len(hidden)) * max(4, width)))
         plain = output if type(output) is nn.Linear else None
         whole = self.logits(hidden) if plain is None else hidden
         for start in range(0, size, most):
@@ -145,9 +149,10 @@ class Head:
         return torch.cat(values) if values else hidden.sum(-1).float()
 
 
-def chunk_bytes(device: torch.device) -> int:
-    """CHUNK_BYTES of a kind of device; of one that is not named, the processor's."""
-    return CHUNK_BYTES.get(device.type, CHUNK_BYTES["cpu"])
+def chunk_bytes(device: torch.device, element_size: int) -> int:
+    """CHUNK_BYTES of a kind of device, of one that is not named the processor's, for logits of so many bytes."""
+    size = CHUNK_BYTES.get(device.type, CHUNK_BYTES["cpu"])
+    return size // 2 if element_size < 4 and device.type == "cpu" else size
 
 
 def vocabulary_of(output: nn.Module) -> int:
