@@ -16,6 +16,7 @@ from luthier.engine.distributed import World
 from luthier.engine.precision import Masters
 from luthier.errors import RunError
 from luthier.models.gradients import Sums, added_in_products, adding
+from luthier.models.lean import kept_lean
 from luthier.models.policy import Policy
 from luthier.objectives.base import Objective, Update, total_of
 from luthier.tuners.base import Tuner
@@ -79,7 +80,7 @@ def run_update(
     coupled = couple(policy, objective, update, world)
     if not math.isfinite(coupled):
         raise _not_finite("loss", _records(update), update, world)
-    with added_in_products(policy.module):
+    with added_in_products(policy.module), kept_lean(policy.module):
         loss = _backward_all(policy, objective, tuners, update, masters.sums, world)
     if world.rank == 0:  # gradients are summed over ranks: what belongs to no data is added once
         loss += coupled
