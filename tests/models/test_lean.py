@@ -37,7 +37,7 @@ def loss_and_gradients(model):
     return loss.detach(), {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
-@pytest.mark.parametrize(("dtype", "most"), [(torch.float32, 1e-5), (torch.float64, 1e-5), (torch.bfloat16, 0.03)])
+@pytest.mark.parametrize(("dtype", "most"), [(torch.float32, 1e-5), (torch.float64, 0.0), (torch.bfloat16, 0.03)])
 def test_the_forward_is_the_same_and_gradients_are_those_of_autograd(dtype, most):
     model = made(dtype)
     wanted, gradients = loss_and_gradients(model)
@@ -46,7 +46,7 @@ def test_the_forward_is_the_same_and_gradients_are_those_of_autograd(dtype, most
     assert torch.equal(found, wanted)
     for name, gradient in gradients.items():
         apart = torch.linalg.vector_norm(others[name] - gradient) / torch.linalg.vector_norm(gradient)
-        assert apart < most, name
+        assert apart <= most, name
 
 
 @pytest.mark.parametrize("kind", [LlamaRMSNorm, Qwen3RMSNorm])
@@ -104,13 +104,13 @@ def test_second_derivatives():
         slopes = torch.autograd.grad(loss, weights, create_graph=True)
         return torch.autograd.grad(sum(slope.square().sum() for slope in slopes), weights)
 
-    model = made(torch.float64, attn_implementation="eager")
+    model = made(torch.float32)
     model.set_attn_implementation("eager")
     wanted = second(model)
     with kept_lean(model):
         found = second(model)
     for one, other in zip(found, wanted, strict=True):
-        assert torch.allclose(one, other, rtol=1e-4, atol=1e-6 * float(other.abs().max()))
+        assert torch.allclose(one, other, rtol=1e-3, atol=1e-5 * float(other.abs().max()))
 
 
 def test_layers_that_compute_something_else_stay():

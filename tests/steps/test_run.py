@@ -20,6 +20,7 @@ from luthier.records import RunFolder, read_json, read_jsonl, write_json
 from luthier.steps import run_recipe
 from luthier.steps.check import check_recipe
 from luthier.steps.conformance import tiny_model
+from luthier.steps.evaluate import _recipe as recipe_of_evaluation
 from luthier.steps.evaluate import evaluate_model
 from luthier.steps.worker import main as worker_main
 from runs import recipe, run_recipe_until_killed, with_words
@@ -66,6 +67,7 @@ def test_eval_asks_a_run_s_model_as_the_run_did(data, monkeypatch):
     told = {line["id"]: line for line in read_jsonl(data / "run" / "evaluation.jsonl")}
     (data / "elsewhere").mkdir()
     monkeypatch.chdir(data / "elsewhere")
+    assert recipe_of_evaluation("../run", "../data.jsonl", None, []).settings.model.dtype == "float32"
     options = {"data": "../data.jsonl", "limit": None, "overrides": [], "console": Console(file=io.StringIO())}
     found = {item.id: item for item in evaluate_model("../run", metric=None, **options).items}
     assert len(told) == 16 and {found[name].score for name in told} == {0.5}

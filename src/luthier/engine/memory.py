@@ -15,6 +15,7 @@ from torch import nn
 
 from luthier.data.batches import atoms_of, positions
 from luthier.models.head import chunk_bytes
+from luthier.models.lean import form_of
 from luthier.types import Row
 
 KEPT_BYTES = 512 * 2**20
@@ -136,26 +137,27 @@ def estimate(
         weights=weights,
         optimizer=masters + moments,
         gradients=gradients,
-        activations=tokens * _activation_bytes(config, narrow, full, checkpointing),
+        activations=tokens * _activation_bytes(module, config, narrow, full, checkpointing),
         head=_head_bytes(module, tokens, narrow, full),
     )
 
 
-def _activation_bytes(config: Any, narrow: int, full: bool, checkpointing: bool) -> int:
+def _activation_bytes(module: nn.Module, config: Any, narrow: int, full: bool, checkpointing: bool) -> int:
     """Bytes kept per position for the backward of a pre-norm gated transformer.
 
-    Per layer: two norms (input and fp32 normalised copies), q, k, v before and after rotation, the
-    attention output, both residual sums, and four tensors of the gated MLP. With frozen linears their
-    inputs are still kept for the adapters.
+    Per layer: two norms (input and output; a plain one its fp32 copies too), q, k, v before and after rotation,
+    the attention output, both residual sums, and three tensors of the gated MLP (four of a plain one). With
+    frozen linears their inputs are still kept for the adapters.
     """
+    lean = not torch.cuda.is_available() and any(form_of(type(piece)) for piece in module.modules())
     width, inner = config.hidden_size, _inner_width(config)
     heads = getattr(config, "num_attention_heads", None) or 1
     head_width = getattr(config, "head_dim", None) or width // heads
     keys = (getattr(config, "num_key_value_heads", None) or heads) * head_width
     queries = heads * head_width
-    norms = 2 * (2 * narrow + 4) * width
+    norms = 2 * (2 * narrow + (0 if lean else 4)) * width
     attention = narrow * (3 * queries + 3 * keys + width)
-    mlp = narrow * (4 * inner + width)
+    mlp = narrow * ((3 if lean else 4) * inner + width)
     adapters = 0 if full else narrow * width
     layer = norms + attention + mlp + adapters
     layers = config.num_hidden_layers

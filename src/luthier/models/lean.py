@@ -17,8 +17,11 @@ from torch import Tensor, nn
 
 @contextmanager
 def kept_lean(module: nn.Module) -> Iterator[None]:
-    """Let the norms and gated layers of a module keep less; on processors only."""
-    chosen = [(piece, form) for piece in module.modules() if (form := form_of(type(piece))) and _on_processor(piece)]
+    """Let the norms and gated layers of a module keep less; on processors only, and in float32 or narrower.
+
+    Transformers' norms compute in float32, so in float64 their gradients would differ from autograd's by its digits.
+    """
+    chosen = [(piece, form) for piece in module.modules() if (form := form_of(type(piece))) and _suits(piece)]
     for piece, form in chosen:
         piece.__class__ = form
     try:
@@ -28,8 +31,8 @@ def kept_lean(module: nn.Module) -> Iterator[None]:
             piece.__class__ = form.__bases__[-1]
 
 
-def _on_processor(piece: nn.Module) -> bool:
-    return all(parameter.device.type == "cpu" for parameter in piece.parameters(recurse=False))
+def _suits(piece: nn.Module) -> bool:
+    return all(p.device.type == "cpu" and p.dtype != torch.float64 for p in piece.parameters())
 
 
 @cache
@@ -107,7 +110,8 @@ class _RootMeanSquare(torch.autograd.Function):
         along = (slope * straight).mean(-1, keepdim=True)
         if torch.is_grad_enabled():
             return ((slope - straight * along) * inverse).to(x.dtype), to_weight, None
-        return slope.addcmul_(straight, along, value=-1).mul_(inverse).to(x.dtype), to_weight, None
+        # No fused multiply and add: its vectors round otherwise than the rest of a row, and so would other splits.
+        return slope.sub_(straight.mul_(along)).mul_(inverse).to(x.dtype), to_weight, None
 
 
 class _SiluTimes(torch.autograd.Function):

@@ -112,6 +112,7 @@ def _recipe(model: str, data: str, metric: str | None, overrides: list[str]) -> 
         written, base = run.data, run.base
         content["data"] = {"train": _absolute(data), **{key: written["data"][key] for key in ("render", "targets")}}
         content |= {"generate": written["generate"], "seed": written["seed"]}
+        content["model"] = {**written["model"], "path": content["model"], "revision": None}
         content["train"] = {"precision": written["train"]["precision"]}
         content["evaluate"]["metric"] = metric or written["evaluate"]["metric"]
     return load_recipe(content, overrides=overrides, base=base)
