@@ -1,11 +1,12 @@
 """Master weights: fp32 beside bf16, gradients summed in fp32, steps as torch's own optimiser takes them."""
 
+import pytest
 import torch
 from torch import nn
 
 from luthier import parts
 from luthier.engine import precision
-from luthier.engine.precision import Masters
+from luthier.engine.precision import Masters, Rounding
 
 ADAMW = parts.build("optimizer", {"kind": "adamw", "lr": 0.01, "weight_decay": 0.1})
 
@@ -47,7 +48,49 @@ def test_bfloat16_moves_less_than_its_own_resolution_through_the_masters():
     moved = (masters.master["0.weight"].detach() - start).abs()
     assert masters.master["0.weight"].dtype == torch.float32
     assert 0 < float(moved.max()) < 1e-4
-    assert torch.equal(net[0].weight, masters.master["0.weight"].bfloat16())
+    apart = (net[0].weight.float() - masters.master["0.weight"].detach()).abs()
+    assert bool((apart <= start.abs() * 2**-7).all())  # one of bfloat16's two neighbours
+
+
+def test_a_step_far_below_bfloat16s_resolution_moves_the_model_on_average_as_in_float32():
+    net = nn.Linear(256, 256, bias=False).bfloat16()
+    nn.init.constant_(net.weight, 0.1)
+    masters = Masters(net.named_parameters(), parts.build("optimizer", {"kind": "adamw", "lr": 1e-5}))
+    start = net.weight.detach().float().mean()
+    masters.accumulate(several=False)
+    net.weight.grad = torch.ones_like(net.weight)
+    masters.step([1.0], 1.0)
+    resolution, chance = 2**-11, 1e-5 * 2**11  # of bfloat16 at 0.1
+    error = resolution * (chance * (1 - chance) / net.weight.numel()) ** 0.5
+    assert abs(float(net.weight.detach().float().mean() - start) + 1e-5) < 4 * error < 2e-6
+    assert set(net.weight.detach().float().sub(start).unique().tolist()) == {0.0, -resolution}
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_rounding_has_the_value_as_its_mean(sign, monkeypatch):
+    monkeypatch.setattr(precision, "DRAWN", 1000)
+    wide = torch.full((200, 100), sign * (1 + 0.3 * 2**-7))
+    found = torch.empty(200, 100, dtype=torch.bfloat16)
+    Rounding(3).round(wide, found)
+    assert set(found.float().unique().tolist()) == {sign * 1.0, sign * (1 + 2**-7)}
+    monkeypatch.setattr(precision, "DRAWN", 20_000)
+    Rounding(3).round(wide, found)
+    assert abs(float(found.double().mean()) - float(wide[0, 0])) < 4 * 2**-7 * (0.21 / 20_000) ** 0.5
+
+
+def test_rounding_leaves_what_bfloat16_holds_and_takes_any_layout():
+    held = torch.randn(6, 4).bfloat16()
+    found = torch.empty(4, 6, dtype=torch.bfloat16).T
+    Rounding(1).round(held.float(), found)
+    assert torch.equal(found, held)
+    wide = torch.randn(6, 4)
+    flat = torch.empty(6, 4, dtype=torch.bfloat16)
+    Rounding(1).round(wide, flat)
+    Rounding(1).round(wide, found)
+    assert torch.equal(found, flat)
+    again = torch.empty(6, 4, dtype=torch.bfloat16)
+    Rounding(2).round(wide, again)
+    assert not torch.equal(again, flat)
 
 
 def test_several_bfloat16_gradients_are_summed_in_float32():
@@ -71,6 +114,8 @@ def test_state_goes_round(tmp_path):
         parameter.grad = torch.ones_like(parameter)
     one.step([1.0], 1.0)
     other.load(one.state())
+    assert all(torch.equal(one.compute[name], other.compute[name]) for name in one.compute)
+    assert any(not torch.equal(p, one.master[name].bfloat16()) for name, p in one.compute.items())
     for masters in (one, other):
         for parameter in masters.compute.values():
             parameter.grad = torch.full_like(parameter, 0.5)

@@ -1,6 +1,8 @@
 """Master weights: the model computes in bf16 where that is fast, the optimiser moves fp32 copies.
 
-Gradients of several micro-batches are summed in the masters' type as they appear, each low-precision
+The model gets them rounded at random, up or down by how near each neighbour is. Rounded to the nearest, a weight of
+0.1 that starts on bf16's grid would not move before its master has gone 2.4e-4: a dozen updates at 2e-5 change
+nothing. Gradients of several micro-batches are summed in the masters' type as they appear, each low-precision
 gradient being freed at once; the step runs bucket by bucket, so that no second full-size gradient exists.
 """
 
@@ -17,6 +19,8 @@ from luthier.engine.distributed import World
 from luthier.models.gradients import Sums
 
 BUCKET_BYTES = 64 * 2**20
+DRAWN = 2**20
+"""Random numbers of one rounding; weights so far apart share one."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,7 @@ class Masters:
         self.compute = {name: p for group in self.groups for name, p in group.parameters.items()}
         self.master = {name: _master(p) for name, p in self.compute.items()}
         self.sums = Sums()
+        self.roundings = 0
         self._hooks: list[Any] = []
         rules = {name: (own or {}).get(name, optimizer) for name in self.master}
         self.buckets = [
@@ -132,6 +137,8 @@ class Masters:
             scales: of each group's gradient.
             factor: of the optimiser's learning rate, on top of each group's own.
         """
+        self.roundings += 1
+        rounding = Rounding(self.roundings)
         for names, optimizer, group in self.buckets:
             scale, rate = scales[group], factor * self.groups[group].rate
             for name in names:
@@ -147,7 +154,7 @@ class Masters:
                 self.compute[name].grad = None
                 self.sums.forget(self.compute[name])
                 if self._narrow(name):
-                    self.compute[name].copy_(self.master[name])
+                    rounding.round(self.master[name], self.compute[name])
 
     def clear(self) -> None:
         """Forget all gradients."""
@@ -158,6 +165,7 @@ class Masters:
     def state(self) -> dict[str, Tensor]:
         """Masters and optimiser state as named tensors."""
         tensors = {f"master/{name}": master.detach() for name, master in self.master.items()}
+        tensors["roundings"] = torch.tensor(self.roundings)
         for names, optimizer, _ in self.buckets:
             for name in names:
                 for key, value in optimizer.state.get(self.master[name], {}).items():
@@ -167,17 +175,53 @@ class Masters:
     @torch.no_grad()
     def load(self, tensors: dict[str, Tensor]) -> None:
         """Put back what `state` gave, bit for bit."""
+        self.roundings = int(tensors.get("roundings", 0))
+        rounding = Rounding(self.roundings)
         for names, optimizer, _ in self.buckets:
             for name in names:
                 master = self.master[name]
                 master.copy_(tensors[f"master/{name}"])
                 if self._narrow(name):
-                    self.compute[name].copy_(master)
+                    rounding.round(master, self.compute[name])
                 for label, value in tensors.items():
                     if label.startswith("optimizer/") and label.endswith(f"/{name}"):
                         key = label.split("/")[1]
                         if label == f"optimizer/{key}/{name}":
                             optimizer.state[master][key] = value.to(master.device).clone()
+
+
+class Rounding:
+    """From float32 to bfloat16 at random, so that the expected value is that in float32: the same for the same index.
+
+    Weights are to be rounded in one order; what bfloat16 holds exactly stays. Other types round to the nearest.
+    """
+
+    def __init__(self, index: int):
+        self._index = index
+        self._drawn: Tensor | None = None
+        self._used = 0
+
+    def round(self, wide: Tensor, narrow: Tensor) -> None:
+        """Overwrite `narrow` with `wide`, of the same shape."""
+        if narrow.dtype != torch.bfloat16 or wide.dtype != torch.float32:
+            narrow.copy_(wide)
+            return
+        if self._drawn is None:
+            generator = torch.Generator().manual_seed(self._index)
+            self._drawn = torch.randint(0, 2**16, (DRAWN,), dtype=torch.int32, generator=generator)
+        self._drawn = self._drawn.to(wide.device)
+        source, target = wide.detach().reshape(-1), narrow.detach().reshape(-1)
+        start = 0
+        while start < len(source):
+            piece = slice(start, min(len(source), start + DRAWN - self._used))
+            drawn = self._drawn[self._used : self._used + piece.stop - start]
+            # A carry out of the 16 bits that bfloat16 drops is a step to the next value; the rest is cut off.
+            bits = (source[piece].view(torch.int32) + drawn).bitwise_and_(-(2**16))
+            target[piece] = bits.view(torch.float32)
+            self._used = (self._used + len(drawn)) % DRAWN
+            start = piece.stop
+        if target.data_ptr() != narrow.data_ptr():
+            narrow.copy_(target.view(narrow.shape))
 
 
 def _master(parameter: nn.Parameter) -> nn.Parameter:
