@@ -21,7 +21,7 @@ from luthier.types import Row
 KEPT_BYTES = 512 * 2**20
 MMAP_THRESHOLD, TRIM_THRESHOLD, LARGEST_FAST = -3, -1, 1  # of mallopt, <malloc.h>
 SETTINGS = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES")
-PRODUCTS = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
+PRODUCTS = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "64", "LRU_CACHE_CAPACITY": "64"}  # oneDNN's own and torch's above it
 INNER_WIDTHS = ("intermediate_size", "n_inner", "ffn_dim", "ffn_hidden_size")
 
 
@@ -36,7 +36,8 @@ def keep_freed() -> None:
     tensor. oneDNN writes code for every shape of a product in bfloat16, 0.65 MiB of it, and keeps the last 1024: a
     micro-batch has some thirty, which seldom come again. Settings of the user's are left alone.
     """
-    os.environ.setdefault(*PRODUCTS)
+    for name, capacity in PRODUCTS.items():
+        os.environ.setdefault(name, capacity)
     library = ctypes.CDLL(None)
     if hasattr(library, "mallopt") and not any(name in os.environ for name in SETTINGS):
         library.mallopt(MMAP_THRESHOLD, 2**30)
