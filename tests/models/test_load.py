@@ -1,5 +1,7 @@
 import json
 import shutil
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -110,6 +112,11 @@ def test_the_weights_id_follows_the_config(folder: Path):
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"rope_theta": 5000.0}))
     assert load_model(Settings("tiny"), folder.parent).weights_id != first
+
+
+def test_names_are_resolved_without_torch():
+    code = "import sys, luthier.models.load\nassert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_an_adapter_folder_loads_on_top_of_its_base(adapter: Path, folder: Path):

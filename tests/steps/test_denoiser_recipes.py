@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from luthier.compare import compare
 from luthier.errors import DataError, ModelError, RecipeError
 from luthier.recipe import load_recipe, stages_of
-from luthier.records import read_jsonl
+from luthier.records import read_jsonl, write_json
 from luthier.steps import run_recipe
 from luthier.steps.check import check_recipe
 from luthier.steps.denoisers import LEVELS
@@ -49,6 +49,13 @@ def flow(tmp_path_factory):
     """A run of flow with `explained` as its score, and its record."""
     folder = tmp_path_factory.mktemp("flow")
     return folder, run_recipe(recipe("reward=auto"), folder, [])
+
+
+def test_a_run_of_a_denoiser_made_from_a_config_is_told_who_evaluates_it(flow):
+    folder, _ = flow
+    write_json(folder / "lock.json", recipe("reward=auto").to_lock())
+    with pytest.raises(RecipeError, match="asks language models"):
+        evaluate_model(str(folder), data="x.jsonl", metric=None, limit=None, overrides=[], console=Console())
 
 
 def test_a_run_leaves_scores_pictures_and_a_model_that_diffusers_loads(flow):

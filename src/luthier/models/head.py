@@ -76,8 +76,8 @@ class Head:
         """Equal slices of the N positions whose logits take about CHUNK_BYTES each."""
         positions = len(hidden)
         vocabulary = vocabulary_of(self.output)
-        size = hidden.element_size()
-        most = max(1, chunk_bytes(hidden.device, size) // (vocabulary * max(4, size)))
+        width = hidden.element_size()
+        most = max(1, chunk_bytes(hidden.device, width) // (vocabulary * max(4, width)))
         pieces = max(1, -(-positions // most))
         size = -(-positions // pieces) if positions else 1
         return [slice(start, min(start + size, positions)) for start in range(0, positions, size)]

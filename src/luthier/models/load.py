@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from luthier import parts
 from luthier.errors import ModelError, nearest
-from luthier.models.attention import use_short_rows
 from luthier.models.bundled import HUB_FILES, NAMES, bundled_path
 
 if TYPE_CHECKING:
@@ -213,6 +212,8 @@ def _load_weights(folder: Path, settings: ModelSettings, device: torch.device | 
         )
     module = module.to(device)
     if settings.attention == "auto":
+        from luthier.models.attention import use_short_rows
+
         use_short_rows(module)
     return module
 

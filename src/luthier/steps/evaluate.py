@@ -11,6 +11,7 @@ from torch import nn
 
 from luthier.data.render import Renderer
 from luthier.data.sources import load_records
+from luthier.engine import memory
 from luthier.errors import RecipeError
 from luthier.evals.base import Evaluation
 from luthier.evals.evaluate import evaluate
@@ -75,6 +76,7 @@ def evaluate_model(
             "`luthier run` and `luthier compare` evaluate it: its recipe says on which data.",
         )
     refuse_others(settings.generate, recipe.base)
+    memory.keep_freed()
     device = find_device()
     typed = settings.model.model_copy(update={"dtype": compute_dtype(recipe, device)})
     loaded = load_model(typed, recipe.base, device)
@@ -112,7 +114,8 @@ def _recipe(model: str, data: str, metric: str | None, overrides: list[str]) -> 
         written, base = run.data, run.base
         content["data"] = {"train": _absolute(data), **{key: written["data"][key] for key in ("render", "targets")}}
         content |= {"generate": written["generate"], "seed": written["seed"]}
-        content["model"] = {**written["model"], "path": content["model"], "revision": None}
+        kept = {key: written["model"][key] for key in ("dtype", "attention", "remote_code")}
+        content["model"] = {"path": content["model"], **kept}
         content["train"] = {"precision": written["train"]["precision"]}
         content["evaluate"]["metric"] = metric or written["evaluate"]["metric"]
     return load_recipe(content, overrides=overrides, base=base)
