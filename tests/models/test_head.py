@@ -13,6 +13,7 @@ from luthier.models.head import Head, target_logprob
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch):
     monkeypatch.setitem(heads.CHUNK_BYTES, "cpu", 7 * 13 * 8)  # seven positions of a vocabulary of 13
+    monkeypatch.setattr(heads, "CACHED_BYTES", 4 * 13 * 8)  # four of them
 
 
 def setup(bias=False):
@@ -116,7 +117,7 @@ def test_map_equals_full_logits_and_keeps_the_graph():
 
 
 @pytest.mark.parametrize("hooked", [False, True])
-def test_map_of_a_frozen_head_asks_each_chunk_once(hooked):
+def test_map_of_a_frozen_head_asks_each_position_once(hooked):
     """Values of their own position alone: what follows can only scale the gradient, which is known at once."""
     output, hidden, targets = setup()
     output.requires_grad_(False)
@@ -132,7 +133,18 @@ def test_map_of_a_frozen_head_asks_each_chunk_once(hooked):
     mapped = Head(output).map(hidden, value)
     assert torch.allclose(full, mapped, rtol=1e-12)
     (wanted,), (found,) = gradients(full.exp().prod(), hidden), gradients(mapped.exp().prod(), hidden)
-    assert torch.allclose(wanted, found, rtol=1e-10, atol=1e-15) and asked == Head(output).chunks(hidden)
+    assert torch.allclose(wanted, found, rtol=1e-10, atol=1e-15)
+    assert [i for piece in asked for i in range(piece.start, piece.stop)] == list(range(17))
+
+
+def test_values_may_be_views_of_the_logits():
+    """The logits are overwritten by their gradient, block by block; what the function returned must outlive that."""
+    output, hidden, _ = setup()
+    full = output(hidden)[:, 3]
+    found = Head(output).sum(hidden, lambda s, z: z[:, 3])
+    assert torch.allclose(found, full.sum(), rtol=1e-12)
+    wanted = gradients(full.sum(), hidden, output.weight)
+    assert all(torch.allclose(a, b) for a, b in zip(wanted, gradients(found, hidden, output.weight), strict=True))
 
 
 def test_frozen_head_gives_only_the_hidden_gradient():

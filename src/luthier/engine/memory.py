@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from luthier.data.batches import atoms_of, positions
-from luthier.models.head import chunk_bytes
+from luthier.models.head import CACHED_BYTES, chunk_bytes
 from luthier.models.lean import form_of
 from luthier.types import Row
 
@@ -172,10 +172,14 @@ def _inner_width(config: Any) -> int:
 
 
 def _head_bytes(module: nn.Module, tokens: int, narrow: int, full: bool) -> int:
-    """A chunk's logits, their fp32 copy and gradients; and the output embedding's own, or the slopes that make it."""
+    """Logits of a chunk, their fp32 copy and gradients as far as they are made at once, and the output embedding's own.
+
+    Its own is the gradient, or the slopes that make it.
+    """
     weight = module.get_output_embeddings().weight  # pyright: ignore
     vocabulary, width = weight.shape
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    chunk = min(chunk_bytes(device, narrow), tokens * vocabulary * 4)
+    chunk = min(chunk_bytes(device), tokens * vocabulary * 4)
     own = tokens * vocabulary * narrow if tokens <= width else weight.numel() * (4 + narrow)
-    return chunk * 3 + chunk * narrow // 4 + (own if full else 0)
+    at_once = min(chunk, CACHED_BYTES) if device.type == "cpu" else chunk
+    return at_once * 3 + chunk * narrow // 4 + (own if full else 0)

@@ -112,7 +112,7 @@ class Masters:
         for name, parameter in self.compute.items():
             if self.gradient(name) is None:
                 if parameter in self.sums:
-                    self.sums.of(parameter)
+                    self.sums.start(parameter).zero_()
                 else:
                     parameter.grad = torch.zeros_like(parameter)
         world.sum_tensors(g for name in self.compute if (g := self.gradient(name)) is not None)

@@ -39,10 +39,9 @@ class Sums:
         """The sum so far, or None."""
         return self._sums.get(weight)
 
-    def of(self, weight: Tensor) -> Tensor:
-        """The sum to add to in place, zeros at first."""
-        if weight not in self._sums:
-            self._sums[weight] = torch.zeros_like(weight, dtype=self._types[weight])
+    def start(self, weight: Tensor) -> Tensor:
+        """The sum of a weight that has none, to be overwritten."""
+        self._sums[weight] = torch.empty_like(weight, dtype=self._types[weight])
         return self._sums[weight]
 
     def add(self, weight: Tensor, gradient: Tensor) -> None:
@@ -70,22 +69,32 @@ def adding(sums: Sums | None = None) -> Iterator[None]:
         _SUMS.reset(token)
 
 
-def sum_of(weight: Tensor) -> Tensor | None:
-    """What the backward in progress may add to a weight's gradient in; None if it must be handed to autograd."""
+def may_add(weight: Tensor) -> bool:
+    """Whether the backward in progress may add to what there is of a weight's gradient; else autograd must get it."""
     sums = _SUMS.get()
     if sums is None or not weight.is_leaf or weight._backward_hooks:
-        return None
+        return False
     watching = len(getattr(weight, "_post_accumulate_grad_hooks", None) or ())
     if weight in sums:
-        return sums.of(weight) if watching <= 1 else None  # one hook is the sums' own
-    kept = None if watching else weight.grad
-    return None if kept is None or kept.is_sparse else kept
+        return watching <= 1  # one hook is the sums' own
+    return not watching and weight.grad is not None and not weight.grad.is_sparse
+
+
+def sum_of(weight: Tensor) -> tuple[Tensor, bool]:
+    """What the backward in progress adds to in place, and whether that is to be overwritten: nothing was added yet."""
+    sums = _SUMS.get()
+    if sums is not None and weight in sums:
+        found = sums.get(weight)
+        return (sums.start(weight), True) if found is None else (found, False)
+    assert weight.grad is not None  # so says `may_add`
+    return weight.grad, False
 
 
 def add_product(weight: Tensor, slope: Tensor, x: Tensor, factor: float = 1.0) -> Tensor | None:
     """factor · slope^T x, slope [n,N] and x [n,K]; or None where it was added to the weight's gradient [N,K]."""
-    if (whole := sum_of(weight)) is not None:
-        add_in_blocks(whole, slope, x, factor)
+    if may_add(weight):
+        whole, first = sum_of(weight)
+        add_in_blocks(whole, slope, x, factor, first=first)
         return None
     product = slope.t() @ x
     return product if factor == 1.0 else product.mul_(factor)
@@ -101,19 +110,23 @@ def add_in_blocks(whole: Tensor, slope: Tensor, x: Tensor, factor: float = 1.0, 
         return
     rows = max(1, BLOCK // x.shape[-1])
     for start in range(0, len(whole), rows):
-        block = slice(start, start + rows)
-        product = slope[:, block].t() @ x
+        product, block = slope[:, start : start + rows].t() @ x, whole[start : start + rows]
         if first:
-            whole[block].zero_()
-        whole[block].add_(product, alpha=factor)
+            block.copy_(product).mul_(factor)
+        else:
+            block.add_(product, alpha=factor)
 
 
 def add(weight: Tensor, gradient: Tensor, factor: float) -> Tensor | None:
     """factor · gradient, overwritten, in the weight's type; or None where it was added to the weight's gradient."""
-    if (whole := sum_of(weight)) is not None:
+    if not may_add(weight):
+        return gradient.mul_(factor).to(weight.dtype)
+    whole, first = sum_of(weight)
+    if first:
+        torch.mul(gradient, factor, out=whole)
+    else:
         whole.add_(gradient, alpha=factor)
-        return None
-    return gradient.mul_(factor).to(weight.dtype)
+    return None
 
 
 @contextmanager
@@ -191,7 +204,10 @@ class _Lookup(torch.autograd.Function):
         ids, slope = ids.flatten(), outer[0].reshape(-1, weight.shape[-1])
         if ctx.padding is not None:
             slope = slope.masked_fill((ids == ctx.padding)[:, None], 0.0)
-        if (whole := sum_of(weight)) is None:
+        if not may_add(weight):
             return None, torch.zeros_like(weight).index_add_(0, ids, slope), None
+        whole, first = sum_of(weight)
+        if first:
+            whole.zero_()
         whole.index_add_(0, ids, slope.to(whole.dtype))
         return None, None, None

@@ -15,16 +15,19 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from luthier.errors import RecipeError
-from luthier.models.gradients import add, add_in_blocks, add_product, sum_of
+from luthier.models.gradients import add, add_in_blocks, add_product, may_add
 
 CHUNK_BYTES = {"cpu": 48 * 2**20, "cuda": 512 * 2**20}
 """Size of one chunk's logits in the accumulation type. Smaller loses to overhead, larger to memory.
 
-Narrow logits on a processor come in half of it: they exist beside those in the accumulation type, and their products
-are so fast that it matters more whether a chunk finds its place in what was freed.
-
 On a GPU a chunk is some kernels, and the gradient of the output embedding is added to once a chunk: 48 MiB would be
 96 positions of 128,000 tokens. That size is reasoned, not measured.
+"""
+CACHED_BYTES = 4 * 2**20
+"""On a processor a chunk's logits go through the function in blocks of rows of this size in the accumulation type.
+
+What the function makes of a block is then still in the cache, and nothing but the logits, overwritten by their
+gradient, has the size of a chunk.
 """
 COLUMNS, LARGE = 1024, 8192
 """On a processor a LARGE vocabulary's logits are made by products of so many tokens each, where there are several
@@ -76,8 +79,7 @@ class Head:
         """Equal slices of the N positions whose logits take about CHUNK_BYTES each."""
         positions = len(hidden)
         vocabulary = vocabulary_of(self.output)
-        width = hidden.element_size()
-        most = max(1, chunk_bytes(hidden.device, width) // (vocabulary * max(4, width)))
+        most = max(1, chunk_bytes(hidden.device) // (vocabulary * max(4, hidden.element_size())))
         pieces = max(1, -(-positions // most))
         size = -(-positions // pieces) if positions else 1
         return [slice(start, min(start + size, positions)) for start in range(0, positions, size)]
@@ -100,8 +102,8 @@ class Head:
 
         An output embedding that is no plain linear layer is applied as a whole, and its logits are cut.
         """
-        output, size, width = self.output, vocabulary_of(self.output), hidden.element_size()
-        most = max(1, chunk_bytes(hidden.device, width) // (max(1, len(hidden)) * max(4, width)))
+        output, size = self.output, vocabulary_of(self.output)
+        most = max(1, chunk_bytes(hidden.device) // (max(1, len(hidden)) * max(4, hidden.element_size())))
         plain = output if type(output) is nn.Linear else None
         whole = self.logits(hidden) if plain is None else hidden
         for start in range(0, size, most):
@@ -149,10 +151,9 @@ class Head:
         return torch.cat(values) if values else hidden.sum(-1).float()
 
 
-def chunk_bytes(device: torch.device, element_size: int) -> int:
-    """CHUNK_BYTES of a kind of device, of one that is not named the processor's, for logits of so many bytes."""
-    size = CHUNK_BYTES.get(device.type, CHUNK_BYTES["cpu"])
-    return size // 2 if element_size < 4 and device.type == "cpu" else size
+def chunk_bytes(device: torch.device) -> int:
+    """CHUNK_BYTES of a kind of device, of one that is not named the processor's."""
+    return CHUNK_BYTES.get(device.type, CHUNK_BYTES["cpu"])
 
 
 def vocabulary_of(output: nn.Module) -> int:
@@ -265,11 +266,23 @@ def _through_module(
 
 def _through_linear(head: Head, function: Any, piece: slice, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Values [n] of one chunk of a plain linear layer, and the gradients of their sum to `hidden` and logits [n,V]."""
-    raw = head.product(hidden).requires_grad_()
-    with torch.enable_grad():
-        values = function(piece, head.shaped(raw))
-        (slope,) = torch.autograd.grad(values.sum(), [raw], materialize_grads=True)
-    return values.detach(), slope @ head.output.weight, slope  # pyright: ignore[reportOperatorIssue]
+    raw, values = head.product(hidden), []
+    for rows in _cached(raw):
+        block = raw[rows].requires_grad_()
+        with torch.enable_grad():
+            found = function(slice(piece.start + rows.start, piece.start + rows.stop), head.shaped(block))
+            (slope,) = torch.autograd.grad(found.sum(), [block], materialize_grads=True)
+        values.append(found.detach().clone())  # it may be a view of what is overwritten
+        block.detach().copy_(slope)
+    return torch.cat(values), raw @ head.output.weight, raw  # pyright: ignore[reportOperatorIssue]
+
+
+def _cached(logits: Tensor) -> list[slice]:
+    """Slices of the rows of logits [n,V]: of CACHED_BYTES each on a processor, one elsewhere."""
+    rows = len(logits)
+    if logits.device.type == "cpu":
+        rows = min(rows, max(1, CACHED_BYTES // (logits.shape[-1] * max(4, logits.element_size()))))
+    return [slice(start, min(start + rows, len(logits))) for start in range(0, len(logits), rows)]
 
 
 def _add_to(gradients: Sequence[Tensor], slope: Tensor, hidden: Tensor, *, first: bool) -> None:
@@ -286,27 +299,31 @@ def _of_slopes(parameter: Tensor, slopes: Sequence[Tensor], hidden: Tensor, fact
     """A weight's or bias's gradient times the factor, or None where it was added to the one that the parameter has."""
     if parameter.dim() == 1:
         return add(parameter, torch.stack([slope.sum(0) for slope in slopes]).sum(0), factor)
-    if sum_of(parameter) is None:
+    if not may_add(parameter):
         slopes = [torch.cat(list(slopes))]
     parts = hidden.split([len(slope) for slope in slopes])
     return [add_product(parameter, slope, part, factor) for slope, part in zip(slopes, parts, strict=True)][-1]
 
 
 class TargetLogProb(torch.autograd.Function):
-    """log softmax(logits)[target] with a backward that makes one [n,V] tensor instead of three."""
+    """log softmax(logits)[target] with a backward that makes one [n,V] tensor instead of three.
+
+    torch's softmax takes half as long as its logsumexp and leaves the backward no exponential to compute; the
+    normaliser follows from the largest logit, whose probability is 1 / Σ exp(logit - largest).
+    """
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, targets: Tensor) -> Tensor:
-        normaliser = torch.logsumexp(logits, dim=-1)
-        ctx.save_for_backward(logits, normaliser, targets)
+        probabilities = torch.softmax(logits, dim=-1)
+        normaliser = logits.amax(-1) - probabilities.amax(-1).log()
+        ctx.save_for_backward(probabilities, targets)
         return logits.gather(-1, targets[:, None])[:, 0] - normaliser
 
     @staticmethod
     def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor, None]:
-        logits, normaliser, targets = ctx.saved_tensors
-        gradient = torch.sub(logits, normaliser[:, None]).exp_().mul_(-outer[0][:, None])
-        gradient.scatter_add_(-1, targets[:, None], outer[0][:, None])
-        return gradient, None
+        probabilities, targets = ctx.saved_tensors
+        gradient = probabilities * -outer[0][:, None]
+        return gradient.scatter_add_(-1, targets[:, None], outer[0][:, None]), None
 
 
 def target_logprob(logits: Tensor, targets: Tensor) -> Tensor:
