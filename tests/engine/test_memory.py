@@ -4,12 +4,18 @@ import os
 import platform
 import subprocess
 import sys
+import weakref
+from types import SimpleNamespace
 
 import pytest
 import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from luthier import parts
 from luthier.engine import memory
+from luthier.models.gradients import adding
+from luthier.models.head import Head, target_logprob
 from luthier.steps.conformance import tiny_model, tiny_pairs, tiny_rows
 from luthier.tuners.base import Planning
 
@@ -127,3 +133,42 @@ def test_families_that_name_their_widths_otherwise():
         with torch.device("meta"):
             module = AutoModelForCausalLM.from_config(config).requires_grad_(True)
         assert estimate(module, 200).activations == 2 * estimate(module, 100).activations > 0
+
+
+class Alive(TorchDispatchMode):
+    """The most bytes of tensors made within it that were alive at once."""
+
+    def __init__(self, *before):
+        super().__init__()
+        self.bytes = self.most = 0
+        self.seen = weakref.WeakSet([tensor.untyped_storage() for tensor in before])
+
+    def __torch_dispatch__(self, function, types, given=(), named=None):
+        made = function(*given, **(named or {}))
+        for tensor in (one for one in torch.utils._pytree.tree_leaves(made) if isinstance(one, torch.Tensor)):
+            storage = tensor.untyped_storage()
+            if storage not in self.seen and storage.nbytes() >= 2**10:
+                self.seen.add(storage)
+                self.bytes += storage.nbytes()
+                weakref.finalize(storage, self.leave, storage.nbytes())
+        self.most = max(self.most, self.bytes)
+        return made
+
+    def leave(self, size):
+        self.bytes -= size
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("positions", [40, 2000])
+@pytest.mark.parametrize("way", ["sum", "map"])
+def test_the_heads_share_is_what_it_takes(way, positions, dtype):
+    """SmolLM2-135M's vocabulary; few positions keep their slopes, many the weight's gradient."""
+    output = nn.Linear(64, 49152, bias=False).to(dtype)
+    hidden = torch.randn(positions, 64).to(dtype).requires_grad_()
+    targets = torch.randint(0, 49152, (positions,))
+    module = SimpleNamespace(get_output_embeddings=lambda: output)
+    output.weight.grad = torch.zeros_like(output.weight)  # that of an earlier micro-batch
+    with Alive(output.weight, output.weight.grad) as alive, adding():
+        getattr(Head(output), way)(hidden, lambda s, z: -target_logprob(z, targets[s])).sum().backward()
+    estimate = memory._head_bytes(module, positions, dtype.itemsize, full=True)
+    assert 0.6 * estimate < alive.most < estimate

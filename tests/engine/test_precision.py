@@ -1,5 +1,7 @@
 """Master weights: fp32 beside bf16, gradients summed in fp32, steps as torch's own optimiser takes them."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import nn
@@ -7,6 +9,7 @@ from torch import nn
 from luthier import parts
 from luthier.engine import precision
 from luthier.engine.precision import Masters, Rounding
+from luthier.models.gradients import Sums
 
 ADAMW = parts.build("optimizer", {"kind": "adamw", "lr": 0.01, "weight_decay": 0.1})
 
@@ -105,6 +108,19 @@ def test_several_bfloat16_gradients_are_summed_in_float32():
         net(batch(step, torch.bfloat16)).square().sum().backward()
         assert net[0].weight.grad is None
     assert torch.equal(masters.gradient("0.weight"), single[0] + single[1] + single[2])
+
+
+@pytest.mark.parametrize("several", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_rank_without_rows_takes_part_with_zeros(dtype, several, monkeypatch):
+    start = Sums.start
+    monkeypatch.setattr(Sums, "start", lambda self, weight: start(self, weight).fill_(float("nan")))
+    net, sent = model(dtype), []
+    masters = Masters(net.named_parameters(), ADAMW)
+    masters.accumulate(several=several)
+    masters.reduce(SimpleNamespace(size=2, sum_tensors=lambda tensors: sent.extend(tensors)))
+    assert [one.shape for one in sent] == [p.shape for p in net.parameters()]
+    assert not any(one.any() for one in sent)
 
 
 def test_state_goes_round(tmp_path):

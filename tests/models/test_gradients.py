@@ -5,8 +5,12 @@ import torch
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from luthier import parts
+from luthier.engine.precision import Masters
 from luthier.models import gradients
-from luthier.models.gradients import added_in_products, adding
+from luthier.models import head as heads
+from luthier.models.gradients import Sums, added_in_products, adding
+from luthier.models.head import Head, target_logprob
 
 
 @pytest.fixture(autouse=True)
@@ -105,6 +109,18 @@ def test_a_weight_that_is_watched_gets_its_gradient_from_autograd():
     assert len(seen) == len(BATCHES)
 
 
+def test_a_narrow_weight_that_somebody_else_watches_too_gets_its_gradient_from_autograd():
+    net, seen = nn.ModuleList([nn.Embedding(7, 4), nn.Linear(4, 5, bias=False)]).bfloat16(), []
+    masters = Masters(net.named_parameters(), parts.build("optimizer", "adamw"))
+    net[1].weight.register_post_accumulate_grad_hook(lambda p: seen.append(p.grad.clone()))
+    masters.accumulate(several=True)
+    with added_in_products(net):
+        for ids in BATCHES:
+            with adding(masters.sums):
+                net[1](net[0](ids)).square().sum().backward()
+    assert len(seen) == len(BATCHES)
+
+
 def test_second_derivatives():
     module = Net()
     ids = BATCHES[0]
@@ -131,3 +147,39 @@ def test_small_layers_stay(monkeypatch):
     module = Net()
     with added_in_products(module):
         assert type(module.first) is nn.Linear and type(module.embedding) is not nn.Embedding
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("first", [0, 5, 40])
+def test_the_first_gradient_of_a_narrow_weight_overwrites_its_sum_and_the_others_add(first, tied, monkeypatch):
+    """Few positions keep the slopes of their logits, many the weight's gradient; the first may ask for no gradient."""
+    monkeypatch.setitem(heads.CHUNK_BYTES, "cpu", 7 * 13 * 4)  # seven positions of a vocabulary of 13
+    start = Sums.start
+    monkeypatch.setattr(Sums, "start", lambda self, weight: start(self, weight).fill_(float("nan")))
+    torch.manual_seed(0)
+    table, output = nn.Embedding(13, 16).bfloat16(), nn.Linear(16, 13).bfloat16()
+    if tied:
+        output.weight = table.weight
+    weights = list(dict.fromkeys([table.weight, output.weight, output.bias]))
+    sums, wanted = Sums(dict.fromkeys(weights, torch.float32)), dict.fromkeys(weights, 0.0)
+    for positions in (first, 5, 40):
+        ids, targets = torch.arange(positions) % 13, (torch.arange(positions) * 5) % 13
+        plain = -target_logprob(output(table(ids)).float(), targets).sum() / 3
+        for weight, gradient in zip(weights, torch.autograd.grad(plain, weights), strict=True):
+            wanted[weight] = wanted[weight] + gradient.float()
+        with added_in_products(nn.ModuleList([table])), adding(sums):
+            hidden = table(ids)
+            loss = Head(output).sum(hidden, lambda s, z, targets=targets: -target_logprob(z, targets[s])) / 3
+            loss.backward()
+    for weight in weights:
+        found = sums.get(weight)
+        assert found.dtype == torch.float32 and weight.grad is None
+        assert torch.allclose(found, wanted[weight], rtol=0, atol=0.02 * float(wanted[weight].abs().max()))
+
+
+def test_the_first_gradient_in_a_sum_of_another_type_is_not_rounded_to_the_weights_type():
+    weight = nn.Parameter(torch.zeros(3, dtype=torch.bfloat16))
+    sums, gradient = Sums({weight: torch.float32}), torch.tensor([1.0, 1.5, 3.0], dtype=torch.bfloat16)
+    with adding(sums):
+        assert gradients.add(weight, gradient.clone(), 1 / 3) is None
+    assert torch.equal(sums.get(weight), gradient.float() * (1 / 3))

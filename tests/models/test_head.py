@@ -1,5 +1,7 @@
 """The head against plain full logits."""
 
+import weakref
+
 import pytest
 import torch
 from torch import nn
@@ -116,6 +118,90 @@ def test_map_equals_full_logits_and_keeps_the_graph():
         assert torch.allclose(one, other, rtol=1e-10, atol=1e-15)
 
 
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("positions", [0, 5, 17, 40])
+def test_gradients_of_a_trained_heads_map_are_added_to_what_is_there(bias, positions):
+    """Few positions keep the slopes of their logits, many the weight's gradient."""
+    torch.manual_seed(0)
+    output = nn.Linear(16, 13, bias=bias).double()
+    hidden = torch.randn(positions, 16, dtype=torch.float64, requires_grad=True)
+    targets, found = torch.randint(0, 13, (positions,)), {}
+    for way in ("full", "chunked"):
+        output.zero_grad()
+        hidden.grad, asked = None, []
+
+        def value(piece, logits, asked=asked):
+            asked.append(piece)
+            return target_logprob(logits, targets[piece])
+
+        for factor in (3.0, 0.5):
+            values = target_logprob(output(hidden), targets) if way == "full" else Head(output).map(hidden, value)
+            before = output.weight.grad
+            with adding():
+                (factor * values.exp().square().sum()).backward()
+            if way == "chunked" and before is not None:
+                assert output.weight.grad is before
+        found[way] = [values.detach(), hidden.grad, *(p.grad.clone() for p in output.parameters())]
+    for one, other in zip(found["full"], found["chunked"], strict=True):
+        assert torch.allclose(one, other, rtol=1e-10, atol=1e-13) and (not positions or one.abs().sum() > 0)
+    assert sorted(i for piece in asked for i in range(piece.start, piece.stop)) == sorted([*range(positions)] * 4)
+
+
+@pytest.mark.parametrize("way", ["sum", "map"])
+def test_a_second_derivative_is_refused(way):
+    output, hidden, targets = setup()
+    found = getattr(Head(output), way)(hidden, lambda s, z: -target_logprob(z, targets[s]))
+    (slope,) = torch.autograd.grad(found.square().sum(), [hidden], create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        slope.sum().backward()
+
+
+@pytest.mark.parametrize("trained", [True, False])
+@pytest.mark.parametrize("way", ["sum", "map"])
+def test_without_a_gradient_the_function_sees_blocks_too(way, trained):
+    """Nobody asks for one: gradients are off, or neither hidden states nor head are trained."""
+    output, hidden, _ = setup()
+    output.requires_grad_(trained)
+    rows = []
+
+    def value(piece, logits):
+        rows.append(len(logits))
+        return logits[:, 3]
+
+    with torch.set_grad_enabled(not trained):
+        found = getattr(Head(output), way)(hidden.detach(), value)
+    wanted = output(hidden)[:, 3]
+    assert torch.allclose(found, wanted.sum() if way == "sum" else wanted, rtol=1e-12) and not found.requires_grad
+    assert max(rows) == 4 and sum(rows) == 17
+
+
+def test_one_chunk_is_alive_at_a_time(monkeypatch):
+    """The logits of one chunk, or their slopes, are gone before the next one's are made."""
+    output, hidden, targets = setup()
+    alive, product = [], Head.product
+
+    def counted(head, part):
+        assert not [one for one in alive if one() is not None]
+        made = product(head, part)
+        alive.append(weakref.ref(made))
+        return made
+
+    monkeypatch.setattr(Head, "product", counted)
+    Head(output).sum(hidden, lambda s, z: -target_logprob(z, targets[s])).backward()
+    output.requires_grad_(False)
+    Head(output).map(hidden, lambda s, z: -target_logprob(z, targets[s])).sum().backward()
+    Head(output).map(hidden.detach(), lambda s, z: z[:, 3])
+    assert len(alive) == 9
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+def test_blocks_are_counted_in_the_accumulation_type(dtype):
+    output, hidden, _ = setup()
+    rows = []
+    Head(output.to(dtype)).sum(hidden.to(dtype), lambda s, z: rows.append(len(z)) or z[:, 3])
+    assert max(rows) == (4 if dtype == torch.float64 else 8)
+
+
 @pytest.mark.parametrize("hooked", [False, True])
 def test_map_of_a_frozen_head_asks_each_position_once(hooked):
     """Values of their own position alone: what follows can only scale the gradient, which is known at once."""
@@ -200,14 +286,27 @@ def test_sum_equals_torchs_linear_cross_entropy(bias, dtype, allowed):
         assert max(errors) <= allowed
 
 
-def test_map_of_a_frozen_head_refuses_what_one_gradient_per_position_cannot_say():
+@pytest.mark.parametrize("hooked", [False, True])
+@pytest.mark.parametrize("way", ["sum", "map"])
+def test_a_function_that_gives_other_shapes_is_refused(way, hooked):
+    output, hidden, _ = setup()
+    if hooked:
+        output.register_forward_hook(lambda _module, _inputs, logits: 2.0 * logits)
+    for gradient in (True, False):
+        with torch.set_grad_enabled(gradient):
+            with pytest.raises(RecipeError, match=r"returned \(\d, 2\); one value per position"):
+                getattr(Head(output), way)(hidden, lambda s, z: z[:, :2])
+            with pytest.raises(RecipeError, match=r"returned \(\); one value per position"):
+                getattr(Head(output), way)(hidden, lambda s, z: z.sum())
+
+
+@pytest.mark.parametrize("trained", [True, False])
+def test_map_refuses_what_one_gradient_per_position_cannot_say(trained):
     output, hidden, targets = setup()
-    output.requires_grad_(False)
-    with pytest.raises(RecipeError, match=r"returned \(\d, 2\); one value per position"):
-        Head(output).map(hidden, lambda s, z: z[:, :2])
+    output.requires_grad_(trained)
     factor = torch.tensor(2.0, dtype=torch.float64, requires_grad=True)
     with pytest.raises(RecipeError, match="reads a trained tensor"):
-        Head(output).map(hidden, lambda s, z: target_logprob(z, targets[s]) * (factor + 1.0))
+        Head(output).map(hidden, lambda s, z: target_logprob(z, targets[s]) * (factor + 1.0)).sum().backward()
 
 
 @pytest.mark.parametrize("bias", [False, True])

@@ -172,9 +172,10 @@ def _inner_width(config: Any) -> int:
 
 
 def _head_bytes(module: nn.Module, tokens: int, narrow: int, full: bool) -> int:
-    """Logits of a chunk, their fp32 copy and gradients as far as they are made at once, and the output embedding's own.
+    """Logits of a chunk; of what is made of them at once, logits, probabilities and gradient in float32; and `own`.
 
-    Its own is the gradient, or the slopes that make it.
+    `own`: the output embedding's gradient, or the slopes that make it. (One that is no plain linear layer, an adapter
+    on it for instance, takes three float32 copies of a chunk instead of a block.)
     """
     weight = module.get_output_embeddings().weight  # pyright: ignore
     vocabulary, width = weight.shape

@@ -81,12 +81,12 @@ def may_add(weight: Tensor) -> bool:
 
 
 def sum_of(weight: Tensor) -> tuple[Tensor, bool]:
-    """What the backward in progress adds to in place, and whether that is to be overwritten: nothing was added yet."""
+    """(the tensor to write to, whether it is fresh memory to be overwritten) of a weight that `may_add` allows."""
     sums = _SUMS.get()
     if sums is not None and weight in sums:
         found = sums.get(weight)
         return (sums.start(weight), True) if found is None else (found, False)
-    assert weight.grad is not None  # so says `may_add`
+    assert weight.grad is not None
     return weight.grad, False
 
 
@@ -118,12 +118,15 @@ def add_in_blocks(whole: Tensor, slope: Tensor, x: Tensor, factor: float = 1.0, 
 
 
 def add(weight: Tensor, gradient: Tensor, factor: float) -> Tensor | None:
-    """factor · gradient, overwritten, in the weight's type; or None where it was added to the weight's gradient."""
+    """factor · gradient in the weight's type; or None where it was added to the weight's gradient.
+
+    The gradient may be overwritten.
+    """
     if not may_add(weight):
         return gradient.mul_(factor).to(weight.dtype)
     whole, first = sum_of(weight)
     if first:
-        torch.mul(gradient, factor, out=whole)
+        whole.copy_(gradient).mul_(factor)
     else:
         whole.add_(gradient, alpha=factor)
     return None

@@ -1,7 +1,7 @@
 """The head: from hidden states to per-token values without ever holding [B,T,V].
 
 `Head.sum` computes the gradient chunk by chunk inside the forward, so no logits are kept;
-`Head.map` gives differentiable per-token values: so does it where the head is frozen, else it recomputes each chunk.
+`Head.map` gives differentiable per-token values: so does it where the head is frozen, else it makes the logits again.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 from luthier.errors import RecipeError
@@ -23,11 +24,12 @@ CHUNK_BYTES = {"cpu": 48 * 2**20, "cuda": 512 * 2**20}
 On a GPU a chunk is some kernels, and the gradient of the output embedding is added to once a chunk: 48 MiB would be
 96 positions of 128,000 tokens. That size is reasoned, not measured.
 """
-CACHED_BYTES = 4 * 2**20
+CACHED_BYTES = 8 * 2**20
 """On a processor a chunk's logits go through the function in blocks of rows of this size in the accumulation type.
 
 What the function makes of a block is then still in the cache, and nothing but the logits, overwritten by their
-gradient, has the size of a chunk.
+gradient, has the size of a chunk. Of 2 to 16 MiB all are as fast, but 8 where a reference's head is read for each.
+(An output embedding that is no plain linear layer is differentiated by autograd, a whole chunk at a time.)
 """
 COLUMNS, LARGE = 1024, 8192
 """On a processor a LARGE vocabulary's logits are made by products of so many tokens each, where there are several
@@ -117,42 +119,54 @@ class Head:
     def sum(self, hidden: Tensor, function: Callable[[slice, Tensor], Tensor]) -> Tensor:
         """Sum over all N positions of `function(slice, logits [n,V]) → [n]`, as a differentiable scalar.
 
-        Gradients with respect to `hidden` and the head's own parameters are computed here, chunk by
-        chunk, and scaled in the backward: one pass, no logits kept, no recomputation.
+        Gradients with respect to `hidden` and the head's own parameters are computed here, and scaled in the backward:
+        one pass, no logits kept, no recomputation. The function gets a few positions at a time; their logits are
+        overwritten once it has returned, so what it keeps of them it must clone.
         """
-        parameters = [p for p in self.output.parameters() if p.requires_grad]
-        if not torch.is_grad_enabled():
-            totals = [function(piece, self.logits(hidden[piece])).sum() for piece in self.chunks(hidden)]
-            return torch.stack(totals).sum() if totals else hidden.new_zeros(()).float()
+        parameters = self._asking(hidden)
+        if parameters is None:
+            return self._values(hidden, function).sum()
         return _ChunkedSum.apply(self, function, hidden, *parameters)
 
     def map(self, hidden: Tensor, function: Callable[[slice, Tensor], Tensor]) -> Tensor:
         """Differentiable values [N] of `function(slice, logits [n,V]) → [n]`, each of its own position's logits alone.
 
         The gradient of a position's value is a row [D] that what follows can only scale. Where the head is frozen it is
-        computed here, and nothing is computed again.
+        computed here, and nothing is computed again; else the backward calls the function again. Logits are overwritten
+        as in `sum`.
 
         Raises:
             RecipeError: the function gives other shapes, or reads a tensor that is trained itself.
         """
-        trained = any(p.requires_grad for p in self.output.parameters())
-        if torch.is_grad_enabled() and hidden.requires_grad and not trained and len(hidden):
-            return _ChunkedMap.apply(self, function, hidden)
+        parameters = self._asking(hidden)
+        if parameters is None:
+            return self._values(hidden, function)
+        if parameters and not self.plain:  # a module may draw random numbers, which torch's checkpoint draws again
+            whole = [checkpoint(self._piece, function, s, hidden[s], use_reentrant=False) for s in self.chunks(hidden)]
+            return torch.cat(whole) if whole else hidden.sum(-1).float()
+        return _ChunkedMap.apply(self, _alone(function), hidden, *parameters)
 
-        def piece_values(piece: slice, part: Tensor) -> Tensor:
-            return function(piece, self.logits(part))
+    def _asking(self, hidden: Tensor) -> list[nn.Parameter] | None:
+        """The head's parameters that ask for a gradient; None if nothing does."""
+        parameters = [p for p in self.output.parameters() if p.requires_grad]
+        return parameters if torch.is_grad_enabled() and (hidden.requires_grad or parameters) else None
 
-        values = [
-            checkpoint(piece_values, piece, hidden[piece], use_reentrant=False)
-            if torch.is_grad_enabled()
-            else piece_values(piece, hidden[piece])
-            for piece in self.chunks(hidden)
-        ]
-        return torch.cat(values) if values else hidden.sum(-1).float()
+    def _piece(self, function: Callable[[slice, Tensor], Tensor], piece: slice, hidden: Tensor) -> Tensor:
+        return _asked(function, piece, self.logits(hidden))
+
+    @torch.no_grad()
+    def _values(self, hidden: Tensor, function: Callable[[slice, Tensor], Tensor]) -> Tensor:
+        """Values [N] of the function, without gradient."""
+        values = [torch.zeros(0, dtype=_wide(hidden), device=hidden.device)]
+        for piece in self.chunks(hidden):
+            raw = self.product(hidden[piece])
+            values += [_asked(function, _within(piece, rows), self.shaped(raw[rows])).clone() for rows in _cached(raw)]
+            del raw  # before the next chunk's logits are made
+        return torch.cat(values)
 
 
 def chunk_bytes(device: torch.device) -> int:
-    """CHUNK_BYTES of a kind of device, of one that is not named the processor's."""
+    """CHUNK_BYTES of a device's kind; the processor's for a kind that is not listed."""
     return CHUNK_BYTES.get(device.type, CHUNK_BYTES["cpu"])
 
 
@@ -166,68 +180,95 @@ def vocabulary_of(output: nn.Module) -> int:
 class _ChunkedSum(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, head: Head, function: Any, hidden: Tensor, *parameters: Tensor) -> Tensor:
-        wide = torch.float64 if hidden.dtype == torch.float64 else torch.float32
-        total = torch.zeros((), dtype=wide, device=hidden.device)
-        hidden_gradient = torch.zeros_like(hidden)
-        overwritten = head.plain and len(hidden) > 0  # by the first chunk: zeros of this size take time
-        empty = torch.empty_like if overwritten else torch.zeros_like
-        # The slopes [N,V] of few positions take less than the weight's gradient [V,D], which the backward can add to.
-        ctx.late = overwritten and bool(parameters) and len(hidden) <= hidden.shape[-1]
-        gradients = [] if ctx.late else [empty(p, dtype=wide) for p in parameters]
-        for piece in head.chunks(hidden):
-            part = hidden[piece]
-            if head.plain:
-                values, hidden_gradient[piece], slope = _through_linear(head, function, piece, part)
-                if ctx.late:
-                    gradients.append(slope)
-                else:
-                    _add_to(gradients, slope, part, first=piece.start == 0)
-            else:
-                values, hidden_gradient[piece] = _through_module(head, function, piece, part, parameters, gradients)
-            total += values.sum()
-        ctx.save_for_backward(hidden_gradient, hidden, *gradients)
+        values, ctx.late, hidden_gradient, gradients = _differentiated(head, function, hidden, parameters)
+        ctx.save_for_backward(hidden, hidden_gradient, *gradients)
         ctx.parameters = parameters
-        return total
+        return values.sum()
 
     @staticmethod
-    def backward(ctx: Any, *outer: Tensor) -> tuple[Any, ...]:
-        hidden_gradient, hidden, *gradients = ctx.saved_tensors
+    @once_differentiable
+    def backward(ctx: Any, *outer: Tensor) -> tuple[Any, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        hidden, hidden_gradient, *gradients = ctx.saved_tensors
         factor = float(outer[0]) if ctx.parameters else 0.0
-        if ctx.late:
-            given = [_of_slopes(p, gradients, hidden, factor) for p in ctx.parameters]
-        else:
-            given = [add(p, g, factor) for p, g in zip(ctx.parameters, gradients, strict=True)]
+        given = _scaled(ctx.parameters, ctx.late, gradients, hidden, factor)
         return None, None, hidden_gradient * outer[0].to(hidden_gradient.dtype), *given
 
 
 class _ChunkedMap(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, head: Head, function: Any, hidden: Tensor) -> Tensor:
-        gradient, values = torch.empty_like(hidden), []
-        for piece in head.chunks(hidden):
-            if head.plain:
-                found, gradient[piece], _ = _through_linear(head, _checked(function), piece, hidden[piece])
-            else:
-                found, gradient[piece] = _through_module(head, _checked(function), piece, hidden[piece], (), ())
-            values.append(found)
-        ctx.save_for_backward(gradient)
-        return torch.cat(values)
+    def forward(ctx: Any, head: Head, function: Any, hidden: Tensor, *parameters: Tensor) -> Tensor:
+        ctx.head, ctx.function, ctx.parameters = head, function, parameters
+        if parameters:
+            ctx.save_for_backward(hidden)
+            return head._values(hidden, function)
+        values, _, hidden_gradient, _ = _differentiated(head, function, hidden, ())
+        ctx.save_for_backward(hidden_gradient)
+        return values
 
     @staticmethod
-    def backward(ctx: Any, *outer: Tensor) -> tuple[Any, ...]:
-        (gradient,) = ctx.saved_tensors
-        return None, None, gradient * outer[0][:, None].to(gradient.dtype)
+    @once_differentiable
+    def backward(ctx: Any, *outer: Tensor) -> tuple[Any, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        (kept,), (factors,) = ctx.saved_tensors, outer
+        if not ctx.parameters:
+            return None, None, kept * factors[:, None].to(kept.dtype)
+
+        def scaled(piece: slice, logits: Tensor) -> Tensor:
+            return ctx.function(piece, logits) * factors[piece]
+
+        _, late, hidden_gradient, gradients = _differentiated(ctx.head, scaled, kept, ctx.parameters)
+        return None, None, hidden_gradient, *_scaled(ctx.parameters, late, gradients, kept, 1.0)
 
 
-def _checked(function: Any) -> Callable[[slice, Tensor], Tensor]:
+def _differentiated(
+    head: Head, function: Any, hidden: Tensor, parameters: Sequence[Tensor]
+) -> tuple[Tensor, bool, Tensor, list[Tensor]]:
+    """Values [N], `late`, and the gradients of their sum to `hidden` [N,D] and, in a wide type, to the parameters.
+
+    `late`: instead of the latter, the slopes [n,V] of each chunk's logits, from which `_scaled` makes them. Those of
+    few positions take less than a weight's gradient [V,D], which the backward can add to.
+    """
+    values, hidden_gradient = [torch.zeros(0, dtype=_wide(hidden), device=hidden.device)], torch.zeros_like(hidden)
+    overwritten = head.plain and len(hidden) > 0  # by the first chunk: zeros of this size take time
+    empty = torch.empty_like if overwritten else torch.zeros_like
+    late = overwritten and bool(parameters) and len(hidden) <= hidden.shape[-1]
+    gradients = [] if late else [empty(p, dtype=_wide(hidden)) for p in parameters]
+    for piece in head.chunks(hidden):
+        part = hidden[piece]
+        if head.plain:
+            found, hidden_gradient[piece], slope = _through_linear(head, function, piece, part)
+            if late:
+                gradients.append(slope)
+            else:
+                _add_to(gradients, slope, part, first=piece.start == 0)
+            del slope  # before the next chunk's logits are made
+        else:
+            found, hidden_gradient[piece] = _through_module(head, function, piece, part, parameters, gradients)
+        values.append(found)
+    return torch.cat(values), late, hidden_gradient, gradients
+
+
+def _scaled(
+    parameters: Sequence[Tensor], late: bool, gradients: Sequence[Tensor], hidden: Tensor, factor: float
+) -> list[Tensor | None]:
+    """The gradients of `_differentiated`, times the factor, to the parameters; None where one was added to."""
+    if late:
+        return [_of_slopes(p, gradients, hidden, factor) for p in parameters]
+    return [add(p, g, factor) for p, g in zip(parameters, gradients, strict=True)]
+
+
+def _asked(function: Any, positions: slice, logits: Tensor) -> Tensor:
+    """The function's values [n]."""
+    values = function(positions, logits)
+    if values.shape != logits.shape[:1]:
+        raise RecipeError(f"A function of logits returned {tuple(values.shape)}; one value per position is needed.")
+    return values
+
+
+def _alone(function: Any) -> Callable[[slice, Tensor], Tensor]:
     """The function, refusing what a gradient per position cannot say."""
 
     def checked(piece: slice, logits: Tensor) -> Tensor:
         values = function(piece, logits)
-        if values.shape != logits.shape[:1]:
-            raise RecipeError(
-                f"A function of head.map returned {tuple(values.shape)}; one value per position is needed."
-            )
         if _trained_leaves(values) - _trained_leaves(logits):
             raise RecipeError("A function of head.map reads a trained tensor other than the logits: use it outside.")
         return values
@@ -257,7 +298,7 @@ def _through_module(
     """Values [n] of one chunk, and the gradient of their sum to `hidden`; that to the parameters is added to theirs."""
     with torch.enable_grad():
         part = hidden.detach().requires_grad_()
-        values = function(piece, head.logits(part))
+        values = _asked(function, piece, head.logits(part))
         slope, *rest = torch.autograd.grad(values.sum(), [part, *parameters], materialize_grads=True)
     for whole, one in zip(gradients, rest, strict=True):
         whole += one
@@ -270,11 +311,24 @@ def _through_linear(head: Head, function: Any, piece: slice, hidden: Tensor) -> 
     for rows in _cached(raw):
         block = raw[rows].requires_grad_()
         with torch.enable_grad():
-            found = function(slice(piece.start + rows.start, piece.start + rows.stop), head.shaped(block))
+            found = _asked(function, _within(piece, rows), head.shaped(block))
             (slope,) = torch.autograd.grad(found.sum(), [block], materialize_grads=True)
         values.append(found.detach().clone())  # it may be a view of what is overwritten
-        block.detach().copy_(slope)
+        if len(slope) == len(raw):
+            raw = slope
+        else:
+            block.detach().copy_(slope)
     return torch.cat(values), raw @ head.output.weight, raw  # pyright: ignore[reportOperatorIssue]
+
+
+def _wide(hidden: Tensor) -> torch.dtype:
+    """The accumulation type: float32 or wider."""
+    return torch.float64 if hidden.dtype == torch.float64 else torch.float32
+
+
+def _within(piece: slice, rows: slice) -> slice:
+    """Rows of a chunk as positions of the whole."""
+    return slice(piece.start + rows.start, piece.start + rows.stop)
 
 
 def _cached(logits: Tensor) -> list[slice]:
@@ -306,7 +360,7 @@ def _of_slopes(parameter: Tensor, slopes: Sequence[Tensor], hidden: Tensor, fact
 
 
 class TargetLogProb(torch.autograd.Function):
-    """log softmax(logits)[target] with a backward that makes one [n,V] tensor instead of three.
+    """log softmax(logits)[target]: the forward keeps one [n,V] tensor, the backward makes one instead of three.
 
     torch's softmax takes half as long as its logsumexp and leaves the backward no exponential to compute; the
     normaliser follows from the largest logit, whose probability is 1 / Σ exp(logit - largest).
