@@ -1,10 +1,15 @@
 """References of the model as training found it: read before training, or asked while it goes on."""
 
+import json
+import math
+
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from luthier.compare.results import _method_seconds
+from luthier.engine import score as scoring
+from luthier.engine import trainer as training
 from luthier.engine.states import States
 from luthier.errors import RecipeError
 from luthier.records import read_jsonl
@@ -45,6 +50,31 @@ def test_reference_logprobs_are_scored_before_training_and_cached(data):
     gaps = [line["gap"] for line in read_jsonl(data / "run" / "metrics.jsonl")]
     assert gaps[0] < 1e-3 < gaps[-1] and record["seconds"]["score"] > 0
     assert len(list((data / "run" / "shared" / "scores").glob("*.npz"))) == 1
+
+
+@pytest.mark.parametrize("layout", ["auto", "shared", "padded"])
+def test_a_reference_reads_pairs_in_the_layout_in_which_they_are_trained(data, layout, monkeypatch):
+    """In bfloat16 another layout rounds otherwise, as far as half a nat in an answer's sum."""
+    words = [f"{a}{b}{c}" for a in "abcd" for b in "fgh" for c in "kl"]
+    prompt = "Write this word with its letters in the opposite order, from the last one to the first: "
+    lines = [json.dumps({"prompt": prompt + w, "chosen": w[::-1], "rejected": w + w}) for w in words]
+    (data / "data.jsonl").write_text("\n".join(lines) + "\n")
+    read = {}
+    for room in (scoring, training):
+        monkeypatch.setattr(room, "micro_batches", seen_by(room.micro_batches, read.setdefault(room, [])))
+    run_recipe(
+        recipe(data, "train.objective=dpo", f"train.batch.layout={layout}", "budget.updates=1"), data / "run", []
+    )
+    assert abs(read_jsonl(data / "run" / "metrics.jsonl")[0]["loss"] - math.log(2)) < 1e-6
+    assert read[scoring][0] == read[training][0] == ("padded" if layout == "padded" else "shared")
+
+
+def seen_by(function, layouts):
+    def wrapped(rows, tokens, layout):
+        layouts.append(layout)
+        return function(rows, tokens, layout)
+
+    return wrapped
 
 
 @pytest.mark.parametrize(

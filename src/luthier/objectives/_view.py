@@ -49,7 +49,7 @@ class Whole:
 class TokenView:
     """One chunk of n target positions. All tensors are detached from nothing: losses differentiate `logits`."""
 
-    logits: Tensor  # [n,V], fp32 or wider
+    logits: Tensor  # [n,V], fp32 or wider; overwritten afterwards: what is kept of them must be cloned
     targets: Tensor  # [n]
     streams: dict[str, Tensor]  # token streams at the chunk's positions, [n]
     hidden_of: dict[str, Any]  # reference name → (reference, hidden [n,D])

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy
 from torch import Tensor, nn
 
+from luthier.data.batches import Layout
 from luthier.engine.score import Column, cached_column, column_key, score, with_column
 from luthier.engine.states import Recalled, States, state_bytes
 from luthier.errors import DataError, ModelError
@@ -148,14 +149,21 @@ def _initial_logprobs(run: Run, ground: LanguageGround, rows: Sequence[Row]) -> 
 
 def _logprobs(run: Run, ground: LanguageGround, rows: Sequence[Row], loaded: Loaded) -> Column:
     """Computed once per model and rows, then read from the cache that the runs of a comparison share."""
-    module = loaded.module
-    key = column_key(loaded.weights_id, str(next(module.parameters()).dtype), rows)
-    tokens = micro_tokens(run.recipe, module, ground.device)
+    policy = TokenPolicy(loaded.module)
+    layout = _layout(run.recipe, policy)
+    dtype = next(loaded.module.parameters()).dtype
+    key = column_key(loaded.weights_id, f"{dtype}/{layout}", rows)
+    tokens = micro_tokens(run.recipe, loaded.module, ground.device)
     file = run.shared / "scores" / f"{key}.npz"
+
+    def compute() -> Column:
+        return score(policy, rows, ["logprobs"], tokens, layout, run.phase("score", len(rows)))["logprobs"]
+
     with _once(run, file, file.is_file()):
-        return cached_column(
-            file,
-            lambda: score(TokenPolicy(module), rows, ["logprobs"], tokens, report=run.phase("score", len(rows)))[
-                "logprobs"
-            ],
-        )
+        return cached_column(file, compute)
+
+
+def _layout(recipe: Recipe, policy: TokenPolicy) -> Layout:
+    """Shared prompts where the training has them: in bfloat16 another layout rounds otherwise."""
+    wanted = recipe.settings.train.batch.layout
+    return "shared" if wanted in ("auto", "shared") and policy.can_share() else "padded"
