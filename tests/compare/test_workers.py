@@ -34,7 +34,8 @@ def when_training(folder, then):
     """Call `then` in a thread of its own once the run of this folder has done an update."""
 
     def wait():
-        while not (folder / "metrics.jsonl").is_file():
+        lines = folder / "metrics.jsonl"  # made when the run starts, written to at the first update
+        while not lines.is_file() or not lines.stat().st_size:
             time.sleep(0.02)
         then()
 
