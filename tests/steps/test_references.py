@@ -52,8 +52,16 @@ def test_reference_logprobs_are_scored_before_training_and_cached(data):
     assert len(list((data / "run" / "shared" / "scores").glob("*.npz"))) == 1
 
 
-@pytest.mark.parametrize("layout", ["auto", "shared", "padded"])
-def test_a_reference_reads_pairs_in_the_layout_in_which_they_are_trained(data, layout, monkeypatch):
+@pytest.mark.parametrize(
+    "changes, layout",
+    [
+        ([], "shared"),
+        (["train.batch.layout=packed"], "packed"),
+        (["train.batch.layout=padded"], "padded"),
+        (["train.tuner=loramoe"], "padded"),  # it looks at whole records
+    ],
+)
+def test_a_reference_reads_pairs_in_the_layout_in_which_they_are_trained(data, changes, layout, monkeypatch):
     """In bfloat16 another layout rounds otherwise, as far as half a nat in an answer's sum."""
     words = [f"{a}{b}{c}" for a in "abcd" for b in "fgh" for c in "kl"]
     prompt = "Write this word with its letters in the opposite order, from the last one to the first: "
@@ -66,7 +74,7 @@ def test_a_reference_reads_pairs_in_the_layout_in_which_they_are_trained(data, l
         recipe(data, "train.objective=dpo", f"train.batch.layout={layout}", "budget.updates=1"), data / "run", []
     )
     assert abs(read_jsonl(data / "run" / "metrics.jsonl")[0]["loss"] - math.log(2)) < 1e-6
-    assert read[scoring][0] == read[training][0] == ("padded" if layout == "padded" else "shared")
+    assert read[scoring][0] == read[training][0] == layout
 
 
 def seen_by(function, layouts):

@@ -17,28 +17,36 @@ from luthier.engine.states import Recalled, States, state_bytes
 from luthier.errors import DataError, ModelError
 from luthier.models.load import Loaded, load_model
 from luthier.models.policy import Reference, TokenPolicy
-from luthier.objectives.base import Objective, TokenObjective, members_of
+from luthier.objectives.base import Objective, TokenObjective, members_of, reads_of
 from luthier.recipe import Recipe
 from luthier.recipe.settings import Model as ModelSettings
 from luthier.records import read_json, write_json
 from luthier.steps.ground import budget_of, compute_dtype, micro_tokens, unknown_reference
 from luthier.steps.record import Run
+from luthier.tuners.base import Tuner
 from luthier.types import Record, Row, Stream
 
 if TYPE_CHECKING:
     from luthier.steps.language import LanguageGround
 
 
-def with_references(run: Run, ground: LanguageGround, rows: list[Row], reads: Sequence[str]) -> list[Row]:
+def with_references(
+    run: Run, ground: LanguageGround, rows: list[Row], objective: Objective, tuners: Sequence[Tuner]
+) -> list[Row]:
     """The rows with every `logprobs:<reference>` that the objective reads.
+
+    They are read in the layout in which these are trained: in bfloat16 another one rounds otherwise.
 
     Raises:
         RecipeError: the reference is not `initial`, the model as it is before training.
     """
-    names = [read for read in reads if read.startswith("logprobs:")]
+    names = [read for read in reads_of(objective) if read.startswith("logprobs:")]
     if unknown := [name for name in names if name != "logprobs:initial"]:
         raise unknown_reference(unknown[0].split(":")[1])
-    return with_column(rows, names[0], _initial_logprobs(run, ground, rows)) if names else rows
+    if not names:
+        return rows
+    layout = ground.layout(TokenPolicy(ground.loaded.module), [*members_of(objective), *tuners])
+    return with_column(rows, names[0], _logprobs(run, ground, rows, ground.loaded, layout))
 
 
 def with_fields(rows: list[Row], records: Mapping[str, Record], names: Sequence[str]) -> list[Row]:
@@ -65,13 +73,13 @@ def _with_field(row: Row, record: Record, name: str) -> Row:
 
 
 def logprobs_of(run: Run, ground: LanguageGround, rows: Sequence[Row], name: str) -> Column:
-    """Log-probabilities of the rows under a model: `initial`, or a model's name, folder or run folder.
+    """Log-probabilities of the rows, as selectors look at them: `initial`, or of a model by name, folder or run folder.
 
     Raises:
         ModelError: there is no such model, or its tokens are not those of the trained one.
     """
     if name == "initial":
-        return _initial_logprobs(run, ground, rows)
+        return _logprobs(run, ground, rows, ground.loaded, "padded")
     base = run.recipe.base
     path = str(Path(name) / "model") if (base / name / "model").is_dir() else name
     dtype = compute_dtype(run.recipe, ground.device)
@@ -82,7 +90,7 @@ def logprobs_of(run: Run, ground: LanguageGround, rows: Sequence[Row], name: str
             f"The reference {name} has another tokenizer than the model that is trained.",
             "Use a model of the same family: rows are scored as they are tokenised.",
         )
-    return _logprobs(run, ground, rows, loaded)
+    return _logprobs(run, ground, rows, loaded, "padded")
 
 
 RECALLED_BYTES = 4 * 2**30
@@ -143,14 +151,9 @@ def _once(run: Run, file: Path, known: bool) -> Iterator[None]:
     write_json(note, {"seconds": run.seconds["score"] - before})
 
 
-def _initial_logprobs(run: Run, ground: LanguageGround, rows: Sequence[Row]) -> Column:
-    return _logprobs(run, ground, rows, ground.loaded)
-
-
-def _logprobs(run: Run, ground: LanguageGround, rows: Sequence[Row], loaded: Loaded) -> Column:
+def _logprobs(run: Run, ground: LanguageGround, rows: Sequence[Row], loaded: Loaded, layout: Layout) -> Column:
     """Computed once per model and rows, then read from the cache that the runs of a comparison share."""
     policy = TokenPolicy(loaded.module)
-    layout = _layout(run.recipe, policy)
     dtype = next(loaded.module.parameters()).dtype
     key = column_key(loaded.weights_id, f"{dtype}/{layout}", rows)
     tokens = micro_tokens(run.recipe, loaded.module, ground.device)
@@ -161,9 +164,3 @@ def _logprobs(run: Run, ground: LanguageGround, rows: Sequence[Row], loaded: Loa
 
     with _once(run, file, file.is_file()):
         return cached_column(file, compute)
-
-
-def _layout(recipe: Recipe, policy: TokenPolicy) -> Layout:
-    """Shared prompts where the training has them: in bfloat16 another layout rounds otherwise."""
-    wanted = recipe.settings.train.batch.layout
-    return "shared" if wanted in ("auto", "shared") and policy.can_share() else "padded"

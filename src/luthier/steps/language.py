@@ -25,7 +25,7 @@ from luthier.evals.base import Evaluation
 from luthier.evals.evaluate import evaluate, perplexity, refuse_unscorable
 from luthier.models.load import folded, load_model
 from luthier.models.policy import PADDED, TokenPolicy
-from luthier.objectives.base import Objective, judgement_of, members_of, reads_of
+from luthier.objectives.base import Objective, judgement_of, members_of
 from luthier.recipe import Recipe
 from luthier.rollouts.base import build_chain
 from luthier.select.base import Selector
@@ -73,10 +73,11 @@ class LanguageGround(Ground):
         rows = training_rows(objective, self.prepared)
         if self.recipe.settings.rl is not None:
             return rows
-        rows = with_references(run, self, rows, reads_of(objective))
+        tuners = build_tuners(run.recipe)
+        rows = with_references(run, self, rows, objective, tuners)
         for read in selector.reads() if selector else ():
             rows = with_column(rows, read, logprobs_of(run, self, rows, read.split(":", 1)[1]))
-        names = [name for tuner in build_tuners(run.recipe) for name in tuner.fields]
+        names = [name for tuner in tuners for name in tuner.fields]
         return with_fields(rows, self.prepared.records, names)
 
     def source(
