@@ -46,12 +46,12 @@ format: setup  ## put the code into the project's form
 nano: setup  ## train our own tiny language model again and put its weights into the package
 	rm -rf build/nano
 	$(BIN)/luthier run nano --out build
-	$(BIN)/python -m luthier.models.install build/nano/1/model nano
+	$(BIN)/python -m luthier.models.loading.install build/nano/1/model nano
 
 nano-digits: setup  ## train our own tiny denoiser again and put its weights into the package
 	rm -rf build/nano-digits
 	$(BIN)/luthier run nano-digits --out build
-	$(BIN)/python -m luthier.models.install build/nano-digits/1/model nano-digits
+	$(BIN)/python -m luthier.models.loading.install build/nano-digits/1/model nano-digits
 
 support: setup  ## try what works with what and write docs/support.md again (some minutes)
 	OMP_NUM_THREADS=1 $(BIN)/python -m luthier.steps.support > docs/support.md.new

@@ -39,11 +39,11 @@ from luthier.engine import memory, precision, update
 from luthier.engine.budget import Budget
 from luthier.engine.source import Records
 from luthier.engine.trainer import Batching, Trainer
-from luthier.models.attention import use_short_rows
-from luthier.models.head import Head
-from luthier.models.load import fast_bfloat16
+from luthier.modalities.base import MICRO_TOKENS, tuned_policy
+from luthier.models.kernels.attention import use_short_rows
+from luthier.models.kernels.head import Head
+from luthier.models.loading.load import fast_bfloat16
 from luthier.models.policy import TokenPolicy
-from luthier.steps.ground import MICRO_TOKENS, tuned_policy
 from luthier.tuners.base import Planning
 from luthier.types import Row, Stream
 

@@ -22,7 +22,7 @@ import transformers
 
 from luthier import parts
 from luthier.data.render import Renderer
-from luthier.models.load import load_model
+from luthier.models.loading.load import load_model
 from luthier.recipe.settings import Model
 from luthier.sampling.native import NativeSampler
 from luthier.types import Request, Sampling

@@ -58,7 +58,7 @@ def child(objective_name: str, point: dict[str, int]) -> dict[str, float]:
     from luthier.engine.budget import Budget
     from luthier.engine.source import Records
     from luthier.engine.trainer import Batching, Trainer
-    from luthier.steps.ground import tuned_policy
+    from luthier.modalities.base import tuned_policy
     from luthier.tuners.base import Planning
     from luthier.types import Row, Stream
 
@@ -111,7 +111,7 @@ def set_up(records: int) -> dict[str, float]:
 
     from luthier.data.prepare import prepare
     from luthier.data.render import Renderer
-    from luthier.models.load import resolve_model
+    from luthier.models.loading.load import resolve_model
     from luthier.recipe import load_recipe
 
     draw = random.Random(0)

@@ -26,7 +26,7 @@ from beside_trl import BUILD, HERE, TRL, trl_environment
 
 from luthier import parts
 from luthier.data.render import Renderer
-from luthier.models.load import resolve_model
+from luthier.models.loading.load import resolve_model
 
 
 class Side:

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from turns import Turns
 
+from luthier.modalities.open import open_workspace
 from luthier.recipe import load_recipe
-from luthier.steps.record import Run
-from luthier.steps.stand import stand
+from luthier.runs.run import Run
 from luthier.steps.train import training
 
 
@@ -44,7 +44,7 @@ def main() -> None:
         if event.get("event") == "update":
             turns.done(length=event["length"], reward=event["reward"], loss=event["loss"])
 
-    trainer, _ = training(Run(recipe, Path(task["folder"])), stand(recipe, None), observe, lambda: False)
+    trainer, _ = training(Run(recipe, Path(task["folder"])), open_workspace(recipe, None), observe, lambda: False)
     turns.wait()
     trainer.train()
 

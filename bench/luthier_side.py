@@ -19,7 +19,7 @@ def main() -> None:
 
 
 def model_folder(task: dict[str, Any]) -> Path | str:
-    from luthier.models.load import resolve_model
+    from luthier.models.loading.load import resolve_model
 
     return resolve_model(task["model"], Path.cwd())
 
@@ -43,7 +43,7 @@ def train(task: dict[str, Any]) -> dict[str, Any]:
     import torch
 
     from luthier.recipe import load_recipe
-    from luthier.records import read_jsonl
+    from luthier.run_folder import read_jsonl
     from luthier.steps import run_recipe
 
     folder = Path(task["folder"]) / "luthier"

@@ -74,13 +74,13 @@ def states_of(model: Any, rows: list[Any], folder: str) -> tuple[Any, float]:
     import time
 
     from luthier.data.batches import collate
-    from luthier.engine.states import States
+    from luthier.engine.hidden_cache import HiddenStateCache
     from luthier.models.policy import Reference, TokenPolicy
 
     reference = Reference(TokenPolicy(model))
     reference.hidden(collate(rows[:1]))  # the first forward of a process is not counted
     started = time.process_time()
-    states = States(Path(folder) / "states", rows, 576, next(model.parameters()).dtype)
+    states = HiddenStateCache(Path(folder) / "states", rows, 576, next(model.parameters()).dtype)
     states.compute(reference, rows, 256, lambda done, total: None)
     return states, time.process_time() - started
 
@@ -95,8 +95,8 @@ def child(objective_text: str, tuner_text: str, layers: int, asked: bool) -> Non
     from luthier.engine.budget import Budget
     from luthier.engine.source import Records
     from luthier.engine.trainer import Batching, Trainer
+    from luthier.modalities.base import tuned_policy
     from luthier.objectives.base import TokenObjective, reads_of
-    from luthier.steps.ground import tuned_policy
     from luthier.tuners.base import Planning
 
     objective, tuner = part("objective", objective_text), part("tuner", tuner_text)

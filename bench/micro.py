@@ -32,7 +32,7 @@ def child(tokens: int, layout: str) -> None:
     from luthier.engine.budget import Budget
     from luthier.engine.source import Records
     from luthier.engine.trainer import Batching, Trainer
-    from luthier.models.load import fast_bfloat16
+    from luthier.models.loading.load import fast_bfloat16
     from luthier.models.policy import TokenPolicy
     from luthier.types import Row, Stream
 

@@ -32,7 +32,7 @@ def child(tuner_name: str, selector_name: str) -> None:
     from luthier.engine.budget import Budget
     from luthier.engine.source import Records
     from luthier.engine.trainer import Batching, Trainer
-    from luthier.steps.ground import tuned_policy
+    from luthier.modalities.base import tuned_policy
     from luthier.tuners.base import Planning
     from luthier.types import Row, Stream
 

@@ -61,7 +61,7 @@ def measure(name: str) -> dict[str, Any]:
     from luthier.engine.budget import Budget
     from luthier.engine.source import Records
     from luthier.engine.trainer import Batching, Trainer
-    from luthier.steps.ground import tuned_policy
+    from luthier.modalities.base import tuned_policy
     from luthier.tuners.base import Planning
     from luthier.types import Row, Stream
 

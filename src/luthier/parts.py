@@ -40,7 +40,7 @@ SLOTS: dict[str, tuple[str, ...]] = {
 CONSTANTS = (
     "PAPER",
     "NEEDS",
-    "FACE",
+    "MODALITY",
     "READS",
     "WRITES",
     "HOLDS",
@@ -74,7 +74,7 @@ def lazy(name: str) -> Any:
 class Part(BaseModel):
     """Frozen options plus the verbs of a family. Options never hold state.
 
-    Literal class constants describe it to the catalogue: PAPER, NEEDS, FACE, READS, WRITES, EXCLUDES,
+    Literal class constants describe it to the catalogue: PAPER, NEEDS, MODALITY, READS, WRITES, EXCLUDES,
     COUPLES, UNIT, SETTINGS (option sets that the conformance matrix exercises).
     """
 

@@ -55,21 +55,20 @@ class Row:
     """One record as numbers, or one of the rows that a record needs. `streams["weights"]` marks a text's targets.
 
     A record of another modality has no tokens: its `ids` are empty and its tensors are row streams.
-    Rows of one `atom` (a preference pair) are never separated: they are drawn, counted and cut to length as
+    Rows of one `record_rows` (a preference pair) are never separated: they are drawn, counted and cut to length as
     one record, and stand in one forward. `shared` leading positions are those of the row before it in its
     micro-batch, and are read there.
     """
 
-    record: str  # differs for every row
+    id: str  # differs for every row
     ids: numpy.ndarray  # int32 [T]
     streams: Mapping[str, Stream]
-    part_of: str = ""  # the record that it shares with other rows; empty: it is one alone
+    record: str = ""  # what it shares with other rows of one record; its own id where it is alone
     shared: int = 0
 
-    @property
-    def atom(self) -> str:
-        """Id of the record that the row belongs to."""
-        return self.part_of or self.record
+    def __post_init__(self) -> None:
+        if not self.record:
+            object.__setattr__(self, "record", self.id)
 
     def silent(self, name: str) -> bool:
         """Whether a stream is there and 0 everywhere."""
@@ -93,15 +92,15 @@ class Batch:
     *left-padded* (2-D `attention_mask`), *packed* (positions restart within a row, no mask: together with
     restarting positions a 2-D mask would let records see each other, silently), *shared* (a prompt, then the
     answers of several records to it; `prompts` marks what all records of a row see, and the model is given a 4-D
-    mask). `record_of [B,T]` indexes `records` (-1: padding; a shared prompt belongs to its row's first record)
+    mask). `example_of [B,T]` indexes `examples` (-1: padding; a shared prompt belongs to its row's first record)
     and `position_of [B,T]` counts within the record, so per-record sums are the same whatever the layout.
     """
 
     ids: Tensor  # int64 [B,T]
     position_of: Tensor  # int64 [B,T]
-    record_of: Tensor  # int64 [B,T]
-    records: tuple[str, ...]  # R ids, one of each row
-    atoms: tuple[str, ...]  # R ids: rows with the same one belong together
+    example_of: Tensor  # int64 [B,T]
+    examples: tuple[str, ...]  # R ids, one of each row
+    records: tuple[str, ...]  # R ids: rows with the same one belong together
     streams: Mapping[str, Stream]
     attention_mask: Tensor | None = None  # int64 [B,T]; left padding only
     prompts: Tensor | None = None  # bool [B,T]; shared prompts only
@@ -126,7 +125,7 @@ class Batch:
         before = columns - 1
         if self.prompts is None:
             return rows, before
-        follows = self.record_of[rows, before] == self.record_of[rows, columns]
+        follows = self.example_of[rows, before] == self.example_of[rows, columns]
         return rows, before.where(follows, self.prompts.sum(1)[rows] - 1)
 
     def at_targets(self, name: str) -> Tensor:
@@ -141,7 +140,7 @@ class Batch:
             self,
             ids=self.ids.to(device),
             position_of=self.position_of.to(device),
-            record_of=self.record_of.to(device),
+            example_of=self.example_of.to(device),
             streams=streams,
             attention_mask=mask,
             prompts=None if self.prompts is None else self.prompts.to(device),

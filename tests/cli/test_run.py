@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from luthier.records import RunFolder, read_json
+from luthier.run_folder import RunFolder, read_json
 
 DONE = {
     "status": "done",

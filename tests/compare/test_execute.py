@@ -9,7 +9,7 @@ import pytest
 from luthier.compare.execute import Stopped, describe_exit, execute
 from luthier.compare.plan import plan
 from luthier.compare.runs import read_run
-from luthier.compare.workers import Workers
+from luthier.processes.launch import Workers
 
 
 class Silent:

@@ -10,7 +10,7 @@ from rich.console import Console
 from luthier.compare.prove import measure, prove
 from luthier.errors import RecipeError
 from luthier.proofs.proof import read_proof
-from luthier.records import read_json
+from luthier.run_folder import read_json
 
 CLAIMS = {
     "better": {"text": "t", "measure": "target", "of": "asft", "against": "base", "difference": "> 0.2"},

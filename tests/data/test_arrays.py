@@ -28,7 +28,7 @@ def saved(folder, name="some.npz", **more):
 @pytest.mark.parametrize("name", ["some.npz", "some.safetensors"])
 def test_each_array_is_a_row_stream(name, tmp_path):
     rows = load_rows(saved(tmp_path, name), tmp_path)
-    assert len(rows) == len({row.record for row in rows}) == 20 and len(rows[0].ids) == 0
+    assert len(rows) == len({row.id for row in rows}) == 20 and len(rows[0].ids) == 0
     assert rows[3].streams["latent"].values == pytest.approx(arrays()["latent"][3], abs=1e-6)
     assert rows[3].streams["latent"].values.dtype == numpy.float32 and rows[3].streams["latent"].axis == "row"
     assert rows[3].streams["label"].values == arrays()["label"][3] and rows[3].streams["label"].values.ndim == 0
@@ -38,7 +38,7 @@ def test_columns_rename_and_a_limit_takes_the_same_ones_from_less(tmp_path):
     source = {**saved(tmp_path), "columns": {"condition": "label"}}
     rows = load_rows(source, tmp_path)
     assert set(rows[0].streams) == {"latent", "condition"}
-    few, more = ({row.record for row in load_rows({**source, "limit": limit}, tmp_path)} for limit in (4, 9))
+    few, more = ({row.id for row in load_rows({**source, "limit": limit}, tmp_path)} for limit in (4, 9))
     assert len(few) == 4 and few < more
 
 
@@ -46,12 +46,12 @@ def test_the_split_is_by_content(tmp_path):
     source = saved(tmp_path)
     whole = prepare_rows(Data(train=source, validation=3, test="25%"), tmp_path)
     assert len(whole.validation) == 3 and len(whole.train) + len(whole.test) == 17 and whole.test
-    assert whole.report.counts["validation"] == 3 and whole.splits["test"] == [row.record for row in whole.test]
+    assert whole.report.counts["validation"] == 3 and whole.splits["test"] == [row.id for row in whole.test]
     numpy.savez(tmp_path / "turned.npz", **{key: values[::-1] for key, values in arrays().items()})
     turned = prepare_rows(Data(train={"path": "turned.npz"}, validation=3, test="25%"), tmp_path)
-    assert {row.record for row in turned.test} == {row.record for row in whole.test}
+    assert {row.id for row in turned.test} == {row.id for row in whole.test}
     other = prepare_rows(Data(train=source, validation=3, test="25%", split_seed=1), tmp_path)
-    assert {row.record for row in other.validation} != {row.record for row in whole.validation}
+    assert {row.id for row in other.validation} != {row.id for row in whole.validation}
 
 
 def test_copies_are_dropped_or_told_apart(tmp_path):
@@ -60,7 +60,7 @@ def test_copies_are_dropped_or_told_apart(tmp_path):
     settings = {"train": {"path": "twice.npz"}, "validation": None, "test": None}
     assert len(prepare_rows(Data(**settings), tmp_path).train) == 20
     kept = prepare_rows(Data(**settings, deduplicate=False), tmp_path).train
-    assert len(kept) == len({row.record for row in kept}) == 25
+    assert len(kept) == len({row.id for row in kept}) == 25
     assert content_hash(kept[0]) == content_hash(kept[20])
 
 
@@ -68,7 +68,7 @@ def test_test_records_that_were_trained_on_are_reported(tmp_path):
     source = saved(tmp_path)
     found = prepare_rows(Data(train=source, validation=None, test={**source, "limit": 4}), tmp_path)
     assert found.report.leakage["test"]["exact"] == 4
-    assert all(row.record.startswith("test/") for row in found.test)
+    assert all(row.id.startswith("test/") for row in found.test)
 
 
 def test_what_cannot_be_used_is_named(tmp_path):

@@ -8,9 +8,9 @@ import torch
 
 from luthier.data.batches import (
     Ordered,
-    atoms_of,
     collate,
     data_order,
+    group_by_record,
     micro_batches,
     mismatched,
     positions,
@@ -23,7 +23,7 @@ ROWS = tiny_rows(20)
 
 
 def test_order_is_keyed_by_seed_epoch_and_record():
-    names = [row.record for row in ROWS]
+    names = [row.id for row in ROWS]
     one = data_order(names, 0, 0)
     assert sorted(one) == list(range(20)) and one == data_order(names, 0, 0)
     assert one != data_order(names, 1, 0) and one != data_order(names, 0, 1)
@@ -34,7 +34,7 @@ def test_order_is_keyed_by_seed_epoch_and_record():
 def test_every_epoch_has_every_record_once_and_any_position_can_be_reached():
     ordered = Ordered(ROWS, 3)
     walked = [ordered.at(i)[0].record for i in range(60)]
-    assert all(Counter(walked[e * 20 : e * 20 + 20]) == Counter(row.record for row in ROWS) for e in range(3))
+    assert all(Counter(walked[e * 20 : e * 20 + 20]) == Counter(row.id for row in ROWS) for e in range(3))
     assert Ordered(ROWS, 3).at(47)[0].record == walked[47]
 
 
@@ -42,7 +42,7 @@ def test_every_epoch_has_every_record_once_and_any_position_can_be_reached():
 @pytest.mark.parametrize("tokens", [1, 30, 64, 10_000])
 def test_micro_batches_hold_every_row_once_and_keep_the_limit(layout, tokens):
     cut = micro_batches(ROWS, tokens, layout)
-    assert Counter(row.record for micro in cut for row in micro) == Counter(row.record for row in ROWS)
+    assert Counter(row.id for micro in cut for row in micro) == Counter(row.id for row in ROWS)
     for micro in cut:
         size = sum(map(len, micro)) if layout == "packed" else len(micro) * max(map(len, micro))
         assert size <= tokens or len(micro) == 1
@@ -52,12 +52,12 @@ def test_micro_batches_hold_every_row_once_and_keep_the_limit(layout, tokens):
 @pytest.mark.parametrize("tokens", [1, 40, 64, 10_000])
 def test_the_rows_of_a_pair_are_never_separated(layout, tokens):
     pairs = tiny_pairs(20)
-    whole = {atom[0].atom: 2 for atom in atoms_of(pairs)}
+    whole = {record_rows[0].record: 2 for record_rows in group_by_record(pairs)}
     cut = micro_batches(pairs, tokens, layout)
     assert len(cut) == 1 if tokens == 10_000 else len(cut) > 1
     found = Counter()
     for micro in cut:
-        inside = Counter(row.atom for row in micro)
+        inside = Counter(row.record for row in micro)
         assert set(inside.values()) == {2}
         assert positions(micro, layout) <= tokens or len(inside) == 1
         found += inside
@@ -69,16 +69,18 @@ def test_pairs_are_drawn_whole_in_the_order_of_their_records():
     pairs = tiny_pairs(20)
     ordered = Ordered(pairs, 3)
     drawn = [ordered.at(i) for i in range(20)]
-    assert len(ordered) == 20 and all([row.atom for row in atom] == [atom[0].atom] * 2 for atom in drawn)
+    assert len(ordered) == 20 and all(
+        [row.record for row in record_rows] == [record_rows[0].record] * 2 for record_rows in drawn
+    )
     names = [f"record-{i}" for i in range(20)]
-    assert [atom[0].atom for atom in drawn] == [names[i] for i in data_order(names, 3, 0)]
+    assert [record_rows[0].record for record_rows in drawn] == [names[i] for i in data_order(names, 3, 0)]
     batch = collate(drawn[0], "packed")
-    assert batch.atoms == (drawn[0][0].atom,) * 2 and batch.records == tuple(row.record for row in drawn[0])
+    assert batch.records == (drawn[0][0].record,) * 2 and batch.examples == tuple(row.id for row in drawn[0])
 
 
 def test_the_cut_does_not_depend_on_the_order_drawn():
-    one = [[row.record for row in micro] for micro in micro_batches(ROWS, 64, "padded")]
-    assert one == [[row.record for row in micro] for micro in micro_batches(ROWS[::-1], 64, "padded")]
+    one = [[row.id for row in micro] for micro in micro_batches(ROWS, 64, "padded")]
+    assert one == [[row.id for row in micro] for micro in micro_batches(ROWS[::-1], 64, "padded")]
 
 
 @pytest.mark.parametrize("layout, side", [("padded", "right"), ("padded", "left"), ("packed", "right")])
@@ -86,11 +88,11 @@ def test_a_batch_gives_its_rows_back(layout, side):
     batch = collate(ROWS, layout, pad_id=60, side=side)
     assert (batch.attention_mask is not None) == (side == "left")
     for index, row in enumerate(ROWS):
-        at = batch.record_of == index
+        at = batch.example_of == index
         assert batch.ids[at].tolist() == row.ids.tolist()
         assert batch.position_of[at].tolist() == list(range(len(row)))
         assert batch.weights[at].tolist() == row.streams["weights"].values.tolist()
-    padding = batch.record_of < 0
+    padding = batch.example_of < 0
     assert not batch.weights[padding].any() and (batch.ids[padding] == 60).all()
     assert len(batch.targets()[0]) == sum(row.targets for row in ROWS)
 
@@ -111,7 +113,7 @@ def test_records_without_tokens_are_stacked():
         for i in range(2)
     ]
     batch = collate(rows)
-    assert batch.ids.shape == (2, 0) and batch.records == ("0", "1")
+    assert batch.ids.shape == (2, 0) and batch.examples == ("0", "1")
     assert torch.equal(batch.streams["image"].values, torch.from_numpy(images))
     assert batch.streams["label"].values.tolist() == [0, 1]
     assert [len(cut) for cut in micro_batches(rows, 1, "padded")] == [1, 1]
@@ -127,9 +129,9 @@ def test_mismatched_answers_stand_once_each_behind_a_prompt_of_others():
     longest = max(map(len, rows))
     found = mismatched(rows, "0/1")
     prompts = [split_at_answer(row)[0] for row in rows]
-    assert list(found) == [row.record for row in rows]
+    assert list(found) == [row.id for row in rows]
     for row in rows:
-        other = found[row.record]
+        other = found[row.id]
         (prompt, answer), at = split_at_answer(row), prompt_length(other)
         assert other.ids[:at].tolist() in prompts and other.ids[:at].tolist() != prompt
         assert other.ids[at:].tolist() == answer[: longest - at] and len(other) <= longest and not other.part_of

@@ -37,9 +37,9 @@ def test_rows_records_and_splits_belong_together(setting, renderer, tmp_path):
     assert set(done.records) == {name for ids in done.splits.values() for name in ids} and len(done.records) == 100
     for name in ("train", "validation", "test"):
         rows = getattr(done, name)
-        assert [one.record for one in rows] == done.splits[name] and len(rows) == done.report.counts[name] > 0
+        assert [one.id for one in rows] == done.splits[name] and len(rows) == done.report.counts[name] > 0
     one = done.train[0]
-    assert renderer.reference(done.records[one.record]) in renderer.tokenizer.decode(one.ids.tolist())
+    assert renderer.reference(done.records[one.id]) in renderer.tokenizer.decode(one.ids.tolist())
     report = done.report
     assert report.target_tokens == sum(one.targets for one in done.train) and 0 < report.target_share < 1
     assert report.lengths["max"] == max(len(one) for one in [*done.train, *done.validation, *done.test])
@@ -111,7 +111,7 @@ def test_the_cache_gives_the_same_rows_and_is_never_stale(setting, renderer, tmp
         patch.setattr(Renderer, "explain", lambda *_: pytest.fail("rendered again"))
         second = prepare(setting(rows, max_tokens=150), renderer, tmp_path, cache)
     for one, other in zip(first.train, second.train, strict=True):
-        assert one.record == other.record and numpy.array_equal(one.ids, other.ids)
+        assert one.id == other.id and numpy.array_equal(one.ids, other.ids)
         assert one.ids.dtype == other.ids.dtype
         assert numpy.array_equal(one.streams["weights"].values, other.streams["weights"].values)
     assert second.report.notes == first.report.notes
@@ -174,11 +174,11 @@ def test_pairs_are_one_record_of_two_rows(setting, renderer, tmp_path):
         "preference": 40
     }
     assert len(first.train) == 64 and len(first.splits["train"]) == 32
-    assert {row.atom for row in first.train} == set(first.splits["train"]) <= set(first.records)
+    assert {row.record for row in first.train} == set(first.splits["train"]) <= set(first.records)
     assert len(first.report.previews) == 2 and first.report.previews[0] != first.report.previews[1]
     again = prepare(setting(rows, validation=8, test=None), renderer, tmp_path, tmp_path / "cache")
     for one, other in zip(first.train, again.train, strict=True):
-        assert (one.record, one.atom, one.ids.tolist()) == (other.record, other.atom, other.ids.tolist())
+        assert (one.id, one.record, one.ids.tolist()) == (other.id, other.record, other.ids.tolist())
         assert one.streams["preferred"].values == other.streams["preferred"].values
 
 
@@ -214,7 +214,7 @@ def test_labels_travel_with_the_rows(setting, renderer, tmp_path):
         prepare(setting(rows, validation=None, test=None), renderer, tmp_path, tmp_path / "cache") for _ in range(2)
     )
     for done in (first, again):
-        labels = {done.records[one.record].origin: one.streams.get("preferred") for one in done.train}
+        labels = {done.records[one.id].origin: one.streams.get("preferred") for one in done.train}
         found = {origin.rsplit(":")[1]: None if label is None else label.values for origin, label in labels.items()}
         assert found == {str(i + 1): i % 3 == 0 for i in range(30)} | dict.fromkeys(("31", "32", "33"))
         assert done.report.labelled_bad == 20

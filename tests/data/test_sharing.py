@@ -7,7 +7,16 @@ import numpy
 import pytest
 import torch
 
-from luthier.data.batches import LINE, atoms_of, collate, line_length, lines_of, micro_batches, positions, prompt_length
+from luthier.data.batches import (
+    LINE,
+    collate,
+    group_by_record,
+    line_length,
+    lines_of,
+    micro_batches,
+    positions,
+    prompt_length,
+)
 from luthier.engine.score import score
 from luthier.models.policy import TokenPolicy
 from luthier.steps.conformance import tiny_model, tiny_pairs, tiny_rows
@@ -33,7 +42,7 @@ def test_a_line_holds_its_prompt_once():
     assert batch.ids.shape == (1, 3 + 4 + 3 + 2)
     assert batch.prompts.tolist() == [[True] * 3 + [False] * 9]
     assert batch.position_of.tolist() == [[0, 1, 2, 3, 4, 5, 6, 3, 4, 5, 3, 4]]
-    assert batch.record_of.tolist() == [[0] * 7 + [1] * 3 + [2] * 2]
+    assert batch.example_of.tolist() == [[0] * 7 + [1] * 3 + [2] * 2]
     rows, before = batch.before_targets()
     assert before.tolist() == [2, 3, 4, 5, 2, 7, 8, 2, 10] and not rows.any()
 
@@ -45,7 +54,7 @@ def test_several_prompts_make_several_lines_and_padding_belongs_to_nobody():
     assert positions(micro, "shared") == 27
     batch = collate(micro, "shared", pad_id=60)
     assert batch.ids.shape == (3, 9)
-    assert (batch.ids[2, 5:] == 60).all() and (batch.record_of[2, 5:] == -1).all()
+    assert (batch.ids[2, 5:] == 60).all() and (batch.example_of[2, 5:] == -1).all()
     assert len(batch.targets()[0]) == 4 + 2 + 3 + 2 + 2
 
 
@@ -63,13 +72,13 @@ def test_what_does_not_pay_is_not_shared():
 @pytest.mark.parametrize("rows", [tiny_pairs(20), with_common_prompts(tiny_rows(20))], ids=["pairs", "rows"])
 def test_every_row_once_atoms_whole_and_the_limit_kept(rows, tokens):
     cut = micro_batches(rows, tokens, "shared")
-    assert Counter(row.record for micro in cut for row in micro) == Counter(row.record for row in rows)
+    assert Counter(row.id for micro in cut for row in micro) == Counter(row.id for row in rows)
     assert sum(row.shared for micro in cut for row in micro) > 0 or tokens == 1
     for micro in cut:
-        assert positions(micro, "shared") <= tokens or len({row.atom for row in micro}) == 1
+        assert positions(micro, "shared") <= tokens or len({row.record for row in micro}) == 1
         assert all(micro[place].shared == 0 for place in [0])
-    apart = [{row.atom for row in micro} for micro in cut]
-    assert sum(map(len, apart)) == len(atoms_of(rows))
+    apart = [{row.record for row in micro} for micro in cut]
+    assert sum(map(len, apart)) == len(group_by_record(rows))
     assert cut == micro_batches(rows[::-1], tokens, "shared")
 
 
@@ -90,8 +99,8 @@ def test_a_score_pass_gives_each_row_its_own_values_in_every_layout():
     padded, shared = (score(policy, rows, ["logprobs", "entropy"], 200, layout) for layout in ("padded", "shared"))
     for name in ("logprobs", "entropy"):
         for row in rows:
-            assert numpy.abs(padded[name][row.record] - shared[name][row.record]).max() < 1e-12
-    assert any(padded["logprobs"][row.record].any() for row in rows)
+            assert numpy.abs(padded[name][row.id] - shared[name][row.id]).max() < 1e-12
+    assert any(padded["logprobs"][row.id].any() for row in rows)
 
 
 def test_the_mask_lets_answers_see_the_prompt_and_themselves_only():
@@ -103,8 +112,8 @@ def test_the_mask_lets_answers_see_the_prompt_and_themselves_only():
     hidden = policy.hidden(batch, embeddings)
     for record in range(len(ROWS)):
         (seen,) = torch.autograd.grad(
-            hidden[batch.record_of[rows, columns] == record].sum(), embeddings, retain_graph=True
+            hidden[batch.example_of[rows, columns] == record].sum(), embeddings, retain_graph=True
         )
         touched = set(seen.abs().sum(-1)[0].nonzero()[:, 0].tolist())
-        own = ((batch.record_of[0] == record) | batch.prompts[0]).nonzero()[:, 0].tolist()
+        own = ((batch.example_of[0] == record) | batch.prompts[0]).nonzero()[:, 0].tolist()
         assert touched == set(own) - {max(own)}

@@ -12,12 +12,12 @@ from luthier.engine.budget import Budget
 from luthier.engine.source import Records
 from luthier.engine.trainer import Batching, Trainer
 from luthier.errors import ModelError
+from luthier.modalities.base import tuned_policy
 from luthier.models.sets import ParameterSet
-from luthier.objectives.flow.diffusion_nft import DiffusionNFT
-from luthier.objectives.flow.flow import Flow
+from luthier.objectives.diffusion.diffusion_nft import DiffusionNFT
+from luthier.objectives.diffusion.flow import Flow
 from luthier.steps.conformance import Plain, apart
 from luthier.steps.faces import seeded
-from luthier.steps.ground import tuned_policy
 from luthier.tuners.base import Planning
 from luthier.types import Row, Stream
 

@@ -13,12 +13,12 @@ TOKENS = sum(len(row) for row in ROWS)
 
 def walk(budget, records=4, rows=ROWS):
     ordered, position, sizes = Ordered(rows, 0), Position(), []
-    while atoms := budget.draw(ordered, position, records):
+    while rows_by_record := budget.draw(ordered, position, records):
         position.updates += 1
-        position.records += len(atoms)
-        position.tokens += sum(len(row) for atom in atoms for row in atom)
+        position.records += len(rows_by_record)
+        position.tokens += sum(len(row) for record_rows in rows_by_record for row in record_rows)
         position.seconds += 1.0
-        sizes.append(len(atoms))
+        sizes.append(len(rows_by_record))
     return sizes, position, budget.spent(position, len(ordered))
 
 

@@ -13,13 +13,13 @@ from luthier.engine.trainer import Batching
 from luthier.engine.update import NotFinite, count
 from luthier.errors import RunError
 from luthier.objectives.base import CoupledObjective, Update, WeightedSum
-from luthier.objectives.vision.siglip import SigLIP
+from luthier.objectives.contrastive.siglip import SigLIP
 from luthier.steps.conformance import apart, tiny_rows, trained, trainer
-from luthier.steps.faces import CLASSES, FACES, Face, seeded
+from luthier.steps.faces import CLASSES, TINY_MODELS, TinyModel, seeded
 from luthier.tuners.full import Full
 from luthier.types import Term
 from luthier.vision._encoders import DualEncoder
-from ranks import run_ranks
+from support.ranks import run_ranks
 
 EXACT = 1e-12
 SPLITS = (Batching(8, 1), Batching(8, 3), Batching(8, 5), Batching(8, 3, "packed"))
@@ -30,12 +30,12 @@ class Spread(CoupledObjective):
 
     def features(self, policy, batch):
         rows, columns = batch.targets()
-        targets, owner = batch.ids[rows, columns], batch.record_of[rows, columns]
+        targets, owner = batch.ids[rows, columns], batch.example_of[rows, columns]
         logprob = policy.head.map(
             policy.hidden(batch), lambda s, z: z.log_softmax(-1).gather(1, targets[s, None])[:, 0]
         )
-        sums = logprob.new_zeros(len(batch.records)).index_add(0, owner, logprob)
-        return {"mean": sums / owner.bincount(minlength=len(batch.records))}
+        sums = logprob.new_zeros(len(batch.examples)).index_add(0, owner, logprob)
+        return {"mean": sums / owner.bincount(minlength=len(batch.examples))}
 
     def coupled_loss(self, features, streams, update):
         mean = features["mean"]
@@ -53,7 +53,9 @@ SUMS = (
 
 @pytest.mark.parametrize("objective", [SigLIP(), SigLIP(same="label"), *SUMS], ids=["pair", "label", "text", "sum"])
 def test_any_split_equals_the_whole(objective):
-    split = SPLITS if objective.FACE == "encoder" else (Batching(8, 1), Batching(8, 60), Batching(8, 40, "packed"))
+    split = (
+        SPLITS if objective.MODALITY == "contrastive" else (Batching(8, 1), Batching(8, 60), Batching(8, 40, "packed"))
+    )
     losses = []
     whole = trained(objective, Full(), Batching(8, 10_000), observe=losses.append)
     for batching in split:
@@ -72,7 +74,7 @@ def test_naive_micro_batches_would_be_wrong():
             return SigLIP.coupled_loss(self, SigLIP.features(self, policy, batch), {}, update)
 
     whole = trained(SigLIP(), Full(), Batching(8, 10_000))
-    run = trainer(SigLIP(), Full(), FACES["encoder"].rows(8, 0), Batching(8, 2))
+    run = trainer(SigLIP(), Full(), TINY_MODELS["contrastive"].rows(8, 0), Batching(8, 2))
     naive = _gradient_by_hand(run, lambda pieces: sum(_loss_of(piece) for piece in pieces))
     assert apart({n: -t for n, t in whole.items()}, naive) > 0.05
 
@@ -101,8 +103,8 @@ def _update(run):
 
 
 def test_dropout_is_the_same_in_both_passes(monkeypatch):
-    monkeypatch.setitem(FACES, "encoder", _with(lambda: DualEncoder(8, CLASSES, dropout=0.5)))
-    rows = FACES["encoder"].rows(8, 0)
+    monkeypatch.setitem(TINY_MODELS, "contrastive", _with(lambda: DualEncoder(8, CLASSES, dropout=0.5)))
+    rows = TINY_MODELS["contrastive"].rows(8, 0)
     run = trainer(SigLIP(), Full(), rows, Batching(8, 3))
     run.policy.module.train()
     whole = lambda pieces: _loss_of({n: torch.cat([piece[n] for piece in pieces]) for n in pieces[0]})  # noqa: E731
@@ -112,7 +114,7 @@ def test_dropout_is_the_same_in_both_passes(monkeypatch):
 
 
 def test_dropout_leaves_other_draws_alone():
-    run = trainer(SigLIP(), Full(), FACES["encoder"].rows(8, 0), Batching(8, 3))
+    run = trainer(SigLIP(), Full(), TINY_MODELS["contrastive"].rows(8, 0), Batching(8, 3))
     update = _update(run)
     torch.manual_seed(3)
     wanted = torch.rand(2)
@@ -127,8 +129,8 @@ def test_dropout_leaves_other_draws_alone():
 
 
 def _with(make):
-    face = FACES["encoder"]
-    return Face(lambda dtype, seed: seeded(make, dtype, seed), face.policy, face.rows)
+    modality = TINY_MODELS["contrastive"]
+    return TinyModel(lambda dtype, seed: seeded(make, dtype, seed), modality.policy, modality.rows)
 
 
 CHILD = """
@@ -136,7 +138,7 @@ import sys, torch
 from luthier import parts
 from luthier.engine.distributed import World
 from luthier.engine.trainer import Batching
-from luthier.objectives.vision.siglip import SigLIP
+from luthier.objectives.contrastive.siglip import SigLIP
 from luthier.steps.conformance import trained
 torch.set_num_threads(1)
 world = World.join()
@@ -167,7 +169,7 @@ class Normed(DualEncoder):
 
 
 def test_batch_statistics_refuse_a_split(monkeypatch):
-    monkeypatch.setitem(FACES, "encoder", _with(Normed))
+    monkeypatch.setitem(TINY_MODELS, "contrastive", _with(Normed))
     with pytest.raises(RunError, match=r"`image\.1` normalises by the statistics of each forward"):
         trained(SigLIP(), Full(), Batching(8, 3))
     trained(SigLIP(), Full(), Batching(8, 10_000))  # whole: nothing to refuse
@@ -209,7 +211,7 @@ class Learned(SigLIP):
 def test_a_parameter_within_the_loss_gets_its_gradient_once():
     gradients = []
     for batching in (Batching(8, 10_000), Batching(8, 3)):
-        run = trainer(Learned(), Full(), FACES["encoder"].rows(8, 0), batching)
+        run = trainer(Learned(), Full(), TINY_MODELS["contrastive"].rows(8, 0), batching)
         Learned.HELD[:] = [run.policy.module.logit_bias]
         update = _update(run)
         update.counts = count(Learned(), update.batches, World())

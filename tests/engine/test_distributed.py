@@ -6,7 +6,7 @@ from luthier import parts
 from luthier.engine.distributed import World
 from luthier.engine.trainer import Batching
 from luthier.steps.conformance import apart, trained
-from ranks import run_ranks
+from support.ranks import run_ranks
 
 CHILD = """
 import sys, torch

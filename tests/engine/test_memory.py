@@ -14,8 +14,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from luthier import parts
 from luthier.engine import memory
-from luthier.models.gradients import adding
-from luthier.models.head import Head, target_logprob
+from luthier.models.kernels.gradients import adding
+from luthier.models.kernels.head import Head, target_logprob
 from luthier.steps.conformance import tiny_model, tiny_pairs, tiny_rows
 from luthier.tuners.base import Planning
 
@@ -154,7 +154,7 @@ class Alive(TorchDispatchMode):
         self.most = max(self.most, self.bytes)
         return made
 
-    def leave(self, size):
+    def save_assets(self, size):
         self.bytes -= size
 
 

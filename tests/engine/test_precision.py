@@ -9,7 +9,7 @@ from torch import nn
 from luthier import parts
 from luthier.engine import precision
 from luthier.engine.precision import Masters, Rounding
-from luthier.models.gradients import Sums
+from luthier.models.kernels.gradients import Sums
 
 ADAMW = parts.build("optimizer", {"kind": "adamw", "lr": 0.01, "weight_decay": 0.1})
 

@@ -6,7 +6,7 @@ import torch
 
 from luthier import parts
 from luthier.engine.budget import Budget
-from luthier.engine.probe import Trajectory, unmoved
+from luthier.engine.probe import LossCurves, assert_unchanged
 from luthier.engine.trainer import Batching, Saving
 from luthier.errors import RunError
 from luthier.models.policy import TokenPolicy
@@ -26,7 +26,7 @@ def weights(run):
 
 
 def test_a_probe_changes_no_bit_and_sees_the_start_and_every_kth_update():
-    plain, probe = make([]), Trajectory(tiny_rows(), every=2)
+    plain, probe = make([]), LossCurves(tiny_rows(), every=2)
     watched = make([probe])
     plain.train()
     watched.train()
@@ -40,7 +40,7 @@ def test_a_probe_changes_no_bit_and_sees_the_start_and_every_kth_update():
 
 def test_losses_are_of_each_record_alone():
     rows, model = tiny_rows(), tiny_model()
-    probe = Trajectory(rows, every=1, tokens=50)
+    probe = LossCurves(rows, every=1, tokens=50)
     from luthier.engine.distributed import World
 
     probe.look(TokenPolicy(model), 0, World())
@@ -50,15 +50,15 @@ def test_losses_are_of_each_record_alone():
             logp = model(input_ids=ids).logits[0].log_softmax(-1)
         at = [t for t in range(1, len(row)) if row.streams["weights"].values[t] != 0]
         wanted = -sum(float(logp[t - 1, ids[0, t]]) for t in at) / len(at)
-        assert abs(probe.column()[row.record][0] - wanted) < 1e-5
+        assert abs(probe.column()[row.id][0] - wanted) < 1e-5
 
 
 def test_a_resumed_training_has_the_whole_trajectory(tmp_path):
-    whole = Trajectory(tiny_rows(), every=1)
+    whole = LossCurves(tiny_rows(), every=1)
     make([whole]).train()
     saving, calls = Saving(tmp_path), iter((False, True))
-    make([Trajectory(tiny_rows(), every=1)], saving=saving, stop_requested=lambda: next(calls)).train()
-    again = Trajectory(tiny_rows(), every=1)
+    make([LossCurves(tiny_rows(), every=1)], saving=saving, stop_requested=lambda: next(calls)).train()
+    again = LossCurves(tiny_rows(), every=1)
     run = make([again], saving=saving)
     run.resume()
     run.train()
@@ -68,7 +68,7 @@ def test_a_resumed_training_has_the_whole_trajectory(tmp_path):
 
 
 def test_a_probe_that_writes_is_refused_and_generators_are_put_back():
-    class Writes(Trajectory):
+    class Writes(LossCurves):
         def look(self, policy, update, world):
             next(policy.module.parameters()).mul_(1.0)
             return super().look(policy, update, world)
@@ -79,7 +79,7 @@ def test_a_probe_that_writes_is_refused_and_generators_are_put_back():
     torch.manual_seed(3)
     wanted = torch.rand(2)
     torch.manual_seed(3)
-    with unmoved(module):
+    with assert_unchanged(module):
         assert not module.training
         torch.rand(5)
     assert module.training and torch.equal(torch.rand(2), wanted)

@@ -26,9 +26,9 @@ def test_values_are_those_of_full_logits():
         targets[0] = False
         for place in range(len(row)):
             wanted = float(log_p[place - 1, row.ids[place]]) if targets[place] else 0.0
-            assert abs(found["logprobs"][row.record][place] - wanted) < 1e-6
+            assert abs(found["logprobs"][row.id][place] - wanted) < 1e-6
             wanted = float(-(log_p[place - 1].exp() * log_p[place - 1]).sum()) if targets[place] else 0.0
-            assert abs(found["entropy"][row.record][place] - wanted) < 1e-6
+            assert abs(found["entropy"][row.id][place] - wanted) < 1e-6
 
 
 def test_modes_and_gradients_are_left_alone():

@@ -49,7 +49,7 @@ class Counting(Selector):
         return Counting.State()
 
     def look(self, policy, batch, state):
-        return {"length": torch.ones(len(batch.records), dtype=torch.float64) * batch.ids.numel() * 0}
+        return {"length": torch.ones(len(batch.examples), dtype=torch.float64) * batch.ids.numel() * 0}
 
     def scores(self, pool):
         return pool.features["length"]
@@ -78,7 +78,7 @@ def test_candidates_count_as_records_kept_rows_as_tokens_and_looks_as_cost():
     assert run.position.tokens < sum(len(row) for row in rows)
     assert [event["kept"] for event in events if event["event"] == "update"] == [4, 4]
     named = [event["records"] for event in events if event["event"] == "kept"]
-    assert [len(records) for records in named] == [4, 4] and set(named[0]) < {row.record for row in rows}
+    assert [len(records) for records in named] == [4, 4] and set(named[0]) < {row.id for row in rows}
     assert events[-1]["looked_tokens"] == run.position.looked_tokens
 
 
@@ -142,7 +142,7 @@ def test_memory_that_runs_out_in_the_backward_trains_on_what_was_kept_before(mon
     attempt = run._try_update
 
     def once(rows, *progress):
-        trained.append([row.record for row in rows])
+        trained.append([row.id for row in rows])
         if len(trained) == 1:
             raise torch.OutOfMemoryError("no")
         return attempt(rows, *progress)
@@ -208,13 +208,13 @@ def test_of_equals_the_first_are_kept_in_data_order():
 
 def pair(name, lengths=(8, 12)):
     rows = [tiny_rows(16)[place] for place in lengths]
-    return [replace(row, record=f"{name}/{place}", part_of=name) for place, row in enumerate(rows)]
+    return [replace(row, id=f"{name}/{place}", record=name) for place, row in enumerate(rows)]
 
 
 def test_a_pair_is_one_candidate_and_a_record_drawn_twice_is_two():
     one, other, single = pair("one"), pair("other"), tiny_rows(1)
-    found = selection.atoms_drawn([*one, *single, *single, *other, *other])
-    assert [[row.record for row in atom] for atom in found] == [
+    found = selection.group_drawn([*one, *single, *single, *other, *other])
+    assert [[row.id for row in record_rows] for record_rows in found] == [
         ["one/0", "one/1"],
         ["record-0"],
         ["record-0"],
@@ -225,11 +225,11 @@ def test_a_pair_is_one_candidate_and_a_record_drawn_twice_is_two():
 
 def test_pairs_are_kept_whole_by_the_mean_of_their_rows():
     rows = [row for name in ("a", "b", "c", "d") for row in pair(name)]
-    atoms = selection.atoms_drawn(rows)
+    rows_by_record = selection.group_drawn(rows)
     values = [1.0, 9.0, 6.0, 6.0, 0.0, 8.0, 7.0, 5.0]  # means 5, 6, 4, 6
     features = [{"length": torch.tensor(value)} for value in values]
-    kept = selection.choose(Counting(), Counting.State(), atoms, features, 0, 1)
-    assert [row.record for row in kept] == ["b/0", "b/1", "d/0", "d/1"]
+    kept = selection.choose(Counting(), Counting.State(), rows_by_record, features, 0, 1)
+    assert [row.id for row in kept] == ["b/0", "b/1", "d/0", "d/1"]
 
 
 def test_keyed_numbers_are_uniform_and_depend_on_the_key_alone():

@@ -82,7 +82,7 @@ def test_not_a_number_names_the_records_and_saves_the_state_before(tmp_path):
     with pytest.raises(NotFinite, match=r"Records in the batch: record-\d\.") as caught:
         run.train()
     named = str(caught.value).split("batch: ")[1].split(".")[0]
-    row = next(row for row in tiny_rows() if row.record == named)
+    row = next(row for row in tiny_rows() if row.id == named)
     assert 7 in row.ids
     found = checkpoint.newest(tmp_path)
     assert found is not None

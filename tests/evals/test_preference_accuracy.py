@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 
 from luthier import parts
-from luthier.data.pairs import as_atom
+from luthier.data.pairs import rows_of_record
 from luthier.evals.auto import choose_metric
 from luthier.evals.base import EvaluationError
 from luthier.evals.evaluate import evaluate
@@ -22,7 +22,7 @@ def pair(name, chosen, rejected):
 def score(module, letters, renderer, settings, record):
     def explain(one):
         sides = [renderer.render(record(one.id, completion=one.fields[side])) for side in ("chosen", "rejected")]
-        return SimpleNamespace(rows=as_atom(one.id, sides))
+        return SimpleNamespace(rows=rows_of_record(one.id, sides))
 
     renderer.explain = explain
 

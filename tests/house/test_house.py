@@ -10,7 +10,17 @@ from luthier.parts import SLOTS, catalogue
 ROOT = Path(__file__).resolve().parents[2]
 SOURCE = ROOT / "src"
 PACKAGE = SOURCE / "luthier"
-TORCH_FREE = ("errors.py", "types.py", "parts.py", "records.py", "stats.py", "recipe", "report", "cli", "__init__.py")
+TORCH_FREE = (
+    "errors.py",
+    "types.py",
+    "parts.py",
+    "run_folder.py",
+    "stats.py",
+    "recipe",
+    "report",
+    "cli",
+    "__init__.py",
+)
 
 
 def check(faults):

@@ -38,7 +38,10 @@ def plant(root: Path, files: dict[str, str]) -> Path:
     ],
 )
 def test_import_faults_are_found(tmp_path, name, line):
-    plant(tmp_path / "luthier", {"engine/__init__.py": "", "records.py": "", "models/load.py": "", name: line + "\n"})
+    plant(
+        tmp_path / "luthier",
+        {"engine/__init__.py": "", "run_folder.py": "", "models/loading/load.py": "", name: line + "\n"},
+    )
     faults = imports.import_faults(tmp_path / "luthier")
     assert len(faults) == 1 and name in faults[0], faults
 
@@ -94,7 +97,7 @@ def test_a_house_in_order_passes(tmp_path):
         ({"src/luthier/evals/metrics/exact.py": "class Other:\n    pass"}, "wanted one class"),
         ({"src/luthier/evals/metrics/exact.py": "class Exact:\n    pass\nclass Two:\n    pass"}, "wanted one class"),
         ({"src/luthier/evals/metrics/exact.py": "class Exact:\n    idle: int = 1"}, "nothing reads the option `idle`"),
-        ({"src/luthier/objectives/flow/sft.py": "class SFT:\n    pass"}, "the objective `sft` is also"),
+        ({"src/luthier/objectives/diffusion/sft.py": "class SFT:\n    pass"}, "the objective `sft` is also"),
     ],
 )
 def test_part_faults_are_found(tmp_path, changes, complaint):

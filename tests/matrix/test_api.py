@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file
 
 import luthier
-from luthier.records import read_jsonl
+from luthier.run_folder import read_jsonl
 
 YAML = """
 model: nano

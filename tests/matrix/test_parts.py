@@ -9,7 +9,7 @@ import torch
 
 from luthier import parts
 from luthier.errors import LuthierError
-from luthier.models.head import target_logprob
+from luthier.models.kernels.head import target_logprob
 from luthier.objectives.base import Objective, TokenObjective
 from luthier.steps.conformance import CHECKS, Failed, check_part, run_checks
 from luthier.tuners.full import Full
@@ -57,7 +57,7 @@ class MaskMoved(TokenObjective):
 
     def terms(self, policy, batch, update):
         weights = batch.streams["weights"]
-        values = torch.roll(weights.values, self.PLACES, 1) * (batch.record_of >= 0)
+        values = torch.roll(weights.values, self.PLACES, 1) * (batch.example_of >= 0)
         moved = replace(batch, streams={**batch.streams, "weights": replace(weights, values=values)})
         return super().terms(policy, moved, update)
 

@@ -12,7 +12,7 @@ from luthier.steps.conformance import run_checks
 
 
 class Ink(Reward):
-    FACE: ClassVar[str] = "denoiser"
+    MODALITY: ClassVar[str] = "diffusion"
     SETTINGS: ClassVar = ({}, {"most": 0.1})
     most: float = 1.0
 

@@ -187,7 +187,7 @@ class Overwrites(Subset):
 
     def choose(self, candidates, columns, seed):
         for one in candidates:
-            columns["logprobs"][one.row.record][0] = 0.0
+            columns["logprobs"][one.row.id][0] = 0.0
         return list(range(len(candidates)))
 
 

@@ -4,20 +4,20 @@ import pytest
 import torch
 
 from luthier.data.batches import collate
-from luthier.models.context import checkpoint_layers, current, during_forward, same_draws
+from luthier.models.context import checkpoint_layers, context_value, forward_context, same_draws
 from luthier.models.policy import TokenPolicy
 from luthier.steps.conformance import tiny_model, tiny_rows
 
 
 def test_values_nest_and_end():
-    assert current("factor") is None
-    with during_forward(factor=1, other=2):
-        with during_forward(factor=3):
-            assert (current("factor"), current("other")) == (3, 2)
-        assert current("factor") == 1
-        with pytest.raises(ZeroDivisionError), during_forward(factor=1 / 0):
+    assert context_value("factor") is None
+    with forward_context(factor=1, other=2):
+        with forward_context(factor=3):
+            assert (context_value("factor"), context_value("other")) == (3, 2)
+        assert context_value("factor") == 1
+        with pytest.raises(ZeroDivisionError), forward_context(factor=1 / 0):
             pass
-    assert current("factor") is None
+    assert context_value("factor") is None
 
 
 def gradients(prepare):
@@ -25,11 +25,13 @@ def gradients(prepare):
     policy = TokenPolicy(tiny_model().train())
     prepare(policy.module)
     for layer in policy.layers:
-        layer.mlp.up_proj.register_forward_hook(lambda m, inputs, output: torch.sin(output * (current("factor") or 9)))
+        layer.mlp.up_proj.register_forward_hook(
+            lambda m, inputs, output: torch.sin(output * (context_value("factor") or 9))
+        )
     batch = collate(tiny_rows(2))
     total = 0
     for factor in (1, 3):
-        with during_forward(factor=factor):
+        with forward_context(factor=factor):
             total = total + policy.hidden(batch).square().sum()
     total.backward()
     return {name: p.grad for name, p in policy.module.named_parameters() if p.grad is not None}

@@ -5,17 +5,17 @@ import torch
 
 from luthier.data.batches import collate
 from luthier.errors import ModelError
-from luthier.steps.faces import FACES
+from luthier.steps.faces import TINY_MODELS
 
 
 @pytest.fixture
 def policy():
-    return FACES["encoder"].policy(FACES["encoder"].module(torch.float64, 0))
+    return TINY_MODELS["contrastive"].policy(TINY_MODELS["contrastive"].module(torch.float64, 0))
 
 
 @pytest.fixture
 def batch():
-    return collate(FACES["encoder"].rows(5, 0))
+    return collate(TINY_MODELS["contrastive"].rows(5, 0))
 
 
 def test_outputs_by_name(policy, batch):

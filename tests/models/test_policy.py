@@ -19,7 +19,7 @@ def policy():
 def by_record(batch, values):
     rows, columns = batch.targets()
     return {
-        (batch.records[batch.record_of[r, c]], int(batch.position_of[r, c])): value
+        (batch.examples[batch.example_of[r, c]], int(batch.position_of[r, c])): value
         for r, c, value in zip(rows.tolist(), columns.tolist(), values, strict=True)
     }
 
@@ -190,7 +190,7 @@ def test_families_read_embeddings_and_show_their_layers(family):
         output_hidden_states=True,
         use_cache=False,
     ).hidden_states
-    real = batch.record_of >= 0
+    real = batch.example_of >= 0
     assert len(policy.layers) == 2 and torch.allclose(found[0][real], states[1][real], atol=1e-10)
     assert found[1].shape == states[2].shape and not torch.allclose(found[1][real], states[2][real], atol=1e-3)
 

@@ -19,7 +19,7 @@ from luthier.objectives.base import (
     reads_of,
 )
 from luthier.steps.conformance import apart, tiny_rows, trained, trainer
-from oracle import view_of
+from support.oracle import view_of
 
 WHOLE = Batching(8, 10_000)
 LINEAR = 1e-6  # transformers' RMSNorm computes in float32: scaling a loss scales its gradient to that accuracy
@@ -92,9 +92,7 @@ def test_a_record_drawn_twice_counts_twice():
     twice, once = collate(rows + rows), collate(rows)
     sft = parts.build("objective", "sft")
     assert {name: 2 * count for name, count in sft.units(once).items()} == sft.units(twice)
-    pairs = [
-        type(row)(f"{row.record}/{side}", row.ids, row.streams, part_of=row.record) for row in rows for side in "ab"
-    ]
+    pairs = [type(row)(f"{row.id}/{side}", row.ids, row.streams, record=row.id) for row in rows for side in "ab"]
     assert [sft.units(collate(drawn))["records"] for drawn in (pairs, pairs + pairs)] == [3, 6]
 
 
@@ -129,7 +127,7 @@ def test_draws_are_uniform_and_keyed():
 def test_keys_depend_on_record_and_position_only():
     rows = tiny_rows()
     together, alone = collate(rows, "packed"), collate(rows[2:3])
-    picked = together.record_of[together.targets()] == 2
+    picked = together.example_of[together.targets()] == 2
     assert torch.equal(position_keys(together)[picked], position_keys(alone))
     assert len(position_keys(together).unique()) == len(position_keys(together))
 

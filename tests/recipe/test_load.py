@@ -5,7 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from luthier.errors import RecipeError
-from luthier.recipe import elsewhere, load, load_recipe, merge
+from luthier.recipe import aliases as elsewhere
+from luthier.recipe import load, load_recipe, merge
 from luthier.recipe.settings import Settings
 
 PART = '''

@@ -1,7 +1,7 @@
 import pytest
 from pydantic import ValidationError
 
-from luthier.recipe.settings import Budget, Settings, expand
+from luthier.recipe.settings import BudgetSettings, Settings, expand
 
 SHORT = {"model": "./m", "data": {"train": "a.jsonl"}}
 
@@ -106,7 +106,7 @@ def test_values_to_tune_choose_the_rule():
 
 
 def test_a_budget_knows_its_unit():
-    assert (Budget(seconds=60).unit, Budget(seconds=60).amount) == ("seconds", 60)
+    assert (BudgetSettings(seconds=60).unit, BudgetSettings(seconds=60).amount) == ("seconds", 60)
 
 
 def test_shorthands_leave_the_original_alone():

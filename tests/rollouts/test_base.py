@@ -3,6 +3,7 @@ from dataclasses import replace
 
 import numpy
 import pytest
+from rollouts.scripted import END, Sampler, judge, play, prompt, rollout
 
 from luthier.data.batches import collate
 from luthier.errors import DataError, RecipeError, RunError
@@ -20,7 +21,6 @@ from luthier.rollouts.base import (
 from luthier.rollouts.base import Group as Grouped
 from luthier.rollouts.drive import drive, measures, refill
 from luthier.types import Sampling, Scored, Trajectory
-from rollouts.scripted import END, Sampler, judge, play, prompt, rollout
 
 
 class Twice(Strategy):
@@ -94,7 +94,7 @@ def test_a_record_drawn_twice_in_a_rollout_is_sampled_anew():
     first, one = play(Twice(), [prompt("hard")], hinted, won, seen=seen)
     second, two = play(Twice(), [prompt("hard")], hinted, won, seen=seen)
     assert one.asked[0][0].seed != two.asked[0][0].seed
-    names = [row.record for row in rows_of([*first, *second])]
+    names = [row.id for row in rows_of([*first, *second])]
     assert names == ["hard#0.1.0", "hard#0.1.1", "hard#0~1.1.0", "hard#0~1.1.1"]
 
 
@@ -161,7 +161,7 @@ def test_truncated_and_failed_answers_can_be_left_out():
         for one, finish in zip(groups[0].members, ("length", "error"), strict=True)
     )
     cut = [replace(groups[0], members=members)]
-    assert [row.record for row in rows_of(cut)] == ["a#0.0.0"]
+    assert [row.id for row in rows_of(cut)] == ["a#0.0.0"]
     assert rows_of(cut, mask_truncated=True) == []
 
 

@@ -2,12 +2,12 @@ import math
 
 import numpy
 import pytest
+from rollouts.scripted import END, play, prompt
 
 from luthier.errors import DataError
 from luthier.parts import build
 from luthier.rollouts.base import Rollout, build_chain, credit, rows_of
 from luthier.rollouts.strategies._episodes import cut, sentence_ends
-from rollouts.scripted import END, play, prompt
 
 TWENTY = tuple(range(10, 30))
 
@@ -153,7 +153,7 @@ def test_where_it_succeeds_unaided_or_has_no_hint_it_is_plain_to_the_last_bit():
     for options in ({}, {"episodes": 1}, {"demonstration": None}):
         groups, sampler = branch(halfway(0), **options)
         assert asked(sampler) == asked(other)
-        assert [row.record for row in rows_of(groups)] == [row.record for row in rows_of(plain)]
+        assert [row.id for row in rows_of(groups)] == [row.id for row in rows_of(plain)]
     for options in ({"episodes": 1}, {"demonstration": None}, {"demonstration": (1,)}):
         groups, sampler = branch(halfway(99), keep_failed=True, **options)
         assert asked(sampler) == asked(other)

@@ -9,7 +9,7 @@ import pytest
 from luthier.errors import RunError
 from luthier.sampling.http import HttpSampler
 from luthier.types import Request, Sampling
-from served import completion, serving
+from support.served import completion, serving
 
 
 class Letters:

@@ -9,12 +9,12 @@ from transformers.utils.import_utils import is_serve_available
 
 from luthier.data.render import Renderer
 from luthier.errors import RunError
-from luthier.models.bundled import bundled_path
+from luthier.models.loading.bundled import bundled_path
 from luthier.sampling.http import HttpSampler
 from luthier.sampling.native import NativeSampler
 from luthier.sampling.text import answer_text
 from luthier.types import Record, Request, Sampling
-from served import answering, free_port, started
+from support.served import answering, free_port, started
 
 pytestmark = [
     pytest.mark.slow,

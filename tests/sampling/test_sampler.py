@@ -9,7 +9,7 @@ import transformers
 
 from luthier.data.batches import collate
 from luthier.errors import ModelError
-from luthier.models.head import target_logprob
+from luthier.models.kernels.head import target_logprob
 from luthier.models.policy import TokenPolicy
 from luthier.sampling.draws import draw
 from luthier.sampling.native import NativeSampler

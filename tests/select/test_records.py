@@ -32,7 +32,7 @@ def with_chances(*pairs):
     for index, (tokens, chance) in enumerate(pairs):
         one = candidate([1, 2], [3 + index] * tokens, f"r{index}")
         found.append(one)
-        column[one.row.record] = numpy.array([0.0, 0.0] + [math.log(chance)] * tokens)
+        column[one.row.id] = numpy.array([0.0, 0.0] + [math.log(chance)] * tokens)
     return found, {"logprobs": column}
 
 
@@ -64,7 +64,7 @@ def test_a_model_that_knows_nothing_scores_minus_log_v_and_order_decides():
     candidates = [candidate([1, 2], [5, 6, 7][:size], f"r{size}") for size in (2, 3, 1)]
     logprobs = score(TokenPolicy(model), [one.row for one in candidates], ["logprobs"], 1000)
     for one in candidates:
-        values = logprobs["logprobs"][one.row.record]
+        values = logprobs["logprobs"][one.row.id]
         assert abs(values.sum() / one.row.targets + math.log(61)) < 1e-6
     assert grape().choose(candidates, logprobs, 0) == [0]
     assert grape().choose(candidates[::-1], logprobs, 0) == [0]
@@ -80,7 +80,7 @@ def test_the_end_of_an_answer_can_be_left_out():
 def test_prompts_are_told_apart_by_tokens_or_by_record_and_copies_count_once():
     candidates, columns = with_chances((2, 0.5), (2, 0.4))
     other = candidate([9, 9], [4, 4], "other")
-    copy = replace(candidates[0], row=replace(candidates[0].row, record="copy"))
+    copy = replace(candidates[0], row=replace(candidates[0].row, id="copy", record=""))
     columns["logprobs"] |= {"other": numpy.full(4, -9.0), "copy": columns["logprobs"]["r0"]}
     assert grape().choose([*candidates, other], columns, 0) == [0, 2]
     assert grape(group_by="record").choose([*candidates, other], columns, 0) == [0, 1, 2]
@@ -98,7 +98,7 @@ def test_the_score_is_minus_the_loss_of_the_record_alone_whatever_the_padding():
     """The engine's column, the shared scorer and the trainer's own loss agree; batch and side change nothing."""
     row, model = tiny_rows(1)[0], tiny_model()
     row = replace(row, streams={"weights": Stream((row.streams["weights"].values > 0).astype("float32"), "token")})
-    column = score(TokenPolicy(model), [row], ["logprobs"], 1000)["logprobs"][row.record]
+    column = score(TokenPolicy(model), [row], ["logprobs"], 1000)["logprobs"][row.id]
     mean = column.sum() / row.targets
     total, count = sequence_logprobs(model, [row])[0]
     assert count == row.targets and abs(total / count - mean) < 1e-9
@@ -106,7 +106,7 @@ def test_the_score_is_minus_the_loss_of_the_record_alone_whatever_the_padding():
     sft, full = parts.build("objective", "sft"), parts.build("tuner", "full")
     trainer(sft, full, [row], Batching(1, 100), disturb=False, observe=events.append).train()
     assert abs(events[0]["loss"] + mean) < 1e-6
-    many = score(TokenPolicy(model), [row, *tiny_rows(8)[1:]], ["logprobs"], 1000)["logprobs"][row.record]
+    many = score(TokenPolicy(model), [row, *tiny_rows(8)[1:]], ["logprobs"], 1000)["logprobs"][row.id]
     assert numpy.abs(many - column).max() < 1e-9
     loss = parts.build("selector", "max_loss")
     for side in ("left", "right"):
@@ -123,7 +123,7 @@ def test_the_model_decides_whose_answers_are_kept():
     styles = {"terse": lambda p: [30 + p[0], 60], "wordy": lambda p: [50, 51, 52, 30 + p[0], 53, 60]}
     pool = [candidate(p, f(p), f"{s}-{i}") for i, p in enumerate(prompts) for s, f in styles.items()]
     for style in styles:
-        rows = [one.row for one in pool if one.row.record.startswith(style)][:24]
+        rows = [one.row for one in pool if one.row.id.startswith(style)][:24]
         run = trainer(
             parts.build("objective", "sft"), parts.build("tuner", "full"), rows, Batching(8, 1000),
             optimizer=parts.build("optimizer", {"kind": "adamw", "lr": 1e-2}), dtype=torch.float32,
@@ -131,7 +131,7 @@ def test_the_model_decides_whose_answers_are_kept():
         )  # fmt: skip
         run.train()
         columns = score(run.policy, [one.row for one in pool], ["logprobs"], 1000)
-        kept = [pool[place].row.record for place in grape().choose(pool, columns, 0)]
+        kept = [pool[place].row.id for place in grape().choose(pool, columns, 0)]
         assert len(kept) == 24
         assert sum(name.startswith(style) for name in kept) >= 0.95 * len(kept)
 
@@ -192,7 +192,7 @@ def choose(part, points, seed=0, fields=None):
     candidates = [
         candidate([1], [2], f"r{index:04}", **(fields[index] if fields else {})) for index in range(len(points))
     ]
-    column = {one.row.record: values for one, values in zip(candidates, points, strict=True)}
+    column = {one.row.id: values for one, values in zip(candidates, points, strict=True)}
     return part.choose(candidates, {"trajectory": column}, seed)
 
 
@@ -222,11 +222,11 @@ def test_the_order_of_candidates_changes_nothing_and_nan_counts_as_zero():
     points = curves(60)
     points[3] = numpy.nan
     candidates = [candidate([1], [2], f"r{index:04}") for index in range(60)]
-    column = {"trajectory": {one.row.record: values for one, values in zip(candidates, points, strict=True)}}
+    column = {"trajectory": {one.row.id: values for one, values in zip(candidates, points, strict=True)}}
     part = s2l(clusters=4, share=0.2)
-    one = {candidates[place].row.record for place in part.choose(candidates, column, 0)}
+    one = {candidates[place].row.id for place in part.choose(candidates, column, 0)}
     turned = candidates[::-1]
-    assert one == {turned[place].row.record for place in part.choose(turned, column, 0)}
+    assert one == {turned[place].row.id for place in part.choose(turned, column, 0)}
     assert len(one) == 12
 
 
@@ -249,12 +249,12 @@ def test_every_option_changes_something(name):
                   source=f"s{index // 40}")
         for index, size in enumerate(lengths)
     ]  # fmt: skip
-    sizes = {one.row.record: len(one.row) for one in rows}
+    sizes = {one.row.id: len(one.row) for one in rows}
     losses = 3 * draw.random((160, 5))
     losses[7] += 50  # a cluster of its own
     columns = {
         "logprobs": {name: -3 * draw.random(size) for name, size in sizes.items()},
-        "trajectory": {one.row.record: values for one, values in zip(rows, losses, strict=True)},
+        "trajectory": {one.row.id: values for one, values in zip(rows, losses, strict=True)},
     }
     chosen = [tuple(part(**options).choose(rows, columns, 0)) for options in part.SETTINGS]
     silent = set(part.model_fields)

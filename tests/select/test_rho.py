@@ -7,13 +7,13 @@ from luthier import parts
 from luthier.data.batches import collate
 from luthier.engine.score import score, with_column
 from luthier.errors import ModelError, RecipeError
+from luthier.modalities.language.columns import logprobs_of
+from luthier.modalities.open import open_workspace
 from luthier.models.policy import TokenPolicy
 from luthier.recipe import load_recipe
+from luthier.runs.run import Run
 from luthier.select.base import Pool, keyed_uniform
-from luthier.steps.columns import logprobs_of
 from luthier.steps.conformance import tiny_model, tiny_rows
-from luthier.steps.record import Run
-from luthier.steps.stand import stand
 from luthier.steps.train import training
 
 RHO = parts.build("selector", {"kind": "rho", "reference": "held-out"})
@@ -71,27 +71,27 @@ def test_the_reference_must_be_named():
 
 def test_a_run_scores_its_reference_once_and_trains(tmp_path):
     recipe = recipe_with(reference="nano")
-    ground = stand(recipe, tmp_path)
+    workspace = open_workspace(recipe, tmp_path)
     run = Run(recipe, tmp_path, cache=tmp_path)
-    trainer, _ = training(run, ground, lambda event: None, lambda: False)
+    trainer, _ = training(run, workspace, lambda event: None, lambda: False)
     trainer.train()
     assert trainer.position.records == 16 and trainer.position.looked_rows == 16
     assert len(list((tmp_path / "scores").glob("*.npz"))) == 1
-    again = logprobs_of(run, ground, ground.prepared.train, "nano")
-    initial = logprobs_of(run, ground, ground.prepared.train, "initial")
+    again = logprobs_of(run, workspace, workspace.prepared.train, "nano")
+    initial = logprobs_of(run, workspace, workspace.prepared.train, "initial")
     assert all((again[name] == initial[name]).all() for name in initial)
     assert len(list((tmp_path / "scores").glob("*.npz"))) == 1
 
 
 def test_a_run_folder_is_a_reference_and_a_missing_one_is_refused(tmp_path):
     recipe = recipe_with(reference="nano")
-    ground = stand(recipe, tmp_path)
+    workspace = open_workspace(recipe, tmp_path)
     run = Run(recipe, tmp_path, cache=tmp_path)
     folder = tmp_path / "earlier" / "model"
-    ground.loaded.module.save_pretrained(folder)
-    ground.loaded.tokenizer.save_pretrained(folder)
-    found = logprobs_of(run, ground, ground.prepared.train, str(tmp_path / "earlier"))
-    initial = logprobs_of(run, ground, ground.prepared.train, "initial")
+    workspace.loaded.module.save_pretrained(folder)
+    workspace.loaded.tokenizer.save_pretrained(folder)
+    found = logprobs_of(run, workspace, workspace.prepared.train, str(tmp_path / "earlier"))
+    initial = logprobs_of(run, workspace, workspace.prepared.train, "initial")
     assert all((found[name] == initial[name]).all() for name in initial)
     with pytest.raises(ModelError, match="no model folder"):
-        logprobs_of(run, ground, ground.prepared.train, "./nowhere")
+        logprobs_of(run, workspace, workspace.prepared.train, "./nowhere")

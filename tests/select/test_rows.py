@@ -21,7 +21,7 @@ def losses(rows, model):
         ids = torch.from_numpy(row.ids).long()[None]
         logp = model(input_ids=ids).logits[0].log_softmax(-1)
         at = [t for t in range(1, len(row)) if row.streams["weights"].values[t] != 0]
-        found[row.record] = -sum(float(logp[t - 1, ids[0, t]].detach()) for t in at) / max(1, len(at))
+        found[row.id] = -sum(float(logp[t - 1, ids[0, t]].detach()) for t in at) / max(1, len(at))
     return found
 
 
@@ -45,8 +45,8 @@ def test_max_loss_looks_at_the_mean_over_the_targets_of_each_record():
     with torch.no_grad():
         found = selector.look(TokenPolicy(model), collate(rows), None)["loss"]
     wanted = losses(rows, model)
-    assert all(abs(float(value) - wanted[row.record]) < 1e-12 for row, value in zip(rows, found, strict=True))
-    pool = pool_of([row.record for row in rows], loss=found)
+    assert all(abs(float(value) - wanted[row.id]) < 1e-12 for row, value in zip(rows, found, strict=True))
+    pool = pool_of([row.id for row in rows], loss=found)
     top = sorted(wanted, key=lambda name: -wanted[name])[:3]
     assert {pool.names[i] for i in selector.chosen(selector.scores(pool))} == set(top)
 

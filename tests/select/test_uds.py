@@ -8,7 +8,7 @@ import torch
 from luthier import parts
 from luthier.data.batches import collate
 from luthier.errors import RunError
-from luthier.models import head as heads
+from luthier.models.kernels import head as heads
 from luthier.models.policy import TokenPolicy
 from luthier.select import _logits as looking
 from luthier.select._sketch import Projection, Ring, nuclear_norm

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from luthier.records import read_json, read_jsonl
+from luthier.run_folder import read_json, read_jsonl
 
 CLOCKS = ("seconds", "tokens_per_second", "memory_bytes")
 PATIENCE = 180.0

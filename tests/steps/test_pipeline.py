@@ -11,9 +11,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from luthier.engine.trainer import Trainer
 from luthier.errors import RecipeError, RunError
-from luthier.models.bundled import bundled_path
+from luthier.models.loading.bundled import bundled_path
 from luthier.recipe import load_recipe
-from luthier.records import read_json, read_jsonl
+from luthier.run_folder import read_json, read_jsonl
 from luthier.steps import pipeline, run_recipe
 
 NEVER = """from luthier.rewards.base import Reward

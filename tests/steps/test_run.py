@@ -15,15 +15,15 @@ from rich.console import Console
 from safetensors.torch import load_file
 
 from luthier.errors import DataError, LuthierError, ModelError, RunError
+from luthier.processes.worker import main as worker_main
 from luthier.recipe import load_recipe
-from luthier.records import RunFolder, read_json, read_jsonl, write_json
+from luthier.run_folder import RunFolder, read_json, read_jsonl, write_json
 from luthier.steps import run_recipe
 from luthier.steps.check import check_recipe
 from luthier.steps.conformance import tiny_model
 from luthier.steps.evaluate import _recipe as recipe_of_evaluation
 from luthier.steps.evaluate import evaluate_model
-from luthier.steps.worker import main as worker_main
-from runs import recipe, run_recipe_until_killed, with_words
+from support.runs import recipe, run_recipe_until_killed, with_words
 
 HALF = '''
 from luthier.evals.base import Metric
@@ -97,7 +97,7 @@ def worker(folder, settings, **more):
 
 def start(folder):
     return subprocess.Popen(
-        [sys.executable, "-W", "ignore", "-m", "luthier.steps.worker", str(folder)],
+        [sys.executable, "-W", "ignore", "-m", "luthier.processes.worker", str(folder)],
         stderr=subprocess.PIPE,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
@@ -162,7 +162,7 @@ def test_a_finished_run_is_not_trained_again_nor_replaced(data):
     assert read_json(data / "run" / "run.json")["status"] == "done"
 
 
-@pytest.mark.parametrize("where", ["stand", "evaluate_sets"])
+@pytest.mark.parametrize("where", ["open_workspace", "evaluate_sets"])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_outside_training_ends_at_once_and_loses_nothing(data, monkeypatch, where, number):
     from luthier.steps import run
@@ -211,7 +211,7 @@ def test_a_part_may_change_when_the_lock_is_resumed(data, monkeypatch):
 
 
 def test_perplexity_keeps_to_the_limit(data, monkeypatch):
-    from luthier.steps import language
+    from luthier.modalities.language import workspace as language
 
     seen = []
     monkeypatch.setattr(language, "perplexity", lambda module, rows, progress: seen.extend(rows) or 1.0)
@@ -318,7 +318,7 @@ def test_a_folder_that_is_no_model(data):
 
 
 def test_messages_for_a_model_without_a_template(data):
-    from luthier.models.load import load_tokenizer
+    from luthier.models.loading.load import load_tokenizer
 
     tokenizer = load_tokenizer(recipe(data).settings.model, data)
     tokenizer.chat_template = None
@@ -365,7 +365,7 @@ def test_no_space_left_for_the_model_is_an_error_and_the_checkpoint_stays(data, 
 
 
 def test_two_processes_train_as_one_does(data):
-    from luthier.steps.ranks import run_on_ranks
+    from luthier.processes.torchrun import run_on_ranks
 
     settings = recipe(data, "train.precision=float64", "data.validation=null")
     alone = run_recipe(settings, data / "alone", [])
@@ -380,7 +380,7 @@ def test_two_processes_train_as_one_does(data):
 
 @pytest.mark.slow
 def test_processes_asked_once_save_and_a_finished_run_stays(data):
-    from luthier.steps.ranks import run_on_ranks
+    from luthier.processes.torchrun import run_on_ranks
 
     settings, folder = recipe(data, "budget.updates=60", "data.test=null", "data.validation=null"), data / "run"
     folder.mkdir()
@@ -404,7 +404,7 @@ def test_processes_asked_once_save_and_a_finished_run_stays(data):
 
 @pytest.mark.slow
 def test_a_rank_that_fails_is_told(data):
-    from luthier.steps.ranks import run_on_ranks
+    from luthier.processes.torchrun import run_on_ranks
 
     settings = recipe(data)
     (data / "data.jsonl").unlink()

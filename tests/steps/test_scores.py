@@ -8,9 +8,9 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from luthier.errors import RecipeError, RunError
-from luthier.models.bundled import bundled_path
+from luthier.models.loading.bundled import bundled_path
 from luthier.recipe import load_recipe
-from luthier.records import read_json, read_jsonl
+from luthier.run_folder import read_json, read_jsonl
 from luthier.steps import pipeline, run_recipe
 
 WORDS = [f"{a}{b}{c}" for a in "ab" for b in "fg" for c in "kl"]
@@ -21,7 +21,7 @@ class Surest(Subset):
     '''The likeliest answer of each record.'''
     READS: ClassVar = ("mean_logprob", "entropy")
     def choose(self, candidates, columns, seed):
-        worth = [columns["mean_logprob"][one.row.record] - 0 * columns["entropy"][one.row.record] for one in candidates]
+        worth = [columns["mean_logprob"][one.row.id] - 0 * columns["entropy"][one.row.id] for one in candidates]
         return [max(places, key=lambda place: worth[place]) for places in by_record(candidates).values()]
 """
 LENGTH = """from luthier.rewards.base import Reward

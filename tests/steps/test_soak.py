@@ -24,7 +24,7 @@ from pathlib import Path
 from luthier.engine import memory
 from luthier.recipe import load_recipe
 from luthier.steps import run_recipe
-from luthier.steps.journal import Journal
+from luthier.runs.journal import Journal
 
 seen, tell = [], Journal.event
 

@@ -12,13 +12,14 @@ from luthier import parts
 from luthier.data.batches import collate
 from luthier.engine.trainer import Batching
 from luthier.errors import DataError, ModelError, RecipeError
-from luthier.models.context import checkpoint_layers, during_forward
-from luthier.models.load import load_model
+from luthier.modalities.base import refuse_excluded
+from luthier.models.context import checkpoint_layers, forward_context
+from luthier.models.loading.load import load_model
 from luthier.models.policy import TokenPolicy
 from luthier.objectives.base import CoupledObjective, Update
 from luthier.recipe import load_recipe
 from luthier.recipe.settings import Model as ModelSettings
-from luthier.records import append_jsonl, read_jsonl
+from luthier.run_folder import append_jsonl, read_jsonl
 from luthier.steps import conformance
 from luthier.steps.conformance import (
     apart,
@@ -31,7 +32,6 @@ from luthier.steps.conformance import (
     with_made_fields,
 )
 from luthier.steps.evaluate import evaluate_model
-from luthier.steps.ground import refuse_excluded
 from luthier.steps.run import run_recipe
 from luthier.tuners._experts import USAGE, ExpertLinear, Usage, expectations, experts_of, imbalance
 from luthier.tuners.base import Planning
@@ -241,9 +241,9 @@ class Meets(CoupledObjective):
     def features(self, policy, batch):
         hidden = policy.hidden(batch)
         rows, columns = batch.targets()
-        owner = batch.record_of[rows, columns]
+        owner = batch.example_of[rows, columns]
         return {
-            "mean": torch.zeros(len(batch.records), hidden.shape[1], dtype=hidden.dtype).index_add(0, owner, hidden)
+            "mean": torch.zeros(len(batch.examples), hidden.shape[1], dtype=hidden.dtype).index_add(0, owner, hidden)
         }
 
     def coupled_loss(self, features, streams, update):
@@ -305,7 +305,7 @@ def test_what_a_forward_notes():
     made, batch = layer(), collate(tiny_rows(3))
     x = torch.randn(*batch.ids.shape, 6, dtype=torch.float64)
     usage = Usage(batch)
-    with during_forward(**{USAGE: usage}):
+    with forward_context(**{USAGE: usage}):
         with torch.no_grad():
             made(x)
         assert not usage.found

@@ -9,7 +9,7 @@ from luthier.engine.budget import Budget
 from luthier.engine.trainer import Batching
 from luthier.steps.conformance import apart, tiny_model, trainer
 from objectives.supervised.test_peers import rows
-from peers import GRADIENT, labelled, padded
+from support.peers import GRADIENT, labelled, padded
 
 pytestmark = pytest.mark.peers
 UPDATES, RECORDS = 3, 4

@@ -11,9 +11,9 @@ from luthier.engine.budget import Budget
 from luthier.engine.precision import Masters
 from luthier.engine.trainer import Batching, Saving
 from luthier.errors import RecipeError
+from luthier.modalities.base import refuse_other_rules
 from luthier.models.delta import WeightDelta
 from luthier.steps.conformance import Plain, tiny_model, tiny_rows, trainer
-from luthier.steps.ground import refuse_other_rules
 from luthier.tuners._sparse import Rule, SparseLinear, Window, grow_accumulated, grow_momentum, largest, sparse_layers
 from luthier.tuners.base import Planning
 

@@ -11,7 +11,7 @@ def test_drawn_from_the_seed_alone():
         numpy.array_equal(a.streams["image"].values, b.streams["image"].values) for a, b in zip(one, again, strict=True)
     )
     assert not numpy.array_equal(one[0].streams["image"].values, other[0].streams["image"].values)
-    assert len({row.record for row in [*one, *other]}) == 40
+    assert len({row.id for row in [*one, *other]}) == 40
 
 
 def test_form():

@@ -22,7 +22,7 @@ def command(
 ) -> None:
     """Same model, data and budget through several methods: table, statistics, cost, forgetting, report."""
     from luthier.recipe import load_recipe
-    from luthier.records import RunFolder
+    from luthier.run_folder import RunFolder
 
     chosen_seeds = read_seeds(seeds)
     folder = None if resume is None else RunFolder.open(resume)

@@ -132,7 +132,7 @@ def _why_not(method: Method, other: Method) -> str | None:
 
 def _trains(entries: list[Entry]) -> str | None:
     """The kind of policy that a method's objective or selector is given; None where it has neither."""
-    faces = [e.constants.get("FACE", "token") for e in entries if e.slot in ("objective", "selector")]
+    faces = [e.constants.get("MODALITY", "language") for e in entries if e.slot in ("objective", "selector")]
     return faces[0] if faces else None
 
 

@@ -23,7 +23,7 @@ def command(
 
     from luthier.compare.prove import prove
     from luthier.proofs.proof import read_proof
-    from luthier.records import RunFolder, read_json, write_json
+    from luthier.run_folder import RunFolder, read_json, write_json
 
     proof = read_proof(method)
     folder = None if resume is None else RunFolder.open(resume)

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 
-class Format(StrEnum):
+class ReportFormat(StrEnum):
     """What a report can be written as."""
 
     html = "html"
@@ -21,10 +21,10 @@ class Format(StrEnum):
 
 def command(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a comparison, such as runs/quickstart/1.")],
-    format: Annotated[Format, typer.Option("--format", help="The form of the report.")] = Format.html,
+    format: Annotated[ReportFormat, typer.Option("--format", help="The form of the report.")] = ReportFormat.html,
 ) -> None:
     """Write the report of a comparison again; nothing is computed."""
-    from luthier.records import RunFolder
+    from luthier.run_folder import RunFolder
 
     folder = RunFolder.open(run)
     from luthier.report import write_report

@@ -30,7 +30,7 @@ def command(
 ) -> None:
     """Train and evaluate one recipe."""
     from luthier.recipe import load_recipe
-    from luthier.records import RunFolder, read_json, write_json
+    from luthier.run_folder import RunFolder, read_json, write_json
 
     loaded = load_recipe(recipe, [method] if method else [], with_out(overrides, out))
     if resume is None:
@@ -50,7 +50,7 @@ def command(
 
             record = run_recipe(loaded, folder.path, loaded.settings.observe)
         else:
-            from luthier.steps.ranks import run_on_ranks
+            from luthier.processes.torchrun import run_on_ranks
 
             record = run_on_ranks(loaded, folder.path, processes)
     if record["status"] == "stopped":

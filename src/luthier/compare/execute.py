@@ -12,9 +12,9 @@ from typing import Any, Protocol
 
 from luthier.compare.plan import Task
 from luthier.compare.runs import status_of, tail_of_log
-from luthier.compare.workers import Process, Workers
 from luthier.errors import RunError
-from luthier.records import read_json, read_jsonl, write_json
+from luthier.processes.launch import Process, Workers
+from luthier.run_folder import read_json, read_jsonl, write_json
 
 POLL_SECONDS = 0.25
 PATIENCE_SECONDS = 120  # for a stopped run to save its checkpoint

@@ -15,12 +15,12 @@ from luthier.compare.execute import Stopped, execute
 from luthier.compare.plan import Plan, plan
 from luthier.compare.progress import ConsoleWatcher
 from luthier.compare.results import assemble
-from luthier.compare.runs import Run, read_run
-from luthier.compare.workers import Workers
+from luthier.compare.runs import FinishedRun, read_run
 from luthier.errors import RunError
+from luthier.processes.launch import Workers
 from luthier.recipe import Recipe
-from luthier.records import RunFolder, read_json, write_json
 from luthier.report import print_report, write_report
+from luthier.run_folder import RunFolder, read_json, write_json
 
 FORMATS = ("html", "markdown", "csv", "latex")
 
@@ -122,7 +122,7 @@ def _compute(planned: Plan, folder: Path, console: Console, command: Sequence[st
     return assemble(planned, bases, tuning, runs, chosen)
 
 
-def choose(planned: Plan, tuning: Sequence[tuple[str, int, Run]]) -> dict[str, int]:
+def choose(planned: Plan, tuning: Sequence[tuple[str, int, FinishedRun]]) -> dict[str, int]:
     """The candidate with the best mean on validation for each cell; the earlier one of equals.
 
     A cell of which no tuning run succeeded is left out.
@@ -139,7 +139,7 @@ def choose(planned: Plan, tuning: Sequence[tuple[str, int, Run]]) -> dict[str, i
     return {cell: max(found, key=lambda index: (fmean(found[index]), -index)) for cell, found in scores.items()}
 
 
-def _stop_on_user_error(bases: Sequence[Run], codes: Mapping[str, int], folder: Path) -> None:
+def _stop_on_user_error(bases: Sequence[FinishedRun], codes: Mapping[str, int], folder: Path) -> None:
     """Exit code 2 means a mistake in recipe, data or model, which every run would meet again."""
     for run in bases:
         if codes.get(run.task.folder) == 2:

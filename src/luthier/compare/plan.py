@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from luthier.errors import RecipeError, nearest
 from luthier.recipe import Recipe, load_recipe, method_label
-from luthier.recipe.kinds import KINDS, kind_of
+from luthier.recipe.modality import MODALITIES, modality_of
 
 BASE = "base"
 LEARNING_RATE = "train.optimizer.lr"
@@ -75,7 +75,7 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Source:
+class RecipeSource:
     """A recipe as it is loaded again for every method, seed and axis value."""
 
     recipe: Any
@@ -98,7 +98,7 @@ class Plan:
     """Everything a comparison will do, known before anything runs except which tuned values win."""
 
     name: str
-    source: Source
+    source: RecipeSource
     settings: Mapping[str, Any]
     cells: tuple[Cell, ...]
     baseline: str
@@ -162,7 +162,7 @@ def plan(
     Raises:
         RecipeError: an unknown or repeated method, baseline or key, or a value that a method refuses.
     """
-    source = Source(recipe.to_lock() if isinstance(recipe, Recipe) else recipe, tuple(overrides), base)
+    source = RecipeSource(recipe.to_lock() if isinstance(recipe, Recipe) else recipe, tuple(overrides), base)
     plain = source.load()
     wanted = plain.settings.compare
     names = list(methods or wanted.methods)
@@ -230,7 +230,7 @@ def _combinations(values: Mapping[str, Sequence[Any]]) -> Iterator[dict[str, Any
         yield dict(zip(values, chosen, strict=True))
 
 
-def _cells(source: Source, plain: Recipe, names: list[str], rule: str) -> Iterator[Cell]:
+def _cells(source: RecipeSource, plain: Recipe, names: list[str], rule: str) -> Iterator[Cell]:
     budget = {key: value for key, value in plain.data["budget"].items() if value is not None}
     bases: dict[str, str] = {}
     for axes in _combinations(plain.settings.compare.axes):
@@ -288,7 +288,7 @@ def _pin_learning_rate(own: Recipe, reference: Recipe, rule: str) -> list[str]:
     return [f"{LEARNING_RATE}={json.dumps(wanted)}"]
 
 
-def _bases(source: Source, cells: Sequence[Cell], files: Mapping[str, str]) -> Iterator[Task]:
+def _bases(source: RecipeSource, cells: Sequence[Cell], files: Mapping[str, str]) -> Iterator[Task]:
     for folder in dict.fromkeys(cell.base for cell in cells):
         cell = next(cell for cell in cells if cell.base == folder)
         recipe = source.load((), _overrides(cell.axes))
@@ -309,12 +309,16 @@ def _bases(source: Source, cells: Sequence[Cell], files: Mapping[str, str]) -> I
 
 def _evaluated(recipe: Recipe) -> dict[str, Any]:
     """The blocks that an evaluation of the untrained model depends on."""
-    kind = KINDS[kind_of(recipe.settings.model, recipe.base)]
+    kind = MODALITIES[modality_of(recipe.settings.model, recipe.base)]
     return {name: recipe.data[name] for name in kind.evaluated}
 
 
 def _tuning(
-    source: Source, cells: Sequence[Cell], candidates: Sequence[Mapping[str, Any]], seeds: Sequence[int], files: Mapping
+    source: RecipeSource,
+    cells: Sequence[Cell],
+    candidates: Sequence[Mapping[str, Any]],
+    seeds: Sequence[int],
+    files: Mapping,
 ) -> Iterator[tuple[str, int, Task]]:
     for cell, (index, values), seed in itertools.product(cells, enumerate(candidates), seeds):
         name = _slug(",".join(f"{path.rsplit('.', 1)[-1]}={_plain(value)}" for path, value in values.items()))
@@ -323,7 +327,7 @@ def _tuning(
 
 
 def _task(
-    source: Source,
+    source: RecipeSource,
     cell: Cell,
     seed: int,
     folder: str,

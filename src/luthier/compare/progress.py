@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
 from luthier.compare.plan import Task
-from luthier.report.formats import duration
+from luthier.report.numbers import duration
 
 
 class ConsoleWatcher:

@@ -16,7 +16,7 @@ from luthier.errors import RecipeError
 from luthier.proofs.claims import UNTRAINED, Claim, Measured, judge
 from luthier.proofs.proof import Proof
 from luthier.proofs.results import mark, seen
-from luthier.records import RunFolder, read_json, read_jsonl, write_json
+from luthier.run_folder import RunFolder, read_json, read_jsonl, write_json
 
 SETS = ("target", "retain", "validation")
 PART = 4  # `first` and `last` are a quarter of the updates each

@@ -10,7 +10,7 @@ from typing import Any
 
 from luthier import stats
 from luthier.compare.plan import BASE, LEARNING_RATE, Cell, Plan, learning_rate
-from luthier.compare.runs import Run
+from luthier.compare.runs import FinishedRun
 from luthier.compare.samples import samples
 from luthier.compare.setup import differences, setup, warnings
 from luthier.evals.retention import retention
@@ -21,7 +21,11 @@ CURVE_POINTS = 120
 
 
 def assemble(
-    plan: Plan, bases: Sequence[Run], tuning: Sequence[tuple[str, int, Run]], runs: Sequence[Run], chosen: Mapping
+    plan: Plan,
+    bases: Sequence[FinishedRun],
+    tuning: Sequence[tuple[str, int, FinishedRun]],
+    runs: Sequence[FinishedRun],
+    chosen: Mapping,
 ) -> dict[str, Any]:
     """The document that `report/` draws from. Scores and shares are in [0, 1], times in seconds.
 
@@ -61,7 +65,7 @@ def assemble(
     }
 
 
-def base_row(run: Run, cell: Cell, several: bool) -> dict[str, Any]:
+def base_row(run: FinishedRun, cell: Cell, several: bool) -> dict[str, Any]:
     """The row of the untrained model; with `several` its axis values are part of its name."""
     values = ", ".join(f"{path.rsplit('.', 1)[-1]}={value}" for path, value in cell.axes.items())
     retain = run.mean("retain")
@@ -83,7 +87,9 @@ def base_row(run: Run, cell: Cell, several: bool) -> dict[str, Any]:
     }
 
 
-def method_row(plan: Plan, cell: Cell, runs: Sequence[Run], base: Run, chosen: Mapping[str, int]) -> dict[str, Any]:
+def method_row(
+    plan: Plan, cell: Cell, runs: Sequence[FinishedRun], base: FinishedRun, chosen: Mapping[str, int]
+) -> dict[str, Any]:
     """The row of one method: means over the seeds that are done."""
     done = [run for run in runs if run.done]
     values = plan.candidates[chosen[cell.folder]] if cell.folder in chosen else {}
@@ -108,7 +114,7 @@ def method_row(plan: Plan, cell: Cell, runs: Sequence[Run], base: Run, chosen: M
     }
 
 
-def target(runs: Sequence[Run]) -> dict[str, Any]:
+def target(runs: Sequence[FinishedRun]) -> dict[str, Any]:
     """Mean score on the held-out items with its interval, and each seed's mean."""
     scores = [[item.score for item in run.items["target"]] for run in runs]
     found = stats.score_interval(scores)
@@ -123,13 +129,13 @@ def target(runs: Sequence[Run]) -> dict[str, Any]:
     }
 
 
-def _further(runs: Sequence[Run]) -> dict[str, float]:
+def _further(runs: Sequence[FinishedRun]) -> dict[str, float]:
     """Means over runs of the numbers that decide nothing, by name."""
     found = [run.record.get("evaluation", {}).get("further", {}) for run in runs]
     return {name: fmean(one[name] for one in found) for name in (found[0] if found else ())}
 
 
-def _retained(runs: Sequence[Run], base: Run) -> dict[str, Any] | None:
+def _retained(runs: Sequence[FinishedRun], base: FinishedRun) -> dict[str, Any] | None:
     pairs = [(base.items["retain"], run.items["retain"]) for run in runs if "retain" in run.items and base.done]
     if not pairs or not base.items.get("retain"):
         return None
@@ -145,7 +151,7 @@ def _retained(runs: Sequence[Run], base: Run) -> dict[str, Any] | None:
     }
 
 
-def _cost(runs: Sequence[Run]) -> dict[str, Any]:
+def _cost(runs: Sequence[FinishedRun]) -> dict[str, Any]:
     train = [run.record["train"] for run in runs]
     seconds = [run.record["seconds"] for run in runs]
 
@@ -176,7 +182,7 @@ def _method_seconds(record: Mapping[str, Any]) -> float | None:
 
 
 def _add_changes(
-    plan: Plan, rows: list[dict[str, Any]], of_cell: Mapping[str, list[Run]], of_base: Mapping[str, Run]
+    plan: Plan, rows: list[dict[str, Any]], of_cell: Mapping[str, list[FinishedRun]], of_base: Mapping[str, FinishedRun]
 ) -> None:
     """Each method against the baseline at the same axis values; Holm over all of them."""
     compared: list[tuple[dict[str, Any], stats.Difference]] = []
@@ -198,7 +204,9 @@ def _add_changes(
         row["change"] = {**asdict(found), "p_adjusted": p, "verdict": "differs" if p < LEVEL else "n.s."}
 
 
-def compared_arms(baseline: Sequence[Run], other: Sequence[Run], untrained: bool) -> stats.Difference | None:
+def compared_arms(
+    baseline: Sequence[FinishedRun], other: Sequence[FinishedRun], untrained: bool
+) -> stats.Difference | None:
     """The difference of two arms on the items that all their runs share, or None when there is nothing to compare."""
     first, second = [run for run in baseline if run.done], [run for run in other if run.done]
     if not first or not second:
@@ -215,13 +223,13 @@ def compared_arms(baseline: Sequence[Run], other: Sequence[Run], untrained: bool
     return stats.difference(scores[: len(first)], scores[len(first) :], untrained=untrained)
 
 
-def _metric(runs: Sequence[Run]) -> dict[str, Any]:
+def _metric(runs: Sequence[FinishedRun]) -> dict[str, Any]:
     found = next((run.record["evaluation"]["target"] for run in runs if run.done), {})
     retain = next((run.record["evaluation"].get("retain") for run in runs if run.done), None) or {}
     return {"name": found.get("metric"), "n": found.get("n"), "retain_n": retain.get("n")}
 
 
-def _counts(runs: Sequence[Run]) -> str:
+def _counts(runs: Sequence[FinishedRun]) -> str:
     """What the runs' speed and data are counted in: tokens, or records that have none."""
     return next((run.record["train"].get("counts", "tokens") for run in runs if run.done), "tokens")
 
@@ -240,7 +248,7 @@ def _nothing_to_keep(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     return []
 
 
-def _tuning(plan: Plan, tuning: Sequence[tuple[str, int, Run]], chosen: Mapping[str, int]) -> dict[str, Any]:
+def _tuning(plan: Plan, tuning: Sequence[tuple[str, int, FinishedRun]], chosen: Mapping[str, int]) -> dict[str, Any]:
     labels = {cell.folder: cell.label for cell in plan.cells}
     runs = [
         {
@@ -257,7 +265,7 @@ def _tuning(plan: Plan, tuning: Sequence[tuple[str, int, Run]], chosen: Mapping[
     return {"runs": runs, "seconds": math.fsum(run["seconds"] for run in runs)}
 
 
-def _failure(run: Run) -> dict[str, Any]:
+def _failure(run: FinishedRun) -> dict[str, Any]:
     return {
         "cell": run.task.cell,
         "seed": run.task.seed,
@@ -268,7 +276,9 @@ def _failure(run: Run) -> dict[str, Any]:
     }
 
 
-def _scores(plan: Plan, of_base: Mapping[str, Run], of_cell: Mapping[str, list[Run]]) -> list[dict[str, Any]]:
+def _scores(
+    plan: Plan, of_base: Mapping[str, FinishedRun], of_cell: Mapping[str, list[FinishedRun]]
+) -> list[dict[str, Any]]:
     """Per-item scores by seed, one table for each base evaluation (one, unless axes change the items)."""
     tables = []
     for folder, base in of_base.items():
@@ -286,7 +296,7 @@ def _scores(plan: Plan, of_base: Mapping[str, Run], of_cell: Mapping[str, list[R
     return tables
 
 
-def _curve(run: Run) -> dict[str, Any]:
+def _curve(run: FinishedRun) -> dict[str, Any]:
     """Loss and negative log-likelihood against progress, averaged into at most 120 points."""
     size = math.ceil(len(run.metrics) / CURVE_POINTS)
     blocks = [run.metrics[start : start + size] for start in range(0, len(run.metrics), size)]

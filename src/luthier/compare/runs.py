@@ -9,13 +9,13 @@ from typing import Any
 
 from luthier.compare.plan import Task
 from luthier.evals.base import Item
-from luthier.records import read_json, read_jsonl
+from luthier.run_folder import read_json, read_jsonl
 
 LOG_LINES = 12
 
 
 @dataclass(frozen=True)
-class Run:
+class FinishedRun:
     """One task and what came of it. `status` is done, failed, stopped or missing; `items` are keyed by set."""
 
     task: Task
@@ -38,19 +38,19 @@ class Run:
         return (self.record.get("evaluation", {}).get(name) or {}).get("mean")
 
 
-def read_run(folder: Path, task: Task) -> Run:
+def read_run(folder: Path, task: Task) -> FinishedRun:
     """Read a run's folder; only a run that is done has items and metrics."""
     status, record = status_of(folder, task)
     if status != "done":
-        return Run(task, status, record, log=tail_of_log(folder))
+        return FinishedRun(task, status, record, log=tail_of_log(folder))
     items: dict[str, list[Item]] = {}
     for line in read_jsonl(folder / "evaluation.jsonl"):
         items.setdefault(line["set"], []).append(Item.from_json(line))
     if "target" in task.sets and "target" not in items:
         error = "No held-out item was scored; `data.test` must leave some."
-        return Run(task, "failed", {**record, "error": error}, log=tail_of_log(folder))
+        return FinishedRun(task, "failed", {**record, "error": error}, log=tail_of_log(folder))
     metrics = [line for line in read_jsonl(folder / "metrics.jsonl") if "loss" in line]
-    return Run(task, status, record, items, metrics)
+    return FinishedRun(task, status, record, items, metrics)
 
 
 def status_of(folder: Path, task: Task) -> tuple[str, dict[str, Any]]:

@@ -6,14 +6,16 @@ from collections.abc import Mapping
 from typing import Any
 
 from luthier.compare.plan import BASE, Plan
-from luthier.compare.runs import Run
+from luthier.compare.runs import FinishedRun
 from luthier.evals.base import Item
 
 SHOWN = {"target": 12, "retain": 4}
 LONGEST = 6_000
 
 
-def samples(plan: Plan, of_base: Mapping[str, Run], of_cell: Mapping[str, list[Run]]) -> list[dict[str, Any]]:
+def samples(
+    plan: Plan, of_base: Mapping[str, FinishedRun], of_cell: Mapping[str, list[FinishedRun]]
+) -> list[dict[str, Any]]:
     """The same items over the base and every method, at the first seed that each has done.
 
     Items on which the trained models disagree come first, then those where training changed the base's
@@ -32,7 +34,7 @@ def samples(plan: Plan, of_base: Mapping[str, Run], of_cell: Mapping[str, list[R
     return found
 
 
-def _by_id(run: Run, name: str) -> dict[str, Item]:
+def _by_id(run: FinishedRun, name: str) -> dict[str, Item]:
     return {item.id: item for item in run.items.get(name, [])}
 
 
@@ -43,7 +45,7 @@ def _dullness(arms: Mapping[str, Mapping[str, Item]], key: str) -> int:
 
 
 def _sample(
-    name: str, key: str, arms: Mapping[str, Mapping[str, Item]], firsts: Mapping[str, Run | None]
+    name: str, key: str, arms: Mapping[str, Mapping[str, Item]], firsts: Mapping[str, FinishedRun | None]
 ) -> dict[str, Any]:
     item = next(iter(arms.values()))[key]
     outputs = []

@@ -7,12 +7,12 @@ from statistics import fmean
 from typing import Any
 
 from luthier.compare.plan import OUTSIDE, Plan
-from luthier.compare.runs import Run
+from luthier.compare.runs import FinishedRun
 
 SAME = 0.005  # share by which the data used may differ before it is said
 
 
-def setup(plan: Plan, runs: Sequence[Run]) -> dict[str, Any]:
+def setup(plan: Plan, runs: Sequence[FinishedRun]) -> dict[str, Any]:
     """Model, data, settings, versions and hardware, for the report's last section and setup.md."""
     done = [run.record for run in runs if run.done]
     first = done[0] if done else {}
@@ -28,7 +28,7 @@ def setup(plan: Plan, runs: Sequence[Run]) -> dict[str, Any]:
     }
 
 
-def report_of(runs: Sequence[Run]) -> Mapping[str, Any]:
+def report_of(runs: Sequence[FinishedRun]) -> Mapping[str, Any]:
     """What the doctor said about the data, as the first run that trained recorded it."""
     reports = (run.record["train"].get("data") for run in runs if run.done and "train" in run.record)
     return next((report for report in reports if report), {})
@@ -90,7 +90,7 @@ def leaves(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
             yield f"{prefix}{key}", item
 
 
-def warnings(plan: Plan, runs: Sequence[Run]) -> list[str]:
+def warnings(plan: Plan, runs: Sequence[FinishedRun]) -> list[str]:
     """What a reader must know before reading the table."""
     done = [run for run in runs if run.done]
     found = [*_unequal_data(plan, done), *report_of(done).get("warnings", [])]
@@ -106,7 +106,7 @@ def warnings(plan: Plan, runs: Sequence[Run]) -> list[str]:
     return found
 
 
-def _unequal_data(plan: Plan, done: Sequence[Run]) -> Iterator[str]:
+def _unequal_data(plan: Plan, done: Sequence[FinishedRun]) -> Iterator[str]:
     """Methods under one budget should have seen the same data."""
     for axes in {repr(cell.axes): cell.axes for cell in plan.cells}.values():
         cells = {cell.folder: cell.label for cell in plan.cells if cell.axes == axes}

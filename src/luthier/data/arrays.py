@@ -50,7 +50,7 @@ def load_rows(source: Source, base: Path) -> list[Row]:
     limit = spec.get("limit")
     if limit is None or limit >= len(rows):
         return rows
-    return [rows[index] for index in sorted(range(len(rows)), key=lambda index: rows[index].record)[:limit]]
+    return [rows[index] for index in sorted(range(len(rows)), key=lambda index: rows[index].id)[:limit]]
 
 
 def _read(path: Path) -> dict[str, numpy.ndarray]:
@@ -93,7 +93,7 @@ def _row(arrays: Mapping[str, numpy.ndarray]) -> Row:
         values = values.astype(numpy.float32 if values.dtype.kind == "f" else numpy.int64)
         streams[name] = Stream(values if values.ndim else values[()], "row")
     row = Row("", numpy.zeros(0, dtype=numpy.int32), streams)
-    return replace(row, record=content_hash(row)[:16])
+    return replace(row, id=content_hash(row)[:16], record="")
 
 
 def content_hash(row: Row) -> str:
@@ -126,15 +126,15 @@ def prepare_rows(settings: DataSettings, base: Path) -> Prepared:
         split[taken.get(index, "train")].append(row)
     for name, source in own.items():
         split[name] = _unique(load_rows(source, base), settings.deduplicate)
-        split[name] = [replace(row, record=f"{name}/{row.record}") for row in split[name]]
+        split[name] = [replace(row, id=f"{name}/{row.id}", record="") for row in split[name]]
         report.read += len(split[name])
-        copies = [row.record for row in split[name] if content_hash(row) in hashes]
+        copies = [row.id for row in split[name] if content_hash(row) in hashes]
         report.leakage[name] = {"exact": len(copies), "near": 0, "examples": copies[:3]}
     _require_one_make([row for rows in split.values() for row in rows])
     report.counts = {name: len(rows) for name, rows in split.items()}
     report.shapes = {"arrays": sum(report.counts.values())}
     report.tokens = sum(len(row) for row in split["train"])
-    splits = {name: [row.record for row in rows] for name, rows in split.items()}
+    splits = {name: [row.id for row in rows] for name, rows in split.items()}
     return Prepared(split["train"], split["validation"], split["test"], {}, splits, report)
 
 
@@ -143,11 +143,11 @@ def _unique(rows: Sequence[Row], deduplicate: bool) -> list[Row]:
     seen: Counter[str] = Counter()
     kept = []
     for row in rows:
-        seen[row.record] += 1
-        if seen[row.record] == 1:
+        seen[row.id] += 1
+        if seen[row.id] == 1:
             kept.append(row)
         elif not deduplicate:
-            kept.append(replace(row, record=f"{row.record}-{seen[row.record]}"))
+            kept.append(replace(row, id=f"{row.id}-{seen[row.id]}", record=""))
     return kept
 
 
@@ -156,10 +156,10 @@ def _require_one_make(rows: Sequence[Row]) -> None:
     wanted = _make(rows[0])
     for row in rows:
         if (found := _make(row)) != wanted:
-            raise DataError(f"Record {row.record} holds {told(found)}; record {rows[0].record} {told(wanted)}.")
+            raise DataError(f"Record {row.id} holds {told(found)}; record {rows[0].id} {told(wanted)}.")
         for name, stream in row.streams.items():
             if not numpy.isfinite(stream.values).all():
-                raise DataError(f"Record {row.record}: `{name}` holds numbers that are not finite.")
+                raise DataError(f"Record {row.id}: `{name}` holds numbers that are not finite.")
 
 
 def _make(row: Row) -> dict[str, tuple[int, ...]]:
@@ -180,4 +180,4 @@ def limited(rows: Sequence[Row], limit: int | None) -> list[Row]:
     """At most `limit` rows, the same ones whatever their order."""
     if limit is None or len(rows) <= limit:
         return list(rows)
-    return [rows[i] for i in sorted(data_order([row.record for row in rows], 0, 0)[:limit])]
+    return [rows[i] for i in sorted(data_order([row.id for row in rows], 0, 0)[:limit])]

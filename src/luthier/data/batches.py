@@ -17,38 +17,38 @@ import torch
 from luthier.types import Batch, Row, Stream
 
 Layout = Literal["padded", "packed", "shared"]
-Atom = tuple[Row, ...]
+RecordRows = tuple[Row, ...]
 
 
 class Ordered:
-    """The endless stream of records (atoms of one or more rows), each epoch in its own keyed order or as they stand."""
+    """The endless stream of records (rows_by_record of one or more rows), each epoch in its own keyed order or as they stand."""
 
     def __init__(self, rows: Sequence[Row], seed: int, shuffled: bool = True):
-        self.atoms = atoms_of(rows)
+        self.rows_by_record = group_by_record(rows)
         self.seed = seed
         self.shuffled = shuffled
         self._epoch = -1
         self._order: list[int] = []
 
     def __len__(self) -> int:
-        return len(self.atoms)
+        return len(self.rows_by_record)
 
-    def at(self, position: int) -> Atom:
+    def at(self, position: int) -> RecordRows:
         """The rows of the record at a position of the stream; position // len is the epoch."""
-        epoch, place = divmod(position, len(self.atoms))
+        epoch, place = divmod(position, len(self.rows_by_record))
         if not self.shuffled:
-            return self.atoms[place]
+            return self.rows_by_record[place]
         if epoch != self._epoch:
-            self._order = data_order([atom[0].atom for atom in self.atoms], self.seed, epoch)
+            self._order = data_order([record_rows[0].record for record_rows in self.rows_by_record], self.seed, epoch)
             self._epoch = epoch
-        return self.atoms[self._order[place]]
+        return self.rows_by_record[self._order[place]]
 
 
-def atoms_of(rows: Sequence[Row]) -> list[Atom]:
+def group_by_record(rows: Sequence[Row]) -> list[RecordRows]:
     """Rows that belong together, in the order of their first ones."""
     together: dict[str, list[Row]] = {}
     for row in rows:
-        together.setdefault(row.atom, []).append(row)
+        together.setdefault(row.record, []).append(row)
     return [tuple(found) for found in together.values()]
 
 
@@ -70,11 +70,11 @@ def micro_batches(rows: Sequence[Row], tokens: int, layout: Layout) -> list[list
     """Cut an update's rows into micro-batches of at most `tokens` positions, padding included.
 
     Atoms are grouped by length, longest first: little padding, and a shortage of memory shows at once.
-    An atom that takes more than `tokens` is a micro-batch of its own. In the layout "shared" rows with the same
+    An record_rows that takes more than `tokens` is a micro-batch of its own. In the layout "shared" rows with the same
     prompt come one behind the other and read it once, where that is less work.
     """
-    atoms = [sorted(atom, key=lambda row: (-len(row), row.record)) for atom in atoms_of(rows)]
-    ordered = sorted(atoms, key=lambda atom: (-len(atom[0]), atom[0].atom))
+    rows_by_record = [sorted(record_rows, key=lambda row: (-len(row), row.id)) for record_rows in group_by_record(rows)]
+    ordered = sorted(rows_by_record, key=lambda record_rows: (-len(record_rows[0]), record_rows[0].record))
     if layout == "packed":
         return _first_fit(ordered, tokens)
     pieces = share_prompts(ordered, tokens) if layout == "shared" else ordered
@@ -90,14 +90,14 @@ def micro_batches(rows: Sequence[Row], tokens: int, layout: Layout) -> list[list
 def _first_fit(ordered: Sequence[Sequence[Row]], tokens: int) -> list[list[Row]]:
     bins: list[list[Row]] = []
     free: list[int] = []
-    for atom in ordered:
-        size = positions(atom, "packed")
+    for record_rows in ordered:
+        size = positions(record_rows, "packed")
         place = next((i for i, room in enumerate(free) if room >= size), None)
         if place is None:
-            bins.append(list(atom))
+            bins.append(list(record_rows))
             free.append(tokens - size)
         else:
-            bins[place] += atom
+            bins[place] += record_rows
             free[place] -= size
     return bins
 
@@ -106,8 +106,8 @@ LINE = 1024
 """Most positions of a line of answers to one prompt: attention is over all pairs of a line, seen or not."""
 
 
-def share_prompts(atoms: Sequence[Sequence[Row]], most: int) -> list[list[Row]]:
-    """Join atoms whose rows all have one prompt, the same, into lines: all but the first row of a line share it.
+def share_prompts(rows_by_record: Sequence[Sequence[Row]], most: int) -> list[list[Row]]:
+    """Join rows_by_record whose rows all have one prompt, the same, into lines: all but the first row of a line share it.
 
     A prompt is what stands before the first target. A row joins where the prompt is at least a quarter as long
     as what follows it: below that, the pairs of positions that do not see each other cost more than is saved.
@@ -116,27 +116,27 @@ def share_prompts(atoms: Sequence[Sequence[Row]], most: int) -> list[list[Row]]:
         most: positions of a line, if LINE is not less.
 
     Returns:
-        Lines, longest first; an atom that shares with no other is a piece as it stands.
+        Lines, longest first; an record_rows that shares with no other is a piece as it stands.
     """
     lines: dict[bytes, list[list[Row]]] = {}
     pieces: list[list[Row]] = []
-    for atom in atoms:
-        if not _may_share(atom):
-            pieces.append(list(atom))
+    for record_rows in rows_by_record:
+        if not _may_share(record_rows):
+            pieces.append(list(record_rows))
             continue
-        found = lines.setdefault(_prompt(atom[0]), [])
-        line = next((one for one in found if line_length(_joined([*one, *atom])) <= min(most, LINE)), None)
+        found = lines.setdefault(_prompt(record_rows[0]), [])
+        line = next((one for one in found if line_length(_joined([*one, *record_rows])) <= min(most, LINE)), None)
         if line is None:
-            found.append(list(atom))
+            found.append(list(record_rows))
         else:
-            line += atom
+            line += record_rows
     pieces += [_joined(line) for found in lines.values() for line in found]
-    return sorted(pieces, key=lambda piece: (-max(map(line_length, lines_of(piece))), piece[0].atom))
+    return sorted(pieces, key=lambda piece: (-max(map(line_length, lines_of(piece))), piece[0].record))
 
 
-def _may_share(atom: Sequence[Row]) -> bool:
-    worth = all(0 < len(row) - prompt_length(row) <= 4 * prompt_length(row) for row in atom)
-    return worth and len({_prompt(row) for row in atom}) == 1 and line_length(_joined(atom)) <= LINE
+def _may_share(record_rows: Sequence[Row]) -> bool:
+    worth = all(0 < len(row) - prompt_length(row) <= 4 * prompt_length(row) for row in record_rows)
+    return worth and len({_prompt(row) for row in record_rows}) == 1 and line_length(_joined(record_rows)) <= LINE
 
 
 def _joined(rows: Sequence[Row]) -> list[Row]:
@@ -158,7 +158,7 @@ def mismatched(rows: Sequence[Row], key: str) -> dict[str, Row]:
     answer once, never behind its own prompt, whatever the order of the rows. A prompt is what stands before the first
     target. Rows are cut at the length of the longest one given; of the streams `weights` alone stays.
     """
-    answers = {row.record: row for row in rows}
+    answers = {row.id: row for row in rows}
     ordered = sorted({_prompt(row) for row in rows}, key=lambda ids: (_hashed(f"{key}/".encode() + ids), ids))
     if len(ordered) < 2:
         return {}
@@ -211,7 +211,7 @@ def collate(rows: Sequence[Row], layout: Layout = "padded", pad_id: int = 0, sid
     longest = max(len(row.ids) for row in rows)
     shape = (len(rows), longest)
     ids = numpy.full(shape, pad_id, dtype=numpy.int64)
-    record_of = numpy.full(shape, -1, dtype=numpy.int64)
+    example_of = numpy.full(shape, -1, dtype=numpy.int64)
     position_of = numpy.tile(numpy.arange(longest, dtype=numpy.int64), (len(rows), 1))
     tokens = {
         name: numpy.full(shape, stream.pad, dtype=stream.values.dtype)
@@ -221,25 +221,25 @@ def collate(rows: Sequence[Row], layout: Layout = "padded", pad_id: int = 0, sid
     for index, row in enumerate(rows):
         at = slice(0, len(row.ids)) if side == "right" else slice(longest - len(row.ids), longest)
         ids[index, at] = row.ids
-        record_of[index, at] = index
+        example_of[index, at] = index
         if side == "left":
             position_of[index] = numpy.maximum(position_of[index] - (longest - len(row.ids)), 0)
         for name, values in tokens.items():
             values[index, at] = row.streams[name].values
-    mask = torch.from_numpy((record_of >= 0).astype(numpy.int64)) if side == "left" else None
-    return _batch(rows, ids, position_of, record_of, tokens, mask)
+    mask = torch.from_numpy((example_of >= 0).astype(numpy.int64)) if side == "left" else None
+    return _batch(rows, ids, position_of, example_of, tokens, mask)
 
 
 def _packed(rows: Sequence[Row]) -> Batch:
     ids = numpy.concatenate([row.ids for row in rows])[None].astype(numpy.int64)
     position_of = numpy.concatenate([numpy.arange(len(row.ids), dtype=numpy.int64) for row in rows])[None]
-    record_of = numpy.repeat(numpy.arange(len(rows), dtype=numpy.int64), [len(row.ids) for row in rows])[None]
+    example_of = numpy.repeat(numpy.arange(len(rows), dtype=numpy.int64), [len(row.ids) for row in rows])[None]
     tokens = {
         name: numpy.concatenate([row.streams[name].values for row in rows])[None]
         for name, stream in rows[0].streams.items()
         if stream.axis == "token"
     }
-    return _batch(rows, ids, position_of, record_of, tokens, None)
+    return _batch(rows, ids, position_of, example_of, tokens, None)
 
 
 def _shared(rows: Sequence[Row], pad_id: int) -> Batch:
@@ -247,7 +247,7 @@ def _shared(rows: Sequence[Row], pad_id: int) -> Batch:
     lines = lines_of(rows)
     shape = (len(lines), max(map(line_length, lines)))
     ids = numpy.full(shape, pad_id, dtype=numpy.int64)
-    record_of = numpy.full(shape, -1, dtype=numpy.int64)
+    example_of = numpy.full(shape, -1, dtype=numpy.int64)
     position_of = numpy.tile(numpy.arange(shape[1], dtype=numpy.int64), (shape[0], 1))
     prompts = numpy.zeros(shape, dtype=bool)
     streams = {name: stream for name, stream in rows[0].streams.items() if stream.axis == "token"}
@@ -259,16 +259,16 @@ def _shared(rows: Sequence[Row], pad_id: int) -> Batch:
         for row in line:
             at = slice(end, end := end + len(row.ids) - row.shared)
             ids[index, at] = row.ids[row.shared :]
-            record_of[index, at] = record
+            example_of[index, at] = record
             position_of[index, at] = numpy.arange(row.shared, len(row.ids))
             for name, values in tokens.items():
                 values[index, at] = row.streams[name].values[row.shared :]
             record += 1
-    batch = _batch(rows, ids, position_of, record_of, tokens, None)
+    batch = _batch(rows, ids, position_of, example_of, tokens, None)
     return replace(batch, prompts=torch.from_numpy(prompts))
 
 
-def _batch(rows: Sequence[Row], ids: Any, position_of: Any, record_of: Any, tokens: dict, mask: Any) -> Batch:
+def _batch(rows: Sequence[Row], ids: Any, position_of: Any, example_of: Any, tokens: dict, mask: Any) -> Batch:
     streams = {
         name: Stream(torch.from_numpy(values), "token", rows[0].streams[name].pad) for name, values in tokens.items()
     }
@@ -279,9 +279,9 @@ def _batch(rows: Sequence[Row], ids: Any, position_of: Any, record_of: Any, toke
     return Batch(
         ids=torch.from_numpy(ids),
         position_of=torch.from_numpy(position_of),
-        record_of=torch.from_numpy(record_of),
+        example_of=torch.from_numpy(example_of),
+        examples=tuple(row.id for row in rows),
         records=tuple(row.record for row in rows),
-        atoms=tuple(row.atom for row in rows),
         streams=streams,
         attention_mask=mask,
     )

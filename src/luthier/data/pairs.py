@@ -18,17 +18,19 @@ def sides_of(record: Record) -> tuple[Record, Record]:
     return chosen, rejected
 
 
-def as_atom(record: str, rows: Sequence[Row], label: bool | None = None) -> tuple[Row, ...]:
+def rows_of_record(record: str, rows: Sequence[Row], label: bool | None = None) -> tuple[Row, ...]:
     """The rows of a record under its id: one row with its label, if it has one; two as the sides of a pair."""
     if len(rows) == 1 and label is None:
-        return (replace(rows[0], record=record),)
+        return (replace(rows[0], id=record, record=record),)
     if len(rows) == 1:
-        return (replace(rows[0], record=record, streams={**rows[0].streams, "preferred": _preferred(label)}),)
+        return (
+            replace(rows[0], id=record, record=record, streams={**rows[0].streams, "preferred": _preferred(label)}),
+        )
     return tuple(
         replace(
             row,
-            record=f"{record}/{side}",
-            part_of=record,
+            id=f"{record}/{side}",
+            record=record,
             streams={**row.streams, "preferred": _preferred(side == "chosen")},
         )
         for side, row in zip(SIDES, rows, strict=True)
@@ -46,7 +48,7 @@ def is_judged(row: Row) -> bool:
 
 def is_paired(row: Row) -> bool:
     """Whether the row is one side of a pair."""
-    return is_judged(row) and bool(row.part_of)
+    return is_judged(row) and row.record != row.id
 
 
 def without_rejected(rows: Sequence[Row]) -> list[Row]:
@@ -57,5 +59,5 @@ def without_rejected(rows: Sequence[Row]) -> list[Row]:
             kept.append(row)
         elif row.streams["preferred"].values == 1:
             streams = {name: stream for name, stream in row.streams.items() if name != "preferred"}
-            kept.append(replace(row, record=row.atom, part_of="", streams=streams))
+            kept.append(replace(row, id=row.record, streams=streams))
     return kept

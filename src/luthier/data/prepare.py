@@ -12,7 +12,7 @@ import numpy
 
 from luthier.data.cache import Cached, read_cache, write_cache
 from luthier.data.near import overlap
-from luthier.data.pairs import as_atom
+from luthier.data.pairs import rows_of_record
 from luthier.data.render import Renderer
 from luthier.data.report import DataReport, find_warnings, measure_lengths
 from luthier.data.shapes import EmptyAnswer, content_hash, label_of, seems_bad
@@ -48,7 +48,7 @@ class DataSettings(Protocol):
 
 @dataclass(frozen=True)
 class Prepared:
-    """Rows by split, their records by id (`Row.atom`), the ids of each split, and the doctor's report."""
+    """Rows by split, their records by id (`Row.record`), the ids of each split, and the doctor's report."""
 
     train: list[Row]
     validation: list[Row]
@@ -94,20 +94,20 @@ def run(
     rendered = _render(list(records.values()), renderer, cache, problems)
     report.lengths = measure_lengths([row for one in rendered.values() for row in one.rows])
     report.notes = dict(Counter(note for one in rendered.values() for note in one.notes))
-    atoms = {
+    rows_by_record = {
         name: _fit([rendered[record.id].rows for record in part if record.id in rendered], name, records, report)
         for name, part in parts.items()
     }
-    rows = {name: [row for atom in found for row in atom] for name, found in atoms.items()}
+    rows = {name: [row for record_rows in found for row in record_rows] for name, found in rows_by_record.items()}
     _require_targets(rows["train"], report)
-    splits = {name: [atom[0].atom for atom in found] for name, found in atoms.items()}
-    report.counts = {name: len(found) for name, found in atoms.items()}
-    trained = [records[atom[0].atom] for atom in atoms["train"]]
+    splits = {name: [record_rows[0].record for record_rows in found] for name, found in rows_by_record.items()}
+    report.counts = {name: len(found) for name, found in rows_by_record.items()}
+    trained = [records[record_rows[0].record] for record_rows in rows_by_record["train"]]
     report.labelled_bad = sum(label_of(record) is False for record in trained)
     report.seem_bad = sum(map(seems_bad, trained))
     report.tokens = sum(len(row) for row in rows["train"])
     report.target_tokens = sum(row.targets for row in rows["train"])
-    report.previews = [renderer.preview(row) for row in atoms["train"][0]] if atoms["train"] else []
+    report.previews = [renderer.preview(row) for row in rows_by_record["train"][0]] if rows_by_record["train"] else []
     report.warnings = find_warnings(report)
     kept = {name: records[name] for found in splits.values() for name in found}
     return Prepared(rows["train"], rows["validation"], rows["test"], kept, splits, report)
@@ -163,7 +163,7 @@ def _render(
     stored = read_cache(cache, renderer, hashes) if cache is not None else None
     if stored is not None:
         return {
-            record.id: replace(one, rows=as_atom(record.id, one.rows, label_of(record)))
+            record.id: replace(one, rows=rows_of_record(record.id, one.rows, label_of(record)))
             for record, one in zip(records, stored, strict=True)
         }
     made = {}
@@ -175,25 +175,25 @@ def _render(
                 raise
             problems.setdefault("unrendered", []).append(error.message)
             continue
-        made[record.id] = Cached(as_atom(record.id, rendering.rows, label_of(record)), rendering.notes)
+        made[record.id] = Cached(rows_of_record(record.id, rendering.rows, label_of(record)), rendering.notes)
     if cache is not None and len(made) == len(records):
         write_cache(cache, renderer, hashes, list(made.values()))
     return made
 
 
 def _fit(
-    atoms: Sequence[tuple[Row, ...]], split: str, records: Mapping[str, Record], report: DataReport
+    rows_by_record: Sequence[tuple[Row, ...]], split: str, records: Mapping[str, Record], report: DataReport
 ) -> list[tuple[Row, ...]]:
     """Records within `max_tokens`, by the policy, with what was lost counted; the rows of a pair share one fate."""
     kept = []
-    for atom in atoms:
-        longest = max(len(row) for row in atom)
-        if len(atom) == 2 and numpy.array_equal(atom[0].ids, atom[1].ids):
+    for record_rows in rows_by_record:
+        longest = max(len(row) for row in record_rows)
+        if len(record_rows) == 2 and numpy.array_equal(record_rows[0].ids, record_rows[1].ids):
             report.equal_pairs += 1
         elif longest <= report.max_tokens:
-            kept.append(atom)
+            kept.append(record_rows)
         elif report.policy == "error":
-            record = records[atom[0].atom]
+            record = records[record_rows[0].record]
             raise DataError(
                 f"{record.origin}: record {record.id} has {longest} tokens, more than data.max_tokens "
                 f"{report.max_tokens}.",
@@ -202,7 +202,7 @@ def _fit(
         elif report.policy == "drop":
             report.dropped[split] = report.dropped.get(split, 0) + 1
         else:
-            short = tuple(_cut(row, report.max_tokens) for row in atom)
+            short = tuple(_cut(row, report.max_tokens) for row in record_rows)
             if all(row.targets for row in short):
                 kept.append(short)
                 report.truncated[split] = report.truncated.get(split, 0) + 1

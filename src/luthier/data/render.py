@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy
 
-from luthier.data.pairs import as_atom, sides_of
+from luthier.data.pairs import rows_of_record, sides_of
 from luthier.data.shapes import last_answer, messages_of, plain_text
 from luthier.data.templates import (
     ChatTemplate,
@@ -182,7 +182,7 @@ class Renderer:
                 "The two conversations may differ in their last answer only. Some chat templates also write another "
                 "text before answers that hold thoughts: give thoughts to both answers or to none.",
             )
-        rows = as_atom(record.id, (chosen.row, rejected.row))
+        rows = rows_of_record(record.id, (chosen.row, rejected.row))
         return Rendering(rows, chosen.prompt_tokens, tuple(dict.fromkeys((*chosen.notes, *rejected.notes))))
 
     def _tokenised(self, record: Record, rendered: Rendered) -> Rendering:

@@ -30,7 +30,7 @@ class DenoiserPolicy:
         prediction: what it predicts.
     """
 
-    face = "denoiser"
+    modality = "diffusion"
 
     def __init__(self, module: nn.Module, call: Call | None = None, prediction: Prediction = "velocity"):
         self.module = module

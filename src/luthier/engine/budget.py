@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Literal
 
-from luthier.data.batches import Atom, Ordered, atoms_of
+from luthier.data.batches import Ordered, RecordRows, group_by_record
 from luthier.errors import RunError
 from luthier.types import Row
 
@@ -56,16 +56,16 @@ class Budget:
             return None
         if self.unit == "tokens":
             return self.amount / sum(map(len, rows))
-        atoms = len(atoms_of(rows))
-        drawn = {"epochs": atoms, "records": 1, "updates": records}[self.unit]
-        return self.kept * self.amount * drawn / atoms
+        rows_by_record = len(group_by_record(rows))
+        drawn = {"epochs": rows_by_record, "records": 1, "updates": records}[self.unit]
+        return self.kept * self.amount * drawn / rows_by_record
 
     def spent(self, position: Position, rows: int) -> float:
         """The part of the budget used up, 0 to 1."""
         used = position.records / rows if self.unit == "epochs" else getattr(position, self.unit)
         return min(1.0, used / self.amount)
 
-    def draw(self, ordered: Ordered, position: Position, records: int) -> list[Atom]:
+    def draw(self, ordered: Ordered, position: Position, records: int) -> list[RecordRows]:
         """The next update's records: as many as that, fewer where the budget ends, none when it is spent."""
         if len(ordered) == 0:
             raise RunError("There is no record to train on.")
@@ -79,15 +79,15 @@ class Budget:
                     "Raise `budget.epochs`.",
                 )
             records = min(records, total - position.records)
-        atoms = [ordered.at(position.records + i) for i in range(max(0, records))]
+        rows_by_record = [ordered.at(position.records + i) for i in range(max(0, records))]
         if self.unit != "tokens":
-            return atoms
+            return rows_by_record
         kept, used = [], position.tokens
-        for atom in atoms:
+        for record_rows in rows_by_record:
             if used >= self.amount:
                 break
-            kept.append(atom)
-            used += sum(len(row) for row in atom) * self.kept
+            kept.append(record_rows)
+            used += sum(len(row) for row in record_rows) * self.kept
         return kept
 
     def updates(self, ordered: Ordered, position: Position, records: int) -> int | None:
@@ -97,7 +97,7 @@ class Budget:
         if self.unit == "updates":
             return max(0, int(self.amount) - position.updates)
         if self.unit == "tokens":
-            mean = sum(len(row) for atom in ordered.atoms for row in atom) / len(ordered)
+            mean = sum(len(row) for record_rows in ordered.rows_by_record for row in record_rows) / len(ordered)
             return max(0, round((self.amount - position.tokens) / (mean * self.kept * records) + 0.499))
         total = round(self.amount * len(ordered)) if self.unit == "epochs" else int(self.amount)
         return max(0, -(-(total - position.records) // records))

@@ -50,7 +50,7 @@ def _couple(
         else:
             found = [_look(policy, objective, part, batch, update) for batch in update.batches]
         rows = [{name: s.values for name, s in b.streams.items() if s.axis == "row"} for b in update.batches]
-        records = [record for batch in update.batches for record in batch.records]
+        records = [record for batch in update.batches for record in batch.examples]
         own = (records, joined(found), joined(rows))
         everyone = [own] if whole else world.gather((records, _home(own[1]), _home(own[2])))
         device = next(policy.module.parameters()).device
@@ -75,10 +75,10 @@ def _features(policy: Policy, part: CoupledObjective, batch: Batch, update: Upda
     with repeatable(update, batch):
         found = part.features(policy, batch)
     for name, values in found.items():
-        if len(values) != len(batch.records):
+        if len(values) != len(batch.examples):
             raise RunError(
                 f"{type(part).__name__}.features gave `{name}` of shape {tuple(values.shape)} for"
-                f" {len(batch.records)} records.",
+                f" {len(batch.examples)} records.",
                 "The first axis of a feature counts the records of the batch.",
             )
     return found
@@ -111,7 +111,7 @@ def _differentiate(loss: Tensor, leaves: Tensors, world: World) -> Tensors:
 
 def _hand_out(update: Update, part: CoupledObjective, pulls: Tensors, places: Tensor) -> None:
     """Each micro-batch of this rank its rows of the gradient."""
-    cuts = places.split([len(batch.records) for batch in update.batches])
+    cuts = places.split([len(batch.examples) for batch in update.batches])
     update.pulls[id(part)] = {
         id(batch): {name: pull[cut] for name, pull in pulls.items()}
         for batch, cut in zip(update.batches, cuts, strict=True)
@@ -135,7 +135,7 @@ def _wide(values: Tensor) -> Tensor:
 
 def repeatable(update: Update, batch: Batch) -> AbstractContextManager[None]:
     """Random numbers (dropout) keyed by (seed, update, records), the same in both passes; others go on as before."""
-    return same_draws(f"{update.seed}/{update.index}/{'/'.join(batch.records)}", batch.ids.device)
+    return same_draws(f"{update.seed}/{update.index}/{'/'.join(batch.examples)}", batch.ids.device)
 
 
 def refuse_batch_statistics(module: nn.Module, pieces: int, ranks: int) -> None:

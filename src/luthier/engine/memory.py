@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from luthier.data.batches import atoms_of, positions
-from luthier.models.head import CACHED_BYTES, chunk_bytes
-from luthier.models.lean import form_of
+from luthier.data.batches import group_by_record, positions
+from luthier.models.kernels.head import CACHED_BYTES, chunk_bytes
+from luthier.models.kernels.lean import form_of
 from luthier.types import Row
 
 KEPT_BYTES = 512 * 2**20
@@ -98,14 +98,16 @@ class Estimate:
 
 def largest_micro_batch(rows: Sequence[Row], records: int, tokens: int) -> int:
     """Positions of the largest micro-batch that padding `records` rows per update may give."""
-    atoms = sorted((positions(atom, "padded") for atom in atoms_of(rows)), reverse=True)[:records]
-    return max(atoms[0], min(tokens, atoms[0] * len(atoms)))
+    rows_by_record = sorted((positions(record_rows, "padded") for record_rows in group_by_record(rows)), reverse=True)[
+        :records
+    ]
+    return max(rows_by_record[0], min(tokens, rows_by_record[0] * len(rows_by_record)))
 
 
 def several_micro_batches(rows: Sequence[Row], records: int, tokens: int) -> bool:
     """Whether some update needs more than one micro-batch."""
-    atoms = [positions(atom, "padded") for atom in atoms_of(rows)]
-    return max(atoms) * min(records, len(atoms)) > tokens
+    rows_by_record = [positions(record_rows, "padded") for record_rows in group_by_record(rows)]
+    return max(rows_by_record) * min(records, len(rows_by_record)) > tokens
 
 
 def weight_bytes(module: nn.Module) -> int:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from luthier.engine.distributed import World
-from luthier.models.gradients import Sums
+from luthier.models.kernels.gradients import GradientSums
 
 BUCKET_BYTES = 64 * 2**20
 DRAWN = 2**20
@@ -24,7 +24,7 @@ DRAWN = 2**20
 
 
 @dataclass(frozen=True)
-class Group:
+class ParameterGroup:
     """Parameters that are clipped together, and their factor of the learning rate."""
 
     parameters: Mapping[str, nn.Parameter]
@@ -45,13 +45,13 @@ class Masters:
         self,
         parameters: Iterable[tuple[str, nn.Parameter]],
         optimizer: Any,
-        beside: Sequence[Group] = (),
+        beside: Sequence[ParameterGroup] = (),
         own: Mapping[str, Any] | None = None,
     ):
-        self.groups = [Group(dict(parameters)), *beside]
+        self.groups = [ParameterGroup(dict(parameters)), *beside]
         self.compute = {name: p for group in self.groups for name, p in group.parameters.items()}
         self.master = {name: _master(p) for name, p in self.compute.items()}
-        self.sums = Sums()
+        self.sums = GradientSums()
         self.roundings = 0
         self._hooks: list[Any] = []
         rules = {name: (own or {}).get(name, optimizer) for name in self.master}
@@ -65,7 +65,7 @@ class Masters:
         """The model's own masters by name, without what is trained beside it."""
         return {name: self.master[name].detach() for name in self.groups[0].parameters}
 
-    def _split(self, group: Group, rules: Mapping[str, Any]) -> Iterator[list[str]]:
+    def _split(self, group: ParameterGroup, rules: Mapping[str, Any]) -> Iterator[list[str]]:
         bucket: list[str] = []
         size = 0
         for name in group.parameters:
@@ -88,7 +88,7 @@ class Masters:
         for hook in self._hooks:
             hook.remove()
         narrow = [name for name in self.compute if several and self._narrow(name)]
-        self.sums = Sums({self.compute[name]: self.master[name].dtype for name in narrow})
+        self.sums = GradientSums({self.compute[name]: self.master[name].dtype for name in narrow})
         self._hooks = [self.compute[name].register_post_accumulate_grad_hook(self._collect) for name in narrow]
 
     def _collect(self, parameter: Tensor) -> None:
@@ -121,7 +121,7 @@ class Masters:
         """L2 norm of the gradient of each group, the model's first."""
         return [self._norm(group) for group in self.groups]
 
-    def _norm(self, group: Group) -> float:
+    def _norm(self, group: ParameterGroup) -> float:
         norms = [
             torch.linalg.vector_norm(g, dtype=torch.promote_types(g.dtype, torch.float32))
             for name in group.parameters

@@ -34,7 +34,7 @@ class Probe(Protocol):
 
 
 @contextmanager
-def unmoved(module: nn.Module) -> Iterator[None]:
+def assert_unchanged(module: nn.Module) -> Iterator[None]:
     """Eval mode, no gradient, and every random generator as it was afterwards.
 
     Raises:
@@ -52,7 +52,7 @@ def unmoved(module: nn.Module) -> Iterator[None]:
 
 
 @dataclass
-class Trajectory:
+class LossCurves:
     """The mean loss per target of every row, again and again while a model learns: column `trajectory` of s2l.
 
     Losses are of each row alone, in eval mode, whatever the training batch held. `points` losses take
@@ -68,7 +68,7 @@ class Trajectory:
     def look(self, policy: Any, update: int, world: World) -> Sequence[Row]:
         found = score(policy, world.share(list(self.rows)), ["logprobs"], self.tokens)["logprobs"]
         column = {name: values for theirs in world.gather(found) for name, values in theirs.items()}
-        means = [-float(column[row.record].sum(dtype=numpy.float64)) / max(1, row.targets) for row in self.rows]
+        means = [-float(column[row.id].sum(dtype=numpy.float64)) / max(1, row.targets) for row in self.rows]
         self.updates.append(update)
         self.losses.append(torch.tensor(means, dtype=torch.float64))
         return self.rows
@@ -76,7 +76,7 @@ class Trajectory:
     def column(self) -> dict[str, numpy.ndarray]:
         """Row id → its losses [T], in the order of the updates."""
         table = torch.stack(self.losses, dim=1).numpy()
-        return {row.record: values for row, values in zip(self.rows, table, strict=True)}
+        return {row.id: values for row, values in zip(self.rows, table, strict=True)}
 
     def state_dict(self) -> dict[str, Tensor]:
         if not self.losses:

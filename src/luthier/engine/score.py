@@ -18,7 +18,7 @@ from torch import Tensor
 
 from luthier.data.batches import Layout, collate, micro_batches
 from luthier.errors import RecipeError
-from luthier.models.head import target_logprob
+from luthier.models.kernels.head import target_logprob
 from luthier.models.policy import Reference, TokenPolicy, reading
 from luthier.types import Row, Stream
 
@@ -64,7 +64,7 @@ def score(
     for micro in micro_batches(rows, tokens, layout):
         batch = collate(micro, layout).to(device)
         at = batch.targets()
-        targets, owners, places = batch.ids[at], batch.record_of[at], batch.position_of[at]
+        targets, owners, places = batch.ids[at], batch.example_of[at], batch.position_of[at]
         hidden = reader.hidden(batch)
         for piece in head.chunks(hidden):
             logits = reader.logits(hidden[piece])
@@ -77,7 +77,7 @@ def score(
                 _place(columns[name], micro, owners[piece].tolist(), places[piece].tolist(), values.cpu().numpy())
         for column in columns.values():
             for row in micro:
-                column.setdefault(row.record, numpy.zeros(len(row), dtype=numpy.float32))
+                column.setdefault(row.id, numpy.zeros(len(row), dtype=numpy.float32))
         report(done := done + len(micro), len(rows))
     return columns
 
@@ -90,7 +90,7 @@ def _place(column: Column, micro: Sequence[Row], owners: list[int], places: list
 
 def with_column(rows: Iterable[Row], name: str, column: Column) -> list[Row]:
     """The rows with a column as a token stream."""
-    return [replace(row, streams={**row.streams, name: Stream(column[row.record], "token")}) for row in rows]
+    return [replace(row, streams={**row.streams, name: Stream(column[row.id], "token")}) for row in rows]
 
 
 def cached_column(file: Path, compute: Callable[[], Column]) -> Column:
@@ -117,5 +117,5 @@ def column_key(weights_id: str, dtype: str, rows: Sequence[Row]) -> str:
     """What a column depends on: weights, type, and the ids and targets of every row."""
     digest = hashlib.sha256(f"{weights_id}/{dtype}".encode())
     for row in rows:
-        digest.update(row.record.encode() + row.ids.tobytes() + row.streams["weights"].values.tobytes())
+        digest.update(row.id.encode() + row.ids.tobytes() + row.streams["weights"].values.tobytes())
     return digest.hexdigest()[:32]

@@ -29,16 +29,16 @@ class Kept:
     looked_tokens: int = 0
 
 
-def atoms_drawn(rows: Sequence[Row]) -> list[list[Row]]:
+def group_drawn(rows: Sequence[Row]) -> list[list[Row]]:
     """Rows that belong together, in the order drawn; a record drawn twice (where an epoch ends) is two candidates."""
-    atoms: list[list[Row]] = []
+    rows_by_record: list[list[Row]] = []
     for row in rows:
-        last = atoms[-1] if atoms else []
-        if last and last[0].atom == row.atom and all(other is not row for other in last):
+        last = rows_by_record[-1] if rows_by_record else []
+        if last and last[0].record == row.record and all(other is not row for other in last):
             last.append(row)
         else:
-            atoms.append([row])
-    return atoms
+            rows_by_record.append([row])
+    return rows_by_record
 
 
 def look(
@@ -72,12 +72,12 @@ def look(
 
 
 def choose(
-    selector: Selector, state: Any, atoms: Sequence[Sequence[Row]], features: Features, seed: int, update: int
+    selector: Selector, state: Any, rows_by_record: Sequence[Sequence[Row]], features: Features, seed: int, update: int
 ) -> list[Row]:
     """The rows to train on, in data order: of each pool, those that the selector keeps.
 
     Args:
-        atoms: rows that stay together, in data order.
+        rows_by_record: rows that stay together, in data order.
         features: of their rows, in the same order.
 
     Raises:
@@ -85,20 +85,20 @@ def choose(
         RecipeError: the selector returned scores of another shape.
     """
     values = iter(features)
-    means = [_mean([next(values) for _ in atom]) for atom in atoms]
+    means = [_mean([next(values) for _ in record_rows]) for record_rows in rows_by_record]
     kept: list[Row] = []
-    for start in range(0, len(atoms), selector.pool):
-        members, known = atoms[start : start + selector.pool], means[start : start + selector.pool]
-        names = tuple(atom[0].atom for atom in members)
+    for start in range(0, len(rows_by_record), selector.pool):
+        members, known = rows_by_record[start : start + selector.pool], means[start : start + selector.pool]
+        names = tuple(record_rows[0].record for record_rows in members)
         stacked = {name: torch.stack([one[name] for one in known]) for name in known[0]}
         pool = Pool(names, stacked, keyed_uniform(seed, update, names), state)
         indices = selector.chosen(_checked(selector, selector.scores(pool), pool, update))
         selector.commit(pool.only(indices))
         kept += [row for index in indices for row in members[index]]
     if not kept:
-        shown = ", ".join(atom[0].atom for atom in atoms[:4])
+        shown = ", ".join(record_rows[0].record for record_rows in rows_by_record[:4])
         raise RunError(
-            f"The selector `{selector.kind}` kept none of the {len(atoms)} candidates of update {update}"
+            f"The selector `{selector.kind}` kept none of the {len(rows_by_record)} candidates of update {update}"
             f" (records {shown}, ...).",
             "Lower what it asks for, or train without it (train.select=null).",
         )
@@ -106,7 +106,7 @@ def choose(
 
 
 def _mean(features: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """Features of an atom: those of its only row, or their mean."""
+    """Features of an record_rows: those of its only row, or their mean."""
     if len(features) == 1:
         return features[0]
     return {name: torch.stack([one[name] for one in features]).mean(0) for name in features[0]}

@@ -30,7 +30,7 @@ class Drawn:
     generated: int = 0
 
 
-class Source(Protocol):
+class RowSource(Protocol):
     """The rows of each update, as a function of the position and of a state that checkpoints carry."""
 
     budget: Budget
@@ -70,8 +70,12 @@ class Records:
         return len(self.ordered)
 
     def draw(self, position: Position, records: int) -> Drawn | None:
-        atoms = self.budget.draw(self.ordered, position, records)
-        return Drawn([row for atom in atoms for row in atom], len(atoms)) if atoms else None
+        rows_by_record = self.budget.draw(self.ordered, position, records)
+        return (
+            Drawn([row for record_rows in rows_by_record for row in record_rows], len(rows_by_record))
+            if rows_by_record
+            else None
+        )
 
     def updates_left(self, position: Position, records: int) -> int | None:
         return self.budget.updates(self.ordered, position, records)

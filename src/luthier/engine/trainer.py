@@ -12,14 +12,14 @@ from typing import Any, Literal, TypeVar
 import numpy
 import torch
 
-from luthier.data.batches import Layout, atoms_of, collate, micro_batches, positions
+from luthier.data.batches import Layout, collate, group_by_record, micro_batches, positions
 from luthier.engine import checkpoint, memory, selection
 from luthier.engine.budget import Position
 from luthier.engine.distributed import World
-from luthier.engine.precision import Group, Masters
-from luthier.engine.probe import Probe, unmoved
+from luthier.engine.precision import Masters, ParameterGroup
+from luthier.engine.probe import Probe, assert_unchanged
 from luthier.engine.selection import Kept
-from luthier.engine.source import Drawn, Source
+from luthier.engine.source import Drawn, RowSource
 from luthier.engine.update import NotFinite, UpdateReport, run_update
 from luthier.errors import RecipeError, RunError
 from luthier.models.policy import Companion, Policy
@@ -65,7 +65,7 @@ class Trainer:
     policy: Policy
     tuners: Sequence[Tuner]
     objective: Objective
-    source: Source
+    source: RowSource
     optimizer: Any
     schedule: Any
     batching: Batching
@@ -81,7 +81,7 @@ class Trainer:
 
     def __post_init__(self) -> None:
         looking = [self.selector] if self.selector is not None and self.selector.FORWARD else []
-        _refuse_faces(self.policy, [*members_of(self.objective), *looking])
+        _refuse_other_modalities(self.policy, [*members_of(self.objective), *looking])
         named = {name: p for tuner in self.tuners for name, p in tuner.parameters(self.policy.module)}
         if not named:
             raise RunError("The tuner leaves nothing to train.")
@@ -124,7 +124,7 @@ class Trainer:
         """Let the probes that are due look; what they looked at is cost."""
         for probe in self.probes:
             if self.position.updates % probe.every == 0:
-                with unmoved(self.policy.module):
+                with assert_unchanged(self.policy.module):
                     rows = probe.look(self.policy, self.position.updates, self.world)
                 self.position.looked_rows += len(rows)
                 self.position.looked_tokens += sum(len(row) for row in rows)
@@ -189,7 +189,7 @@ class Trainer:
         selector = self.selector
         if selector is None or not rows or self.position.updates < selector.warmup:
             return Kept(rows)
-        atoms = selection.atoms_drawn(rows)
+        rows_by_record = selection.group_drawn(rows)
         state, update = self._state_by_part[id(selector)], self.position.updates + 1
         pad, side = self.batching.pad_id, self.batching.side
 
@@ -197,8 +197,8 @@ class Trainer:
             return selection.look(self.policy, selector, state, rows, self.micro_tokens, pad, side, self.world)
 
         features = self._within_memory(rows, look)
-        kept = selection.choose(selector, state, atoms, features, self.seed, update)
-        self.observe({"event": "kept", "update": update, "records": [row.record for row in kept]})
+        kept = selection.choose(selector, state, rows_by_record, features, self.seed, update)
+        self.observe({"event": "kept", "update": update, "records": [row.id for row in kept]})
         if not selector.FORWARD:
             return Kept(kept)
         return Kept(kept, len(rows), sum(len(row) for row in rows))
@@ -224,7 +224,7 @@ class Trainer:
                 if not _out_of_memory(error):
                     raise
                 self.masters.clear()
-                largest = max(positions(atom, self.batching.layout) for atom in atoms_of(rows))
+                largest = max(positions(record_rows, self.batching.layout) for record_rows in group_by_record(rows))
                 if self.world.size > 1 or self.micro_tokens <= largest:
                     raise RunError(
                         f"Out of memory at update {self.position.updates + 1} with micro-batches of"
@@ -360,17 +360,19 @@ class Trainer:
         return True
 
 
-def _refuse_faces(policy: Policy, readers: Sequence[Objective | Selector]) -> None:
+def _refuse_other_modalities(policy: Policy, readers: Sequence[Objective | Selector]) -> None:
     """Raise RecipeError for a part that does not work on this kind of model."""
     for part in readers:
-        if policy.face != part.FACE:
-            raise RecipeError(f"`{part.kind}` works on models of the kind `{part.FACE}`; this one is `{policy.face}`.")
+        if policy.modality != part.MODALITY:
+            raise RecipeError(
+                f"`{part.kind}` works on models of the kind `{part.MODALITY}`; this one is `{policy.modality}`."
+            )
 
 
-def _group(name: str, companion: Companion) -> Group:
+def _group(name: str, companion: Companion) -> ParameterGroup:
     """A companion's parameters under names that no model has."""
     named = {f"companion/{name}/{key}": p for key, p in companion.module.named_parameters() if p.requires_grad}
-    return Group(named, companion.rate)
+    return ParameterGroup(named, companion.rate)
 
 
 def _under(prefix: str, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

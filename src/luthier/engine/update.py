@@ -15,8 +15,8 @@ from luthier.engine.couple import couple, refuse_batch_statistics
 from luthier.engine.distributed import World
 from luthier.engine.precision import Masters
 from luthier.errors import RunError
-from luthier.models.gradients import Sums, added_in_products, adding
-from luthier.models.lean import kept_lean
+from luthier.models.kernels.gradients import GradientSums, added_in_products, adding
+from luthier.models.kernels.lean import kept_lean
 from luthier.models.policy import Policy
 from luthier.objectives.base import Objective, Update, total_of
 from luthier.tuners.base import Tuner
@@ -70,7 +70,7 @@ def run_update(
     update.batches = [batch.to(device) for batch in update.batches]
     update.sum_tensors = world.sum_tensors
     if not any(update.counts[unit] for unit in UNITS):
-        records = ", ".join(record for batch in update.batches for record in batch.records[:4])
+        records = ", ".join(record for batch in update.batches for record in batch.examples[:4])
         raise RunError(f"Update {update.index} has no target token (records {records}, ...).")
     objective.prepare(policy, update)
     for tuner in tuners:
@@ -112,14 +112,14 @@ def count(
 
 
 def _backward_all(
-    policy: Policy, objective: Objective, tuners: Sequence[Tuner], update: Update, sums: Sums, world: World
+    policy: Policy, objective: Objective, tuners: Sequence[Tuner], update: Update, sums: GradientSums, world: World
 ) -> float:
     """Every micro-batch of this rank; a loss that is no number stops all ranks, which would wait for this one."""
     total, spoiled = 0.0, []
     for batch in update.batches:
         value = backward(policy, objective, tuners, batch, update, sums)
         if not math.isfinite(value):
-            spoiled = list(batch.records)
+            spoiled = list(batch.examples)
             break
         total += value
     if world.sum_numbers({"spoiled": float(len(spoiled))})["spoiled"]:
@@ -128,7 +128,7 @@ def _backward_all(
 
 
 def backward(
-    policy: Policy, objective: Objective, tuners: Sequence[Tuner], batch: Batch, update: Update, sums: Sums
+    policy: Policy, objective: Objective, tuners: Sequence[Tuner], batch: Batch, update: Update, sums: GradientSums
 ) -> float:
     """Forward of one micro-batch, and backward if its loss is finite; returns its share of the loss."""
     parts = (objective, *tuners)
@@ -175,7 +175,7 @@ def _report(loss: float, norm: float, update: Update, looked: dict[str, float], 
 
 
 def _records(update: Update) -> list[str]:
-    return [record for batch in update.batches for record in batch.records]
+    return [record for batch in update.batches for record in batch.examples]
 
 
 def _not_finite(what: str, records: list[str], update: Update, world: World) -> NotFinite:

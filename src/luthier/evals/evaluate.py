@@ -22,7 +22,7 @@ from luthier.types import Record, Request, Row, Sampling
 Progress = Callable[[int, int], None]
 
 
-class Renderer(Protocol):
+class ReferenceRenderer(Protocol):
     """What evaluating needs of data's renderer."""
 
     @property
@@ -48,7 +48,7 @@ class _Work:
 
     module: Any
     tokenizer: Any
-    renderer: Renderer
+    renderer: ReferenceRenderer
     settings: GenerateSettings
     seed: int
     references: dict[str, str]
@@ -71,7 +71,7 @@ class _Work:
 def evaluate(
     module: Any,
     tokenizer: Any,
-    renderer: Renderer,
+    renderer: ReferenceRenderer,
     records: Sequence[Record],
     metric: Any,
     settings: GenerateSettings,
@@ -117,7 +117,9 @@ def evaluate(
     return _summary(work, reason)
 
 
-def refuse_unscorable(records: Sequence[Record], renderer: Renderer, metric: Any, base: Path | None = None) -> None:
+def refuse_unscorable(
+    records: Sequence[Record], renderer: ReferenceRenderer, metric: Any, base: Path | None = None
+) -> None:
     """Find before training what `evaluate` would find after it: each record's gold answer is measured against itself.
 
     Raises:
@@ -205,7 +207,7 @@ def perplexity(module: Any, rows: Sequence[Row], progress: Progress | None = Non
             "There is no target token to compute a perplexity from.", "Check the mask: `luthier check` shows it."
         )
     for row, (total, _) in zip(rows, found, strict=True):
-        _check_finite(total, f"Record {row.record}")
+        _check_finite(total, f"Record {row.id}")
     return math.exp(-sum(total for total, _ in found) / targets)
 
 

@@ -14,13 +14,13 @@ from torch import nn
 _VALUES: ContextVar[Mapping[str, Any] | None] = ContextVar("forward", default=None)
 
 
-def current(name: str) -> Any:
+def context_value(name: str) -> Any:
     """The value that the forward in progress was given under this name, or None."""
     return (_VALUES.get() or {}).get(name)
 
 
 @contextmanager
-def during_forward(**values: Any) -> Iterator[None]:
+def forward_context(**values: Any) -> Iterator[None]:
     """Give the forwards run inside these values, next to those given further out."""
     token = _VALUES.set({**(_VALUES.get() or {}), **values})
     try:
@@ -29,7 +29,7 @@ def during_forward(**values: Any) -> Iterator[None]:
         _VALUES.reset(token)
 
 
-class _Again(AbstractContextManager[None]):
+class _RestoredContext(AbstractContextManager[None]):
     """The values of a forward, for its recomputation; may be entered several times, also within one another."""
 
     def __init__(self, values: Mapping[str, Any] | None):
@@ -46,7 +46,7 @@ class _Again(AbstractContextManager[None]):
 def checkpoint_layers(module: nn.Module) -> None:
     """Keep no activations within layers: they are computed again in the backward, in the context of their forward."""
     enable: Any = getattr(module, "activation_checkpointing_enable", None) or module.gradient_checkpointing_enable
-    enable({"use_reentrant": False, "context_fn": lambda: (nullcontext(), _Again(_VALUES.get()))})
+    enable({"use_reentrant": False, "context_fn": lambda: (nullcontext(), _RestoredContext(_VALUES.get()))})
 
 
 @contextmanager

@@ -24,7 +24,7 @@ class EncoderPolicy:
         names: what objectives ask for → key of the forward's result, or a parameter of the module.
     """
 
-    face = "encoder"
+    modality = "contrastive"
 
     def __init__(self, module: nn.Module, inputs: Mapping[str, str], names: Mapping[str, str] = PAIR):
         self.module = module
@@ -50,7 +50,7 @@ class EncoderPolicy:
             if key in found:
                 outputs[name] = found[key]
             elif isinstance(held := getattr(self.module, key, None), nn.Parameter):
-                outputs[name] = held.reshape(1).expand(len(batch.records))
+                outputs[name] = held.reshape(1).expand(len(batch.examples))
             else:
                 raise ModelError(
                     f"{type(self.module).__name__} has no output `{key}` (asked for as `{name}`).",

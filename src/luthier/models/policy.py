@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from luthier.errors import ModelError, RecipeError
-from luthier.models.head import Head, vocabulary_of
+from luthier.models.kernels.head import Head, vocabulary_of
 from luthier.types import Batch
 
 PACKING_TOLERANCE = 1e-4
@@ -27,10 +27,10 @@ PADDED = "Set train.batch.layout=padded."
 class Policy(Protocol):
     """What engine, tuners and checkpoints see of any model: a module, and read-only references by name.
 
-    `face` says which objectives it serves: "token", "encoder", "denoiser".
+    `modality` says which objectives it serves: "token", "contrastive", "diffusion".
     """
 
-    face: str
+    modality: str
     module: nn.Module
     references: dict[str, Any]
     companions: dict[str, Companion]
@@ -64,7 +64,7 @@ class TokenPolicy:
             softmax: its losses and scores are of the distribution that it draws from.
     """
 
-    face = "token"
+    modality = "language"
 
     def __init__(self, module: nn.Module, temperature: float = 1.0):
         if temperature <= 0:
@@ -150,8 +150,8 @@ class TokenPolicy:
         Padding sees itself, so that no position sees nothing.
         """
         assert batch.prompts is not None
-        same = batch.record_of[:, :, None] == batch.record_of[:, None, :]
-        seen = ((same | batch.prompts[:, None, :]) & (batch.record_of >= 0)[:, :, None]).tril()
+        same = batch.example_of[:, :, None] == batch.example_of[:, None, :]
+        seen = ((same | batch.prompts[:, None, :]) & (batch.example_of >= 0)[:, :, None]).tril()
         seen = seen | torch.eye(seen.shape[1], dtype=torch.bool, device=seen.device)
         dtype = next(self.module.parameters()).dtype
         mask = torch.zeros(seen.shape, dtype=dtype, device=seen.device)
@@ -215,15 +215,15 @@ class TokenPolicy:
         device = next(self.module.parameters()).device
         prompt, answers = 4, 3
         places = torch.arange(prompt + answers, device=device)
-        record_of = torch.tensor([[0] * (prompt + answers) + [1] * answers], device=device)
+        example_of = torch.tensor([[0] * (prompt + answers) + [1] * answers], device=device)
         shared = Batch(
             ids=torch.cat([self._tokens(0, prompt + answers), self._tokens(8, 8 + answers)], 1),
             position_of=torch.cat([places, places[prompt:]])[None],
-            record_of=record_of,
+            example_of=example_of,
+            examples=("0", "1"),
             records=("0", "1"),
-            atoms=("0", "1"),
             streams={},
-            prompts=(torch.arange(record_of.shape[1], device=device) < prompt)[None],
+            prompts=(torch.arange(example_of.shape[1], device=device) < prompt)[None],
         )
         other = torch.cat([self._tokens(0, prompt), self._tokens(8, 8 + answers)], 1)
         with reading(self.module):

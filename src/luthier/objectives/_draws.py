@@ -29,9 +29,9 @@ def position_keys(batch: Batch) -> Tensor:
     rows, columns = batch.targets()
     names = [
         int.from_bytes(hashlib.blake2b(record.encode(), digest_size=8).digest(), "little", signed=True)
-        for record in batch.records
+        for record in batch.examples
     ]
-    owner = torch.tensor(names, device=batch.ids.device)[batch.record_of[rows, columns]]
+    owner = torch.tensor(names, device=batch.ids.device)[batch.example_of[rows, columns]]
     return mix(owner ^ mix(batch.position_of[rows, columns]))
 
 

@@ -15,15 +15,15 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from luthier.models import head as heads
+    from luthier.models.kernels import head as heads
     from luthier.objectives.base import Update
 else:
     torch = lazy("torch")
-    heads = lazy("luthier.models.head")
+    heads = lazy("luthier.models.kernels.head")
 
 
 @dataclass
-class Whole:
+class MicroBatchTargets:
     """All N targets of a micro-batch, without gradient: for a loss that must know a token's whole record."""
 
     head: heads.Head
@@ -56,7 +56,7 @@ class TokenView:
     keys: Tensor  # [n] int64: hash of (record, position), for keyed draws
     record_targets: Tensor  # [n] targets of the record that each position belongs to
     update: Update
-    whole: Whole | None = None
+    whole: MicroBatchTargets | None = None
     piece: slice = field(default_factory=lambda: slice(None))  # where the chunk stands in `whole`
 
     @cached_property
@@ -78,7 +78,7 @@ class TokenView:
             raise missing_stream(name)
         return self.streams[name]
 
-    def record_mean(self, values: Callable[[Whole], Tensor]) -> Tensor:
+    def record_mean(self, values: Callable[[MicroBatchTargets], Tensor]) -> Tensor:
         """Mean over each position's record, [n], of per-token values [N]; no gradient."""
         assert self.whole is not None
         return self.whole.mean(values(self.whole).detach())[self.piece]

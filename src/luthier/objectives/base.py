@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from luthier import parts
 from luthier.errors import RecipeError
 from luthier.objectives._draws import position_keys
-from luthier.objectives._view import TokenView, Whole
+from luthier.objectives._view import MicroBatchTargets, TokenView
 from luthier.parts import Part, lazy
 from luthier.types import Batch, Row, Term
 
@@ -20,11 +20,11 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from luthier.models import head as heads
+    from luthier.models.kernels import head as heads
     from luthier.models.policy import Companion, TokenPolicy
 else:
     torch = lazy("torch")
-    heads = lazy("luthier.models.head")
+    heads = lazy("luthier.models.kernels.head")
 
 
 @dataclass
@@ -74,7 +74,7 @@ class Update:
 class Objective(Part):
     """A loss over batches. Verbs: `units`, `terms`; hooks: `prepare`, `scope`, `update_terms`, `after_step`.
 
-    FACE names the kind of policy that it is given: "token", "encoder" or "denoiser". NEEDS names what its data
+    MODALITY names the kind of policy that it is given: "token", "contrastive" or "diffusion". NEEDS names what its data
     must have: "pairs" (of a chosen and a rejected answer) or "labels" (each answer said to be good or bad; those of
     pairs are); without it such data give their good answers alone.
     HOLDS names what the loss takes as constant although it depends on the weights (a detached weight), under the first
@@ -83,7 +83,7 @@ class Objective(Part):
     that it looks at the distributions at its targets and never asks which token stands there.
     """
 
-    FACE: ClassVar[str] = "token"
+    MODALITY: ClassVar[str] = "language"
     READS: ClassVar[tuple[str, ...]] = ()
     HOLDS: ClassVar[tuple[str, ...]] = ()
     UNIT: ClassVar[str] = "targets"
@@ -103,13 +103,13 @@ class Objective(Part):
     def units(self, batch: Batch) -> dict[str, float]:
         """Counts that terms may be divided by, from ids and streams only; without tokens there are records alone."""
         if "weights" not in batch.streams:
-            return {"records": float(len(batch.records))}
+            return {"records": float(len(batch.examples))}
         rows, columns = batch.targets()
         weights = batch.weights[rows, columns]
         return {
             "targets": float(len(rows)),
             "weights": float(weights.double().sum()),
-            "records": float(_records(batch, batch.record_of[rows, columns].unique().tolist())),
+            "records": float(_records(batch, batch.example_of[rows, columns].unique().tolist())),
         }
 
     def moves(self, row: Row) -> bool:
@@ -194,10 +194,10 @@ def token_pass(
     references = {read.split(":")[1]: policy.references[read.split(":")[1]] for read in sorted(reads)}
     hidden_of = {name: (handle, handle.hidden(batch)) for name, handle in references.items()}
     keys = position_keys(batch)
-    owner = batch.record_of[rows, columns]
-    counts = owner.new_zeros(len(batch.records)).index_add_(0, owner, torch.ones_like(owner))
+    owner = batch.example_of[rows, columns]
+    counts = owner.new_zeros(len(batch.examples)).index_add_(0, owner, torch.ones_like(owner))
     record_targets = counts[owner]
-    whole = Whole(policy.head, hidden.detach(), targets, owner, streams, counts)
+    whole = MicroBatchTargets(policy.head, hidden.detach(), targets, owner, streams, counts)
 
     def loss(piece: slice, logits: Tensor) -> Tensor:
         view = TokenView(
@@ -251,11 +251,11 @@ class SequenceView:
 def sequence_view(policy: TokenPolicy, batch: Batch, update: Update) -> SequenceView:
     """One forward over a micro-batch, summed by row."""
     rows, columns = batch.targets()
-    targets, owner = batch.ids[rows, columns], batch.record_of[rows, columns]
+    targets, owner = batch.ids[rows, columns], batch.example_of[rows, columns]
     logprob = policy.head.map(policy.hidden(batch), lambda s, z: heads.target_logprob(z, targets[s]))
 
     def per_row(values: Tensor) -> Tensor:
-        return torch.zeros(len(batch.records), dtype=values.dtype, device=values.device).index_add(0, owner, values)
+        return torch.zeros(len(batch.examples), dtype=values.dtype, device=values.device).index_add(0, owner, values)
 
     return SequenceView(
         logprob=per_row(logprob),
@@ -282,7 +282,7 @@ class SequenceObjective(Objective):
     def terms(self, policy: TokenPolicy, batch: Batch, update: Update) -> list[Term]:
         view = sequence_view(policy, batch, update)
         update.meter("nll", -view.logprob.detach().sum(), "targets")
-        loss = one_each(self.sequence_loss(view), view.count, f"{type(self).__name__}.sequence_loss", "record")
+        loss = check_one_per(self.sequence_loss(view), view.count, f"{type(self).__name__}.sequence_loss", "record")
         return [Term((loss * (view.count > 0)).sum(), self.unit)]
 
 
@@ -315,7 +315,7 @@ class CoupledObjective(Objective):
         return [Term(((values - values.detach()) * pull).sum(), None) for values, pull in moved]
 
 
-def one_each(loss: Any, count: Tensor, verb: str, what: str) -> Tensor:
+def check_one_per(loss: Any, count: Tensor, verb: str, what: str) -> Tensor:
     """The loss, if it has one value for each of these."""
     if not hasattr(loss, "shape") or loss.shape != count.shape:
         found = getattr(loss, "shape", type(loss).__name__)
@@ -397,8 +397,8 @@ class WeightedSum(Objective):
 def _records(batch: Batch, rows: Sequence[int]) -> int:
     """Records that these rows make up, each as often as it was drawn: an update may be larger than the data set."""
     times: dict[str, int] = {}
-    for (atom, _), count in Counter((batch.atoms[row], batch.records[row]) for row in rows).items():
-        times[atom] = max(times.get(atom, 0), count)
+    for (record_rows, _), count in Counter((batch.records[row], batch.examples[row]) for row in rows).items():
+        times[record_rows] = max(times.get(record_rows, 0), count)
     return sum(times.values())
 
 

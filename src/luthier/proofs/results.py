@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from luthier import parts
-from luthier.records import read_json
+from luthier.run_folder import read_json
 
 FOLDER = parts.PACKAGE / "proofs"
 FORMS = ("value", "difference", "ratio")

@@ -35,7 +35,7 @@ AUTO: tuple[Path, ...] = (("reward",), ("evaluate", "metric"))
 """Where `auto` may stand instead of a part."""
 
 
-class Block(BaseModel):
+class SettingsBlock(BaseModel):
     """A frozen block of the recipe that refuses unknown keys and never converts text to numbers."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, defer_build=True)
@@ -62,7 +62,7 @@ AutoCount = Annotated[Literal["auto"] | int, PlainValidator(_auto_or_count)]
 AutoCountOrNull = Annotated[Literal["auto"] | int | None, PlainValidator(_auto_count_or_null)]
 
 
-class Source(Block):
+class SourceSettings(SettingsBlock):
     """Records in a file, a folder or a data set of the hub."""
 
     path: str
@@ -75,7 +75,7 @@ class Source(Block):
 def _source(value: Any) -> Any:
     if isinstance(value, Mapping) and "kind" in value:
         return specs.part(value)
-    return Source.model_validate(value).model_dump()
+    return SourceSettings.model_validate(value).model_dump()
 
 
 def _source_or_null(value: Any) -> Any:
@@ -102,7 +102,7 @@ SourceSpec = Annotated[dict[str, Any], PlainValidator(_source)]
 SplitSpec = Annotated[str | int | dict[str, Any] | None, PlainValidator(_split)]
 
 
-class Model(Block):
+class Model(SettingsBlock):
     """Which model: a hub id, a folder or a bundled name. `dtype` is how its weights are stored.
 
     `config` instead of `path`: a model with random weights drawn from `seed`, by what its library (diffusers or
@@ -129,7 +129,7 @@ class Model(Block):
         return {**value, "path": name}
 
 
-class Data(Block):
+class Data(SettingsBlock):
     """The records, how they are split, rendered and cut."""
 
     train: SourceSpec
@@ -143,7 +143,7 @@ class Data(Block):
     deduplicate: bool = True
 
 
-class BatchSettings(Block):
+class BatchSettings(SettingsBlock):
     """Records per update and how they are cut into forward passes. `micro` counts tokens per forward.
 
     `order: written` takes records as the data set has them, epoch after epoch (a curriculum).
@@ -156,14 +156,14 @@ class BatchSettings(Block):
     layout: Literal["auto", "packed", "padded", "shared"] = "auto"
 
 
-class Save(Block):
+class Save(SettingsBlock):
     """Checkpoints: one every so many updates (null: only at the end), the newest `keep` stay."""
 
     every: AutoCountOrNull = "auto"
     keep: Count = 2
 
 
-class Train(Block):
+class Train(SettingsBlock):
     """What is minimised, what is trained, on which of the records drawn (`select`), and how."""
 
     objective: Annotated[dict[str, Any] | list[dict[str, Any]], PlainValidator(specs.objective)] = {"kind": "sft"}
@@ -177,7 +177,7 @@ class Train(Block):
     save: Save = Field(default_factory=Save)
 
 
-class Generate(Block):
+class Generate(SettingsBlock):
     """How answers are generated. `batch` counts prompts generated together.
 
     At a temperature above 0, `top_p` draws from the likeliest tokens that together have this share, and `min_p` from
@@ -211,7 +211,7 @@ def _auto_or_number(value: Any) -> Any:
     raise ValueError("expected `auto` or a number above 0")
 
 
-class Sample(Block):
+class Sample(SettingsBlock):
     """How a denoiser's samples are drawn in evaluation: a solver in `steps` steps from noise to a sample.
 
     `shift` above 1 spends more of the steps near the noise; auto is what the model's scheduler says.
@@ -222,7 +222,7 @@ class Sample(Block):
     shift: Annotated[Literal["auto"] | float, PlainValidator(_auto_or_number)] = "auto"
 
 
-class Rollout(Block):
+class RolloutSettings(SettingsBlock):
     """How a denoiser draws what it learns from, if its objective asks for that (`diffusion_nft`): `groups` conditions
     with `size` samples each, judged by `reward`.
 
@@ -245,7 +245,7 @@ class Rollout(Block):
     forward: Count = 256
 
 
-class RL(Block):
+class RL(SettingsBlock):
     """How an `rl` step makes its training rows: sample answers, judge them, turn rewards into advantages.
 
     A rollout draws `train.batch.records` prompts, is cut into `updates` updates, and is gone through `passes`
@@ -270,7 +270,7 @@ class RL(Block):
         return value
 
 
-class Budget(Block):
+class BudgetSettings(SettingsBlock):
     """How long to train: exactly one of its keys is set."""
 
     epochs: float | None = Field(default=None, gt=0)
@@ -280,7 +280,7 @@ class Budget(Block):
     seconds: float | None = Field(default=None, gt=0)
 
     @model_validator(mode="after")
-    def _exactly_one(self) -> Budget:
+    def _exactly_one(self) -> BudgetSettings:
         given = [name for name in type(self).model_fields if getattr(self, name) is not None]
         if len(given) != 1:
             names = ", ".join(type(self).model_fields)
@@ -298,7 +298,7 @@ class Budget(Block):
         return getattr(self, self.unit)
 
 
-class Evaluate(Block):
+class Evaluate(SettingsBlock):
     """How results are scored, and what must not be forgotten (`retain`)."""
 
     metric: Annotated[Literal["auto"] | dict[str, Any], PlainValidator(specs.metric)] = "auto"
@@ -338,7 +338,7 @@ def _tune(value: Any) -> Any:
     return {**_axes(paths), "seeds": _seeds(value.get("seeds", 1))}
 
 
-class Compare(Block):
+class Compare(SettingsBlock):
     """Which methods are compared, over which seeds, and how each gets its learning rate."""
 
     methods: list[str] = Field(default=["sft"], min_length=1)
@@ -364,7 +364,7 @@ class Compare(Block):
         return self
 
 
-class Settings(Block):
+class Settings(SettingsBlock):
     """A whole recipe, resolved."""
 
     name: str = Field(default="recipe", pattern=r"^[\w][\w.+-]*$")
@@ -372,10 +372,10 @@ class Settings(Block):
     data: Data
     train: Train = Field(default_factory=Train)
     rl: RL | None = None
-    rollout: Rollout = Field(default_factory=Rollout)
+    rollout: RolloutSettings = Field(default_factory=RolloutSettings)
     reward: Annotated[Literal["auto"] | list[dict[str, Any]], PlainValidator(specs.reward)] = "auto"
     steps: Annotated[dict[str, dict[str, Any]] | None, PlainValidator(check_steps)] = None
-    budget: Budget = Field(default_factory=lambda: Budget(epochs=2))
+    budget: BudgetSettings = Field(default_factory=lambda: BudgetSettings(epochs=2))
     evaluate: Evaluate = Field(default_factory=Evaluate)
     generate: Generate = Field(default_factory=Generate)
     sample: Sample = Field(default_factory=Sample)

@@ -9,8 +9,8 @@ from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from luthier.report.table import Cell, build_table
-from luthier.report.words import Results, findings, headline, notes
+from luthier.report.sentences import Results, findings, headline, notes
+from luthier.report.table import TableCell, build_table
 
 STYLES = {"good": "green", "bad": "red", "quiet": "dim", "": ""}
 ROOMY = 96  # columns from which there is room for what few methods have
@@ -42,12 +42,12 @@ def print_report(results: Results, console: Console) -> None:
         console.print(Text(f"{failure['status']}: {failure['folder']}: {said}", style="red"))
 
 
-def _same_for_all(rows: Sequence[Sequence[Cell]], column: int) -> bool:
+def _same_for_all(rows: Sequence[Sequence[TableCell]], column: int) -> bool:
     """Whether all methods have the same value there; the notes below a narrow table say such values once."""
     return len(rows) > 2 and len({row[column].text for row in rows[1:]}) == 1 and not rows[1][column].detail
 
 
-def _text(cell: Cell, wide: bool) -> Text:
+def _text(cell: TableCell, wide: bool) -> Text:
     """Number, then interval and verdict: beside it, or below it line by line."""
     text = Text(cell.text, style=STYLES[cell.tone])
     detail = f" {cell.detail}" if wide else "\n" + cell.detail.replace("] ", "]\n").replace(", p", ",\np")

@@ -9,11 +9,8 @@ from statistics import fmean
 from typing import Any
 
 from luthier.report import plots
-from luthier.report.formats import count, duration, html_name, html_text, percent, plain, points, rate
-from luthier.report.plain import grouped_differences, setup_facts
-from luthier.report.side_by_side import gallery, is_drawn, sample_block
-from luthier.report.table import Cell, build_table
-from luthier.report.words import (
+from luthier.report.numbers import count, duration, html_name, html_text, percent, plain, points, rate
+from luthier.report.sentences import (
     Results,
     findings,
     headline,
@@ -23,6 +20,9 @@ from luthier.report.words import (
     notes,
     speaks_of_methods,
 )
+from luthier.report.side_by_side import gallery, is_drawn, sample_block
+from luthier.report.table import TableCell, build_table
+from luthier.report.text_formats import grouped_differences, setup_facts
 
 CSS = Path(__file__).with_name("page.css")
 OPEN_SAMPLES = 6
@@ -96,7 +96,7 @@ def _table(results: Results) -> str:
     )
 
 
-def _cell(cell: Cell) -> str:
+def _cell(cell: TableCell) -> str:
     detail = f"<small>{html_text(cell.detail)}</small>" if cell.detail else ""
     return f'<td class="{cell.tone}"><b>{html_text(cell.text)}</b>{detail}</td>'
 

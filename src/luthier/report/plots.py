@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from luthier.report.words import Results
+from luthier.report.sentences import Results
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from luthier.report.formats import html_name, html_text
+from luthier.report.numbers import html_name, html_text
 
 WORDS = re.compile(r"\s+|\w+|[^\w\s]")
 LONGEST_DIFF = 600  # words; a longer answer is shown without marks

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from luthier.report.formats import NONE, count, gigabytes, interval, minutes, p_value, percent, points, rate, signed
-from luthier.report.words import Results, other_tokens, speed_title
+from luthier.report.numbers import NONE, count, gigabytes, interval, minutes, p_value, percent, points, rate, signed
+from luthier.report.sentences import Results, other_tokens, speed_title
 
 OTHER = 6
 """Where the tokens that were no training stand: behind the speed, if there are any."""
@@ -21,7 +21,7 @@ VERDICTS = {
 
 
 @dataclass(frozen=True)
-class Cell:
+class TableCell:
     """One cell: what is said and, smaller, what it rests on. `tone` is good, bad, quiet or empty."""
 
     text: str
@@ -34,7 +34,7 @@ class Table:
     """Titles, and rows of cells below them; the first column is text, all others are numbers."""
 
     titles: tuple[str, ...]
-    rows: tuple[tuple[Cell, ...], ...]
+    rows: tuple[tuple[TableCell, ...], ...]
 
 
 def build_table(results: Results, narrow: bool = False) -> Table:
@@ -48,21 +48,21 @@ def build_table(results: Results, narrow: bool = False) -> Table:
     if any(other) and not narrow:
         titles.insert(OTHER, "other tok")
         for cells, value in zip(rows, other, strict=True):
-            cells.insert(OTHER, Cell(count(value or None)))
+            cells.insert(OTHER, TableCell(count(value or None)))
     return Table(tuple(titles), tuple(tuple(cells) for cells in rows))
 
 
-def _row(row: Mapping[str, Any], results: Results) -> list[Cell]:
+def _row(row: Mapping[str, Any], results: Results) -> list[TableCell]:
     cost = row["cost"] or {}
     return [
-        Cell(row["label"], _missing(row, results), "bad" if row["failed"] else ""),
+        TableCell(row["label"], _missing(row, results), "bad" if row["failed"] else ""),
         _target(row["target"]),
         _change(row["change"], row),
         *_retain(row),
-        Cell(count(cost.get("tokens_per_second"))),
-        Cell(gigabytes(cost.get("peak_memory_bytes"))),
-        Cell(minutes(cost.get("train_seconds"))),
-        Cell(rate(row["learning_rate"])),
+        TableCell(count(cost.get("tokens_per_second"))),
+        TableCell(gigabytes(cost.get("peak_memory_bytes"))),
+        TableCell(minutes(cost.get("train_seconds"))),
+        TableCell(rate(row["learning_rate"])),
     ]
 
 
@@ -73,25 +73,25 @@ def _missing(row: Mapping[str, Any], results: Results) -> str:
     return "failed" if row["failed"] == runs else f"{row['failed']} of {runs} runs failed"
 
 
-def _target(found: Mapping[str, Any] | None) -> Cell:
-    return Cell(NONE) if found is None else Cell(points(found["mean"]), interval(found["low"], found["high"]))
+def _target(found: Mapping[str, Any] | None) -> TableCell:
+    return TableCell(NONE) if found is None else TableCell(points(found["mean"]), interval(found["low"], found["high"]))
 
 
-def _change(found: Mapping[str, Any] | None, row: Mapping[str, Any]) -> Cell:
+def _change(found: Mapping[str, Any] | None, row: Mapping[str, Any]) -> TableCell:
     if found is None:
-        return Cell(NONE)
+        return TableCell(NONE)
     if found["verdict"] == "baseline":
-        return Cell("baseline" if row["target"] else NONE, "", "quiet")
+        return TableCell("baseline" if row["target"] else NONE, "", "quiet")
     verdict = VERDICTS[found["verdict"], found["about"]]
     tone = "quiet" if found["verdict"] == "n.s." else "good" if found["delta"] > 0 else "bad"
     ends = interval(found["low"], found["high"], sign=True)
-    return Cell(signed(found["delta"]), f"{ends} {verdict}, {p_value(found['p_adjusted'])}", tone)
+    return TableCell(signed(found["delta"]), f"{ends} {verdict}, {p_value(found['p_adjusted'])}", tone)
 
 
-def _retain(row: Mapping[str, Any]) -> tuple[Cell, Cell]:
+def _retain(row: Mapping[str, Any]) -> tuple[TableCell, TableCell]:
     found = row["retain"]
     if found is None:
-        return Cell(NONE), Cell(NONE)
+        return TableCell(NONE), TableCell(NONE)
     if row["kind"] == "base":
-        return Cell(NONE, f"{percent(found['mean'])} right"), Cell(NONE)
-    return Cell(percent(found["kept"])), Cell(signed(found["net_change"]))
+        return TableCell(NONE, f"{percent(found['mean'])} right"), TableCell(NONE)
+    return TableCell(percent(found["kept"])), TableCell(signed(found["net_change"]))

@@ -6,10 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from luthier.errors import RunError, nearest
-from luthier.records import read_json, write_text
 from luthier.report.html import to_html
-from luthier.report.plain import to_csv, to_latex, to_markdown, to_setup
-from luthier.report.words import Results
+from luthier.report.sentences import Results
+from luthier.report.text_formats import to_csv, to_latex, to_markdown, to_setup
+from luthier.run_folder import read_json, write_text
 
 FILES: dict[str, dict[str, Callable[[Results], str]]] = {
     "html": {"report.html": to_html},

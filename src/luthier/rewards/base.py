@@ -64,7 +64,7 @@ class Reward(Part):
 
     None says that the reward does not apply to the answer. What raises or takes too long counts as None and is
     logged with the record; the run goes on. `seconds` is the limit for one answer, or for one group where answers
-    are compared. A reward with `FACE = "denoiser"` judges samples instead (`score_samples`), and what raises there
+    are compared. A reward with `MODALITY = "diffusion"` judges samples instead (`score_samples`), and what raises there
     ends the run.
 
     EXAMPLES are answers and what they are worth, which the matrix tries: (options, answer, value), or of a group
@@ -72,7 +72,7 @@ class Reward(Part):
     """
 
     EXAMPLES: ClassVar[tuple[tuple[dict[str, Any], Any, Any], ...]] = ()
-    FACE: ClassVar[str] = "token"
+    MODALITY: ClassVar[str] = "language"
     seconds: float = Field(10.0, gt=0)
 
     def score(self, answer: Answer) -> Value:
@@ -94,7 +94,7 @@ class Reward(Part):
 
 
 @dataclass(frozen=True)
-class Verdict:
+class RewardSum:
     """The sum of all rewards of an answer, None where none applied, and each of them by name."""
 
     value: float | None
@@ -135,7 +135,7 @@ class Rewards:
     members: tuple[Member, ...]
     log: Log = lambda line: None
 
-    def __call__(self, answers: Sequence[Answer]) -> list[Verdict]:
+    def __call__(self, answers: Sequence[Answer]) -> list[RewardSum]:
         """Judge one group of answers, in order."""
         totals: list[float | None] = [None] * len(answers)
         parts: list[dict[str, float]] = [{} for _ in answers]
@@ -152,7 +152,7 @@ class Rewards:
                 replace(answer, passed={**answer.passed, **one.passes})
                 for answer, one in zip(answers, found, strict=True)
             ]
-        return [Verdict(total, named) for total, named in zip(totals, parts, strict=True)]
+        return [RewardSum(total, named) for total, named in zip(totals, parts, strict=True)]
 
     def of_samples(self, samples: Tensor, condition: Mapping[str, Tensor]) -> Tensor:
         """Judge a denoiser's samples [R,...]: one value each.

@@ -23,7 +23,7 @@ class Digit(Reward):
     The classifier is trained when it is first asked, in a second; another `seed`, another judge.
     """
 
-    FACE: ClassVar[str] = "denoiser"
+    MODALITY: ClassVar[str] = "diffusion"
     SETTINGS: ClassVar = ({}, {"seed": 1})
 
     seed: int = Field(0, ge=0)

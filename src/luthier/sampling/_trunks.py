@@ -15,7 +15,7 @@ Pair = tuple[Tensor, Tensor]
 
 
 class Trunks:
-    """States that rows continue, each held once, and which row continues which.
+    """HiddenStateCache that rows continue, each held once, and which row continues which.
 
     Queries are laid out trunk by trunk, [trunks·H, group·repeats, D], so that one product serves all rows of a trunk;
     a trunk with fewer rows than the largest group is padded. Keys and values of a layer are [trunks, H, longest, D].
@@ -42,7 +42,7 @@ class Trunks:
             self._put(trunk, state)
         self._arrange()
 
-    def leave(self, order: Sequence[int]) -> None:
+    def save_assets(self, order: Sequence[int]) -> None:
         """Keep the rows of these indices, in this order; trunks without rows are forgotten, the last ones move up."""
         self.of = [self.of[row] for row in order]
         for hole in sorted(set(range(len(self.states))) - set(self.of), reverse=True):

@@ -88,7 +88,7 @@ class State:
 
     length: int
     layers: Layers = ()
-    whole: tuple[Whole, int] | None = None
+    whole: tuple[WholeCache, int] | None = None
 
 
 class _Layer(DynamicLayer):
@@ -213,7 +213,7 @@ class Slots:
             for buffer, one in zip(layer.made_for(*held), held, strict=True) if held else ():
                 buffer[rows, :, first : self.end] = one
 
-    def leave(self, gone: set[int]) -> list[int]:
+    def save_assets(self, gone: set[int]) -> list[int]:
         """Drop rows; the last ones move into their places. Returns the old index of each row that stays."""
         left = self.rows - len(gone)
         holes = [row for row in sorted(gone) if row < left]
@@ -227,7 +227,7 @@ class Slots:
             for tensor in (*tensors, self.seen, self.next):
                 tensor[holes] = tensor[movers]
         if self.trunks:
-            self.trunks.leave(order)
+            self.trunks.save_assets(order)
         self.firsts = [self.firsts[row] for row in order]
         self.rows = left
         self._fit_window()
@@ -270,7 +270,7 @@ class Slots:
         self.seen, self.next, self.start, self.end, self.bias = seen, follow, start, end, None
 
 
-class Whole:
+class WholeCache:
     """Rows of a cache that is no list of positions (windows by place, recurrent states): all enter together."""
 
     plain = False
@@ -305,7 +305,7 @@ class Whole:
         self.cache, self.seen = source.cache, source.seen
         self._keep([row for _, row in found])
 
-    def leave(self, gone: set[int]) -> list[int]:
+    def save_assets(self, gone: set[int]) -> list[int]:
         """As Slots.leave."""
         order = [row for row in range(self.rows) if row not in gone]
         if order:
@@ -323,14 +323,14 @@ class Whole:
         self.seen, self.rows = self.seen[index], len(rows)
 
 
-def open_rows(forward: Forward, rows: int, columns: int = ROOM) -> Slots | Whole:
+def open_rows(forward: Forward, rows: int, columns: int = ROOM) -> Slots | WholeCache:
     """Room for rows of the cache that fits the model's layers."""
     text = forward.module.config.get_text_config(decoder=True)
     kinds = set(getattr(text, "layer_types", None) or ())
     layers = DynamicCache(config=forward.module.config).layers
     plain = all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in layers)
     plain = plain and bool(layers) and kinds <= {"full_attention", "sliding_attention"}
-    return Slots(forward, rows, columns) if plain and forward.positions else Whole(forward)
+    return Slots(forward, rows, columns) if plain and forward.positions else WholeCache(forward)
 
 
 def prefill(

@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from luthier.errors import DataError
-from luthier.models.folding import folded_in
+from luthier.models.kernels.folding import folded_in
 from luthier.sampling.cache import common_prefix
-from luthier.sampling.session import Prefilled, Row, Session
+from luthier.sampling.session import Prefilled, Session, SessionRow
 from luthier.types import Request, Sampling, Trajectory
 
 ENTER = 8  # waiting requests enter once an eighth of the rows is free: reading one prompt costs as much as a step
@@ -159,6 +159,6 @@ def check_prompts(prompts: Sequence[Sequence[int]], longest: Sequence[int], name
             )
 
 
-def _trajectory(request: Request, row: Row) -> Trajectory:
+def _trajectory(request: Request, row: SessionRow) -> Trajectory:
     assert row.finish is not None
     return Trajectory(row.ids, row.finish, request.record, row.logprobs, request)

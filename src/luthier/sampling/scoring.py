@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from luthier.data.batches import collate, micro_batches
-from luthier.models.folding import folded_in
-from luthier.models.head import target_logprob
+from luthier.models.kernels.folding import folded_in
+from luthier.models.kernels.head import target_logprob
 from luthier.models.policy import TokenPolicy
 from luthier.sampling.cache import Forward, State, common_prefix, open_rows, prefill, sampling_mode, space_of
 from luthier.sampling.native import check_prompts
@@ -139,7 +139,7 @@ def sequence_logprobs(
             values = head.map(hidden, lambda part, logits, targets=targets: target_logprob(logits, targets[part]))
             sums = torch.zeros(len(piece), dtype=torch.float64, device=device).index_add_(0, at, values.double())
             for row, total in zip(piece, sums.tolist(), strict=True):
-                found[row.record] = (total, row.targets)
+                found[row.id] = (total, row.targets)
             if progress is not None:
                 progress(len(found))
-    return [found[row.record] for row in rows]
+    return [found[row.id] for row in rows]

@@ -22,7 +22,7 @@ PREFILL = 4096  # positions of one pass over prompts
 
 
 @dataclass(eq=False)
-class Row:
+class SessionRow:
     """One continuation: `tokens` from its first on, of which those from `start` on are its own."""
 
     tokens: list[int]
@@ -83,8 +83,8 @@ class Session:
         space = space_of(module)
         self.space = Space(rows, rows << 40) if rows else space
         self.keep = keep
-        self.rows: list[Row] = []
-        self.held: dict[Row, Prefilled] = {}
+        self.rows: list[SessionRow] = []
+        self.held: dict[SessionRow, Prefilled] = {}
         self.shared: tuple[list[int], Prefilled] | None = None
         self.cached = open_rows(self.forward, 1)
         with sampling_mode(module):
@@ -112,7 +112,7 @@ class Session:
         """Whether rows can enter at any time."""
         return self.cached.plain
 
-    def open(self, prompt: Sequence[int], seeds: Sequence[int], forced: Sequence[int] = ()) -> list[Row]:
+    def open(self, prompt: Sequence[int], seeds: Sequence[int], forced: Sequence[int] = ()) -> list[SessionRow]:
         """Start one continuation per seed of one prompt, which is read once.
 
         Args:
@@ -126,13 +126,13 @@ class Session:
             self.enter(rows, [found] * len(rows))
         return rows
 
-    def row(self, prompt: Sequence[int], seed: int, forced: Sequence[int] = ()) -> Row:
+    def row(self, prompt: Sequence[int], seed: int, forced: Sequence[int] = ()) -> SessionRow:
         """A row that has not entered."""
         tokens = [*prompt, *forced]
-        row = Row(tokens, len(prompt), seed, 0, [0.0] * len(forced))
+        row = SessionRow(tokens, len(prompt), seed, 0, [0.0] * len(forced))
         return self._allow(row)
 
-    def _allow(self, row: Row) -> Row:
+    def _allow(self, row: SessionRow) -> SessionRow:
         """A fresh allowance of tokens, within the context of the model."""
         row.left = min(self.sampling.max_new_tokens, self.forward.context - len(row.tokens))
         if row.left < 1:
@@ -164,7 +164,7 @@ class Session:
             found += [Prefilled(state, one) for state, one in zip(states, logits, strict=True)]
         return found
 
-    def enter(self, rows: Sequence[Row], read: Sequence[Prefilled]) -> None:
+    def enter(self, rows: Sequence[SessionRow], read: Sequence[Prefilled]) -> None:
         """Let rows take part whose texts were read; call it in sampling mode."""
         if not self.plain and self.rows:
             raise ModelError(
@@ -176,9 +176,9 @@ class Session:
         self.logits = logits if self.logits is None else torch.cat([self.logits, logits])
         self.rows += rows
 
-    def step(self, count: int = 1) -> list[Row]:
+    def step(self, count: int = 1) -> list[SessionRow]:
         """Draw up to `count` tokens for every row; returns the rows that finished, which take part no more."""
-        finished: list[Row] = []
+        finished: list[SessionRow] = []
         with self._sampling():
             for _ in range(count):
                 if not self.rows:
@@ -186,7 +186,7 @@ class Session:
                 finished += self._step()
         return finished
 
-    def _step(self) -> list[Row]:
+    def _step(self) -> list[SessionRow]:
         assert self.logits is not None
         steps = [len(row.tokens) - row.start for row in self.rows]
         numbers = uniforms([row.seed for row in self.rows], steps)
@@ -212,24 +212,24 @@ class Session:
         """Take rows out; returns the tokens of those that stay, in their new order."""
         if self.keep and self.logits is not None:
             self.held |= {self.rows[p]: Prefilled(self.cached.state(p), self.logits[p]) for p in sorted(gone)}
-        order = self.cached.leave(gone)
+        order = self.cached.save_assets(gone)
         self.rows = [self.rows[place] for place in order]
         return ids[order]
 
-    def fork(self, row: Row, seeds: Sequence[int]) -> list[Row]:
+    def fork(self, row: SessionRow, seeds: Sequence[int]) -> list[SessionRow]:
         """Siblings of a row that runs: same tokens so far, own draws from here on; nothing is computed again."""
         place = self._place(row)
         assert self.logits is not None
         with self._sampling():
             found = Prefilled(self.cached.state(place), self.logits[place])
-            made = [Row(list(row.tokens), row.start, seed, row.left, list(row.logprobs)) for seed in seeds]
+            made = [SessionRow(list(row.tokens), row.start, seed, row.left, list(row.logprobs)) for seed in seeds]
             for one in made:
                 if row.watch is not None:
                     one.watch = row.watch.copy(one.tokens)
             self.enter(made, [found] * len(made))
         return made
 
-    def extend(self, row: Row, ids: Sequence[int]) -> None:
+    def extend(self, row: SessionRow, ids: Sequence[int]) -> None:
         """Append given tokens (the result of a tool) to a row, running or finished, and let it go on."""
         if not self.plain:
             raise ModelError(f"{type(self.forward.inner).__name__} keeps states that cannot be extended.")
@@ -246,7 +246,7 @@ class Session:
             row.logprobs += [0.0] * len(ids)
             self.enter([self._allow(row)], self.read([pending], state))
 
-    def close(self, row: Row) -> None:
+    def close(self, row: SessionRow) -> None:
         """End a row and forget its state."""
         if row in self.held:
             del self.held[row]
@@ -256,11 +256,11 @@ class Session:
 
     def _drop(self, place: int) -> None:
         assert self.logits is not None
-        order = self.cached.leave({place})
+        order = self.cached.save_assets({place})
         self.rows = [self.rows[one] for one in order]
         self.logits = self.logits[order] if order else None
 
-    def _place(self, row: Row) -> int:
+    def _place(self, row: SessionRow) -> int:
         if row not in self.rows:
             raise ModelError("This row does not run: it was closed, or it finished and was not extended.")
         return self.rows.index(row)

@@ -67,7 +67,7 @@ class Sketcher:
 
 def at_every_token(batch: Batch) -> Batch:
     """The batch with every token but the first of a record as a target."""
-    marked = (batch.record_of >= 0).to(batch.weights.dtype)
+    marked = (batch.example_of >= 0).to(batch.weights.dtype)
     return replace(batch, streams={**batch.streams, "weights": replace(batch.streams["weights"], values=marked)})
 
 
@@ -81,16 +81,16 @@ def norms_and_sketches(policy: Any, batch: Batch, sketcher: Sketcher, centre: bo
         RunError: a record is longer than the sketch.
     """
     rows, columns = batch.targets()
-    owner, places = batch.record_of[rows, columns], batch.position_of[rows, columns] - 1
+    owner, places = batch.example_of[rows, columns], batch.position_of[rows, columns] - 1
     if len(places) and int(places.max()) >= sketcher.along.size:
-        record = batch.records[int(owner[places.argmax()])]
+        record = batch.examples[int(owner[places.argmax()])]
         raise RunError(
             f"Record {record} has {int(places.max()) + 1} positions, the sketch {sketcher.along.size}.",
             "Raise train.select.length to data.max_tokens.",
         )
     order = torch.argsort(owner, stable=True)
     hidden = policy.hidden(batch)[order]
-    sizes = owner.bincount(minlength=len(batch.records)).tolist()
+    sizes = owner.bincount(minlength=len(batch.examples)).tolist()
     linear = policy.head.linear
     if linear is None:
         grams, sums, projected = _accumulate(policy.head.vocabulary(hidden), sizes, sketcher)

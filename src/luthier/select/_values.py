@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from luthier.models.head import target_logprob
+from luthier.models.kernels.head import target_logprob
 
 if TYPE_CHECKING:
     from luthier.types import Batch
@@ -23,6 +23,6 @@ def loss_by_record(policy: Any, batch: Batch) -> Tensor:
 
 def mean_by_record(values: Tensor, batch: Batch) -> Tensor:
     """Values at the N targets → their mean by record, [R] float64."""
-    owner = batch.record_of[batch.targets()]
-    total = torch.zeros(len(batch.records), dtype=torch.float64, device=values.device)
-    return total.index_add(0, owner, values.double()) / owner.bincount(minlength=len(batch.records)).clamp(min=1)
+    owner = batch.example_of[batch.targets()]
+    total = torch.zeros(len(batch.examples), dtype=torch.float64, device=values.device)
+    return total.index_add(0, owner, values.double()) / owner.bincount(minlength=len(batch.examples)).clamp(min=1)

@@ -23,11 +23,11 @@ else:
 
 @dataclass(frozen=True)
 class Pool:
-    """Candidates that compete: n consecutive atoms of an update, in data order.
+    """Candidates that compete: n consecutive rows_by_record of an update, in data order.
 
     Attributes:
-        names: record id of each atom.
-        features: what `look` found, [n,...] on the CPU; of an atom of several rows their mean.
+        names: record id of each record_rows.
+        features: what `look` found, [n,...] on the CPU; of an record_rows of several rows their mean.
         uniform: numbers [n] in [0,1), a function of (seed, update, record id) alone.
         state: what `start` returned.
     """
@@ -54,7 +54,7 @@ class Selector(Part):
     FORWARD says whether `look` needs the model; what is looked at is reported as cost.
     """
 
-    FACE: ClassVar[str] = "token"
+    MODALITY: ClassVar[str] = "language"
     READS: ClassVar[tuple[str, ...]] = ()
     FORWARD: ClassVar[bool] = True
 

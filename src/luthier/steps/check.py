@@ -22,22 +22,22 @@ from luthier.data.render import Renderer
 from luthier.diffusion.policy import PREFIX
 from luthier.engine import memory
 from luthier.errors import DataError, LuthierError, RecipeError
-from luthier.models.context import checkpoint_layers
-from luthier.models.load import load_config, load_tokenizer
-from luthier.models.policy import HeadOnly
-from luthier.objectives.base import build_objective, reads_of
-from luthier.recipe import Recipe, Stage, flat, list_methods, load_recipe, stages_of
-from luthier.recipe.kinds import KINDS, kind_of
-from luthier.recipe.steps import TRAINING
-from luthier.steps.columns import recalls, with_fields
-from luthier.steps.ground import (
+from luthier.modalities.base import (
     build_tuners,
     compute_dtype,
     find_device,
 )
-from luthier.steps.language import check_context, predicted_memory, refuse_unscorable_sets, training_rows
-from luthier.steps.record import SETS, Run
-from luthier.steps.stand import stand
+from luthier.modalities.language.columns import recalls, with_fields
+from luthier.modalities.language.workspace import check_context, predicted_memory, refuse_unscorable_sets, training_rows
+from luthier.modalities.open import open_workspace
+from luthier.models.context import checkpoint_layers
+from luthier.models.loading.load import load_config, load_tokenizer
+from luthier.models.policy import HeadOnly
+from luthier.objectives.base import build_objective, reads_of
+from luthier.recipe import Recipe, Stage, flat, list_methods, load_recipe, stages_of
+from luthier.recipe.modality import MODALITIES, modality_of
+from luthier.recipe.steps import TRAINING
+from luthier.runs.run import SETS, Run
 from luthier.steps.train import training
 from luthier.steps.verify import verify
 from luthier.tuners.base import Planning
@@ -58,7 +58,7 @@ def check_recipe(recipe: Recipe, probe: bool, console: Console) -> None:
             "Leave out --probe, or start the recipe with a small budget (budget.updates=3) and look at its run.json.",
         )
     verify(stages)
-    if kind_of(settings.model, recipe.base) != "token":
+    if modality_of(settings.model, recipe.base) != "language":
         _check_arrays(recipe, probe, console)
         return
     renderer = Renderer(load_tokenizer(settings.model, recipe.base), settings.data.render, settings.data.targets)
@@ -85,13 +85,13 @@ def check_recipe(recipe: Recipe, probe: bool, console: Console) -> None:
 
 def _check_arrays(recipe: Recipe, probe: bool, console: Console) -> None:
     """A model whose records are arrays is loaded and tried on one of them."""
-    ground = stand(recipe, None)
-    module, report = ground.loaded.module, ground.prepared.report
+    workspace = open_workspace(recipe, None)
+    module, report = workspace.loaded.module, workspace.prepared.report
     size = sum(p.numel() for p in module.parameters())
-    kind = KINDS[kind_of(recipe.settings.model, recipe.base)].name
+    kind = MODALITIES[modality_of(recipe.settings.model, recipe.base)].name
     console.print(f"[bold]model[/]   {type(module).__name__}, {size:,} parameters (of the {kind})", highlight=False)
     counts = ", ".join(f"{name} {count}" for name, count in report.counts.items())
-    held = escape(arrays_of(ground.prepared.train).replace(PREFIX, ""))
+    held = escape(arrays_of(workspace.prepared.train).replace(PREFIX, ""))
     console.print(f"[bold]data[/]    {counts}: {held}", markup=True, highlight=False)
     leaked = {name: found["exact"] for name, found in report.leakage.items() if found["exact"]}
     for name, count in leaked.items():
@@ -212,19 +212,19 @@ def _print_probe(recipe: Recipe, console: Console) -> None:
     short = load_recipe({**lock, "recipe": {**lock["recipe"], **updates}})
     seen: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder, console.status(f"probe: {PROBE_UPDATES} updates"):
-        ground = stand(short, None)
-        trainer, facts = training(Run(short, Path(folder)), ground, seen.append, lambda: False)
+        workspace = open_workspace(short, None)
+        trainer, facts = training(Run(short, Path(folder)), workspace, seen.append, lambda: False)
         trainer.train()
     seen = [event for event in seen if event["event"] == "update"]
     first, last = seen[0], seen[-1]
     if len(seen) < 2:
         raise RecipeError("The probe needs at least two updates; the data give one.")
     rate = (last["tokens"] - first["tokens"]) / (last["seconds"] - first["seconds"])
-    tokens = sum(len(row) for row in ground.prepared.train)
+    tokens = sum(len(row) for row in workspace.prepared.train)
     budget = recipe.settings.budget
     seconds = {
         "epochs": lambda: budget.amount * tokens / rate,
-        "records": lambda: budget.amount * tokens / len(ground.prepared.splits["train"]) / rate,
+        "records": lambda: budget.amount * tokens / len(workspace.prepared.splits["train"]) / rate,
         "tokens": lambda: budget.amount / rate,
         "updates": lambda: budget.amount * (last["seconds"] - first["seconds"]) / (len(seen) - 1),
         "seconds": lambda: budget.amount,

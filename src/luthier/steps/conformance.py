@@ -21,18 +21,18 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from luthier import parts
-from luthier.data.pairs import as_atom
+from luthier.data.pairs import rows_of_record
 from luthier.engine.budget import Budget
 from luthier.engine.source import Records
 from luthier.engine.trainer import Batching, Saving, Trainer
 from luthier.errors import LuthierError, RunError
-from luthier.models.load import quiet
+from luthier.modalities.base import tuned_policy
+from luthier.models.loading.load import quiet
 from luthier.models.policy import TokenPolicy
 from luthier.objectives.base import Objective, judgement_of, members_of, reads_of
 from luthier.recipe.methods import slot_of_file
 from luthier.steps.conformance_ranks import Meeting, Peer
-from luthier.steps.faces import FACES, Face
-from luthier.steps.ground import tuned_policy
+from luthier.steps.faces import TINY_MODELS, TinyModel
 from luthier.steps.made import with_common_prompts
 from luthier.tuners.base import Planning
 from luthier.types import Row, Stream
@@ -59,7 +59,7 @@ class Failed(Exception):
 
 
 @dataclass(frozen=True)
-class Outcome:
+class CheckOutcome:
     """One line of the matrix."""
 
     check: str
@@ -122,14 +122,14 @@ def tiny_pairs(count: int = RECORDS, seed: int = 0, targets: bool = True) -> lis
             weights = numpy.repeat(numpy.array([0.0, targets], numpy.float32), [len(prompt), len(answer)])
             ids = numpy.concatenate([prompt, answer]).astype(numpy.int32)
             sides.append(Row("", ids, {"weights": Stream(weights, "token")}))
-        rows += as_atom(f"record-{index}", sides)
+        rows += rows_of_record(f"record-{index}", sides)
     return rows
 
 
 def tiny_labelled(count: int = RECORDS, seed: int = 0, targets: bool = True) -> list[Row]:
     """Records of one answer each, which every second of them says to be a good one."""
     rows = tiny_rows(count, seed, targets)
-    return [row for place, one in enumerate(rows) for row in as_atom(one.record, [one], label=place % 2 == 0)]
+    return [row for place, one in enumerate(rows) for row in rows_of_record(one.id, [one], label=place % 2 == 0)]
 
 
 def rows_for(objective: Objective, targets: bool = True) -> list[Row]:
@@ -139,7 +139,7 @@ def rows_for(objective: Objective, targets: bool = True) -> list[Row]:
         return tiny_pairs(targets=targets)
     if needed == "labels":
         return tiny_labelled(targets=targets)
-    return face_of(objective).rows(RECORDS, 0) if targets else tiny_rows(targets=False)
+    return tiny_model_of(objective).rows(RECORDS, 0) if targets else tiny_rows(targets=False)
 
 
 def with_streams(rows: Sequence[Row], names: Sequence[str]) -> list[Row]:
@@ -163,18 +163,18 @@ def with_made_fields(rows: list[Row], names: Sequence[str]) -> list[Row]:
     """The rows with made-up columns of the data, 0 or 1, as a tuner reads them."""
     for name in names:
         types = numpy.random.default_rng([*name.encode()]).integers(0, 2, len(rows)).astype(numpy.float32)
-        made = {row.record: Stream(value, "row") for row, value in zip(rows, types, strict=True)}
-        rows = [replace(row, streams={**row.streams, f"field:{name}": made[row.record]}) for row in rows]
+        made = {row.id: Stream(value, "row") for row, value in zip(rows, types, strict=True)}
+        rows = [replace(row, streams={**row.streams, f"field:{name}": made[row.id]}) for row in rows]
     return rows
 
 
 def trainer(objective: Objective, tuner: Any, rows: list[Row], batching: Batching, **more: Any) -> Trainer:
-    """A trainer of the tiny model of the objective's face with these parts; `more` overrides its fields."""
+    """A trainer of the tiny model of the objective's modality with these parts; `more` overrides its fields."""
     dtype = more.pop("dtype", torch.float64)
     seed = more.get("seed", 0)
-    face = face_of(objective)
+    modality = tiny_model_of(objective)
     rows = with_made_fields(rows, tuner.fields)
-    policy = tuned_policy(face.module(dtype, 0), [tuner], objective, Planning(seed, rows), make=face.policy)
+    policy = tuned_policy(modality.module(dtype, 0), [tuner], objective, Planning(seed, rows), make=modality.policy)
     if more.pop("disturb", True):
         _disturb(policy)
     streams = [read for read in reads_of(objective) if not read.startswith("logits:")]
@@ -183,10 +183,10 @@ def trainer(objective: Objective, tuner: Any, rows: list[Row], batching: Batchin
     return Trainer(policy, [tuner], objective, source, batching=batching, **(defaults | more))
 
 
-def face_of(objective: Objective) -> Face:
-    """The tiny ground that an objective is tried on."""
-    name = members_of(objective)[0].FACE
-    return Face(tiny_model, TokenPolicy, tiny_rows) if name == "token" else FACES[name]
+def tiny_model_of(objective: Objective) -> TinyModel:
+    """The tiny workspace that an objective is tried on."""
+    name = members_of(objective)[0].MODALITY
+    return TinyModel(tiny_model, TokenPolicy, tiny_rows) if name == "language" else TINY_MODELS[name]
 
 
 def _disturb(policy: Any) -> None:
@@ -237,7 +237,7 @@ def check_invariance(objectives: list[Objective], tuner: Any) -> None:
                     f"{objective!r}: with {name} the gradient differs by {error:.1e} (allowed {TOLERANCE:.0e})."
                     " Does the loss use a mean over the chunk, or anything but its own position?"
                 )
-        if face_of(objective).policy is TokenPolicy and not (objective.WHOLE_ROWS or tuner.WHOLE_ROWS):
+        if tiny_model_of(objective).policy is TokenPolicy and not (objective.WHOLE_ROWS or tuner.WHOLE_ROWS):
             check_sharing(objective, tuner)
 
 
@@ -376,7 +376,7 @@ def objective_checks(part: type[Any]) -> Iterator[tuple[str, Callable[[], None]]
     yield "deterministic by seed", lambda: check_determinism(first, full)
     yield "exact resume", lambda: check_resume(first, full)
     yield "bfloat16 stays finite", lambda: check_bfloat16(first, full)
-    if first.FACE == "token":  # a record of another modality is its own target
+    if first.MODALITY == "language":  # a record of another modality is its own target
         yield "gradient: of every target, of nothing behind", lambda: check_targets(first, full)
         yield "no targets: refused", lambda: check_zero_targets(first, full)
     for name in ("full", "lora"):
@@ -435,19 +435,19 @@ CHECKS: dict[str, Checks] = {
 }
 
 
-def run_checks(slot: str, part: type[Any]) -> Iterator[Outcome]:
+def run_checks(slot: str, part: type[Any]) -> Iterator[CheckOutcome]:
     """Run every check; an error of the part itself is an outcome too."""
     for name, check in CHECKS[slot](part):
         try:
             check()
         except Failed as failure:
-            yield Outcome(name, False, str(failure))
+            yield CheckOutcome(name, False, str(failure))
         except LuthierError as error:
-            yield Outcome(name, False, str(error))
+            yield CheckOutcome(name, False, str(error))
         except Exception as error:
-            yield Outcome(name, False, parts.told(error))
+            yield CheckOutcome(name, False, parts.told(error))
         else:
-            yield Outcome(name, True, "")
+            yield CheckOutcome(name, True, "")
 
 
 def check_part(path: Path, console: Console) -> None:

@@ -100,7 +100,7 @@ def attempt(combination: Combination) -> Trial:
 
 
 def prepared(names: Mapping[str, str]) -> Trainer:
-    """A trainer of the tiny model of the objective's face, each part under the first of its SETTINGS."""
+    """A trainer of the tiny model of the objective's modality, each part under the first of its SETTINGS."""
     made: dict[str, Any] = {slot: variants(parts.load(slot, name))[0] for slot, name in {**PLAIN, **names}.items()}
     objective, selector = made["objective"], made.get("selector")
     rows = rows_for(objective)

@@ -134,7 +134,7 @@ def _short(text: str) -> str:
 
 def checks(part: type[Any]) -> Iterator[tuple[str, Callable[[], None]]]:
     """The checks of a reward, in the order they are run."""
-    if part.FACE != "token":
+    if part.MODALITY != "language":
         yield from conformance_samples.checks(part)
         return
     made = variants(part)

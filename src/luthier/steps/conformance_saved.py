@@ -12,7 +12,7 @@ from torch import nn
 from luthier import parts
 from luthier.engine.trainer import Batching
 from luthier.errors import LuthierError
-from luthier.models.load import TUNER_FILE, load_tuned
+from luthier.models.loading.load import TUNER_FILE, load_tuned
 from luthier.recipe.settings import Model as ModelSettings
 from luthier.steps.conformance import VOCABULARY, Failed, tiny_model, tiny_rows, trainer
 

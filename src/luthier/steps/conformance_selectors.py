@@ -32,7 +32,7 @@ def selected_rows(selector: Selector, count: int = 2 * RECORDS) -> list[Row]:
     rows = tiny_rows(count)
     for read in selector.reads():
         draw = numpy.random.default_rng(list(read.encode()))
-        column = {row.record: -3 * draw.random(len(row), dtype=numpy.float32) for row in rows}
+        column = {row.id: -3 * draw.random(len(row), dtype=numpy.float32) for row in rows}
         rows = with_column(rows, read, column)
     return rows
 
@@ -47,7 +47,7 @@ def _noted(run: Trainer) -> list[list[str]]:
     update = run._update
 
     def noting(rows: Sequence[Row], progress: float, done: float) -> Any:
-        kept.append([row.record for row in rows])
+        kept.append([row.id for row in rows])
         return update(rows, progress, done)
 
     run._update = noting

@@ -47,11 +47,11 @@ def _answers(number: int) -> Iterator[Candidate]:
 
 def columns_of(part: Subset, candidates: Sequence[Candidate]) -> Columns:
     """Made-up columns, keyed by row: log-probabilities per token, five falling losses of a `trajectory`."""
-    return {name: {one.row.record: _made_up_values(name, one.row) for one in candidates} for name in part.READS}
+    return {name: {one.row.id: _made_up_values(name, one.row) for one in candidates} for name in part.READS}
 
 
 def _made_up_values(name: str, row: Row) -> numpy.ndarray:
-    draw = numpy.random.default_rng(list(f"{name}{row.record}".encode()))
+    draw = numpy.random.default_rng(list(f"{name}{row.id}".encode()))
     return _losses(draw) if name == "trajectory" else -3 * draw.random(len(row), dtype=numpy.float32)
 
 
@@ -67,7 +67,7 @@ def kept_rows(part: Subset, candidates: Sequence[Candidate], seed: int = 0) -> l
         raise Failed(f"{part!r}: {places} are not places of {len(candidates)} candidates")
     if len(set(places)) < len(places):
         raise Failed(f"{part!r}: a candidate is kept twice")
-    return [candidates[place].row.record for place in places]
+    return [candidates[place].row.id for place in places]
 
 
 def check_places(subsets: Sequence[Subset]) -> None:
@@ -104,7 +104,7 @@ def check_order(subsets: Sequence[Subset]) -> None:
 
 def numbers_of(part: Subset) -> dict[str, Tensor]:
     """The places that are kept, with two seeds."""
-    place = {one.row.record: number for number, one in enumerate(made_up())}
+    place = {one.row.id: number for number, one in enumerate(made_up())}
     return {
         f"seed {seed}": torch.tensor([place[row] for row in kept_rows(part, made_up(), seed)], dtype=torch.float64)
         for seed in range(2)

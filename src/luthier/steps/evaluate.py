@@ -15,20 +15,20 @@ from luthier.engine import memory
 from luthier.errors import RecipeError
 from luthier.evals.base import Evaluation
 from luthier.evals.evaluate import evaluate
-from luthier.models.load import load_model
+from luthier.modalities.base import Workspace, compute_dtype, find_device
+from luthier.modalities.language.workspace import limited
+from luthier.models.loading.load import load_model
 from luthier.recipe import Recipe, load_recipe
-from luthier.recipe.kinds import KINDS, kind_of
-from luthier.records import append_jsonl
-from luthier.steps.ground import Ground, compute_dtype, find_device
-from luthier.steps.journal import Journal
-from luthier.steps.language import limited
+from luthier.recipe.modality import MODALITIES, modality_of
+from luthier.run_folder import append_jsonl
+from luthier.runs.journal import Journal
 from luthier.steps.verify import refuse_others
 
 SAMPLES = 8
 
 
 def evaluate_sets(
-    ground: Ground, module: nn.Module, sets: Sequence[str], folder: Path, journal: Journal
+    workspace: Workspace, module: nn.Module, sets: Sequence[str], folder: Path, journal: Journal
 ) -> dict[str, Any]:
     """Score `module` on the named sets; writes evaluation.jsonl and samples.jsonl, returns the summaries.
 
@@ -39,7 +39,7 @@ def evaluate_sets(
     summaries: dict[str, Any] = {}
     further: dict[str, float] = {}
     for name in sets:
-        found = ground.score(module, name, journal)
+        found = workspace.score(module, name, journal)
         if found is None:
             continue
         summaries[name] = found.to_json()
@@ -51,7 +51,7 @@ def evaluate_sets(
             append_jsonl(folder / "evaluation.jsonl", line)
             if index < SAMPLES:
                 append_jsonl(folder / "samples.jsonl", line)
-    shown = ground.shown(module, sets, journal)
+    shown = workspace.shown(module, sets, journal)
     further |= shown.get("further", {})
     return summaries | shown | ({"further": further} if further else {})
 
@@ -70,9 +70,9 @@ def evaluate_model(
     """
     recipe = _recipe(model, data, metric, overrides)
     settings = recipe.settings
-    if (kind := kind_of(settings.model, recipe.base)) != "token":
+    if (kind := modality_of(settings.model, recipe.base)) != "language":
         raise RecipeError(
-            f"{model} is one of the {KINDS[kind].name}, and `luthier eval` asks language models.",
+            f"{model} is one of the {MODALITIES[kind].name}, and `luthier eval` asks language models.",
             "`luthier run` and `luthier compare` evaluate it: its recipe says on which data.",
         )
     refuse_others(settings.generate, recipe.base)

@@ -1,4 +1,4 @@
-"""The tiny ground of each face that is not a language model's: what the conformance matrix stands on."""
+"""The tiny workspace of each modality that is not a language model's: what the conformance matrix stands on."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ CLASSES = 4
 
 
 @dataclass(frozen=True)
-class Face:
+class TinyModel:
     """A model `module(dtype, seed)`, what objectives see of it, and rows `rows(count, seed)`."""
 
     module: Callable[[torch.dtype, int], nn.Module]
@@ -56,13 +56,13 @@ def _judged_rows(count: int, seed: int) -> list[Row]:
     return rows
 
 
-FACES: Mapping[str, Face] = {
-    "encoder": Face(  # a bias at which wrong pairs weigh as much as right ones
+TINY_MODELS: Mapping[str, TinyModel] = {
+    "contrastive": TinyModel(  # a bias at which wrong pairs weigh as much as right ones
         lambda dtype, seed: seeded(lambda: DualEncoder(8, CLASSES, bias=-1.0), dtype, seed),
         dual_encoder,
         lambda count, seed: digit_rows(count, seed, CLASSES),
     ),
-    "denoiser": Face(
+    "diffusion": TinyModel(
         lambda dtype, seed: seeded(lambda: FlowMLP(SIDE * SIDE, 16, 2, CLASSES), dtype, seed),
         DenoiserPolicy,
         _judged_rows,

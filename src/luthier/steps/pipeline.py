@@ -20,25 +20,32 @@ from torch import nn
 from luthier import parts
 from luthier.data.batches import data_order
 from luthier.engine.checkpoint import save_companions
-from luthier.engine.probe import Trajectory
+from luthier.engine.probe import LossCurves
 from luthier.engine.score import score
 from luthier.engine.trainer import Trainer
 from luthier.errors import RecipeError, RunError
+from luthier.modalities.base import Workspace, build_tuners, micro_tokens
+from luthier.modalities.language.answers import (
+    generate_candidates,
+    gold,
+    make_judge,
+    make_sampler,
+    read_candidates,
+    write_candidates,
+)
+from luthier.modalities.language.columns import forget_states
+from luthier.modalities.language.workspace import LanguageWorkspace
+from luthier.modalities.open import open_workspace
 from luthier.models.policy import TokenPolicy
 from luthier.recipe import Stage, flat
 from luthier.recipe.steps import BASE, CHUNK, DATA, NEWEST
-from luthier.records import read_jsonl, write_json
+from luthier.run_folder import read_jsonl, write_json
+from luthier.runs.journal import Journal
+from luthier.runs.run import Run, fingerprint
+from luthier.runs.stop import Stop
 from luthier.select.subset import Subset
-from luthier.steps.answers import generate_candidates, gold, make_judge, make_sampler, read_candidates, write_candidates
-from luthier.steps.columns import forget_states
 from luthier.steps.evaluate import evaluate_sets
-from luthier.steps.ground import Ground, build_tuners, micro_tokens
-from luthier.steps.journal import Journal
-from luthier.steps.language import LanguageGround
-from luthier.steps.record import Run, fingerprint
 from luthier.steps.scores import score_candidates, scored_columns, scores_facts, write_scores
-from luthier.steps.stand import stand
-from luthier.steps.stop import Stop
 from luthier.steps.train import carry_probe, trained_facts, training
 from luthier.steps.verify import PROBED, SCORED
 from luthier.types import Candidate
@@ -47,7 +54,7 @@ Status = Literal["done", "stopped"]
 
 
 @dataclass
-class Model:
+class StepModel:
     """A model in memory: the module, what trained it last (None: nothing), an id that its derivation decides."""
 
     module: nn.Module
@@ -63,20 +70,20 @@ class Model:
             self.trainer = None
         return self.module
 
-    def save(self, folder: Path, ground: Ground) -> None:
+    def save(self, folder: Path, workspace: Workspace) -> None:
         """Write it, loadable without Luthier; after several trainings or tuners the whole model: no adapter is all."""
         shutil.rmtree(folder, ignore_errors=True)
-        weights = folder / ground.WEIGHTS
+        weights = folder / workspace.WEIGHTS
         weights.mkdir(parents=True)
         tuners = [] if self.trainer is None else self.trainer.tuners
-        if ground.WHOLE or self.trainer is None or len(tuners) > 1 or (self.trainings > 1 and tuners[0].MERGES):
+        if workspace.WHOLE or self.trainer is None or len(tuners) > 1 or (self.trainings > 1 and tuners[0].MERGES):
             copied = replace(self, module=copy.deepcopy(self.module)) if self.trainer is not None else self
             copied.plain().save_pretrained(weights)  # pyright: ignore[reportCallIssue]
         else:
             self.trainer.tuners[-1].save(self.module, self.trainer.masters.of_model(), weights)
         if self.trainer is not None:
             save_companions(self.trainer.policy.companions, folder.parent / "companions")
-        ground.leave(folder)
+        workspace.save_assets(folder)
 
 
 @dataclass
@@ -84,10 +91,10 @@ class Work:
     """A recipe being carried out: models and records by the name of the step that left them."""
 
     run: Run
-    ground: Ground
+    workspace: Workspace
     journal: Journal
     stop: Stop
-    models: dict[str, Model] = field(default_factory=dict)
+    models: dict[str, StepModel] = field(default_factory=dict)
     records: dict[str, list[Candidate]] = field(default_factory=dict)
     stages: dict[str, dict[str, Any]] = field(default_factory=dict)
     live: dict[str, Trainer] = field(default_factory=dict)
@@ -96,8 +103,8 @@ class Work:
     def carry_out(self, stages: Sequence[Stage]) -> Status:
         """All steps in order; "stopped" when one was asked to end."""
         self._refuse_unmerged(stages)
-        loaded = self.ground.loaded
-        base = Model(loaded.module, None, loaded.weights_id, trainings=int(loaded.folded))
+        loaded = self.workspace.loaded
+        base = StepModel(loaded.module, None, loaded.weights_id, trainings=int(loaded.folded))
         self.models = {BASE: base, NEWEST: base}
         if len(stages) == 1 and self.run.recipe.settings.steps is None:
             return self._train(stages[0], self.run.folder, [], label="")
@@ -105,17 +112,17 @@ class Work:
         return self._sequence(stages, self.run.folder / "steps", [])
 
     @property
-    def language(self) -> LanguageGround:
-        """The ground of pipelines, which are of language models."""
-        assert isinstance(self.ground, LanguageGround)
-        return self.ground
+    def language(self) -> LanguageWorkspace:
+        """The workspace of pipelines, which are of language models."""
+        assert isinstance(self.workspace, LanguageWorkspace)
+        return self.workspace
 
     def _refuse_unmerged(self, stages: Sequence[Stage]) -> None:
         """Raise RecipeError where a training starts from a model whose tuning cannot be folded in."""
         trainings = [stage for stage in flat(stages) if stage.do in ("train", "rl")]
-        if trainings and self.ground.loaded.tuner is not None:
+        if trainings and self.workspace.loaded.tuner is not None:
             raise RecipeError(
-                f"{self.ground.loaded.name} was trained with `{self.ground.loaded.tuner}`, which cannot be merged, so"
+                f"{self.workspace.loaded.name} was trained with `{self.workspace.loaded.tuner}`, which cannot be merged, so"
                 " it cannot be trained further.",
                 "Start from its base model.",
             )
@@ -173,14 +180,14 @@ class Work:
         aside = "model" in stage.block
         with self.stop.at_once():
             if aside:
-                ground = stand(stage.recipe, self.run.cache)
-                source = Model(ground.loaded.module, None, ground.loaded.weights_id)
+                workspace = open_workspace(stage.recipe, self.run.cache)
+                source = StepModel(workspace.loaded.module, None, workspace.loaded.weights_id)
             else:
                 source = self.models[stage.block["from"]]
-                ground = self._ground(stage, source, live, later)
+                workspace = self._workspace(stage, source, live, later)
             sub = replace(self.run, recipe=stage.recipe, folder=folder)
             observe = self._observer(label)
-            trainer, facts = training(sub, ground, observe, self.stop.requested, live, span or (0.0, 1.0))
+            trainer, facts = training(sub, workspace, observe, self.stop.requested, live, span or (0.0, 1.0))
             if stage.block.get("probe"):
                 carry_probe(trainer, stage.block["probe"]["every"])
             trainer.resume()
@@ -188,10 +195,10 @@ class Work:
         self.journal.phase(f"train {label}".strip())
         with self.run.timed("train"):
             status = trainer.train()
-        if status == "done" and not aside and source.weights_id != self.ground.loaded.weights_id:
+        if status == "done" and not aside and source.weights_id != self.workspace.loaded.weights_id:
             forget_states(trainer.policy)  # of a model that this run alone has
         derived = _derived(source.weights_id, stage, trainer) if label else source.weights_id  # no step follows
-        model = Model(trainer.policy.module, trainer, derived, source.trainings + (not live))
+        model = StepModel(trainer.policy.module, trainer, derived, source.trainings + (not live))
         self._leave(stage, model, trainer)
         lines = [line for line in read_jsonl(self.journal.folder / "metrics.jsonl") if "loss" in line]
         facts |= trained_facts(trainer, [line for line in lines if line.get("step", "") == label])
@@ -199,18 +206,18 @@ class Work:
         self.stages[label] = {"do": stage.do, **own, **facts}
         return status
 
-    def _leave(self, stage: Stage, model: Model, trainer: Trainer) -> None:
+    def _leave(self, stage: Stage, model: StepModel, trainer: Trainer) -> None:
         """What later steps find: the model, unless it was one aside, and what its probe saw."""
         if "model" not in stage.block:
             self.models[stage.name] = self.models[NEWEST] = model
             self.live[stage.name] = trainer
         for probe in trainer.probes:
-            if isinstance(probe, Trajectory):
+            if isinstance(probe, LossCurves):
                 self.columns["trajectory"] = probe.column()
 
-    def _ground(self, stage: Stage, source: Model, live: Trainer | None, later: Sequence[Stage]) -> Ground:
-        """The recipe's ground with the step's model and rows. A model that a later step starts from is copied."""
-        loaded, prepared = self.ground.loaded, self.ground.prepared
+    def _workspace(self, stage: Stage, source: StepModel, live: Trainer | None, later: Sequence[Stage]) -> Workspace:
+        """The recipe's workspace with the step's model and rows. A model that a later step starts from is copied."""
+        loaded, prepared = self.workspace.loaded, self.workspace.prepared
         if live is None:
             module = source.plain()
             needed = {step.block.get("from", NEWEST) for step in flat(later)}
@@ -224,9 +231,9 @@ class Work:
                     f"Step `{stage.name}` has nothing to train on: `{stage.block['data']}` kept no record.",
                     "Sample more answers, start from a better model, or keep gold answers too.",
                 )
-            records = prepared.records | {one.row.record: one.record for one in chosen}
+            records = prepared.records | {one.row.id: one.record for one in chosen}
             prepared = replace(prepared, train=[one.row for one in chosen], records=records)
-        return replace(self.ground, recipe=stage.recipe, loaded=loaded, prepared=prepared)
+        return replace(self.workspace, recipe=stage.recipe, loaded=loaded, prepared=prepared)
 
     def _inputs(self, stage: Stage) -> list[Candidate]:
         names = stage.block["data"]
@@ -254,30 +261,30 @@ class Work:
 
 def _generate(work: Work, stage: Stage, folder: Path) -> None:
     """Answers to records, judged; read back from disk when they are there."""
-    path, ground = folder / "records.jsonl", replace(work.language, recipe=stage.recipe)
+    path, workspace = folder / "records.jsonl", replace(work.language, recipe=stage.recipe)
     asked = work._inputs(stage)
     if stage.block["unless"] is not None:
         solved = {one.record.id for one in work.records[stage.block["unless"]] if (one.reward or 0) >= 1}
         asked = [one for one in asked if one.record.id not in solved]
     total = len({one.record.id for one in asked}) * stage.block["samples"]
     if not path.is_file():
-        sample = make_sampler(ground, work.model_of(stage), stage.recipe.settings.generate, work.run.shared)
+        sample = make_sampler(workspace, work.model_of(stage), stage.recipe.settings.generate, work.run.shared)
         label, observe = work.label(folder), work._observer(work.label(folder))
         work.journal.forget_after(0, label)
         progress = work.journal.phase(f"generate {stage.name}", total)
         found = generate_candidates(
-            ground,
+            workspace,
             label,
             asked,
             stage.block["samples"],
             stage.block["instruction"],
             sample,
-            make_judge(ground, stage.recipe.settings.generate, observe),
+            make_judge(workspace, stage.recipe.settings.generate, observe),
             lambda done: progress(done, total),
             observe,
         )
         write_candidates(path, found)
-    found = read_candidates(path, ground)
+    found = read_candidates(path, workspace)
     work.records[stage.name] = found
     rewards = [one.reward for one in found if one.reward is not None]
     work.stages[work.label(folder)] = {
@@ -304,7 +311,7 @@ def _select(work: Work, stage: Stage, folder: Path) -> None:
     if set(part.READS) - {*PROBED, *SCORED}:
         facts |= {"looked_rows": len(candidates), "looked_tokens": sum(len(one.row) for one in candidates)}
     work.stages[work.label(folder)] = facts
-    write_json(folder / "kept.json", {**facts, "rows": [one.row.record for one in chosen]})
+    write_json(folder / "kept.json", {**facts, "rows": [one.row.id for one in chosen]})
 
 
 def _columns(work: Work, stage: Stage, candidates: Sequence[Candidate], names: Sequence[str]) -> dict[str, Any]:
@@ -315,7 +322,7 @@ def _columns(work: Work, stage: Stage, candidates: Sequence[Candidate], names: S
     if asked:
         rows, micro = (
             [one.row for one in candidates],
-            micro_tokens(stage.recipe, work.ground.loaded.module, work.ground.device),
+            micro_tokens(stage.recipe, work.workspace.loaded.module, work.workspace.device),
         )
         columns |= score(TokenPolicy(work.model_of(stage)), rows, asked, micro)
     return columns
@@ -332,7 +339,7 @@ def _score(work: Work, stage: Stage, folder: Path) -> None:
             candidates,
             entropy=stage.block["entropy"],
             judge_again="reward" in stage.block,
-            tokens=micro_tokens(stage.recipe, work.model_of(stage), work.ground.device),
+            tokens=micro_tokens(stage.recipe, work.model_of(stage), work.workspace.device),
             log=work.journal.event,
         )
         write_scores(path, lines)
@@ -343,15 +350,15 @@ def _score(work: Work, stage: Stage, folder: Path) -> None:
 
 def _evaluate(work: Work, stage: Stage, folder: Path) -> None:
     """Scores of the model as it is between two steps."""
-    ground = replace(work.ground, recipe=stage.recipe)
-    found = evaluate_sets(ground, work.model_of(stage), work.run.sets, folder, work.journal)
+    workspace = replace(work.workspace, recipe=stage.recipe)
+    found = evaluate_sets(workspace, work.model_of(stage), work.run.sets, folder, work.journal)
     work.stages[work.label(folder)] = {"do": "evaluate", "evaluation": found}
 
 
 def _refuse_unscored(stage: Stage, candidates: Sequence[Candidate], columns: dict[str, Any]) -> None:
     """Raise RunError where a score step looked at other answers than those that are chosen from."""
     for name, column in columns.items():
-        if missing := [one.row.record for one in candidates if one.row.record not in column]:
+        if missing := [one.row.id for one in candidates if one.row.id not in column]:
             raise RunError(
                 f"Step `{stage.name}` chooses by `{name}`, which {len(missing)} of {len(candidates)} answers lack, such"
                 f" as {missing[0]}.",

@@ -11,16 +11,16 @@ from rich.console import Console
 
 from luthier import parts
 from luthier.errors import LuthierError, RunError
+from luthier.modalities.open import open_workspace
 from luthier.recipe import Recipe, Stage, flat, stages_of
 from luthier.recipe.steps import NEWEST
-from luthier.records import read_json, read_jsonl, write_json
 from luthier.rewards.base import FAILED, failure_in_words
+from luthier.run_folder import read_json, read_jsonl, write_json
+from luthier.runs.journal import Journal
+from luthier.runs.run import Run, fingerprint
+from luthier.runs.stop import Ended, Stop, stop_signals
 from luthier.steps.evaluate import evaluate_sets
-from luthier.steps.journal import Journal
 from luthier.steps.pipeline import Work
-from luthier.steps.record import Run, fingerprint
-from luthier.steps.stand import stand
-from luthier.steps.stop import Ended, Stop, stop_signals
 from luthier.steps.verify import verify
 
 
@@ -93,19 +93,19 @@ def _carry_out(run: Run, folder: Path, journal: Journal, stop: Stop) -> dict[str
     _reach(stages, folder)
     with stop.at_once(), run.timed("load"):
         journal.phase("load")
-        ground = stand(run.recipe, run.cache)
-        ground.refuse_unscorable(run.sets)
-        journal.counts = ground.COUNTS
+        workspace = open_workspace(run.recipe, run.cache)
+        workspace.refuse_unscorable(run.sets)
+        journal.counts = workspace.COUNTS
         journal.progress(1, 1)
-    work = Work(run, ground, journal, stop)
+    work = Work(run, workspace, journal, stop)
     status = work.carry_out(stages)
     facts = work.facts()
     if status == "stopped" or run.world.rank > 0:
         return run.record(status, **facts)
     model = work.models[NEWEST]
-    model.save(folder / "model", ground)
+    model.save(folder / "model", workspace)
     with run.timed("evaluate"), stop.at_once():
-        evaluation = evaluate_sets(ground, model.module, run.sets, folder, journal)
+        evaluation = evaluate_sets(workspace, model.module, run.sets, folder, journal)
     return run.record(
         status, **facts, evaluation=evaluation, warnings=[*_unmoved(facts["train"]), *_reward_failures(folder)]
     )

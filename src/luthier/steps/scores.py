@@ -9,18 +9,18 @@ from pathlib import Path
 from typing import Any
 
 from luthier.engine.score import score
+from luthier.modalities.language.answers import make_judge
+from luthier.modalities.language.workspace import LanguageWorkspace
 from luthier.models.policy import TokenPolicy
-from luthier.records import write_text
 from luthier.rewards.base import Log
 from luthier.rollouts.base import Prompt
-from luthier.steps.answers import make_judge
-from luthier.steps.language import LanguageGround
+from luthier.run_folder import write_text
 from luthier.steps.verify import SCORED
 from luthier.types import Candidate, Row, Trajectory
 
 
 def score_candidates(
-    ground: LanguageGround,
+    workspace: LanguageWorkspace,
     policy: TokenPolicy,
     candidates: Sequence[Candidate],
     *,
@@ -41,14 +41,14 @@ def score_candidates(
     """
     wanted = ["logprobs", *(["entropy"] if entropy else [])]
     columns = score(policy, [one.row for one in candidates], wanted, tokens)
-    rewards = _rewards(ground, candidates, judge_again, log)
+    rewards = _rewards(workspace, candidates, judge_again, log)
     return [
         {
             "record": one.record.id,
-            "row": one.row.record,
+            "row": one.row.id,
             "source": one.source,
-            **_likelihoods(one.row, {name: column[one.row.record] for name, column in columns.items()}),
-            "reward": rewards[one.row.record],
+            **_likelihoods(one.row, {name: column[one.row.id] for name, column in columns.items()}),
+            "reward": rewards[one.row.id],
         }
         for one in candidates
     ]
@@ -62,26 +62,28 @@ def _likelihoods(row: Row, values: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _rewards(ground: LanguageGround, candidates: Sequence[Candidate], again: bool, log: Log) -> dict[str, float | None]:
+def _rewards(
+    workspace: LanguageWorkspace, candidates: Sequence[Candidate], again: bool, log: Log
+) -> dict[str, float | None]:
     """Row id → reward; answers to one record are judged together."""
-    found = {one.row.record: one.reward for one in candidates}
+    found = {one.row.id: one.reward for one in candidates}
     groups: dict[str, list[Candidate]] = {}
     for one in candidates:
         if (again or one.source == "data") and one.record.shape != "text":
             groups.setdefault(one.record.id, []).append(one)
     if not groups:
         return found
-    judge = make_judge(ground, ground.recipe.settings.generate, log)
-    asked = [_asked(ground, group) for group in groups.values()]
+    judge = make_judge(workspace, workspace.recipe.settings.generate, log)
+    asked = [_asked(workspace, group) for group in groups.values()]
     for group, judged in zip(groups.values(), judge(asked), strict=True):
-        found |= {one.row.record: scored.reward for one, scored in zip(group, judged, strict=True)}
+        found |= {one.row.id: scored.reward for one, scored in zip(group, judged, strict=True)}
     return found
 
 
-def _asked(ground: LanguageGround, group: Sequence[Candidate]) -> tuple[Prompt, list[Trajectory]]:
+def _asked(workspace: LanguageWorkspace, group: Sequence[Candidate]) -> tuple[Prompt, list[Trajectory]]:
     """A record's answers as they were sampled; one without a token or text that ends it was cut off."""
-    prompt, ends = ground.renderer.prompt(group[0].record), ground.renderer.end_ids
-    stop = ground.recipe.settings.generate.stop
+    prompt, ends = workspace.renderer.prompt(group[0].record), workspace.renderer.end_ids
+    stop = workspace.recipe.settings.generate.stop
     answers = []
     for one in group:
         ids = one.row.ids[len(prompt) :].tolist()

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations
 
 from luthier import parts
-from luthier.steps.conformance import CHECKS, Outcome, run_checks
+from luthier.steps.conformance import CHECKS, CheckOutcome, run_checks
 from luthier.steps.conformance_pairs import PAIRED, Combination, Trial, catalogued, trials
 
 HEAD = """# What works with what
@@ -35,7 +35,7 @@ def fingerprint() -> str:
     return hashlib.sha256(json.dumps(said, default=repr).encode()).hexdigest()[:16]
 
 
-def page(found: Mapping[Combination, Trial], outcomes: Mapping[str, Mapping[str, Sequence[Outcome]]]) -> str:
+def page(found: Mapping[Combination, Trial], outcomes: Mapping[str, Mapping[str, Sequence[CheckOutcome]]]) -> str:
     """The whole page, in Markdown.
 
     Args:
@@ -67,7 +67,7 @@ def _cell(trial: Trial, reasons: dict[str, int]) -> str:
     return f"{trial.verdict} ({reasons.setdefault(trial.seen, len(reasons) + 1)})"
 
 
-def check_table(slot: str, by_part: Mapping[str, Sequence[Outcome]]) -> Iterator[str]:
+def check_table(slot: str, by_part: Mapping[str, Sequence[CheckOutcome]]) -> Iterator[str]:
     """Parts by checks; a check that a part does not have stays empty."""
     checks = list(dict.fromkeys(outcome.check for outcomes in by_part.values() for outcome in outcomes))
     rows = []
@@ -88,7 +88,7 @@ def main() -> None:
     names = catalogued()
     print("pairs", file=sys.stderr)
     found = trials(names)
-    outcomes: dict[str, dict[str, list[Outcome]]] = {slot: {} for slot in CHECKS}
+    outcomes: dict[str, dict[str, list[CheckOutcome]]] = {slot: {} for slot in CHECKS}
     for slot, by_part in outcomes.items():
         for entry in parts.catalogue(slot):
             print(f"{slot} {entry.name}", file=sys.stderr)

@@ -7,14 +7,14 @@ from typing import Any, Literal
 
 from luthier import parts
 from luthier.engine import memory
-from luthier.engine.probe import Trajectory
+from luthier.engine.probe import LossCurves
 from luthier.engine.source import Records
 from luthier.engine.trainer import Batching, Saving, Trainer
 from luthier.errors import RecipeError
+from luthier.modalities.base import Workspace, budget_of, build_tuners, frozen_bytes, refuse_other_rules, tuned_policy
 from luthier.models.context import checkpoint_layers
 from luthier.objectives.base import Objective, build_objective, members_of
-from luthier.steps.ground import Ground, budget_of, build_tuners, frozen_bytes, refuse_other_rules, tuned_policy
-from luthier.steps.record import Run, fingerprint
+from luthier.runs.run import Run, fingerprint
 from luthier.tuners.base import Planning, Tuner
 from luthier.types import Row
 
@@ -24,7 +24,7 @@ LOOKS = 10
 
 def training(
     run: Run,
-    ground: Ground,
+    workspace: Workspace,
     observe: Callable[[dict[str, Any]], None],
     stop_requested: Callable[[], bool],
     live: Trainer | None = None,
@@ -42,19 +42,19 @@ def training(
     optimizer = parts.build("optimizer", train.optimizer, run.recipe.base)
     refuse_other_rules(build_tuners(run.recipe) if live is None else live.tuners, optimizer)
     selector = None if train.select is None else parts.build("selector", train.select, run.recipe.base)
-    rows = ground.rows(run, objective, selector)
+    rows = workspace.rows(run, objective, selector)
     memory.reset_peak()
-    policy, tuners = _tuned(run, ground, objective, rows, span) if live is None else (live.policy, list(live.tuners))
-    layout = ground.layout(policy, [*members_of(objective), *tuners])
+    policy, tuners = _tuned(run, workspace, objective, rows, span) if live is None else (live.policy, list(live.tuners))
+    layout = workspace.layout(policy, [*members_of(objective), *tuners])
     budget = budget_of(run.recipe)
     trainer = Trainer(
         policy=policy,
         tuners=tuners,
         objective=objective,
-        source=ground.source(rows, policy, objective, budget, layout, observe),
+        source=workspace.source(rows, policy, objective, budget, layout, observe),
         optimizer=optimizer,
         schedule=parts.build("schedule", train.schedule, run.recipe.base),
-        batching=Batching(train.batch.records, ground.micro(), layout, pad_id=ground.pad_id),
+        batching=Batching(train.batch.records, workspace.micro(), layout, pad_id=workspace.pad_id),
         seed=settings.seed,
         world=run.world,
         saving=Saving(run.folder / "checkpoints", train.save.every, train.save.keep, fingerprint(run.recipe)),
@@ -66,11 +66,11 @@ def training(
     if live is not None:
         trainer.masters.load(live.masters.state())
     return trainer, {
-        "estimated_memory_bytes": ground.estimate(policy.module, rows, frozen_bytes(policy)),
-        "counts": ground.COUNTS,
+        "estimated_memory_bytes": workspace.estimate(policy.module, rows, frozen_bytes(policy)),
+        "counts": workspace.COUNTS,
         "trainable_parameters": sum(p.numel() for p in trainer.masters.compute.values()),
-        "weights_id": ground.loaded.weights_id,
-        "data": ground.prepared.report.to_json(),
+        "weights_id": workspace.loaded.weights_id,
+        "data": workspace.prepared.report.to_json(),
     }
 
 
@@ -80,20 +80,20 @@ def carry_probe(trainer: Trainer, every: int | Literal["auto"]) -> None:
     if left is None:
         raise RecipeError("A budget of seconds has no known number of updates.", "Write `probe: {every: 50}`.")
     assert isinstance(trainer.source, Records)
-    rows = [row for atom in trainer.source.ordered.atoms for row in atom]
-    trainer.probes = [Trajectory(rows, max(1, left // LOOKS), trainer.batching.tokens)]
+    rows = [row for record_rows in trainer.source.ordered.rows_by_record for row in record_rows]
+    trainer.probes = [LossCurves(rows, max(1, left // LOOKS), trainer.batching.tokens)]
 
 
 def _tuned(
-    run: Run, ground: Ground, objective: Objective, rows: list[Row], span: tuple[float, float]
+    run: Run, workspace: Workspace, objective: Objective, rows: list[Row], span: tuple[float, float]
 ) -> tuple[Any, list[Tuner]]:
-    settings, module = ground.recipe.settings, ground.loaded.module
+    settings, module = workspace.recipe.settings, workspace.loaded.module
     if settings.train.checkpointing:
         checkpoint_layers(module)
-    tuners, given = build_tuners(ground.recipe), Planning(settings.seed, rows)
-    states = ground.states(run, objective, rows) if span == (0.0, 1.0) else None  # else others will carry on from it
-    live = ground.live(objective)
-    return tuned_policy(module, tuners, objective, given, make=ground.policy, live=live, states=states), tuners
+    tuners, given = build_tuners(workspace.recipe), Planning(settings.seed, rows)
+    states = workspace.states(run, objective, rows) if span == (0.0, 1.0) else None  # else others will carry on from it
+    live = workspace.live(objective)
+    return tuned_policy(module, tuners, objective, given, make=workspace.policy, live=live, states=states), tuners
 
 
 def trained_facts(trainer: Trainer, lines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -7,13 +7,13 @@ from pathlib import Path
 
 from luthier import parts
 from luthier.errors import RecipeError
+from luthier.modalities.diffusion.rollout import DRAWN
 from luthier.objectives.base import build_objective, members_of
 from luthier.recipe import Stage, flat
-from luthier.recipe.kinds import KINDS, kind_of
+from luthier.recipe.modality import MODALITIES, modality_of
 from luthier.recipe.settings import Generate
 from luthier.rewards.base import build_rewards
 from luthier.rollouts.base import build_chain, check_chain
-from luthier.steps.denoise import DRAWN
 
 SAMPLED = ("advantages", "old_logprobs", "values", "returns")
 """Streams that only rows of sampled answers carry."""
@@ -82,10 +82,10 @@ def _not_itself() -> RecipeError:
 def _objective_fits(stage: Stage) -> None:
     settings = stage.recipe.settings
     members = members_of(build_objective(settings.train.objective, stage.recipe.base))
-    face = kind_of(settings.model, stage.recipe.base)
+    modality = modality_of(settings.model, stage.recipe.base)
     for one in members:
-        if face != one.FACE:
-            raise _misfit(one.kind, one.FACE, settings.model.path, face)
+        if modality != one.MODALITY:
+            raise _misfit(one.kind, one.MODALITY, settings.model.path, modality)
         sampled = [read for read in one.reads if read in SAMPLED]
         if sampled and stage.do == "train":
             raise RecipeError(
@@ -93,12 +93,12 @@ def _objective_fits(stage: Stage) -> None:
                 f" `{stage.name}` trains on records.",
                 "Add `rl: {}` to the recipe (in a pipeline, `do: rl`) and say in `reward:` what a good answer is.",
             )
-    if face != "token":
-        _tuners_fold(stage, face)
+    if modality != "language":
+        _tuners_fold(stage, modality)
     if any(DRAWN in one.reads for one in members):
         _rollout_fits(stage)
     if settings.reward != "auto":
-        _rewards_fit(stage, face)
+        _rewards_fit(stage, modality)
     if stage.do == "rl" and not any("advantages" in one.reads for one in members):
         raise RecipeError(
             f"`{members[0].kind}` does not look at rewards, and the step `{stage.name}` would train it on whatever the"
@@ -108,21 +108,21 @@ def _objective_fits(stage: Stage) -> None:
         )
 
 
-def _misfit(objective: str, wanted: str, model: str, face: str) -> RecipeError:
-    fitting = [e.name for e in parts.catalogue("objective") if e.constants.get("FACE", "token") == face]
+def _misfit(objective: str, wanted: str, model: str, modality: str) -> RecipeError:
+    fitting = [e.name for e in parts.catalogue("objective") if e.constants.get("MODALITY", "language") == modality]
     return RecipeError(
-        f"`{objective}` is a loss of {KINDS[wanted].name}; {model} is one of the {KINDS[face].name}.",
-        f"`train.objective` of {KINDS[face].name}: {', '.join(fitting[:8])}{', ...' if len(fitting) > 8 else ''}.",
+        f"`{objective}` is a loss of {MODALITIES[wanted].name}; {model} is one of the {MODALITIES[modality].name}.",
+        f"`train.objective` of {MODALITIES[modality].name}: {', '.join(fitting[:8])}{', ...' if len(fitting) > 8 else ''}.",
     )
 
 
-def _tuners_fold(stage: Stage, face: str) -> None:
+def _tuners_fold(stage: Stage, modality: str) -> None:
     spec = stage.recipe.settings.train.tuner
     for one in spec if isinstance(spec, list) else [spec]:
         tuner = parts.build("tuner", one, stage.recipe.base)
         if not tuner.MERGES:
             raise RecipeError(
-                f"What the tuner `{tuner.kind}` learns cannot be merged, and {KINDS[face].name} are saved as their own"
+                f"What the tuner `{tuner.kind}` learns cannot be merged, and {MODALITIES[modality].name} are saved as their own"
                 " library loads them.",
                 "Choose a tuner that folds into the weights, such as `lora` or `full`.",
             )
@@ -142,15 +142,15 @@ def _rollout_fits(stage: Stage) -> None:
         )
 
 
-def _rewards_fit(stage: Stage, face: str) -> None:
-    known = {entry.name: entry.constants.get("FACE", "token") for entry in parts.catalogue("reward")}
+def _rewards_fit(stage: Stage, modality: str) -> None:
+    known = {entry.name: entry.constants.get("MODALITY", "language") for entry in parts.catalogue("reward")}
     for member in build_rewards(stage.recipe.settings.reward, stage.recipe.base).members:
-        if face != member.reward.FACE:
+        if modality != member.reward.MODALITY:
             raise RecipeError(
-                f"The reward `{member.name}` judges what {KINDS[member.reward.FACE].name} make; this recipe trains"
-                f" {KINDS[face].name}.",
-                f"Of {KINDS[face].name}: {', '.join(name for name, other in known.items() if other == face)};"
-                f' in a file of your own, `FACE = "{face}"`.',
+                f"The reward `{member.name}` judges what {MODALITIES[member.reward.MODALITY].name} make; this recipe trains"
+                f" {MODALITIES[modality].name}.",
+                f"Of {MODALITIES[modality].name}: {', '.join(name for name, other in known.items() if other == modality)};"
+                f' in a file of your own, `MODALITY = "{modality}"`.',
             )
 
 

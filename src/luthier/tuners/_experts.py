@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from luthier.models.context import current
+from luthier.models.context import context_value
 from luthier.types import Batch
 
 USAGE = "expert_usage"
@@ -50,7 +50,7 @@ class ExpertLinear(nn.Linear):
         if not self.on:
             return plain
         shares = self.shares(input)
-        usage: Usage | None = current(USAGE)
+        usage: Usage | None = context_value(USAGE)
         if usage is not None and torch.is_grad_enabled():
             usage.add(self, shares)
         low = functional.linear(functional.dropout(input, self.dropout, self.training), self.down)
@@ -66,8 +66,8 @@ class Usage:
     """
 
     def __init__(self, batch: Batch):
-        rows = len(batch.records)
-        self.member = functional.one_hot(batch.record_of.flatten() + 1, rows + 1)[:, 1:]
+        rows = len(batch.examples)
+        self.member = functional.one_hot(batch.example_of.flatten() + 1, rows + 1)[:, 1:]
         self.found: dict[ExpertLinear, Tensor] = {}
 
     def add(self, layer: ExpertLinear, shares: Tensor) -> None:

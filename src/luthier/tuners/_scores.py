@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from luthier.models.head import target_logprob
+from luthier.models.kernels.head import target_logprob
 from luthier.models.policy import TokenPolicy
 from luthier.tuners._units import Slab
 from luthier.types import Batch
@@ -22,7 +22,7 @@ def weight_scores(slab: Slab) -> Tensor:
 
 def activation_scores(model: nn.Module, slabs: Sequence[Slab], batch: Batch) -> list[Tensor]:
     """Mean |a| over the batch's tokens of what flows through each unit: a column's input, a row's output."""
-    real = batch.record_of >= 0
+    real = batch.example_of >= 0
     means: dict[str, Tensor] = {}
 
     def watch(slab: Slab) -> Callable[..., None]:

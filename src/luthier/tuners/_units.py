@@ -86,7 +86,7 @@ def head_order(heads: int, groups: int, values: Sequence[int], outputs: Sequence
 
 
 @dataclass(frozen=True)
-class Block:
+class UnitBlock:
     """An attention or a feed-forward part of a layer, whose units can be permuted together."""
 
     name: str
@@ -146,13 +146,13 @@ def group_order(order: Tensor, groups: int) -> Tensor:
     return order[::size] // size
 
 
-def blocks(model: nn.Module) -> Iterator[Block]:
+def blocks(model: nn.Module) -> Iterator[UnitBlock]:
     """The blocks of a model whose layers have the usual names."""
     for name, module in model.named_modules():
         if all(hasattr(module, key) for key in ("q_proj", "k_proj", "v_proj", "o_proj")):
-            yield Block(name, module, True)
+            yield UnitBlock(name, module, True)
         elif all(hasattr(module, key) for key in ("up_proj", "down_proj")):
-            yield Block(name, module, False)
+            yield UnitBlock(name, module, False)
 
 
 def _of(module: nn.Module, key: str) -> nn.Linear:

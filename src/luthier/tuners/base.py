@@ -48,7 +48,7 @@ class Planning:
         """
         if not self.rows:
             raise RecipeError("The tuner looks at training records before it is applied, and there are none.")
-        order = batches.data_order([row.record for row in self.rows], self.seed, 0)
+        order = batches.data_order([row.id for row in self.rows], self.seed, 0)
         return [self.rows[place] for place in order[:count]]
 
 

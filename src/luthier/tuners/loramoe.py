@@ -126,7 +126,7 @@ class LoRAMoE(Tuner):
         return switched_off(layer for _, layer in _experts.experts_of(model))
 
     def units(self, batch: Batch) -> dict[str, float]:
-        return {"rows": float(len(batch.records))}
+        return {"rows": float(len(batch.examples))}
 
     @contextmanager
     def around(self, policy: Any, batch: Batch, update: Any) -> Iterator[None]:
@@ -136,7 +136,7 @@ class LoRAMoE(Tuner):
             return
         usage = _experts.Usage(batch)
         try:
-            with context.during_forward(**{_experts.USAGE: usage}):
+            with context.forward_context(**{_experts.USAGE: usage}):
                 yield
         finally:  # checkpointing holds the context, and the graph of what was found holds checkpointing
             usage.found.clear()
@@ -153,7 +153,7 @@ class LoRAMoE(Tuner):
 
     def _used(self, policy: Any, batch: Batch) -> list[Tensor]:
         """Q of every layer; with a forward of its own where the objective had none over this batch."""
-        usage = context.current(_experts.USAGE)
+        usage = context.context_value(_experts.USAGE)
         layers = [layer for _, layer in _experts.experts_of(policy.module)]
         if any(layer not in usage.found for layer in layers):
             policy.hidden(batch)

@@ -182,7 +182,7 @@ def _replace(model: nn.Module, name: str, made: nn.Module) -> None:
     setattr(model.get_submodule(parent), key, made)
 
 
-def _settled(model: nn.Module) -> list[_units.Block]:
+def _settled(model: nn.Module) -> list[_units.UnitBlock]:
     """Write the trained values down, and give the permuted blocks that may be put back into their own order."""
     for _, layer in _slices.slices_of(model):
         layer.write()

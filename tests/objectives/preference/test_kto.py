@@ -8,7 +8,7 @@ import torch
 
 from luthier import parts
 from luthier.data.batches import collate, mismatched
-from luthier.data.pairs import as_atom
+from luthier.data.pairs import rows_of_record
 from luthier.engine.budget import Budget
 from luthier.engine.trainer import Batching
 from luthier.errors import RecipeError
@@ -83,7 +83,7 @@ def test_the_loss_and_its_baseline_by_hand(tuner):
 
 
 def run_rows(run):
-    return [row for atom in run.source.ordered.atoms for row in atom]
+    return [row for record_rows in run.source.ordered.rows_by_record for row in record_rows]
 
 
 @pytest.fixture
@@ -119,7 +119,7 @@ def test_a_negative_estimate_is_no_baseline():
 
 def test_pairs_are_two_answers():
     pairs = tiny_pairs()
-    apart = [as_atom(row.record, [replace(row, part_of="")], label(row))[0] for row in pairs]
+    apart = [rows_of_record(row.id, [replace(row, record="")], label(row))[0] for row in pairs]
     seen = [[], []]
     one, two = (
         trained(kto(), FULL, Batching(count, 10_000), rows=rows, observe=events.append)
@@ -161,7 +161,7 @@ def test_one_prompt_is_refused_at_the_start_and_has_no_baseline_later():
 
 def test_it_learns_which_answers_are_good():
     train, test = with_reference(comparisons(100, 0)), with_reference(comparisons(50, 1))
-    rows = [as_atom(row.record, [replace(row, part_of="")], label(row))[0] for row in train]
+    rows = [rows_of_record(row.id, [replace(row, record="")], label(row))[0] for row in train]
     events = []
     adamw = parts.build("optimizer", {"kind": "adamw", "lr": 5e-3})
     more = {"optimizer": adamw, "budget": Budget("epochs", 2), "observe": events.append}

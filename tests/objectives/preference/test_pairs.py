@@ -8,16 +8,16 @@ import torch
 
 from luthier import parts
 from luthier.data.batches import collate
-from luthier.data.pairs import as_atom, without_rejected
+from luthier.data.pairs import rows_of_record, without_rejected
 from luthier.engine.budget import Budget
 from luthier.engine.score import score, with_column
 from luthier.engine.trainer import Batching
 from luthier.errors import RecipeError
+from luthier.modalities.language.workspace import training_rows
 from luthier.models.policy import TokenPolicy
 from luthier.objectives.base import Update, build_objective
 from luthier.objectives.preference.base import PairObjective, pair_view
 from luthier.steps.conformance import apart, tiny_labelled, tiny_model, tiny_pairs, tiny_rows, trained, trainer
-from luthier.steps.language import training_rows
 from luthier.types import Row, Stream
 
 DPO = parts.build("objective", "dpo")
@@ -27,7 +27,7 @@ ADAMW = parts.build("optimizer", {"kind": "adamw", "lr": 2e-3})
 
 def prepared(rows, **fields):
     return SimpleNamespace(
-        train=rows, records={row.atom: SimpleNamespace(origin="d.jsonl:3", fields=fields) for row in rows}
+        train=rows, records={row.record: SimpleNamespace(origin="d.jsonl:3", fields=fields) for row in rows}
     )
 
 
@@ -45,7 +45,7 @@ def test_the_order_of_the_rows_does_not_matter():
     def by_pair(rows):
         batch = collate(rows)
         view = pair_view(policy, batch, Update(1, 0))
-        names = [row.atom for row in rows if row.streams["preferred"].values == 1]
+        names = [row.record for row in rows if row.streams["preferred"].values == 1]
         margin = view.chosen.log_ratio() - 2 * view.rejected.log_ratio()
         return dict(zip(names, margin.tolist(), strict=True))
 
@@ -88,7 +88,7 @@ def test_objectives_without_pairs_learn_the_chosen_answers():
     rows = training_rows(SFT, prepared(tiny_pairs()))
     chosen = [row for row in tiny_pairs() if row.streams["preferred"].values == 1]
     assert [row.ids.tolist() for row in rows] == [row.ids.tolist() for row in chosen]
-    assert [row.record for row in rows] == [row.atom for row in chosen] and not any(row.part_of for row in rows)
+    assert [row.id for row in rows] == [row.record for row in chosen] and not any(row.record != row.id for row in rows)
     collate([*rows, *tiny_rows()])  # beside records that never were pairs
     assert len(training_rows(DPO, prepared(tiny_pairs()))) == 16
 
@@ -102,7 +102,7 @@ def test_labelled_answers_are_for_those_who_read_labels():
     rows, kto = tiny_labelled(), parts.build("objective", "kto")
     assert len(training_rows(kto, prepared(rows))) == 8 and len(training_rows(kto, prepared(tiny_pairs()))) == 16
     learned = training_rows(SFT, prepared(rows))
-    assert [row.record for row in learned] == [f"record-{index}" for index in (0, 2, 4, 6)]
+    assert [row.id for row in learned] == [f"record-{index}" for index in (0, 2, 4, 6)]
     assert not any("preferred" in row.streams for row in learned)
     with pytest.raises(RecipeError, match=r"`dpo` learns from pairs .* record record-0 \(d\.jsonl:3\) has one answer"):
         training_rows(DPO, prepared(rows))
@@ -155,7 +155,7 @@ def comparisons(count, seed):
             )
             for end in (good, bad)
         ]
-        rows += as_atom(f"{seed}-{index}", sides)
+        rows += rows_of_record(f"{seed}-{index}", sides)
     return rows
 
 

@@ -5,7 +5,7 @@ import torch
 
 from luthier.data.batches import mismatched
 from luthier.steps.conformance import tiny_labelled, tiny_pairs
-from peers import agree, initial, labelled, ours, padded, trl_trainer
+from support.peers import agree, initial, labelled, ours, padded, trl_trainer
 
 pytestmark = pytest.mark.peers
 PAIR, LABELLED = ("prompt", "chosen", "rejected"), ("prompt", "completion", "label")
@@ -61,7 +61,7 @@ def test_kto_equals_trl(name, tmp_path):
     others = mismatched(rows, "0/1")
     names = ("KL_input_ids", "KL_attention_mask", "KL_completion_mask")
     inputs = {"input_ids": ids, "attention_mask": mask, "completion_mask": targets}
-    inputs |= dict(zip(names, padded([others[row.record] for row in rows]), strict=True))
+    inputs |= dict(zip(names, padded([others[row.id] for row in rows]), strict=True))
     inputs["label"] = torch.tensor([bool(row.streams["preferred"].values) for row in rows])
     if options.get("baseline") == "zero":
         inputs = {key: value for key, value in inputs.items() if key not in names}
@@ -112,4 +112,4 @@ def test_orpo_equals_trl(tmp_path):
 def one_token_of_prompt(row):
     before = int((row.streams["weights"].values == 0).sum()) - 1
     weights = row.streams["weights"].__class__(row.streams["weights"].values[before:], "token")
-    return row.__class__(row.record, row.ids[before:], {**row.streams, "weights": weights}, row.part_of)
+    return row.__class__(row.id, row.ids[before:], {**row.streams, "weights": weights}, row.record)

@@ -6,7 +6,7 @@ import torch
 from luthier import parts
 from luthier.objectives import _divergence
 from luthier.objectives.base import Update
-from oracle import gradient_of, view_of
+from support.oracle import gradient_of, view_of
 
 
 def asft(**options):

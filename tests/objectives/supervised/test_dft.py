@@ -5,7 +5,7 @@ import torch
 
 from luthier import parts
 from luthier.objectives.base import Update
-from oracle import gradient_of, view_of
+from support.oracle import gradient_of, view_of
 
 GRADIENT = torch.tensor([0.152532, -0.180769, 0.020643, 0.007594]).double()
 

@@ -14,7 +14,7 @@ from luthier.objectives.base import TokenObjective, Update, reads_of, total_of
 from luthier.steps.conformance import apart, tiny_model, tiny_rows, trained, trainer
 
 WHOLE = Batching(8, 10_000)
-KINDS = ("lora", "steering")
+MODALITIES = ("lora", "steering")
 
 
 def lfu(**options):
@@ -39,7 +39,7 @@ def reported(objective, tuner=None, **more):
     return events[0]
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", MODALITIES)
 @pytest.mark.parametrize("off", [{"step_size": 0.0}, {"coef": 0.0}])
 def test_without_a_step_or_a_coefficient_it_is_its_base(kind, off):
     for base in ("sft", "dft"):
@@ -48,13 +48,13 @@ def test_without_a_step_or_a_coefficient_it_is_its_base(kind, off):
         assert apart(wanted, trained(lfu(auxiliary=kind, base=base), full(), WHOLE)) > 1e-6
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", MODALITIES)
 def test_before_the_step_the_additions_do_nothing(kind):
     seen = reported(lfu(auxiliary=kind, step_size=0.0))
     assert seen["consistency"] == 0.0 and seen["auxiliary_nll"] == seen["nll"]
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", MODALITIES)
 def test_the_step_raises_the_loss_by_its_size_times_the_gradient(kind):
     small = 1e-4
     seen = reported(lfu(auxiliary=kind, step_size=small))
@@ -62,7 +62,7 @@ def test_the_step_raises_the_loss_by_its_size_times_the_gradient(kind):
     assert slope == pytest.approx(seen["ascent_norm"], rel=1e-2) and seen["ascent_norm"] > 1e-3
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", MODALITIES)
 def test_consistency_grows_with_the_square_of_the_step(kind):
     one, ten = (reported(lfu(auxiliary=kind, step_size=size))["consistency"] for size in (1e-4, 1e-3))
     assert ten / one == pytest.approx(100, rel=0.05)
@@ -109,7 +109,7 @@ def consistency(objective, policy, batch, update, targets):
     return sum(((pushed[i][where] - targets[i]) ** 2).mean() for i in (0, 1)) / 2
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", MODALITIES)
 def test_the_gradient_is_that_of_the_pushed_states_alone(kind):
     """Finite differences with the plain states and the additions held fixed."""
     objective = lfu(auxiliary=kind, coef=1.0, step_size=0.5)
@@ -132,7 +132,7 @@ def test_the_gradient_is_that_of_the_pushed_states_alone(kind):
     assert wanted > 1e-6 and slope == pytest.approx(wanted, rel=1e-2)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", MODALITIES)
 def test_nothing_stays_behind(kind):
     run = trainer(lfu(auxiliary=kind), full(), tiny_rows(), WHOLE)
     hooks = sum(len(module._forward_hooks) for module in run.policy.module.modules())
@@ -152,7 +152,7 @@ def test_the_ascent_leaves_no_gradient_on_the_model():
 
 
 @pytest.mark.parametrize("tuner", ["full", "lora"])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", MODALITIES)
 @pytest.mark.parametrize("base", ["sft", "asft"])
 def test_checkpointing_changes_no_gradient(checkpointed, tuner, kind, base):
     tuner = parts.build("tuner", tuner)
@@ -170,7 +170,7 @@ def test_an_adapter_is_one_site_with_its_layer():
     assert len(update.prepared[id(objective)][0].sites) == 14
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", MODALITIES)
 def test_dropout_is_the_same_in_both_forwards(kind):
     tuner = parts.build("tuner", {"kind": "lora", "dropout": 0.5})
     assert reported(lfu(auxiliary=kind, step_size=0.0), tuner)["consistency"] == 0.0
@@ -189,7 +189,7 @@ def test_layers_are_thirds_rounded_outwards():
 
 def test_positions_compared():
     batch = collate(tiny_rows(), side="left")
-    inner = (batch.record_of >= 0) & (batch.position_of > 0)
+    inner = (batch.example_of >= 0) & (batch.position_of > 0)
     assert torch.equal(lfu(mask="all").compared(batch), inner)
     rows, columns = batch.targets()
     assert int(lfu().compared(batch).sum()) == len(rows) and bool(lfu().compared(batch)[rows, columns].all())

@@ -5,13 +5,13 @@ import torch
 
 from luthier import parts
 from luthier.engine.trainer import Batching
-from luthier.models.head import target_logprob
+from luthier.models.kernels.head import target_logprob
 from luthier.objectives import _divergence
 from luthier.objectives._draws import keyed_uniform
 from luthier.objectives.base import TokenView, Update
 from luthier.objectives.supervised import otr as file
 from luthier.steps.conformance import apart, tiny_rows, trained
-from oracle import gradient_of, view_of
+from support.oracle import gradient_of, view_of
 
 LOGITS = (2.0, 1.0, 0.0, -1.0)
 DFT = [0.152532, -0.180769, 0.020643, 0.007594]

@@ -3,7 +3,7 @@
 import pytest
 
 from luthier.steps.conformance import tiny_rows
-from peers import agree, labelled, ours, padded, trl_trainer
+from support.peers import agree, labelled, ours, padded, trl_trainer
 
 pytestmark = pytest.mark.peers
 

@@ -7,7 +7,7 @@ from luthier.data.batches import collate
 from luthier.engine.trainer import Batching
 from luthier.objectives.base import Update
 from luthier.steps.conformance import Plain, tiny_model, tiny_rows, trainer
-from oracle import gradient_of, view_of
+from support.oracle import gradient_of, view_of
 
 
 def test_card():
@@ -30,7 +30,7 @@ def test_equals_transformers_cross_entropy():
     model = tiny_model()
     labels = torch.where(batch.weights != 0, batch.ids, -100)
     labels[:, 0] = -100
-    mask = (batch.record_of >= 0).long()
+    mask = (batch.example_of >= 0).long()
     outputs = model(input_ids=batch.ids, attention_mask=mask, labels=labels)
     wanted = torch.nn.functional.cross_entropy(outputs.logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
     assert torch.allclose(outputs.loss.double(), wanted, rtol=1e-6)  # transformers computes it in float32

@@ -90,7 +90,7 @@ Boil the potatoes until they are soft. | Cooking | Music | Sports
 The president signed the treaty. | Politics | Sports | Weather
 """
 
-KINDS = """
+MODALITIES = """
 hammer | Tool | Animal | Food
 bread | Food | Tool | Animal
 tiger | Animal | Tool | Food
@@ -107,7 +107,7 @@ QUESTIONS = {
     "facts": (FACTS, "{}"),
     "either or": (EITHER_OR, "{}"),
     "topics": (TOPICS, "What is the topic of this sentence? {}"),
-    "kinds": (KINDS, "Is this an animal, a food or a tool? {}"),
+    "kinds": (MODALITIES, "Is this an animal, a food or a tool? {}"),
 }
 
 NUMBERS = """

@@ -18,7 +18,7 @@ SETS = {2: "a pair of", 6: "half a dozen", 12: "a dozen"}
 
 
 @dataclass(frozen=True)
-class Item:
+class OrderItem:
     """One line of an order; `price` in hundredths."""
 
     product: str
@@ -31,7 +31,7 @@ class Order:
     """What a message says and its JSON holds."""
 
     name: str
-    items: tuple[Item, ...]
+    items: tuple[OrderItem, ...]
     currency: str
     month: int
     day: int
@@ -85,7 +85,7 @@ def draw_order(generator: random.Random, words: Words) -> Order:
     """A random order, before anything is worded."""
     amount = generator.choice((1, 1, 2))
     items = tuple(
-        Item(product, generator.choice((1, 2, 3, 4, 5, 6, 8, 10, 12, 15, 20, 40)), draw_price(generator))
+        OrderItem(product, generator.choice((1, 2, 3, 4, 5, 6, 8, 10, 12, 15, 20, 40)), draw_price(generator))
         for product in generator.sample(words.products, amount)
     )
     return Order(

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from luthier.data.batches import collate, micro_batches, mismatched
 from luthier.errors import RecipeError
-from luthier.models.head import target_logprob
+from luthier.models.kernels.head import target_logprob
 from luthier.models.policy import Reference, TokenPolicy
 from luthier.objectives.base import Update
 from luthier.types import Batch
@@ -33,7 +33,7 @@ def mismatch(policy: TokenPolicy, update: Update, name: str, reference: str = "i
     device = next(policy.module.parameters()).device
     total = torch.zeros((), dtype=torch.float64, device=device)
     for batch in update.batches:
-        for piece in micro_batches([others[record] for record in batch.records], batch.ids.numel(), "padded"):
+        for piece in micro_batches([others[record] for record in batch.examples], batch.ids.numel(), "padded"):
             other = collate(piece).to(device)
             total += _logprob(Reference(policy), other) - _logprob(policy.references[reference], other)
     update.sum_tensors([total])

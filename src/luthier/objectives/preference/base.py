@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from luthier.errors import RecipeError
-from luthier.objectives.base import Objective, SequenceObjective, SequenceView, Update, one_each, sequence_view
+from luthier.objectives.base import Objective, SequenceObjective, SequenceView, Update, check_one_per, sequence_view
 from luthier.parts import lazy
 from luthier.types import Batch, Term
 
@@ -46,7 +46,7 @@ class PairObjective(Objective):
 
     def units(self, batch: Batch) -> dict[str, float]:
         rows, columns = batch.targets()
-        preferred = batch.streams["preferred"].values[batch.record_of[rows, columns]]
+        preferred = batch.streams["preferred"].values[batch.example_of[rows, columns]]
         return {**super().units(batch), "chosen_targets": float(preferred.double().sum())}
 
     def terms(self, policy: TokenPolicy, batch: Batch, update: Update) -> list[Term]:
@@ -56,7 +56,7 @@ class PairObjective(Objective):
 
     def terms_of(self, view: PairView) -> list[Term]:
         """The summands of a micro-batch; a part may add to them. `chosen_targets` is a unit too."""
-        loss = one_each(self.pair_loss(view), view.chosen.count, f"{type(self).__name__}.pair_loss", "pair")
+        loss = check_one_per(self.pair_loss(view), view.chosen.count, f"{type(self).__name__}.pair_loss", "pair")
         return [Term(loss.sum(), self.unit)]
 
 
@@ -65,8 +65,8 @@ def pair_view(policy: TokenPolicy, batch: Batch, update: Update) -> PairView:
     both = sequence_view(policy, batch, update)
     chosen, rejected = [], {}
     for row, side in enumerate(_sides(batch)):
-        chosen.append(row) if side else rejected.setdefault(batch.atoms[row], []).append(row)
-    other = [rejected[batch.atoms[row]].pop() for row in chosen]
+        chosen.append(row) if side else rejected.setdefault(batch.records[row], []).append(row)
+    other = [rejected[batch.records[row]].pop() for row in chosen]
     return PairView(*(both.take(torch.tensor(rows, device=batch.ids.device)) for rows in (chosen, other)))
 
 
@@ -82,7 +82,7 @@ class LabelObjective(SequenceObjective):
 
     def units(self, batch: Batch) -> dict[str, float]:
         rows, columns = batch.targets()
-        owner = batch.record_of[rows, columns]
+        owner = batch.example_of[rows, columns]
         good = batch.streams["preferred"].values == 1
         answers = owner.unique()
         return {
@@ -96,7 +96,7 @@ class LabelObjective(SequenceObjective):
     def terms(self, policy: TokenPolicy, batch: Batch, update: Update) -> list[Term]:
         view = sequence_view(policy, batch, update)
         update.meter("nll", -view.logprob.detach()[good(view)].sum(), "chosen_targets")
-        loss = one_each(self.sequence_loss(view), view.count, f"{type(self).__name__}.sequence_loss", "answer")
+        loss = check_one_per(self.sequence_loss(view), view.count, f"{type(self).__name__}.sequence_loss", "answer")
         return [Term((loss * (view.count > 0)).sum(), self.unit)]
 
 

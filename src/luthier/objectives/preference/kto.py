@@ -40,7 +40,7 @@ class KTO(LabelObjective):
 
     PAPER: ClassVar[str] = "arXiv 2402.01306"
     READS: ClassVar = ("logprobs:initial",)
-    SETTINGS: ClassVar = (  # HOLDS is not said: the matrix's ground has z = 0, where nothing is held
+    SETTINGS: ClassVar = (  # HOLDS is not said: the matrix's workspace has z = 0, where nothing is held
         {},
         {"beta": 0.5},
         {"desirable_weight": 2.0},

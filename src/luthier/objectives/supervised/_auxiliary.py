@@ -42,11 +42,11 @@ class Auxiliary:
 
     def active(self) -> AbstractContextManager[None]:
         """The forwards in which the additions act."""
-        return context.during_forward(auxiliary=self)
+        return context.forward_context(auxiliary=self)
 
     def _hook(self, index: int, down: Tensor | None) -> Callable[..., Any]:
         def add(_module: nn.Module, inputs: tuple[Tensor, ...], output: Any) -> Any:
-            if context.current("auxiliary") is not self:
+            if context.context_value("auxiliary") is not self:
                 return None
             plain = output[0] if isinstance(output, tuple) else output
             addition = self.values[index].to(plain.dtype)

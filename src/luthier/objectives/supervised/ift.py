@@ -16,12 +16,12 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from luthier.models import head as heads
     from luthier.models import policy as policies
+    from luthier.models.kernels import head as heads
     from luthier.models.policy import TokenPolicy
 else:
     torch = lazy("torch")
-    heads = lazy("luthier.models.head")
+    heads = lazy("luthier.models.kernels.head")
     policies = lazy("luthier.models.policy")
 
 
@@ -70,7 +70,7 @@ class IFT(Objective):
         rows, columns = batch.targets()
         if not len(rows):
             return []
-        targets, owner, position = (x[rows, columns] for x in (batch.ids, batch.record_of, batch.position_of))
+        targets, owner, position = (x[rows, columns] for x in (batch.ids, batch.example_of, batch.position_of))
         guesses, nll = greedy_guesses(policy, batch)
         update.meter("nll", nll.sum(), "targets")
         update.meter("agreement", (guesses == targets).double().sum(), "targets")

@@ -19,13 +19,13 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from luthier.models import context
-    from luthier.models import head as heads
+    from luthier.models.kernels import head as heads
     from luthier.models.policy import TokenPolicy
     from luthier.objectives.supervised import _auxiliary as auxiliaries
 else:
     torch = lazy("torch")
     context = lazy("luthier.models.context")
-    heads = lazy("luthier.models.head")
+    heads = lazy("luthier.models.kernels.head")
     auxiliaries = lazy("luthier.objectives.supervised._auxiliary")
 
 
@@ -120,7 +120,7 @@ class LFU(Objective):
 
     def compared(self, batch: Batch) -> Tensor:
         """Positions [B,T] whose hidden states are compared."""
-        inner = (batch.record_of >= 0) & (batch.position_of > 0)
+        inner = (batch.example_of >= 0) & (batch.position_of > 0)
         return inner & (batch.weights != 0) if self.mask == "response" else inner
 
     def chosen(self, policy: TokenPolicy) -> list[int]:
@@ -148,4 +148,4 @@ class LFU(Objective):
 
 def _same_draws(batch: Batch, update: Update) -> Any:
     """Both forwards of a micro-batch drop the same, else they differ without any push."""
-    return context.same_draws(f"{update.seed}/{update.index}/{'/'.join(batch.records)}", batch.ids.device)
+    return context.same_draws(f"{update.seed}/{update.index}/{'/'.join(batch.examples)}", batch.ids.device)

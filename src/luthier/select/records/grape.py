@@ -51,7 +51,7 @@ class Grape(Subset):
             key = candidate.record.id if self.group_by == "record" else prompt_of(candidate.row)
             groups.setdefault(key, []).append(place)
         logprobs = columns["logprobs"]
-        scores = [self._score(one.row, logprobs[one.row.record], seed) for one in candidates]
+        scores = [self._score(one.row, logprobs[one.row.id], seed) for one in candidates]
         kept = []
         for places in groups.values():
             different = list({candidates[place].row.ids.tobytes(): place for place in reversed(places)}.values())
@@ -61,7 +61,7 @@ class Grape(Subset):
 
     def _score(self, row: Row, logprobs: Sequence[float], seed: int) -> float:
         if self.by == "random":
-            key = hashlib.blake2b(f"{seed}/{row.record}".encode(), digest_size=8).digest()
+            key = hashlib.blake2b(f"{seed}/{row.id}".encode(), digest_size=8).digest()
             return float(int.from_bytes(key, "little"))
         values = [float(logprobs[place]) for place in target_places(row)]
         if self.by == "longest":

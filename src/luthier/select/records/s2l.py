@@ -50,19 +50,19 @@ class S2L(Subset):
 
     def choose(self, candidates: Sequence[Candidate], columns: Columns, seed: int) -> list[int]:
         found = columns["trajectory"]
-        if missing := [one.row.record for one in candidates if one.row.record not in found]:
+        if missing := [one.row.id for one in candidates if one.row.id not in found]:
             raise DataError(
                 f"{len(missing)} records have no trajectory, such as {missing[0]}.",
                 "Probe the small model's training on all records that are chosen from.",
             )
         strata: dict[str, list[int]] = {}
-        for place in sorted(range(len(candidates)), key=lambda place: candidates[place].row.record):
+        for place in sorted(range(len(candidates)), key=lambda place: candidates[place].row.id):
             name = str(candidates[place].record.fields.get(self.stratify_by)) if self.stratify_by else ""
             strata.setdefault(name, []).append(place)
         budget = max(1, round(self.share * len(candidates)))
         kept: list[int] = []
         for places, quota in zip(strata.values(), even_shares([len(p) for p in strata.values()], budget), strict=True):
-            names = [candidates[place].row.record for place in places]
+            names = [candidates[place].row.id for place in places]
             points = numpy.nan_to_num(numpy.stack([numpy.asarray(found[name], dtype=numpy.float64) for name in names]))
             kept += [places[index] for index in self.pick(points, names, quota, seed)]
         return sorted(kept)

@@ -1,0 +1,1 @@
+"""What differs between modalities: one folder each, behind one interface."""

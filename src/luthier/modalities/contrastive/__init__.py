@@ -1,0 +1,1 @@
+"""Image-text encoders trained by a contrastive loss."""

@@ -1,0 +1,190 @@
+"""What steps stand on where the model is a pair of encoders: pictures and captions that should find each other."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from luthier.data.arrays import arrays_of, prepare_rows
+from luthier.data.batches import collate
+from luthier.errors import DataError, ModelError
+from luthier.evals.base import Evaluation, Item
+from luthier.modalities.arrays import PICTURES, ArrayGround
+from luthier.models.encoder import EncoderPolicy
+from luthier.models.loading.load import Loaded, quiet
+from luthier.models.policy import reading
+from luthier.recipe import Recipe
+from luthier.recipe.modality import model_folder
+from luthier.runs.journal import Journal
+from luthier.types import Row
+from luthier.vision.pictures import as_text, pixels
+
+INPUTS: Mapping[str, tuple[str, ...]] = {
+    "pixel_values": ("pixel_values", "image"),
+    "input_ids": ("input_ids", "caption"),
+    "attention_mask": ("attention_mask",),
+}
+"""Argument of the model's forward → names of the array that is given for it, the first that the data have."""
+NEEDED = ("pixel_values", "input_ids")
+
+
+@dataclass(frozen=True)
+class ContrastiveWorkspace(ArrayGround):
+    """A dual encoder of transformers, and records of a picture and a caption's token ids."""
+
+    inputs: Mapping[str, str]
+
+    @classmethod
+    def open(
+        cls, recipe: Recipe, device: torch.device, dtype: str, cache: Path | None, say: Callable[[str], None]
+    ) -> ContrastiveWorkspace:
+        """Load or make the model, read the arrays, and try the one on the other."""
+        settings = recipe.settings
+        say("loading the model")
+        model = settings.model
+        wide = getattr(torch, dtype)
+        if model.config is not None:
+            module, name = _made(model.config, model.seed), json.dumps([model.config, model.seed], sort_keys=True)
+            identity = hashlib.sha256(name.encode()).hexdigest()[:16]
+        else:
+            module, identity = _opened(model_folder(model.path, recipe.base))
+        loaded = Loaded(module.to(device=device, dtype=wide).eval(), None, model.path, identity)
+        say("preparing the data")
+        prepared = prepare_rows(settings.data, recipe.base)
+        workspace = cls(recipe, device, loaded, prepared, inputs_of(module, prepared.train[0]))
+        try:
+            workspace.embed(loaded.module, prepared.train[:1])
+        except (RuntimeError, ValueError, IndexError) as error:
+            reason, held = str(error).splitlines()[0], arrays_of(prepared.train)
+            raise ModelError(f"{model.path} cannot read the data ({held}): {reason}") from error
+        return workspace
+
+    def policy(self, module: nn.Module) -> EncoderPolicy:
+        return EncoderPolicy(module, self.inputs)
+
+    def embed(self, module: nn.Module, rows: Sequence[Row]) -> tuple[Tensor, Tensor]:
+        """Pictures and captions as vectors [R,D] of length 1, without gradient."""
+        policy, found = self.policy(module), []
+        with reading(module):
+            for start in range(0, len(rows), self.micro()):
+                batch = collate(rows[start : start + self.micro()]).to(self.device)
+                outputs = policy.outputs(batch, ("image", "text"))
+                found.append([functional.normalize(outputs[name].float(), dim=-1) for name in ("image", "text")])
+        images, texts = zip(*found, strict=True)
+        return torch.cat(images), torch.cat(texts)
+
+    def matches(self, module: nn.Module, rows: Sequence[Row]) -> tuple[list[int], list[int], list[bytes]]:
+        """Of each picture the nearest caption, of each caption the nearest picture, and the captions themselves."""
+        image, text = self.embed(module, rows)
+        nearest = image @ text.T
+        stream = self.inputs["input_ids"]
+        captions = [numpy.ascontiguousarray(row.streams[stream].values).tobytes() for row in rows]
+        return nearest.argmax(1).tolist(), nearest.argmax(0).tolist(), captions
+
+    def score(self, module: nn.Module, name: str, journal: Journal) -> Evaluation | None:
+        """Half a point for a picture that finds its caption among all of the set, half for the way back.
+
+        Captions that read the same are the same: any picture of one is right.
+        """
+        rows = self.held_out(name)
+        if not rows:
+            return None
+        journal.phase(f"evaluate {name}", len(rows))
+        texts, images, captions = self.matches(module, rows)
+        journal.progress(len(rows), len(rows))
+        items = []
+        for index, row in enumerate(rows):
+            there, back = captions[texts[index]] == captions[index], captions[images[index]] == captions[index]
+            found = self._words(rows[texts[index]]), self._words(rows[images[index]])
+            said = f"nearest caption: {found[0]}\nnearest picture of the caption: one of {found[1]}"
+            score, shown = (there + back) / 2, self._picture(row) if index < PICTURES else {}
+            reference = self._words(row)
+            items.append(Item(row.id, "picture", reference, said, score, None, "retrieval", there and back, shown))
+        mean = sum(item.score for item in items) / len(items)
+        return Evaluation(items, mean, "retrieval", "accuracy@1 of both ways, their mean", 0, True)
+
+    def shown(self, module: nn.Module, sets: Sequence[str], journal: Journal) -> dict[str, Any]:
+        """Retrieval accuracy@1 of each way."""
+        found = {}
+        for name in sets:
+            if rows := self.held_out(name):
+                texts, images, captions = self.matches(module, rows)
+                for way, nearest in (("picture to caption", texts), ("caption to picture", images)):
+                    right = [captions[place] == captions[index] for index, place in enumerate(nearest)]
+                    found[f"{way}, {name}"] = sum(right) / len(right)
+        return {"further": found}
+
+    def save_assets(self, folder: Path) -> None:
+        """Nothing: captions come as token ids."""
+
+    def _words(self, row: Row) -> str:
+        if "label" in row.streams:
+            return f"label {row.streams['label'].values}"
+        return f"token ids {row.streams[self.inputs['input_ids']].values.tolist()}"
+
+    def _picture(self, row: Row) -> dict[str, str]:
+        values = row.streams[self.inputs["pixel_values"]].values
+        return {"prompt": as_text(pixels(values))} if values.ndim == 3 else {}
+
+
+def inputs_of(module: nn.Module, row: Row) -> dict[str, str]:
+    """Argument of the forward → array of the data.
+
+    Raises:
+        DataError: the data have nothing for an argument that is needed.
+    """
+    known = inspect.signature(module.forward).parameters
+    found = {
+        argument: next((name for name in names if name in row.streams), None)
+        for argument, names in INPUTS.items()
+        if argument in known
+    }
+    if missing := [name for name in NEEDED if found.get(name) is None]:
+        raise DataError(
+            f"The data have no `{missing[0]}`: {arrays_of([row])}.",
+            f"Name the array for it: `columns: {{{missing[0]}: ...}}`.",
+        )
+    return {argument: name for argument, name in found.items() if name is not None}
+
+
+def _made(config: Mapping[str, Any], seed: int) -> nn.Module:
+    """Random weights; scale and bias start where the paper has them (arXiv 2303.15343), not at the library's 0."""
+    from transformers import AutoConfig, AutoModel
+
+    quiet()
+    options = {key: value for key, value in config.items() if key != "model_type"}
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        try:
+            module = AutoModel.from_config(AutoConfig.for_model(config["model_type"], **options))
+        except Exception as error:  # the library validates with types of its own
+            raise ModelError(f"model.config: {config['model_type']} cannot be made: {error}") from error
+    with torch.no_grad():
+        module.logit_scale.fill_(math.log(10.0))
+        module.logit_bias.fill_(-10.0)
+    return module
+
+
+def _opened(folder: Path) -> tuple[nn.Module, str]:
+    from transformers import AutoModel
+
+    quiet()
+    digest = hashlib.sha256()
+    for file in (folder / "config.json", *sorted(folder.glob("*.safetensors"))):
+        with file.open("rb") as stream:
+            digest.update(f"{file.name} {hashlib.file_digest(stream, 'sha256').hexdigest()}\n".encode())
+    try:
+        return AutoModel.from_pretrained(folder, use_safetensors=True), digest.hexdigest()[:16]
+    except (OSError, ValueError, RuntimeError) as error:
+        raise ModelError(f"{folder} cannot be loaded: {str(error)[:300]}") from error

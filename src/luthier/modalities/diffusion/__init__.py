@@ -1,0 +1,1 @@
+"""Diffusion models: latents, noise levels, rollouts of samples."""

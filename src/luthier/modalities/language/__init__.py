@@ -1,0 +1,1 @@
+"""Language models: tokens, references, answers, rollouts."""

@@ -1,0 +1,1 @@
+"""Where models come from: bundled, a folder, the hub."""

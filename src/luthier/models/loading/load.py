@@ -1,0 +1,364 @@
+"""From the name in a recipe to a model and its tokenizer: bundled name, local folder or hub id.
+
+Only safetensors are read, and code from a model's repository runs only if the recipe says so.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from luthier import parts
+from luthier.errors import ModelError, nearest
+from luthier.models.loading.bundled import HUB_FILES, NAMES, bundled_path
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+TUNER_FILE = "tuner.json"
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
+
+
+class ModelSettings(Protocol):
+    """The recipe's `model` block, as far as loading reads it."""
+
+    @property
+    def path(self) -> str: ...
+    @property
+    def revision(self) -> str | None: ...
+    @property
+    def dtype(self) -> str: ...
+    @property
+    def attention(self) -> str: ...
+    @property
+    def remote_code(self) -> bool: ...
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model in eval mode with its tokenizer.
+
+    `weights_id` changes when any weight, the config or an attached adapter changes, and with nothing else.
+    `tuner` names what is part of the module and can neither be merged nor trained further. `folded` says that an
+    adapter was folded into the module, which then is no model that lies anywhere.
+    """
+
+    module: nn.Module
+    tokenizer: Any
+    name: str
+    weights_id: str
+    tuner: str | None = None
+    folded: bool = False
+
+
+def folded(loaded: Loaded) -> Loaded:
+    """A loaded adapter folded into its base: a plain model, which can be trained further."""
+    module: Any = loaded.module
+    if not hasattr(module, "merge_and_unload"):
+        return loaded
+    return replace(loaded, module=module.merge_and_unload().eval(), folded=True)
+
+
+def load_config(settings: ModelSettings, base: Path) -> Any:
+    """A model's configuration, without its weights; that of its base for an adapter or a model with a tuner in it."""
+    from transformers import AutoConfig
+
+    quiet()
+    where, revision = resolve_model(settings.path, base), settings.revision
+    while isinstance(where, Path) and _is_adapter(where):
+        inner, revision = _base_of(where)
+        where = resolve_model(inner, where)
+    if isinstance(where, Path) and _is_tuned(where):
+        where = where / "base"
+    with _as_model_error(Path(where)):
+        return AutoConfig.from_pretrained(str(where), revision=revision, trust_remote_code=settings.remote_code)
+
+
+def resolve_model(path: str, base: Path) -> Path | str:
+    """Where a model is: the folder of a bundled name or of a local path, or the id of a hub repository.
+
+    Args:
+        path: as written in the recipe.
+        base: the folder that relative paths start from.
+
+    Raises:
+        ModelError: the folder does not exist or is not a model.
+    """
+    if path in NAMES:
+        return bundled_path(path)
+    local = Path(path).expanduser()
+    local = local if local.is_absolute() else base / local
+    if local.exists():
+        _check_folder(local)
+        return local.resolve()
+    if path.startswith(("/", ".", "~")) or not HUB_ID.fullmatch(path):
+        raise ModelError(f"There is no model folder {local}.", _name_hint(path))
+    return path
+
+
+def load_tokenizer(settings: ModelSettings, base: Path) -> Any:
+    """The model's tokenizer; for an adapter folder without one, its base model's.
+
+    A tokenizer without a padding token pads with its end token (padding is always masked).
+    """
+    quiet()
+    folder = _local_folder(settings.path, settings.revision, base, settings.remote_code)
+    if _is_adapter(folder) and not _tokenizer_files(folder):
+        inner, revision = _base_of(folder)
+        folder = _local_folder(inner, revision, folder, settings.remote_code)
+    if not _tokenizer_files(folder):
+        raise ModelError(
+            f"{folder} has no tokenizer: {_listing(folder)}.", f"One of {', '.join(TOKENIZER_FILES)} is needed."
+        )
+    from transformers import AutoTokenizer
+
+    with _as_model_error(folder):
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=settings.remote_code)
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_model(settings: ModelSettings, base: Path, device: torch.device | str = "cpu") -> Loaded:
+    """Load a causal language model, or a PEFT adapter on top of the model it was trained on.
+
+    Args:
+        settings: the recipe's `model` block. dtype `auto`: bfloat16 where it is fast, else float32.
+        base: the folder that relative paths start from.
+        device: where the weights go.
+
+    Raises:
+        ModelError: not a model, not a causal one, incomplete or damaged weights, or code of its own
+            that the recipe does not allow.
+    """
+    quiet()
+    folder = _local_folder(settings.path, settings.revision, base, settings.remote_code)
+    tuner = None
+    if _is_adapter(folder):
+        module = _load_adapter(folder, settings, device)
+    elif _is_tuned(folder):
+        module, tuner = load_tuned(folder, settings, device)
+    else:
+        module = _load_weights(folder, settings, device)
+        # What a saved adapter calls its base: a hub id stays one, all else is the folder, for plain PEFT.
+        on_hub = isinstance(resolve_model(settings.path, base), str)
+        module.name_or_path = module.config._name_or_path = settings.path if on_hub else str(folder)
+    tokenizer = load_tokenizer(settings, base)
+    return Loaded(module.eval(), tokenizer, settings.path, _weights_id(folder, settings.remote_code), tuner)
+
+
+def load_tuned(folder: Path, settings: ModelSettings, device: torch.device | str = "cpu") -> tuple[Any, str]:
+    """A model that a tuner is part of, and the tuner's name: its base from `base/`, then the tuner's own `load`."""
+    spec = json.loads((folder / TUNER_FILE).read_text(encoding="utf-8"))
+    module = _load_weights(folder / "base", settings, device)
+    with _as_model_error(folder):
+        return parts.build("tuner", spec).load(module, folder), spec["kind"]
+
+
+def fast_bfloat16(device: torch.device | str = "cpu") -> bool:
+    """Whether this device multiplies bfloat16 matrices in hardware (CPU: AMX or AVX512-BF16)."""
+    import torch
+
+    kind = torch.device(device).type
+    if kind == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    able = torch.cpu.get_capabilities() if kind == "cpu" else {}
+    return bool(able.get("amx_bf16") or able.get("avx512_bf16"))
+
+
+def quiet() -> None:
+    """Keep transformers' own bars and notices out of our output; its errors still reach us."""
+    import warnings
+
+    from transformers.utils import logging
+
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+
+
+def _load_weights(folder: Path, settings: ModelSettings, device: torch.device | str) -> Any:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    chosen = settings.dtype
+    if chosen == "auto":
+        chosen = "bfloat16" if fast_bfloat16(device) else "float32"
+    options = {} if settings.attention == "auto" else {"attn_implementation": settings.attention}
+    with _as_model_error(folder):
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=getattr(torch, chosen),
+            use_safetensors=True,
+            trust_remote_code=settings.remote_code,
+            output_loading_info=True,
+            **options,
+        )
+    module, information = loaded
+    missing = sorted(information["missing_keys"])
+    if missing:
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise ModelError(
+            f"{folder} lacks the weight {missing[0]}{more}; it would start from random numbers.",
+            "Is the download complete, and is it a causal language model?",
+        )
+    module = module.to(device)
+    if settings.attention == "auto":
+        from luthier.models.kernels.attention import use_short_rows
+
+        use_short_rows(module)
+    return module
+
+
+def _load_adapter(folder: Path, settings: ModelSettings, device: torch.device | str) -> Any:
+    from peft import PeftModel
+
+    if not (folder / "adapter_model.safetensors").is_file():
+        raise ModelError(f"{folder} has adapter_config.json but no adapter_model.safetensors: {_listing(folder)}.")
+    inner, revision = _base_of(folder)
+    base_folder = _local_folder(inner, revision, folder, settings.remote_code)
+    module = _load_weights(base_folder, settings, device)
+    with _as_model_error(folder):
+        # The adapter computes in the model's type, as it did in training.
+        return PeftModel.from_pretrained(module, str(folder), torch_device=str(device), autocast_adapter_dtype=False)
+
+
+@contextmanager
+def _as_model_error(folder: Path) -> Iterator[None]:
+    """Turns what transformers, safetensors and PEFT raise into one ModelError that says what to do."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
+        text, hint = " ".join(str(error).split()), None
+        if "trust_remote_code" in text:
+            hint = "Its repository brings code of its own. If you trust it: model: {path: ..., remote_code: true}."
+        elif "Unrecognized configuration class" in text or "model type" in text:
+            hint = "Luthier trains causal language models that the installed transformers knows."
+        elif isinstance(error, SafetensorError):
+            hint = "The weights are damaged or incomplete; download them again."
+        raise ModelError(f"{folder} cannot be loaded: {text[:300]}", hint) from error
+
+
+def _local_folder(path: str, revision: str | None, base: Path, remote_code: bool) -> Path:
+    found = resolve_model(path, base)
+    return found if isinstance(found, Path) else _from_hub(found, revision, remote_code)
+
+
+def _from_hub(repository: str, revision: str | None, remote_code: bool) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    patterns = [*HUB_FILES, "*.py"] if remote_code else HUB_FILES
+    try:
+        folder = snapshot_download(repository, revision=revision, allow_patterns=patterns, ignore_patterns=["*/*"])
+    except GatedRepoError:
+        raise ModelError(
+            f"{repository} asks for your consent on the hub.", "Accept it there, then `hf auth login`."
+        ) from None
+    except RepositoryNotFoundError:
+        raise ModelError(f"There is no model `{repository}`, here or on the hub.", _name_hint(repository)) from None
+    except RevisionNotFoundError:
+        raise ModelError(f"{repository} has no revision `{revision}`.") from None
+    except (LocalEntryNotFoundError, HfHubHTTPError, OSError, ValueError) as error:
+        raise ModelError(
+            f"`{repository}` is no folder here, and the hub cannot be asked ({type(error).__name__}).",
+            _name_hint(repository) + " With a network, or after a download, a hub id works too.",
+        ) from None
+    _check_folder(Path(folder))
+    return Path(folder)
+
+
+def _check_folder(folder: Path) -> None:
+    if folder.is_file():
+        raise ModelError(f"{folder} is a file, not a model folder.", "Give the folder that holds config.json.")
+    if _is_adapter(folder) or _is_tuned(folder):
+        return
+    has_config, weights = (folder / "config.json").is_file(), sorted(folder.glob("*.safetensors"))
+    if has_config and weights:
+        return
+    inside = [child.name for child in sorted(folder.iterdir()) if (child / "config.json").is_file()]
+    inside += [child.name for child in sorted(folder.iterdir()) if (child / "adapter_config.json").is_file()]
+    hint = "A model folder holds config.json, *.safetensors and a tokenizer."
+    if inside:
+        hint = f"Did you mean {folder / inside[0]}?"
+    elif has_config and [*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.pth")]:
+        hint = "Its weights are pickled, which may run code when read. Save them again as safetensors."
+    lacks = [name for name, there in (("config.json", has_config), ("*.safetensors", weights)) if not there]
+    raise ModelError(f"{folder} is not a model: no {' and no '.join(lacks)}. {_listing(folder)}.", hint)
+
+
+def _is_adapter(folder: Path) -> bool:
+    return (folder / "adapter_config.json").is_file()
+
+
+def _is_tuned(folder: Path) -> bool:
+    return (folder / TUNER_FILE).is_file()
+
+
+def _base_of(folder: Path) -> tuple[str, str | None]:
+    config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+    inner = config.get("base_model_name_or_path")
+    if not inner:
+        raise ModelError(f"{folder / 'adapter_config.json'} does not name its base model.")
+    # A bundled model is saved by its cached folder, which another machine keeps elsewhere.
+    if not Path(inner).exists() and Path(inner).name in NAMES:
+        inner = Path(inner).name
+    return inner, config.get("revision")
+
+
+def _weights_id(folder: Path, remote_code: bool) -> str:
+    digest = hashlib.sha256()
+    files = sorted(folder.glob("*.safetensors"))
+    if _is_adapter(folder):
+        inner, revision = _base_of(folder)
+        digest.update(_weights_id(_local_folder(inner, revision, folder, remote_code), remote_code).encode())
+        # Where the base lies on this machine is no property of the weights.
+        config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+        digest.update(json.dumps(config | {"base_model_name_or_path": None}, sort_keys=True).encode())
+    elif _is_tuned(folder):
+        digest.update(_weights_id(folder / "base", remote_code).encode())
+        files.append(folder / TUNER_FILE)
+    else:
+        files.append(folder / "config.json")
+    for file in files:
+        digest.update(f"{file.name} {_file_digest(file)}\n".encode())
+    return digest.hexdigest()[:16]
+
+
+def _file_digest(file: Path) -> str:
+    """The content's hash; the hub's cache already names large files by it."""
+    target = file.resolve()
+    if target.parent.name == "blobs":
+        return target.name
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _tokenizer_files(folder: Path) -> list[str]:
+    return [name for name in TOKENIZER_FILES if (folder / name).is_file()]
+
+
+def _listing(folder: Path) -> str:
+    names = sorted(child.name + ("/" if child.is_dir() else "") for child in folder.iterdir())
+    return "It holds " + (", ".join(names[:8]) + (", ..." if len(names) > 8 else "") if names else "nothing")
+
+
+def _name_hint(path: str) -> str:
+    close = nearest(path, NAMES)
+    return f"Did you mean `{close}`?" if close else f"Bundled models: {', '.join(NAMES)}."

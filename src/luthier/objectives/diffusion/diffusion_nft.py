@@ -1,0 +1,76 @@
+"""DiffusionNFT: reward a denoiser on the way into the noise; good samples pull, bad ones push."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pydantic import Field
+
+from luthier.objectives.base import Objective, Update
+from luthier.parts import lazy
+from luthier.types import Batch, Term
+
+if TYPE_CHECKING:
+    import torch
+
+    from luthier.diffusion import levels
+    from luthier.models import sets
+    from luthier.objectives.diffusion import _draws as draws
+    from luthier.objectives.diffusion import _nft as nft
+else:
+    torch = lazy("torch")
+    levels = lazy("luthier.diffusion.levels")
+    sets = lazy("luthier.models.sets")
+    draws = lazy("luthier.objectives.diffusion._draws")
+    nft = lazy("luthier.objectives.diffusion._nft")
+
+
+class DiffusionNFT(Objective):
+    """Forward-process reinforcement learning with implicit negatives.
+
+    Row streams: `latent` (a clean sample of the set `old`), `level` σ, `optimality` r in [0,1]. With
+    v± = v_old ± beta (v - v_old): loss = adv_clip/beta · (r ℓ₊ + (1-r) ℓ₋) + kl_weight · |v - v_initial|², where ℓ is
+    the error in the clean sample over its own mean size (`normalise`), or, without it, the theorem's
+    r |v₊ - (ε - x₀)|² + (1-r) |v₋ - (ε - x₀)|². No likelihood, no stored path: any solver may have drawn the samples.
+    `old` moves with the rollout, `initial` never.
+
+    Source: arXiv 2509.16117 (theorem, loss and released code); adopted by arXiv 2510.16888.
+    """
+
+    PAPER: ClassVar[str] = "arXiv 2509.16117"
+    MODALITY: ClassVar[str] = "diffusion"
+    READS: ClassVar[tuple[str, ...]] = ("optimality",)
+    UNIT: ClassVar[str] = "records"
+    HOLDS: ClassVar = ("normaliser",)
+    SETTINGS: ClassVar = ({}, {"beta": 0.1}, {"kl_weight": 0.5}, {"adv_clip": 2.0}, {"normalise": False})
+
+    beta: float = Field(1.0, gt=0.0)
+    kl_weight: float = Field(1e-4, ge=0.0)
+    adv_clip: float = Field(5.0, gt=0.0)
+    normalise: bool = True
+
+    def start(self, policy: Any) -> Any:
+        """The sets `old` and `initial`, equal to the trained parameters; checkpoints carry them."""
+        made = sets.Sets(policy.module, ("old", "initial"))
+        policy.sets.update(made.sets)
+        return made
+
+    def terms(self, policy: Any, batch: Batch, update: Update) -> list[Term]:
+        wide = torch.promote_types(next(policy.module.parameters()).dtype, torch.float32)
+        clean, sigma, r = (batch.streams[name].values.to(wide) for name in ("latent", "level", "optimality"))
+        noise = draws.normal(update, batch.examples, 0, clean)
+        x = levels.noised(clean, noise, sigma)
+        condition, held = policy.condition(batch), update.state_of(self)
+        with held["old"].using():
+            old = policy.velocity(x, sigma, condition)
+        with held["initial"].using():
+            initial = policy.velocity(x, sigma, condition)
+        trained = policy.velocity(x, sigma, condition)
+        if self.normalise:
+            loss = nft.practical(trained, old, x, clean, sigma, r, self.beta, self.adv_clip)
+        else:
+            loss = self.adv_clip / self.beta * nft.plain(trained, old, noise - clean, r, self.beta)
+        kl = nft.distance(trained, initial)
+        update.meter("kl", kl.detach().sum(), self.unit)
+        update.meter("from_old", nft.distance(trained, old).detach().sum(), self.unit)
+        return [Term(loss.sum(), self.unit), Term(kl.sum(), self.unit, self.kl_weight)]

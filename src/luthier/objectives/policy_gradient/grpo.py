@@ -1,0 +1,98 @@
+"""GRPO: a clipped policy gradient on sampled answers, with advantages made within groups."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from pydantic import Field
+
+from luthier.objectives.base import TokenObjective, TokenView
+from luthier.parts import lazy
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from luthier.objectives.policy_gradient import _surrogate as surrogates
+    from luthier.types import Row
+else:
+    surrogates = lazy("luthier.objectives.policy_gradient._surrogate")
+
+
+class GRPO(TokenObjective):
+    """Group relative policy optimisation and its relatives, over the stream `advantages`.
+
+    loss_t = -min(ρ_t A_t, clip(ρ_t, 1 - clip_low, 1 + clip_high) A_t) + kl_coefficient · k_t, with ρ = π / π_old
+    of the token, or with `ratio: sequence` (GSPO) exp of the mean log-ratio of the whole record. Without the
+    stream `old_logprobs` (one update per rollout) ρ is 1 and its gradient A ∇ log π.
+
+    norm: `token` divides by the targets of the update (dapo, trl's default), `sequence` takes the mean of
+    each record and then of the records (the grpo paper), `constant` divides by records × max_length (dr_grpo).
+    Micro-batch means (bnpo) are not offered: they depend on how an update was cut.
+
+    Sources: arXiv 2402.03300 (grpo), 2503.14476 (dapo), 2503.20783 (dr_grpo), 2507.18071 (gspo), 2506.13585
+    (cispo), 1912.09729 (dual clip). In cispo the cap is 1 + clip_high as in the paper; trl's option is the cap.
+    """
+
+    PAPER: ClassVar[str] = "arXiv 2402.03300"
+    READS: ClassVar = ("advantages", "old_logprobs")
+    SETTINGS: ClassVar = (
+        {},
+        {"clip_low": 0.05},
+        {"clip_high": 0.05},
+        {"dual_clip": 1.05},
+        {"surrogate": "cispo"},
+        {"ratio": "sequence"},
+        {"norm": "sequence"},
+        {"norm": "constant"},
+        {"norm": "constant", "max_length": 64},
+        {"kl_coefficient": 0.1},
+        {"kl_coefficient": 0.1, "kl_estimator": "k1"},
+        {"kl_coefficient": 0.1, "kl_estimator": "k2"},
+    )
+
+    clip_low: float = Field(0.2, gt=0.0)
+    clip_high: float = Field(0.2, gt=0.0)
+    dual_clip: float | None = Field(None, gt=1.0)
+    surrogate: Literal["clip", "cispo"] = "clip"
+    ratio: Literal["token", "sequence"] = "token"
+    norm: Literal["token", "sequence", "constant"] = "token"
+    max_length: int = Field(256, gt=0)
+    kl_coefficient: float = Field(0.0, ge=0.0)
+    kl_estimator: Literal["k1", "k2", "k3"] = "k3"
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        return (*self.READS, "logprobs:initial") if self.kl_coefficient else self.READS
+
+    @property
+    def unit(self) -> str:
+        return "targets" if self.norm == "token" else "records"
+
+    def moves(self, row: Row) -> bool:
+        return bool(self.kl_coefficient) or not row.silent("advantages")
+
+    def token_loss(self, view: TokenView) -> Tensor:
+        loss = self._surrogate(view)
+        if self.kl_coefficient:
+            reference = view.stream("logprobs:initial")
+            loss = loss + self.kl_coefficient * surrogates.ESTIMATORS[self.kl_estimator](view.logprob, reference)
+            view.meter("kl", surrogates.k3(view.logprob, reference))
+        if self.norm == "sequence":
+            return loss / view.record_targets
+        return loss / self.max_length if self.norm == "constant" else loss
+
+    def _surrogate(self, view: TokenView) -> Tensor:
+        advantages = view.stream("advantages")
+        rho = self._ratio(view)
+        view.meter("ratio", rho)
+        view.meter("clip_fraction", surrogates.is_clipped(rho, advantages, self.clip_low, self.clip_high))
+        if self.surrogate == "cispo":
+            return surrogates.cispo(rho, view.logprob, advantages, self.clip_low, self.clip_high)
+        return surrogates.clipped(rho, advantages, self.clip_low, self.clip_high, self.dual_clip)
+
+    def _ratio(self, view: TokenView) -> Tensor:
+        old = view.streams.get("old_logprobs")
+        if self.ratio == "token" or old is None:
+            return surrogates.ratio(view.logprob, old)
+        mean = view.record_mean(lambda whole: whole.logprob - whole.streams["old_logprobs"])
+        return surrogates.ratio(view.logprob, old, mean)

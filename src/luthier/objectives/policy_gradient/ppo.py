@@ -1,0 +1,76 @@
+"""PPO: a clipped policy gradient whose advantages come from a learnt value of every state."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pydantic import Field
+
+from luthier.objectives.base import TokenObjective, TokenView, Update
+from luthier.parts import lazy
+from luthier.types import Batch, Term
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from luthier.models import policy as policies
+    from luthier.objectives.policy_gradient import _surrogate as surrogates
+    from luthier.objectives.policy_gradient import _value as value_heads
+else:
+    policies = lazy("luthier.models.policy")
+    surrogates = lazy("luthier.objectives.policy_gradient._surrogate")
+    value_heads = lazy("luthier.objectives.policy_gradient._value")
+
+
+class PPO(TokenObjective):
+    """Proximal policy optimisation with a value head, the companion `values`.
+
+    loss_t = -min(ρ_t A_t, clip(ρ_t, 1 - clip_low, 1 + clip_high) A_t)
+             + value_coefficient · max((v_t - R_t)², (clip(v_t, V_t ± value_clip) - R_t)²) / 2,
+    both averaged over the targets of the update. v_t is the value of the state before token t, V_t what it was
+    when the rollout was scored (stream `values`), R_t = A_t + V_t before whitening (stream `returns`). The
+    advantage `gae` makes A and R; a KL penalty belongs to the reward.
+
+    The value head reads the hidden state that predicts token t. `value_rate` is its factor of the learning
+    rate; without `value_reaches_model` its loss trains the head alone. Its gradient is clipped apart.
+
+    Sources: arXiv 1707.06347, 1506.02438; value clipping and coefficients as in trl, which trains a second
+    model for the values.
+    """
+
+    PAPER: ClassVar[str] = "arXiv 1707.06347"
+    READS: ClassVar = ("advantages", "old_logprobs", "values", "returns")
+    SETTINGS: ClassVar = (
+        {},
+        {"clip_low": 0.05},
+        {"clip_high": 0.05},
+        {"value_clip": None},
+        {"value_coefficient": 1.0},
+        {"value_rate": 1.0},
+        {"value_reaches_model": False},
+    )
+
+    clip_low: float = Field(0.2, gt=0.0)
+    clip_high: float = Field(0.2, gt=0.0)
+    value_clip: float | None = Field(0.2, gt=0.0)
+    value_coefficient: float = Field(0.1, ge=0.0)
+    value_rate: float = Field(10.0, gt=0.0)
+    value_reaches_model: bool = True
+
+    def companions(self, policy: Any) -> dict[str, policies.Companion]:
+        weight = policy.head.output.weight
+        return {"values": policies.Companion(value_heads.ValueHead(weight.shape[1], weight), self.value_rate)}
+
+    def token_loss(self, view: TokenView) -> Tensor:
+        advantages = view.stream("advantages")
+        rho = surrogates.ratio(view.logprob, view.streams.get("old_logprobs"))
+        view.meter("ratio", rho)
+        view.meter("clip_fraction", surrogates.is_clipped(rho, advantages, self.clip_low, self.clip_high))
+        return surrogates.clipped(rho, advantages, self.clip_low, self.clip_high)
+
+    def hidden_terms(self, policy: Any, batch: Batch, hidden: Tensor, update: Update) -> list[Term]:
+        value = policy.companions["values"].module(hidden if self.value_reaches_model else hidden.detach())
+        old, returns = (batch.at_targets(name).to(value.dtype) for name in ("values", "returns"))
+        loss = surrogates.value_loss(value, old, returns, self.value_clip)
+        update.meter("value_error", (value - returns).detach().square().sum(), "targets")
+        return [Term((loss * batch.at_targets("weights")).sum(), self.UNIT, self.value_coefficient)]

@@ -1,0 +1,55 @@
+"""RLOO: REINFORCE on whole answers, each compared with the others to its prompt."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+from pydantic import Field
+
+from luthier.objectives.base import TokenObjective, TokenView
+from luthier.parts import lazy
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from luthier.objectives.policy_gradient import _surrogate as surrogates
+    from luthier.types import Row
+else:
+    surrogates = lazy("luthier.objectives.policy_gradient._surrogate")
+
+
+class RLOO(TokenObjective):
+    """REINFORCE leave-one-out: the answer is one action, its probability the product over its tokens.
+
+    loss_i = -min(ρ_i A_i, clip(ρ_i, 1 - clip_low, 1 + clip_high) A_i) with ρ_i = exp Σ_t (log π - log π_old),
+    averaged over answers. Each of an answer's n tokens carries loss_i / n with the gradient of its own log π,
+    which sums to the gradient of loss_i. Without `old_logprobs` (one update per rollout) this is REINFORCE.
+
+    The leave-one-out baseline is made in the rollout (advantage `leave_one_out`), and so is the KL
+    penalty, which belongs to the reward here.
+
+    Source: arXiv 2402.14740; clipping as in trl, for several updates per rollout.
+    """
+
+    PAPER: ClassVar[str] = "arXiv 2402.14740"
+    READS: ClassVar = ("advantages", "old_logprobs")
+    UNIT: ClassVar[str] = "records"
+    HOLDS: ClassVar = ("ratio of the answer",)
+    SETTINGS: ClassVar = ({}, {"clip_low": 0.9}, {"clip_high": 9.0})
+
+    clip_low: float = Field(0.2, gt=0.0)
+    clip_high: float = Field(0.2, gt=0.0)
+
+    def moves(self, row: Row) -> bool:
+        return not row.silent("advantages")
+
+    def token_loss(self, view: TokenView) -> Tensor:
+        advantages, count = view.stream("advantages"), view.record_targets
+        old, total = view.streams.get("old_logprobs"), None
+        if old is not None:
+            total = count * view.record_mean(lambda whole: whole.logprob - whole.streams["old_logprobs"])
+            old = count * old
+        rho = surrogates.ratio(count * view.logprob, old, total)
+        view.meter("ratio", rho)
+        view.meter("clip_fraction", surrogates.is_clipped(rho, advantages, self.clip_low, self.clip_high))
+        return surrogates.clipped(rho, advantages, self.clip_low, self.clip_high) / count

@@ -1,0 +1,1 @@
+"""Processes of runs: the worker, the fork server, torchrun, who starts them."""

@@ -1,0 +1,119 @@
+"""Which modality of model a recipe names, told by its config.json alone, and what a recipe has to say of each modality."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from luthier import parts
+from luthier.errors import RecipeError
+from luthier.recipe.settings import Model, Settings
+
+CLASS = "_class_name"  # how diffusers names a network in its config.json
+TRANSFORMER = "transformer"  # where a pipeline's folder keeps it
+PAIRED = ("siglip",)
+"""Types of transformers' models with a tower for images and one for texts."""
+PACKAGED = ("nano", "nano-digits")
+"""Models whose weights are part of the package, each in a folder of its name."""
+
+
+@dataclass(frozen=True)
+class Modality:
+    """What a recipe has to say of a modality of model.
+
+    `evaluated`: the blocks that an evaluation depends on; `foreign`: dotted keys that mean nothing here, and why.
+    """
+
+    name: str
+    evaluated: tuple[str, ...]
+    foreign: Mapping[str, str] = field(default_factory=dict)
+
+
+_TEXT = {
+    "data.render": "there is no text to render",
+    "data.targets": "a record is its own target",
+    "data.max_tokens": "records have no tokens",
+    "data.too_long": "records have no tokens",
+    "model.attention": "the library's own choice is taken",
+    "model.remote_code": "only classes of the installed library are loaded",
+    "model.revision": "models of this modality come from a folder or a config",
+    "train.batch.layout": "records have no tokens to lay out",
+    "train.checkpointing": "it is built for the layers of language models",
+    "train.select": "selectors look at the losses of language models",
+    "rl": "it samples answers of language models",
+    "steps": "pipelines are built for language models",
+    "generate": "nothing is written in words",
+    "evaluate.perplexity": "records have no tokens",
+    "evaluate.retain": "retain items are questions to language models",
+    "evaluate.metric": "metrics judge answers in words",
+}
+_DRAWN = {"sample": "it says how denoisers draw samples", "rollout": "it says how denoisers draw what they learn from"}
+
+MODALITIES: Mapping[str, Modality] = {
+    "language": Modality(
+        "language models",
+        ("model", "data", "evaluate", "generate"),
+        {**_DRAWN, "model.config": "a language model needs its tokenizer too: name a folder, `path:`"},
+    ),
+    "diffusion": Modality("denoisers", ("model", "data", "evaluate", "sample", "reward"), _TEXT),
+    "contrastive": Modality(
+        "image and text encoders",
+        ("model", "data", "evaluate"),
+        {**_TEXT, **_DRAWN, "reward": "nothing is sampled that could be judged"},
+    ),
+}
+"""The faces of models (`MODALITY` of objectives): what `modalities/open.py` builds for each stands under the same names."""
+
+
+def modality_of(model: Model, base: Path) -> str:
+    """A key of MODALITIES; what is no folder here, and no config, is taken for a language model."""
+    config = model.config or _config_of(model_folder(model.path, base))
+    if CLASS in config:
+        return "diffusion"
+    return "contrastive" if config.get("model_type") in PAIRED else "language"
+
+
+def model_folder(path: str, base: Path) -> Path:
+    """The folder that a recipe names as its model: a packaged one by its name, else as seen from `base`."""
+    return parts.PACKAGE / "models" / path if path in PACKAGED else base / Path(path).expanduser()
+
+
+def _config_of(folder: Path) -> Mapping[str, Any]:
+    for file in (folder / TRANSFORMER / "config.json", folder / "config.json"):
+        try:
+            found = json.loads(file.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            continue
+        return found if isinstance(found, dict) else {}
+    return {}
+
+
+def refuse_foreign(settings: Settings, base: Path, origin: Callable[[tuple[str, ...]], str]) -> None:
+    """Raise RecipeError for the first key that is set to something and means nothing for this modality of model."""
+    modality = MODALITIES[modality_of(settings.model, base)]
+    default = Settings.model_validate({"model": settings.model.path, "data": {"train": settings.data.train}})
+    for key, reason in modality.foreign.items():
+        path = tuple(key.split("."))
+        if _at(settings, path) != _at(default, path):
+            leaf = next(_below(_at(settings, path), _at(default, path), path))
+            raise RecipeError(
+                f"{origin(leaf)}: {key}: of {modality.name} this says nothing: {reason}.", "Leave it out of the recipe."
+            )
+
+
+def _at(value: Any, path: tuple[str, ...]) -> Any:
+    for key in path:
+        value = getattr(value, key)
+    return value.model_dump() if hasattr(value, "model_dump") else value
+
+
+def _below(value: Any, default: Any, path: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
+    """The keys under a path that differ from their default, deepest first; the path itself where there are none."""
+    if isinstance(value, Mapping) and isinstance(default, Mapping):
+        for key, item in value.items():
+            if item != default.get(key):
+                yield from _below(item, default.get(key), (*path, key))
+    yield path

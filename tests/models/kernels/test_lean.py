@@ -1,0 +1,145 @@
+"""Lean norms and gated layers: the same forward bit for bit, autograd's gradients, and less kept for the backward."""
+
+import pytest
+import torch
+from torch import nn
+from transformers import LlamaConfig, LlamaForCausalLM
+from transformers.models.gemma.modeling_gemma import GemmaMLP, GemmaRMSNorm
+from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm
+from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm
+
+from luthier.models.kernels.lean import form_of, kept_lean
+
+CONFIG = LlamaConfig(
+    vocab_size=31,
+    hidden_size=16,
+    intermediate_size=24,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+)
+IDS = torch.tensor([[3, 9, 1, 30, 4, 7], [2, 2, 5, 8, 0, 11]])
+
+
+def made(dtype, **more):
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(LlamaConfig(**{**CONFIG.to_dict(), **more}))
+    for name, parameter in model.named_parameters():
+        if "norm" in name:
+            nn.init.normal_(parameter, 1.0, 0.3)
+    return model.to(dtype)
+
+
+def loss_and_gradients(model):
+    model.zero_grad()
+    loss = model(input_ids=IDS, labels=IDS).loss
+    loss.backward()
+    return loss.detach(), {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize(("dtype", "most"), [(torch.float32, 1e-5), (torch.float64, 0.0), (torch.bfloat16, 0.03)])
+def test_the_forward_is_the_same_and_gradients_are_those_of_autograd(dtype, most):
+    model = made(dtype)
+    wanted, gradients = loss_and_gradients(model)
+    with kept_lean(model):
+        found, others = loss_and_gradients(model)
+    assert torch.equal(found, wanted)
+    for name, gradient in gradients.items():
+        apart = torch.linalg.vector_norm(others[name] - gradient) / torch.linalg.vector_norm(gradient)
+        assert apart <= most, name
+
+
+@pytest.mark.parametrize("kind", [LlamaRMSNorm, Qwen3RMSNorm])
+def test_of_a_norm_by_numbers(kind):
+    draw = torch.Generator().manual_seed(1)
+    norm, x = kind(6, eps=0.1), torch.randn(2, 5, 6, generator=draw, requires_grad=True)
+    norm.weight.data = torch.randn(6, generator=draw)
+    slope = torch.randn(2, 5, 6, generator=draw)
+    wanted = torch.autograd.grad(norm(x), (x, norm.weight), slope)
+    with kept_lean(norm):
+        assert type(norm) is form_of(kind)
+        found = torch.autograd.grad(norm(x), (x, norm.weight), slope)
+    for one, other in zip(found, wanted, strict=True):
+        assert torch.allclose(one, other, rtol=0, atol=1e-6)
+    assert type(norm) is kind
+
+
+def test_less_is_kept():
+    def kept(model):
+        sizes = {}
+
+        def keep(tensor):
+            sizes[tensor.data_ptr()] = tensor.numel() * tensor.element_size()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            alive = model(input_ids=IDS, labels=IDS).loss
+        assert alive.requires_grad
+        return sum(sizes.values())
+
+    model = made(torch.bfloat16)
+    plain = kept(model)
+    with kept_lean(model):
+        lean = kept(model)
+    positions, norms, layers = IDS.numel(), 5, 2
+    least = norms * positions * 16 * 4 + layers * positions * 24 * 2  # a float32 copy of each input, silu of each gate
+    assert plain - lean >= least
+
+
+def test_a_frozen_norm_passes_its_gradient_on():
+    model = made(torch.float32)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_("embed" in name or "gate" in name)
+    _, wanted = loss_and_gradients(model)
+    with kept_lean(model):
+        _, found = loss_and_gradients(model)
+    assert found.keys() == wanted.keys() and len(wanted) == 3
+    assert all(torch.allclose(found[name], wanted[name], rtol=1e-4, atol=1e-7) for name in wanted)
+
+
+def test_second_derivatives():
+    def second(model):
+        loss = model(inputs_embeds=model.get_input_embeddings()(IDS), labels=IDS).loss
+        weights = [model.model.layers[0].mlp.gate_proj.weight, model.model.norm.weight]
+        slopes = torch.autograd.grad(loss, weights, create_graph=True)
+        return torch.autograd.grad(sum(slope.square().sum() for slope in slopes), weights)
+
+    model = made(torch.float32)
+    model.set_attn_implementation("eager")
+    wanted = second(model)
+    with kept_lean(model):
+        found = second(model)
+    for one, other in zip(found, wanted, strict=True):
+        assert torch.allclose(one, other, rtol=1e-3, atol=1e-5 * float(other.abs().max()))
+
+
+def test_layers_that_compute_something_else_stay():
+    assert form_of(GemmaRMSNorm) is None  # its weight is one less
+
+    class OddRMSNorm(LlamaRMSNorm):
+        def forward(self, hidden_states):
+            return 2 * super().forward(hidden_states)
+
+    assert form_of(OddRMSNorm) is None and form_of(nn.RMSNorm) is None and form_of(nn.LayerNorm) is None
+    assert form_of(LlamaMLP) is not None
+
+
+def test_another_activation_is_left_to_the_layer():
+    model = made(torch.float32, hidden_act="gelu")
+    wanted, gradients = loss_and_gradients(model)
+    with kept_lean(model):
+        found, others = loss_and_gradients(model)
+    name = "model.layers.0.mlp.gate_proj.weight"
+    assert torch.equal(found, wanted) and torch.allclose(others[name], gradients[name], rtol=1e-4, atol=1e-7)
+    assert form_of(GemmaMLP) is not None
+
+
+def test_nothing_random_is_drawn_to_look_at_a_class():
+    class NewRMSNorm(LlamaRMSNorm):
+        pass
+
+    torch.manual_seed(5)
+    wanted = torch.rand(1)
+    torch.manual_seed(5)
+    assert form_of(NewRMSNorm) is not None
+    assert torch.equal(torch.rand(1), wanted)
