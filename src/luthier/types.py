@@ -55,9 +55,9 @@ class Row:
     """One record as numbers, or one of the rows that a record needs. `streams["weights"]` marks a text's targets.
 
     A record of another modality has no tokens: its `ids` are empty and its tensors are row streams.
-    Rows of one `record_rows` (a preference pair) are never separated: they are drawn, counted and cut to length as
-    one record, and stand in one forward. `shared` leading positions are those of the row before it in its
-    micro-batch, and are read there.
+    Rows of one `record` (a preference pair) are never separated: they are drawn, counted and cut to length
+    together, and share one forward. The first `shared` positions repeat the previous row's prompt and are not
+    computed again.
     """
 
     id: str  # differs for every row

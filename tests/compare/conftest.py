@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-WORKER = (sys.executable, str(Path(__file__).with_name("fake_worker.py")))
+WORKER = (sys.executable, str(Path(__file__).parents[1] / "support" / "fake_worker.py"))
 
 
 @pytest.fixture

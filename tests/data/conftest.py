@@ -1,9 +1,8 @@
-import importlib.util
-from pathlib import Path
-
 import pytest
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
+
+from support import templates
 
 SPECIAL = [
     "<s>", "</s>", "<|im_start|>", "<|im_end|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>",
@@ -16,15 +15,7 @@ CORPUS = [
 ] * 4
 
 
-def load_templates():
-    path = Path(__file__).with_name("templates_for_tests.py")
-    spec = importlib.util.spec_from_file_location("templates_for_tests", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.ALL
-
-
-TEMPLATES = load_templates()
+TEMPLATES = templates.ALL
 
 
 def byte_level() -> Tokenizer:

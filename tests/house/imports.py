@@ -6,6 +6,7 @@ import ast
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
+from functools import cache
 from pathlib import Path
 
 # A room imports only rooms with a smaller number. Rooms of one number are neighbours and never meet.
@@ -14,7 +15,7 @@ RANKS = {
     "types": 0.1,
     "parts": 0.2,
     "recipe": 0.3,
-    "records": 0.3,
+    "run_folder": 0.3,
     "stats": 0.3,
     "proofs": 0.4,
     "models": 1,
@@ -30,7 +31,10 @@ RANKS = {
     "engine": 3,
     "rollouts": 3,
     "evals": 3,
+    "runs": 3.5,
+    "modalities": 3.7,
     "steps": 4,
+    "processes": 4.5,
     "compare": 5,
     "cli": 6,
     "__init__": 6,
@@ -56,6 +60,54 @@ def import_faults(package: Path) -> list[str]:
         if room != "parts":
             faults += [f"{path}:{line}: imports by name; only parts.py may" for line in _imports_by_name(tree)]
     return faults
+
+
+def cycle_faults(package: Path) -> list[str]:
+    """Circles of files that import one another, imports for type checkers and at first use included."""
+    arrows = {module: sorted(_files_imported(package, path)) for module, path in _modules(package).items()}
+    faults: list[str] = []
+    done: set[str] = set()
+
+    def visit(module: str, trail: list[str]) -> None:
+        if module in trail:
+            faults.append("imported in a circle: " + " → ".join([*trail[trail.index(module) :], module]))
+        elif module not in done:
+            for target in arrows[module]:
+                visit(target, [*trail, module])
+            done.add(module)
+
+    for module in arrows:
+        visit(module, [])
+    return faults
+
+
+def _modules(package: Path) -> dict[str, Path]:
+    paths = sorted(package.rglob("*.py"))
+    return dict(zip(module_names(package, paths), paths, strict=True))
+
+
+def _files_imported(package: Path, path: Path) -> set[str]:
+    """Modules of the package that a file imports: `from x import y` counts as x.y where that is a file."""
+    modules = _modules_cached(package)
+    own = module_names(package, [path])[0]
+    parent = own if path.name == "__init__.py" else own.rpartition(".")[0]
+    targets: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            targets |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            above = ".".join(parent.split(".")[: len(parent.split(".")) - node.level + 1]) if node.level else ""
+            source = ".".join(filter(None, (above, node.module)))
+            for alias in node.names:
+                targets.add(f"{source}.{alias.name}" if f"{source}.{alias.name}" in modules else source)
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "lazy" and node.args:
+            targets |= {node.args[0].value} if isinstance(node.args[0], ast.Constant) else set()
+    return {target for target in targets if target in modules and target != own}
+
+
+@cache
+def _modules_cached(package: Path) -> frozenset[str]:
+    return frozenset(_modules(package))
 
 
 def _room(package: Path, path: Path) -> str:

@@ -4,12 +4,14 @@ from pathlib import Path
 
 import pytest
 
-from house import imports, parts_rules, text_rules
+from house import imports, names, parts_rules, text_rules
 from luthier.parts import SLOTS, catalogue
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCE = ROOT / "src"
 PACKAGE = SOURCE / "luthier"
+MOST_NAMELESS = 40
+MOST_VAGUE = 230
 TORCH_FREE = (
     "errors.py",
     "types.py",
@@ -29,6 +31,26 @@ def check(faults):
 
 def test_rooms_import_only_lower_rooms():
     check(imports.import_faults(PACKAGE))
+
+
+def test_no_circle_of_files():
+    check(imports.cycle_faults(PACKAGE))
+
+
+def test_a_public_class_name_stands_once():
+    check(names.class_faults(PACKAGE, SLOTS))
+
+
+def test_variables_say_what_they_hold():
+    """The bounds only fall: whoever brings a count down lowers its bound."""
+    nameless = names.nameless(PACKAGE, names.NAMELESS)
+    vague = names.nameless(PACKAGE, names.NO_BETTER)
+    assert nameless.total() <= MOST_NAMELESS, nameless
+    assert vague.total() <= MOST_VAGUE, vague
+
+
+def test_no_package_is_a_tenth_of_the_code():
+    check(text_rules.size_faults(PACKAGE, 0.1))
 
 
 def test_parts_are_named_documented_and_tested():

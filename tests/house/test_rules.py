@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from house import imports, parts_rules, text_rules
+from house import imports, names, parts_rules, text_rules
 
 
 def plant(root: Path, files: dict[str, str]) -> Path:
@@ -57,6 +57,50 @@ def test_honest_imports_pass(tmp_path):
         "__main__.py": "from luthier.cli.app import main",
     }
     assert imports.import_faults(plant(tmp_path / "luthier", lines)) == []
+
+
+CIRCLE = {
+    "a/one.py": "from luthier.b import two",
+    "b/two.py": "three = lazy('luthier.c.three')",
+    "c/three.py": "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from luthier.a.one import x",
+    "b/__init__.py": "",
+}
+
+
+def test_a_circle_of_files_is_found(tmp_path):
+    faults = imports.cycle_faults(plant(tmp_path / "luthier", CIRCLE))
+    circle = "luthier.a.one → luthier.b.two → luthier.c.three → luthier.a.one"
+    assert faults == [f"imported in a circle: {circle}"]
+
+
+def test_files_without_a_circle_pass(tmp_path):
+    straight = {**CIRCLE, "c/three.py": "from ..b import __name__\nimport luthier.d", "d.py": "def f():\n    import os"}
+    assert imports.cycle_faults(plant(tmp_path / "luthier", straight)) == []
+
+
+def test_two_classes_of_one_name_are_found(tmp_path):
+    files = {
+        "rewards/exact.py": "class Exact:\n    pass",
+        "metrics/exact.py": "class Exact:\n    pass",  # parts of two slots: a recipe tells them apart
+        "engine/run.py": "class Run:\n    pass\nclass _Own:\n    pass",
+        "report/run.py": "class Run:\n    pass\nclass _Own:\n    pass",
+        "metrics/base.py": "class Metric:\n    pass",
+        "steps/metric.py": "class Metric:\n    pass",
+    }
+    package = plant(tmp_path / "luthier", files)
+    faults = names.class_faults(package, {"reward": ("rewards",), "metric": ("metrics",)})
+    assert sorted(fault.split("`")[1] for fault in faults) == ["Metric", "Run"]
+
+
+def test_nameless_variables_are_counted(tmp_path):
+    text = "found = 1\nfor one in [found]:\n    x = [place for place in range(3)]\nwith open('f') as found:\n    x"
+    counts = names.nameless(plant(tmp_path / "luthier", {"a.py": text}), ("found", "one", "place", "made"))
+    assert counts == {"found": 2, "one": 1, "place": 1}
+
+
+def test_a_package_that_is_too_large_is_found(tmp_path):
+    package = plant(tmp_path / "luthier", {"data/a.py": "x = 1\n" * 30, "engine/b.py": "x = 1\n" * 10})
+    assert [fault.split()[0] for fault in text_rules.size_faults(package, 0.5)] == ["data"]
 
 
 def test_torch_at_import_is_found(tmp_path):

@@ -38,6 +38,19 @@ def length_faults(folders: Sequence[Path]) -> list[str]:
     return faults
 
 
+def size_faults(package: Path, most: float) -> list[str]:
+    """Packages that hold more than a share `most` of the lines: they are several in one."""
+    lines: dict[str, int] = {}
+    for path in sorted(package.rglob("*.py")):
+        room = path.relative_to(package).parts[0]
+        lines[room] = lines.get(room, 0) + path.read_text(encoding="utf-8").count("\n")
+    total = sum(lines.values())
+    shares = {room: count / total for room, count in lines.items()}
+    return [
+        f"{room} holds {share:.1%} of the lines (at most {most:.0%})" for room, share in shares.items() if share > most
+    ]
+
+
 def leftover_faults(folders: Sequence[Path]) -> list[str]:
     """Notes to oneself that belong into an issue."""
     return [
@@ -53,12 +66,7 @@ def machine_faults(root: Path) -> list[str]:
     faults = []
     for path in sorted(root.rglob("*")):
         inside = path.relative_to(root).parts
-        if (
-            path.name == ".git"
-            or path.suffix not in SUFFIXES
-            or not path.is_file()
-            or any(_skipped(folder) for folder in inside[:-1])
-        ):
+        if path.name == ".git" or path.suffix not in SUFFIXES or not path.is_file() or _skipped(inside[:-1]):
             continue
         try:
             lines = path.read_text(encoding="utf-8").splitlines()
@@ -69,8 +77,9 @@ def machine_faults(root: Path) -> list[str]:
     return faults
 
 
-def _skipped(folder: str) -> bool:
-    return folder in SKIPPED or (folder.startswith(".") and folder != ".ci")
+def _skipped(folders: Sequence[str]) -> bool:
+    hidden = any(folder.startswith(".") and folder != ".ci" for folder in folders)
+    return hidden or any(folder in SKIPPED for folder in folders[:1])
 
 
 def version_faults(root: Path) -> list[str]:

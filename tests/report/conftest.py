@@ -8,7 +8,7 @@ from rich.console import Console
 
 from luthier.compare import compare
 
-WORKER = (sys.executable, str(Path(__file__).parents[1] / "compare/fake_worker.py"))
+WORKER = (sys.executable, str(Path(__file__).parents[1] / "support/fake_worker.py"))
 HOSTILE = "<b>x</b> & 50%_$#{a}|`*"
 
 

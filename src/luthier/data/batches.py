@@ -21,7 +21,7 @@ RecordRows = tuple[Row, ...]
 
 
 class Ordered:
-    """The endless stream of records (rows_by_record of one or more rows), each epoch in its own keyed order or as they stand."""
+    """The endless stream of records, each epoch in its own keyed order or as written."""
 
     def __init__(self, rows: Sequence[Row], seed: int, shuffled: bool = True):
         self.rows_by_record = group_by_record(rows)
@@ -69,8 +69,8 @@ def data_order(records: Sequence[str], seed: int, epoch: int) -> list[int]:
 def micro_batches(rows: Sequence[Row], tokens: int, layout: Layout) -> list[list[Row]]:
     """Cut an update's rows into micro-batches of at most `tokens` positions, padding included.
 
-    Atoms are grouped by length, longest first: little padding, and a shortage of memory shows at once.
-    An record_rows that takes more than `tokens` is a micro-batch of its own. In the layout "shared" rows with the same
+    Records are grouped by length, longest first: little padding, and a shortage of memory shows at once.
+    A record that takes more than `tokens` is a micro-batch of its own. In the layout "shared" rows with the same
     prompt come one behind the other and read it once, where that is less work.
     """
     rows_by_record = [sorted(record_rows, key=lambda row: (-len(row), row.id)) for record_rows in group_by_record(rows)]
@@ -107,7 +107,7 @@ LINE = 1024
 
 
 def share_prompts(rows_by_record: Sequence[Sequence[Row]], most: int) -> list[list[Row]]:
-    """Join rows_by_record whose rows all have one prompt, the same, into lines: all but the first row of a line share it.
+    """Join records whose rows all have the same prompt into lines: the first row of a line reads it for the others.
 
     A prompt is what stands before the first target. A row joins where the prompt is at least a quarter as long
     as what follows it: below that, the pairs of positions that do not see each other cost more than is saved.
@@ -116,7 +116,7 @@ def share_prompts(rows_by_record: Sequence[Sequence[Row]], most: int) -> list[li
         most: positions of a line, if LINE is not less.
 
     Returns:
-        Lines, longest first; an record_rows that shares with no other is a piece as it stands.
+        Lines, longest first; a record that shares with no other is a piece of its own.
     """
     lines: dict[bytes, list[list[Row]]] = {}
     pieces: list[list[Row]] = []

@@ -106,7 +106,7 @@ def choose(
 
 
 def _mean(features: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """Features of an record_rows: those of its only row, or their mean."""
+    """Features of a record: those of its only row, or their mean."""
     if len(features) == 1:
         return features[0]
     return {name: torch.stack([one[name] for one in features]).mean(0) for name in features[0]}

@@ -1,4 +1,4 @@
-"""What every step stands on: a device, a model, rows of each split, and what these mean for one kind of model."""
+"""Workspace: the loaded model and prepared data of a recipe, and everything that depends on the modality."""
 
 from __future__ import annotations
 

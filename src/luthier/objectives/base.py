@@ -397,8 +397,8 @@ class WeightedSum(Objective):
 def _records(batch: Batch, rows: Sequence[int]) -> int:
     """Records that these rows make up, each as often as it was drawn: an update may be larger than the data set."""
     times: dict[str, int] = {}
-    for (record_rows, _), count in Counter((batch.records[row], batch.examples[row]) for row in rows).items():
-        times[record_rows] = max(times.get(record_rows, 0), count)
+    for (record, _), count in Counter((batch.records[row], batch.examples[row]) for row in rows).items():
+        times[record] = max(times.get(record, 0), count)
     return sum(times.values())
 
 

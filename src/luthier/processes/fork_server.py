@@ -1,4 +1,4 @@
-"""`python -m luthier.processes.fork_server`: imports once what runs need, then forks a worker for every folder it is told.
+"""`python -m luthier.processes.fork_server`: imports what runs need, then forks a worker per folder.
 
 To import takes longer than a small training. A line in is a run's folder, as JSON; lines out are `began` with the
 number of its process and, when it has ended, `ended` with its exit code.

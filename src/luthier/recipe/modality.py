@@ -1,4 +1,4 @@
-"""Which modality of model a recipe names, told by its config.json alone, and what a recipe has to say of each modality."""
+"""The modality of a recipe's model, read from its config.json, and the recipe keys that it has no use for."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ MODALITIES: Mapping[str, Modality] = {
         {**_TEXT, **_DRAWN, "reward": "nothing is sampled that could be judged"},
     ),
 }
-"""The faces of models (`MODALITY` of objectives): what `modalities/open.py` builds for each stands under the same names."""
+"""Modalities by name, as parts declare them (`MODALITY`); `modalities/open.py` has the workspace of each."""
 
 
 def modality_of(model: Model, base: Path) -> str:

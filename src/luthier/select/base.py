@@ -26,8 +26,8 @@ class Pool:
     """Candidates that compete: n consecutive rows_by_record of an update, in data order.
 
     Attributes:
-        names: record id of each record_rows.
-        features: what `look` found, [n,...] on the CPU; of an record_rows of several rows their mean.
+        names: id of each record.
+        features: what `look` found, [n,...] on the CPU; the mean over a record's rows.
         uniform: numbers [n] in [0,1), a function of (seed, update, record id) alone.
         state: what `start` returned.
     """

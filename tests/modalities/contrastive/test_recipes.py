@@ -12,7 +12,7 @@ from luthier.run_folder import read_jsonl
 from luthier.steps import run_recipe
 from luthier.steps.verify import verify
 
-BASE = Path(__file__).parents[2] / "examples"
+BASE = Path(__file__).parents[3] / "examples"
 SMALL = {
     "extends": "encoders.yaml",
     "data": {"train": {"kind": "digits", "count": 500}, "validation": 40, "test": 60},

@@ -25,7 +25,7 @@ from luthier.steps.verify import verify
 
 diffusers = pytest.importorskip("diffusers")
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 TINY = {"num_layers": 1, "attention_head_dim": 8, "num_attention_heads": 2, "caption_projection_dim": 16}
 WEIGHTS = "model/transformer/diffusion_pytorch_model.safetensors"
 SMALL = {
