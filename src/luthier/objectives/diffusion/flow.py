@@ -36,8 +36,17 @@ class Flow(Objective):
     UNIT: ClassVar[str] = "records"
     SETTINGS: ClassVar = ({}, {"level": "logit_normal"}, {"draws": 2})
 
-    level: Literal["uniform", "logit_normal"] = "uniform"
-    draws: int = Field(1, ge=1)
+    level: Literal["uniform", "logit_normal"] = Field(
+        "uniform",
+        description="How noise levels σ are drawn: `uniform` on [0, 1], or `logit_normal`, the logistic of a normal "
+        "number, more in the middle (arXiv 2403.03206).",
+    )
+    draws: int = Field(
+        1,
+        ge=1,
+        description="Noises and levels per record and update. More steadies the gradient and costs a forward and a "
+        "backward each.",
+    )
 
     def terms(self, policy: Any, batch: Batch, update: Update) -> list[Term]:
         clean = batch.streams["latent"].values
