@@ -12,6 +12,7 @@ from pathlib import Path
 RANKS = {
     "errors": 0.0,
     "types": 0.1,
+    "options": 0.1,
     "parts": 0.2,
     "recipe": 0.3,
     "records": 0.3,
