@@ -24,8 +24,7 @@ else:
 class LoRA(Tuner):
     """Low-rank adaptation: W + (alpha / r) B A, with A and B trained and W frozen.
 
-    `targets` is "all-linear" or a list of module names; `alpha` null means 2r. Saved in PEFT's format, so
-    plain PEFT loads it. Source: arXiv 2106.09685.
+    Saved in PEFT's format, so plain PEFT loads it. Source: arXiv 2106.09685.
     """
 
     PAPER: ClassVar[str] = "arXiv 2106.09685"
@@ -61,7 +60,7 @@ class LoRA(Tuner):
     targets: Literal["all-linear"] | list[str] = Field(
         "all-linear",
         description="Layers with an adapter: `all-linear` is every linear layer but the output embedding; else names "
-        "such as [q_proj, v_proj], which learn less.",
+        "such as `[q_proj, v_proj]`, which learn less.",
     )
     rank_stabilised: bool = Field(
         False,

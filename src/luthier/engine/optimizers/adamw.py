@@ -18,8 +18,7 @@ else:
 class AdamW(Part):
     """AdamW (arXiv 1711.05101), torch's fused kernel; moments in the type of the master weights.
 
-    Weight decay acts on matrices only, never on norms and biases. `clip` bounds the global gradient norm
-    of an update before the step; null turns it off.
+    Weight decay acts on matrices only, never on norms and biases.
     """
 
     PAPER: ClassVar[str] = "arXiv 1711.05101"

@@ -25,8 +25,7 @@ else:
 class Flow(Objective):
     """Flow matching on clean samples x₀ (row stream `latent`): mean over dimensions of |v(x, σ, c) - (ε - x₀)|².
 
-    x = (1-σ) x₀ + σ ε. Noise and level are functions of (seed, update, record, draw). `level`: how σ is drawn,
-    uniform on [0,1] or as the logistic of a standard normal number; `draws`: levels per record and update.
+    x = (1-σ) x₀ + σ ε. Noise and level are functions of (seed, update, record, draw).
 
     Source: arXiv 2210.02747, on the straight path of arXiv 2209.03003; logit-normal levels arXiv 2403.03206.
     """

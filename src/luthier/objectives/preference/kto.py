@@ -69,7 +69,7 @@ class KTO(LabelObjective):
     baseline: Literal["kl", "zero"] = Field(
         "kl",
         description="Zero point of the reward: `kl`, the update's mean log-ratio on mismatched prompts (the paper's), "
-        "or `zero` (APO-zero), which saves two forwards.",
+        "or `zero` (APO-zero, arXiv 2408.06266; TRL's `apo_zero_unpaired`), which saves two forwards.",
     )
 
     @property

@@ -56,7 +56,7 @@ class Http(SamplerPart):
     )
     extra: dict[str, Any] = Field(
         default_factory=dict,
-        description="Further fields of each request, as the server knows them, such as {repetition_penalty: 1.1}.",
+        description="Further fields of each request, as the server knows them, such as `{repetition_penalty: 1.1}`.",
     )
 
     def make(self, asking: Asking) -> Sampler:
