@@ -21,7 +21,10 @@ class FirstRight(Subset):
     PAPER: ClassVar[str] = "arXiv 2502.08130"
     SETTINGS: ClassVar = ({}, {"right": 0.5}, {"otherwise": "last"})
 
-    right: float = Field(1.0, description="Reward from which an answer counts as right. Gold answers always do.")
+    right: float = Field(
+        1.0,
+        description="Reward from which an answer counts as right; gold answers always do. Lower takes half-right ones.",
+    )
     otherwise: Literal["drop", "last"] = Field(
         "drop",
         description="What a record without a right answer gives: nothing (`drop`), or its `last` candidate.",

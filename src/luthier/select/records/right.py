@@ -24,7 +24,10 @@ class Right(Subset):
     PAPER: ClassVar[str] = "arXiv 2510.17793"
     SETTINGS: ClassVar = ({}, {"right": 0.5}, {"order": "data"}, {"choice": "shortest"}, {"choice": "all"})
 
-    right: float = Field(1.0, description="Reward from which a sampled answer counts as right. Gold answers always do.")
+    right: float = Field(
+        1.0,
+        description="Reward from which an answer counts as right; gold answers always do. Lower takes half-right ones.",
+    )
     choice: Literal["random", "shortest", "all"] = Field(
         "random",
         description="Which right answer of a record is kept: one drawn evenly (`random`, the paper's), the `shortest`,"
