@@ -22,6 +22,7 @@ from typing import Any, ClassVar
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 
 from luthier.errors import RecipeError, nearest
+from luthier.options import Option, read_options
 
 SLOTS: dict[str, tuple[str, ...]] = {
     "objective": ("objectives",),
@@ -100,6 +101,11 @@ class Entry:
     about: str
     options: tuple[str, ...]
     constants: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def described(self) -> tuple[Option, ...]:
+        """Its own options and those of its family, with types, defaults and descriptions; read when asked for."""
+        return read_options(self.path, self.class_name)
 
 
 def part_field(slot: str) -> BeforeValidator:

@@ -60,7 +60,7 @@ def test_a_part_file_shows_as_the_catalogue_would(command, here, room):
     shown = command("check", "./halved.py").out
     assert "objective halved: Half the loss." in shown
     assert "arXiv 0000.00000" in shown
-    assert "power: float = 2.0" in shown
+    assert "power = 2.0  [number]" in shown
     assert calls[0][0][0] == here / "halved.py"
 
 

@@ -32,13 +32,13 @@ def test_a_method_tells_what_it_sets_and_its_parts(command, packaged):
     assert "advises      budget.epochs = 3" in shown
     assert str(packaged / "small.yaml") in shown
     assert "tuner lora: " in shown
-    assert "r: int = 16" in shown
+    assert "r = 16 " in shown
 
 
 def test_a_part_tells_paper_options_and_file(command, packaged):
     shown = command("methods", "adamw").out
     assert "arXiv 1711.05101" in shown
-    assert "weight_decay: float = 0.0" in shown
+    assert "weight_decay = 0.0" in shown
     assert "adamw.py" in shown
 
 
@@ -47,3 +47,33 @@ def test_a_broken_method_is_named(command, packaged, here):
     result = command("methods")
     assert result.code == 2
     assert "bad.yaml:2" in result.error
+
+
+OWN = """
+from pydantic import Field
+
+from luthier.rewards.base import Reward
+
+
+class Own(Reward):
+    bonus: float = Field(0.5, ge=0, description="Worth of an answer that says why. " "Larger asks for reasons.")
+    bare: int = 3
+"""
+
+
+def test_options_are_a_table_with_default_meaning_and_range(command, packaged, here, monkeypatch):
+    (here / "own.py").write_text(OWN)
+    monkeypatch.setenv("COLUMNS", "80")
+    shown = command("methods", "own.py").out
+    assert "    bonus = 0.5     Worth of an answer that says why. Larger asks for reasons.\n" in shown
+    assert "                    [number ≥ 0]\n    bare = 3        [whole number]\n" in shown
+    assert "    seconds = 10.0  Seconds allowed for one answer" in shown  # its family's
+    assert max(len(line) for line in shown.splitlines() if line.startswith("    ")) <= 80
+
+
+def test_a_long_default_has_a_line_of_its_own(command, packaged, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    shown = command("methods", "loramoe").out
+    assert "    targets = [gate_proj, up_proj, down_proj]\n" in shown
+    assert "    r = 4                " in shown
+    assert "    limit (required)" in command("methods", "overlong").out

@@ -13,6 +13,7 @@ from pathlib import Path
 RANKS = {
     "errors": 0.0,
     "types": 0.1,
+    "options": 0.1,
     "parts": 0.2,
     "recipe": 0.3,
     "run_folder": 0.3,

@@ -7,6 +7,8 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from luthier.options import Option, read_options
+
 Slots = Mapping[str, Sequence[str]]
 PAGED = ("objective", "tuner")  # slots whose parts have a page of their own
 
@@ -106,6 +108,41 @@ def _options(path: Path) -> list[str]:
         and not node.target.id.startswith("_")
         and "ClassVar" not in ast.unparse(node.annotation)
     ]
+
+
+# Words that say nothing of an option: a description is counted without them and without the option's own name.
+EMPTY = {
+    "a", "an", "the", "of", "for", "to", "in", "on", "by", "is", "are", "be", "as", "at", "it", "its", "this", "that",
+    "which", "with", "and", "or", "option", "value", "default",
+}  # fmt: skip
+WORDS, LONGEST = 4, 250
+
+
+def description_faults(package: Path, slots: Slots) -> list[str]:
+    """Options, a family's included, whose description is missing, only says their name again, or is a page long."""
+    faults: dict[str, None] = {}
+    for rooms in slots.values():
+        for path in part_files(package, rooms):
+            tree = ast.parse(path.read_text(encoding="utf-8"))
+            for node in tree.body:
+                if isinstance(node, ast.ClassDef) and not node.name.startswith("_") and not _is_dataclass(node):
+                    faults |= dict.fromkeys(f"{path}: {fault}" for fault in _undescribed(read_options(path, node.name)))
+    return list(faults)
+
+
+def _undescribed(options: Sequence[Option]) -> Iterator[str]:
+    for option in options:
+        if len(option.description) > LONGEST:
+            yield f"the description of `{option.name}` has {len(option.description)} characters (at most {LONGEST})"
+        if len(_new_words(option)) < WORDS:
+            yield f"the option `{option.name}` has no description that says more than its name"
+
+
+def _new_words(option: Option) -> set[str]:
+    """Words of the description that neither are empty nor begin as a word of the option's name does."""
+    own = {piece[:4] for piece in option.name.split("_")}
+    words = re.findall(r"[^\W_]+", option.description.lower())
+    return {word for word in words if word not in EMPTY and word[:4] not in own}
 
 
 def _attributes_read(path: Path) -> set[str]:

@@ -15,6 +15,7 @@ MOST_VAGUE = 230
 TORCH_FREE = (
     "errors.py",
     "types.py",
+    "options.py",
     "parts.py",
     "run_folder.py",
     "stats.py",
@@ -59,6 +60,10 @@ def test_parts_are_named_documented_and_tested():
 
 def test_every_option_of_a_part_is_read():
     check(parts_rules.option_faults(PACKAGE, SLOTS))
+
+
+def test_every_option_of_a_part_is_described():
+    check(parts_rules.description_faults(PACKAGE, SLOTS))
 
 
 def test_no_global_randomness_in_objectives_and_selection():

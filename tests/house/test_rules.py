@@ -149,6 +149,32 @@ def test_part_faults_are_found(tmp_path, changes, complaint):
     assert len(faults) == 1 and complaint in faults[0], faults
 
 
+ASCENT = "Length of the ascent step; larger pushes the states further."
+
+
+@pytest.mark.parametrize(
+    ("option", "count"),
+    [
+        ("step_size: float = 0.1", 1),
+        ("step_size: float", 1),
+        ("step_size: float = Field(0.1, ge=0.0)", 1),
+        ('step_size: float = Field(0.1, description="")', 1),
+        ('step_size: float = Field(0.1, description="The size of the steps.")', 1),  # the name again
+        ('step_size: float = Field(0.1, description="Size of a step, a float.")', 1),
+        ("step_size: float = Field(0.1, description=ASCENT)", 1),  # no literal: the catalogue cannot read it
+        (f'step_size: float = Field(0.1, description="{ASCENT * 5}")', 1),
+        (f'step_size: float = Field(0.1, description="{ASCENT}")', 0),
+        ('step_size: float = Field(0.1, description="Length of the ascent step; " "larger pushes further.")', 0),
+        ("STEPS: ClassVar[int] = 1", 0),
+        ("_step: float = 0.1", 0),
+    ],
+)
+def test_options_without_a_description_are_found(tmp_path, option, count):
+    plant(tmp_path, {**HOUSE, "src/luthier/objectives/supervised/sft.py": f"class SFT:\n    {option}"})
+    faults = parts_rules.description_faults(tmp_path / "src" / "luthier", SLOTS)
+    assert len(faults) == count and all("`step_size`" in fault for fault in faults), faults
+
+
 def test_small_parts_may_share_a_test_file_but_objectives_may_not(tmp_path):
     shared = {"tests/evals/test_exact.py": None, "tests/evals/test_metrics.py": "from x import Exact"}
     assert faults_with(tmp_path, shared) == []

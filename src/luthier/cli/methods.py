@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -172,29 +174,42 @@ def _parts_of(method: Method) -> list[Entry]:
 
 
 def show_part(entry: Entry) -> None:
-    """Print the catalogue's entry of one part: paper, needs, options with their defaults, file."""
+    """Print the catalogue's entry of one part: paper, needs, file, options with their defaults and meanings."""
     from luthier import parts
 
     made = parts.load(entry.slot, str(entry.path))
-    options = made.model_fields
     constants = {key: getattr(made, key, None) for key in parts.CONSTANTS if key != "SETTINGS"}  # its family's too
     facts = [(key.lower(), plain(value)) for key, value in constants.items() if value]
     typer.echo(f"{entry.slot} {entry.name}: {entry.about}")
-    _table(
-        [
-            *facts,
-            *(("option", _option(name, field)) for name, field in options.items()),
-            ("file", str(entry.path)),
-        ]
-    )
+    _table([*facts, ("file", str(entry.path))])
+    if entry.described:
+        typer.echo("  options")
+    for line in _option_lines(entry):
+        typer.echo(line)
 
 
-def _option(name: str, field: Any) -> str:
-    kind = getattr(field.annotation, "__name__", None) if isinstance(field.annotation, type) else str(field.annotation)
-    shown = f"{name}: {str(kind).replace('typing.', '')}"
-    if not field.is_required():
-        shown += f" = {plain(field.get_default(call_default_factory=True))}"
-    return shown if not field.description else f"{shown}   {field.description}"
+NARROW, WIDE = 72, 120
+"""Columns of a table whatever the terminal: below, meanings become ribbons; above, the eye loses its line."""
+
+
+def _option_lines(entry: Entry) -> list[str]:
+    """A table of two columns: `name = default`, and the meaning with type and range, wrapped."""
+    columns = min(max(shutil.get_terminal_size().columns, NARROW), WIDE)
+    lefts = [
+        f"{option.name} (required)" if option.default is None else f"{option.name} = {option.default}"
+        for option in entry.described
+    ]
+    left_width = max((len(left) for left in lefts if len(left) <= columns // 3), default=0)
+    lines: list[str] = []
+    for left, option in zip(lefts, entry.described, strict=True):
+        meaning = f"{option.description} [{option.takes}]".strip()
+        wrapped = textwrap.wrap(meaning, columns - left_width - 6)
+        if len(left) > left_width:  # a long default has a line of its own
+            lines.append(f"    {left}")
+            left = ""
+        lines.append(f"    {left:{left_width}}  {wrapped[0]}")
+        lines += [f"    {'':{left_width}}  {line}" for line in wrapped[1:]]
+    return lines
 
 
 def plain(value: Any) -> str:

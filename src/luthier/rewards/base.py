@@ -73,7 +73,12 @@ class Reward(Part):
 
     EXAMPLES: ClassVar[tuple[tuple[dict[str, Any], Any, Any], ...]] = ()
     MODALITY: ClassVar[str] = "language"
-    seconds: float = Field(10.0, gt=0)
+    seconds: float = Field(
+        10.0,
+        gt=0,
+        description="Seconds allowed for one answer, or for one group where answers are compared. A reward that takes "
+        "longer does not apply to them, and the run goes on.",
+    )
 
     def score(self, answer: Answer) -> Value:
         """The value of one answer."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from typing import ClassVar
 
+from pydantic import Field
+
 from luthier.rewards.base import Answer, Reward
 
 LETTER = re.compile(
@@ -32,7 +34,10 @@ class Choice(Reward):
         ({}, {"text": "A", "gold": "neither", "choices": ["no", "yes"]}, None),
     )
 
-    column: str = "choices"
+    column: str = Field(
+        "choices",
+        description="Column of the record that lists its choices, in the order of their letters (A is the first).",
+    )
 
     def score(self, answer: Answer) -> float | None:
         choices = [str(choice) for choice in answer.record.fields.get(self.column) or ()]

@@ -32,10 +32,28 @@ class Code(Reward):
         ({}, {"text": "x = 1"}, None),
     )
 
-    column: str = "tests"
-    limit: float = Field(5.0, gt=0)
-    megabytes: int = Field(512, gt=0)
-    seconds: float = Field(60.0, gt=0)
+    column: str = Field(
+        "tests",
+        description="Column of the record with the tests: Python text that runs behind the program, such as `assert` "
+        "lines.",
+    )
+    limit: float = Field(
+        5.0,
+        gt=0,
+        description="Seconds that a program may take together with its tests; one that takes longer is worth 0. Raise "
+        "it for slow tests.",
+    )
+    megabytes: int = Field(
+        512,
+        gt=0,
+        description="Memory in MiB that a program may use; one that asks for more fails with an error.",
+    )
+    seconds: float = Field(
+        60.0,
+        gt=0,
+        description="Seconds allowed for judging one answer; keep it above `limit`, so that a slow program is worth 0 "
+        "and not left out.",
+    )
 
     def score(self, answer: Answer) -> Judged:
         tests = answer.record.fields.get(self.column)

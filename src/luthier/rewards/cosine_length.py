@@ -45,11 +45,31 @@ class CosineLength(Reward):
         ),
     )
 
-    limit: int = Field(gt=0)
-    right: Annotated[Any, part_field("reward")] = Field("math", validate_default=True)
-    unit: Literal["tokens", "characters"] = "tokens"
-    right_range: tuple[float, float] = (1.0, 0.1)
-    wrong_range: tuple[float, float] = (-1.0, -0.1)
+    limit: int = Field(
+        gt=0,
+        description="Length in `unit` at which the value reaches its end; longer answers get the same. Set it to the "
+        "longest answer; the code of arXiv 2507.08267 has 30,000 characters.",
+    )
+    right: Annotated[Any, part_field("reward")] = Field(
+        "math",
+        validate_default=True,
+        description="Reward that says which answers are right (a value of 1 or more). Where it does not apply, this "
+        "one does not either.",
+    )
+    unit: Literal["tokens", "characters"] = Field(
+        "tokens",
+        description="What lengths are counted in: `tokens`, as arXiv 2507.08267 writes, or `characters`, as its code "
+        "does.",
+    )
+    right_range: tuple[float, float] = Field(
+        (1.0, 0.1),
+        description="Values of a right answer when empty and when `limit` long. Further apart pays more for brevity.",
+    )
+    wrong_range: tuple[float, float] = Field(
+        (-1.0, -0.1),
+        description="Values of a wrong answer when empty and when `limit` long. By default a short wrong answer costs "
+        "most.",
+    )
 
     def score_group(self, answers: Sequence[Answer]) -> list[float | None]:
         return [

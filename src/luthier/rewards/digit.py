@@ -26,7 +26,12 @@ class Digit(Reward):
     MODALITY: ClassVar[str] = "diffusion"
     SETTINGS: ClassVar = ({}, {"seed": 1})
 
-    seed: int = Field(0, ge=0)
+    seed: int = Field(
+        0,
+        ge=0,
+        description="Seed of the classifier's weights and training noise. Another seed is another judge, trained on "
+        "the same digits.",
+    )
 
     def score_samples(self, samples: Tensor, condition: Mapping[str, Tensor]) -> Tensor:
         """Values in [0,1]."""

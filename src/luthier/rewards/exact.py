@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+from pydantic import Field
+
 from luthier.rewards.base import Answer, Reward
 
 
@@ -20,8 +22,14 @@ class Exact(Reward):
         ({}, {"text": "anything", "gold": ""}, None),
     )
 
-    ignore_case: bool = True
-    ignore_space: bool = True
+    ignore_case: bool = Field(
+        True,
+        description="Whether texts that differ only in upper and lower case count as equal.",
+    )
+    ignore_space: bool = Field(
+        True,
+        description="Whether outer space is dropped and inner space collapsed to one before texts are compared.",
+    )
 
     def score(self, answer: Answer) -> float | None:
         return float(self._normal(answer.text) == self._normal(answer.gold)) if answer.gold else None

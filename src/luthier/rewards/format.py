@@ -6,7 +6,7 @@ import re
 from functools import cache
 from typing import ClassVar
 
-from pydantic import field_validator
+from pydantic import Field, field_validator
 
 from luthier.rewards.base import Answer, Reward
 
@@ -24,7 +24,10 @@ class Format(Reward):
         ({"pattern": ".*</think>"}, {"text": "thus\n</think>\n42"}, 0.0),
     )
 
-    pattern: str
+    pattern: str = Field(
+        description="Regular expression (Python's) that must match the answer from its first to its last character; a "
+        "dot matches line ends too.",
+    )
 
     @field_validator("pattern")
     @classmethod

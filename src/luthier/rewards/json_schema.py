@@ -36,10 +36,27 @@ class JsonSchema(Reward):
         ({"whole": True}, {"text": 'see {"a": 1}'}, 0.0),
     )
 
-    schema_of_all: dict[str, Any] | None = None
-    column: str = "schema"
-    valid: float = Field(0.0, ge=0, le=1)
-    whole: bool = False
+    schema_of_all: dict[str, Any] | None = Field(
+        None,
+        description="JSON Schema that every answer must keep to. Null takes each record's own from `column`.",
+    )
+    column: str = Field(
+        "schema",
+        description="Column of the record with its schema, a mapping or JSON text. Without any schema, valid JSON is "
+        "enough.",
+    )
+    valid: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="Value of an answer that is valid JSON but breaks the schema. Above 0 it pays for the form before "
+        "the content is right.",
+    )
+    whole: bool = Field(
+        False,
+        description="Whether the answer must be JSON and nothing else. False also reads JSON from a fenced block or "
+        "out of prose.",
+    )
 
     @field_validator("schema_of_all")
     @classmethod

@@ -37,8 +37,17 @@ class Length(Reward):
         ),
     )
 
-    right: Annotated[Any, part_field("reward")] = Field("math", validate_default=True)
-    unit: Literal["tokens", "characters"] = "tokens"
+    right: Annotated[Any, part_field("reward")] = Field(
+        "math",
+        validate_default=True,
+        description="Reward that says which answers are right (a value of 1 or more). Where it does not apply, this "
+        "one does not either.",
+    )
+    unit: Literal["tokens", "characters"] = Field(
+        "tokens",
+        description="What lengths are counted in: `tokens`, as arXiv 2507.08267 writes, or `characters`, as its code "
+        "does.",
+    )
 
     def score_group(self, answers: Sequence[Answer]) -> list[float | None]:
         lengths = [length_of(answer, self.unit) for answer in answers]

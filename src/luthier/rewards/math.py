@@ -35,7 +35,12 @@ class Math(Reward):
         ({}, {"text": "42", "gold": "no number"}, None),
     )
 
-    tolerance: float = Field(0.0, ge=0)
+    tolerance: float = Field(
+        0.0,
+        ge=0,
+        description="Deviation from the gold number that still counts as equal, relative to it: at 0.01, 3.14 equals "
+        "3.1416. 0 asks for the same number.",
+    )
 
     def score(self, answer: Answer) -> float | None:
         gold, given = boxed(answer.gold), boxed(answer.text)

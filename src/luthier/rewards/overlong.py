@@ -27,8 +27,16 @@ class Overlong(Reward):
         ({"limit": 100, "buffer": 50}, {"text": "", "tokens": 200}, -1.0),
     )
 
-    limit: int = Field(gt=0)
-    buffer: int = Field(gt=0)
+    limit: int = Field(
+        gt=0,
+        description="Tokens at which the penalty reaches -1; longer answers get no less. Set it to the longest answer "
+        "that is sampled.",
+    )
+    buffer: int = Field(
+        gt=0,
+        description="Tokens before `limit` over which the penalty falls from 0 to -1 in a straight line. Larger begins"
+        " earlier and falls more gently.",
+    )
 
     @model_validator(mode="after")
     def _fits(self) -> Self:

@@ -58,9 +58,24 @@ class Selector(Part):
     READS: ClassVar[tuple[str, ...]] = ()
     FORWARD: ClassVar[bool] = True
 
-    keep: float = Field(0.5, gt=0.0, le=1.0, description="share of each pool that is trained on, at least one")
-    pool: int = Field(8, ge=1, description="candidates that compete")
-    warmup: int = Field(0, ge=0, description="first updates, which train on all candidates")
+    keep: float = Field(
+        0.5,
+        gt=0.0,
+        le=1.0,
+        description="Share of each pool that is trained on, at least one candidate. Smaller saves backward passes; 1 "
+        "is training without a selector.",
+    )
+    pool: int = Field(
+        8,
+        ge=1,
+        description="Candidates that compete, consecutive in data order; the last pool of an update may be smaller. "
+        "Larger gives more to choose from.",
+    )
+    warmup: int = Field(
+        0,
+        ge=0,
+        description="Number of first updates that train on every candidate, before anything is left out.",
+    )
 
     def reads(self) -> tuple[str, ...]:
         """Hook: the columns that candidates must carry, such as `logprobs:initial`."""

@@ -24,8 +24,7 @@ else:
 class LoRA(Tuner):
     """Low-rank adaptation: W + (alpha / r) B A, with A and B trained and W frozen.
 
-    `targets` is "all-linear" or a list of module names; `alpha` null means 2r. Saved in PEFT's format, so
-    plain PEFT loads it. Source: arXiv 2106.09685.
+    Saved in PEFT's format, so plain PEFT loads it. Source: arXiv 2106.09685.
     """
 
     PAPER: ClassVar[str] = "arXiv 2106.09685"
@@ -39,11 +38,34 @@ class LoRA(Tuner):
         {"rank_stabilised": True},
     )
 
-    r: int = Field(16, ge=1)
-    alpha: float | None = Field(None, gt=0)
-    dropout: float = Field(0.0, ge=0.0, lt=1.0)
-    targets: Literal["all-linear"] | list[str] = "all-linear"
-    rank_stabilised: bool = False
+    r: int = Field(
+        16,
+        ge=1,
+        description="Rank, the width of the two trained matrices. Larger can learn more; parameters and their memory "
+        "grow in proportion.",
+    )
+    alpha: float | None = Field(
+        None,
+        gt=0,
+        description="Scale: what the two matrices add is multiplied by alpha / r. Null is 2r, so that a change of `r` "
+        "alone keeps the factor at 2.",
+    )
+    dropout: float = Field(
+        0.0,
+        ge=0.0,
+        lt=1.0,
+        description="Probability that an input of the adapter is dropped in training; the frozen layer reads "
+        "everything.",
+    )
+    targets: Literal["all-linear"] | list[str] = Field(
+        "all-linear",
+        description="Layers with an adapter: `all-linear` is every linear layer but the output embedding; else names "
+        "such as `[q_proj, v_proj]`, which learn less.",
+    )
+    rank_stabilised: bool = Field(
+        False,
+        description="Whether the scale is alpha / √r in place of alpha / r, which keeps high ranks from being damped.",
+    )
 
     def plan(self, model: nn.Module, given: Planning) -> dict[str, Any]:
         return {"seed": given.seed}

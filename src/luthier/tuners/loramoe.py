@@ -68,16 +68,64 @@ class LoRAMoE(Tuner):
         {"types": "task_type", "delta": 0.1, "home": "less"},
     )
 
-    experts: int = Field(8, ge=1)
-    r: int = Field(4, ge=1)
-    alpha: float = Field(32.0, gt=0)
-    dropout: float = Field(0.05, ge=0.0, lt=1.0)
-    targets: list[str] = Field(["gate_proj", "up_proj", "down_proj"], min_length=1)
-    balance: float = Field(0.1, ge=0.0)
-    form: Literal["squared_mean", "mean"] = "squared_mean"
-    types: str | None = None
-    delta: float = Field(0.0, ge=0.0, lt=1.0)
-    home: Literal["more", "less"] = "more"
+    experts: int = Field(
+        8,
+        ge=1,
+        description="Experts N per layer; all run for every token. Even, as they form two halves, unless `balance` is "
+        "0. The authors' script has 8.",
+    )
+    r: int = Field(
+        4,
+        ge=1,
+        description="Rank of one expert; a layer holds N·r in all. Larger can learn more at a cost in proportion. The "
+        "authors' script has 4.",
+    )
+    alpha: float = Field(
+        32.0,
+        gt=0,
+        description="Scale: the mixture of the experts is multiplied by alpha / r. The authors' script has 32.",
+    )
+    dropout: float = Field(
+        0.05,
+        ge=0.0,
+        lt=1.0,
+        description="Probability that an input of the experts is dropped in training; the router reads everything. The"
+        " authors' script has 0.05.",
+    )
+    targets: list[str] = Field(
+        ["gate_proj", "up_proj", "down_proj"],
+        min_length=1,
+        description="Names of the linear layers that get experts; those of the feed-forward blocks, as in the authors'"
+        " script.",
+    )
+    balance: float = Field(
+        0.1,
+        ge=0.0,
+        description="Weight of the balancing loss, a sum over all adapted layers. Larger evens out the use of experts "
+        "and fits the data less; 0 is off, as in the authors' script.",
+    )
+    form: Literal["squared_mean", "mean"] = Field(
+        "squared_mean",
+        description="`squared_mean` is Var / Mean², as in the code; `mean` is Var / Mean, as in the paper, which grows"
+        " with the number of tokens.",
+    )
+    types: str | None = Field(
+        None,
+        description="Column of the data with each record's type, 0 or 1, by which the halves of the experts "
+        "specialise. Null asks for equal use of all.",
+    )
+    delta: float = Field(
+        0.0,
+        ge=0.0,
+        lt=1.0,
+        description="How far the halves differ by type: a type's own half is to have the share (1 + delta) / 2. Needs "
+        "`types`; 0.1 is quoted for the paper.",
+    )
+    home: Literal["more", "less"] = Field(
+        "more",
+        description="`more` gives a type's own half the larger share; `less` is the sign as the paper prints it, where"
+        " the halves change names.",
+    )
 
     @model_validator(mode="after")
     def _groups(self) -> LoRAMoE:

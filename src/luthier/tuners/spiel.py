@@ -60,15 +60,57 @@ class Spiel(Tuner):
         {"every": 2, "window": 1, "density": 0.2, "decay": "cosine", "rate": 0.9},
     )
 
-    density: float = Field(0.01, gt=0, le=1)
-    count: int | None = Field(None, ge=1)
-    targets: Literal["all-linear"] | list[str] = "all-linear"
-    selection: Literal["accumulated", "momentum", "fixed"] = "accumulated"
-    every: int = Field(20, ge=2)
-    window: int = Field(5, ge=1)
-    rate: float = Field(0.2, gt=0, le=1)
-    decay: Literal["linear", "cosine"] = "linear"
-    candidates: Literal["update", "micro_batch"] = "update"
+    density: float = Field(
+        0.01,
+        gt=0,
+        le=1,
+        description="Trained entries as a share of all the model's parameters, embeddings included; they lie in "
+        "`targets` alone. Larger can learn more; the released code has 0.01.",
+    )
+    count: int | None = Field(
+        None,
+        ge=1,
+        description="Number of trained entries itself, to match another method's. Null takes `density`.",
+    )
+    targets: Literal["all-linear"] | list[str] = Field(
+        "all-linear",
+        description="Layers whose entries may be trained: `all-linear` is every linear layer but the output embedding;"
+        " else a list of module names.",
+    )
+    selection: Literal["accumulated", "momentum", "fixed"] = Field(
+        "accumulated",
+        description="`accumulated` (SpIEL-AG) grows entries by summed gradients and moves them by AdamW; `momentum` "
+        "(SpIEL-MA) does both by SM3; `fixed` never changes the entries.",
+    )
+    every: int = Field(
+        20,
+        ge=2,
+        description="Updates between two choices of entries; more than `window`. Larger gives an entry longer to prove"
+        " itself; the released code has 20.",
+    )
+    window: int = Field(
+        5,
+        ge=1,
+        description="Updates whose gradients are summed before entries are replaced. Larger makes the choice less "
+        "noisy; the released code has 5.",
+    )
+    rate: float = Field(
+        0.2,
+        gt=0,
+        le=1,
+        description="Share of the entries that is replaced at the start of training; it falls to 0 over the budget. "
+        "The released code has 0.2.",
+    )
+    decay: Literal["linear", "cosine"] = Field(
+        "linear",
+        description="How the replaced share falls: `linear`, as in the released code, where the first choice replaces "
+        "all entries, or `cosine`.",
+    )
+    candidates: Literal["update", "micro_batch"] = Field(
+        "update",
+        description="Where candidates come from: the whole first `update` of a window, however it is cut, or (as "
+        "published) its first `micro_batch`, which holds no dense gradient.",
+    )
 
     @model_validator(mode="after")
     def _window_within(self) -> Spiel:

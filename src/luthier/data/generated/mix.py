@@ -14,7 +14,11 @@ from luthier.types import Record
 class Mix(Dataset):
     """Several generated data sets as one: `{kind: mix, of: [{kind: strings}, {kind: sums, count: 100}]}`."""
 
-    of: list[Annotated[Dataset, part_field("dataset")]] = Field(min_length=1)
+    of: list[Annotated[Dataset, part_field("dataset")]] = Field(
+        min_length=1,
+        description="Generated data sets that are joined, one behind the other, each a block of its own; training "
+        "shuffles.",
+    )
 
     def records(self) -> list[Record]:
         """All records of all sets, one set after the other; training shuffles."""

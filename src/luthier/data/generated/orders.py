@@ -60,9 +60,20 @@ class Orders(Dataset):
     something about the task and not about the sentences.
     """
 
-    count: int = Field(400, ge=1)
-    seed: int = 0
-    split: Split = "train"
+    count: int = Field(
+        400,
+        ge=1,
+        description="Number of records drawn; a smaller number gives the first of a larger one.",
+    )
+    seed: int = Field(
+        0,
+        description="Seed of the draw: the same seed gives the same records everywhere, another one others.",
+    )
+    split: Split = Field(
+        "train",
+        description="`train`, or `test`, whose messages have other wordings, layouts and number forms than any of "
+        "`train`.",
+    )
 
     def records(self) -> list[Record]:
         """Conversations of system (the schema), user (the message) and assistant (the JSON)."""

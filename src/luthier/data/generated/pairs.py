@@ -6,6 +6,8 @@ import random
 from dataclasses import replace
 from typing import Annotated
 
+from pydantic import Field
+
 from luthier.data.generated.base import Dataset
 from luthier.errors import DataError
 from luthier.parts import part_field
@@ -19,8 +21,11 @@ class Pairs(Dataset):
     letter where there are none: near enough that a model may have given it.
     """
 
-    of: Annotated[Dataset, part_field("dataset")]
-    seed: int = 0
+    of: Annotated[Dataset, part_field("dataset")] = Field(
+        description="Generated data set of prompts and answers; each answer becomes the chosen one beside a copy with "
+        "a slip.",
+    )
+    seed: int = Field(0, description="Seed of where the slips stand; the chosen answers are the same for all seeds.")
 
     def records(self) -> list[Record]:
         """The records of the other set, in its order, as preference pairs.

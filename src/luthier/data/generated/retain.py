@@ -20,8 +20,13 @@ class Retain(Dataset):
     is caught too. Every record names its metric. `count` takes a part, the same for the same `seed`.
     """
 
-    count: int | None = Field(None, ge=1)
-    seed: int = 0
+    count: int | None = Field(
+        None,
+        ge=1,
+        description="Number of questions drawn from the fixed set. Null takes all; fewer are quicker to ask and "
+        "measure less exactly.",
+    )
+    seed: int = Field(0, description="Seed of the choice of `count` questions. Without `count` it changes nothing.")
 
     def records(self) -> list[Record]:
         """Prompt, completion, metric, topic and, for multiple choice, the choices."""

@@ -21,9 +21,17 @@ class Shuffled(Dataset):
     none of them is right, except where two answers are equal. Those records carry the column `shuffled: true`.
     """
 
-    of: Annotated[Dataset, part_field("dataset")]
-    share: float = Field(0.2, gt=0.0, le=1.0)
-    seed: int = 0
+    of: Annotated[Dataset, part_field("dataset")] = Field(
+        description="Generated data set of prompts and answers, a share of whose answers is exchanged.",
+    )
+    share: float = Field(
+        0.2,
+        gt=0.0,
+        le=1.0,
+        description="Share of the records that get another one's answer; at least two records. Larger makes more "
+        "labels wrong.",
+    )
+    seed: int = Field(0, description="Seed of which records exchange their answers, and with which.")
 
     def records(self) -> list[Record]:
         """The records of the other set, in its order.

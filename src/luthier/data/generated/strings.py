@@ -22,12 +22,30 @@ class Strings(Dataset):
     its hash, is `test`, so no seed can leak a test string into training.
     """
 
-    count: int = Field(1000, ge=1)
-    seed: int = 0
-    split: Split = "train"
-    tasks: tuple[Task, ...] = TASKS
-    shortest: int = Field(3, ge=2)
-    longest: int = Field(6, le=64)
+    count: int = Field(
+        1000,
+        ge=1,
+        description="Number of records drawn; a smaller number gives the first of a larger one.",
+    )
+    seed: int = Field(
+        0,
+        description="Seed of the draw: the same seed gives the same records everywhere, another one others.",
+    )
+    split: Split = Field(
+        "train",
+        description="`train`, or `test`: one argument in five by its hash, so that no seed draws a test string for "
+        "training.",
+    )
+    tasks: tuple[Task, ...] = Field(
+        TASKS,
+        description="Tasks that prompts are drawn from, each equally often on average.",
+    )
+    shortest: int = Field(
+        3,
+        ge=2,
+        description="Letters of the shortest string. Raise it for harder tasks and more different records.",
+    )
+    longest: int = Field(6, le=64, description="Letters of the longest string, at most 64. Larger makes tasks harder.")
 
     @model_validator(mode="after")
     def _check(self) -> Strings:

@@ -23,12 +23,37 @@ class Sums(Dataset):
     five, by its numbers' hash, is `test`.
     """
 
-    count: int = Field(1000, ge=1)
-    seed: int = 0
-    split: Split = "train"
-    style: Literal["plain", "words", "both"] = "words"
-    terms: int = Field(3, ge=2, le=6)
-    largest: int = Field(50, ge=2)
+    count: int = Field(
+        1000,
+        ge=1,
+        description="Number of records drawn; a smaller number gives the first of a larger one.",
+    )
+    seed: int = Field(
+        0,
+        description="Seed of the draw: the same seed gives the same records everywhere, another one others.",
+    )
+    split: Split = Field(
+        "train",
+        description="`train`, or `test`: one problem in five by the hash of its numbers, so that no seed draws a test "
+        "problem for training.",
+    )
+    style: Literal["plain", "words", "both"] = Field(
+        "words",
+        description="`plain` chains such as 17+25-8, short problems in `words`, or `both`, drawn evenly.",
+    )
+    terms: int = Field(
+        3,
+        ge=2,
+        le=6,
+        description="Numbers in the longest chain of `style: plain`; word problems have their own. Larger makes longer"
+        " chains.",
+    )
+    largest: int = Field(
+        50,
+        ge=2,
+        description="Largest number of a chain, and bound of most amounts in word problems. Larger makes the "
+        "arithmetic harder.",
+    )
 
     def records(self) -> list[Record]:
         """Prompt and completion, and `number` after `####` as each record's metric."""

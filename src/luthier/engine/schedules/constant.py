@@ -14,7 +14,13 @@ class Constant(Part):
 
     SETTINGS: ClassVar = ({}, {"warmup": 0.4})
 
-    warmup: float = Field(0.0, ge=0.0, le=1.0)
+    warmup: float = Field(
+        0.0,
+        ge=0.0,
+        le=1.0,
+        description="Share of the budget over which the rate rises from 0 in a straight line. Longer spares the start "
+        "large steps.",
+    )
 
     def factor(self, progress: float) -> float:
         """Factor in [0,1] at `progress` in [0,1] (the middle of the update's share of the budget)."""

@@ -14,8 +14,19 @@ class Linear(Part):
 
     SETTINGS: ClassVar = ({}, {"warmup": 0.4}, {"floor": 0.5})
 
-    warmup: float = Field(0.03, ge=0.0, le=1.0)
-    floor: float = Field(0.0, ge=0.0, le=1.0)
+    warmup: float = Field(
+        0.03,
+        ge=0.0,
+        le=1.0,
+        description="Share of the budget over which the rate rises from 0 in a straight line. Longer spares the start "
+        "large steps.",
+    )
+    floor: float = Field(
+        0.0,
+        ge=0.0,
+        le=1.0,
+        description="Factor of the learning rate at the end of the budget. 0 ends at nothing, 1 never falls.",
+    )
 
     def factor(self, progress: float) -> float:
         """Factor in [0,1] at `progress` in [0,1] (the middle of the update's share of the budget)."""

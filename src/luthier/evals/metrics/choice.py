@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import ClassVar, Literal
 
+from pydantic import Field
+
 from luthier.evals.base import Metric
 from luthier.types import Record
 
@@ -20,7 +22,11 @@ class Choice(Metric):
     NEEDS: ClassVar[tuple[str, ...]] = ("choices",)
     SETTINGS: ClassVar = ({}, {"normalize": "tokens"}, {"normalize": "characters"})
 
-    normalize: Literal["none", "tokens", "characters"] = "none"
+    normalize: Literal["none", "tokens", "characters"] = Field(
+        "none",
+        description="Divisor of a choice's summed log-probability: `none`, its `tokens` or its `characters`, which "
+        "helps long choices against short ones.",
+    )
 
     def pick(self, logprobs: Sequence[float], choices: Sequence[str], tokens: Sequence[int]) -> int:
         lengths = {

@@ -23,8 +23,18 @@ class Chrf(Metric):
     RIGHT: ClassVar[float] = 0.5
     SETTINGS: ClassVar = ({}, {"order": 3}, {"beta": 1.0})
 
-    order: int = Field(6, ge=1)
-    beta: float = Field(2.0, gt=0)
+    order: int = Field(
+        6,
+        ge=1,
+        description="Longest n-gram of characters that is counted, up to the length of the shorter text. 6 is that of "
+        "standard chrF.",
+    )
+    beta: float = Field(
+        2.0,
+        gt=0,
+        description="Weight of recall against precision. Larger asks more that nothing of the reference is missing; 2 "
+        "gives chrF2, sacrebleu's default.",
+    )
 
     def score(self, prediction: str, record: Record, reference: str) -> float:
         answer, gold = "".join(prediction.split()), "".join(reference.split())

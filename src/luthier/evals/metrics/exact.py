@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+from pydantic import Field
+
 from luthier.evals.base import Metric
 from luthier.types import Record
 
@@ -14,8 +16,14 @@ class Exact(Metric):
     NEEDS: ClassVar[tuple[str, ...]] = ("generation",)
     SETTINGS: ClassVar = ({}, {"ignore_case": False}, {"ignore_space": False})
 
-    ignore_case: bool = True
-    ignore_space: bool = True
+    ignore_case: bool = Field(
+        True,
+        description="Whether texts that differ only in upper and lower case count as equal.",
+    )
+    ignore_space: bool = Field(
+        True,
+        description="Whether outer space is dropped and inner space collapsed to one before texts are compared.",
+    )
 
     def score(self, prediction: str, record: Record, reference: str) -> float:
         return float(self._normal(prediction) == self._normal(reference))

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from fractions import Fraction
 from typing import Any, ClassVar
 
+from pydantic import Field
+
 from luthier.data.parsers import parse_json
 from luthier.evals.base import Metric
 from luthier.types import Record
@@ -25,8 +27,15 @@ class JsonFields(Metric):
     NEEDS: ClassVar[tuple[str, ...]] = ("generation",)
     SETTINGS: ClassVar = ({}, {"ignore_case": True}, {"strict": True})
 
-    ignore_case: bool = False
-    strict: bool = False
+    ignore_case: bool = Field(
+        False,
+        description="Whether text fields that differ only in upper and lower case count as equal; keys never do.",
+    )
+    strict: bool = Field(
+        False,
+        description="Whether the score is 1 only if every field is right and none is extra, and else 0. False gives "
+        "the share of right fields.",
+    )
 
     def score(self, prediction: str, record: Record, reference: str) -> float:
         gold = parse_json(reference)

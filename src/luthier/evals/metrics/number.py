@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+from pydantic import Field
+
 from luthier.data.parsers import parse_number
 from luthier.evals.base import Metric
 from luthier.types import Record
@@ -15,7 +17,11 @@ class Number(Metric):
     NEEDS: ClassVar[tuple[str, ...]] = ("generation",)
     SETTINGS: ClassVar = ({}, {"after": "####"})
 
-    after: str | None = None
+    after: str | None = Field(
+        None,
+        description="Mark in front of the number, such as `Answer:`; an answer without it scores 0. Null takes the "
+        "number behind the last `####`, else the last one.",
+    )
 
     def score(self, prediction: str, record: Record, reference: str) -> float:
         gold = parse_number(reference, self.after)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
+from pydantic import Field
+
 from luthier.evals.base import Metric
 
 
@@ -16,7 +18,11 @@ class PreferenceAccuracy(Metric):
     NEEDS: ClassVar[tuple[str, ...]] = ("pairs",)
     SETTINGS: ClassVar = ({}, {"normalize": "tokens"})
 
-    normalize: Literal["none", "tokens"] = "none"
+    normalize: Literal["none", "tokens"] = Field(
+        "none",
+        description="`none` compares summed log-probabilities of the two answers; `tokens` their means per token, "
+        "which helps long answers against short ones.",
+    )
 
     def of_pair(self, chosen: tuple[float, int], rejected: tuple[float, int]) -> float:
         one, other = (total / (count if self.normalize == "tokens" else 1) for total, count in (chosen, rejected))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from pydantic import Field
+
 from luthier.objectives.base import CoupledObjective, Update
 from luthier.parts import lazy
 from luthier.types import Batch, Term
@@ -33,7 +35,11 @@ class SigLIP(CoupledObjective):
     COUPLES: ClassVar[bool] = True
     SETTINGS: ClassVar = ({}, {"same": "label"})
 
-    same: str | None = None
+    same: str | None = Field(
+        None,
+        description="Row stream, such as `label`, whose equal values also belong together, so that a repeated caption "
+        "is not pushed from its images. Null: image i with text i alone.",
+    )
 
     def features(self, policy: Any, batch: Batch) -> dict[str, Tensor]:
         found = policy.outputs(batch, ("image", "text", "scale", "bias"))

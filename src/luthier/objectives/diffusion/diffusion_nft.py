@@ -44,10 +44,29 @@ class DiffusionNFT(Objective):
     HOLDS: ClassVar = ("normaliser",)
     SETTINGS: ClassVar = ({}, {"beta": 0.1}, {"kl_weight": 0.5}, {"adv_clip": 2.0}, {"normalise": False})
 
-    beta: float = Field(1.0, gt=0.0)
-    kl_weight: float = Field(1e-4, ge=0.0)
-    adv_clip: float = Field(5.0, gt=0.0)
-    normalise: bool = True
+    beta: float = Field(
+        1.0,
+        gt=0.0,
+        description="Strength β of the implicit models v_old ± β(v - v_old). Smaller amplifies the step; the released "
+        "configurations have 1.0 and 0.1.",
+    )
+    kl_weight: float = Field(
+        1e-4,
+        ge=0.0,
+        description="Weight of the squared distance to the velocity that training began with. Larger stays nearer to "
+        "it; the released code has 1e-4.",
+    )
+    adv_clip: float = Field(
+        5.0,
+        gt=0.0,
+        description="Scale of the policy loss, which is multiplied by this over β. Larger weighs the reward more "
+        "against `kl_weight`; the released code has 5.",
+    )
+    normalise: bool = Field(
+        True,
+        description="Whether errors are divided by their own mean size, as in the released code. False is the plain "
+        "squared error of the theorem.",
+    )
 
     def start(self, policy: Any) -> Any:
         """The sets `old` and `initial`, equal to the trained parameters; checkpoints carry them."""

@@ -25,8 +25,7 @@ else:
 class Flow(Objective):
     """Flow matching on clean samples x₀ (row stream `latent`): mean over dimensions of |v(x, σ, c) - (ε - x₀)|².
 
-    x = (1-σ) x₀ + σ ε. Noise and level are functions of (seed, update, record, draw). `level`: how σ is drawn,
-    uniform on [0,1] or as the logistic of a standard normal number; `draws`: levels per record and update.
+    x = (1-σ) x₀ + σ ε. Noise and level are functions of (seed, update, record, draw).
 
     Source: arXiv 2210.02747, on the straight path of arXiv 2209.03003; logit-normal levels arXiv 2403.03206.
     """
@@ -36,8 +35,17 @@ class Flow(Objective):
     UNIT: ClassVar[str] = "records"
     SETTINGS: ClassVar = ({}, {"level": "logit_normal"}, {"draws": 2})
 
-    level: Literal["uniform", "logit_normal"] = "uniform"
-    draws: int = Field(1, ge=1)
+    level: Literal["uniform", "logit_normal"] = Field(
+        "uniform",
+        description="How noise levels σ are drawn: `uniform` on [0, 1], or `logit_normal`, the logistic of a normal "
+        "number, more in the middle (arXiv 2403.03206).",
+    )
+    draws: int = Field(
+        1,
+        ge=1,
+        description="Noises and levels per record and update. More steadies the gradient and costs a forward and a "
+        "backward each.",
+    )
 
     def terms(self, policy: Any, batch: Batch, update: Update) -> list[Term]:
         clean = batch.streams["latent"].values

@@ -50,15 +50,56 @@ class GRPO(TokenObjective):
         {"kl_coefficient": 0.1, "kl_estimator": "k2"},
     )
 
-    clip_low: float = Field(0.2, gt=0.0)
-    clip_high: float = Field(0.2, gt=0.0)
-    dual_clip: float | None = Field(None, gt=1.0)
-    surrogate: Literal["clip", "cispo"] = "clip"
-    ratio: Literal["token", "sequence"] = "token"
-    norm: Literal["token", "sequence", "constant"] = "token"
-    max_length: int = Field(256, gt=0)
-    kl_coefficient: float = Field(0.0, ge=0.0)
-    kl_estimator: Literal["k1", "k2", "k3"] = "k3"
+    clip_low: float = Field(
+        0.2,
+        gt=0.0,
+        description="How far below 1 the ratio may fall before its gradient ends. Larger allows larger steps. GRPO and"
+        " DAPO have 0.2, GSPO 3e-4.",
+    )
+    clip_high: float = Field(
+        0.2,
+        gt=0.0,
+        description="How far above 1 the ratio may rise before its gradient ends. Larger lets unlikely tokens grow "
+        "more: DAPO has 0.28, GSPO 4e-4. In CISPO the weight's cap is 1 + this.",
+    )
+    dual_clip: float | None = Field(
+        None,
+        gt=1.0,
+        description="Bound c above 1: where the advantage A is negative, a token's loss is at most -cA, so that one "
+        "exploded ratio cannot rule the update. 3 is usual; null sets no bound.",
+    )
+    surrogate: Literal["clip", "cispo"] = Field(
+        "clip",
+        description="`clip` ends the gradient of tokens whose ratio left the range (PPO); `cispo` caps the weight "
+        "instead and keeps every token's gradient.",
+    )
+    ratio: Literal["token", "sequence"] = Field(
+        "token",
+        description="`token` takes the ratio of each token; `sequence` (GSPO) the exponential of the answer's mean "
+        "log-ratio, and goes with `norm: sequence`.",
+    )
+    norm: Literal["token", "sequence", "constant"] = Field(
+        "token",
+        description="Divisor of the loss: `token`, all targets of the update (DAPO); `sequence`, each answer's "
+        "targets, then the answers (GRPO's paper); `constant`, answers × `max_length` (Dr. GRPO).",
+    )
+    max_length: int = Field(
+        256,
+        gt=0,
+        description="Tokens that `norm: constant` divides each answer by: the longest that is sampled "
+        "(`generate.max_new_tokens`). 1 gives the sum per answer.",
+    )
+    kl_coefficient: float = Field(
+        0.0,
+        ge=0.0,
+        description="Weight of the divergence from the initial model in the loss. Larger stays nearer to it; 0 reads "
+        "no reference. The GRPO paper has 0.04.",
+    )
+    kl_estimator: Literal["k1", "k2", "k3"] = Field(
+        "k3",
+        description="Estimate of KL(policy ‖ initial) from one token: `k3` is never negative; `k2` has the gradient of"
+        " that divergence; `k1` has none on average and is for controls.",
+    )
 
     @property
     def reads(self) -> tuple[str, ...]:

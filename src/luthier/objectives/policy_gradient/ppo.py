@@ -50,12 +50,40 @@ class PPO(TokenObjective):
         {"value_reaches_model": False},
     )
 
-    clip_low: float = Field(0.2, gt=0.0)
-    clip_high: float = Field(0.2, gt=0.0)
-    value_clip: float | None = Field(0.2, gt=0.0)
-    value_coefficient: float = Field(0.1, ge=0.0)
-    value_rate: float = Field(10.0, gt=0.0)
-    value_reaches_model: bool = True
+    clip_low: float = Field(
+        0.2,
+        gt=0.0,
+        description="How far below 1 the ratio may fall before its gradient ends. Larger allows larger steps per "
+        "rollout; 0.2 is the paper's.",
+    )
+    clip_high: float = Field(
+        0.2,
+        gt=0.0,
+        description="How far above 1 the ratio may rise before its gradient ends. Larger lets unlikely tokens grow "
+        "more; 0.2 is the paper's.",
+    )
+    value_clip: float | None = Field(
+        0.2,
+        gt=0.0,
+        description="How far a value may move from its estimate at the rollout before its gradient ends, in units of "
+        "the reward. Null sets no bound; TRL has 0.2.",
+    )
+    value_coefficient: float = Field(
+        0.1,
+        ge=0.0,
+        description="Weight of the value loss beside the policy's. Larger fits the values sooner and moves shared "
+        "hidden states more; TRL has 0.1.",
+    )
+    value_rate: float = Field(
+        10.0,
+        gt=0.0,
+        description="Factor of the learning rate for the value head, which starts at 0. Larger lets it follow the "
+        "returns sooner; 1 is the model's own rate.",
+    )
+    value_reaches_model: bool = Field(
+        True,
+        description="Whether the value loss also trains the model's hidden states. False trains the head alone.",
+    )
 
     def companions(self, policy: Any) -> dict[str, policies.Companion]:
         weight = policy.head.output.weight

@@ -37,8 +37,18 @@ class RLOO(TokenObjective):
     HOLDS: ClassVar = ("ratio of the answer",)
     SETTINGS: ClassVar = ({}, {"clip_low": 0.9}, {"clip_high": 9.0})
 
-    clip_low: float = Field(0.2, gt=0.0)
-    clip_high: float = Field(0.2, gt=0.0)
+    clip_low: float = Field(
+        0.2,
+        gt=0.0,
+        description="How far below 1 the ratio of a whole answer may fall before its gradient ends. Idle with one "
+        "update per rollout; long answers reach it soon.",
+    )
+    clip_high: float = Field(
+        0.2,
+        gt=0.0,
+        description="How far above 1 the ratio of a whole answer may rise before its gradient ends. Idle with one "
+        "update per rollout; long answers reach it soon.",
+    )
 
     def moves(self, row: Row) -> bool:
         return not row.silent("advantages")

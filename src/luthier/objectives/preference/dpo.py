@@ -40,9 +40,24 @@ class DPO(PairObjective):
         {"loss": "robust", "label_smoothing": 0.2},
     )
 
-    beta: float = Field(0.1, gt=0.0)
-    loss: Literal["sigmoid", "robust", "hinge"] = "sigmoid"
-    label_smoothing: float = Field(0.0, ge=0.0, lt=0.5)
+    beta: float = Field(
+        0.1,
+        gt=0.0,
+        description="Factor β of the log-ratios to the initial model. Smaller lets the policy move further from it; "
+        "TRL has 0.1.",
+    )
+    loss: Literal["sigmoid", "robust", "hinge"] = Field(
+        "sigmoid",
+        description="`sigmoid` is the paper's; `hinge` is max(0, 1 - βh) (arXiv 2305.10425); `robust` is unbiased "
+        "where a share `label_smoothing` of the pairs is flipped (arXiv 2403.00409).",
+    )
+    label_smoothing: float = Field(
+        0.0,
+        ge=0.0,
+        lt=0.5,
+        description="Share ε of pairs thought to be the wrong way round. Above 0, `sigmoid` stops pushing at a finite "
+        "margin; `robust` needs it, `hinge` refuses it.",
+    )
 
     @model_validator(mode="after")
     def _smoothing_is_read(self) -> DPO:

@@ -30,8 +30,17 @@ class IPO(PairObjective):
     READS: ClassVar = ("logprobs:initial",)
     SETTINGS: ClassVar = ({}, {"beta": 0.5}, {"log_ratio": "summed"})
 
-    beta: float = Field(0.1, gt=0.0)
-    log_ratio: Literal["averaged", "summed"] = "averaged"
+    beta: float = Field(
+        0.1,
+        gt=0.0,
+        description="Strength β of the tie to the initial model: the margin asked for is 1/(2β) nats, 5 at the "
+        "default. Smaller asks for a larger margin.",
+    )
+    log_ratio: Literal["averaged", "summed"] = Field(
+        "averaged",
+        description="`averaged` takes log-ratios per token, as TRL does and the authors advise; `summed` over the "
+        "whole answer, as the paper's equation.",
+    )
 
     def pair_loss(self, view: PairView) -> Tensor:
         chosen, rejected = view.chosen.log_ratio(), view.rejected.log_ratio()

@@ -48,10 +48,29 @@ class KTO(LabelObjective):
         {"baseline": "zero"},
     )
 
-    beta: float = Field(0.1, gt=0.0)
-    desirable_weight: float = Field(1.0, ge=0.0)
-    undesirable_weight: float = Field(1.0, ge=0.0)
-    baseline: Literal["kl", "zero"] = "kl"
+    beta: float = Field(
+        0.1,
+        gt=0.0,
+        description="Factor β of the log-ratios to the initial model. Smaller lets the policy move further from it "
+        "before an answer stops counting; TRL has 0.1.",
+    )
+    desirable_weight: float = Field(
+        1.0,
+        ge=0.0,
+        description="Weight of good answers. The paper advises that this × (good answers) be 1 to 4/3 times "
+        "`undesirable_weight` × (bad answers).",
+    )
+    undesirable_weight: float = Field(
+        1.0,
+        ge=0.0,
+        description="Weight of bad answers. Raise it where they are rarer than good ones; 0 learns from good answers "
+        "alone.",
+    )
+    baseline: Literal["kl", "zero"] = Field(
+        "kl",
+        description="Zero point of the reward: `kl`, the update's mean log-ratio on mismatched prompts (the paper's), "
+        "or `zero` (APO-zero, arXiv 2408.06266; TRL's `apo_zero_unpaired`), which saves two forwards.",
+    )
 
     @property
     def reads(self) -> tuple[str, ...]:

@@ -32,7 +32,12 @@ class ORPO(PairObjective):
     PAPER: ClassVar[str] = "arXiv 2403.07691"
     SETTINGS: ClassVar = ({}, {"weight": 1.0})
 
-    weight: float = Field(0.1, ge=0.0)
+    weight: float = Field(
+        0.1,
+        ge=0.0,
+        description="Weight λ of the odds-ratio term. Larger pushes harder against rejected answers; 0 is sft on the "
+        "chosen ones. The authors' scripts have 0.1.",
+    )
 
     def pair_loss(self, view: PairView) -> Tensor:
         margin = margins.log_odds(view.chosen.mean) - margins.log_odds(view.rejected.mean)

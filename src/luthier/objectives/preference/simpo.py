@@ -29,8 +29,18 @@ class SimPO(PairObjective):
     PAPER: ClassVar[str] = "arXiv 2405.14734"
     SETTINGS: ClassVar = ({}, {"beta": 4.0}, {"gamma": 0.0})
 
-    beta: float = Field(2.0, gt=0.0)
-    gamma: float = Field(1.0, ge=0.0)
+    beta: float = Field(
+        2.0,
+        gt=0.0,
+        description="Scale β of the difference in mean log-probability per token. Larger saturates at a smaller "
+        "difference; the paper has 2 to 10.",
+    )
+    gamma: float = Field(
+        1.0,
+        ge=0.0,
+        description="Margin γ that the chosen answer must win by, behind the scale β. Larger asks for a clearer win; "
+        "the paper has about half of `beta`.",
+    )
 
     def pair_loss(self, view: PairView) -> Tensor:
         margin = self.beta * (view.chosen.mean - view.rejected.mean)

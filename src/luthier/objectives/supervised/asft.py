@@ -34,9 +34,23 @@ class ASFT(TokenObjective):
     HOLDS: ClassVar = ("weight",)
     SETTINGS: ClassVar = ({}, {"kl_weight": 0.5}, {"kl_weight": 0.5, "kl_direction": "reverse"}, {"prob_power": 0.0})
 
-    kl_weight: float = Field(0.05, ge=0.0)
-    kl_direction: Literal["forward", "reverse"] = "forward"
-    prob_power: float = Field(1.0, ge=0.0)
+    kl_weight: float = Field(
+        0.05,
+        ge=0.0,
+        description="Weight λ of the divergence from the initial model. Larger keeps more of it and learns less; 0 is "
+        "dft. 0.05 is the paper's, the authors' scripts have 0.03 to 0.1.",
+    )
+    kl_direction: Literal["forward", "reverse"] = Field(
+        "forward",
+        description="`forward` is KL(initial ‖ policy), as in the paper and its code: the policy keeps what the "
+        "initial model holds possible. `reverse` is KL(policy ‖ initial).",
+    )
+    prob_power: float = Field(
+        1.0,
+        ge=0.0,
+        description="Exponent k of the token's probability in its weight. 1 is dft's weight; 0 weighs all tokens "
+        "alike, which is sft with the same anchor.",
+    )
 
     def token_loss(self, view: TokenView) -> Tensor:
         weight = (self.prob_power * view.logprob.detach()).exp()

@@ -26,7 +26,12 @@ class DFT(TokenObjective):
     HOLDS: ClassVar = ("weight",)
     SETTINGS: ClassVar = ({}, {"prob_power": 0.5})
 
-    prob_power: float = Field(1.0, ge=0.0)
+    prob_power: float = Field(
+        1.0,
+        ge=0.0,
+        description="Exponent k of the token's probability in its weight. 1 is the paper's method, 0 is sft; larger "
+        "learns less from unlikely tokens.",
+    )
 
     def token_loss(self, view: TokenView) -> Tensor:
         weight = (self.prob_power * view.logprob.detach()).exp()

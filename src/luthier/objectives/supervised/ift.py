@@ -55,13 +55,48 @@ class IFT(Objective):
         {"train_embedding_through_blend": True},
     )
 
-    residual: float = Field(0.2, ge=0.0, le=1.0)
-    residual_start: float | None = Field(None, ge=0.0, le=1.0)
-    residual_noise: float = Field(0.0, ge=0.0)
-    decay: float = Field(0.95, ge=0.0, le=1.0)
-    propagation: Literal["loss", "mask"] = "loss"
-    detach_weights: bool = False
-    train_embedding_through_blend: bool = False
+    residual: float = Field(
+        0.2,
+        ge=0.0,
+        le=1.0,
+        description="Share λ of the guessed token's embedding in the input at targets. 0 reads the answer as it is; "
+        "paper and code have 0.2.",
+    )
+    residual_start: float | None = Field(
+        None,
+        ge=0.0,
+        le=1.0,
+        description="λ at the start of training; it moves to `residual` in a straight line over the budget. Null keeps"
+        " `residual` throughout.",
+    )
+    residual_noise: float = Field(
+        0.0,
+        ge=0.0,
+        description="Standard deviation s of the noise on λ, which is multiplied by 1 + s·n (n one normal number per "
+        "update) and kept in [0, 1]. The code's noisy variant has 0.5.",
+    )
+    decay: float = Field(
+        0.95,
+        ge=0.0,
+        le=1.0,
+        description="Decay γ per token: how far ahead a token answers for later losses. 0 weighs all tokens alike, 1 "
+        "counts all that follows. Paper and code have 0.95.",
+    )
+    propagation: Literal["loss", "mask"] = Field(
+        "loss",
+        description="What a weight sums over later tokens: their losses (`loss`, as published), or 1 for each of them "
+        "(`mask`), which is a schedule by position.",
+    )
+    detach_weights: bool = Field(
+        False,
+        description="Whether the token weights w are constants. The published code differentiates them, which changes "
+        "the gradient by a fifth and more.",
+    )
+    train_embedding_through_blend: bool = Field(
+        False,
+        description="Whether the blended lookups train the input embeddings. The published code does not; a tied "
+        "output layer still trains the table.",
+    )
 
     def start(self, policy: TokenPolicy) -> None:
         policy.verify_embeddings()

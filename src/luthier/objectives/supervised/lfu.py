@@ -58,14 +58,50 @@ class LFU(Objective):
         {"mask": "all"},
     )
 
-    base: Annotated[Any, part_field("objective")] = Field("sft", validate_default=True)
-    coef: float = Field(5.0, ge=0.0)
-    step_size: float = Field(0.1, ge=0.0)
-    auxiliary: Literal["lora", "steering"] = "lora"
-    rank: int = Field(8, ge=1)
-    layers: Literal["all", "early", "middle", "late"] = "all"
-    reduction: Literal["mean", "sum"] = "mean"
-    mask: Literal["response", "all"] = "response"
+    base: Annotated[Any, part_field("objective")] = Field(
+        "sft",
+        validate_default=True,
+        description="Objective of the first term and of the ascent step: any over tokens or records, such as `sft` or "
+        "`{kind: dft}`. One that changes the input, such as `ift`, is refused.",
+    )
+    coef: float = Field(
+        5.0,
+        ge=0.0,
+        description="Weight λ of the consistency term. Larger holds the hidden states more firmly; 0 is the base loss "
+        "alone. The paper has 5 for `auxiliary: lora`.",
+    )
+    step_size: float = Field(
+        0.1,
+        ge=0.0,
+        description="Length s of the ascent step over all auxiliary parameters together. Larger pushes the hidden "
+        "states further; the paper has 0.1.",
+    )
+    auxiliary: Literal["lora", "steering"] = Field(
+        "lora",
+        description="What is pushed: `lora`, a fresh low-rank addition to every linear layer, or `steering`, a vector "
+        "per layer, which has fewer parameters.",
+    )
+    rank: int = Field(
+        8,
+        ge=1,
+        description="Rank of the low-rank additions, whose scale is 1; `steering` does not read it. The released code "
+        "has 8.",
+    )
+    layers: Literal["all", "early", "middle", "late"] = Field(
+        "all",
+        description="Layers that carry the additions and are compared: `all` (the paper's), or the early, middle or "
+        "late third, rounded outwards.",
+    )
+    reduction: Literal["mean", "sum"] = Field(
+        "mean",
+        description="How squared distances are taken over the width: `mean`, as in the released code, or `sum`, the "
+        "paper's equation, which is larger by the width (576 to 4096 times).",
+    )
+    mask: Literal["response", "all"] = Field(
+        "response",
+        description="Positions compared: those of the answer's tokens (`response`, as in the released code), or `all`,"
+        " the prompt's too but for each record's first.",
+    )
 
     def start(self, policy: TokenPolicy) -> None:
         if not isinstance(self.base, TokenObjective | SequenceObjective):

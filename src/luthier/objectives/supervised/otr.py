@@ -45,11 +45,34 @@ class OTR(TokenObjective):
         {"normalization": "token"},
     )
 
-    num_samples: int = Field(256, ge=1)
-    sampling_temperature: float = Field(1.3, gt=0.0)
-    mismatch_reward: float = Field(-0.1, lt=1.0)
-    estimator: Literal["sampled", "exact"] = "sampled"
-    normalization: Literal["sequence", "token"] = "sequence"
+    num_samples: int = Field(
+        256,
+        ge=1,
+        description="Tokens K drawn per position, with replacement. The noise of the gradient falls as 1/√K; the paper"
+        " has 256. `estimator: exact` draws none.",
+    )
+    sampling_temperature: float = Field(
+        1.3,
+        gt=0.0,
+        description="Temperature κ of the draws; the likelihood stays at 1. Above 1 explores more; at 1 the expected "
+        "gradient is a multiple of dft's. The paper's number is not public.",
+    )
+    mismatch_reward: float = Field(
+        -0.1,
+        lt=1.0,
+        description="Reward β of a drawn token that is not the gold one (which gets 1). Below 0 pushes wrong tokens "
+        "down; stay within [-0.2, 0]. The paper's number is not public.",
+    )
+    estimator: Literal["sampled", "exact"] = Field(
+        "sampled",
+        description="`sampled` draws K tokens (the paper's); `exact` sums over the vocabulary, which is its "
+        "expectation: no noise at the same cost.",
+    )
+    normalization: Literal["sequence", "token"] = Field(
+        "sequence",
+        description="`sequence` takes the mean over each record's targets, then over records (the paper's); `token` "
+        "divides by all targets of the update, as sft does.",
+    )
 
     @property
     def unit(self) -> str:

@@ -22,7 +22,12 @@ class BatchNorm(Advantage):
     TAKES: ClassVar = "rewards"
     SETTINGS: ClassVar = ({}, {"epsilon": 0.1})
 
-    epsilon: float = Field(1e-4, gt=0)
+    epsilon: float = Field(
+        1e-4,
+        gt=0,
+        description="Number added to the deviation of the rollout's rewards before dividing by it. Larger damps "
+        "advantages where rewards hardly differ.",
+    )
 
     def compute(self, rollout: Rollout, values: Arrays) -> ndarray:
         rewards = rollout.totals(values)

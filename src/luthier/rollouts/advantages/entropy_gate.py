@@ -26,9 +26,23 @@ class EntropyGate(Advantage):
     TAKES: ClassVar = "advantages"
     SETTINGS: ClassVar = ({}, {"drop": 0.5}, {"first": "high"}, {"over": "answer"})
 
-    drop: float = Field(0.8, ge=0, le=1)
-    first: Literal["low", "high"] = "low"
-    over: Literal["rollout", "answer"] = "rollout"
+    drop: float = Field(
+        0.8,
+        ge=0,
+        le=1,
+        description="Share of the trained prefix tokens whose advantage becomes 0. Larger learns fewer tokens of the "
+        "gold answer; the paper has 0.8.",
+    )
+    first: Literal["low", "high"] = Field(
+        "low",
+        description="Which prefix tokens are dropped first: those of `low` entropy, so that uncertain ones are learned"
+        " (the paper's), or of `high` (a control).",
+    )
+    over: Literal["rollout", "answer"] = Field(
+        "rollout",
+        description="What the share is taken of: all prefix tokens of the `rollout`, or those of each `answer`. The "
+        "released code takes each micro-batch.",
+    )
 
     def compute(self, rollout: Rollout, values: Arrays) -> Arrays:
         prefixes = [forced & trained for forced, trained in zip(rollout.forced, rollout.trained, strict=True)]

@@ -26,8 +26,20 @@ class Gae(Advantage):
     TAKES: ClassVar = "rewards"
     SETTINGS: ClassVar = ({}, {"gamma": 0.5}, {"lam": 0.5})
 
-    gamma: float = Field(1.0, ge=0, le=1)
-    lam: float = Field(0.95, ge=0, le=1)
+    gamma: float = Field(
+        1.0,
+        ge=0,
+        le=1,
+        description="Discount γ per token of what is still to come. Smaller credits early tokens less for a late "
+        "reward; TRL has 1.",
+    )
+    lam: float = Field(
+        0.95,
+        ge=0,
+        le=1,
+        description="Decay λ per token of later errors of the values. 1 trusts rewards (no bias, more noise), 0 the "
+        "next value alone. TRL has 0.95.",
+    )
 
     def compute(self, rollout: Rollout, values: Arrays) -> Arrays:
         made, returns = [], []

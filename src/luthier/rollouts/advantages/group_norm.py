@@ -24,7 +24,12 @@ class GroupNorm(Advantage):
     TAKES: ClassVar = "rewards"
     SETTINGS: ClassVar = ({}, {"epsilon": 0.1})
 
-    epsilon: float = Field(1e-4, gt=0)
+    epsilon: float = Field(
+        1e-4,
+        gt=0,
+        description="Number added to the group's deviation before dividing by it. Larger damps groups whose rewards "
+        "hardly differ; TRL has 1e-4.",
+    )
 
     def compute(self, rollout: Rollout, values: Arrays) -> ndarray:
         rewards = rollout.totals(values)

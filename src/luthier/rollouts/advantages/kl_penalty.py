@@ -23,7 +23,12 @@ class KlPenalty(Advantage):
     GIVES: ClassVar = "the same"
     SETTINGS: ClassVar = ({}, {"beta": 0.5})
 
-    beta: float = Field(0.05, ge=0)
+    beta: float = Field(
+        0.05,
+        ge=0,
+        description="Reward taken off per nat of log p_old - log p_initial, token by token. Larger stays nearer to the"
+        " initial model; TRL's RLOO and PPO have 0.05.",
+    )
 
     def compute(self, rollout: Rollout, values: Arrays) -> Arrays:
         old, reference = rollout.columns["old_logprobs"], rollout.columns["logprobs:initial"]

@@ -27,8 +27,17 @@ class NormThenSum(Advantage):
     TAKES: ClassVar = "rewards"
     SETTINGS: ClassVar = ({}, {"epsilon": 0.1}, {"weights": {"one": 3.0}})
 
-    weights: dict[str, float] = Field(default_factory=dict)
-    epsilon: float = Field(1e-4, gt=0)
+    weights: dict[str, float] = Field(
+        default_factory=dict,
+        description="Factor of each reward by name, applied behind its normalisation: 1 unless named, 0 leaves it out."
+        " Larger counts it more.",
+    )
+    epsilon: float = Field(
+        1e-4,
+        gt=0,
+        description="Number added to each deviation, of a reward in its group and of the sum, before dividing by it. "
+        "Larger damps what hardly differs.",
+    )
 
     def compute(self, rollout: Rollout, values: Arrays) -> ndarray:
         if unknown := sorted(set(self.weights) - set(rollout.parts)):

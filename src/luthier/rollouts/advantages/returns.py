@@ -20,7 +20,13 @@ class Returns(Advantage):
     TAKES: ClassVar = "rewards"
     SETTINGS: ClassVar = ({}, {"gamma": 0.5})
 
-    gamma: float = Field(1.0, ge=0, le=1)
+    gamma: float = Field(
+        1.0,
+        ge=0,
+        le=1,
+        description="Discount γ per token of what is still to come: 1 credits a token with every later reward alike, "
+        "less with near ones more.",
+    )
 
     def compute(self, rollout: Rollout, values: Arrays) -> Arrays:
         made = []

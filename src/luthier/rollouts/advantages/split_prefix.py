@@ -6,6 +6,7 @@ from typing import ClassVar, Literal
 
 import numpy
 from numpy import ndarray
+from pydantic import Field
 
 from luthier.rollouts.advantages._statistics import mean_and_std
 from luthier.rollouts.base import Advantage, Arrays, Rollout
@@ -26,7 +27,11 @@ class SplitPrefix(Advantage):
     TAKES: ClassVar = "rewards"
     SETTINGS: ClassVar = ({}, {"alone": "reward"})
 
-    alone: Literal["zero", "reward"] = "zero"
+    alone: Literal["zero", "reward"] = Field(
+        "zero",
+        description="Credit of the sampled tokens where no other answer has the same prefix: `zero`, or `reward`, the "
+        "answer's own without a baseline.",
+    )
 
     def compute(self, rollout: Rollout, values: Arrays) -> Arrays:
         rewards = rollout.totals(values)

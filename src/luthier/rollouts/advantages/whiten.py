@@ -21,9 +21,21 @@ class Whiten(Advantage):
     GIVES: ClassVar = "the same"
     SETTINGS: ClassVar = ({}, {"shift": False}, {"over": "answers"}, {"epsilon": 0.5})
 
-    shift: bool = True
-    over: Literal["tokens", "answers"] = "tokens"
-    epsilon: float = Field(1e-8, gt=0)
+    shift: bool = Field(
+        True,
+        description="Whether the mean is taken off too. False only scales, as PPO does with rewards.",
+    )
+    over: Literal["tokens", "answers"] = Field(
+        "tokens",
+        description="What mean and variance are taken over: all trained `tokens`, so that long answers count more, or "
+        "`answers`, once each.",
+    )
+    epsilon: float = Field(
+        1e-8,
+        gt=0,
+        description="Number added to the variance before its root is taken, against a division by 0. Larger damps "
+        "advantages that hardly differ.",
+    )
 
     def compute(self, rollout: Rollout, values: Arrays) -> Arrays:
         seen = [value[trained] for value, trained in zip(values, rollout.trained, strict=True)]

@@ -50,15 +50,57 @@ class Branch(Strategy):
         {"keep_failed": True},
     )
 
-    group: int = Field(8, ge=2)
-    episodes: int = Field(10, ge=1)
-    cut: Literal["sentences", "tokens"] = "sentences"
-    success: float = 0.5
-    enough: float | None = Field(None, gt=0, le=1)
-    plenty: float | None = Field(None, gt=0, le=1)
-    early_stop: bool = False
-    warm_start: bool = True
-    keep_failed: bool = False
+    group: int = Field(
+        8,
+        ge=2,
+        description="Answers sampled at once, without a hint or behind one. More tells low rates of success apart, at "
+        "a cost in proportion.",
+    )
+    episodes: int = Field(
+        10,
+        ge=1,
+        description="Parts that the gold answer is cut into; a hint is the first few, never all. More makes hints "
+        "finer and the search longer; the paper has 10.",
+    )
+    cut: Literal["sentences", "tokens"] = Field(
+        "sentences",
+        description="Where parts of the gold answer may end: `sentences`, behind a sentence or a line, or `tokens`, "
+        "anywhere.",
+    )
+    success: float = Field(
+        0.5,
+        description="Reward from which an answer counts as a success in the search. Raise it where partial rewards "
+        "should not count.",
+    )
+    enough: float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        description="Share of successes that makes a group worth learning from. Larger leads to longer hints; null is "
+        "1 / `group`, one success.",
+    )
+    plenty: float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        description="Share of successes up to which `early_stop` accepts a hint. Null is 1 - 1 / `group`: at least one"
+        " answer still fails.",
+    )
+    early_stop: bool = Field(
+        False,
+        description="Whether the search ends at the first hint with between `enough` and `plenty` successes. It "
+        "samples fewer groups and shows longer hints.",
+    )
+    warm_start: bool = Field(
+        True,
+        description="Whether the search begins with the record's last hint and the next shorter one, which saves "
+        "groups when a record comes again.",
+    )
+    keep_failed: bool = Field(
+        False,
+        description="Whether a prompt without a usable hint keeps its unaided group, whose advantages are 0. False "
+        "leaves it out.",
+    )
 
     def start(self) -> Memory:
         return Memory()

@@ -15,7 +15,11 @@ class Plain(Strategy):
     PAPER: ClassVar[str] = "arXiv 2402.03300"
     SETTINGS: ClassVar = ({}, {"group": 4})
 
-    group: int = Field(8, ge=1)
+    group: int = Field(
+        8,
+        ge=1,
+        description="Answers sampled to each prompt. More steadies the advantages, at a cost in proportion; TRL has 8.",
+    )
 
     def rounds(self, prompt: Prompt, ctx: Context) -> Rounds:
         scored = yield [prompt.request() for _ in range(self.group)]

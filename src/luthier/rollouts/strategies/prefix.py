@@ -36,14 +36,56 @@ class Prefix(Strategy):
         {"b": 5.0},
     )
 
-    group: int = Field(8, ge=2)
-    hybrids: int = Field(1, ge=0)
-    high: float = Field(0.95, ge=0, le=1)
-    end: float = Field(0.05, ge=0, le=1)
-    horizon: float = Field(1.0, gt=0, le=1)
-    least: int = Field(0, ge=0)
-    a: float = Field(1.0, gt=0)
-    b: float = Field(1.0, gt=0)
+    group: int = Field(
+        8,
+        ge=2,
+        description="Answers to each prompt, hybrids included. More steadies the comparison, at a cost in proportion; "
+        "8 is the group of the paper's control.",
+    )
+    hybrids: int = Field(
+        1,
+        ge=0,
+        description="Answers of each group that continue the beginning of the gold answer. More imitates more; the "
+        "paper has 1, and 0 is `plain`.",
+    )
+    high: float = Field(
+        0.95,
+        ge=0,
+        le=1,
+        description="Upper bound of the share of the gold answer that is given, and first value of the lower bound. "
+        "Larger imitates more; the paper has 0.95.",
+    )
+    end: float = Field(
+        0.05,
+        ge=0,
+        le=1,
+        description="Last value of the lower bound of that share, which falls along half a cosine. The paper has a "
+        "value near 0.",
+    )
+    horizon: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="Share of the budget over which the lower bound falls. Smaller ends the imitation sooner; the "
+        "paper has 1, all of training.",
+    )
+    least: int = Field(
+        0,
+        ge=0,
+        description="Smallest number of tokens that a prefix has; the last token of the gold answer is never given.",
+    )
+    a: float = Field(
+        1.0,
+        gt=0,
+        description="Parameter a of the Beta distribution between the two bounds. Larger draws longer prefixes; a = b "
+        "= 1 is uniform, as in the paper.",
+    )
+    b: float = Field(
+        1.0,
+        gt=0,
+        description="Parameter b of the Beta distribution between the two bounds. Larger draws shorter prefixes; a = b"
+        " = 1 is uniform, as in the paper.",
+    )
 
     @model_validator(mode="after")
     def _fits(self) -> Self:

@@ -22,14 +22,42 @@ class Http(SamplerPart):
     fields of each request, as the server knows them. The key is read from the variable named by `api_key_env`.
     """
 
-    url: str = Field(pattern=r"^https?://", description="up to and including the version: http://127.0.0.1:8000/v1")
-    model: str = Field(description="the name that the server knows")
-    endpoint: Literal["chat", "completions"] = "chat"
-    api_key_env: str | None = None
-    concurrency: int = Field(8, ge=1, description="requests at a time")
-    retries: int = Field(4, ge=0, description="after an error that may pass")
-    limit: float = Field(600.0, gt=0, description="seconds for one try, the server's queue included")
-    extra: dict[str, Any] = Field(default_factory=dict)
+    url: str = Field(
+        pattern=r"^https?://",
+        description="Address of the server up to and including the version, such as http://127.0.0.1:8000/v1.",
+    )
+    model: str = Field(description="Name by which the server knows the model that should answer.")
+    endpoint: Literal["chat", "completions"] = Field(
+        "chat",
+        description="`chat` sends messages, which the server writes in its model's template; `completions` sends the "
+        "prompt as the recipe's model reads it.",
+    )
+    api_key_env: str | None = Field(
+        None,
+        description="Environment variable that holds the server's key; the key itself never stands in a recipe. Null "
+        "sends none.",
+    )
+    concurrency: int = Field(
+        8,
+        ge=1,
+        description="Requests in flight at a time. More is faster up to what the server serves at once.",
+    )
+    retries: int = Field(
+        4,
+        ge=0,
+        description="Times that a request is sent again after an error that may pass, after 0.5 s and then twice as "
+        "long each time.",
+    )
+    limit: float = Field(
+        600.0,
+        gt=0,
+        description="Seconds that one try may take, the server's queue included. Raise it for long answers or a busy "
+        "server.",
+    )
+    extra: dict[str, Any] = Field(
+        default_factory=dict,
+        description="Further fields of each request, as the server knows them, such as `{repetition_penalty: 1.1}`.",
+    )
 
     def make(self, asking: Asking) -> Sampler:
         return self._client(

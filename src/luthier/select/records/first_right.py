@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import ClassVar, Literal
 
+from pydantic import Field
+
 from luthier.select.subset import Columns, Subset, by_record
 from luthier.types import Candidate
 
@@ -19,8 +21,14 @@ class FirstRight(Subset):
     PAPER: ClassVar[str] = "arXiv 2502.08130"
     SETTINGS: ClassVar = ({}, {"right": 0.5}, {"otherwise": "last"})
 
-    right: float = 1.0
-    otherwise: Literal["drop", "last"] = "drop"
+    right: float = Field(
+        1.0,
+        description="Reward from which an answer counts as right; gold answers always do. Lower takes half-right ones.",
+    )
+    otherwise: Literal["drop", "last"] = Field(
+        "drop",
+        description="What a record without a right answer gives: nothing (`drop`), or its `last` candidate.",
+    )
 
     def choose(self, candidates: Sequence[Candidate], columns: Columns, seed: int) -> list[int]:
         kept = []

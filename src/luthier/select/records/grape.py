@@ -39,11 +39,31 @@ class Grape(Subset):
         {"group_by": "record"},
     )
 
-    top: int = Field(1, ge=1)
-    by: Literal["likeliest", "unlikeliest", "longest", "random"] = "likeliest"
-    reduce: Literal["mean", "sum"] = "mean"
-    include_eos: bool = True
-    group_by: Literal["prompt", "record"] = "prompt"
+    top: int = Field(
+        1,
+        ge=1,
+        description="Answers kept per prompt; an answer that occurs twice counts once. The paper keeps 1.",
+    )
+    by: Literal["likeliest", "unlikeliest", "longest", "random"] = Field(
+        "likeliest",
+        description="Which answers are kept: the `likeliest` (the paper's), or as controls the `unlikeliest`, the "
+        "`longest` or a `random` draw.",
+    )
+    reduce: Literal["mean", "sum"] = Field(
+        "mean",
+        description="`mean` scores by log-probability per token, as the paper does; `sum` by that of the whole answer,"
+        " which favours short ones.",
+    )
+    include_eos: bool = Field(
+        True,
+        description="Whether the token that ends the answer counts in its score, as it does in training. The paper "
+        "does not say.",
+    )
+    group_by: Literal["prompt", "record"] = Field(
+        "prompt",
+        description="Which answers compete: those whose prompts are the same tokens (`prompt`), or those of one "
+        "`record`.",
+    )
 
     def choose(self, candidates: Sequence[Candidate], columns: Columns, seed: int) -> list[int]:
         groups: dict[object, list[int]] = {}

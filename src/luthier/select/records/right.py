@@ -6,6 +6,8 @@ import hashlib
 from collections.abc import Sequence
 from typing import ClassVar, Literal
 
+from pydantic import Field
+
 from luthier.select.subset import Columns, Subset, by_record
 from luthier.types import Candidate
 
@@ -22,9 +24,20 @@ class Right(Subset):
     PAPER: ClassVar[str] = "arXiv 2510.17793"
     SETTINGS: ClassVar = ({}, {"right": 0.5}, {"order": "data"}, {"choice": "shortest"}, {"choice": "all"})
 
-    right: float = 1.0
-    choice: Literal["random", "shortest", "all"] = "random"
-    order: Literal["rate", "data"] = "rate"
+    right: float = Field(
+        1.0,
+        description="Reward from which an answer counts as right; gold answers always do. Lower takes half-right ones.",
+    )
+    choice: Literal["random", "shortest", "all"] = Field(
+        "random",
+        description="Which right answer of a record is kept: one drawn evenly (`random`, the paper's), the `shortest`,"
+        " or `all`, as a filter before another choice.",
+    )
+    order: Literal["rate", "data"] = Field(
+        "rate",
+        description="`rate` puts records with the largest share of right answers first, the paper's curriculum (with "
+        "`batch: {order: written}`); `data` keeps the records' order.",
+    )
 
     def choose(self, candidates: Sequence[Candidate], columns: Columns, seed: int) -> list[int]:
         kept: list[tuple[float, int]] = []

@@ -41,12 +41,40 @@ class S2L(Subset):
         {"clusters": 6, "share": 0.4, "stratify_by": "source"},
     )
 
-    share: float = Field(0.1, gt=0.0, le=1.0, description="of the records, to keep")
-    clusters: int = Field(100, ge=1)
-    iterations: int = Field(20, ge=1)
-    smallest: int = Field(1, ge=1, description="records of a cluster that takes part in the even share")
-    normalise: Literal["none", "zscore"] = "none"
-    stratify_by: str | None = None
+    share: float = Field(
+        0.1,
+        gt=0.0,
+        le=1.0,
+        description="Share of the records that is kept. Smaller thins out the common kinds first; rare kinds are taken"
+        " whole.",
+    )
+    clusters: int = Field(
+        100,
+        ge=1,
+        description="Clusters of loss curves, at most half as many as records. More tells finer kinds apart; the "
+        "published code has 100 in each source.",
+    )
+    iterations: int = Field(
+        20,
+        ge=1,
+        description="Rounds of k-means at most; it ends sooner once nothing moves. The published code has 20.",
+    )
+    smallest: int = Field(
+        1,
+        ge=1,
+        description="Records that a cluster needs for an even share; smaller clusters only fill up what is missing. "
+        "The published code has 3, the paper no such rule.",
+    )
+    normalise: Literal["none", "zscore"] = Field(
+        "none",
+        description="`none` compares level and shape of loss curves; `zscore` gives each curve mean 0 and deviation 1,"
+        " so that shape alone counts.",
+    )
+    stratify_by: str | None = Field(
+        None,
+        description="Column of the data, each value of which is clustered by itself and gets an even share. Null "
+        "clusters all together; the published code uses `source`.",
+    )
 
     def choose(self, candidates: Sequence[Candidate], columns: Columns, seed: int) -> list[int]:
         found = columns["trajectory"]

@@ -32,7 +32,12 @@ class MaxLoss(Selector):
     PAPER: ClassVar[str] = "arXiv 1511.06343"
     SETTINGS: ClassVar = ({}, {"keep": 0.25}, {"pool": 3}, {"warmup": 2}, {"pressure": 2.0})
 
-    pressure: float | None = Field(None, gt=1.0, description="ratio of the first to the last; null keeps the top")
+    pressure: float | None = Field(
+        None,
+        gt=1.0,
+        description="Ratio s of the chances of the first and the last in a draw by rank of loss. Larger follows the "
+        "loss more closely; null keeps the highest, without a draw.",
+    )
 
     def look(self, policy: Any, batch: Batch, state: Any) -> dict[str, Tensor]:
         return {"loss": measured.loss_by_record(policy, batch)}

@@ -38,7 +38,8 @@ class Rho(Selector):
     )
 
     reference: str = Field(
-        description="a model (name, folder or run folder) trained on data that is not trained on here"
+        description="Model trained on data of the same kind that is not trained on here: a name, a folder or a run "
+        "folder. Its tokens must be those of the trained model.",
     )
 
     def reads(self) -> tuple[str, ...]:

@@ -21,9 +21,23 @@ class Digits(Part):
     embeddings `text` [1,classes] and `pooled` [classes], which is 1 at the label.
     """
 
-    count: int = Field(1000, ge=1)
-    seed: int = Field(0, ge=0)
-    classes: int = Field(CLASSES, ge=2, le=CLASSES)
+    count: int = Field(
+        1000,
+        ge=1,
+        description="Number of pictures, one class after the other in turn; a smaller number gives the first of a "
+        "larger one.",
+    )
+    seed: int = Field(
+        0,
+        ge=0,
+        description="Seed of the drawing: the same seed gives the same pictures everywhere, another one others.",
+    )
+    classes: int = Field(
+        CLASSES,
+        ge=2,
+        le=CLASSES,
+        description="Number of different digits drawn, from 0 on. Fewer are easier to tell apart.",
+    )
 
     def rows(self) -> list[Row]:
         """All digits, class after class in turn; a smaller count gives the first of a larger one."""
