@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from luthier.data.batches import group_by_record, positions
+from luthier.models.config import text_config
 from luthier.models.kernels.head import CACHED_BYTES, chunk_bytes
 from luthier.models.kernels.lean import form_of
 from luthier.types import Row
@@ -126,7 +127,7 @@ def estimate(
         several: more than one micro-batch per update (gradients are then summed in fp32).
         frozen: bytes that references keep of the model as it was.
     """
-    config = getattr(module.config, "text_config", module.config)
+    config = text_config(module)
     everything = list(module.parameters())
     trained = [p for p in everything if p.requires_grad]
     weights = weight_bytes(module) + frozen

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
 from luthier.errors import ModelError
+from luthier.models.config import text_config
 
 if TYPE_CHECKING:
     from luthier.sampling._decoder import Decoder
@@ -52,7 +53,7 @@ class Forward:
         self.last_only = "logits_to_keep" in known
         embeddings = inner.get_input_embeddings().weight
         self.device, self.dtype = embeddings.device, embeddings.dtype
-        text = module.config.get_text_config(decoder=True)
+        text = text_config(module)
         self.context: int = getattr(text, "max_position_embeddings", None) or 1 << 30
 
     def __call__(self, ids: Tensor, mask: Tensor | None, positions: Tensor, cache: DynamicCache, last: bool) -> Tensor:
@@ -325,7 +326,7 @@ class WholeCache:
 
 def open_rows(forward: Forward, rows: int, columns: int = ROOM) -> Slots | WholeCache:
     """Room for rows of the cache that fits the model's layers."""
-    text = forward.module.config.get_text_config(decoder=True)
+    text = text_config(forward.module)
     kinds = set(getattr(text, "layer_types", None) or ())
     layers = DynamicCache(config=forward.module.config).layers
     plain = all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in layers)
@@ -410,7 +411,7 @@ class Space:
 
 def space_of(module: Any) -> Space:
     """What the memory has room for: 1 GiB of cache on a CPU, a quarter of the free memory on a GPU."""
-    config = module.config.get_text_config(decoder=True)
+    config = text_config(module)
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     weight = next(module.parameters())
