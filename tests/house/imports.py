@@ -142,3 +142,39 @@ def module_names(package: Path, paths: Sequence[Path]) -> list[str]:
         pieces = path.relative_to(package.parent).with_suffix("").parts
         names.append(".".join(pieces[:-1] if pieces[-1] == "__init__" else pieces))
     return names
+
+
+def circles(package: Path) -> list[list[str]]:
+    """Groups of files that import each other, directly or through others; imports within functions count too."""
+    files = dict(zip(module_names(package, paths := sorted(package.rglob("*.py"))), paths, strict=True))
+    imported = {name: _files_imported(package, path, files) - {name} for name, path in files.items()}
+    reached = {name: _reached(name, imported) for name in files}
+    groups = {tuple(sorted(other for other in reached[name] if name in reached[other])) for name in files}
+    return sorted([*group] for group in groups if len(group) > 1)
+
+
+def _reached(start: str, imported: dict[str, set[str]]) -> set[str]:
+    """All files that a file imports, directly or through others."""
+    reached: set[str] = set()
+    waiting = [start]
+    while waiting:
+        new = imported[waiting.pop()] - reached
+        reached |= new
+        waiting += new
+    return reached
+
+
+def _files_imported(package: Path, path: Path, files: dict[str, Path]) -> set[str]:
+    here = (package.name, *path.relative_to(package).with_suffix("").parts)
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            start = here[: len(here) - node.level] if node.level else ()
+            module = ".".join((*start, *(node.module or "").split("."))).strip(".")
+            below = {f"{module}.{alias.name}" for alias in node.names}
+            names |= below & files.keys() or {module}
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "lazy" and node.args:
+            names |= {node.args[0].value} if isinstance(node.args[0], ast.Constant) else set()
+    return names & files.keys()

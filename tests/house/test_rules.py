@@ -59,6 +59,18 @@ def test_honest_imports_pass(tmp_path):
     assert imports.import_faults(plant(tmp_path / "luthier", lines)) == []
 
 
+def test_circles_of_files_are_found_however_they_are_closed(tmp_path):
+    files = {
+        "p/a.py": "from p import b",
+        "p/b.py": "def f():\n    from .c import x",
+        "p/c.py": "if TYPE_CHECKING:\n    import p.a",
+        "p/d.py": "e = lazy('p.e')\nfrom p.a import x",
+        "p/e.py": "from p.d import x",
+        "p/alone.py": "from p.a import x\nimport p.alone",
+    }
+    assert imports.circles(plant(tmp_path, files) / "p") == [["p.a", "p.b", "p.c"], ["p.d", "p.e"]]
+
+
 def test_torch_at_import_is_found(tmp_path):
     files = {"p/heavy.py": "import torch", "p/chain.py": "import p.heavy", "p/light.py": "def f():\n    import torch"}
     faults = imports.torch_faults(plant(tmp_path, files), ["p.heavy", "p.chain", "p.light"])

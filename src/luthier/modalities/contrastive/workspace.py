@@ -22,8 +22,9 @@ from luthier.errors import DataError, ModelError
 from luthier.evals.base import Evaluation, Item
 from luthier.modalities.arrays import PICTURES, ArrayGround
 from luthier.models.encoder import EncoderPolicy
-from luthier.models.loading.load import Loaded, quiet
+from luthier.models.loading.load import Loaded
 from luthier.models.policy import reading
+from luthier.models.quiet import quiet
 from luthier.recipe import Recipe
 from luthier.recipe.modality import model_folder
 from luthier.runs.journal import Journal
