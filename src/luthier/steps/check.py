@@ -20,7 +20,7 @@ from luthier.data.doctor import examine, print_report
 from luthier.data.prepare import Prepared, prepare
 from luthier.data.render import Renderer
 from luthier.diffusion.policy import PREFIX
-from luthier.engine import memory
+from luthier.engine import estimate, usage
 from luthier.errors import DataError, LuthierError, RecipeError
 from luthier.modalities.base import (
     build_tuners,
@@ -165,7 +165,7 @@ def _print_methods(recipe: Recipe, prepared: Prepared, console: Console) -> None
         console.print(f"   not  {', '.join(names)}: {reason}", style="dim", markup=False, emoji=False, highlight=False)
 
 
-def _memory(recipe: Recipe, prepared: Prepared) -> memory.Estimate:
+def _memory(recipe: Recipe, prepared: Prepared) -> estimate.Estimate:
     objective = build_objective(recipe.settings.train.objective, recipe.base)
     rows = training_rows(objective, prepared)
     tuners = build_tuners(recipe)
@@ -176,7 +176,7 @@ def _memory(recipe: Recipe, prepared: Prepared) -> memory.Estimate:
         checkpoint_layers(module)
     module.requires_grad_(False)
     kept = HeadOnly(module) if recalls(recipe, objective, rows, module) else module
-    frozen = memory.weight_bytes(kept)
+    frozen = estimate.weight_bytes(kept)
     for tuner in tuners:
         module = tuner.apply(module, tuner.plan(module, Planning(recipe.settings.seed, rows)))
     reads = any(read.startswith("logits:") for read in reads_of(objective))
@@ -235,4 +235,4 @@ def _print_probe(recipe: Recipe, console: Console) -> None:
     )
     predicted = facts["estimated_memory_bytes"]
     told = "" if predicted is None else f", {predicted / 1e9:.2f} GB estimated"
-    console.print(f"[bold]memory[/]  {memory.peak() / 1e9:.2f} GB measured{told}")
+    console.print(f"[bold]memory[/]  {usage.peak() / 1e9:.2f} GB measured{told}")

@@ -11,7 +11,7 @@ from torch import nn
 
 from luthier.data.render import Renderer
 from luthier.data.sources import load_records
-from luthier.engine import memory
+from luthier.engine.allocator import tune_allocator
 from luthier.errors import RecipeError
 from luthier.evals.base import Evaluation
 from luthier.evals.evaluate import evaluate
@@ -76,7 +76,7 @@ def evaluate_model(
             "`luthier run` and `luthier compare` evaluate it: its recipe says on which data.",
         )
     refuse_others(settings.generate, recipe.base)
-    memory.keep_freed()
+    tune_allocator()
     device = find_device()
     typed = settings.model.model_copy(update={"dtype": compute_dtype(recipe, device)})
     loaded = load_model(typed, recipe.base, device)

@@ -15,7 +15,7 @@ from luthier.data.pairs import is_judged, is_paired, without_rejected
 from luthier.data.prepare import Prepared, prepare
 from luthier.data.render import Renderer
 from luthier.data.sources import load_records
-from luthier.engine import memory
+from luthier.engine import estimate, usage
 from luthier.engine.budget import Budget
 from luthier.engine.hidden_cache import HiddenStateCache
 from luthier.engine.score import with_column
@@ -243,16 +243,16 @@ def training_rows(objective: Objective, prepared: Prepared) -> list[Row]:
     return prepared.train
 
 
-def predicted_memory(recipe: Recipe, module: nn.Module, rows: Sequence[Row], frozen: int) -> memory.Estimate:
+def predicted_memory(recipe: Recipe, module: nn.Module, rows: Sequence[Row], frozen: int) -> estimate.Estimate:
     """The peak that training `module` with its tuners applied will take; on the meta device too."""
     train = recipe.settings.train
     tokens = micro_tokens(recipe, module, find_device())
-    loaded = 0 if next(module.parameters()).is_meta else memory.weight_bytes(module) + frozen
-    return memory.estimate(
+    loaded = 0 if next(module.parameters()).is_meta else estimate.weight_bytes(module) + frozen
+    return estimate.estimate(
         module,
-        memory.largest_micro_batch(rows, train.batch.records, tokens),
-        process=0 if torch.cuda.is_available() else memory.resident() - loaded,
-        several=memory.several_micro_batches(rows, train.batch.records, tokens),
+        estimate.largest_micro_batch(rows, train.batch.records, tokens),
+        process=0 if torch.cuda.is_available() else usage.resident() - loaded,
+        several=estimate.several_micro_batches(rows, train.batch.records, tokens),
         checkpointing=train.checkpointing,
         frozen=frozen,
     )
