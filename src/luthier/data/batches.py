@@ -6,9 +6,9 @@ and resumed from one integer.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy
 import torch
@@ -18,6 +18,7 @@ from luthier.types import Batch, Row, Stream
 
 Layout = Literal["padded", "packed", "shared"]
 RecordRows = tuple[Row, ...]
+Item = TypeVar("Item")
 
 
 class Ordered:
@@ -64,6 +65,13 @@ def data_order(records: Sequence[str], seed: int, epoch: int) -> list[int]:
     """A permutation of the records, keyed by (seed, epoch, record id)."""
     keys = [order(seed, epoch, record) for record in records]
     return sorted(range(len(records)), key=lambda i: (keys[i], records[i]))
+
+
+def limited(items: Sequence[Item], limit: int | None, name: Callable[[Item], str]) -> list[Item]:
+    """At most `limit` rows or records, in their order: by their names the same ones, whatever that order."""
+    if limit is None or len(items) <= limit:
+        return list(items)
+    return [items[index] for index in sorted(data_order([name(item) for item in items], 0, 0)[:limit])]
 
 
 def micro_batches(rows: Sequence[Row], tokens: int, layout: Layout) -> list[list[Row]]:

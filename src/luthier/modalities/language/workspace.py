@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import nn
 
-from luthier.data.batches import Layout, data_order
+from luthier.data.batches import Layout, limited
 from luthier.data.pairs import is_judged, is_paired, without_rejected
 from luthier.data.prepare import Prepared, prepare
 from luthier.data.render import Renderer
@@ -172,23 +172,18 @@ def check_context(config: Any, max_tokens: int, prepared: Prepared) -> None:
         )
 
 
-def limited(records: list[Record], limit: int | None) -> list[Record]:
-    """At most `limit` records, the same ones whatever their order."""
-    if limit is None or len(records) <= limit:
-        return records
-    return [records[i] for i in sorted(data_order([record.id for record in records], 0, 0)[:limit])]
-
-
 def retain_records(recipe: Recipe) -> list[Record]:
     """The records that must not be forgotten, or none."""
     evaluate = recipe.settings.evaluate
-    return [] if evaluate.retain is None else limited(load_records(evaluate.retain, recipe.base), evaluate.limit)
+    if evaluate.retain is None:
+        return []
+    return limited(load_records(evaluate.retain, recipe.base), evaluate.limit, lambda record: record.id)
 
 
 def held_out(recipe: Recipe, prepared: Prepared, split: str) -> list[Record]:
     """The records of `validation` or `test`, at most `evaluate.limit`, chosen by content."""
     chosen = [prepared.records[name] for name in prepared.splits[split]]
-    return limited(chosen, recipe.settings.evaluate.limit)
+    return limited(chosen, recipe.settings.evaluate.limit, lambda record: record.id)
 
 
 def set_of(recipe: Recipe, prepared: Prepared, name: str) -> tuple[list[Record], Any]:
