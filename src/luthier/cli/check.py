@@ -40,7 +40,7 @@ def command(
         return
     from rich.console import Console
 
-    from luthier.steps.check import check_recipe
+    from luthier.steps.check_page import check_recipe
 
     check_recipe(loaded, probe, Console())
 
