@@ -2,7 +2,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from luthier.recipe.fingerprint import NOT_PART_OF_A_RUN, fingerprint, task_fingerprint
+from luthier.recipe.fingerprint import NOT_PART_OF_A_RUN, file_digest, fingerprint, model_digest, task_fingerprint
 
 DATA = {
     "name": "a",
@@ -50,3 +50,14 @@ def test_the_sets_and_the_data_are_part_of_a_task():
 
 def test_a_part_file_that_lies_elsewhere_is_the_same_run():
     assert fingerprint(recipe(path="/cache/mine.py")) == fingerprint(recipe())
+
+
+def test_a_model_is_known_by_the_names_and_contents_of_its_files(tmp_path):
+    files = [tmp_path / "config.json", tmp_path / "model.safetensors"]
+    for file in files:
+        file.write_text(file.name)
+    assert file_digest(files[0]) == "587cb980af76fdc7e52369fd0b9d926dff266976b6f8ac631e358fecc49ff8cf"
+    known = model_digest(files)
+    assert len(known) == 16 and model_digest([files[1], files[0]]) != known
+    files[1].rename(tmp_path / "other.safetensors")
+    assert model_digest([files[0], tmp_path / "other.safetensors"]) != known

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import json
 import re
@@ -13,7 +12,7 @@ from typing import Any, Literal
 
 from luthier.errors import RecipeError, nearest
 from luthier.recipe import Recipe, load_recipe, method_label
-from luthier.recipe.fingerprint import digest, task_fingerprint
+from luthier.recipe.fingerprint import digest, file_digest, task_fingerprint
 from luthier.recipe.modality import MODALITIES, modality_of
 
 BASE = "base"
@@ -362,8 +361,7 @@ def data_files(recipe: Recipe) -> dict[str, str]:
             continue
         path = recipe.base / source["path"]
         if path.is_file():
-            with path.open("rb") as handle:
-                found[source["path"]] = hashlib.file_digest(handle, "sha256").hexdigest()
+            found[source["path"]] = file_digest(path)
     return found
 
 

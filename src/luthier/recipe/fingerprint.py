@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from luthier.recipe.resolve import Recipe
@@ -38,6 +39,18 @@ def task_fingerprint(recipe: Recipe, sets: Sequence[str], files: Mapping[str, st
 def digest(content: Any) -> str:
     """SHA-256 of plain content as JSON, whatever the order of its keys."""
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file's content."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def model_digest(files: Sequence[Path]) -> str:
+    """Sixteen digits by which the files of a model are known: their names and contents, in the order given."""
+    lines = "".join(f"{file.name} {file_digest(file)}\n" for file in files)
+    return hashlib.sha256(lines.encode()).hexdigest()[:16]
 
 
 def _with_texts(content: Any, texts: Mapping[str, str]) -> Any:
