@@ -35,7 +35,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from luthier import parts
-from luthier.engine import memory, precision, update
+from luthier.engine import allocator, precision, update
 from luthier.engine.budget import Budget
 from luthier.engine.source import Records
 from luthier.engine.trainer import Batching, Trainer
@@ -139,7 +139,7 @@ def made_up_rows(count: int) -> list[Row]:
 
 
 def make_trainer(options: argparse.Namespace, dtype: torch.dtype, ends: list[float]) -> Trainer:
-    memory.keep_freed()  # as every run does
+    allocator.tune_allocator()  # as every run does
     torch.manual_seed(0)
     model = LlamaForCausalLM(LlamaConfig(num_hidden_layers=options.layers, **SHAPE)).to(dtype)
     use_short_rows(model)  # as loading does

@@ -50,7 +50,7 @@ except ModuleNotFoundError:
     import luthier
 
 from luthier import parts
-from luthier.engine import memory
+from luthier.engine import usage
 from luthier.engine.budget import Budget
 from luthier.engine.source import Records
 from luthier.engine.trainer import Batching, Trainer
@@ -323,7 +323,7 @@ def measured(setting: Setting, run: Callable[[], Iterator[int]], skip: int) -> d
         "seconds": statistics.median(kept),
         "first_seconds": seconds[0],
         "all_seconds": kept,
-        "peak_memory_bytes": memory.peak() - base,
+        "peak_memory_bytes": usage.peak() - base,
     }
 
 
@@ -333,8 +333,8 @@ def reset(setting: Setting) -> int:
     torch.compiler.reset()
     if setting.device.type == "cuda":
         torch.cuda.empty_cache()
-    memory.reset_peak()
-    return 0 if setting.device.type == "cuda" else memory.resident()
+    usage.reset_peak()
+    return 0 if setting.device.type == "cuda" else usage.resident()
 
 
 def cases(only: list[str], compiled: bool) -> Iterator[tuple[str, str, bool]]:

@@ -54,7 +54,7 @@ def child(objective_name: str, point: dict[str, int]) -> dict[str, float]:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     from luthier import parts
-    from luthier.engine import memory
+    from luthier.engine import allocator, usage
     from luthier.engine.budget import Budget
     from luthier.engine.source import Records
     from luthier.engine.trainer import Batching, Trainer
@@ -82,9 +82,9 @@ def child(objective_name: str, point: dict[str, int]) -> dict[str, float]:
         )
         for i in range(point["records"])
     ]
-    memory.keep_freed()  # as every run does
-    memory.reset_peak()
-    before = memory.resident()
+    allocator.tune_allocator()  # as every run does
+    usage.reset_peak()
+    before = usage.resident()
     tuner, objective = parts.build("tuner", "full"), parts.build("objective", objective_name)
     times = [time.process_time()]
     trainer = Trainer(
@@ -100,7 +100,7 @@ def child(objective_name: str, point: dict[str, int]) -> dict[str, float]:
     trainer.train()
     state = BYTES[objective_name] * sum(p.numel() for p in trainer.policy.module.parameters())
     spent = [after - earlier for earlier, after in pairwise(times[1:])]
-    return {"seconds": statistics.median(spent), "memory_bytes": memory.peak() - before - state}
+    return {"seconds": statistics.median(spent), "memory_bytes": usage.peak() - before - state}
 
 
 def set_up(records: int) -> dict[str, float]:

@@ -91,7 +91,7 @@ def child(objective_text: str, tuner_text: str, layers: int, asked: bool) -> Non
     import time
 
     from luthier import parts
-    from luthier.engine import memory
+    from luthier.engine import allocator, usage
     from luthier.engine.budget import Budget
     from luthier.engine.source import Records
     from luthier.engine.trainer import Batching, Trainer
@@ -101,8 +101,8 @@ def child(objective_text: str, tuner_text: str, layers: int, asked: bool) -> Non
 
     objective, tuner = part("objective", objective_text), part("tuner", tuner_text)
     rows = made_up_rows(RECORDS * UPDATES)
-    memory.keep_freed()  # as every run does
-    memory.reset_peak()
+    allocator.tune_allocator()  # as every run does
+    usage.reset_peak()
     folder = tempfile.TemporaryDirectory()
     model, states, once = random_model(layers), None, 0.0
     if isinstance(objective, TokenObjective) and reads_of(objective) and not asked:
@@ -122,7 +122,7 @@ def child(objective_text: str, tuner_text: str, layers: int, asked: bool) -> Non
     folder.cleanup()
     spent = statistics.median(after - before for before, after in pairwise(times[1:]))
     share = once / UPDATES / EPOCHS
-    figures = {"cpu_seconds_per_update": spent + share, "of_them_before": share, "peak_bytes": memory.peak()}
+    figures = {"cpu_seconds_per_update": spent + share, "of_them_before": share, "peak_bytes": usage.peak()}
     print(json.dumps(figures))
 
 

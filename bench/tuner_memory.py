@@ -57,7 +57,7 @@ def measure(name: str) -> dict[str, Any]:
     """Train a few updates in this process."""
     import numpy
 
-    from luthier.engine import memory
+    from luthier.engine import allocator, usage
     from luthier.engine.budget import Budget
     from luthier.engine.source import Records
     from luthier.engine.trainer import Batching, Trainer
@@ -72,9 +72,9 @@ def measure(name: str) -> dict[str, Any]:
         for i in range(2 * RECORDS)
     ]
     module, objective, tuner = model(), parts.build("objective", "sft"), parts.build("tuner", TUNERS[name])
-    loaded = memory.resident()
-    memory.keep_freed()  # as every run does
-    memory.reset_peak()
+    loaded = usage.resident()
+    allocator.tune_allocator()  # as every run does
+    usage.reset_peak()
     policy = tuned_policy(module, [tuner], objective, Planning(0, rows))
     trainer = Trainer(
         policy,
@@ -87,7 +87,7 @@ def measure(name: str) -> dict[str, Any]:
     )
     trained = sum(p.numel() for p in trainer.masters.compute.values())
     trainer.train()
-    return {"trained": trained, "peak_bytes": memory.peak(), "above_model_bytes": memory.peak() - loaded}
+    return {"trained": trained, "peak_bytes": usage.peak(), "above_model_bytes": usage.peak() - loaded}
 
 
 def main() -> None:

@@ -98,7 +98,7 @@ def write_text(path: Path, text: str) -> None:
             handle.flush()
             os.fsync(handle.fileno())
         os.replace(temporary, path)
-        _sync_folder(path.parent)
+        sync(path.parent)
     except OSError as error:
         temporary.unlink(missing_ok=True)
         kept = "The previous version of the file is unchanged." if path.exists() else "Nothing was written."
@@ -177,8 +177,9 @@ def _write_all(handle: Any, content: bytes) -> None:
         content = content[handle.write(content) :]
 
 
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
+def sync(path: Path) -> None:
+    """Have the disk hold what was written to a file or done in a folder, before anything goes on."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

@@ -23,20 +23,20 @@ def test_show_tells_every_value_and_its_origin(command, here):
 
 
 def test_the_doctor_sees_the_recipe(command, here, room):
-    calls = room("luthier.steps.check.check_recipe")
+    calls = room("luthier.steps.check_page.check_recipe")
     assert command("check", "mine.yaml", "seed=3", "--probe").code == 0
     (recipe, probe, _console), _ = calls[0]
     assert (recipe.settings.seed, probe) == (3, True)
 
 
 def test_a_wrong_recipe_never_reaches_the_doctor(command, here, room):
-    calls = room("luthier.steps.check.check_recipe")
+    calls = room("luthier.steps.check_page.check_recipe")
     assert command("check", "mine.yaml", "budget={epochs: 1, tokens: 2}").code == 2
     assert calls == []
 
 
 def test_methods_of_the_recipe_are_tried(command, here, room):
-    calls = room("luthier.steps.check.check_recipe")
+    calls = room("luthier.steps.check_page.check_recipe")
     (here / "warm.yaml").write_text(
         "about: x\nmethod: {train: {tuner: {r: 3}}}\nadvice: {train: {optimizer: {lr: 1}}}\n"
     )

@@ -96,6 +96,22 @@ def test_a_fingerprint_follows_what_is_computed(recipe):
     assert plan(recipe, methods=["sft"]).runs({})[0].fingerprint != first.fingerprint
 
 
+def test_a_recipe_is_loaded_once_whatever_the_number_of_seeds(recipe, monkeypatch):
+    loads = []
+
+    def counted(*arguments):
+        loads.append((tuple(arguments[1]), tuple(arguments[2])))
+        return load_recipe(*arguments)
+
+    monkeypatch.setattr("luthier.compare.plan.load_recipe", counted)
+    planned = plan(recipe, methods=["sft", "dft"], seeds=5)
+    tasks = planned.runs({}) + planned.runs({})
+    assert len(loads) == len(set(loads)) == 5  # the plain recipe; each method as it is and with a seed
+    for task in tasks:
+        lock = load_recipe(recipe, [task.method], [f"seed={task.seed}"]).to_lock()
+        assert (task.seed, task.recipe) == (lock["recipe"]["seed"], lock)
+
+
 def test_a_loaded_recipe_plans_the_same(recipe):
     loaded = load_recipe(recipe, [], ["train.optimizer.lr=1e-3"])
     ours, theirs = plan(loaded, methods=["dft"]), plan(recipe, methods=["dft"], overrides=["train.optimizer.lr=1e-3"])

@@ -7,6 +7,7 @@ from rich.console import Console
 
 from luthier.data.doctor import examine, print_preview, print_report
 from luthier.data.render import Renderer
+from luthier.data.report import grouped
 
 
 def settings(**changes):
@@ -53,13 +54,33 @@ def test_the_report_is_printed_with_problems_and_warnings(bad, make_tokenizer):
 def test_what_makes_training_impossible_is_the_first_warning(tmp_path, make_tokenizer):
     (tmp_path / "data.jsonl").write_bytes(b"{\n{\n")
     report = examine(settings(), Renderer(make_tokenizer("chatml")), tmp_path)
-    assert "training data is empty" in report.warnings[0] and len(report.problems["unreadable"]) == 3
+    assert "training data is empty" in report.warnings[0] and len(report.problems["unreadable"]) == 2
     (tmp_path / "data.jsonl").write_bytes(line(1))
     report = examine(settings(max_tokens=4), Renderer(make_tokenizer("chatml")), tmp_path)
     assert "No training record is left" in report.warnings[0]
     assert "No training record" in printed(print_report, report)
     missing = examine(settings(train="none.jsonl"), Renderer(make_tokenizer("chatml")), tmp_path)
     assert "no file" in missing.problems["unreadable"][0] and "empty" in missing.warnings[0]
+
+
+def test_a_complaint_about_every_record_is_made_once_with_what_to_do(tmp_path, make_tokenizer):
+    lines = ["question,answer", *(f"what is {number} + 1,{number + 1}" for number in range(300))]
+    (tmp_path / "data.csv").write_text("\n".join(lines) + "\n")
+    report = examine(settings(train="data.csv"), Renderer(make_tokenizer("chatml")), tmp_path)
+    assert {kind: len(errors) for kind, errors in report.problems.items()} == {"unreadable": 300}
+    text = printed(print_report, report)
+    assert text.count("no known shape. Columns found: question, answer") == 2  # the complaint, and the warning
+    assert "data.csv:2, data.csv:3, data.csv:4 and 297 more: no known shape" in text
+    assert "columns: {prompt: question, completion: answer}" in text
+
+
+def test_complaints_that_differ_are_told_apart_and_the_rest_is_counted(tmp_path, make_tokenizer):
+    refused = [{"messages": [{"role": f"r{number % 12}", "content": "x"}]} for number in range(20)]
+    (tmp_path / "data.jsonl").write_text("".join(json.dumps(one) + "\n" for one in refused) + line(0).decode() + "\n")
+    report = examine(settings(), Renderer(make_tokenizer("chatml")), tmp_path)
+    complaints = grouped(next(iter(report.problems.values())))
+    assert [len(complaint.origins) for complaint in complaints] == [2] * 8 + [1] * 4
+    assert "  ... and 2 more" in printed(print_report, report)
 
 
 def test_targets_are_green_or_between_marks():

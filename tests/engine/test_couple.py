@@ -66,6 +66,13 @@ def test_any_split_equals_the_whole(objective):
         assert abs(event.get("mean", 0.0) - losses[0].get("mean", 0.0)) < 1e-9
 
 
+@pytest.mark.parametrize("records", [10_000, 3])
+def test_the_loss_of_both_ways_is_that_of_before_they_were_told_apart(records):
+    losses = []
+    trained(SigLIP(), Full(), Batching(8, records), observe=losses.append)
+    assert losses[0]["loss"] == pytest.approx(4.398656036219409, rel=1e-12)
+
+
 def test_naive_micro_batches_would_be_wrong():
     """The loss of each micro-batch by itself, summed, is not the loss: what two passes are for."""
 

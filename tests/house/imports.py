@@ -12,6 +12,7 @@ from pathlib import Path
 # A room imports only rooms with a smaller number. Rooms of one number are neighbours and never meet.
 RANKS = {
     "errors": 0.0,
+    "keyed": 0.0,
     "types": 0.1,
     "options": 0.1,
     "parts": 0.2,

@@ -14,6 +14,7 @@ MOST_NAMELESS = 40
 MOST_VAGUE = 230
 TORCH_FREE = (
     "errors.py",
+    "keyed.py",
     "types.py",
     "options.py",
     "parts.py",

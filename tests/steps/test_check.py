@@ -8,9 +8,12 @@ from types import SimpleNamespace
 import pytest
 from rich.console import Console
 
+from luthier.data.report import DataReport
 from luthier.errors import DataError, RecipeError
+from luthier.modalities.open import open_workspace
 from luthier.recipe import load_recipe
-from luthier.steps.check import check_recipe
+from luthier.steps.check import Methods, examine_recipe
+from luthier.steps.check_page import check_recipe
 
 
 @pytest.fixture
@@ -127,3 +130,37 @@ def test_rollouts_are_a_step_and_other_kinds_of_models_do_not_apply(recipe):
 def test_an_objective_of_sampled_answers_needs_rollouts(recipe):
     with pytest.raises(RecipeError, match=r"(?s)`grpo` learns from `advantages` .*Add `rl: \{\}`"):
         shown(recipe("train.objective=grpo"))
+
+
+def test_a_csv_of_other_columns_is_one_complaint_with_the_hint_that_run_gives(tmp_path):
+    lines = ["question,answer", *(f"what is {number} + 1,{number + 1}" for number in range(300))]
+    (tmp_path / "data.csv").write_text("\n".join(lines) + "\n")
+    wrong = load_recipe({"model": "nano", "data": {"train": "data.csv"}}, base=tmp_path)
+    screen = io.StringIO()
+    with pytest.raises(DataError, match=r"^300 record\(s\) cannot be used"):
+        check_recipe(wrong, False, Console(file=screen, width=300))
+    assert screen.getvalue().count("data.csv:2, data.csv:3, data.csv:4 and 297 more: no known shape") == 1
+    with pytest.raises(DataError) as run:
+        open_workspace(wrong, None)
+    assert "columns: {prompt: question, completion: answer}" in run.value.hint and run.value.hint in screen.getvalue()
+
+
+def test_findings_are_told_one_by_one_and_are_there_for_programs_too(recipe):
+    told = []
+    findings = examine_recipe(recipe(), False, told.append)
+    assert told == findings and [type(finding) for finding in findings] == [DataReport, Methods]
+    data, methods = findings
+    assert data.counts == {"train": 30, "validation": 4, "test": 6}
+    families = {family: [fit.name for fit in fits] for family, fits in methods.by_family().items()}
+    assert {"sft", "dft"} <= {*families["supervised"]} and {"uds", "max_loss"} <= {*families["selectors"]}
+    assert {"spiel", "s2ft"} <= {*families["tuners"]} and "s2l" in families["pipelines"]
+    assert [*families][-1] == "pipelines" and families["supervised"] == sorted(families["supervised"])
+    assert all(fit.peak_bytes > 10**6 for fit in methods.fits)
+    assert {name for names in methods.refused.values() for name in names}.isdisjoint(fit.name for fit in methods.fits)
+
+
+def test_methods_are_printed_by_family(recipe):
+    lines = shown(recipe()).splitlines()
+    start = next(number for number, line in enumerate(lines) if line.startswith("methods that fit"))
+    families = [line.split()[0] for line in lines[start + 1 :] if re.match(r"  \w", line)]
+    assert families == ["policy", "supervised", "selectors", "tuners", "pipelines"]

@@ -21,7 +21,7 @@ import pytest
 CHILD = """
 import gc, json, sys
 from pathlib import Path
-from luthier.engine import memory
+from luthier.engine import usage
 from luthier.recipe import load_recipe
 from luthier.steps import run_recipe
 from luthier.runs.journal import Journal
@@ -33,7 +33,7 @@ def told(self, event):
     tell(self, event)
     if update is not None and update % 20 == 0:
         gc.collect()
-        seen.append((update, memory.resident(), len(gc.get_objects())))
+        seen.append((update, usage.resident(), len(gc.get_objects())))
 
 Journal.event = told
 run_recipe(load_recipe(json.loads(sys.argv[1])), Path(sys.argv[2]), [])

@@ -40,7 +40,7 @@ def command(
         return
     from rich.console import Console
 
-    from luthier.steps.check import check_recipe
+    from luthier.steps.check_page import check_recipe
 
     check_recipe(loaded, probe, Console())
 
@@ -62,9 +62,9 @@ def _check_part(path: Path) -> None:
 
 def _show_values(recipe: Recipe) -> None:
     from luthier.cli.methods import plain
-    from luthier.recipe.merge import leaves
+    from luthier.recipe.merge import dotted
 
-    rows = [(".".join(key), plain(value)) for key, value in leaves(recipe.data)]
+    rows = [(key, plain(value)) for key, value in dotted(recipe.data).items()]
     name_width = max(len(name) for name, _ in rows)
     value_width = min(40, max(len(value) for _, value in rows))
     for name, value in rows:
@@ -90,11 +90,11 @@ def _try_methods(plain: Recipe, source: str, overrides: list[str], wanted: str |
 
 def _changes(before: Recipe, after: Recipe) -> list[str]:
     from luthier.cli.methods import plain
-    from luthier.recipe.merge import leaves
+    from luthier.recipe.merge import dotted
 
-    old = dict(leaves(before.data))
+    old = dotted(before.data)
     return [
-        f"{'.'.join(key)} = {plain(value)}{' (advice)' if after.origins['.'.join(key)].startswith('advice') else ''}"
-        for key, value in leaves(after.data)
+        f"{key} = {plain(value)}{' (advice)' if after.origins[key].startswith('advice') else ''}"
+        for key, value in dotted(after.data).items()
         if key not in old or old[key] != value
     ]

@@ -160,9 +160,9 @@ def _claims(result: Mapping[str, Any] | None) -> list[str]:
 
 
 def _lines(data: dict[str, Any]) -> list[str]:
-    from luthier.recipe.merge import leaves
+    from luthier.recipe.merge import dotted
 
-    return [f"{'.'.join(key)} = {plain(value)}" for key, value in leaves(data)]
+    return [f"{key} = {plain(value)}" for key, value in dotted(data).items()]
 
 
 def _parts_of(method: Method) -> list[Entry]:

@@ -13,8 +13,6 @@ from luthier.errors import RunError
 if TYPE_CHECKING:
     from luthier.recipe import Recipe
 
-# What a resumed run may be asked differently: these do not change what it computes.
-OUTSIDE = ("name", "compare", "observe", "out")
 STOPPED = 130
 
 
@@ -89,7 +87,8 @@ def _refuse_changes(now: Recipe, then: Recipe, folder: Path) -> None:
 
 def _flat(data: dict[str, Any]) -> dict[str, Any]:
     """Values by dotted path. Part files are left out: the lock's copy has another path, and texts are compared."""
-    from luthier.recipe.merge import leaves
+    from luthier.recipe.fingerprint import NOT_PART_OF_A_RUN  # which a resumed run may be asked differently
+    from luthier.recipe.merge import dotted
 
-    values = {".".join(key): value for key, value in leaves(data) if key[0] not in OUTSIDE}
+    values = dotted({key: block for key, block in data.items() if key not in NOT_PART_OF_A_RUN})
     return {path: value for path, value in values.items() if not (isinstance(value, str) and value.endswith(".py"))}

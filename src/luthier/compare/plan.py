@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import json
 import re
@@ -13,12 +12,11 @@ from typing import Any, Literal
 
 from luthier.errors import RecipeError, nearest
 from luthier.recipe import Recipe, load_recipe, method_label
+from luthier.recipe.fingerprint import digest, file_digest, task_fingerprint
 from luthier.recipe.modality import MODALITIES, modality_of
 
 BASE = "base"
 LEARNING_RATE = "train.optimizer.lr"
-# Keys that decide what is compared or where it is written, not what a run computes.
-OUTSIDE = ("compare", "observe", "out", "name")
 
 
 @dataclass(frozen=True)
@@ -76,14 +74,25 @@ class Cell:
 
 @dataclass(frozen=True)
 class RecipeSource:
-    """A recipe as it is loaded again for every method, seed and axis value."""
+    """A recipe as it is loaded for every method and axis value, each of them once."""
 
     recipe: Any
     overrides: tuple[str, ...]
     base: Path | None
+    loaded: dict[tuple[tuple[str, ...], ...], Recipe] = field(default_factory=dict, compare=False, repr=False)
 
     def load(self, methods: Sequence[str] = (), extra: Sequence[str] = ()) -> Recipe:
         """The resolved recipe; an override in `extra` takes the place of the user's for the same key."""
+        key = (tuple(methods), tuple(extra))
+        if key not in self.loaded:
+            self.loaded[key] = self._load(methods, extra)
+        return self.loaded[key]
+
+    def at_seed(self, seed: int, methods: Sequence[str], extra: Sequence[str]) -> Recipe:
+        """The resolved recipe with this seed; it is loaded once whatever the number of seeds."""
+        return self.load(methods, [*extra, "seed=0"]).with_seed(seed)
+
+    def _load(self, methods: Sequence[str], extra: Sequence[str]) -> Recipe:
         paths = [text.partition("=")[0] for text in extra]
         kept = [
             text
@@ -237,7 +246,7 @@ def _cells(source: RecipeSource, plain: Recipe, names: list[str], rule: str) -> 
         # A value of an axis is the comparison's own question, so it stands above advice and rule.
         over_axes = _overrides(axes)
         reference = source.load((), over_axes)
-        key = _digest(list(_evaluated(reference).values()))
+        key = digest(list(_evaluated(reference).values()))
         base = bases.setdefault(key, f"shared/base-{key[:8]}" if bases else "shared/base")
         for name in names:
             own = source.load([name], over_axes)
@@ -302,7 +311,7 @@ def _bases(source: RecipeSource, cells: Sequence[Cell], files: Mapping[str, str]
             seed=recipe.settings.seed,
             sets=("target", "retain", "validation"),
             recipe=recipe.to_lock(),
-            fingerprint=_digest([identity, dict(files)]),
+            fingerprint=digest([identity, dict(files)]),
             methods={label: found.to_lock() for label, found in methods.items()},
         )
 
@@ -335,10 +344,8 @@ def _task(
     values: Mapping[str, Any],
     files: Mapping[str, str],
 ) -> Task:
-    recipe = source.load([cell.patch], [*cell.overrides, *_overrides(values), f"seed={seed}"])
-    identity = {key: value for key, value in recipe.data.items() if key not in OUTSIDE}
-    parts = recipe.text_of_parts
-    fingerprint = _digest([identity, dict(parts), list(sets), dict(files)])
+    recipe = source.at_seed(seed, [cell.patch], [*cell.overrides, *_overrides(values)])
+    fingerprint = task_fingerprint(recipe, sets, files)
     return Task(folder, "train", cell.folder, cell.method, seed, sets, recipe.to_lock(), fingerprint)
 
 
@@ -354,13 +361,8 @@ def data_files(recipe: Recipe) -> dict[str, str]:
             continue
         path = recipe.base / source["path"]
         if path.is_file():
-            with path.open("rb") as handle:
-                found[source["path"]] = hashlib.file_digest(handle, "sha256").hexdigest()
+            found[source["path"]] = file_digest(path)
     return found
-
-
-def _digest(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def _slug(text: str) -> str:

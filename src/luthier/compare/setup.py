@@ -6,8 +6,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
-from luthier.compare.plan import OUTSIDE, Plan
+from luthier.compare.plan import Plan
 from luthier.compare.runs import FinishedRun
+from luthier.recipe.fingerprint import NOT_PART_OF_A_RUN
+from luthier.recipe.merge import dotted
 
 SAME = 0.005  # share by which the data used may differ before it is said
 
@@ -54,13 +56,13 @@ def differences(plan: Plan, chosen: Mapping[str, int]) -> list[dict[str, Any]]:
         plan: with the resolved settings of every column.
         chosen: cell's folder → index of the tuned candidate.
     """
-    flat = {cell.label: dict(leaves(cell.settings)) for cell in plan.cells}
+    flat = {cell.label: dotted(cell.settings) for cell in plan.cells}
     writers = {cell.label: dict(cell.origins) for cell in plan.cells}
     for cell in plan.cells:
         tuned = plan.candidates[chosen[cell.folder]] if cell.folder in chosen else {}
         flat[cell.label].update(tuned)
         writers[cell.label].update(dict.fromkeys(tuned, "tuned"))
-    outside = (*OUTSIDE, "seed")
+    outside = (*NOT_PART_OF_A_RUN, "seed")
     paths = sorted({path for values in flat.values() for path in values if path.split(".")[0] not in outside})
     return [found for path in paths if (found := _difference(path, flat, writers)) is not None]
 
@@ -79,15 +81,6 @@ def _difference(
     others = sorted(name for name in names if not name.startswith(("method ", "default")))
     values = {label: settings.get(path) for label, settings in flat.items()}
     return {"path": path, "why": "besides" if others else "method", "values": values, "writers": others}
-
-
-def leaves(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted paths and values of nested settings; lists are values."""
-    for key, item in value.items():
-        if isinstance(item, Mapping) and item:
-            yield from leaves(item, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", item
 
 
 def warnings(plan: Plan, runs: Sequence[FinishedRun]) -> list[str]:

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy
 
-from luthier.data.batches import data_order
 from luthier.data.prepare import SPLITS, DataSettings, Prepared, Source
 from luthier.data.report import DataReport
 from luthier.data.split import divide, is_share
@@ -112,28 +111,31 @@ def prepare_rows(settings: DataSettings, base: Path) -> Prepared:
     Raises:
         DataError: as `load_rows`, records of different make, or none left to train on.
     """
-    report = DataReport()
     own = {name: value for name in SPLITS[1:] if not is_share(value := getattr(settings, name))}
-    found = load_rows(settings.train, base)
-    report.read = len(found)
-    kept = _unique(found, settings.deduplicate)
-    report.duplicates = len(found) - len(kept)
+    read = load_rows(settings.train, base)
+    kept = _unique(read, settings.deduplicate)
     shares = {name: None if name in own else getattr(settings, name) for name in SPLITS[1:]}
     hashes = [content_hash(row) for row in kept]
     taken = divide(hashes, [[index] for index in range(len(kept))], **shares, seed=settings.split_seed)
     split: dict[str, list[Row]] = {name: [] for name in SPLITS}
     for index, row in enumerate(kept):
         split[taken.get(index, "train")].append(row)
+    count, leakage = len(read), {}
     for name, source in own.items():
-        split[name] = _unique(load_rows(source, base), settings.deduplicate)
-        split[name] = [replace(row, id=f"{name}/{row.id}", record="") for row in split[name]]
-        report.read += len(split[name])
+        rows = _unique(load_rows(source, base), settings.deduplicate)
+        split[name] = [replace(row, id=f"{name}/{row.id}", record="") for row in rows]
+        count += len(rows)
         copies = [row.id for row in split[name] if content_hash(row) in hashes]
-        report.leakage[name] = {"exact": len(copies), "near": 0, "examples": copies[:3]}
+        leakage[name] = {"exact": len(copies), "near": 0, "examples": copies[:3]}
     _require_one_make([row for rows in split.values() for row in rows])
-    report.counts = {name: len(rows) for name, rows in split.items()}
-    report.shapes = {"arrays": sum(report.counts.values())}
-    report.tokens = sum(len(row) for row in split["train"])
+    report = DataReport(
+        read=count,
+        counts={name: len(rows) for name, rows in split.items()},
+        shapes={"arrays": sum(map(len, split.values()))},
+        duplicates=len(read) - len(kept),
+        tokens=sum(map(len, split["train"])),
+        leakage=leakage,
+    )
     splits = {name: [row.id for row in rows] for name, rows in split.items()}
     return Prepared(split["train"], split["validation"], split["test"], {}, splits, report)
 
@@ -174,10 +176,3 @@ def told(make: Mapping[str, tuple[int, ...]]) -> str:
 def arrays_of(rows: Sequence[Row]) -> str:
     """What each of the rows holds, in words."""
     return told(_make(rows[0]))
-
-
-def limited(rows: Sequence[Row], limit: int | None) -> list[Row]:
-    """At most `limit` rows, the same ones whatever their order."""
-    if limit is None or len(rows) <= limit:
-        return list(rows)
-    return [rows[i] for i in sorted(data_order([row.id for row in rows], 0, 0)[:limit])]

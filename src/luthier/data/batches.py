@@ -6,18 +6,19 @@ and resumed from one integer.
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy
 import torch
 
+from luthier.keyed import order
 from luthier.types import Batch, Row, Stream
 
 Layout = Literal["padded", "packed", "shared"]
 RecordRows = tuple[Row, ...]
+Item = TypeVar("Item")
 
 
 class Ordered:
@@ -62,8 +63,15 @@ def positions(rows: Sequence[Row], layout: Layout) -> int:
 
 def data_order(records: Sequence[str], seed: int, epoch: int) -> list[int]:
     """A permutation of the records, keyed by (seed, epoch, record id)."""
-    keys = [_hashed(f"{seed}/{epoch}/{record}".encode()) for record in records]
+    keys = [order(seed, epoch, record) for record in records]
     return sorted(range(len(records)), key=lambda i: (keys[i], records[i]))
+
+
+def limited(items: Sequence[Item], limit: int | None, name: Callable[[Item], str]) -> list[Item]:
+    """At most `limit` rows or records, in their order: by their names the same ones, whatever that order."""
+    if limit is None or len(items) <= limit:
+        return list(items)
+    return [items[index] for index in sorted(data_order([name(item) for item in items], 0, 0)[:limit])]
 
 
 def micro_batches(rows: Sequence[Row], tokens: int, layout: Layout) -> list[list[Row]]:
@@ -159,7 +167,7 @@ def mismatched(rows: Sequence[Row], key: str) -> dict[str, Row]:
     target. Rows are cut at the length of the longest one given; of the streams `weights` alone stays.
     """
     answers = {row.id: row for row in rows}
-    ordered = sorted({_prompt(row) for row in rows}, key=lambda ids: (_hashed(f"{key}/".encode() + ids), ids))
+    ordered = sorted({_prompt(row) for row in rows}, key=lambda ids: (order(key, ids), ids))
     if len(ordered) < 2:
         return {}
     before = {ids: numpy.frombuffer(ordered[place - 1], numpy.int32) for place, ids in enumerate(ordered)}
@@ -175,10 +183,6 @@ def mismatched(rows: Sequence[Row], key: str) -> dict[str, Row]:
 
 def _prompt(row: Row) -> bytes:
     return row.ids[: prompt_length(row)].astype(numpy.int32).tobytes()
-
-
-def _hashed(text: bytes) -> bytes:
-    return hashlib.blake2b(text, digest_size=8).digest()
 
 
 def lines_of(rows: Sequence[Row]) -> list[list[Row]]:

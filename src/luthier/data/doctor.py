@@ -7,16 +7,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from luthier.data.pairs import SIDES
-from luthier.data.prepare import DataSettings, run
+from luthier.data.prepare import DataSettings, prepare_with_report
 from luthier.data.render import Renderer
-from luthier.data.report import DataReport, find_warnings
-from luthier.errors import DataError
+from luthier.data.report import Complaint, DataReport, grouped
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.text import Text
 
 SHOWN_PROBLEMS = 10
+SHOWN_PLACES = 3
 SHOWN_TOKENS = 600
 NAMES = {
     "unreadable": "unreadable lines",
@@ -35,12 +35,7 @@ def examine(settings: DataSettings, renderer: Renderer, base: Path, cache: Path 
         ModelError: the tokenizer cannot render any record.
         RecipeError: a setting that is not understood.
     """
-    report = DataReport()
-    try:
-        run(settings, renderer, base, cache, report, report.problems)
-    except DataError as error:
-        report.warnings = [str(error), *find_warnings(report)]
-    return report
+    return prepare_with_report(settings, renderer, base, cache, collect=True).report
 
 
 def print_report(report: DataReport, console: Console) -> None:
@@ -53,12 +48,9 @@ def print_report(report: DataReport, console: Console) -> None:
     for name, value in _lines(report):
         table.add_row(name, value)
     console.print(table)
-    for kind, found in report.problems.items():
-        console.print(f"\n[red]{len(found)} {NAMES[kind]}[/red]")
-        for message in found[:SHOWN_PROBLEMS]:
-            console.print(f"  {message}", markup=False, highlight=False)
-        if len(found) > SHOWN_PROBLEMS:
-            console.print(f"  ... and {len(found) - SHOWN_PROBLEMS} more")
+    for kind, problems in report.problems.items():
+        console.print(f"\n[red]{len(problems)} {NAMES[kind]}[/red]")
+        _print_complaints(grouped(problems), console)
     if report.previews:
         console.print("\n[bold]The first training record as the model reads it[/bold]")
     for side, preview in zip(SIDES, report.previews, strict=False):
@@ -68,6 +60,20 @@ def print_report(report: DataReport, console: Console) -> None:
     for warning in report.warnings:
         console.print("\n[yellow]warning[/yellow] ", end="")
         console.print(warning, markup=False, highlight=False)
+
+
+def _print_complaints(complaints: Sequence[Complaint], console: Console) -> None:
+    """Each complaint once, with the first places and what to do about it."""
+    for complaint in complaints[:SHOWN_PROBLEMS]:
+        places = ", ".join(complaint.origins[:SHOWN_PLACES])
+        if len(complaint.origins) > SHOWN_PLACES:
+            places += f" and {len(complaint.origins) - SHOWN_PLACES} more"
+        text = f"{places}: {complaint.message}" if places else complaint.message
+        console.print(f"  {text}", markup=False, highlight=False)
+        if complaint.hint:
+            console.print(f"    {complaint.hint}", markup=False, highlight=False)
+    if rest := sum(len(complaint.origins) for complaint in complaints[SHOWN_PROBLEMS:]):
+        console.print(f"  ... and {rest} more")
 
 
 def print_preview(preview: Sequence[tuple[str, bool]], console: Console) -> None:

@@ -6,7 +6,6 @@ records share (an instruction, a form) says nothing about one of them and is not
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -15,6 +14,7 @@ from functools import lru_cache
 import numpy
 
 from luthier.data.shapes import question_and_answer
+from luthier.keyed import hash64
 from luthier.types import Record
 
 WORDS = re.compile(r"\w+|[^\w\s]")
@@ -110,7 +110,7 @@ def _shingles(text: str) -> numpy.ndarray:
 
 @lru_cache(maxsize=2**16)
 def _word(word: str) -> int:
-    return int.from_bytes(hashlib.blake2b(word.encode(), digest_size=8).digest(), "big")
+    return hash64(word, byteorder="big")
 
 
 def _distinctive(shingles: list[numpy.ndarray]) -> list[numpy.ndarray]:

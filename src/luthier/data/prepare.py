@@ -14,8 +14,8 @@ from luthier.data.cache import Cached, read_cache, write_cache
 from luthier.data.near import overlap
 from luthier.data.pairs import rows_of_record
 from luthier.data.render import Renderer
-from luthier.data.report import DataReport, find_warnings, measure_lengths
-from luthier.data.shapes import EmptyAnswer, content_hash, label_of, seems_bad
+from luthier.data.report import DataReport, Division, Fitted, measure_lengths
+from luthier.data.shapes import EmptyAnswer, content_hash, label_of
 from luthier.data.sources import NotUtf8, load_records, scan_records
 from luthier.data.split import is_share, split_records, unique
 from luthier.errors import DataError, RecipeError
@@ -72,81 +72,95 @@ def prepare(settings: DataSettings, renderer: Renderer, base: Path, cache: Path 
             `too_long: error`, an empty data set, or nothing left to learn.
         RecipeError: a setting that is not understood.
     """
-    return run(settings, renderer, base, cache, DataReport(), problems=None)
+    return prepare_with_report(settings, renderer, base, cache, collect=False)
 
 
-def run(
-    settings: DataSettings,
-    renderer: Renderer,
-    base: Path,
-    cache: Path | None,
-    report: DataReport,
-    problems: Problems | None,
+def prepare_with_report(
+    settings: DataSettings, renderer: Renderer, base: Path, cache: Path | None = None, *, collect: bool
 ) -> Prepared:
-    """`prepare` into a given report; with `problems` to fill it goes on past records that cannot be used."""
+    """`prepare`; with `collect` it goes on past records that cannot be used, and the report lists them.
+
+    What makes training impossible is then no error but the report's first warning.
+
+    Raises:
+        DataError: as `prepare`, unless `collect`.
+        RecipeError: a setting that is not understood.
+    """
     if settings.too_long not in POLICIES:
         raise RecipeError(f"data.too_long is `{settings.too_long}`.", f"Use one of {', '.join(POLICIES)}.")
-    report.max_tokens, report.policy = settings.max_tokens, settings.too_long
-    if problems is not None and report.policy == "error":
-        report.policy = "drop"
-    parts = _divide(settings, base, report, problems)
-    records = {record.id: record for part in parts.values() for record in part}
-    rendered = _render(list(records.values()), renderer, cache, problems)
-    report.lengths = measure_lengths([row for one in rendered.values() for row in one.rows])
-    report.notes = dict(Counter(note for one in rendered.values() for note in one.notes))
-    rows_by_record = {
-        name: _fit([rendered[record.id].rows for record in part if record.id in rendered], name, records, report)
-        for name, part in parts.items()
-    }
-    rows = {name: [row for record_rows in found for row in record_rows] for name, found in rows_by_record.items()}
-    _require_targets(rows["train"], report)
-    splits = {name: [record_rows[0].record for record_rows in found] for name, found in rows_by_record.items()}
-    report.counts = {name: len(found) for name, found in rows_by_record.items()}
-    trained = [records[record_rows[0].record] for record_rows in rows_by_record["train"]]
-    report.labelled_bad = sum(label_of(record) is False for record in trained)
-    report.seem_bad = sum(map(seems_bad, trained))
-    report.tokens = sum(len(row) for row in rows["train"])
-    report.target_tokens = sum(row.targets for row in rows["train"])
-    report.previews = [renderer.preview(row) for row in rows_by_record["train"][0]] if rows_by_record["train"] else []
-    report.warnings = find_warnings(report)
-    kept = {name: records[name] for found in splits.values() for name in found}
-    return Prepared(rows["train"], rows["validation"], rows["test"], kept, splits, report)
+    limit, policy = settings.max_tokens, settings.too_long
+    if collect and policy == "error":
+        policy = "drop"  # the report counts what is too long; a run stops at the first
+    problems: Problems = {}
+    try:
+        division = _divide(settings, base, problems if collect else None)
+    except DataError as error:
+        if not collect:
+            raise
+        empty = DataReport(max_tokens=limit, policy=policy, problems=problems)
+        return Prepared([], [], [], {}, {name: [] for name in SPLITS}, empty.impossible(str(error)))
+    records = {record.id: record for part in division.parts.values() for record in part}
+    rendered = _render(list(records.values()), renderer, cache, problems if collect else None)
+    fitted = {}
+    for name, part in division.parts.items():
+        rows_by_record = [rendered[record.id].rows for record in part if record.id in rendered]
+        fitted[name] = _fit(rows_by_record, records, limit, policy)
+    first = fitted["train"].rows_by_record[:1]
+    report = DataReport.of(
+        division,
+        fitted,
+        max_tokens=limit,
+        policy=policy,
+        lengths=measure_lengths([row for one in rendered.values() for row in one.rows]),
+        notes=dict(Counter(note for one in rendered.values() for note in one.notes)),
+        problems=problems,
+        previews=[renderer.preview(row) for record_rows in first for row in record_rows],
+    )
+    if fault := _nothing_to_learn(fitted["train"].rows, report):
+        if not collect:
+            raise fault
+        report = report.impossible(str(fault))
+    splits = {name: [record_rows[0].record for record_rows in part.rows_by_record] for name, part in fitted.items()}
+    kept = {name: records[name] for names in splits.values() for name in names}
+    return Prepared(fitted["train"].rows, fitted["validation"].rows, fitted["test"].rows, kept, splits, report)
 
 
-def _divide(
-    settings: DataSettings, base: Path, report: DataReport, problems: Problems | None
-) -> dict[str, list[Record]]:
-    """Records by split; sources of their own keep their records, and overlap with train is reported."""
+def _divide(settings: DataSettings, base: Path, problems: Problems | None) -> Division:
+    """Records by split; sources of their own keep their records, and overlap with train is counted."""
     own = {name: value for name in SPLITS[1:] if not is_share(value := getattr(settings, name))}
     shares = {name: None if name in own else getattr(settings, name) for name in SPLITS[1:]}
-    found = _read(settings.train, base, problems)
-    report.read = len(found)
-    split = split_records(found, **shares, seed=settings.split_seed, deduplicate=settings.deduplicate)
-    report.duplicates = len(found) - len(unique(found))
-    report.near_duplicates = sum(size - 1 for size in split.groups)
-    report.largest_group = max(split.groups, default=1)
+    read = _read(settings.train, base, problems)
+    split = split_records(read, **shares, seed=settings.split_seed, deduplicate=settings.deduplicate)
     parts = {"train": split.train, "validation": split.validation, "test": split.test}
-    taken = {record.id for record in found}
+    taken, count = {record.id for record in read}, len(read)
     for name, source in own.items():
         parts[name] = [_renamed(record, name, taken) for record in _read(source, base, problems)]
-        report.read += len(parts[name])
+        count += len(parts[name])
         taken |= {record.id for record in parts[name]}
+    leakage = {}
     for name in SPLITS[1:]:
         if parts[name]:
             # A share was divided with near-duplicates together; only identical questions can be apart.
             exact, near = overlap(parts["train"], parts[name], nearly=name in own)
-            report.leakage[name] = {"exact": len(exact), "near": len(near), "examples": [*exact, *near][:3]}
-    report.shapes = dict(Counter(record.shape for part in parts.values() for record in part))
-    return parts
+            leakage[name] = {"exact": len(exact), "near": len(near), "examples": [*exact, *near][:3]}
+    return Division(
+        parts,
+        read=count,
+        duplicates=len(read) - len(unique(read)),
+        near_duplicates=sum(size - 1 for size in split.groups),
+        largest_group=max(split.groups, default=1),
+        leakage=leakage,
+    )
 
 
 def _read(source: Source, base: Path, problems: Problems | None) -> list[Record]:
+    """The records of a source; those that cannot be used raise, or are listed with what to do about them."""
     if problems is None:
         return load_records(source, base)
     records, errors = scan_records(source, base)
     for error in errors:
         kind = {NotUtf8: "not_utf8", EmptyAnswer: "empty"}.get(type(error), "unreadable")
-        problems.setdefault(kind, []).append(error.message)
+        problems.setdefault(kind, []).append(str(error))
     return records
 
 
@@ -173,7 +187,7 @@ def _render(
         except DataError as error:
             if problems is None:
                 raise
-            problems.setdefault("unrendered", []).append(error.message)
+            problems.setdefault("unrendered", []).append(str(error))
             continue
         made[record.id] = Cached(rows_of_record(record.id, rendering.rows, label_of(record)), rendering.notes)
     if cache is not None and len(made) == len(records):
@@ -181,34 +195,32 @@ def _render(
     return made
 
 
-def _fit(
-    rows_by_record: Sequence[tuple[Row, ...]], split: str, records: Mapping[str, Record], report: DataReport
-) -> list[tuple[Row, ...]]:
-    """Records within `max_tokens`, by the policy, with what was lost counted; the rows of a pair share one fate."""
+def _fit(rows_by_record: Sequence[tuple[Row, ...]], records: Mapping[str, Record], limit: int, policy: str) -> Fitted:
+    """The records of a split within `limit` tokens, by the policy; the rows of a pair share one fate."""
     kept = []
+    equal_pairs = dropped = truncated = no_target = 0
     for record_rows in rows_by_record:
         longest = max(len(row) for row in record_rows)
         if len(record_rows) == 2 and numpy.array_equal(record_rows[0].ids, record_rows[1].ids):
-            report.equal_pairs += 1
-        elif longest <= report.max_tokens:
+            equal_pairs += 1
+        elif longest <= limit:
             kept.append(record_rows)
-        elif report.policy == "error":
+        elif policy == "error":
             record = records[record_rows[0].record]
             raise DataError(
-                f"{record.origin}: record {record.id} has {longest} tokens, more than data.max_tokens "
-                f"{report.max_tokens}.",
+                f"{record.origin}: record {record.id} has {longest} tokens, more than data.max_tokens {limit}.",
                 "Raise `data.max_tokens`, or choose `data.too_long: drop` or `truncate`.",
             )
-        elif report.policy == "drop":
-            report.dropped[split] = report.dropped.get(split, 0) + 1
+        elif policy == "drop":
+            dropped += 1
         else:
-            short = tuple(_cut(row, report.max_tokens) for row in record_rows)
+            short = tuple(_cut(row, limit) for row in record_rows)
             if all(row.targets for row in short):
                 kept.append(short)
-                report.truncated[split] = report.truncated.get(split, 0) + 1
+                truncated += 1
             else:
-                report.no_target += 1
-    return kept
+                no_target += 1
+    return Fitted(kept, dropped=dropped, truncated=truncated, no_target=no_target, equal_pairs=equal_pairs)
 
 
 def _cut(row: Row, length: int) -> Row:
@@ -219,16 +231,18 @@ def _cut(row: Row, length: int) -> Row:
     return replace(row, ids=row.ids[:length], streams=streams)
 
 
-def _require_targets(train: list[Row], report: DataReport) -> None:
+def _nothing_to_learn(train: Sequence[Row], report: DataReport) -> DataError | None:
+    """The error of training rows without a target, or None."""
     if not train:
-        raise DataError(
+        return DataError(
             f"No training record is left: {report.dropped.get('train', 0)} have more than data.max_tokens "
             f"{report.max_tokens} tokens (the median has {report.lengths.get('p50', 0)}), {report.no_target} lost "
             f"their answer to truncation, {report.equal_pairs} are pairs of equal answers.",
             "Raise `data.max_tokens` or shorten the prompts.",
         )
     if not any(row.targets for row in train):
-        raise DataError(
+        return DataError(
             "Everything is masked: no token of any training row is a target, so nothing could be learned.",
             "Look at `data.targets` and at the mask preview of `luthier check`.",
         )
+    return None

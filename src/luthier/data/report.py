@@ -2,27 +2,86 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy
 
-from luthier.types import Row
+from luthier.data.shapes import label_of, seems_bad
+from luthier.types import Record, Row
 
 FEW_TEST_RECORDS = 50
+ORIGIN = re.compile(r"(.+?:\d+): (.*)", re.DOTALL)  # file and line, then what is wrong there
 
 
-@dataclass
+@dataclass(frozen=True)
+class Complaint:
+    """One thing that is wrong with several records: where, what, and what to do about it."""
+
+    origins: list[str]
+    message: str
+    hint: str | None
+
+
+def grouped(problems: Sequence[str]) -> list[Complaint]:
+    """Problems that differ in the file and line alone as one complaint, in the order of the first of each."""
+    complaints: dict[str, Complaint] = {}
+    for problem in problems:
+        found = ORIGIN.match(problem)
+        origin, text = found.groups() if found else ("", problem)
+        message, _, hint = text.partition("\n")
+        complaint = complaints.setdefault(text, Complaint([], message, hint.strip() or None))
+        complaint.origins.append(origin)
+    return list(complaints.values())
+
+
+@dataclass(frozen=True)
+class Division:
+    """Records by split, and what dividing them showed.
+
+    Attributes:
+        read: records that could be read, of all sources.
+        largest_group: records of the largest group of near-duplicates.
+        leakage: by split, how many of its questions are in train too, exactly and nearly, with examples.
+    """
+
+    parts: Mapping[str, list[Record]]
+    read: int
+    duplicates: int
+    near_duplicates: int
+    largest_group: int
+    leakage: dict[str, dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """The records of a split within `data.max_tokens`, each as its rows, and how many others there were."""
+
+    rows_by_record: list[tuple[Row, ...]]
+    dropped: int
+    truncated: int
+    no_target: int
+    equal_pairs: int
+
+    @property
+    def rows(self) -> list[Row]:
+        return [row for record_rows in self.rows_by_record for row in record_rows]
+
+
+@dataclass(frozen=True)
 class DataReport:
     """The examination of one `data:` block.
 
     counts: records per split, after everything was dropped. lengths: tokens per row before truncation
-    (p50, p95, max) over all splits. too_long and leakage: per split. problems: lines that cannot be
-    used, by kind (`unreadable`, `not_utf8`, `empty`, `unrendered`); always empty after `prepare`, which
-    stops at the first. equal_pairs: preference pairs without a difference, dropped. labelled_bad:
-    training records with `label: false`; seem_bad: those whose label says so in other words, and is not
-    read. previews: the rows of the first training record (two of a pair), token by token, with True on targets.
+    (p50, p95, max) over all splits. too_long and leakage: per split. problems: the errors of lines that cannot
+    be used, by kind (`unreadable`, `not_utf8`, `empty`, `unrendered`), each with its hint on a line of its own;
+    always empty after `prepare`, which stops at the first. equal_pairs: preference pairs without a difference,
+    dropped. labelled_bad: training records with `label: false`; seem_bad: those whose label says so in other
+    words, and is not read. previews: the rows of the first training record (two of a pair), token by token, with
+    True on targets.
     """
 
     read: int = 0
@@ -47,6 +106,36 @@ class DataReport:
     notes: dict[str, int] = field(default_factory=dict)
     previews: list[list[tuple[str, bool]]] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, division: Division, fitted: Mapping[str, Fitted], **facts: Any) -> DataReport:
+        """The report of divided and fitted records; `facts` are fields that are known already."""
+        records = {record.id: record for part in division.parts.values() for record in part}
+        trained = [records[record_rows[0].record] for record_rows in fitted["train"].rows_by_record]
+        rows = fitted["train"].rows
+        report = cls(
+            read=division.read,
+            counts={name: len(part.rows_by_record) for name, part in fitted.items()},
+            shapes=dict(Counter(record.shape for part in division.parts.values() for record in part)),
+            dropped={name: part.dropped for name, part in fitted.items() if part.dropped},
+            truncated={name: part.truncated for name, part in fitted.items() if part.truncated},
+            no_target=sum(part.no_target for part in fitted.values()),
+            equal_pairs=sum(part.equal_pairs for part in fitted.values()),
+            labelled_bad=sum(label_of(record) is False for record in trained),
+            seem_bad=sum(map(seems_bad, trained)),
+            duplicates=division.duplicates,
+            near_duplicates=division.near_duplicates,
+            largest_group=division.largest_group,
+            tokens=sum(len(row) for row in rows),
+            target_tokens=sum(row.targets for row in rows),
+            leakage=division.leakage,
+            **facts,
+        )
+        return replace(report, warnings=find_warnings(report))
+
+    def impossible(self, fault: str) -> DataReport:
+        """The same report with what makes training impossible as the first warning."""
+        return replace(self, warnings=[fault, *find_warnings(self)])
 
     @property
     def target_share(self) -> float:
@@ -151,4 +240,8 @@ def _about_problems(problems: Mapping[str, Sequence[str]]) -> list[str]:
         "empty": "records have no answer to learn from",
         "unrendered": "records cannot be rendered for this model",
     }
-    return [f"{len(found)} {words[kind]}; the first: {found[0]}" for kind, found in problems.items() if found]
+    return [
+        f"{len(errors)} {words[kind]}; the first: {errors[0].splitlines()[0]}"
+        for kind, errors in problems.items()
+        if errors
+    ]

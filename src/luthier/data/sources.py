@@ -27,6 +27,10 @@ class NotUtf8(DataError):
     """Bytes that are no UTF-8; the doctor counts these apart."""
 
 
+class EmptySource(DataError):
+    """No record of a source can be used."""
+
+
 def load_records(source: Mapping[str, Any] | str, base: Path) -> list[Record]:
     """Read all records of a source.
 
@@ -50,6 +54,8 @@ def scan_records(source: Mapping[str, Any] | str, base: Path) -> tuple[list[Reco
     problems: list[DataError] = []
     try:
         return _load(source, base, problems.append), problems
+    except EmptySource as error:
+        return [], problems or [error]  # where each record is a problem, that none is left is no further one
     except DataError as error:
         return [], [*problems, error]
 
@@ -71,7 +77,7 @@ def _load(source: Mapping[str, Any] | str, base: Path, fail: Fail) -> list[Recor
         except DataError as error:
             fail(error)
     if not records:
-        raise DataError(f"{spec['path']}: the data set is empty: no record in it can be used.")
+        raise EmptySource(f"{spec['path']}: the data set is empty: no record in it can be used.")
     return _limited(assign_ids(records), spec.get("limit"))
 
 

@@ -6,7 +6,6 @@ move no other record. A count takes the groups with the smallest hashes.
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -15,6 +14,7 @@ from dataclasses import dataclass
 from luthier.data.near import near_duplicates
 from luthier.data.shapes import content_hash
 from luthier.errors import DataError, RecipeError
+from luthier.keyed import sha256_number
 from luthier.types import Record
 
 PERCENT = re.compile(r"(\d+(?:\.\d+)?)\s*%")
@@ -122,8 +122,7 @@ def is_share(value: object) -> bool:
 
 def _position(key: str, seed: int) -> float:
     """A number in [0, 1) that only the seed and the group's key (its smallest content hash) decide."""
-    digest = hashlib.sha256(f"{seed}:{key}".encode()).digest()
-    return int.from_bytes(digest[:7], "big") / 2**56
+    return sha256_number(f"{seed}:{key}", 7) / 2**56
 
 
 def _take(

@@ -16,6 +16,7 @@ from torch import nn
 from luthier.diffusion.policy import CALLS, load_denoiser
 from luthier.errors import ModelError, nearest
 from luthier.parts import lazy
+from luthier.recipe.fingerprint import model_digest
 
 TRANSFORMER, SCHEDULER = "transformer", "scheduler"
 FLOW = "FlowMatchEulerDiscreteScheduler"
@@ -42,10 +43,7 @@ def open_denoiser(folder: Path, dtype: torch.dtype = torch.float32) -> Denoiser:
     files = sorted(inner.glob("*.safetensors"))
     if not files:
         raise ModelError(f"{inner} has no *.safetensors.", "Save the transformer with diffusers' `save_pretrained`.")
-    digest = hashlib.sha256()
-    for file in (inner / "config.json", *files):
-        with file.open("rb") as stream:
-            digest.update(f"{file.name} {hashlib.file_digest(stream, 'sha256').hexdigest()}\n".encode())
+    identity = model_digest([inner / "config.json", *files])
     file = folder / SCHEDULER / "scheduler_config.json"
     scheduler = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else PLAIN
     if scheduler.get("_class_name") != FLOW:
@@ -54,7 +52,7 @@ def open_denoiser(folder: Path, dtype: torch.dtype = torch.float32) -> Denoiser:
             "Models that predict noise on another schedule are not supported.",
         )
     _quiet()
-    return Denoiser(load_denoiser(inner, dtype).eval(), scheduler, digest.hexdigest()[:16])
+    return Denoiser(load_denoiser(inner, dtype).eval(), scheduler, identity)
 
 
 def make_denoiser(config: Mapping[str, Any], seed: int, dtype: torch.dtype = torch.float32) -> Denoiser:

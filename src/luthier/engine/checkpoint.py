@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from torch import Tensor
 
 from luthier.errors import RunError
 from luthier.models.policy import Companion
+from luthier.run_folder import sync
 
 STATE, META = "state.safetensors", "meta.json"
 
@@ -41,11 +41,11 @@ def save(folder: Path, update: int, checkpoint: Checkpoint, keep: int) -> Path:
         save_file({k: v.contiguous() for k, v in checkpoint.tensors.items()}, half / STATE)
         (half / META).write_text(json.dumps(checkpoint.meta))
         for path in (half / STATE, half / META, half):
-            _sync(path)
+            sync(path)
         if target.exists():
             shutil.rmtree(target)
         half.rename(target)
-        _sync(folder)
+        sync(folder)
     except Exception as error:
         shutil.rmtree(half, ignore_errors=True)
         if isinstance(error, OSError) or "No space left" in str(error):
@@ -81,11 +81,3 @@ def load(path: Path) -> Checkpoint:
 
 def _complete(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("update-*") if (path / META).is_file())
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -8,8 +8,8 @@ computes the features again, with the same dropout, and carries that gradient on
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, ExitStack
-from dataclasses import replace
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -19,10 +19,26 @@ from luthier.engine.distributed import World
 from luthier.errors import RunError
 from luthier.models.context import same_draws
 from luthier.models.policy import Policy
+from luthier.models.wide import widened
 from luthier.objectives.base import CoupledObjective, Objective, Update, total_of, weighted_members
 from luthier.types import Batch, Term
 
 Tensors = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Gathered:
+    """What the records of an update bring to a coupled loss: those of all ranks, in the order of their names.
+
+    Attributes:
+        features: float32 or wider, [R,...] over the R records of the update.
+        streams: row streams of the batches, [R,...].
+        own: where the records of this rank stand among them, in the order of its micro-batches.
+    """
+
+    features: Tensors
+    streams: Tensors
+    own: Tensor
 
 
 def couple(policy: Policy, objective: Objective, update: Update, world: World) -> float:
@@ -35,34 +51,92 @@ def couple(policy: Policy, objective: Objective, update: Update, world: World) -
         RunError: features that are not one per record.
     """
     update.repeatable = partial(repeatable, update)
-    members = [(part, factor) for part, factor in weighted_members(objective) if isinstance(part, CoupledObjective)]
-    return sum(_couple(policy, objective, part, factor, update, world) for part, factor in members)
+    one_forward = len(update.batches) == 1 and world.size == 1
+    total = 0.0
+    for part, factor in weighted_members(objective):
+        if isinstance(part, CoupledObjective):
+            carry_out = _couple_at_once if one_forward else _couple_in_two_passes
+            total += carry_out(policy, objective, part, factor, update, world)
+    return total
 
 
-def _couple(
+def _couple_at_once(
     policy: Policy, objective: Objective, part: CoupledObjective, factor: float, update: Update, world: World
 ) -> float:
-    whole = len(update.batches) == 1 and world.size == 1
-    with ExitStack() as stack:
-        if whole:  # its graph is still needed when the loss is known
-            stack.enter_context(objective.scope(policy, update.batches[0], update))
-            found = [_features(policy, part, batch, update) for batch in update.batches]
-        else:
-            found = [_look(policy, objective, part, batch, update) for batch in update.batches]
-        rows = [{name: s.values for name, s in b.streams.items() if s.axis == "row"} for b in update.batches]
-        records = [record for batch in update.batches for record in batch.examples]
-        own = (records, joined(found), joined(rows))
-        everyone = [own] if whole else world.gather((records, _home(own[1]), _home(own[2])))
-        device = next(policy.module.parameters()).device
-        order = _order([record for theirs, _, _ in everyone for record in theirs])
-        features = {n: _wide(v.to(device)[order]) for n, v in joined([f for _, f, _ in everyone]).items()}
-        streams = {n: v.to(device)[order] for n, v in joined([s for _, _, s in everyone]).items()}
-        leaves = {} if whole else {n: v.requires_grad_() for n, v in features.items() if v.is_floating_point()}
-        loss = total_of(_terms(part, features, streams, update, world), update.counts)
-        pulls = {} if loss is None else _differentiate(factor * loss, leaves, world)
-    first = sum(len(theirs) for theirs, _, _ in everyone[: world.rank])
-    _hand_out(update, part, pulls, order.argsort()[first : first + len(records)])
+    """Forward and backward of the whole update: its graph fits, so nothing is computed twice."""
+    (batch,) = update.batches
+    # The backward belongs to the scope too: hooks that the objective set must still be there.
+    with objective.scope(policy, batch, update):
+        gathered = gather_features(policy, update, [_features(policy, part, batch, update)], world)
+        loss = total_of(_terms(part, gathered, update, world), update.counts)
+        if loss is not None and loss.requires_grad:
+            (factor * loss).backward()
+    distribute(update, part, {}, gathered.own)  # pass 2 finds nothing left to carry on
     return 0.0 if loss is None else factor * float(loss.detach())
+
+
+def _couple_in_two_passes(
+    policy: Policy, objective: Objective, part: CoupledObjective, factor: float, update: Update, world: World
+) -> float:
+    """Features of each micro-batch without gradient, then the gradient with respect to them, for pass 2."""
+    features = [_look(policy, objective, part, batch, update) for batch in update.batches]
+    gathered = gather_features(policy, update, features, world)
+    loss, gradient = coupled_gradient(part, factor, gathered, update, world)
+    distribute(update, part, gradient, gathered.own)
+    return loss
+
+
+def gather_features(policy: Policy, update: Update, features: Sequence[Tensors], world: World) -> Gathered:
+    """Bring the features of this rank's micro-batches together with those of the other ranks.
+
+    Args:
+        features: of each micro-batch by name, [records of the batch,...].
+    """
+    records = [record for batch in update.batches for record in batch.examples]
+    streams = [_row_streams(batch) for batch in update.batches]
+    ranks = [(records, joined(features), joined(streams))]
+    if world.size > 1:  # what travels must be on the processor
+        ranks = world.gather((records, _on_processor(ranks[0][1]), _on_processor(ranks[0][2])))
+    device = next(policy.module.parameters()).device
+    # In one order, however the update was split: sums round the same, and no rank's part comes first.
+    order = _order([record for names, _, _ in ranks for record in names])
+    all_features = joined([theirs for _, theirs, _ in ranks])
+    all_streams = joined([theirs for _, _, theirs in ranks])
+    before = sum(len(names) for names, _, _ in ranks[: world.rank])
+    return Gathered(
+        features={name: widened(feature.to(device)[order]) for name, feature in all_features.items()},
+        streams={name: stream.to(device)[order] for name, stream in all_streams.items()},
+        own=order.argsort()[before : before + len(records)],
+    )
+
+
+def coupled_gradient(
+    part: CoupledObjective, factor: float, gathered: Gathered, update: Update, world: World
+) -> tuple[float, Tensors]:
+    """`factor` × the coupled loss, and its gradient with respect to the features, [R,...] by name.
+
+    Every rank computes it over all records: cheaper than to send the gradient, and the same number everywhere.
+    """
+    # Labels and other integers have no gradient.
+    floating = {name: feature for name, feature in gathered.features.items() if feature.is_floating_point()}
+    leaves = {name: feature.requires_grad_() for name, feature in floating.items()}
+    loss = total_of(_terms(part, gathered, update, world), update.counts)
+    if loss is None:
+        return 0.0, {}
+    return factor * float(loss.detach()), _differentiate(factor * loss, leaves, world)
+
+
+def distribute(update: Update, part: CoupledObjective, gradient: Tensors, own: Tensor) -> None:
+    """Leave each micro-batch of this rank its rows of the gradient, for pass 2."""
+    cuts = own.split([len(batch.examples) for batch in update.batches])
+    update.pulls[id(part)] = {
+        id(batch): {name: rows[cut] for name, rows in gradient.items()}
+        for batch, cut in zip(update.batches, cuts, strict=True)
+    }
+
+
+def _row_streams(batch: Batch) -> Tensors:
+    return {name: stream.values for name, stream in batch.streams.items() if stream.axis == "row"}
 
 
 def _look(policy: Policy, objective: Objective, part: CoupledObjective, batch: Batch, update: Update) -> Tensors:
@@ -84,10 +158,10 @@ def _features(policy: Policy, part: CoupledObjective, batch: Batch, update: Upda
     return found
 
 
-def _terms(part: CoupledObjective, features: Tensors, streams: Tensors, update: Update, world: World) -> list[Term]:
+def _terms(part: CoupledObjective, gathered: Gathered, update: Update, world: World) -> list[Term]:
     """The coupled loss; all ranks compute the same, so its meters count on one."""
     aside = replace(update, meters={})
-    terms = part.coupled_loss(features, streams, aside)
+    terms = part.coupled_loss(gathered.features, gathered.streams, aside)
     for name, (unit, total) in aside.meters.items():
         update.meter(name, total if world.rank == 0 else 0.0, unit)
     return terms
@@ -109,28 +183,14 @@ def _differentiate(loss: Tensor, leaves: Tensors, world: World) -> Tensors:
     return {name: pull for name, pull in zip(leaves, gradients, strict=True) if pull is not None}
 
 
-def _hand_out(update: Update, part: CoupledObjective, pulls: Tensors, places: Tensor) -> None:
-    """Each micro-batch of this rank its rows of the gradient."""
-    cuts = places.split([len(batch.examples) for batch in update.batches])
-    update.pulls[id(part)] = {
-        id(batch): {name: pull[cut] for name, pull in pulls.items()}
-        for batch, cut in zip(update.batches, cuts, strict=True)
-    }
-
-
 def joined(pieces: Sequence[Tensors]) -> Tensors:
     """Tensors of several batches one after the other, by name; a rank without a batch brings none."""
     full = [piece for piece in pieces if piece]
     return {name: torch.cat([piece[name] for piece in full]) for name in full[0]} if full else {}
 
 
-def _home(tensors: Tensors) -> Tensors:
-    return {name: values.cpu() for name, values in tensors.items()}
-
-
-def _wide(values: Tensor) -> Tensor:
-    """At least float32: half-precision features are compared exactly as they are, in a wider type."""
-    return values.float() if values.dtype in (torch.bfloat16, torch.float16) else values
+def _on_processor(tensors: Tensors) -> Tensors:
+    return {name: tensor.cpu() for name, tensor in tensors.items()}
 
 
 def repeatable(update: Update, batch: Batch) -> AbstractContextManager[None]:

@@ -13,26 +13,23 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy
-import torch
 from torch import Tensor
 
 from luthier.data.batches import Layout, collate, micro_batches
 from luthier.errors import RecipeError
 from luthier.models.kernels.head import target_logprob
 from luthier.models.policy import Reference, TokenPolicy, reading
+from luthier.objectives._divergence import entropy
 from luthier.types import Row, Stream
 
 Column = dict[str, numpy.ndarray]
 """Record id → values [T] of its row, 0 where the position is no target."""
 
 
-def entropy(logits: Tensor, _targets: Tensor) -> Tensor:
-    """-Σ_v p log p of each position: logits [n,V] → [n]."""
-    log_p = torch.log_softmax(logits, dim=-1)
-    return -(log_p.exp() * log_p).sum(-1)
-
-
-VALUES: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {"logprobs": target_logprob, "entropy": entropy}
+VALUES: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "logprobs": target_logprob,
+    "entropy": lambda logits, _targets: entropy(logits),
+}
 
 
 def score(

@@ -13,7 +13,7 @@ import numpy
 import torch
 
 from luthier.data.batches import Layout, collate, group_by_record, micro_batches, positions
-from luthier.engine import checkpoint, memory, selection
+from luthier.engine import checkpoint, selection, usage
 from luthier.engine.budget import Position
 from luthier.engine.distributed import World
 from luthier.engine.precision import Masters, ParameterGroup
@@ -297,7 +297,7 @@ class Trainer:
                 "records": position.records,
                 "seconds": position.seconds,
                 "tokens_per_second": position.tokens / position.seconds,
-                "memory_bytes": memory.peak(),
+                "memory_bytes": usage.peak(),
             }
         )
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,6 +12,7 @@ from luthier.data.shapes import label_of
 from luthier.errors import LuthierError, RecipeError
 from luthier.evals.auto import choose_metric
 from luthier.evals.base import Evaluation, EvaluationError, Item, Metric
+from luthier.keyed import hash64
 from luthier.parts import build
 from luthier.sampling.native import NativeSampler
 from luthier.sampling.scoring import choice_logprobs, sequence_logprobs
@@ -221,7 +221,7 @@ def _check_finite(value: float, where: str) -> None:
 
 def _generate(work: _Work, records: list[Record]) -> None:
     ends, sampling = work.renderer.end_ids, work.settings.sampling()
-    requests = [Request(work.renderer.prompt(one), one.id, seed=_seed(work.seed, one.id)) for one in records]
+    requests = [Request(work.renderer.prompt(one), one.id, seed=hash64(work.seed, one.id)) for one in records]
     sampler = NativeSampler(work.module, ends, work.tokenizer, work.settings.rows)
 
     def decode(ids: Sequence[int]) -> str:
@@ -230,10 +230,6 @@ def _generate(work: _Work, records: list[Record]) -> None:
     for record, trajectory in zip(records, sampler(requests, sampling, work.report), strict=True):
         work.generated += len(trajectory.ids)
         work.add(record, answer_text(trajectory.ids, ends, decode, sampling.stop), trajectory.finish)
-
-
-def _seed(seed: int, record: str) -> int:
-    return int.from_bytes(hashlib.blake2b(f"{seed}/{record}".encode(), digest_size=8).digest(), "little")
 
 
 def _choose(work: _Work, records: list[Record]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from luthier.data.arrays import limited
+from luthier.data.batches import limited
 from luthier.modalities.base import Workspace
 from luthier.types import Row
 
@@ -17,4 +17,5 @@ class ArrayGround(Workspace):
     def held_out(self, name: str) -> list[Row]:
         """The rows of a set, at most `evaluate.limit`, in the order of their names."""
         rows = [] if name not in SETS else getattr(self.prepared, SETS[name])
-        return sorted(limited(rows, self.recipe.settings.evaluate.limit), key=lambda row: row.id)
+        kept = limited(rows, self.recipe.settings.evaluate.limit, lambda row: row.id)
+        return sorted(kept, key=lambda row: row.id)

@@ -18,8 +18,8 @@ from torch import nn
 from luthier import parts
 from luthier.data.batches import Layout
 from luthier.data.prepare import Prepared
-from luthier.engine import memory
 from luthier.engine.budget import Budget
+from luthier.engine.estimate import weight_bytes
 from luthier.engine.hidden_cache import CachedReference, HiddenStateCache
 from luthier.engine.source import Records, RowSource
 from luthier.errors import RecipeError
@@ -236,7 +236,7 @@ def unknown_reference(name: str) -> RecipeError:
 def frozen_bytes(policy: Policy) -> int:
     """Bytes of what its references keep of the model as it was, beside the model itself."""
     modules = {id(one.policy): one.policy.module for one in policy.references.values() if one.policy is not policy}
-    return sum(memory.weight_bytes(module) for module in modules.values())
+    return sum(weight_bytes(module) for module in modules.values())
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from luthier.engine import memory
+from luthier.engine.allocator import tune_allocator
 from luthier.modalities.base import Workspace, compute_dtype, find_device
 from luthier.modalities.contrastive.workspace import ContrastiveWorkspace
 from luthier.modalities.diffusion.workspace import DiffusionWorkspace
@@ -23,7 +23,7 @@ WORKSPACES: Mapping[str, type[LanguageWorkspace | DiffusionWorkspace | Contrasti
 
 def open_workspace(recipe: Recipe, cache: Path | None, say: Callable[[str], None] = lambda text: None) -> Workspace:
     """Load the model and prepare the data of a recipe."""
-    memory.keep_freed()
+    tune_allocator()
     device = find_device()
     made = WORKSPACES[modality_of(recipe.settings.model, recipe.base)]
     return made.open(recipe, device, compute_dtype(recipe, device), cache, say)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
@@ -10,6 +9,8 @@ from typing import Any
 
 import torch
 from torch import nn
+
+from luthier.keyed import seed56
 
 _VALUES: ContextVar[Mapping[str, Any] | None] = ContextVar("forward", default=None)
 
@@ -52,7 +53,6 @@ def checkpoint_layers(module: nn.Module) -> None:
 @contextmanager
 def same_draws(key: str, device: torch.device) -> Iterator[None]:
     """Dropout drawn from `key` alone: two forwards under one key drop the same. Draws outside go on as before."""
-    seed = int.from_bytes(hashlib.blake2b(key.encode(), digest_size=7).digest(), "little")
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
+        torch.manual_seed(seed56(key))
         yield

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from luthier.errors import ModelError, RecipeError
+from luthier.models.config import text_config
 from luthier.models.kernels.head import Head, vocabulary_of
 from luthier.types import Batch
 
@@ -79,7 +80,7 @@ class TokenPolicy:
 
     @property
     def head(self) -> Head:
-        config = getattr(self.module.config, "text_config", self.module.config)
+        config = text_config(self.module)
         scale = float(getattr(config, "logit_scale", None) or 1.0)  # cohere
         scale /= float(getattr(config, "logits_scaling", None) or 1.0)  # granite
         return Head(self._output(), scale, getattr(config, "final_logit_softcapping", None), self.temperature)
@@ -104,7 +105,7 @@ class TokenPolicy:
         Raises:
             ModelError: no list of as many modules as the config has layers.
         """
-        config: Any = getattr(self.module.config, "text_config", self.module.config)
+        config = text_config(self.module)
         decoder: nn.Module = self.module.get_decoder()  # pyright: ignore[reportCallIssue]
         lists = (part for part in decoder.modules() if isinstance(part, nn.ModuleList))
         found = next((list(one) for one in lists if len(one) == config.num_hidden_layers), None)
@@ -211,7 +212,7 @@ class TokenPolicy:
         Raises:
             ModelError: they have not, or the model takes no such mask.
         """
-        config = getattr(self.module.config, "text_config", self.module.config)
+        config = text_config(self.module)
         device = next(self.module.parameters()).device
         prompt, answers = 4, 3
         places = torch.arange(prompt + answers, device=device)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from luthier.models.policy import reading
+from luthier.models.wide import widened
 
 
 class ParameterSet:
@@ -20,7 +21,7 @@ class ParameterSet:
 
     def __init__(self, module: nn.Module):
         self.module = module
-        self.values = {name: _wide(p.detach()).clone() for name, p in module.named_parameters() if p.requires_grad}
+        self.values = {name: widened(p.detach()).clone() for name, p in module.named_parameters() if p.requires_grad}
 
     @contextmanager
     def using(self) -> Iterator[None]:
@@ -41,7 +42,7 @@ class ParameterSet:
         """value ← decay · value + (1 - decay) · parameter."""
         parameters = dict(self.module.named_parameters())
         for name, value in self.values.items():
-            value.mul_(decay).add_(_wide(parameters[name].detach()), alpha=1 - decay)
+            value.mul_(decay).add_(widened(parameters[name].detach()), alpha=1 - decay)
 
 
 class Sets:
@@ -60,7 +61,3 @@ class Sets:
         for label, one in self.sets.items():
             for name, value in one.values.items():
                 value.copy_(state[f"{label}/{name}"])
-
-
-def _wide(values: Tensor) -> Tensor:
-    return values.to(torch.promote_types(values.dtype, torch.float32))

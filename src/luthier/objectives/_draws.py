@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 from typing import TYPE_CHECKING
 
+from luthier.keyed import signed64
 from luthier.parts import lazy
 from luthier.types import Batch
 
@@ -27,10 +27,7 @@ def keyed_uniform(keys: Tensor, update: Update, draws: int) -> Tensor:
 def position_keys(batch: Batch) -> Tensor:
     """One int64 per target: a hash of (record id, position in the record), [N]."""
     rows, columns = batch.targets()
-    names = [
-        int.from_bytes(hashlib.blake2b(record.encode(), digest_size=8).digest(), "little", signed=True)
-        for record in batch.examples
-    ]
+    names = [signed64(record) for record in batch.examples]
     owner = torch.tensor(names, device=batch.ids.device)[batch.example_of[rows, columns]]
     return mix(owner ^ mix(batch.position_of[rows, columns]))
 

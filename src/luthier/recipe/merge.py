@@ -110,6 +110,11 @@ def leaves(value: Any, path: Key = ()) -> Iterator[tuple[Key, Any]]:
         yield path, value
 
 
+def dotted(data: dict[str, Any]) -> dict[str, Any]:
+    """The leaves by dotted path, such as `train.optimizer.lr`."""
+    return {".".join(key): leaf for key, leaf in leaves(data)}
+
+
 def check_plain(layer: Layer) -> None:
     """Refuse what no text file would hold: keys that are not text, NUL, half characters, blocks without end."""
     _check_plain(layer, layer.data, ())

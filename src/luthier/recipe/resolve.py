@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +48,11 @@ class Recipe:
             extra: more to record at the top, such as data hashes.
         """
         return lock.make_lock(self.name, self.base, self.data, self.origins, self.text_of_parts, dict(extra or {}))
+
+    def with_seed(self, seed: int) -> Recipe:
+        """This recipe at another seed, without reading anything again."""
+        settings = self.settings.model_copy(update={"seed": seed})
+        return replace(self, settings=settings, data={**copy(self.data), "seed": seed})
 
     def build_parts(self) -> dict[str, parts.Part]:
         """Every part it names, built, by dotted path (items of a list: `train.tuner.0`)."""

@@ -13,7 +13,6 @@ Arrays "per trajectory" are lists in the order of groups and members, each [n] o
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +22,7 @@ import numpy
 from numpy import ndarray
 
 from luthier.errors import DataError, RecipeError, RunError
+from luthier.keyed import seed63
 from luthier.parts import Part, build
 from luthier.types import Record, Request, Row, Scored, Stream, Trajectory
 
@@ -91,8 +91,7 @@ class Context:
 
     def seed(self, round: int, index: int) -> int:
         """63 bits from (seed, rollout, record, round, index); negative indices are the strategy's own draws."""
-        text = "/".join(str(piece) for piece in (*self.key, round, index))
-        return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") >> 1
+        return seed63(*self.key, round, index)
 
 
 Rounds = Generator[list[Request], list[Scored], list[Group]]

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import platform
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,10 +15,10 @@ from rich.console import Console
 
 from luthier.engine.distributed import World
 from luthier.recipe import Recipe
+from luthier.recipe.fingerprint import fingerprint
 from luthier.recipe.lock import versions
 
 SETS = ("target", "retain", "validation")
-OUTSIDE = ("name", "compare", "observe", "out")  # keys that do not change what a run computes
 
 
 @dataclass
@@ -64,21 +62,6 @@ class Run:
         started = time.perf_counter()
         yield
         self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started
-
-
-def fingerprint(recipe: Recipe) -> str:
-    """A hash of everything in a recipe that changes what a run computes; of part files the text, not the place."""
-    kept = {key: value for key, value in recipe.data.items() if key not in OUTSIDE}
-    text = json.dumps(_with_texts(kept, recipe.text_of_parts), sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _with_texts(value: Any, texts: Mapping[str, str]) -> Any:
-    if isinstance(value, dict):
-        return {key: _with_texts(item, texts) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_with_texts(item, texts) for item in value]
-    return texts.get(value, value) if isinstance(value, str) else value
 
 
 def hardware() -> dict[str, Any]:

@@ -7,17 +7,16 @@ adapters, feed-forward, head) is the model's own module and is called. Which mod
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
 from luthier.models.policy import TokenPolicy
-
-if TYPE_CHECKING:
-    from luthier.sampling._trunks import Trunks
-    from luthier.sampling.cache import Forward, Slots
+from luthier.sampling._trunks import Trunks
+from luthier.sampling.cache import Slots
+from luthier.sampling.state import Forward
 
 PIECES = ("input_layernorm", "self_attn", "post_attention_layernorm", "mlp")
 ROTATIONS = ("default", "linear", "llama3", "yarn")  # angles that do not change with the length of the text

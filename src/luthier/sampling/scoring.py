@@ -12,8 +12,9 @@ from luthier.data.batches import collate, micro_batches
 from luthier.models.kernels.folding import folded_in
 from luthier.models.kernels.head import target_logprob
 from luthier.models.policy import TokenPolicy
-from luthier.sampling.cache import Forward, State, common_prefix, open_rows, prefill, sampling_mode, space_of
+from luthier.sampling.cache import common_prefix, open_rows, prefill, sampling_mode, space_of
 from luthier.sampling.native import check_prompts
+from luthier.sampling.state import Forward, State
 from luthier.types import Row
 
 LOGIT_BYTES = 128 * 2**20  # float32 logits of the choices of one batch; one prompt alone may take more

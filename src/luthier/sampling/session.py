@@ -13,8 +13,9 @@ from torch import Tensor
 from luthier.errors import DataError, ModelError
 from luthier.sampling._decoder import decoder_of
 from luthier.sampling._trunks import Trunks
-from luthier.sampling.cache import Forward, Slots, Space, State, open_rows, prefill, sampling_mode, space_of
+from luthier.sampling.cache import Slots, Space, open_rows, prefill, sampling_mode, space_of
 from luthier.sampling.draws import draw, uniforms
+from luthier.sampling.state import Forward, State
 from luthier.sampling.stops import StopWatch
 from luthier.types import Sampling
 

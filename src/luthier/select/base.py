@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import Field
 
 from luthier.errors import RecipeError
+from luthier.keyed import uniform53
 from luthier.parts import Part, lazy
 
 if TYPE_CHECKING:
@@ -104,5 +104,4 @@ class Selector(Part):
 
 def keyed_uniform(seed: int, update: int, names: Sequence[str]) -> Tensor:
     """Numbers [n] in [0,1), float64: a hash of (seed, update, name), so that nothing but the key decides."""
-    keys = (hashlib.blake2b(f"{seed}/{update}/{name}".encode(), digest_size=8).digest() for name in names)
-    return torch.tensor([(int.from_bytes(key, "little") >> 11) / 2**53 for key in keys], dtype=torch.float64)
+    return torch.tensor([uniform53(seed, update, name) for name in names], dtype=torch.float64)

@@ -1,26 +1,28 @@
-"""The check step: data doctor, memory, time and which methods apply, without training."""
+"""The check step: the data, the memory and the time that a recipe takes, and which methods apply, without training.
+
+Nothing is printed here: `check_page` does.
+"""
 
 from __future__ import annotations
 
 import re
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 from torch import nn
 
 from luthier import parts
 from luthier.data.arrays import arrays_of
-from luthier.data.doctor import examine, print_report
+from luthier.data.doctor import examine
 from luthier.data.prepare import Prepared, prepare
 from luthier.data.render import Renderer
+from luthier.data.report import DataReport
 from luthier.diffusion.policy import PREFIX
-from luthier.engine import memory
+from luthier.engine import estimate, usage
 from luthier.errors import DataError, LuthierError, RecipeError
 from luthier.modalities.base import (
     build_tuners,
@@ -34,7 +36,7 @@ from luthier.models.context import checkpoint_layers
 from luthier.models.loading.load import load_config, load_tokenizer
 from luthier.models.policy import HeadOnly
 from luthier.objectives.base import build_objective, reads_of
-from luthier.recipe import Recipe, Stage, flat, list_methods, load_recipe, stages_of
+from luthier.recipe import Method, Recipe, Stage, flat, list_methods, load_recipe, stages_of
 from luthier.recipe.modality import MODALITIES, modality_of
 from luthier.recipe.steps import TRAINING
 from luthier.runs.run import SETS, Run
@@ -43,97 +45,181 @@ from luthier.steps.verify import verify
 from luthier.tuners.base import Planning
 
 PROBE_UPDATES = 3
+PIPELINES = "pipelines"
+FAMILIES = {"select": "selectors", "tuner": "tuners"}
+"""What a method that sets this key of `train:` and no objective is."""
 
 
-def check_recipe(recipe: Recipe, probe: bool, console: Console) -> None:
-    """Examine a recipe and print what was found; with `probe`, train a few updates to estimate the time.
+@dataclass(frozen=True)
+class Network:
+    """A model whose records are arrays: its class, its parameters, what it belongs to, what its records hold."""
+
+    name: str
+    parameters: int
+    kind: str
+    arrays: str
+    data: DataReport
+
+
+@dataclass(frozen=True)
+class StepLine:
+    """A step of a recipe; `depth` counts the loops around it, `share` is that of the budget, 0 to 1, if it trains."""
+
+    depth: int
+    name: str
+    do: str
+    model: str
+    data: str
+    share: float | None
+
+
+@dataclass(frozen=True)
+class Steps:
+    """The steps in order, and the training step with the largest estimated peak."""
+
+    lines: tuple[StepLine, ...]
+    largest: str
+    peak_bytes: int
+
+
+@dataclass(frozen=True)
+class Server:
+    """A model that answers from elsewhere; `fault` says why it cannot be reached now."""
+
+    step: str
+    url: str
+    fault: str | None
+
+
+@dataclass(frozen=True)
+class MethodFit:
+    """A method that a recipe can carry; no estimate where records are arrays."""
+
+    name: str
+    family: str
+    peak_bytes: int | None
+
+
+@dataclass(frozen=True)
+class Methods:
+    """The methods that fit, and those that do not by the reason."""
+
+    fits: tuple[MethodFit, ...]
+    refused: dict[str, list[str]]
+
+    def by_family(self) -> dict[str, list[MethodFit]]:
+        """The fitting methods of each family; losses first, then what they are combined with, then pipelines."""
+        last = [*FAMILIES.values(), PIPELINES]
+        groups: dict[str, list[MethodFit]] = {}
+        for fit in sorted(self.fits, key=lambda fit: (fit.family in last, fit.family == PIPELINES, fit.family)):
+            groups.setdefault(fit.family, []).append(fit)
+        return groups
+
+
+@dataclass(frozen=True)
+class Timing:
+    """What a few updates took: seconds for the whole budget, `counts` per second, and peak bytes."""
+
+    seconds: float
+    rate: float
+    counts: str
+    peak_bytes: int
+    estimated_bytes: int | None
+
+
+Finding = DataReport | Network | Steps | Server | Methods | Timing
+
+
+def examine_recipe(
+    recipe: Recipe, probe: bool, tell: Callable[[Finding], None] = lambda finding: None
+) -> list[Finding]:
+    """Examine a recipe; with `probe`, train a few updates to estimate the time.
+
+    Args:
+        tell: gets each finding as soon as it is known: some take a while.
+
+    Returns:
+        All findings, in the order in which they were told.
 
     Raises:
-        LuthierError: the recipe cannot run as it is; all findings have been printed.
+        LuthierError: the recipe cannot run as it is; all findings up to then have been told.
     """
+    findings = []
+    for finding in _findings(recipe, probe):
+        tell(finding)
+        findings.append(finding)
+    return findings
+
+
+def _findings(recipe: Recipe, probe: bool) -> Iterator[Finding]:
     settings, stages = recipe.settings, stages_of(recipe)
-    if probe and (settings.steps or settings.rl):
+    several = bool(settings.steps or settings.rl)
+    if probe and several:
         raise RecipeError(
             "`--probe` times one training on records; this recipe has steps or rollouts, whose answers take time too.",
             "Leave out --probe, or start the recipe with a small budget (budget.updates=3) and look at its run.json.",
         )
     verify(stages)
     if modality_of(settings.model, recipe.base) != "language":
-        _check_arrays(recipe, probe, console)
-        return
-    renderer = Renderer(load_tokenizer(settings.model, recipe.base), settings.data.render, settings.data.targets)
-    with tempfile.TemporaryDirectory() as cache:
-        report = examine(settings.data, renderer, recipe.base, Path(cache))
-        print_report(report, console)
-        if report.problems:
-            number = sum(len(found) for found in report.problems.values())
-            raise DataError(f"{number} record(s) cannot be used; they are listed above.", "Correct or remove them.")
-        prepared = prepare(settings.data, renderer, recipe.base, Path(cache))
-    check_context(load_config(settings.model, recipe.base), settings.data.max_tokens, prepared)
-    refuse_unscorable_sets(recipe, prepared, renderer, SETS)
-    if settings.steps or settings.rl:
-        _print_steps(stages, prepared, console)
-        _print_servers(stages, console)
-    _print_methods(recipe, prepared, console)
-    if settings.steps or settings.rl:
-        return
-    if probe:
-        _print_probe(recipe, console)
+        yield _network(recipe)
+        yield _methods(recipe, None)
     else:
-        console.print("[bold]time[/]    run with --probe: a few updates, then an estimate")
+        renderer = Renderer(load_tokenizer(settings.model, recipe.base), settings.data.render, settings.data.targets)
+        with tempfile.TemporaryDirectory() as cache:
+            report = examine(settings.data, renderer, recipe.base, Path(cache))
+            yield report
+            if report.problems:
+                number = sum(len(errors) for errors in report.problems.values())
+                raise DataError(f"{number} record(s) cannot be used; they are listed above.", "Correct or remove them.")
+            prepared = prepare(settings.data, renderer, recipe.base, Path(cache))
+        check_context(load_config(settings.model, recipe.base), settings.data.max_tokens, prepared)
+        refuse_unscorable_sets(recipe, prepared, renderer, SETS)
+        if several:
+            yield _steps(stages, prepared)
+            yield from _servers(stages)
+        yield _methods(recipe, prepared)
+    if probe:
+        yield _timing(recipe)
 
 
-def _check_arrays(recipe: Recipe, probe: bool, console: Console) -> None:
+def _network(recipe: Recipe) -> Network:
     """A model whose records are arrays is loaded and tried on one of them."""
     workspace = open_workspace(recipe, None)
-    module, report = workspace.loaded.module, workspace.prepared.report
-    size = sum(p.numel() for p in module.parameters())
-    kind = MODALITIES[modality_of(recipe.settings.model, recipe.base)].name
-    console.print(f"[bold]model[/]   {type(module).__name__}, {size:,} parameters (of the {kind})", highlight=False)
-    counts = ", ".join(f"{name} {count}" for name, count in report.counts.items())
-    held = escape(arrays_of(workspace.prepared.train).replace(PREFIX, ""))
-    console.print(f"[bold]data[/]    {counts}: {held}", markup=True, highlight=False)
-    leaked = {name: found["exact"] for name, found in report.leakage.items() if found["exact"]}
-    for name, count in leaked.items():
-        console.print(f"        {count} records of {name} are in the training data too", markup=False)
-    fits = []
-    for method in list_methods(recipe.base):
-        try:
-            verify(stages_of(load_recipe(recipe.to_lock(), [method.name])))
-        except LuthierError:
-            continue
-        fits.append(method.name)
-    console.print(f"[bold]methods[/] {' · '.join(fits)}", highlight=False)
-    if probe:
-        _print_probe(recipe, console)
+    module = workspace.loaded.module
+    return Network(
+        type(module).__name__,
+        sum(p.numel() for p in module.parameters()),
+        MODALITIES[modality_of(recipe.settings.model, recipe.base)].name,
+        arrays_of(workspace.prepared.train).replace(PREFIX, ""),
+        workspace.prepared.report,
+    )
 
 
-def _print_steps(stages: Sequence[Stage], prepared: Prepared, console: Console) -> None:
-    """The steps in order, and the memory of the training step that takes most."""
-    table = Table("step", "do", "from", "data", "share", box=None, pad_edge=False)
+def _steps(stages: Sequence[Stage], prepared: Prepared) -> Steps:
+    lines = []
     for depth, stage in _nested(stages):
         data = stage.block.get("data", "")
-        share = f"{stage.share:.0%}" if stage.do in TRAINING else ""
         aside = stage.recipe.settings.model.path if "model" in stage.block else None
-        names = [aside or stage.block.get("from", ""), ", ".join(data) if isinstance(data, list) else data]
-        table.add_row("  " * depth + stage.name, stage.do, *names, share)
-    console.print(table, highlight=False)
-    largest = max(_trainings(stages), key=lambda stage: _memory(stage.recipe, prepared).total)
-    total = _memory(largest.recipe, prepared).total / 1e9
-    console.print(f"[bold]memory[/]  {total:.1f} GB at the peak of `{largest.name}` (estimated; {_available()})")
+        model = aside or stage.block.get("from", "")
+        share = stage.share if stage.do in TRAINING else None
+        data = ", ".join(data) if isinstance(data, list) else data
+        lines.append(StepLine(depth, stage.name, stage.do, model, data, share))
+    peaks = {stage.name: _memory(stage.recipe, prepared).total for stage in _trainings(stages)}
+    largest = max(peaks, key=peaks.__getitem__)
+    return Steps(tuple(lines), largest, peaks[largest])
 
 
-def _print_servers(stages: Sequence[Stage], console: Console) -> None:
+def _servers(stages: Sequence[Stage]) -> Iterator[Server]:
     """Whether the models that answer from elsewhere can be reached now."""
     for stage in flat(stages):
         sampler = stage.recipe.settings.generate.sampler
         if stage.do == "generate" and "url" in sampler:
+            fault = None
             try:
                 parts.build("sampler", sampler, stage.recipe.base).reach()
-                said = f"{sampler['url']} answers"
             except LuthierError as error:
-                said = f"[yellow]not yet[/]: {escape(str(error))}"
-            console.print(f"[bold]server[/]  {stage.name}: {said}", highlight=False)
+                fault = str(error)
+            yield Server(stage.name, sampler["url"], fault)
 
 
 def _nested(stages: Sequence[Stage], depth: int = 0) -> Iterator[tuple[int, Stage]]:
@@ -146,26 +232,40 @@ def _trainings(stages: Sequence[Stage]) -> list[Stage]:
     return [stage for stage in flat(stages) if stage.do in ("train", "rl")]
 
 
-def _print_methods(recipe: Recipe, prepared: Prepared, console: Console) -> None:
-    """Memory of each method on this model and machine, and what does not apply."""
-    fits: list[str] = []
+def _methods(recipe: Recipe, prepared: Prepared | None) -> Methods:
+    """Each method on this model and data: its estimated peak, or why it does not apply."""
+    fits: list[MethodFit] = []
     refused: dict[str, list[str]] = {}
     for method in list_methods(recipe.base):
         try:
             stages = stages_of(load_recipe(recipe.to_lock(), [method.name]))
             verify(stages)
-            total = max(_memory(stage.recipe, prepared).total for stage in _trainings(stages))
+            peak = None
+            if prepared is not None:
+                peak = max(_memory(stage.recipe, prepared).total for stage in _trainings(stages))
         except LuthierError as error:
             reason = re.sub(r"^`[^`]+` ", "", error.message)  # begins with the part's name, another for each method
             refused.setdefault(reason, []).append(method.name)
             continue
-        fits.append(f"{method.name} {total / 1e9:.1f} GB")
-    console.print(f"[bold]methods[/] {' · '.join(fits)}  [dim](estimated peak; {_available()})[/]", highlight=False)
-    for reason, names in refused.items():
-        console.print(f"   not  {', '.join(names)}: {reason}", style="dim", markup=False, emoji=False, highlight=False)
+        fits.append(MethodFit(method.name, _family(method, recipe.base), peak))
+    return Methods(tuple(fits), refused)
 
 
-def _memory(recipe: Recipe, prepared: Prepared) -> memory.Estimate:
+def _family(method: Method, base: Path) -> str:
+    """What a method is: the folder of its loss, the kind of part that it sets, or a pipeline of steps."""
+    settings = method.method.data
+    if "steps" in settings:
+        return PIPELINES
+    train = settings.get("train", {})
+    objective = train.get("objective")
+    for spec in objective if isinstance(objective, list) else [objective] if objective else []:
+        kind = spec["kind"] if isinstance(spec, dict) else spec
+        path = parts.find("objective", kind, base).path
+        return "your own" if kind.endswith(".py") else path.parent.name.replace("_", " ")
+    return next((name for key, name in FAMILIES.items() if key in train), "others")
+
+
+def _memory(recipe: Recipe, prepared: Prepared) -> estimate.Estimate:
     objective = build_objective(recipe.settings.train.objective, recipe.base)
     rows = training_rows(objective, prepared)
     tuners = build_tuners(recipe)
@@ -176,7 +276,7 @@ def _memory(recipe: Recipe, prepared: Prepared) -> memory.Estimate:
         checkpoint_layers(module)
     module.requires_grad_(False)
     kept = HeadOnly(module) if recalls(recipe, objective, rows, module) else module
-    frozen = memory.weight_bytes(kept)
+    frozen = estimate.weight_bytes(kept)
     for tuner in tuners:
         module = tuner.apply(module, tuner.plan(module, Planning(recipe.settings.seed, rows)))
     reads = any(read.startswith("logits:") for read in reads_of(objective))
@@ -193,46 +293,35 @@ def _empty_model(model: Any, base: Path) -> nn.Module:
         return AutoModelForCausalLM.from_config(config, dtype=getattr(torch, model.dtype))
 
 
-def _available() -> str:
-    if torch.cuda.is_available():
-        free, total = torch.cuda.mem_get_info()
-        return f"GPU: {free / 1e9:.1f} of {total / 1e9:.1f} GB free"
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:
-        return "memory of this machine unknown"
-    free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
-    return f"this machine: {free / 1e9:.1f} GB free"
-
-
-def _print_probe(recipe: Recipe, console: Console) -> None:
+def _timing(recipe: Recipe) -> Timing:
     """Train PROBE_UPDATES updates and multiply; the first one warms up and is not counted."""
     updates = {"budget": {"updates": PROBE_UPDATES}}
     lock = recipe.to_lock()
     short = load_recipe({**lock, "recipe": {**lock["recipe"], **updates}})
-    seen: list[dict[str, Any]] = []
-    with tempfile.TemporaryDirectory() as folder, console.status(f"probe: {PROBE_UPDATES} updates"):
+    events: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as folder:
         workspace = open_workspace(short, None)
-        trainer, facts = training(Run(short, Path(folder)), workspace, seen.append, lambda: False)
+        trainer, facts = training(Run(short, Path(folder)), workspace, events.append, lambda: False)
         trainer.train()
-    seen = [event for event in seen if event["event"] == "update"]
-    first, last = seen[0], seen[-1]
-    if len(seen) < 2:
+    events = [event for event in events if event["event"] == "update"]
+    if len(events) < 2:
         raise RecipeError("The probe needs at least two updates; the data give one.")
-    rate = (last["tokens"] - first["tokens"]) / (last["seconds"] - first["seconds"])
+    first, last = events[0], events[-1]
+    spent = last["seconds"] - first["seconds"]
+    rate = (last["tokens"] - first["tokens"]) / spent
     tokens = sum(len(row) for row in workspace.prepared.train)
     budget = recipe.settings.budget
-    seconds = {
-        "epochs": lambda: budget.amount * tokens / rate,
-        "records": lambda: budget.amount * tokens / len(workspace.prepared.splits["train"]) / rate,
-        "tokens": lambda: budget.amount / rate,
-        "updates": lambda: budget.amount * (last["seconds"] - first["seconds"]) / (len(seen) - 1),
-        "seconds": lambda: budget.amount,
-    }[budget.unit]()
-    console.print(
-        f"[bold]time[/]    about {seconds / 60:.1f} min of training at {rate:,.0f} {facts['counts']}/s, "
-        "without evaluation"
+    seconds_of_one = {
+        "epochs": tokens / rate,
+        "records": tokens / len(workspace.prepared.splits["train"]) / rate,
+        "tokens": 1 / rate,
+        "updates": spent / (len(events) - 1),
+        "seconds": 1.0,
+    }
+    return Timing(
+        budget.amount * seconds_of_one[budget.unit],
+        rate,
+        facts["counts"],
+        usage.peak(),
+        facts["estimated_memory_bytes"],
     )
-    predicted = facts["estimated_memory_bytes"]
-    told = "" if predicted is None else f", {predicted / 1e9:.2f} GB estimated"
-    console.print(f"[bold]memory[/]  {memory.peak() / 1e9:.2f} GB measured{told}")

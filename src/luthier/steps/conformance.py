@@ -27,8 +27,8 @@ from luthier.engine.source import Records
 from luthier.engine.trainer import Batching, Saving, Trainer
 from luthier.errors import LuthierError, RunError
 from luthier.modalities.base import tuned_policy
-from luthier.models.loading.load import quiet
 from luthier.models.policy import TokenPolicy
+from luthier.models.quiet import quiet
 from luthier.objectives.base import Objective, judgement_of, members_of, reads_of
 from luthier.recipe.methods import slot_of_file
 from luthier.steps.conformance_ranks import Meeting, Peer

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor
 
 from luthier.errors import DataError
+from luthier.keyed import uniform53
 from luthier.rollouts.base import Group, Prompt, Strategy
 from luthier.rollouts.drive import drive
 from luthier.steps.conformance import Failed, check_options, variants
@@ -70,7 +70,7 @@ class Play:
             self.asked[request.metadata["row"]] = request
             length = 1 + request.seed % 5
             ids = [*request.forced_ids, *(50 + (request.seed >> place) % 7 for place in range(length)), END]
-            broken = _number(request.seed, "error") < 1 / 40
+            broken = uniform53(request.seed, "error") < 1 / 40
             found.append(Trajectory(ids, "error" if broken else "stop", request.record, request=request))
         return found
 
@@ -86,13 +86,8 @@ def _reward(prompt: Prompt, one: Trajectory) -> float | None:
     shown = len(one.request.prompt_ids) - len(prompt.ids) + len(one.request.forced_ids)
     needed = HELP[int(prompt.record.id.split("-")[1]) // 2] * (len(prompt.demonstration or ()) or 1)
     chance = 0.0 if shown < needed else 0.3 + 0.6 * (shown - needed) / (len(prompt.demonstration or ()) or 1)
-    draw = _number(one.request.seed, "reward")
+    draw = uniform53(one.request.seed, "reward")
     return 0.0 if draw >= chance else 0.7 if draw >= chance / 2 else 1.0
-
-
-def _number(seed: int, what: str) -> float:
-    digest = hashlib.blake2b(f"{seed}/{what}".encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "little") / 2**64
 
 
 def played(strategy: Strategy, seed: int = 0) -> Play:
@@ -206,8 +201,7 @@ def numbers_of(strategy: Strategy) -> dict[str, Tensor]:
         found[row] = torch.tensor(ids, dtype=torch.float64)
     for number, groups in enumerate(play.groups):
         for name, said in told(groups).items():
-            digest = hashlib.blake2b(json.dumps(said).encode(), digest_size=6).digest()
-            found[f"{name}/{number}"] = torch.tensor([int.from_bytes(digest, "little")], dtype=torch.float64)
+            found[f"{name}/{number}"] = torch.tensor([uniform53(json.dumps(said))], dtype=torch.float64)
     return found
 
 

@@ -9,14 +9,14 @@ from typing import Any
 from rich.console import Console
 from torch import nn
 
+from luthier.data.batches import limited
 from luthier.data.render import Renderer
 from luthier.data.sources import load_records
-from luthier.engine import memory
+from luthier.engine.allocator import tune_allocator
 from luthier.errors import RecipeError
 from luthier.evals.base import Evaluation
 from luthier.evals.evaluate import evaluate
 from luthier.modalities.base import Workspace, compute_dtype, find_device
-from luthier.modalities.language.workspace import limited
 from luthier.models.loading.load import load_model
 from luthier.recipe import Recipe, load_recipe
 from luthier.recipe.modality import MODALITIES, modality_of
@@ -76,12 +76,13 @@ def evaluate_model(
             "`luthier run` and `luthier compare` evaluate it: its recipe says on which data.",
         )
     refuse_others(settings.generate, recipe.base)
-    memory.keep_freed()
+    tune_allocator()
     device = find_device()
     typed = settings.model.model_copy(update={"dtype": compute_dtype(recipe, device)})
     loaded = load_model(typed, recipe.base, device)
     renderer = Renderer(loaded.tokenizer, settings.data.render, settings.data.targets)
-    records = limited(load_records(settings.data.train, recipe.base), limit or settings.evaluate.limit)
+    records = load_records(settings.data.train, recipe.base)
+    records = limited(records, limit or settings.evaluate.limit, lambda record: record.id)
     if not records:
         raise RecipeError(f"{data} holds no records.")
     with console.status(f"scoring {len(records)} records"):

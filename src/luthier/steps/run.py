@@ -13,11 +13,12 @@ from luthier import parts
 from luthier.errors import LuthierError, RunError
 from luthier.modalities.open import open_workspace
 from luthier.recipe import Recipe, Stage, flat, stages_of
+from luthier.recipe.fingerprint import fingerprint
 from luthier.recipe.steps import NEWEST
 from luthier.rewards.base import FAILED, failure_in_words
 from luthier.run_folder import read_json, read_jsonl, write_json
 from luthier.runs.journal import Journal
-from luthier.runs.run import Run, fingerprint
+from luthier.runs.run import Run
 from luthier.runs.stop import Ended, Stop, stop_signals
 from luthier.steps.evaluate import evaluate_sets
 from luthier.steps.pipeline import Work

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 from luthier import parts
-from luthier.engine import memory
+from luthier.engine import usage
 from luthier.engine.probe import LossCurves
 from luthier.engine.source import Records
 from luthier.engine.trainer import Batching, Saving, Trainer
@@ -43,7 +43,7 @@ def training(
     refuse_other_rules(build_tuners(run.recipe) if live is None else live.tuners, optimizer)
     selector = None if train.select is None else parts.build("selector", train.select, run.recipe.base)
     rows = workspace.rows(run, objective, selector)
-    memory.reset_peak()
+    usage.reset_peak()
     policy, tuners = _tuned(run, workspace, objective, rows, span) if live is None else (live.policy, list(live.tuners))
     layout = workspace.layout(policy, [*members_of(objective), *tuners])
     budget = budget_of(run.recipe)
@@ -104,7 +104,7 @@ def trained_facts(trainer: Trainer, lines: Sequence[Mapping[str, Any]]) -> dict[
         **position.to_json(),
         "target_tokens": position.targets,
         "tokens_per_second": position.tokens / position.seconds if position.seconds else None,
-        "peak_memory_bytes": memory.peak(),
+        "peak_memory_bytes": usage.peak(),
         "loss_first": moved[0]["loss"] if moved else None,
         "loss_last": moved[-1]["loss"] if moved else None,
         "skipped_updates": len(lines) - len(moved),

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from luthier.models.context import context_value
+from luthier.tuners._layers import Replacement, layers_of
 from luthier.types import Batch
 
 USAGE = "expert_usage"
@@ -18,7 +19,7 @@ USAGE = "expert_usage"
 Form = Literal["squared_mean", "mean"]
 
 
-class ExpertLinear(nn.Linear):
+class ExpertLinear(Replacement):
     """y = W x + b + scale · Σ_i g_i B_i A_i dropout(x), g = softmax(R x) over the experts; W and b are frozen.
 
     All experts run for every token: as one product with `down` (all A_i below one another, [N r, in]) and one with
@@ -32,8 +33,7 @@ class ExpertLinear(nn.Linear):
     def __init__(
         self, plain: nn.Linear, experts: int, r: int, scale: float, dropout: float, generator: torch.Generator
     ):
-        super().__init__(plain.in_features, plain.out_features, plain.bias is not None, device="meta")
-        self.weight, self.bias = plain.weight, plain.bias
+        super().__init__(plain)
         self.experts, self.scale, self.dropout = experts, scale, dropout
         self.down = nn.Parameter(_drawn(experts * r, plain, generator))
         self.up = nn.Parameter(plain.weight.new_zeros(plain.out_features, experts * r))
@@ -92,7 +92,7 @@ def expectations(types: Tensor, experts: int, delta: float) -> Tensor:
 
 def experts_of(model: nn.Module) -> Iterator[tuple[str, ExpertLinear]]:
     """All layers with experts by name."""
-    return ((name, module) for name, module in model.named_modules() if isinstance(module, ExpertLinear))
+    return layers_of(model, ExpertLinear)
 
 
 def _drawn(rows: int, plain: nn.Linear, generator: torch.Generator) -> Tensor:

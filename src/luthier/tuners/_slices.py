@@ -9,8 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from luthier.tuners._layers import Replacement, layers_of
 
-class SliceLinear(nn.Linear):
+
+class SliceLinear(Replacement):
     """y = W x + b, where W[:, index] (`dim` 1) or W[index, :] (`dim` 0) is the parameter `slice` and the rest frozen.
 
     The values of `slice` are written into W before each product, so there is one product, as without it. The
@@ -23,8 +25,7 @@ class SliceLinear(nn.Linear):
     """
 
     def __init__(self, plain: nn.Linear, index: Tensor, dim: int, origin: Tensor):
-        super().__init__(plain.in_features, plain.out_features, plain.bias is not None, device="meta")
-        self.weight, self.bias = plain.weight, plain.bias
+        super().__init__(plain)
         self.dim = dim
         index = index.to(plain.weight.device)
         self.register_buffer("index", index, persistent=False)
@@ -57,14 +58,12 @@ class SliceLinear(nn.Linear):
 
     def plain(self) -> nn.Linear:
         """An ordinary layer with the weight as it was last written."""
-        made = nn.Linear(self.in_features, self.out_features, self.bias is not None, device="meta")
-        made.weight, made.bias = self.weight, self.bias
-        return made
+        return self.plain_with(self.weight)
 
 
 def slices_of(model: nn.Module) -> Iterator[tuple[str, SliceLinear]]:
     """All slice layers of a model by name."""
-    return ((name, module) for name, module in model.named_modules() if isinstance(module, SliceLinear))
+    return layers_of(model, SliceLinear)
 
 
 def _place(index: Tensor) -> Tensor | slice:

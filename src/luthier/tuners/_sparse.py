@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from luthier.tuners._layers import Replacement, layers_of
+
 Candidates = Literal["update", "micro_batch"]
 
 
@@ -65,7 +67,7 @@ class Window:
             self.candidates = None
 
 
-class SparseLinear(nn.Linear):
+class SparseLinear(Replacement):
     """y = x (W + scatter(index, delta))ᵀ + b: W frozen, `delta` [k] trained, in fp32 or wider.
 
     The sum is made for each product and not kept. The gradient of W is made to read k entries from it (and by an
@@ -79,8 +81,7 @@ class SparseLinear(nn.Linear):
     index: Tensor
 
     def __init__(self, plain: nn.Linear, index: Tensor, source: Candidates):
-        super().__init__(plain.in_features, plain.out_features, plain.bias is not None, device="meta")
-        self.weight, self.bias = plain.weight, plain.bias
+        super().__init__(plain)
         device, dtype = plain.weight.device, torch.promote_types(plain.weight.dtype, torch.float32)
         self.register_buffer("index", index.to(device), persistent=False)
         self.delta = nn.Parameter(torch.zeros(len(index), device=device, dtype=dtype))
@@ -103,14 +104,12 @@ class SparseLinear(nn.Linear):
 
     def plain(self) -> nn.Linear:
         """An ordinary layer with the differences added."""
-        made = nn.Linear(self.in_features, self.out_features, self.bias is not None, device="meta")
-        made.weight, made.bias = nn.Parameter(self.effective(), requires_grad=False), self.bias
-        return made
+        return self.plain_with(nn.Parameter(self.effective(), requires_grad=False))
 
 
 def sparse_layers(model: nn.Module) -> Iterator[tuple[str, SparseLinear]]:
     """All sparse layers of a model by name."""
-    return ((name, module) for name, module in model.named_modules() if isinstance(module, SparseLinear))
+    return layers_of(model, SparseLinear)
 
 
 class _Product(torch.autograd.Function):

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from luthier.errors import RecipeError
+from luthier.models.config import text_config
 
 DIMS = {"o_proj": 1, "down_proj": 1, "v_proj": 0, "up_proj": 0}
 
@@ -47,7 +48,7 @@ def slabs(model: nn.Module, target: str) -> list[Slab]:
 
 def head_size(model: nn.Module) -> int:
     """Width of one attention head."""
-    config = getattr(model.config, "text_config", model.config)
+    config = text_config(model)
     return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads  # pyright: ignore
 
 

@@ -21,12 +21,13 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from luthier.models import context
-    from luthier.tuners import _experts
+    from luthier.tuners import _experts, _layers
 else:
     torch = lazy("torch")
     safetensors = lazy("safetensors.torch")
     context = lazy("luthier.models.context")
     _experts = lazy("luthier.tuners._experts")
+    _layers = lazy("luthier.tuners._layers")
 
 VALUES = "experts.safetensors"
 
@@ -151,24 +152,10 @@ class LoRAMoE(Tuner):
 
     def apply(self, model: nn.Module, plan: dict[str, Any]) -> nn.Module:
         generator = torch.Generator().manual_seed(plan["seed"])
-        for name, layer in self._layers(model):
-            parent, _, key = name.rpartition(".")
-            made = _experts.ExpertLinear(layer, self.experts, self.r, self.alpha / self.r, self.dropout, generator)
-            setattr(model.get_submodule(parent), key, made)
+        for name, layer in _layers.linear_layers(model, self.targets, "loramoe", head=True):
+            mixed = _experts.ExpertLinear(layer, self.experts, self.r, self.alpha / self.r, self.dropout, generator)
+            _layers.replace_layer(model, name, mixed)
         return model
-
-    def _layers(self, model: nn.Module) -> list[tuple[str, nn.Linear]]:
-        found = [
-            (name, layer)
-            for name, layer in model.named_modules()
-            if isinstance(layer, torch.nn.Linear) and name.rpartition(".")[2] in self.targets
-        ]
-        if not found:
-            raise RecipeError(
-                f"tuner `loramoe` finds no linear layers called {', '.join(self.targets)}.",
-                "Name layers of this model in `targets`.",
-            )
-        return found
 
     def disabled(self, model: nn.Module) -> AbstractContextManager[None]:
         return switched_off(layer for _, layer in _experts.experts_of(model))
@@ -217,12 +204,10 @@ class LoRAMoE(Tuner):
     def save(self, model: nn.Module, masters: dict[str, Tensor], folder: Path) -> None:
         """The model as it was in `base/`, and beside it the experts and what they are; Luthier alone loads both."""
         own = {f"{name}.{key}" for name, _ in _experts.experts_of(model) for key in ("down", "up", "router")}
-        state = model.state_dict()
         values = {name: masters[name].detach().cpu().contiguous() for name in sorted(own)}
         safetensors.save_file(values, folder / VALUES)
         (folder / "tuner.json").write_text(json.dumps({"kind": self.kind, **self.model_dump()}, indent=2) + "\n")
-        rest = {name: value for name, value in state.items() if name not in own}
-        model.save_pretrained(folder / "base", state_dict=rest)  # pyright: ignore[reportCallIssue]
+        _layers.save_without(model, folder / "base", own.__contains__)
 
     def load(self, model: nn.Module, folder: Path) -> nn.Module:
         self.apply(model, {"seed": 0})

@@ -19,12 +19,13 @@ if TYPE_CHECKING:
 
     from luthier.data import batches
     from luthier.models import delta as deltas
-    from luthier.tuners import _scores, _slices, _units
+    from luthier.tuners import _layers, _scores, _slices, _units
 else:
     torch = lazy("torch")
     batches = lazy("luthier.data.batches")
     deltas = lazy("luthier.models.delta")
-    _scores, _slices, _units = (lazy(f"luthier.tuners.{name}") for name in ("_scores", "_slices", "_units"))
+    _layers, _scores = lazy("luthier.tuners._layers"), lazy("luthier.tuners._scores")
+    _slices, _units = lazy("luthier.tuners._slices"), lazy("luthier.tuners._units")
 
 Target = Literal["o_proj", "down_proj", "v_proj", "up_proj"]
 
@@ -124,7 +125,8 @@ class S2FT(Tuner):
                 if layer.name in picked:
                     now, by = places[layer.name].sort()
                     index, origin = (_units.spread(units, layer.size) for units in (now, picked[layer.name][by]))
-                    _replace(model, layer.name, _slices.SliceLinear(layer.linear, index, layer.dim, origin))
+                    sliced = _slices.SliceLinear(layer.linear, index, layer.dim, origin)
+                    _layers.replace_layer(model, layer.name, sliced)
         return model
 
     def _permuted(self, model: nn.Module, picked: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -171,10 +173,9 @@ class S2FT(Tuner):
 
     def save(self, model: nn.Module, masters: dict[str, Tensor], folder: Path) -> None:
         """The complete model, and in `delta/` what was learned alone."""
-        self.delta(model, masters).save(folder / "delta" / "delta.safetensors")
+        _layers.save_delta(self.delta(model, masters), folder)
         with _in_own_order(model):
-            state = {name: value for name, value in model.state_dict().items() if not name.endswith(".slice")}
-            model.save_pretrained(folder, state_dict=state)  # pyright: ignore[reportCallIssue]
+            _layers.save_without(model, folder, lambda name: name.endswith(".slice"))
 
     def merge(self, model: nn.Module) -> nn.Module:
         """Ordinary layers with the trained weights.
@@ -186,7 +187,7 @@ class S2FT(Tuner):
             block.permute(torch.argsort(block.module.unit_order), _units.head_size(model))  # pyright: ignore
             del block.module.unit_order
         for name, layer in list(_slices.slices_of(model)):
-            _replace(model, name, layer.plain())
+            _layers.replace_layer(model, name, layer.plain())
         return model
 
 
@@ -201,11 +202,6 @@ def _pick(layers: Sequence[_units.Slab], scores: Sequence[Tensor], share: float,
     chosen[together.topk(max(1, int(share * len(together)))).indices] = True
     for layer, mask in zip(layers, chosen.split([layer.units for layer in layers]), strict=True):
         yield layer, mask.nonzero()[:, 0]
-
-
-def _replace(model: nn.Module, name: str, made: nn.Module) -> None:
-    parent, _, key = name.rpartition(".")
-    setattr(model.get_submodule(parent), key, made)
 
 
 def _settled(model: nn.Module) -> list[_units.UnitBlock]:

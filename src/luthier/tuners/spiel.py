@@ -19,10 +19,11 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from luthier.models import delta as deltas
-    from luthier.tuners import _sparse
+    from luthier.tuners import _layers, _sparse
 else:
     torch = lazy("torch")
     deltas = lazy("luthier.models.delta")
+    _layers = lazy("luthier.tuners._layers")
     _sparse = lazy("luthier.tuners._sparse")
 
 OWN = {"adamw": ("lr", "betas", "eps", "weight_decay", "clip"), "sm3": ("lr", "eps", "weight_decay", "clip")}
@@ -132,25 +133,11 @@ class Spiel(Tuner):
 
     def _layers(self, model: nn.Module) -> list[tuple[str, nn.Linear]]:
         """The adapted layers: every linear one but the head, or those named."""
-        embeddings = getattr(model, "get_output_embeddings", None)  # which only language models have
-        head = embeddings() if embeddings else None
-        found = [
-            (name, layer)
-            for name, layer in model.named_modules()
-            if isinstance(layer, torch.nn.Linear)
-            and layer is not head
-            and (self.targets == "all-linear" or name.rpartition(".")[2] in self.targets)
-        ]
-        if not found:
-            raise RecipeError(
-                f"tuner `spiel` finds no linear layers called {self.targets}.",
-                "Name layers of this model in `targets`.",
-            )
-        return found
+        return _layers.linear_layers(model, self.targets, "spiel", head=False)
 
     def apply(self, model: nn.Module, plan: dict[str, Any]) -> nn.Module:
         for name, layer in self._layers(model):
-            _replace(model, name, _sparse.SparseLinear(layer, plan["index"][name], self.candidates))
+            _layers.replace_layer(model, name, _sparse.SparseLinear(layer, plan["index"][name], self.candidates))
         return model
 
     def parameters(self, model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
@@ -228,14 +215,13 @@ class Spiel(Tuner):
     def save(self, model: nn.Module, masters: dict[str, Tensor], folder: Path) -> None:
         """The complete model, and in `delta/` what was learned alone."""
         learned = self.delta(model)
-        learned.save(folder / "delta" / "delta.safetensors")
+        _layers.save_delta(learned, folder)
         with learned.applied(model):
-            state = {name: value for name, value in model.state_dict().items() if not name.endswith(".delta")}
-            model.save_pretrained(folder, state_dict=state)  # pyright: ignore[reportCallIssue]
+            _layers.save_without(model, folder, lambda name: name.endswith(".delta"))
 
     def merge(self, model: nn.Module) -> nn.Module:
         for name, layer in list(_sparse.sparse_layers(model)):
-            _replace(model, name, layer.plain())
+            _layers.replace_layer(model, name, layer.plain())
         return model
 
 
@@ -273,8 +259,3 @@ def _draw(size: int, count: int, generator: torch.Generator) -> Tensor:
     while len(drawn) < count:
         drawn = torch.cat([drawn, torch.randint(size, (count,), generator=generator)]).unique()
     return drawn[torch.randperm(len(drawn), generator=generator)[:count]].sort().values
-
-
-def _replace(model: nn.Module, name: str, made: nn.Module) -> None:
-    parent, _, key = name.rpartition(".")
-    setattr(model.get_submodule(parent), key, made)

@@ -19,7 +19,7 @@ from luthier.recipe import load_recipe, stages_of
 from luthier.run_folder import read_jsonl, write_json
 from luthier.runs.stop import Stop
 from luthier.steps import run_recipe
-from luthier.steps.check import check_recipe
+from luthier.steps.check_page import check_recipe
 from luthier.steps.evaluate import evaluate_model
 from luthier.steps.verify import verify
 
@@ -248,7 +248,7 @@ def test_check_says_what_a_recipe_trains(flow):
     check_recipe(recipe(**NFT), True, Console(file=seen, width=200))
     text = seen.getvalue()
     assert "SD3Transformer2DModel" in text and "train 46, validation 6, test 8" in text and "latent [1, 8, 8]" in text
-    fitting = re.search(r"methods (.*)", text)[1].split(" · ")
+    fitting = re.search(r"methods that fit\n((?: {2}.*\n)+)", text)[1].split()
     assert {"flow", "diffusion_nft"} <= set(fitting) and not {"sft", "dft", "grpo", "siglip", "loramoe"} & set(fitting)
     assert "condition:" not in text and "records/s" in text and "estimated" not in text
     with pytest.raises(RecipeError, match="one of the denoisers, and `luthier eval` asks language models"):

@@ -14,7 +14,7 @@ from luthier.models.loading.bundled import bundled_path
 from luthier.recipe import load_recipe
 from luthier.run_folder import read_jsonl
 from luthier.steps import run_recipe
-from luthier.steps.check import check_recipe
+from luthier.steps.check_page import check_recipe
 from luthier.steps.evaluate import evaluate_model
 from support.served import answering, said, serving
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import random
 from abc import abstractmethod
@@ -10,6 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 from luthier.errors import DataError
+from luthier.keyed import sha256_number
 from luthier.parts import Part
 from luthier.types import Record, Shape
 
@@ -67,5 +67,5 @@ def as_record(fields: Mapping[str, Any], origin: str) -> Record:
 
 def belongs(content: str, split: Split) -> bool:
     """Whether content is in a split: one in five is `test`, by its hash, whatever the seed."""
-    is_test = int.from_bytes(hashlib.sha256(content.encode()).digest()[:4], "big") % 5 == 0
+    is_test = sha256_number(content, 4) % 5 == 0
     return is_test == (split == "test")

@@ -6,6 +6,7 @@ from typing import ClassVar
 
 from pydantic import Field
 
+from luthier.engine.schedules._warmup import warmed_up
 from luthier.parts import Part
 
 
@@ -24,4 +25,4 @@ class Constant(Part):
 
     def factor(self, progress: float) -> float:
         """Factor in [0,1] at `progress` in [0,1] (the middle of the update's share of the budget)."""
-        return progress / self.warmup if progress < self.warmup else 1.0
+        return warmed_up(progress, self.warmup, lambda _rest: 1.0)

@@ -7,6 +7,7 @@ from typing import ClassVar
 
 from pydantic import Field
 
+from luthier.engine.schedules._warmup import warmed_up
 from luthier.parts import Part
 
 
@@ -31,7 +32,7 @@ class Cosine(Part):
 
     def factor(self, progress: float) -> float:
         """Factor in [0,1] at `progress` in [0,1] (the middle of the update's share of the budget)."""
-        if progress < self.warmup:
-            return progress / self.warmup
-        rest = (progress - self.warmup) / (1.0 - self.warmup) if self.warmup < 1.0 else 1.0
+        return warmed_up(progress, self.warmup, self._falling)
+
+    def _falling(self, rest: float) -> float:
         return self.floor + (1.0 - self.floor) * 0.5 * (1.0 + math.cos(math.pi * rest))

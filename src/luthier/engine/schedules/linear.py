@@ -6,6 +6,7 @@ from typing import ClassVar
 
 from pydantic import Field
 
+from luthier.engine.schedules._warmup import warmed_up
 from luthier.parts import Part
 
 
@@ -30,7 +31,4 @@ class Linear(Part):
 
     def factor(self, progress: float) -> float:
         """Factor in [0,1] at `progress` in [0,1] (the middle of the update's share of the budget)."""
-        if progress < self.warmup:
-            return progress / self.warmup
-        rest = (progress - self.warmup) / (1.0 - self.warmup) if self.warmup < 1.0 else 1.0
-        return self.floor + (1.0 - self.floor) * (1.0 - rest)
+        return warmed_up(progress, self.warmup, lambda rest: self.floor + (1.0 - self.floor) * (1.0 - rest))

@@ -22,9 +22,11 @@ from luthier.errors import DataError, ModelError
 from luthier.evals.base import Evaluation, Item
 from luthier.modalities.arrays import PICTURES, ArrayGround
 from luthier.models.encoder import EncoderPolicy
-from luthier.models.loading.load import Loaded, quiet
+from luthier.models.loading.load import Loaded
 from luthier.models.policy import reading
+from luthier.models.quiet import quiet
 from luthier.recipe import Recipe
+from luthier.recipe.fingerprint import model_digest
 from luthier.recipe.modality import model_folder
 from luthier.runs.journal import Journal
 from luthier.types import Row
@@ -180,11 +182,8 @@ def _opened(folder: Path) -> tuple[nn.Module, str]:
     from transformers import AutoModel
 
     quiet()
-    digest = hashlib.sha256()
-    for file in (folder / "config.json", *sorted(folder.glob("*.safetensors"))):
-        with file.open("rb") as stream:
-            digest.update(f"{file.name} {hashlib.file_digest(stream, 'sha256').hexdigest()}\n".encode())
+    identity = model_digest([folder / "config.json", *sorted(folder.glob("*.safetensors"))])
     try:
-        return AutoModel.from_pretrained(folder, use_safetensors=True), digest.hexdigest()[:16]
+        return AutoModel.from_pretrained(folder, use_safetensors=True), identity
     except (OSError, ValueError, RuntimeError) as error:
         raise ModelError(f"{folder} cannot be loaded: {str(error)[:300]}") from error

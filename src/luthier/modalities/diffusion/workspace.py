@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -25,6 +24,7 @@ from luthier.engine.budget import Budget
 from luthier.engine.source import RowSource
 from luthier.errors import DataError, ModelError
 from luthier.evals.base import Evaluation, Item
+from luthier.keyed import sha256_number
 from luthier.modalities.arrays import PICTURES, ArrayGround
 from luthier.modalities.base import Log
 from luthier.modalities.diffusion.rollout import DRAWN, Condition, DenoisedRollout, Sampled
@@ -213,8 +213,7 @@ class DiffusionWorkspace(ArrayGround):
         """Noise [R,...] that a record and a use alone decide: no seed of a run moves it."""
         drawn = []
         for row in rows:
-            key = hashlib.sha256(f"{use}/{row.id}".encode()).digest()
-            generator = numpy.random.default_rng(int.from_bytes(key[:16], "big"))
+            generator = numpy.random.default_rng(sha256_number(f"{use}/{row.id}", 16))
             drawn.append(generator.standard_normal(self.shape, dtype=numpy.float32))
         return torch.from_numpy(numpy.stack(drawn)).to(self.device)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -15,6 +14,7 @@ from luthier import parts
 from luthier.data.shapes import last_answer, messages_of, question_and_answer
 from luthier.errors import RunError
 from luthier.evals.evaluate import assign_metrics, measure
+from luthier.keyed import seed63
 from luthier.recipe.settings import Generate
 from luthier.rewards.base import Log, build_rewards
 from luthier.rollouts.base import Judge, Prompt
@@ -130,7 +130,7 @@ def generate_candidates(
     settings = workspace.recipe.settings
     requests = [
         _request(
-            workspace, in_request_order(workspace, record, instruction), _seed(settings.seed, name, record.id, index)
+            workspace, in_request_order(workspace, record, instruction), seed63(settings.seed, name, record.id, index)
         )
         for record in records
         for index in range(samples)
@@ -175,11 +175,6 @@ def _candidate(workspace: LanguageWorkspace, prompt: Prompt, scored: Scored, row
         name,
         scored.reward,
     )
-
-
-def _seed(seed: int, step: str, record: str, index: int) -> int:
-    text = f"{seed}/{step}/{record}/{index}"
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") >> 1
 
 
 def write_candidates(path: Path, candidates: Sequence[Candidate]) -> None:

@@ -10,12 +10,12 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import nn
 
-from luthier.data.batches import Layout, data_order
+from luthier.data.batches import Layout, limited
 from luthier.data.pairs import is_judged, is_paired, without_rejected
 from luthier.data.prepare import Prepared, prepare
 from luthier.data.render import Renderer
 from luthier.data.sources import load_records
-from luthier.engine import memory
+from luthier.engine import estimate, usage
 from luthier.engine.budget import Budget
 from luthier.engine.hidden_cache import HiddenStateCache
 from luthier.engine.score import with_column
@@ -172,23 +172,18 @@ def check_context(config: Any, max_tokens: int, prepared: Prepared) -> None:
         )
 
 
-def limited(records: list[Record], limit: int | None) -> list[Record]:
-    """At most `limit` records, the same ones whatever their order."""
-    if limit is None or len(records) <= limit:
-        return records
-    return [records[i] for i in sorted(data_order([record.id for record in records], 0, 0)[:limit])]
-
-
 def retain_records(recipe: Recipe) -> list[Record]:
     """The records that must not be forgotten, or none."""
     evaluate = recipe.settings.evaluate
-    return [] if evaluate.retain is None else limited(load_records(evaluate.retain, recipe.base), evaluate.limit)
+    if evaluate.retain is None:
+        return []
+    return limited(load_records(evaluate.retain, recipe.base), evaluate.limit, lambda record: record.id)
 
 
 def held_out(recipe: Recipe, prepared: Prepared, split: str) -> list[Record]:
     """The records of `validation` or `test`, at most `evaluate.limit`, chosen by content."""
     chosen = [prepared.records[name] for name in prepared.splits[split]]
-    return limited(chosen, recipe.settings.evaluate.limit)
+    return limited(chosen, recipe.settings.evaluate.limit, lambda record: record.id)
 
 
 def set_of(recipe: Recipe, prepared: Prepared, name: str) -> tuple[list[Record], Any]:
@@ -243,16 +238,16 @@ def training_rows(objective: Objective, prepared: Prepared) -> list[Row]:
     return prepared.train
 
 
-def predicted_memory(recipe: Recipe, module: nn.Module, rows: Sequence[Row], frozen: int) -> memory.Estimate:
+def predicted_memory(recipe: Recipe, module: nn.Module, rows: Sequence[Row], frozen: int) -> estimate.Estimate:
     """The peak that training `module` with its tuners applied will take; on the meta device too."""
     train = recipe.settings.train
     tokens = micro_tokens(recipe, module, find_device())
-    loaded = 0 if next(module.parameters()).is_meta else memory.weight_bytes(module) + frozen
-    return memory.estimate(
+    loaded = 0 if next(module.parameters()).is_meta else estimate.weight_bytes(module) + frozen
+    return estimate.estimate(
         module,
-        memory.largest_micro_batch(rows, train.batch.records, tokens),
-        process=0 if torch.cuda.is_available() else memory.resident() - loaded,
-        several=memory.several_micro_batches(rows, train.batch.records, tokens),
+        estimate.largest_micro_batch(rows, train.batch.records, tokens),
+        process=0 if torch.cuda.is_available() else usage.resident() - loaded,
+        several=estimate.several_micro_batches(rows, train.batch.records, tokens),
         checkpointing=train.checkpointing,
         frozen=frozen,
     )

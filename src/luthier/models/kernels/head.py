@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from luthier.errors import RecipeError
 from luthier.models.kernels.gradients import add, add_in_blocks, add_product, may_add
+from luthier.models.wide import wide_dtype
 
 CHUNK_BYTES = {"cpu": 48 * 2**20, "cuda": 512 * 2**20}
 """Size of one chunk's logits in the accumulation type. Smaller loses to overhead, larger to memory.
@@ -157,7 +158,7 @@ class Head:
     @torch.no_grad()
     def _values(self, hidden: Tensor, function: Callable[[slice, Tensor], Tensor]) -> Tensor:
         """Values [N] of the function, without gradient."""
-        values = [torch.zeros(0, dtype=_wide(hidden), device=hidden.device)]
+        values = [torch.zeros(0, dtype=wide_dtype(hidden.dtype), device=hidden.device)]
         for piece in self.chunks(hidden):
             raw = self.product(hidden[piece])
             values += [_asked(function, _within(piece, rows), self.shaped(raw[rows])).clone() for rows in _cached(raw)]
@@ -227,11 +228,12 @@ def _differentiated(
     `late`: instead of the latter, the slopes [n,V] of each chunk's logits, from which `_scaled` makes them. Those of
     few positions take less than a weight's gradient [V,D], which the backward can add to.
     """
-    values, hidden_gradient = [torch.zeros(0, dtype=_wide(hidden), device=hidden.device)], torch.zeros_like(hidden)
+    wide = wide_dtype(hidden.dtype)
+    values, hidden_gradient = [torch.zeros(0, dtype=wide, device=hidden.device)], torch.zeros_like(hidden)
     overwritten = head.plain and len(hidden) > 0  # by the first chunk: zeros of this size take time
     empty = torch.empty_like if overwritten else torch.zeros_like
     late = overwritten and bool(parameters) and len(hidden) <= hidden.shape[-1]
-    gradients = [] if late else [empty(p, dtype=_wide(hidden)) for p in parameters]
+    gradients = [] if late else [empty(p, dtype=wide) for p in parameters]
     for piece in head.chunks(hidden):
         part = hidden[piece]
         if head.plain:
@@ -319,11 +321,6 @@ def _through_linear(head: Head, function: Any, piece: slice, hidden: Tensor) -> 
         else:
             block.detach().copy_(slope)
     return torch.cat(values), raw @ head.output.weight, raw  # pyright: ignore[reportOperatorIssue]
-
-
-def _wide(hidden: Tensor) -> torch.dtype:
-    """The accumulation type: float32 or wider."""
-    return torch.float64 if hidden.dtype == torch.float64 else torch.float32
 
 
 def _within(piece: slice, rows: slice) -> slice:

@@ -31,6 +31,7 @@ from pathlib import Path
 from typing import Any
 
 from luthier.errors import ModelError
+from luthier.models.quiet import quiet
 from luthier.recipe.modality import PACKAGED, model_folder
 
 
@@ -177,8 +178,6 @@ def dequantise(gguf: Path, folder: Path) -> None:
     """Turn a GGUF file into a folder that transformers loads: bfloat16 safetensors, tokenizer, chat template."""
     import torch
     import transformers
-
-    from luthier.models.loading.load import quiet
 
     quiet()
     # transformers shows a bar of its own here, whatever its logging is set to.

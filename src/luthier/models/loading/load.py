@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from luthier import parts
 from luthier.errors import ModelError, nearest
 from luthier.models.loading.bundled import HUB_FILES, NAMES, bundled_path
+from luthier.models.quiet import quiet
 
 if TYPE_CHECKING:
     import torch
@@ -172,17 +173,6 @@ def fast_bfloat16(device: torch.device | str = "cpu") -> bool:
         return torch.cuda.is_bf16_supported(including_emulation=False)
     able = torch.cpu.get_capabilities() if kind == "cpu" else {}
     return bool(able.get("amx_bf16") or able.get("avx512_bf16"))
-
-
-def quiet() -> None:
-    """Keep transformers' own bars and notices out of our output; its errors still reach us."""
-    import warnings
-
-    from transformers.utils import logging
-
-    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
 
 
 def _load_weights(folder: Path, settings: ModelSettings, device: torch.device | str) -> Any:

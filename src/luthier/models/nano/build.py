@@ -28,7 +28,7 @@ def untrained_nano(folder: Path, seed: int = 0) -> Path:
     import torch
     from transformers import LlamaForCausalLM
 
-    from luthier.models.loading.load import quiet
+    from luthier.models.quiet import quiet
 
     quiet()
     with torch.random.fork_rng(devices=[]):

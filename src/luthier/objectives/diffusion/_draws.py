@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from luthier.keyed import signed64
 from luthier.objectives._draws import mix
 from luthier.objectives.base import Update
 
 
 def uniform(update: Update, records: Sequence[str], draw: int, count: int, device: torch.device) -> Tensor:
     """Numbers [R,count] in (0,1), float64, of each record."""
-    digests = (hashlib.blake2b(record.encode(), digest_size=8).digest() for record in records)
-    names = torch.tensor([int.from_bytes(d, "little", signed=True) for d in digests], dtype=torch.long, device=device)
+    names = torch.tensor([signed64(record) for record in records], dtype=torch.long, device=device)
     key = torch.tensor(update.seed * 1_000_003 + update.index, device=device)
     base = mix(names ^ mix(key)) ^ mix(torch.tensor(0x5851F42D4C957F2D + draw, device=device))
     places = torch.arange(1, count + 1, device=device) * 0x2545F4914F6CDD1D

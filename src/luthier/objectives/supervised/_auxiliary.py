@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Literal
@@ -11,7 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from luthier.errors import ModelError
+from luthier.keyed import seed56
 from luthier.models import context
+from luthier.models.config import text_config
 from luthier.models.policy import TokenPolicy
 
 Kind = Literal["lora", "steering"]
@@ -76,15 +77,14 @@ def make(policy: TokenPolicy, kind: Kind, layers: Sequence[int], rank: int, key:
     example = next(policy.module.parameters())
     options: dict[str, Any] = {"dtype": torch.promote_types(example.dtype, torch.float32), "device": example.device}
     if kind == "steering":
-        config: Any = getattr(policy.module.config, "text_config", policy.module.config)
+        config = text_config(policy.module)
         return Auxiliary(
             [(layer, None) for layer in chosen], [torch.zeros(config.hidden_size, **options) for _ in chosen]
         )
     linears = [linear for layer in chosen for linear in _outermost_linears(layer)]
     if not linears:
         raise ModelError("The layers have no linear modules for low-rank additions.", "Set `auxiliary: steering`.")
-    seed = int.from_bytes(hashlib.blake2b(key.encode(), digest_size=7).digest(), "little")
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed56(key))
     sites, values = [], []
     for linear in linears:
         draws = torch.rand(rank, linear.in_features, generator=generator, dtype=torch.float64)

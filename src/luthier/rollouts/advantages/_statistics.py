@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy
 from numpy import ndarray
 
@@ -12,3 +14,14 @@ def mean_and_std(values: ndarray) -> tuple[float, float]:
     if len(finite) == 0:
         return float("nan"), 0.0
     return float(finite.mean()), float(finite.std(ddof=1)) if len(finite) > 1 else 0.0
+
+
+def less_group_means(values: ndarray, groups: Iterable[ndarray]) -> ndarray:
+    """Values [B] less the mean of their group; `groups` are the places of the members of each.
+
+    NaN stays NaN and counts in no mean.
+    """
+    centred = values.copy()
+    for places in groups:
+        centred[places] -= mean_and_std(values[places])[0]
+    return centred

@@ -7,7 +7,7 @@ from typing import ClassVar
 from numpy import ndarray
 from pydantic import Field
 
-from luthier.rollouts.advantages._statistics import mean_and_std
+from luthier.rollouts.advantages._statistics import less_group_means, mean_and_std
 from luthier.rollouts.base import Advantage, Arrays, Rollout
 
 
@@ -32,6 +32,4 @@ class BatchNorm(Advantage):
     def compute(self, rollout: Rollout, values: Arrays) -> ndarray:
         rewards = rollout.totals(values)
         std = mean_and_std(rewards)[1]
-        for places in rollout.by_group(self.kind):
-            rewards[places] -= mean_and_std(rewards[places])[0]
-        return rewards / (std + self.epsilon)
+        return less_group_means(rewards, rollout.by_group(self.kind)) / (std + self.epsilon)

@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from numpy import ndarray
 
-from luthier.rollouts.advantages._statistics import mean_and_std
+from luthier.rollouts.advantages._statistics import less_group_means
 from luthier.rollouts.base import Advantage, Arrays, Rollout
 
 
@@ -21,7 +21,4 @@ class Center(Advantage):
     TAKES: ClassVar = "rewards"
 
     def compute(self, rollout: Rollout, values: Arrays) -> ndarray:
-        rewards = rollout.totals(values)
-        for places in rollout.by_group(self.kind):
-            rewards[places] -= mean_and_std(rewards[places])[0]
-        return rewards
+        return less_group_means(rollout.totals(values), rollout.by_group(self.kind))

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from typing import ClassVar, Literal
 
 from pydantic import Field
 
+from luthier.keyed import hash64
 from luthier.select.subset import Columns, Subset
 from luthier.types import Candidate, Row
 
@@ -81,8 +81,7 @@ class Grape(Subset):
 
     def _score(self, row: Row, logprobs: Sequence[float], seed: int) -> float:
         if self.by == "random":
-            key = hashlib.blake2b(f"{seed}/{row.id}".encode(), digest_size=8).digest()
-            return float(int.from_bytes(key, "little"))
+            return float(hash64(seed, row.id))
         values = [float(logprobs[place]) for place in target_places(row)]
         if self.by == "longest":
             return float(len(values))

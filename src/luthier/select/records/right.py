@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from typing import ClassVar, Literal
 
 from pydantic import Field
 
+from luthier.keyed import hash64
 from luthier.select.subset import Columns, Subset, by_record
 from luthier.types import Candidate
 
@@ -56,5 +56,4 @@ class Right(Subset):
     def _one(self, good: list[int], candidates: Sequence[Candidate], key: str) -> int:
         if self.choice == "shortest":
             return min(good, key=lambda place: (len(candidates[place].row), place))
-        draw = int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "little")
-        return good[draw % len(good)]
+        return good[hash64(key) % len(good)]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from typing import ClassVar, Literal
 
@@ -10,6 +9,7 @@ import numpy
 from pydantic import Field
 
 from luthier.errors import DataError
+from luthier.keyed import order
 from luthier.select._clusters import even_shares, k_means
 from luthier.select.subset import Columns, Subset
 from luthier.types import Candidate
@@ -105,6 +105,6 @@ class S2L(Subset):
         taken = even_shares([len(one) for one in members], budget, self.smallest)
 
         def lot(place: int) -> bytes:
-            return hashlib.blake2b(f"{seed}/{names[place]}".encode(), digest_size=8).digest()
+            return order(seed, names[place])
 
         return [place for one, quota in zip(members, taken, strict=True) for place in sorted(one, key=lot)[:quota]]

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
+from luthier.models.config import text_config
 from luthier.parts import lazy
 from luthier.select.base import Pool, Selector
 
@@ -99,7 +100,7 @@ class UDS(Selector):
     )
 
     def start(self, policy: Any) -> Any:
-        config = getattr(policy.module.config, "text_config", policy.module.config)
+        config = text_config(policy.module)
         length = self.length or getattr(config, "max_position_embeddings", None) or 4096
         vocabulary = policy.module.get_output_embeddings().weight.shape[0]
         across = sketch.Projection(vocabulary, self.sketch_vocabulary, self.sketch_scale)

@@ -1,83 +1,21 @@
-"""Memory: what a run took at its peak, and what it will take, before it starts; and what is kept of it in between."""
+"""The memory that a training will take, before it starts."""
 
 from __future__ import annotations
 
-import ctypes
-import os
-import resource
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
 from luthier.data.batches import group_by_record, positions
+from luthier.models.config import text_config
 from luthier.models.kernels.head import CACHED_BYTES, chunk_bytes
 from luthier.models.kernels.lean import form_of
 from luthier.types import Row
 
-KEPT_BYTES = 512 * 2**20
-MMAP_THRESHOLD, TRIM_THRESHOLD, LARGEST_FAST = -3, -1, 1  # of mallopt, <malloc.h>
-SETTINGS = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES")
-PRODUCTS = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "64", "LRU_CACHE_CAPACITY": "64"}  # oneDNN's own and torch's above it
 INNER_WIDTHS = ("intermediate_size", "n_inner", "ffn_dim", "ffn_hidden_size")
-
-
-def keep_freed() -> None:
-    """Let the C library keep up to KEPT_BYTES of freed memory for the tensors that come next, and oneDNN few kernels.
-
-    For the whole process, before the first product.
-
-    glibc gives blocks of 32 MiB and more back at once, and the system hands out fresh pages that it clears one by one:
-    for a chunk of logits that takes longer than an exponential of them. What is left over where a tensor is aligned
-    joins its neighbours at once: kept for small blocks, it would leave every hole a little too small for the next
-    tensor. oneDNN writes code for every shape of a product in bfloat16, 0.65 MiB of it, and keeps the last 1024: a
-    micro-batch has some thirty, which seldom come again. Settings of the user's are left alone.
-    """
-    for name, capacity in PRODUCTS.items():
-        os.environ.setdefault(name, capacity)
-    library = ctypes.CDLL(None)
-    if hasattr(library, "mallopt") and not any(name in os.environ for name in SETTINGS):
-        library.mallopt(MMAP_THRESHOLD, 2**30)
-        library.mallopt(TRIM_THRESHOLD, KEPT_BYTES)
-        library.mallopt(LARGEST_FAST, 0)
-
-
-def reset_peak() -> None:
-    """Start measuring anew, where the system allows it (Linux: /proc/self/clear_refs)."""
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
-    library = ctypes.CDLL(None)
-    if hasattr(library, "malloc_trim"):
-        library.malloc_trim(0)  # what is kept for later is not in use
-    try:
-        Path("/proc/self/clear_refs").write_text("5")
-    except OSError:
-        return
-
-
-def peak() -> int:
-    """Peak bytes since `reset_peak`: of the GPU when there is one, else resident memory of this process."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated()
-    return _status("VmHWM") or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-def resident() -> int:
-    """Bytes in use now, measured as `peak` measures."""
-    if torch.cuda.is_available():
-        return torch.cuda.memory_allocated()
-    return _status("VmRSS") or peak()
-
-
-def _status(field: str) -> int | None:
-    try:
-        lines = Path("/proc/self/status").read_text().splitlines()
-    except OSError:
-        return None
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(field)), None)
 
 
 @dataclass(frozen=True)
@@ -126,7 +64,7 @@ def estimate(
         several: more than one micro-batch per update (gradients are then summed in fp32).
         frozen: bytes that references keep of the model as it was.
     """
-    config = getattr(module.config, "text_config", module.config)
+    config = text_config(module)
     everything = list(module.parameters())
     trained = [p for p in everything if p.requires_grad]
     weights = weight_bytes(module) + frozen

@@ -1,9 +1,5 @@
-"""The estimate counts what it says; the measurement sees what is allocated."""
+"""The estimate counts what it says."""
 
-import os
-import platform
-import subprocess
-import sys
 import weakref
 from types import SimpleNamespace
 
@@ -13,7 +9,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from luthier import parts
-from luthier.engine import memory
+from luthier.engine import estimate as estimates
 from luthier.models.kernels.gradients import adding
 from luthier.models.kernels.head import Head, target_logprob
 from luthier.steps.conformance import tiny_model, tiny_pairs, tiny_rows
@@ -27,7 +23,7 @@ def tuned(kind, dtype=torch.float32):
 
 
 def estimate(module, tokens=100, **more):
-    return memory.estimate(module, tokens, **({"process": 0, "several": False, "checkpointing": False} | more))
+    return estimates.estimate(module, tokens, **({"process": 0, "several": False, "checkpointing": False} | more))
 
 
 def test_full_fine_tuning_in_float32_takes_four_copies():
@@ -49,7 +45,7 @@ def test_lora_trains_little_and_a_frozen_copy_costs_the_weights_again():
     module = tuned("lora")
     trained = sum(p.numel() for p in module.parameters() if p.requires_grad)
     assert estimate(module).optimizer == 8 * trained
-    assert estimate(module, frozen=memory.weight_bytes(module)).weights == 2 * estimate(module).weights
+    assert estimate(module, frozen=estimates.weight_bytes(module)).weights == 2 * estimate(module).weights
 
 
 def test_grows_with_tokens_and_shrinks_with_checkpointing():
@@ -67,56 +63,14 @@ def test_works_without_weights():
 def test_micro_batches():
     rows = tiny_rows()
     longest = max(len(row) for row in rows)
-    assert memory.largest_micro_batch(rows, 4, 10_000) == 4 * longest
-    assert memory.largest_micro_batch(rows, 4, 50) == 50
-    assert memory.largest_micro_batch(rows, 4, 1) == longest
+    assert estimates.largest_micro_batch(rows, 4, 10_000) == 4 * longest
+    assert estimates.largest_micro_batch(rows, 4, 50) == 50
+    assert estimates.largest_micro_batch(rows, 4, 1) == longest
     pairs = tiny_pairs()
     widest = 2 * max(len(row) for row in pairs)
-    assert memory.largest_micro_batch(pairs, 4, 10_000) == 4 * widest
-    assert memory.largest_micro_batch(pairs, 4, 1) == widest
-    assert memory.several_micro_batches(rows, 4, 50) and not memory.several_micro_batches(rows, 4, 10_000)
-
-
-def test_peak_sees_an_allocation():
-    memory.reset_peak()
-    before = memory.peak()
-    block = torch.ones(40 * 2**18)  # 40 MiB
-    assert memory.peak() - before > 30 * 2**20 and block[0] == 1
-    assert memory.resident() <= memory.peak()
-
-
-FAULTS = """
-import resource, sys, torch
-from luthier.engine import memory
-if sys.argv[1] == "kept":
-    memory.keep_freed()
-for _ in range(3):
-    torch.ones(48 * 2**18)
-before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-for _ in range(20):
-    torch.ones(48 * 2**18)
-print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
-blocks = [torch.ones(40 * 2**18) for _ in range(5)]
-del blocks
-held = memory.resident()
-memory.reset_peak()
-print(held - memory.resident())
-"""
-
-
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
-def test_what_is_freed_is_kept_for_the_next_tensor_and_given_back_before_measuring():
-    def told(how, **variables):
-        kept = {name: value for name, value in os.environ.items() if name not in memory.SETTINGS}
-        command = [sys.executable, "-c", FAULTS, how]
-        out = subprocess.run(command, env={**kept, **variables}, capture_output=True, text=True, check=True).stdout
-        return [int(line) for line in out.split()]
-
-    pages = 48 * 2**20 // 4096
-    plain, kept = told("plain"), told("kept")
-    assert plain[0] > 10 * pages and kept[0] < plain[0] / 3  # the system may take idle pages away
-    assert plain[1] < 20 * 2**20 and kept[1] > 100 * 2**20
-    assert told("kept", MALLOC_TRIM_THRESHOLD_="100000")[0] > 10 * pages  # the user's own settings stay
+    assert estimates.largest_micro_batch(pairs, 4, 10_000) == 4 * widest
+    assert estimates.largest_micro_batch(pairs, 4, 1) == widest
+    assert estimates.several_micro_batches(rows, 4, 50) and not estimates.several_micro_batches(rows, 4, 10_000)
 
 
 def test_families_that_name_their_widths_otherwise():
@@ -170,5 +124,5 @@ def test_the_heads_share_is_what_it_takes(way, positions, dtype):
     output.weight.grad = torch.zeros_like(output.weight)  # that of an earlier micro-batch
     with Alive(output.weight, output.weight.grad) as alive, adding():
         getattr(Head(output), way)(hidden, lambda s, z: -target_logprob(z, targets[s])).sum().backward()
-    estimate = memory._head_bytes(module, positions, dtype.itemsize, full=True)
+    estimate = estimates._head_bytes(module, positions, dtype.itemsize, full=True)
     assert 0.6 * estimate < alive.most < estimate

@@ -1,0 +1,103 @@
+"""What `luthier check` prints: the findings of the check step, each as soon as it is known."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from luthier.data.doctor import print_report
+from luthier.data.report import DataReport
+from luthier.recipe import Recipe
+from luthier.steps.check import Finding, Methods, Network, Server, Steps, Timing, examine_recipe
+
+
+def check_recipe(recipe: Recipe, probe: bool, console: Console) -> None:
+    """Examine a recipe and print what was found; with `probe`, train a few updates to estimate the time.
+
+    Raises:
+        LuthierError: the recipe cannot run as it is; all findings have been printed.
+    """
+    with console.status("probe" if probe else "check"):
+        findings = examine_recipe(recipe, probe, partial(print_finding, console=console))
+    if not any(isinstance(finding, Network | Steps | Timing) for finding in findings):
+        console.print("[bold]time[/]    run with --probe: a few updates, then an estimate")
+
+
+def print_finding(finding: Finding, console: Console) -> None:
+    """One finding, as a table or as lines that begin with what they are about."""
+    if isinstance(finding, DataReport):
+        print_report(finding, console)
+    elif isinstance(finding, Network):
+        _print_network(finding, console)
+    elif isinstance(finding, Steps):
+        _print_steps(finding, console)
+    elif isinstance(finding, Server):
+        fault = None if finding.fault is None else f"[yellow]not yet[/]: {escape(finding.fault)}"
+        console.print(f"[bold]server[/]  {finding.step}: {fault or f'{finding.url} answers'}", highlight=False)
+    elif isinstance(finding, Methods):
+        _print_methods(finding, console)
+    else:
+        _print_timing(finding, console)
+
+
+def _print_network(network: Network, console: Console) -> None:
+    size = f"{network.parameters:,} parameters (of the {network.kind})"
+    console.print(f"[bold]model[/]   {network.name}, {size}", highlight=False)
+    counts = ", ".join(f"{name} {count}" for name, count in network.data.counts.items())
+    console.print(f"[bold]data[/]    {counts}: {escape(network.arrays)}", highlight=False)
+    for name, leak in network.data.leakage.items():
+        if leak["exact"]:
+            console.print(f"        {leak['exact']} records of {name} are in the training data too", markup=False)
+
+
+def _print_steps(steps: Steps, console: Console) -> None:
+    table = Table("step", "do", "from", "data", "share", box=None, pad_edge=False)
+    for line in steps.lines:
+        share = "" if line.share is None else f"{line.share:.0%}"
+        table.add_row("  " * line.depth + line.name, line.do, line.model, line.data, share)
+    console.print(table, highlight=False)
+    peak = f"{steps.peak_bytes / 1e9:.1f} GB at the peak of `{steps.largest}`"
+    console.print(f"[bold]memory[/]  {peak} (estimated; {_available()})")
+
+
+def _print_methods(methods: Methods, console: Console) -> None:
+    """The fitting methods by family, with the memory of each where it is known, and what does not apply."""
+    estimated = any(fit.peak_bytes is not None for fit in methods.fits)
+    note = f" that fit  [dim](estimated peak; {_available()})[/]" if estimated else " that fit"
+    console.print(f"[bold]methods[/]{note}", highlight=False)
+    table = Table(box=None, show_header=False, pad_edge=False)
+    for family, fits in methods.by_family().items():
+        peaks = ("" if fit.peak_bytes is None else f" {fit.peak_bytes / 1e9:.1f} GB" for fit in fits)
+        names = " · ".join(f"{fit.name}{peak}" for fit, peak in zip(fits, peaks, strict=True))
+        table.add_row(f"  {family}", escape(names))
+    console.print(table, highlight=False)
+    if estimated:
+        for reason, names in methods.refused.items():
+            line = f"   not  {', '.join(names)}: {reason}"
+            console.print(line, style="dim", markup=False, emoji=False, highlight=False)
+
+
+def _print_timing(timing: Timing, console: Console) -> None:
+    console.print(
+        f"[bold]time[/]    about {timing.seconds / 60:.1f} min of training at {timing.rate:,.0f} {timing.counts}/s, "
+        "without evaluation"
+    )
+    estimated = "" if timing.estimated_bytes is None else f", {timing.estimated_bytes / 1e9:.2f} GB estimated"
+    console.print(f"[bold]memory[/]  {timing.peak_bytes / 1e9:.2f} GB measured{estimated}")
+
+
+def _available() -> str:
+    if torch.cuda.is_available():
+        free, total = torch.cuda.mem_get_info()
+        return f"GPU: {free / 1e9:.1f} of {total / 1e9:.1f} GB free"
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return "memory of this machine unknown"
+    free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+    return f"this machine: {free / 1e9:.1f} GB free"

@@ -1,0 +1,81 @@
+"""Linear layers of a model: find them by name, put others in their place, save what they learned."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from torch import nn
+
+from luthier.errors import RecipeError
+from luthier.models.delta import WeightDelta
+
+ALL = "all-linear"
+Targets = Literal["all-linear"] | Sequence[str]
+Layer = TypeVar("Layer", bound=nn.Module)
+
+
+class Replacement(nn.Linear):
+    """A layer in the place of a linear one, whose weight and bias it shares and does not copy."""
+
+    def __init__(self, plain: nn.Linear):
+        # On the meta device, so that no weight is allocated only to be dropped in the next line.
+        super().__init__(plain.in_features, plain.out_features, plain.bias is not None, device="meta")
+        self.weight, self.bias = plain.weight, plain.bias
+
+    def plain_with(self, weight: nn.Parameter) -> nn.Linear:
+        """An ordinary linear layer with this weight [out,in] and the shared bias."""
+        layer = nn.Linear(self.in_features, self.out_features, self.bias is not None, device="meta")
+        layer.weight, layer.bias = weight, self.bias
+        return layer
+
+
+def linear_layers(model: nn.Module, targets: Targets, part: str, *, head: bool) -> list[tuple[str, nn.Linear]]:
+    """The linear layers with these last names, or all of them, in the model's order.
+
+    Args:
+        targets: last names such as `q_proj`, or `all-linear`.
+        part: the tuner that asks, for the message.
+        head: whether the output embedding may be among them.
+
+    Raises:
+        RecipeError: there is none.
+    """
+    embeddings = getattr(model, "get_output_embeddings", None)  # which only language models have
+    excluded = embeddings() if embeddings and not head else None
+    layers = [
+        (name, module)
+        for name, module in layers_of(model, nn.Linear)
+        if module is not excluded and (targets == ALL or name.rpartition(".")[2] in targets)
+    ]
+    if not layers:
+        called = "" if isinstance(targets, str) else f" called {', '.join(targets)}"
+        raise RecipeError(f"tuner `{part}` finds no linear layers{called}.", "Name layers of this model in `targets`.")
+    return layers
+
+
+def layers_of(model: nn.Module, kind: type[Layer]) -> Iterator[tuple[str, Layer]]:
+    """All modules of one class by name, in the model's order."""
+    return ((name, module) for name, module in model.named_modules() if isinstance(module, kind))
+
+
+def replace_layer(model: nn.Module, name: str, layer: nn.Module) -> None:
+    """Put a layer where the module of this dotted name is."""
+    parent, _, key = name.rpartition(".")
+    setattr(model.get_submodule(parent), key, layer)
+
+
+def save_delta(learned: WeightDelta, folder: Path) -> None:
+    """Write what was learned alone, beside the model that holds it."""
+    learned.save(folder / "delta" / "delta.safetensors")
+
+
+def save_without(model: Any, folder: Path, own: Callable[[str], bool]) -> None:
+    """Write the model without the tensors that only a tuner's layers know, so that transformers loads it.
+
+    Args:
+        own: whether a tensor of this name belongs to the tuner.
+    """
+    state = {name: tensor for name, tensor in model.state_dict().items() if not own(name)}
+    model.save_pretrained(folder, state_dict=state)
