@@ -10,7 +10,7 @@ PYTEST := $(BIN)/python -m pytest -q
 PEERS := build/trl-venv/bin/python
 PEER_TESTS := tests/objectives tests/tuners tests/models
 
-.PHONY: help setup demo test test-full test-peers lint format nano nano-digits support clean
+.PHONY: help setup demo test test-full test-peers lint format nano nano-digits support reference clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -56,6 +56,11 @@ nano-digits: setup  ## train our own tiny denoiser again and put its weights int
 support: setup  ## try what works with what and write docs/support.md again (some minutes)
 	OMP_NUM_THREADS=1 $(BIN)/python -m luthier.steps.support > docs/support.md.new
 	mv docs/support.md.new docs/support.md
+
+reference: setup  ## write docs/reference/ again from the descriptions of keys
+	mkdir -p docs/reference
+	$(BIN)/python -m luthier.recipe.reference > docs/reference/recipe.md.new
+	mv docs/reference/recipe.md.new docs/reference/recipe.md
 
 clean:  ## remove the environment and what was built; runs/ stays
 	rm -rf $(VENV) build dist .pytest_cache .ruff_cache

@@ -49,7 +49,7 @@ PARTS_SCHEMA: dict[str, Any] = {"anyOf": [*PART_SCHEMA["anyOf"], {"type": "array
 SOURCE_SCHEMA: dict[str, Any] = {
     "anyOf": [
         {"type": "string", "description": "a file, a folder, a data set of the hub, or a generated data set"},
-        {"$ref": "#/$defs/Source"},
+        {"title": "Source", "type": "object", "required": ["path"]},
         {"type": "object", "required": ["kind"], "description": "a generated data set with its options"},
     ]
 }
@@ -60,7 +60,7 @@ def any_of(*schemas: Mapping[str, Any]) -> WithJsonSchema:
     return WithJsonSchema({"anyOf": [dict(schema) for schema in schemas]})
 
 
-Count = Annotated[int, BeforeValidator(whole), Field(gt=0)]
+Count = Annotated[int, BeforeValidator(whole), Field(gt=0), WithJsonSchema(COUNT_SCHEMA)]
 AutoCount = Annotated[Literal["auto"] | int, PlainValidator(_auto_or_count), any_of(AUTO_SCHEMA, COUNT_SCHEMA)]
 AutoCountOrNull = Annotated[
     Literal["auto"] | int | None, PlainValidator(_auto_count_or_null), any_of(AUTO_SCHEMA, COUNT_SCHEMA, NULL_SCHEMA)

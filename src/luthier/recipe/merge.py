@@ -22,20 +22,21 @@ class Layer:
     """Settings from one place: a file, a method, the command line.
 
     `label` names the place ("recipe mine.yaml"), `lines` the line of each key there, `folder` is what
-    relative paths in it start from.
+    relative paths in it start from, `renamed` the old names of keys that were written by them.
     """
 
     data: dict[str, Any]
     label: str
     folder: Path
     lines: Mapping[Key, int] = field(default_factory=dict)
+    renamed: Mapping[Key, str] = field(default_factory=dict)
 
     def origin(self, key: Key) -> str:
-        """Where a key was written, with the line when it is known."""
-        for length in range(len(key), 0, -1):
-            if key[:length] in self.lines:
-                return f"{self.label}:{self.lines[key[:length]]}"
-        return self.label
+        """Where a key was written, with the line when it is known, and the old name that stands there."""
+        prefixes = [key[:length] for length in range(len(key), 0, -1)]
+        line = next((f":{self.lines[prefix]}" for prefix in prefixes if prefix in self.lines), "")
+        old = next((f" (as `{self.renamed[prefix]}`)" for prefix in prefixes if prefix in self.renamed), "")
+        return f"{self.label}{line}{old}"
 
 
 @dataclass
@@ -148,17 +149,26 @@ def _check(layer: Layer, data: Mapping[str, Any], block: type[SettingsBlock], pa
         if name not in block.model_fields:
             known = [*block.model_fields] if path else [*block.model_fields, "extends"]
             raise unknown_key(here, known, layer.origin(here))
-        inner = _block_type(block.model_fields[name].annotation)
+        inner = block_of(block.model_fields[name].annotation, value)
         if isinstance(value, dict) and inner is not None:
             _check(layer, value, inner, here)
         elif isinstance(value, dict) and here in SOURCES and "path" in value and "kind" not in value:
             _check(layer, value, SourceSettings, here)
 
 
-def _block_type(annotation: Any) -> type[SettingsBlock] | None:
-    """The block that a field holds, also where it may be null."""
+def block_types(annotation: Any) -> list[type[SettingsBlock]]:
+    """The blocks that a field may hold: one, none, or a grammar for each modality (`rl`)."""
     options = get_args(annotation) or (annotation,)
-    return next((one for one in options if isinstance(one, type) and issubclass(one, SettingsBlock)), None)
+    return [option for option in options if isinstance(option, type) and issubclass(option, SettingsBlock)]
+
+
+def block_of(annotation: Any, value: Any) -> type[SettingsBlock] | None:
+    """The block that a field holds for this value: of several the one of its `kind`, else the one that fits best."""
+    blocks = block_types(annotation)
+    if len(blocks) < 2 or not isinstance(value, Mapping):
+        return blocks[0] if blocks else None
+    named = [block for block in blocks if block.model_fields["kind"].default == value.get("kind")]
+    return max(named or blocks, key=lambda block: sum(key in block.model_fields for key in value))
 
 
 def unknown_key(key: Key, known: list[str], where: str) -> RecipeError:
@@ -166,7 +176,9 @@ def unknown_key(key: Key, known: list[str], where: str) -> RecipeError:
     close, elsewhere = nearest(key[-1], known), _places(key[-1], Settings, ())
     parent = ".".join(key[:-1])
     all_known = f"eys {'of `' + parent + '`' if parent else 'of a recipe'}: {', '.join(known)}."
-    if ours := OURS.get(key[-1]):
+    if ".".join(key) in elsewhere:
+        hint = f"`{'.'.join(key)}` is of another kind of `{parent}`; k{all_known}"
+    elif ours := OURS.get(key[-1]):
         hint = f"That is `{ours}` here; k{all_known}"
     elif elsewhere:
         hint = f"There is {' and '.join(f'`{place}`' for place in elsewhere)}; k{all_known}"
@@ -181,12 +193,13 @@ def _places(name: str, block: type[SettingsBlock], path: Key) -> list[str]:
     """Where a recipe has a key of this name, options of the parts that are taken by default included."""
     found = []
     for key, field_ in block.model_fields.items():
-        here, inner, default = (*path, key), _block_type(field_.annotation), field_.default
+        here, default = (*path, key), field_.default
         known = [key]
         if here in PARTS and isinstance(default, dict):
             known += [f"{key}.{option}" for option in parts.find(PARTS[here], default["kind"]).options]
         found += [".".join((*path, one)) for one in known if one.rpartition(".")[2] == name]
-        found += _places(name, inner, here) if inner is not None else []
+        for inner in block_types(field_.annotation):
+            found += [key for key in _places(name, inner, here) if key not in found]
     return found
 
 

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from luthier import parts
 from luthier.errors import RecipeError
 from luthier.recipe.settings import Model, Settings
@@ -24,11 +26,13 @@ PACKAGED = ("nano", "nano-digits")
 class Modality:
     """What a recipe has to say of a modality of model.
 
-    `evaluated`: the blocks that an evaluation depends on; `foreign`: dotted keys that mean nothing here, and why.
+    `evaluated`: the blocks that an evaluation depends on; `foreign`: dotted keys that mean nothing here, and why;
+    `rollout`: the `modality` of its `rl`, or None where it learns from records alone.
     """
 
     name: str
     evaluated: tuple[str, ...]
+    rollout: str | None
     foreign: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -43,26 +47,27 @@ _TEXT = {
     "train.batch.layout": "records have no tokens to lay out",
     "train.checkpointing": "it is built for the layers of language models",
     "train.select": "selectors look at the losses of language models",
-    "rl": "it samples answers of language models",
     "steps": "pipelines are built for language models",
     "generate": "nothing is written in words",
     "evaluate.perplexity": "records have no tokens",
     "evaluate.retain": "retain items are questions to language models",
     "evaluate.metric": "metrics judge answers in words",
 }
-_DRAWN = {"sample": "it says how denoisers draw samples", "rollout": "it says how denoisers draw what they learn from"}
+_SAMPLE = {"evaluate.sample": "it says how denoisers draw samples"}
 
 MODALITIES: Mapping[str, Modality] = {
     "language": Modality(
         "language models",
         ("model", "data", "evaluate", "generate"),
-        {**_DRAWN, "model.config": "a language model needs its tokenizer too: name a folder, `path:`"},
+        "generate",
+        {**_SAMPLE, "model.config": "a language model needs its tokenizer too: name a folder, `path:`"},
     ),
-    "diffusion": Modality("denoisers", ("model", "data", "evaluate", "sample", "reward"), _TEXT),
+    "diffusion": Modality("denoisers", ("model", "data", "evaluate", "reward"), "denoise", _TEXT),
     "contrastive": Modality(
         "image and text encoders",
         ("model", "data", "evaluate"),
-        {**_TEXT, **_DRAWN, "reward": "nothing is sampled that could be judged"},
+        None,
+        {**_TEXT, **_SAMPLE, "rl": "nothing is sampled", "reward": "nothing is sampled that could be judged"},
     ),
 }
 """The faces of models (`MODALITY` of objectives): what `modalities/open.py` builds for each stands under the same names."""
@@ -91,9 +96,31 @@ def _config_of(folder: Path) -> Mapping[str, Any]:
     return {}
 
 
+def fill_in(data: dict[str, Any], base: Path) -> None:
+    """Write into a merged recipe what depends on the modality of its model: the modality of its rollout, a denoiser's sampling.
+
+    Nothing is checked here: what is malformed is refused with all other keys.
+    """
+    try:
+        modality = MODALITIES[modality_of(Model.model_validate(data.get("model")), base)]
+    except ValidationError:
+        return
+    rollout, evaluate = data.get("rl"), data.get("evaluate")
+    if isinstance(rollout, dict) and modality.rollout is not None:
+        data["rl"] = {"modality": modality.rollout, **rollout}
+    if "evaluate.sample" not in modality.foreign and isinstance(evaluate, dict | None):
+        sampling = (evaluate or {}).get("sample")
+        data["evaluate"] = {**(evaluate or {}), "sample": {} if sampling is None else sampling}
+
+
 def refuse_foreign(settings: Settings, base: Path, origin: Callable[[tuple[str, ...]], str]) -> None:
     """Raise RecipeError for the first key that is set to something and means nothing for this modality of model."""
     modality = MODALITIES[modality_of(settings.model, base)]
+    if settings.rl is not None and settings.rl.modality != modality.rollout and modality.rollout is not None:
+        raise RecipeError(
+            f"{origin(('rl', 'modality'))}: rl: a rollout of the modality `{settings.rl.modality}` is not one of {modality.name}.",
+            f"Write `rl: {{modality: {modality.rollout}}}`; its keys are listed by `luthier keys rl`.",
+        )
     default = Settings.model_validate({"model": settings.model.path, "data": {"train": settings.data.train}})
     for key, reason in modality.foreign.items():
         path = tuple(key.split("."))

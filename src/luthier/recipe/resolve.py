@@ -11,10 +11,10 @@ from pydantic import ValidationError
 
 from luthier import parts
 from luthier.errors import RecipeError
-from luthier.recipe import lock
+from luthier.recipe import keys, lock
 from luthier.recipe.merge import DEFAULT, Merged, describe, leaves, unknown_key
 from luthier.recipe.methods import BASES
-from luthier.recipe.modality import refuse_foreign
+from luthier.recipe.modality import fill_in, refuse_foreign
 from luthier.recipe.settings import SOURCES, Settings, SourceSettings, copy, part_specs
 
 
@@ -61,12 +61,15 @@ def resolve(merged: Merged, name: str, base: Path) -> Recipe:
         RecipeError: names the place and the key.
     """
     merged.data.setdefault("name", name)
+    fill_in(merged.data, base)
     try:
         settings = Settings.model_validate(merged.data)
     except ValidationError as error:
         raise _explain(error, merged) from None
     data = settings.model_dump()
     data["budget"] = {settings.budget.unit: settings.budget.amount}
+    if settings.evaluate.sample is None:
+        del data["evaluate"]["sample"]  # of denoisers only
     refuse_foreign(settings, base, merged.origin)
     _fill_options(data, merged, base)
     texts = lock.part_files(data, base)
@@ -111,10 +114,11 @@ def _explain(error: ValidationError, merged: Merged) -> RecipeError:
     if first["type"] == "missing":
         return RecipeError(f"The recipe has no `{place}`.", f"Write `{place}:` in it.")
     if first["type"] == "extra_forbidden":
-        known = SourceSettings if key[:-1] in SOURCES else Settings
-        return unknown_key(key, list(known.model_fields), where)
+        block = SourceSettings if key[:-1] in SOURCES else keys.block_at(key[:-1], merged.data)
+        return unknown_key(key, list(block.model_fields), where)
     value, (what, hint) = describe(first.get("input")), parts.in_words(first)
+    hint = hint or keys.description_of(key, merged.data)
     if first["type"] == "value_error":
         also = "" if isinstance(first.get("input"), dict | list) else f"; found {value}"
-        return RecipeError(f"{where}: {place}: {what}{also}.")
+        return RecipeError(f"{where}: {place}: {what}{also}.", hint)
     return RecipeError(f"{where}: {place}: {what}; found {value}.", hint)

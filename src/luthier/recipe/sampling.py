@@ -193,10 +193,12 @@ class RL(Block):
     passes: Count = Field(
         default=1, description="How often the rows of a rollout are gone through. 4 is usual for ppo; 1 is the safest."
     )
-    refill: Annotated[int, BeforeValidator(whole), Field(ge=0)] = Field(
-        default=0,
-        description="Further draws, at most, that replace prompts whose answers all got one reward (they teach "
-        "nothing). Raise it where many prompts are always solved or never; each draw costs samples.",
+    refill: Annotated[int, BeforeValidator(whole), Field(ge=0), WithJsonSchema({"type": "integer", "minimum": 0})] = (
+        Field(
+            default=0,
+            description="Further draws, at most, that replace prompts whose answers all got one reward (they teach "
+            "nothing). Raise it where many prompts are always solved or never; each draw costs samples.",
+        )
     )
     train_cut_off: bool = Field(
         default=True,

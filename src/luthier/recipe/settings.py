@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, PlainValidator, WithJsonSchema, model_validator
+from pydantic import BeforeValidator, Field, PlainValidator, WithJsonSchema, model_validator
 
 from luthier import parts
 from luthier.recipe import specs
@@ -205,8 +205,8 @@ class Compare(SettingsBlock):
     )
     learning_rate: Literal["same", "advice", "tune"] = Field(
         default="same",
-        description="How each method gets its learning rate: the recipe's for all (`same`), what each advises (`advice`), "
-        "or the best of `compare.tune` on the validation records (`tune`).",
+        description="How a method gets its learning rate: the recipe's for all (`same`), what each advises "
+        "(`advice`), or the best of `compare.tune` on the validation records (`tune`).",
     )
     tune: Annotated[dict[str, Any] | None, PlainValidator(_tune), any_of({"type": "object"}, NULL_SCHEMA)] = Field(
         default=None,
@@ -250,8 +250,7 @@ class Settings(SettingsBlock):
     )
     rl: Annotated[
         RL | Denoise | None,
-        PlainValidator(rollout),
-        any_of({"$ref": "#/$defs/RL"}, {"$ref": "#/$defs/Denoise"}, NULL_SCHEMA),
+        BeforeValidator(rollout),
     ] = Field(
         default=None,
         description="How the model's own samples become training rows; null trains on the records. Language models "

@@ -52,15 +52,16 @@ def check_recipe(recipe: Recipe, probe: bool, console: Console) -> None:
         LuthierError: the recipe cannot run as it is; all findings have been printed.
     """
     settings, stages = recipe.settings, stages_of(recipe)
+    if modality_of(settings.model, recipe.base) != "language":
+        verify(stages)
+        _check_arrays(recipe, probe, console)
+        return
     if probe and (settings.steps or settings.rl):
         raise RecipeError(
             "`--probe` times one training on records; this recipe has steps or rollouts, whose answers take time too.",
             "Leave out --probe, or start the recipe with a small budget (budget.updates=3) and look at its run.json.",
         )
     verify(stages)
-    if modality_of(settings.model, recipe.base) != "language":
-        _check_arrays(recipe, probe, console)
-        return
     renderer = Renderer(load_tokenizer(settings.model, recipe.base), settings.data.render, settings.data.targets)
     with tempfile.TemporaryDirectory() as cache:
         report = examine(settings.data, renderer, recipe.base, Path(cache))
