@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from luthier import parts
 from luthier.errors import RecipeError
-from luthier.recipe import keys, lock
+from luthier.recipe import lock
 from luthier.recipe.merge import DEFAULT, Merged, describe, leaves, unknown_key
 from luthier.recipe.methods import BASES
 from luthier.recipe.modality import fill_in, refuse_foreign
@@ -107,6 +107,8 @@ def _plain(value: Any) -> Any:
 
 def _explain(error: ValidationError, merged: Merged) -> RecipeError:
     """One plain sentence for the first thing that is wrong."""
+    from luthier.recipe import keys  # only errors need the descriptions, and every command starts here
+
     found = error.errors()
     first = next((one for one in found if one["type"] == "extra_forbidden"), found[0])  # why another may be missing
     key = tuple(str(piece) for piece in first["loc"])

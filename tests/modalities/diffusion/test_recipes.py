@@ -239,13 +239,9 @@ def test_a_scheduler_of_another_path_is_refused(flow, tmp_path):
 
 
 def test_language_models_are_not_asked_how_to_draw():
-    with pytest.raises(
-        RecipeError, match=r"recipe.*as `sample`.*evaluate.sample: of language models this says nothing"
-    ):
+    with pytest.raises(RecipeError, match=r"as `sample`.*evaluate.sample: of language models this says"):
         load_recipe({"extends": "small.yaml", "sample": {"steps": 3}}, base=ROOT / "examples")
-    with pytest.raises(
-        RecipeError, match=r"as `rollout`.*a rollout of the kind `denoise` is not one of language models"
-    ):
+    with pytest.raises(RecipeError, match=r"as `rollout`.* the kind `denoise` is not one of language models"):
         load_recipe({"extends": "small.yaml", "rollout": {"steps": 3}}, base=ROOT / "examples")
     with pytest.raises(RecipeError, match=r"model.config: of language models"):
         load_recipe({"model": {"config": {"model_type": "llama"}}, "data": {"train": "sums"}})
