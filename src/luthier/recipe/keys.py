@@ -44,6 +44,8 @@ def json_schema() -> dict[str, Any]:
     properties["extends"] = {"type": "string", "description": "A recipe that this one adds to: file or bundled name."}
     schema = _with_sources(schema)
     schema["$defs"]["Source"] = Source.model_json_schema()
+    for block in (schema, *schema["$defs"].values()):
+        block.pop("required", None)  # what a recipe leaves out may stand in the one that it extends
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema, "title": "Luthier recipe"}
 
 
