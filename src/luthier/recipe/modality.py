@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from luthier import parts
 from luthier.errors import RecipeError
+from luthier.recipe.sampling import ROLLOUTS
 from luthier.recipe.settings import Model, Settings
 
 CLASS = "_class_name"  # how diffusers names a network in its config.json
@@ -96,10 +97,13 @@ def _config_of(folder: Path) -> Mapping[str, Any]:
     return {}
 
 
-def fill_in(data: dict[str, Any], base: Path) -> None:
+def fill_in(data: dict[str, Any], base: Path, origin: Callable[[tuple[str, ...]], str]) -> None:
     """Write into a merged recipe what depends on the modality of its model: the modality of its rollout, a denoiser's sampling.
 
-    Nothing is checked here: what is malformed is refused with all other keys.
+    What is malformed is refused later, with all other keys.
+
+    Raises:
+        RecipeError: the rollout is that of another modality of model.
     """
     try:
         modality = MODALITIES[modality_of(Model.model_validate(data.get("model")), base)]
@@ -108,6 +112,12 @@ def fill_in(data: dict[str, Any], base: Path) -> None:
     rollout, evaluate = data.get("rl"), data.get("evaluate")
     if isinstance(rollout, dict) and modality.rollout is not None:
         data["rl"] = {"modality": modality.rollout, **rollout}
+        written = data["rl"]["modality"]
+        if written != modality.rollout and written in tuple(ROLLOUTS):
+            raise RecipeError(
+                f"{origin(('rl', 'modality'))}: rl: a rollout of the modality `{written}` is not one of {modality.name}.",
+                f"Write `rl: {{modality: {modality.rollout}}}`; its keys are listed by `luthier keys rl`.",
+            )
     if "evaluate.sample" not in modality.foreign and isinstance(evaluate, dict | None):
         sampling = (evaluate or {}).get("sample")
         data["evaluate"] = {**(evaluate or {}), "sample": {} if sampling is None else sampling}
@@ -116,11 +126,6 @@ def fill_in(data: dict[str, Any], base: Path) -> None:
 def refuse_foreign(settings: Settings, base: Path, origin: Callable[[tuple[str, ...]], str]) -> None:
     """Raise RecipeError for the first key that is set to something and means nothing for this modality of model."""
     modality = MODALITIES[modality_of(settings.model, base)]
-    if settings.rl is not None and settings.rl.modality != modality.rollout and modality.rollout is not None:
-        raise RecipeError(
-            f"{origin(('rl', 'modality'))}: rl: a rollout of the modality `{settings.rl.modality}` is not one of {modality.name}.",
-            f"Write `rl: {{modality: {modality.rollout}}}`; its keys are listed by `luthier keys rl`.",
-        )
     default = Settings.model_validate({"model": settings.model.path, "data": {"train": settings.data.train}})
     for key, reason in modality.foreign.items():
         path = tuple(key.split("."))

@@ -61,7 +61,7 @@ def resolve(merged: Merged, name: str, base: Path) -> Recipe:
         RecipeError: names the place and the key.
     """
     merged.data.setdefault("name", name)
-    fill_in(merged.data, base)
+    fill_in(merged.data, base, merged.origin)
     try:
         settings = Settings.model_validate(merged.data)
     except ValidationError as error:

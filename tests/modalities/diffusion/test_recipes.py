@@ -195,7 +195,7 @@ def test_cached_latents_and_prompt_embeddings_from_a_file(tmp_path):
         (RecipeError, r"`sft` is a loss of language models; .* of the denoisers", {"train": {"objective": "sft"}}),
         (RecipeError, "`siglip` is a loss of image and text encoders", {"train": {"objective": "siglip"}}),
         (RecipeError, "rl: a rollout of the kind `generate` is not one of denoisers", {"rl": {"kind": "generate"}}),
-        (RecipeError, "there is no key `rl.passes`.*is of another kind of `rl`", {"rl": {"passes": 2}}),
+        (RecipeError, "there is no key `rl.passes`", {"rl": {"passes": 2}}),
         (RecipeError, "learns from `optimality`", {**NFT, "rl": None}),
         (RecipeError, "data.max_tokens: of denoisers", {"data": {**SMALL["data"], "max_tokens": 99}}),
         (RecipeError, "generate: of denoisers .* nothing is written", {"generate": {"max_new_tokens": 9}}),
