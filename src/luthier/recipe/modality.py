@@ -111,16 +111,31 @@ def fill_in(data: dict[str, Any], base: Path, origin: Callable[[tuple[str, ...]]
         return
     rollout, evaluate = data.get("rl"), data.get("evaluate")
     if isinstance(rollout, dict) and modality.rollout is not None:
+        _refuse_other_rollout(rollout, modality, origin)
         data["rl"] = {"modality": modality.rollout, **rollout}
-        written = data["rl"]["modality"]
-        if written != modality.rollout and written in tuple(ROLLOUTS):
-            raise RecipeError(
-                f"{origin(('rl', 'modality'))}: rl: a rollout of the modality `{written}` is not one of {modality.name}.",
-                f"Write `rl: {{modality: {modality.rollout}}}`; its keys are listed by `luthier keys rl`.",
-            )
     if "evaluate.sample" not in modality.foreign and isinstance(evaluate, dict | None):
         sampling = (evaluate or {}).get("sample")
         data["evaluate"] = {**(evaluate or {}), "sample": {} if sampling is None else sampling}
+
+
+def _refuse_other_rollout(
+    block: Mapping[str, Any], modality: Modality, origin: Callable[[tuple[str, ...]], str]
+) -> None:
+    """Raise RecipeError for a block of `rl` in the grammar of another modality of model, by its `modality` or by its keys."""
+    own = ROLLOUTS[modality.rollout or ""].model_fields
+    for other in MODALITIES.values():
+        if other.rollout is None or other is modality:
+            continue
+        theirs = ROLLOUTS[other.rollout].model_fields
+        key = next((key for key in block if key in theirs and key not in own), None)
+        if key or block.get("modality") == other.rollout:
+            written = f"rl.{key}" if key else f"rl.modality: {other.rollout}"
+            raise RecipeError(
+                f"{origin(('rl', key or 'modality'))}: `{written}` is of rollouts of {other.name}; the recipe's model is"
+                f" one of the {modality.name}.",
+                f"Choose a method for {modality.name}; the keys of their `rl: {{modality: {modality.rollout}}}` are listed by"
+                " `luthier keys rl`.",
+            )
 
 
 def refuse_foreign(settings: Settings, base: Path, origin: Callable[[tuple[str, ...]], str]) -> None:

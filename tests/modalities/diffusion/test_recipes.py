@@ -194,8 +194,8 @@ def test_cached_latents_and_prompt_embeddings_from_a_file(tmp_path):
     [
         (RecipeError, r"`sft` is a loss of language models; .* of the denoisers", {"train": {"objective": "sft"}}),
         (RecipeError, "`siglip` is a loss of image and text encoders", {"train": {"objective": "siglip"}}),
-        (RecipeError, "rl: a rollout of the kind `generate` is not one of denoisers", {"rl": {"kind": "generate"}}),
-        (RecipeError, "there is no key `rl.passes`", {"rl": {"passes": 2}}),
+        (RecipeError, "`rl.kind: generate` is of rollouts of language models", {"rl": {"kind": "generate"}}),
+        (RecipeError, "`rl.passes` is of rollouts of language models", {"rl": {"passes": 2}}),
         (RecipeError, "learns from `optimality`", {**NFT, "rl": None}),
         (RecipeError, "data.max_tokens: of denoisers", {"data": {**SMALL["data"], "max_tokens": 99}}),
         (RecipeError, "generate: of denoisers .* nothing is written", {"generate": {"max_new_tokens": 9}}),
@@ -241,7 +241,7 @@ def test_a_scheduler_of_another_path_is_refused(flow, tmp_path):
 def test_language_models_are_not_asked_how_to_draw():
     with pytest.raises(RecipeError, match=r"as `sample`.*evaluate.sample: of language models this says"):
         load_recipe({"extends": "small.yaml", "sample": {"steps": 3}}, base=ROOT / "examples")
-    with pytest.raises(RecipeError, match=r"as `rollout`.* the kind `denoise` is not one of language models"):
+    with pytest.raises(RecipeError, match=r"as `rollout`.* is of rollouts of denoisers; .* one of the language"):
         load_recipe({"extends": "small.yaml", "rollout": {"steps": 3}}, base=ROOT / "examples")
     with pytest.raises(RecipeError, match=r"model.config: of language models"):
         load_recipe({"model": {"config": {"model_type": "llama"}}, "data": {"train": "sums"}})
