@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
@@ -138,22 +138,23 @@ def check_keys(layer: Layer) -> None:
     Options of parts are not looked at: they are known when the part is built. A source that names neither a
     path nor a kind adds to one below it, and is looked at once both are merged.
     """
-    _check(layer, layer.data, Settings, ())
+    _check(layer, layer.data, [Settings], ())
 
 
-def _check(layer: Layer, data: Mapping[str, Any], block: type[SettingsBlock], path: Key) -> None:
+def _check(layer: Layer, data: Mapping[str, Any], blocks: Sequence[type[SettingsBlock]], path: Key) -> None:
+    """Refuse keys that none of these blocks has: which one it is may only be known once all layers are merged."""
+    fields = {name: field_ for block in blocks for name, field_ in block.model_fields.items()}
     for name, value in data.items():
         here = (*path, name)
         if here == ("extends",):
             raise RecipeError(f"{layer.origin(here)}: `extends` is for recipe files only.")
-        if name not in block.model_fields:
-            known = [*block.model_fields] if path else [*block.model_fields, "extends"]
-            raise unknown_key(here, known, layer.origin(here))
-        inner = block_of(block.model_fields[name].annotation, value)
-        if isinstance(value, dict) and inner is not None:
+        if name not in fields:
+            raise unknown_key(here, [*fields] if path else [*fields, "extends"], layer.origin(here))
+        inner = _named(block_types(fields[name].annotation), value)
+        if isinstance(value, dict) and inner:
             _check(layer, value, inner, here)
         elif isinstance(value, dict) and here in SOURCES and "path" in value and "kind" not in value:
-            _check(layer, value, SourceSettings, here)
+            _check(layer, value, [SourceSettings], here)
 
 
 def block_types(annotation: Any) -> list[type[SettingsBlock]]:
@@ -164,11 +165,17 @@ def block_types(annotation: Any) -> list[type[SettingsBlock]]:
 
 def block_of(annotation: Any, value: Any) -> type[SettingsBlock] | None:
     """The block that a field holds for this value: of several the one of its `kind`, else the one that fits best."""
-    blocks = block_types(annotation)
+    blocks = _named(block_types(annotation), value)
+    if not isinstance(value, Mapping):
+        return next(iter(blocks), None)
+    return max(blocks, key=lambda block: sum(key in block.model_fields for key in value), default=None)
+
+
+def _named(blocks: list[type[SettingsBlock]], value: Any) -> list[type[SettingsBlock]]:
+    """Of several blocks the one that a value names by its `kind`; all of them where it names none."""
     if len(blocks) < 2 or not isinstance(value, Mapping):
-        return blocks[0] if blocks else None
-    named = [block for block in blocks if block.model_fields["kind"].default == value.get("kind")]
-    return max(named or blocks, key=lambda block: sum(key in block.model_fields for key in value))
+        return blocks
+    return [block for block in blocks if block.model_fields["kind"].default == value.get("kind")] or blocks
 
 
 def unknown_key(key: Key, known: list[str], where: str) -> RecipeError:
