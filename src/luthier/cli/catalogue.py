@@ -86,16 +86,16 @@ def _needs(method: Method, group: str) -> str:
     """The columns that a method reads, and what it keeps in memory beside the model."""
     entries, steps = parts_of(method), _steps(method)
     reads = {read for entry in entries if entry.slot == "objective" for read in entry.constants.get("READS", ())}
-    shown = [GROUPS[group][1]]
+    needs = [GROUPS[group][1]]
     gold = any("demonstrations" in needs_of(entry) for entry in entries if entry.slot == "strategy")
     if group == "reward" and (gold or any(map(_reads_the_data, steps))):
-        shown.append("answer")
+        needs.append("answer")
     if "optimality" in reads:
-        shown.append("reward")
+        needs.append("reward")
     asked = any("reference" in entry.options for entry in entries if entry.slot == "selector")
     if asked or any(read.endswith(":initial") for read in reads):
-        shown.append("reference")
-    return ", ".join(shown)
+        needs.append("reference")
+    return ", ".join(needs)
 
 
 def _reads_the_data(step: Mapping[str, Any]) -> bool:
@@ -134,7 +134,9 @@ def _declared_needs(path: Path) -> dict[str, tuple[str, ...]]:
         return {}
     declared: dict[str, tuple[str, ...]] = {}
     for node in ast.parse(path.read_text(encoding="utf-8")).body:
-        for line in node.body if isinstance(node, ast.ClassDef) else ():
+        if not isinstance(node, ast.ClassDef):
+            continue
+        for line in node.body:
             if isinstance(line, ast.AnnAssign) and isinstance(line.target, ast.Name) and line.target.id == "NEEDS":
                 declared[node.name] = ast.literal_eval(line.value) if line.value is not None else ()
     return declared

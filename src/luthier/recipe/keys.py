@@ -16,7 +16,10 @@ from luthier.recipe.merge import Key, block_of, block_types
 from luthier.recipe.settings import AUTO, LISTS, PARTS, SOURCES, Block, Settings
 
 NO_DEFAULT = "–"
-SOURCE_FORMS = {("data", "train"): "source of records", ("evaluate", "retain"): "source of records or null"}
+SOURCE_FORMS: Mapping[Key, str] = {
+    ("data", "train"): "source of records",
+    ("evaluate", "retain"): "source of records or null",
+}
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,10 @@ def json_schema() -> dict[str, Any]:
     """The JSON schema of a recipe, shorthands included: editors complete keys by it and show their descriptions."""
     schema = Settings.model_json_schema()
     properties = schema["properties"]
-    properties["model"] = {"anyOf": [{"type": "string"}, {"$ref": "#/$defs/Model"}], **_told(properties["model"])}
+    properties["model"] = {
+        "anyOf": [{"type": "string"}, {"$ref": "#/$defs/Model"}],
+        **_description(properties["model"]),
+    }
     properties["extends"] = {"type": "string", "description": "A recipe that this one adds to: file or bundled name."}
     schema = _with_sources(schema)
     schema["$defs"]["Source"] = Source.model_json_schema()
@@ -60,7 +66,7 @@ def _with_sources(schema: Any) -> Any:
     return {key: _with_sources(below) for key, below in schema.items()}
 
 
-def _told(schema: Mapping[str, Any]) -> dict[str, Any]:
+def _description(schema: Mapping[str, Any]) -> dict[str, Any]:
     return {key: schema[key] for key in ("description", "default") if key in schema}
 
 
@@ -182,9 +188,9 @@ def find(name: str) -> list[Setting]:
         RecipeError: there is no such key; with the nearest one, or the part that has an option of this name.
     """
     every = settings_tree()
-    found = [setting for setting in every if f"{setting.path}.".startswith(f"{name}.")]
-    if found:
-        return found
+    matching = [setting for setting in every if f"{setting.path}.".startswith(f"{name}.")]
+    if matching:
+        return matching
     for path, slot in PARTS.items():
         option = name.removeprefix(f"{'.'.join(path)}.")
         if option != name:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from luthier import parts
 from luthier.errors import RecipeError
-from luthier.objectives.base import build_objective, members_of
+from luthier.objectives.base import build_objective, members_of, reads_of
 from luthier.recipe import Stage, flat
 from luthier.recipe.modality import MODALITIES, modality_of
 from luthier.recipe.settings import RL, Denoise, Generate
@@ -81,7 +81,8 @@ def _not_itself() -> RecipeError:
 
 def _objective_fits(stage: Stage) -> None:
     settings = stage.recipe.settings
-    members = members_of(build_objective(settings.train.objective, stage.recipe.base))
+    objective = build_objective(settings.train.objective, stage.recipe.base)
+    members, reads = members_of(objective), set(reads_of(objective))
     modality = modality_of(settings.model, stage.recipe.base)
     for one in members:
         if modality != one.MODALITY:
@@ -95,8 +96,7 @@ def _objective_fits(stage: Stage) -> None:
             )
     if modality != "language":
         _tuners_fold(stage, modality)
-    learns = settings.rl is not None and any(read in SAMPLED[settings.rl.kind] for m in members for read in m.reads)
-    if learns and isinstance(settings.rl, Denoise):
+    if isinstance(settings.rl, Denoise) and reads.intersection(SAMPLED["denoise"]):
         _rollout_fits(stage)
     if settings.reward != "auto":
         _rewards_fit(stage, modality)
