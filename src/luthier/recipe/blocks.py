@@ -1,4 +1,4 @@
-"""Blocks of a recipe about model, data and training; every key carries its description, default and range.
+"""Blocks of a recipe about model, data and training; every key has its description, default and range.
 
 `docs/reference/recipe.md`, `luthier keys`, the JSON schema and the hints of errors are written from these descriptions.
 """
@@ -48,7 +48,7 @@ PART_SCHEMA: dict[str, Any] = {
 PARTS_SCHEMA: dict[str, Any] = {"anyOf": [*PART_SCHEMA["anyOf"], {"type": "array", "minItems": 1}]}
 SOURCE_SCHEMA: dict[str, Any] = {
     "anyOf": [
-        {"type": "string", "description": "a file, a folder, a data set of the hub, or a generated data set"},
+        {"type": "string", "description": "a file, a data set of the hub, or a generated data set"},
         {"title": "Source", "type": "object", "required": ["path"]},
         {"type": "object", "required": ["kind"], "description": "a generated data set with its options"},
     ]
@@ -68,7 +68,7 @@ AutoCountOrNull = Annotated[
 
 
 class Source(Block):
-    """Records in a file, a folder or a data set of the hub."""
+    """Records in a file or a data set of the hub."""
 
     path: str = Field(
         description="The file (.jsonl, .json, .csv, .parquet; arrays: .safetensors, .npz) or the id of a hub data set. "

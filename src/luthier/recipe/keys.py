@@ -43,10 +43,8 @@ def json_schema() -> dict[str, Any]:
     """The JSON schema of a recipe, shorthands included: editors complete keys by it and show their descriptions."""
     schema = Settings.model_json_schema()
     properties = schema["properties"]
-    properties["model"] = {
-        "anyOf": [{"type": "string"}, {"$ref": "#/$defs/Model"}],
-        **_description(properties["model"]),
-    }
+    model = {"anyOf": [{"type": "string"}, {"$ref": "#/$defs/Model"}]}
+    properties["model"] = {**model, "description": properties["model"]["description"]}
     properties["extends"] = {"type": "string", "description": "A recipe that this one adds to: file or bundled name."}
     schema = _with_sources(schema)
     schema["$defs"]["Source"] = Source.model_json_schema()
@@ -64,10 +62,6 @@ def _with_sources(schema: Any) -> Any:
     if schema.get("title") == "Source":
         return {"$ref": "#/$defs/Source"}
     return {key: _with_sources(below) for key, below in schema.items()}
-
-
-def _description(schema: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: schema[key] for key in ("description", "default") if key in schema}
 
 
 def _tree(

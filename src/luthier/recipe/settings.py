@@ -264,7 +264,7 @@ class Settings(SettingsBlock):
     ] = Field(
         default="auto",
         description="What a good answer or sample is: a reward, ./mine.py, or a list whose weighted sum counts; auto "
-        "is the metric of the evaluation.",
+        "is the metric of the evaluation (language models). A denoiser's rollouts need one, which scores it, too.",
     )
     steps: Annotated[
         dict[str, dict[str, Any]] | None, PlainValidator(check_steps), any_of({"type": "object"}, NULL_SCHEMA)
