@@ -32,7 +32,7 @@ def _print(setting: Setting) -> None:
 
 
 def schema() -> None:
-    """The JSON schema of a recipe, for editors that complete and check keys."""
+    """The JSON schema of a recipe, for editors."""
     import json
 
     from luthier.recipe.keys import json_schema
