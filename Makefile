@@ -57,8 +57,10 @@ support: setup  ## try what works with what and write docs/support.md again (som
 	OMP_NUM_THREADS=1 $(BIN)/python -m luthier.steps.support > docs/support.md.new
 	mv docs/support.md.new docs/support.md
 
-reference: setup  ## write the option tables of docs/ again, from the descriptions in the parts' files
+reference: setup  ## write docs/reference/ and the option tables of docs/ again, from descriptions in the code
 	$(BIN)/python -m luthier.cli.reference docs
+	$(BIN)/python -m luthier.recipe.reference > docs/reference/recipe.md.new
+	mv docs/reference/recipe.md.new docs/reference/recipe.md
 
 clean:  ## remove the environment and what was built; runs/ stays
 	rm -rf $(VENV) build dist .pytest_cache .ruff_cache

@@ -1,6 +1,9 @@
 import pytest
 
 from luthier import parts
+from luthier.cli.catalogue import cost_in_proof, evidence, grouped, needs_of
+from luthier.parts import PACKAGE
+from luthier.proofs.results import Committed
 
 
 @pytest.fixture
@@ -15,7 +18,10 @@ def packaged(here):
 
 def test_the_list_holds_methods_and_parts(command, packaged):
     shown = command("methods").out
-    assert "  small  unproven  a small adapter" in shown
+    lines = shown.splitlines()
+    listed = lines[lines.index("You have prompts with their answers") + 1 :]
+    small = next(line for line in listed if line.startswith("  small "))
+    assert small.split(maxsplit=4) == ["small", "prompt,", "answer", "unproven", "a small adapter"]
     for slot in parts.SLOTS:
         for entry in parts.catalogue(slot):
             assert f"  {entry.name} " in shown
@@ -77,3 +83,41 @@ def test_a_long_default_has_a_line_of_its_own(command, packaged, monkeypatch):
     assert "    targets = [gate_proj, up_proj, down_proj]\n" in shown
     assert "    r = 4                " in shown
     assert "    limit (required)" in command("methods", "overlong").out
+
+
+def test_the_methods_of_the_package_stand_with_what_their_data_need():
+    groups = {heading: {line.name: line for line in lines} for heading, lines in grouped(PACKAGE).items()}
+    expected = {
+        "prompts with their answers": {"sft", "dft", "asft", "s2ft", "loramoe"},
+        "pairs of a chosen and a rejected answer": {"dpo", "ipo", "orpo", "simpo"},
+        "answers that are each labelled good or bad": {"kto"},
+        "prompts whose answers can be checked, or a reward": {"grpo", "ppo", "bread", "fare", "s3ft", "grape"},
+        "more records than you want to train on": {"uds", "rho", "random", "max_loss", "s2l"},
+        "a denoiser and cached latents": {"flow", "diffusion_nft"},
+        "encoders and pairs of images and texts": {"siglip"},
+    }
+    assert list(groups) == [f"You have {what}" for what in expected]
+    for what, names in expected.items():
+        assert names <= set(groups[f"You have {what}"])
+    lines = {name: line for group in groups.values() for name, line in group.items()}
+    assert lines["dpo"].needs == "prompt, chosen, rejected, reference" and "reference" not in lines["simpo"].needs
+    assert lines["bread"].needs == "prompt, reward, answer" and lines["fare"].needs == "prompt, reward"
+    assert lines["diffusion_nft"].needs == "latent, conditions, reward" and "reference" in lines["rho"].needs
+
+
+def test_a_cost_is_shown_only_where_the_proof_measured_it_beside_the_plain_method():
+    costs = {"sft": {"train_seconds": 10.0}, "dft": {"train_seconds": 12.5}, "uds": {"train_seconds": None}}
+    claims = {"one": {"verdict": {"outcome": "holds"}}, "other": {"verdict": {"outcome": "undecided"}}}
+    proof = Committed("undecided", {"costs": costs, "claims": claims})
+    shown = [cost_in_proof(name, proof) for name in ("dft", "sft", "uds", "asft")]
+    assert shown == ["1.25×", "", "", ""] and evidence(proof) == "undecided (1 of 2)"
+    alone = Committed("proven", {"costs": {"dft": {"train_seconds": 12.5}}, "claims": {}})
+    assert cost_in_proof("dft", alone) == "" and evidence(Committed("unproven")) == "unproven"
+
+
+def test_own_parts_are_grouped_by_their_family(tmp_path):
+    (tmp_path / "base.py").write_text('class Family:\n    NEEDS: ClassVar[tuple[str, ...]] = ("labels",)\n')
+    (tmp_path / "mine.py").write_text("class Mine(Family):\n    pass\n")
+    assert needs_of(parts.read_entry("objective", tmp_path / "mine.py")) == ("labels",)
+    (tmp_path / "other.py").write_text('class Other(Family):\n    NEEDS = ("pairs",)\n')
+    assert needs_of(parts.read_entry("objective", tmp_path / "other.py")) == ("pairs",)

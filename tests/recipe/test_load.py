@@ -102,7 +102,7 @@ def test_a_block_without_kind_merges_with_the_default_part(workshop):
         ("train: {batch_size: 4}", r"no key `train\.batch_size`\.\n.*That is `train\.batch\.records` here"),
         ("steps: true", r"mine\.yaml:4: steps: .*found True"),
         ("epochs: 3", r"no key `epochs`\.\n.*There is `budget\.epochs`"),
-        ("rl: {group: 8}", r"no key `rl\.group`\.\n.*There is `rl\.strategy\.group`; keys of `rl`: strategy"),
+        ("rl: {group: 8}", r"no key `rl\.group`\.\n.*There is `rl\.strategy\.group`; keys of `rl`: kind, strategy"),
         ("train: {optimizer: {lr: '1e-4'}}", r"mine\.yaml:4: .*optimizer\.lr: expected a number \(found '1e-4'\)"),
         ("train: {optimizer: {lr: true}}", r"optimizer\.lr: expected a number \(found True\)"),
         ("train: {optimizer: {lr: .inf}}", r"optimizer\.lr: expected a finite number \(found inf\)"),

@@ -141,7 +141,10 @@ def test_what_no_file_holds_is_refused_in_words():
         ({"data": {1: 2}}, "data has the key 1, which is not text"),
         ({"\x00": 2}, "the recipe has the key '\\x00', which holds the character NUL"),
         ({"rl": {"advantages": [{"kind": "center", "": None}]}}, "rl.advantages.0: advantage `center` has no option"),
-        *(({"sample": {"shift": value}}, "sample.shift") for value in (10**400, math.inf, math.nan)),
+        *(
+            ({"evaluate": {"sample": {"shift": value}}}, "evaluate.sample.shift")
+            for value in (10**400, math.inf, math.nan)
+        ),
         *(
             ({"train": {"objective": ["sft", {"objective": "dft", "coefficient": value}]}}, "is a finite number")
             for value in (10**400, math.inf, math.nan)

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from luthier import __version__
-from luthier.cli import check, compare, evaluate, methods, prove, report, run
+from luthier.cli import check, compare, evaluate, keys, methods, prove, report, run
 from luthier.errors import LuthierError
 
 app = typer.Typer(
@@ -24,6 +24,8 @@ app.command("compare")(compare.command)
 app.command("run")(run.command)
 app.command("check")(check.command)
 app.command("methods")(methods.command)
+app.command("keys")(keys.command)
+app.command("schema")(keys.schema)
 app.command("prove")(prove.command)
 app.command("eval")(evaluate.command)
 app.command("report")(report.command)

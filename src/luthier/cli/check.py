@@ -18,7 +18,8 @@ def command(
     recipe: RecipeArgument,
     overrides: Overrides = None,
     show: Annotated[
-        bool, typer.Option("--show", help="Print each value and where it came from, and look no further.")
+        bool,
+        typer.Option("--show", help="Print each value and where it came from, no more (meanings: `luthier keys`)."),
     ] = False,
     probe: Annotated[bool, typer.Option("--probe", help="Train two updates to estimate the time.")] = False,
     methods: Annotated[

@@ -16,9 +16,6 @@ if TYPE_CHECKING:
     from luthier.parts import Entry
     from luthier.recipe import Method
 
-PLAIN = ("sft", "flow")
-"""What costs are told against: the plain loss of language models, or that of denoisers."""
-
 
 def command(
     name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="A method or a part; default: list all.")] = None,
@@ -32,13 +29,22 @@ def command(
 
 def _list_all() -> None:
     from luthier import parts
-    from luthier.proofs.results import committed
-    from luthier.recipe import list_methods
+    from luthier.cli.catalogue import grouped
 
-    found = [(method.name, committed(method.name).mark, method.about) for method in list_methods(Path.cwd())]
-    width = max((len(mark) for _, mark, _ in found), default=0)
+    groups = grouped(Path.cwd())
     typer.echo("methods (luthier compare RECIPE --methods sft,dft; `+` composes; `methods NAME` tells more)")
-    _table([(name, f"{mark:{width}}  {about}") for name, mark, about in found])
+    typer.echo("needs: columns of a record, a reward, a reference (the initial model, or one that the recipe names)")
+    typer.echo("time: training beside sft (denoisers: flow) in the proof, on a small model; larger ones: docs/speed.md")
+    typer.echo("proof: what was shown, and how many of the claims that were written before hold")
+    lines = [line for group in groups.values() for line in group]
+    widths = [
+        max((len(getattr(line, key)) for line in lines), default=0) for key in ("name", "needs", "cost", "evidence")
+    ]
+    for heading, group in groups.items():
+        typer.echo(f"\n{heading}")
+        for line in group:
+            cells = zip((line.name, line.needs, line.cost, line.evidence), widths, strict=True)
+            typer.echo(f"  {'  '.join(f'{cell:{width}}' for cell, width in cells)}  {line.about}")
     for slot in parts.SLOTS:
         typer.echo(f"\n{slot}")
         _table([(entry.name, entry.about) for entry in parts.catalogue(slot)])
@@ -140,6 +146,8 @@ def _trains(entries: list[Entry]) -> str | None:
 
 def _cost(name: str, result: Mapping[str, Any] | None) -> list[str]:
     """Time and memory of training against the plain method in the method's own proof, where that has both."""
+    from luthier.cli.catalogue import PLAIN
+
     costs = (result or {}).get("costs", {})
     plain = next((one for one in PLAIN if one in costs), name)
     if result is None or name == plain or name not in costs:

@@ -56,7 +56,7 @@ def differences(plan: Plan, chosen: Mapping[str, int]) -> list[dict[str, Any]]:
         plan: with the resolved settings of every column.
         chosen: cell's folder → index of the tuned candidate.
     """
-    flat = {cell.label: dotted(cell.settings) for cell in plan.cells}
+    flat = {cell.label: dotted(dict(cell.settings)) for cell in plan.cells}
     writers = {cell.label: dict(cell.origins) for cell in plan.cells}
     for cell in plan.cells:
         tuned = plan.candidates[chosen[cell.folder]] if cell.folder in chosen else {}

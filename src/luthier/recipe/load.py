@@ -23,6 +23,7 @@ from luthier.recipe.merge import (
     parse_overrides,
 )
 from luthier.recipe.methods import apply_advice, find_method, refuse_conflicts, refuse_steps
+from luthier.recipe.renamed import lock_with_new_names, with_new_names
 from luthier.recipe.resolve import Recipe, resolve
 from luthier.recipe.settings import PARTS, SOURCES, Train, copy, expand
 from luthier.recipe.stages import stages_of
@@ -52,6 +53,7 @@ def load_recipe(
     start = _read(path, base)
     written = Layer(parse_overrides(list(overrides)), "command line", Path.cwd())
     check_plain(written)
+    written = with_new_names(written)
     command_line = replace(written, data=expand(written.data))
     check_keys(command_line)
     folders = tuple(dict.fromkeys((Path.cwd(), start.base)))
@@ -92,6 +94,7 @@ def _read(path: Path | str | Mapping[str, Any], base: Path | None) -> _Start:
         document = _read_file(file)
     if lock.is_lock(document.data):
         lock_base, data, origins = lock.open_lock(document.data, label)
+        lock_with_new_names(data, origins)
         return _Start(data.get("name", name), lock_base, Merged(data, origins))
     merged = Merged()
     merged.add(_defaults())
@@ -144,9 +147,10 @@ def _read_file(file: Path) -> yaml.Document:
 def _chain(layer: Layer, seen: tuple[Path, ...]) -> list[Layer]:
     """A recipe and all that it extends, the outermost base first, each with its keys checked."""
     check_plain(layer)
+    layer = with_new_names(layer)
     data = dict(layer.data)
     parent = data.pop("extends", None)
-    here = Layer(expand(data), layer.label, layer.folder, layer.lines)
+    here = replace(layer, data=expand(data))
     check_keys(here)
     if parent is None:
         return [here]
@@ -172,7 +176,7 @@ def _from_base(layer: Layer, base: Path) -> Layer:
     """The layer with its relative files made to start from the recipe's folder."""
     if layer.folder.resolve() == base.resolve():
         return layer
-    return Layer(_moved(copy(layer.data), (), layer.folder, base), layer.label, layer.folder, layer.lines)
+    return replace(layer, data=_moved(copy(layer.data), (), layer.folder, base))
 
 
 def _moved(value: Any, path: Key, folder: Path, base: Path) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
@@ -11,7 +11,7 @@ from luthier import parts
 from luthier.errors import RecipeError, nearest
 from luthier.recipe import settings, yaml
 from luthier.recipe.aliases import OURS
-from luthier.recipe.settings import PARTS, SOURCES, Settings, SettingsBlock, SourceSettings
+from luthier.recipe.settings import PARTS, SOURCES, Block, Settings, Source
 
 Key = tuple[str, ...]
 DEFAULT = "default"
@@ -22,20 +22,21 @@ class Layer:
     """Settings from one place: a file, a method, the command line.
 
     `label` names the place ("recipe mine.yaml"), `lines` the line of each key there, `folder` is what
-    relative paths in it start from.
+    relative paths in it start from, `renamed` the old names of keys that were written by them.
     """
 
     data: dict[str, Any]
     label: str
     folder: Path
     lines: Mapping[Key, int] = field(default_factory=dict)
+    renamed: Mapping[Key, str] = field(default_factory=dict)
 
     def origin(self, key: Key) -> str:
-        """Where a key was written, with the line when it is known."""
-        for length in range(len(key), 0, -1):
-            if key[:length] in self.lines:
-                return f"{self.label}:{self.lines[key[:length]]}"
-        return self.label
+        """Where a key was written, with the line when it is known, and the old name that stands there."""
+        prefixes = [key[:length] for length in range(len(key), 0, -1)]
+        line = next((f":{self.lines[prefix]}" for prefix in prefixes if prefix in self.lines), "")
+        old = next((f" (as `{self.renamed[prefix]}`)" for prefix in prefixes if prefix in self.renamed), "")
+        return f"{self.label}{line}{old}"
 
 
 @dataclass
@@ -142,28 +143,44 @@ def check_keys(layer: Layer) -> None:
     Options of parts are not looked at: they are known when the part is built. A source that names neither a
     path nor a kind adds to one below it, and is looked at once both are merged.
     """
-    _check(layer, layer.data, Settings, ())
+    _check(layer, layer.data, [Settings], ())
 
 
-def _check(layer: Layer, data: Mapping[str, Any], block: type[SettingsBlock], path: Key) -> None:
+def _check(layer: Layer, data: Mapping[str, Any], blocks: Sequence[type[Block]], path: Key) -> None:
+    """Refuse keys that none of these blocks has: which one it is may only be known once all layers are merged."""
+    fields = {name: field_ for block in blocks for name, field_ in block.model_fields.items()}
     for name, value in data.items():
         here = (*path, name)
         if here == ("extends",):
             raise RecipeError(f"{layer.origin(here)}: `extends` is for recipe files only.")
-        if name not in block.model_fields:
-            known = [*block.model_fields] if path else [*block.model_fields, "extends"]
-            raise unknown_key(here, known, layer.origin(here))
-        inner = _block_type(block.model_fields[name].annotation)
-        if isinstance(value, dict) and inner is not None:
+        if name not in fields:
+            raise unknown_key(here, [*fields] if path else [*fields, "extends"], layer.origin(here))
+        inner = _named(block_types(fields[name].annotation), value)
+        if isinstance(value, dict) and inner:
             _check(layer, value, inner, here)
         elif isinstance(value, dict) and here in SOURCES and "path" in value and "kind" not in value:
-            _check(layer, value, SourceSettings, here)
+            _check(layer, value, [Source], here)
 
 
-def _block_type(annotation: Any) -> type[SettingsBlock] | None:
-    """The block that a field holds, also where it may be null."""
+def block_types(annotation: Any) -> list[type[Block]]:
+    """The blocks that a field may hold: one, none, or a grammar for each modality (`rl`)."""
     options = get_args(annotation) or (annotation,)
-    return next((one for one in options if isinstance(one, type) and issubclass(one, SettingsBlock)), None)
+    return [option for option in options if isinstance(option, type) and issubclass(option, Block)]
+
+
+def block_of(annotation: Any, value: Any) -> type[Block] | None:
+    """The block that a field holds for this value: of several the one of its `kind`, else the one that fits best."""
+    blocks = _named(block_types(annotation), value)
+    if not isinstance(value, Mapping):
+        return next(iter(blocks), None)
+    return max(blocks, key=lambda block: sum(key in block.model_fields for key in value), default=None)
+
+
+def _named(blocks: list[type[Block]], value: Any) -> list[type[Block]]:
+    """Of several blocks the one that a value names by its `kind`; all of them where it names none."""
+    if len(blocks) < 2 or not isinstance(value, Mapping):
+        return blocks
+    return [block for block in blocks if block.model_fields["kind"].default == value.get("kind")] or blocks
 
 
 def unknown_key(key: Key, known: list[str], where: str) -> RecipeError:
@@ -171,7 +188,9 @@ def unknown_key(key: Key, known: list[str], where: str) -> RecipeError:
     close, elsewhere = nearest(key[-1], known), _places(key[-1], Settings, ())
     parent = ".".join(key[:-1])
     all_known = f"eys {'of `' + parent + '`' if parent else 'of a recipe'}: {', '.join(known)}."
-    if ours := OURS.get(key[-1]):
+    if ".".join(key) in elsewhere:
+        hint = f"`{'.'.join(key)}` is of another kind of `{parent}`; k{all_known}"
+    elif ours := OURS.get(key[-1]):
         hint = f"That is `{ours}` here; k{all_known}"
     elif elsewhere:
         hint = f"There is {' and '.join(f'`{place}`' for place in elsewhere)}; k{all_known}"
@@ -182,16 +201,17 @@ def unknown_key(key: Key, known: list[str], where: str) -> RecipeError:
     return RecipeError(f"{where}: there is no key `{'.'.join(key)}`.", hint)
 
 
-def _places(name: str, block: type[SettingsBlock], path: Key) -> list[str]:
+def _places(name: str, block: type[Block], path: Key) -> list[str]:
     """Where a recipe has a key of this name, options of the parts that are taken by default included."""
     found = []
     for key, field_ in block.model_fields.items():
-        here, inner, default = (*path, key), _block_type(field_.annotation), field_.default
+        here, default = (*path, key), field_.default
         known = [key]
         if here in PARTS and isinstance(default, dict):
             known += [f"{key}.{option}" for option in parts.find(PARTS[here], default["kind"]).options]
         found += [".".join((*path, one)) for one in known if one.rpartition(".")[2] == name]
-        found += _places(name, inner, here) if inner is not None else []
+        for inner in block_types(field_.annotation):
+            found += [key for key in _places(name, inner, here) if key not in found]
     return found
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from luthier import parts
 from luthier.errors import RecipeError, nearest
 from luthier.recipe import yaml
 from luthier.recipe.merge import Layer, Merged, as_block, check_keys, leaves
+from luthier.recipe.renamed import with_new_names
 from luthier.recipe.settings import PARTS, expand
 
 FOLDER = parts.PACKAGE / "methods"
@@ -120,13 +121,15 @@ def read_method(path: Path) -> Method:
         raise RecipeError(f"{path.name} sets nothing.", "Write what the method changes under `method:`.")
     for key, block in blocks.items():
         lines = {place[1:]: line for place, line in document.lines.items() if place[0] == key}
-        check_keys(Layer(expand(block), path.name, path.parent, lines))
+        layer = with_new_names(Layer(block, path.name, path.parent, lines))
+        blocks[key] = expand(layer.data)
+        check_keys(replace(layer, data=blocks[key]))
     name = path.stem
     return Method(
         name,
         data["about"],
-        Layer(expand(blocks["method"]), f"method {name}", path.parent),
-        Layer(expand(blocks["advice"]), f"advice of {name}", path.parent),
+        Layer(blocks["method"], f"method {name}", path.parent),
+        Layer(blocks["advice"], f"advice of {name}", path.parent),
         path,
     )
 

@@ -8,8 +8,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from luthier import parts
 from luthier.errors import RecipeError
+from luthier.recipe.sampling import ROLLOUTS
 from luthier.recipe.settings import Model, Settings
 
 CLASS = "_class_name"  # how diffusers names a network in its config.json
@@ -24,11 +27,13 @@ PACKAGED = ("nano", "nano-digits")
 class Modality:
     """What a recipe has to say of a modality of model.
 
-    `evaluated`: the blocks that an evaluation depends on; `foreign`: dotted keys that mean nothing here, and why.
+    `evaluated`: the blocks that an evaluation depends on; `foreign`: dotted keys that mean nothing here, and why;
+    `rollout`: the `kind` of its `rl`, or None where it learns from records alone.
     """
 
     name: str
     evaluated: tuple[str, ...]
+    rollout: str | None
     foreign: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -43,26 +48,27 @@ _TEXT = {
     "train.batch.layout": "records have no tokens to lay out",
     "train.checkpointing": "it is built for the layers of language models",
     "train.select": "selectors look at the losses of language models",
-    "rl": "it samples answers of language models",
     "steps": "pipelines are built for language models",
     "generate": "nothing is written in words",
     "evaluate.perplexity": "records have no tokens",
     "evaluate.retain": "retain items are questions to language models",
     "evaluate.metric": "metrics judge answers in words",
 }
-_DRAWN = {"sample": "it says how denoisers draw samples", "rollout": "it says how denoisers draw what they learn from"}
+_SAMPLE = {"evaluate.sample": "it says how denoisers draw samples"}
 
 MODALITIES: Mapping[str, Modality] = {
     "language": Modality(
         "language models",
         ("model", "data", "evaluate", "generate"),
-        {**_DRAWN, "model.config": "a language model needs its tokenizer too: name a folder, `path:`"},
+        "generate",
+        {**_SAMPLE, "model.config": "a language model needs its tokenizer too: name a folder, `path:`"},
     ),
-    "diffusion": Modality("denoisers", ("model", "data", "evaluate", "sample", "reward"), _TEXT),
+    "diffusion": Modality("denoisers", ("model", "data", "evaluate", "reward"), "denoise", _TEXT),
     "contrastive": Modality(
         "image and text encoders",
         ("model", "data", "evaluate"),
-        {**_TEXT, **_DRAWN, "reward": "nothing is sampled that could be judged"},
+        None,
+        {**_TEXT, **_SAMPLE, "rl": "nothing is sampled", "reward": "nothing is sampled that could be judged"},
     ),
 }
 """Modalities by name, as parts declare them (`MODALITY`); `modalities/open.py` has the workspace of each."""
@@ -89,6 +95,47 @@ def _config_of(folder: Path) -> Mapping[str, Any]:
             continue
         return found if isinstance(found, dict) else {}
     return {}
+
+
+def fill_in(data: dict[str, Any], base: Path, origin: Callable[[tuple[str, ...]], str]) -> None:
+    """Write into a merged recipe what depends on its model's modality: the kind of its rollout, a denoiser's sampling.
+
+    What is malformed is refused later, with all other keys.
+
+    Raises:
+        RecipeError: the rollout is that of another modality of model.
+    """
+    try:
+        modality = MODALITIES[modality_of(Model.model_validate(data.get("model")), base)]
+    except ValidationError:
+        return
+    rollout, evaluate = data.get("rl"), data.get("evaluate")
+    if isinstance(rollout, dict) and modality.rollout is not None:
+        _refuse_other_rollout(rollout, modality, origin)
+        data["rl"] = {"kind": modality.rollout, **rollout}
+    if "evaluate.sample" not in modality.foreign and isinstance(evaluate, dict | None):
+        sampling = (evaluate or {}).get("sample")
+        data["evaluate"] = {**(evaluate or {}), "sample": {} if sampling is None else sampling}
+
+
+def _refuse_other_rollout(
+    block: Mapping[str, Any], modality: Modality, origin: Callable[[tuple[str, ...]], str]
+) -> None:
+    """Raise RecipeError for a block of `rl` in the grammar of another modality, by its `kind` or by its keys."""
+    own = ROLLOUTS[modality.rollout or ""].model_fields
+    for other in MODALITIES.values():
+        if other.rollout is None or other is modality:
+            continue
+        theirs = ROLLOUTS[other.rollout].model_fields
+        key = next((key for key in block if key in theirs and key not in own), None)
+        if key or block.get("kind") == other.rollout:
+            written = f"rl.{key}" if key else f"rl.kind: {other.rollout}"
+            raise RecipeError(
+                f"{origin(('rl', key or 'kind'))}: `{written}` is of rollouts of {other.name}; the recipe's model is"
+                f" one of the {modality.name}.",
+                f"Choose a method for {modality.name}; `luthier keys rl` lists the keys of their"
+                f" `rl: {{kind: {modality.rollout}}}`.",
+            )
 
 
 def refuse_foreign(settings: Settings, base: Path, origin: Callable[[tuple[str, ...]], str]) -> None:

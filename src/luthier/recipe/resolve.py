@@ -14,8 +14,8 @@ from luthier.errors import RecipeError
 from luthier.recipe import lock
 from luthier.recipe.merge import DEFAULT, Merged, describe, leaves, unknown_key
 from luthier.recipe.methods import BASES
-from luthier.recipe.modality import refuse_foreign
-from luthier.recipe.settings import SOURCES, Settings, SourceSettings, copy, part_specs
+from luthier.recipe.modality import fill_in, refuse_foreign
+from luthier.recipe.settings import SOURCES, Settings, Source, copy, part_specs
 
 
 @dataclass(frozen=True)
@@ -66,12 +66,15 @@ def resolve(merged: Merged, name: str, base: Path) -> Recipe:
         RecipeError: names the place and the key.
     """
     merged.data.setdefault("name", name)
+    fill_in(merged.data, base, merged.origin)
     try:
         settings = Settings.model_validate(merged.data)
     except ValidationError as error:
         raise _explain(error, merged) from None
     data = settings.model_dump()
     data["budget"] = {settings.budget.unit: settings.budget.amount}
+    if settings.evaluate.sample is None:
+        del data["evaluate"]["sample"]  # of denoisers only
     refuse_foreign(settings, base, merged.origin)
     _fill_options(data, merged, base)
     texts = lock.part_files(data, base)
@@ -109,6 +112,8 @@ def _plain(value: Any) -> Any:
 
 def _explain(error: ValidationError, merged: Merged) -> RecipeError:
     """One plain sentence for the first thing that is wrong."""
+    from luthier.recipe import keys  # only errors need the descriptions, and every command starts here
+
     found = error.errors()
     first = next((one for one in found if one["type"] == "extra_forbidden"), found[0])  # why another may be missing
     key = tuple(str(piece) for piece in first["loc"])
@@ -116,10 +121,11 @@ def _explain(error: ValidationError, merged: Merged) -> RecipeError:
     if first["type"] == "missing":
         return RecipeError(f"The recipe has no `{place}`.", f"Write `{place}:` in it.")
     if first["type"] == "extra_forbidden":
-        known = SourceSettings if key[:-1] in SOURCES else Settings
-        return unknown_key(key, list(known.model_fields), where)
+        block = Source if key[:-1] in SOURCES else keys.block_at(key[:-1], merged.data)
+        return unknown_key(key, list(block.model_fields), where)
     value, (what, hint) = describe(first.get("input")), parts.in_words(first)
+    hint = hint or keys.description_of(key, merged.data)
     if first["type"] == "value_error":
         also = "" if isinstance(first.get("input"), dict | list) else f"; found {value}"
-        return RecipeError(f"{where}: {place}: {what}{also}.")
+        return RecipeError(f"{where}: {place}: {what}{also}.", hint)
     return RecipeError(f"{where}: {place}: {what}; found {value}.", hint)

@@ -6,13 +6,55 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator, model_validator
+from pydantic import BeforeValidator, Field, PlainValidator, WithJsonSchema, model_validator
 
 from luthier import parts
 from luthier.recipe import specs
+from luthier.recipe.blocks import (
+    AUTO_SCHEMA,
+    NULL_SCHEMA,
+    PART_SCHEMA,
+    PARTS_SCHEMA,
+    SOURCE_SCHEMA,
+    BatchSettings,
+    Block,
+    Count,
+    Data,
+    Model,
+    Save,
+    Train,
+    any_of,
+    source_or_null,
+)
+from luthier.recipe.sampling import RL, Denoise, Generate, Sample, rollout
 from luthier.recipe.specs import SUMS
 from luthier.recipe.steps import check_steps
-from luthier.types import Sampling
+
+__all__ = [
+    "AUTO",
+    "LISTS",
+    "PARTS",
+    "RL",
+    "SOURCES",
+    "BatchSettings",
+    "Block",
+    "BudgetSettings",
+    "Compare",
+    "Data",
+    "Denoise",
+    "Evaluate",
+    "Generate",
+    "Model",
+    "Path",
+    "Sample",
+    "Save",
+    "Settings",
+    "Source",
+    "Train",
+    "copy",
+    "expand",
+    "part_specs",
+]
 
 Path = tuple[str, ...]
 
@@ -35,249 +77,26 @@ AUTO: tuple[Path, ...] = (("reward",), ("evaluate", "metric"))
 """Where `auto` may stand instead of a part."""
 
 
-class SettingsBlock(BaseModel):
-    """A frozen block of the recipe that refuses unknown keys and never converts text to numbers."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, defer_build=True)
-
-
-def _whole(value: Any) -> Any:
-    """`1e6` is a float in YAML; as a count it means a million."""
-    return int(value) if isinstance(value, float) and value.is_integer() else value
-
-
-def _auto_or_count(value: Any) -> Any:
-    value = _whole(value)
-    if value == "auto" or (type(value) is int and value > 0):
-        return value
-    raise ValueError("expected `auto` or a whole number above 0")
-
-
-def _auto_count_or_null(value: Any) -> Any:
-    return None if value is None else _auto_or_count(value)
-
-
-Count = Annotated[int, BeforeValidator(_whole), Field(gt=0)]
-AutoCount = Annotated[Literal["auto"] | int, PlainValidator(_auto_or_count)]
-AutoCountOrNull = Annotated[Literal["auto"] | int | None, PlainValidator(_auto_count_or_null)]
-
-
-class SourceSettings(SettingsBlock):
-    """Records in a file, a folder or a data set of the hub."""
-
-    path: str
-    columns: dict[str, str] = {}
-    limit: Count | None = None
-    split: str | None = None
-    config: str | None = None
-
-
-def _source(value: Any) -> Any:
-    if isinstance(value, Mapping) and "kind" in value:
-        return specs.part(value)
-    return SourceSettings.model_validate(value).model_dump()
-
-
-def _source_or_null(value: Any) -> Any:
-    return None if value is None else _source(value)
-
-
-def _split(value: Any) -> Any:
-    """A share of the training records, a number of them, records of its own, or none."""
-    if isinstance(value, str):
-        share = float(value[:-1]) if re.fullmatch(r"\d+(\.\d+)?%", value) else 0.0
-        if not 0 < share < 100:
-            raise ValueError("expected a share between 0% and 100%")
-        return value
-    value = _whole(value)
-    if value is None or (type(value) is int and value > 0):
-        return value
-    if isinstance(value, Mapping):
-        return _source(value)
-    raise ValueError("expected a share such as `10%`, a number of records, a source or null")
-
-
-PartSpec = Annotated[dict[str, Any], PlainValidator(specs.part)]
-SourceSpec = Annotated[dict[str, Any], PlainValidator(_source)]
-SplitSpec = Annotated[str | int | dict[str, Any] | None, PlainValidator(_split)]
-
-
-class Model(SettingsBlock):
-    """Which model: a hub id, a folder or a bundled name. `dtype` is how its weights are stored.
-
-    `config` instead of `path`: a model with random weights drawn from `seed`, by what its library (diffusers or
-    transformers) writes into config.json. `seed` is not the run's, so that all runs start from one model.
-    """
-
-    path: str
-    config: dict[str, Any] | None = None
-    seed: int = Field(default=0, ge=0, lt=2**32)
-    revision: str | None = None
-    dtype: Literal["auto", "float32", "bfloat16", "float64"] = "auto"
-    attention: Literal["auto", "sdpa", "eager"] = "auto"
-    remote_code: bool = False
-
-    @model_validator(mode="before")
-    @classmethod
-    def _named(cls, value: Any) -> Any:
-        """A model made from a config is called by its class."""
-        if not isinstance(value, Mapping) or not isinstance(value.get("config"), Mapping):
-            return value
-        name = f"random {value['config'].get('_class_name') or value['config'].get('model_type')}"
-        if value.get("path", name) != name:
-            raise ValueError("`path` and `config` exclude each other: a model is loaded, or made from a config")
-        return {**value, "path": name}
-
-
-class Data(SettingsBlock):
-    """The records, how they are split, rendered and cut."""
-
-    train: SourceSpec
-    validation: SplitSpec = "10%"
-    test: SplitSpec = "15%"
-    split_seed: int = 0
-    render: str = "chat"
-    targets: Literal["auto", "assistant", "completion", "all"] = "auto"
-    max_tokens: Count = 1024
-    too_long: Literal["drop", "truncate", "error"] = "drop"
-    deduplicate: bool = True
-
-
-class BatchSettings(SettingsBlock):
-    """Records per update and how they are cut into forward passes. `micro` counts tokens per forward.
-
-    `order: written` takes records as the data set has them, epoch after epoch (a curriculum).
-    `layout: shared` reads a prompt once for the answers to it; auto does so where model and parts allow.
-    """
-
-    records: Count = 16
-    order: Literal["shuffled", "written"] = "shuffled"
-    micro: AutoCount = "auto"
-    layout: Literal["auto", "packed", "padded", "shared"] = "auto"
-
-
-class Save(SettingsBlock):
-    """Checkpoints: one every so many updates (null: only at the end), the newest `keep` stay."""
-
-    every: AutoCountOrNull = "auto"
-    keep: Count = 2
-
-
-class Train(SettingsBlock):
-    """What is minimised, what is trained, on which of the records drawn (`select`), and how."""
-
-    objective: Annotated[dict[str, Any] | list[dict[str, Any]], PlainValidator(specs.objective)] = {"kind": "sft"}
-    tuner: Annotated[dict[str, Any] | list[dict[str, Any]], PlainValidator(specs.tuner)] = {"kind": "lora"}
-    select: Annotated[dict[str, Any] | None, PlainValidator(specs.part_or_null)] = None
-    optimizer: PartSpec = {"kind": "adamw"}
-    schedule: PartSpec = {"kind": "cosine"}
-    batch: BatchSettings = Field(default_factory=BatchSettings)
-    precision: Literal["auto", "float32", "bfloat16", "float64"] = "auto"
-    checkpointing: bool = False
-    save: Save = Field(default_factory=Save)
-
-
-class Generate(SettingsBlock):
-    """How answers are generated. `batch` counts prompts generated together.
-
-    At a temperature above 0, `top_p` draws from the likeliest tokens that together have this share, and `min_p` from
-    those that have at least this share of the likeliest one's probability. An answer ends before the first of `stop`.
-    In a `generate` step, `sampler` may have another model answer.
-    """
-
-    max_new_tokens: Count = 256
-    temperature: float = Field(default=0.0, ge=0)
-    top_p: float = Field(default=1.0, gt=0, le=1)
-    min_p: float = Field(default=0.0, ge=0, lt=1)
-    stop: list[Annotated[str, Field(min_length=1)]] = []
-    batch: AutoCount = "auto"
-    sampler: PartSpec = {"kind": "native"}
-
-    def sampling(self) -> Sampling:
-        """What a sampler is told."""
-        return Sampling(self.max_new_tokens, self.temperature, self.top_p, self.min_p, tuple(self.stop))
-
-    @property
-    def rows(self) -> int | None:
-        """Prompts generated together; None leaves it to the sampler."""
-        return None if self.batch == "auto" else self.batch
-
-
-def _auto_or_number(value: Any) -> Any:
-    if value == "auto":
-        return value
-    if specs.is_number(value) and value > 0:
-        return float(value)
-    raise ValueError("expected `auto` or a number above 0")
-
-
-class Sample(SettingsBlock):
-    """How a denoiser's samples are drawn in evaluation: a solver in `steps` steps from noise to a sample.
-
-    `shift` above 1 spends more of the steps near the noise; auto is what the model's scheduler says.
-    """
-
-    solver: Literal["euler", "dpm2"] = "dpm2"
-    steps: Count = 10
-    shift: Annotated[Literal["auto"] | float, PlainValidator(_auto_or_number)] = "auto"
-
-
-class RolloutSettings(SettingsBlock):
-    """How a denoiser draws what it learns from, if its objective asks for that (`diffusion_nft`): `groups` conditions
-    with `size` samples each, judged by `reward`.
-
-    A rollout is cut into `updates` updates, each sample at the first `level_share` of its solver's levels; then the
-    sampling parameters move by `decay` (0: to the trained ones, 1 and 2: ever slower). Groups count whose rewards
-    spread above `min_std` around a mean below `max_mean` (null: all). `forward`: samples per forward.
-    """
-
-    groups: Count = 8
-    size: Count = 24
-    solver: Literal["euler", "dpm2"] = "dpm2"
-    steps: Count = 10
-    level_share: float = Field(default=0.99, gt=0, le=1)
-    updates: Count = 1
-    decay: Literal[0, 1, 2] = 1
-    adv_clip: float = Field(default=5.0, gt=0)
-    adv_mode: Literal["all", "positive_only", "negative_only", "one_only", "binary"] = "all"
-    min_std: float | None = Field(default=None, ge=0)
-    max_mean: float = 0.9
-    forward: Count = 256
-
-
-class RL(SettingsBlock):
-    """How an `rl` step makes its training rows: sample answers, judge them, turn rewards into advantages.
-
-    A rollout draws `train.batch.records` prompts, is cut into `updates` updates, and is gone through `passes`
-    times. With `refill` the prompts whose answers all got one reward are replaced by others, in up to so many
-    further draws. `train_cut_off: false` masks answers that ran into max_new_tokens.
-    """
-
-    strategy: Annotated[dict[str, Any], PlainValidator(specs.strategy)] = {"kind": "plain"}
-    advantages: Annotated[list[dict[str, Any]], PlainValidator(specs.chain)] = [{"kind": "group_norm"}]
-    generate: Generate = Field(default_factory=lambda: Generate(temperature=1.0))
-    updates: Count = 1
-    passes: Count = 1
-    refill: Annotated[int, BeforeValidator(_whole), Field(ge=0)] = 0
-    train_cut_off: bool = True
-
-    @model_validator(mode="before")
-    @classmethod
-    def _samples(cls, value: Any) -> Any:
-        """Answers are drawn, so the temperature is 1 unless it is written."""
-        if isinstance(value, Mapping) and isinstance(value.get("generate"), Mapping):
-            return {**value, "generate": {"temperature": 1.0, **value["generate"]}}
-        return value
-
-
-class BudgetSettings(SettingsBlock):
+class BudgetSettings(Block):
     """How long to train: exactly one of its keys is set."""
 
-    epochs: float | None = Field(default=None, gt=0)
-    records: Count | None = None
-    tokens: Count | None = None
-    updates: Count | None = None
-    seconds: float | None = Field(default=None, gt=0)
+    epochs: float | None = Field(
+        default=None, gt=0, description="Passes over the training records; parts of one are allowed (0.5)."
+    )
+    records: Count | None = Field(default=None, description="Records trained on, counted each time they are drawn.")
+    tokens: Count | None = Field(
+        default=None,
+        description="Tokens that go through the backward pass. It gives methods that train on fewer tokens per record "
+        "more records.",
+    )
+    updates: Count | None = Field(
+        default=None, description="Steps of the optimiser, of `train.batch.records` records each."
+    )
+    seconds: float | None = Field(
+        default=None,
+        gt=0,
+        description="Seconds of training on this machine. Such a run cannot be repeated bit for bit.",
+    )
 
     @model_validator(mode="after")
     def _exactly_one(self) -> BudgetSettings:
@@ -298,13 +117,36 @@ class BudgetSettings(SettingsBlock):
         return getattr(self, self.unit)
 
 
-class Evaluate(SettingsBlock):
-    """How results are scored, and what must not be forgotten (`retain`)."""
+class Evaluate(Block):
+    """How results are scored, and what must not be forgotten."""
 
-    metric: Annotated[Literal["auto"] | dict[str, Any], PlainValidator(specs.metric)] = "auto"
-    retain: Annotated[dict[str, Any] | None, PlainValidator(_source_or_null)] = None
-    limit: Count | None = None
-    perplexity: bool = True
+    metric: Annotated[
+        Literal["auto"] | dict[str, Any], PlainValidator(specs.metric), any_of(AUTO_SCHEMA, *PART_SCHEMA["anyOf"])
+    ] = Field(
+        default="auto",
+        description="The metric of answers, such as `exact`, `number` or ./mine.py; auto chooses by the shape of the "
+        "references and says why.",
+    )
+    retain: Annotated[
+        dict[str, Any] | None, PlainValidator(source_or_null), any_of(*SOURCE_SCHEMA["anyOf"], NULL_SCHEMA)
+    ] = Field(
+        default=None,
+        description="Records of what training must not make the model forget, scored beside the target; `retain` is "
+        "a bundled set of short questions, null scores none.",
+    )
+    limit: Count | None = Field(
+        default=None,
+        description="Records of each set that are scored, at most, the same ones in every run; null scores all. Fewer "
+        "are faster and widen the intervals.",
+    )
+    perplexity: bool = Field(
+        default=True,
+        description="true shows the perplexity of the test answers beside the score. It never ranks methods; false "
+        "saves one pass over them.",
+    )
+    sample: Sample | None = Field(
+        default=None, description="How a denoiser's samples are drawn to be scored. Of denoisers only."
+    )
 
 
 def _seeds(value: Any) -> Any:
@@ -338,15 +180,44 @@ def _tune(value: Any) -> Any:
     return {**_axes(paths), "seeds": _seeds(value.get("seeds", 1))}
 
 
-class Compare(SettingsBlock):
+class Compare(Block):
     """Which methods are compared, over which seeds, and how each gets its learning rate."""
 
-    methods: list[str] = Field(default=["sft"], min_length=1)
-    baseline: str = "first"
-    seeds: Annotated[int | list[int], PlainValidator(_seeds)] = 1
-    learning_rate: Literal["same", "advice", "tune"] = "same"
-    tune: Annotated[dict[str, Any] | None, PlainValidator(_tune)] = None
-    axes: Annotated[dict[str, list[Any]], PlainValidator(_axes)] = {}
+    methods: list[str] = Field(
+        default=["sft"],
+        min_length=1,
+        description="The methods that `luthier compare` trains: names that `luthier methods` lists, files of your own, "
+        "and compositions such as `dft+uds`.",
+    )
+    baseline: str = Field(
+        default="first",
+        description="What every method is compared with: one of the methods, `first` (the first of them) or `base` "
+        "(the untrained model).",
+    )
+    seeds: Annotated[
+        int | list[int],
+        PlainValidator(_seeds),
+        any_of({"type": "integer", "minimum": 1}, {"type": "array", "items": {"type": "integer", "minimum": 0}}),
+    ] = Field(
+        default=1,
+        description="Runs per method: a number of seeds, or a list that names them. Take 3 or more: with one seed the "
+        "difference between two runs of one method is not known.",
+    )
+    learning_rate: Literal["same", "advice", "tune"] = Field(
+        default="same",
+        description="How a method gets its learning rate: the recipe's for all (`same`), what each advises "
+        "(`advice`), or the best of `compare.tune` on the validation records (`tune`).",
+    )
+    tune: Annotated[dict[str, Any] | None, PlainValidator(_tune), any_of({"type": "object"}, NULL_SCHEMA)] = Field(
+        default=None,
+        description="Values tried for each method, `{train.optimizer.lr: [5e-5, 2e-4], seeds: 1}`; the best on the "
+        "validation records is taken. Every value costs one run per seed.",
+    )
+    axes: Annotated[dict[str, list[Any]], PlainValidator(_axes), WithJsonSchema({"type": "object"})] = Field(
+        default={},
+        description="Keys that the comparison itself varies, `{data.train.limit: [100, 400]}`: every method is trained "
+        "at every value.",
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -364,25 +235,68 @@ class Compare(SettingsBlock):
         return self
 
 
-class Settings(SettingsBlock):
+class Settings(Block):
     """A whole recipe, resolved."""
 
-    name: str = Field(default="recipe", pattern=r"^[\w][\w.+-]*$")
-    model: Model
-    data: Data
-    train: Train = Field(default_factory=Train)
-    rl: RL | None = None
-    rollout: RolloutSettings = Field(default_factory=RolloutSettings)
-    reward: Annotated[Literal["auto"] | list[dict[str, Any]], PlainValidator(specs.reward)] = "auto"
-    steps: Annotated[dict[str, dict[str, Any]] | None, PlainValidator(check_steps)] = None
-    budget: BudgetSettings = Field(default_factory=lambda: BudgetSettings(epochs=2))
-    evaluate: Evaluate = Field(default_factory=Evaluate)
-    generate: Generate = Field(default_factory=Generate)
-    sample: Sample = Field(default_factory=Sample)
-    compare: Compare = Field(default_factory=Compare)
-    seed: int = Field(default=0, ge=0, lt=2**32)
-    observe: list[Literal["progress"]] = ["progress"]
-    out: str = "runs"
+    name: str = Field(
+        default="recipe",
+        pattern=r"^[\w][\w.+-]*$",
+        description="The name of the run's folder: letters, digits, `_`, `.`, `+`, `-`. Default: the file's name.",
+    )
+    model: Model = Field(description="The model to start from: a bundled name, a folder, a hub id, or a block.")
+    data: Data = Field(description="The records, how they are split, rendered and cut.")
+    train: Train = Field(
+        default_factory=Train, description="What is minimised, what is trained, on which of the records drawn, and how."
+    )
+    rl: Annotated[
+        RL | Denoise | None,
+        BeforeValidator(rollout),
+    ] = Field(
+        default=None,
+        description="How the model's own samples become training rows; null trains on the records. Language models "
+        "and denoisers have a grammar each, told by `kind`. With a denoiser it is read by objectives that learn from "
+        "samples (`diffusion_nft`), and by no other.",
+    )
+    reward: Annotated[
+        Literal["auto"] | list[dict[str, Any]],
+        PlainValidator(specs.reward),
+        any_of(AUTO_SCHEMA, *PARTS_SCHEMA["anyOf"]),
+    ] = Field(
+        default="auto",
+        description="What a good answer or sample is: a reward, ./mine.py, or a list whose weighted sum counts; auto "
+        "is the metric of the evaluation (language models). A denoiser's rollouts need one, which scores it, too.",
+    )
+    steps: Annotated[
+        dict[str, dict[str, Any]] | None, PlainValidator(check_steps), any_of({"type": "object"}, NULL_SCHEMA)
+    ] = Field(
+        default=None,
+        description="A pipeline: an ordered block of named steps that train, generate, select, score or loop; null is "
+        "one training.",
+    )
+    budget: BudgetSettings = Field(
+        default_factory=lambda: BudgetSettings(epochs=2),
+        description="How long to train: exactly one of its keys. Methods of a comparison get the same.",
+    )
+    evaluate: Evaluate = Field(
+        default_factory=Evaluate, description="How results are scored, and what must not be forgotten."
+    )
+    generate: Generate = Field(
+        default_factory=Generate, description="How answers are generated in evaluations and `generate` steps."
+    )
+    compare: Compare = Field(
+        default_factory=Compare, description="Which methods are compared, over which seeds, at which learning rate."
+    )
+    seed: int = Field(
+        default=0,
+        ge=0,
+        lt=2**32,
+        description="The seed of a run: order of the records, adapters, sampling. The same seed gives the same result "
+        "on the same machine.",
+    )
+    observe: list[Literal["progress"]] = Field(
+        default=["progress"], description="What a run shows while it goes on; an empty list shows nothing."
+    )
+    out: str = Field(default="runs", description="The folder that run folders are made in.")
 
     @model_validator(mode="before")
     @classmethod

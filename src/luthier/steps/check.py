@@ -153,14 +153,15 @@ def examine_recipe(
 
 def _findings(recipe: Recipe, probe: bool) -> Iterator[Finding]:
     settings, stages = recipe.settings, stages_of(recipe)
-    several = bool(settings.steps or settings.rl)
+    is_language = modality_of(settings.model, recipe.base) == "language"
+    several = is_language and bool(settings.steps or settings.rl)
     if probe and several:
         raise RecipeError(
             "`--probe` times one training on records; this recipe has steps or rollouts, whose answers take time too.",
             "Leave out --probe, or start the recipe with a small budget (budget.updates=3) and look at its run.json.",
         )
     verify(stages)
-    if modality_of(settings.model, recipe.base) != "language":
+    if not is_language:
         yield _network(recipe)
         yield _methods(recipe, None)
     else:

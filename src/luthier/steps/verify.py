@@ -7,16 +7,15 @@ from pathlib import Path
 
 from luthier import parts
 from luthier.errors import RecipeError
-from luthier.modalities.diffusion.rollout import DRAWN
-from luthier.objectives.base import build_objective, members_of
+from luthier.objectives.base import build_objective, members_of, reads_of
 from luthier.recipe import Stage, flat
 from luthier.recipe.modality import MODALITIES, modality_of
-from luthier.recipe.settings import Generate
+from luthier.recipe.settings import RL, Denoise, Generate
 from luthier.rewards.base import build_rewards
 from luthier.rollouts.base import build_chain, check_chain
 
-SAMPLED = ("advantages", "old_logprobs", "values", "returns")
-"""Streams that only rows of sampled answers carry."""
+SAMPLED = {"generate": ("advantages", "old_logprobs", "values", "returns"), "denoise": ("optimality",)}
+"""Kind of rollout → the streams that only its rows carry."""
 
 
 PROBED = ("trajectory",)
@@ -51,7 +50,8 @@ def verify(stages: Sequence[Stage]) -> None:
 def _answers_itself(stage: Stage) -> None:
     """Only a `generate` step may have another model answer, if its own block says so."""
     settings, place = stage.recipe.settings, f"step `{stage.name}`"
-    if stage.do == "rl" and settings.rl is not None and not samples_itself(settings.rl.generate, stage.recipe.base):
+    rl = settings.rl if stage.do == "rl" else None
+    if isinstance(rl, RL) and not samples_itself(rl.generate, stage.recipe.base):
         raise RecipeError(
             f"The {place} learns from what the model in training says, and rl.generate.sampler has another one answer.",
             "Leave it out; to learn from another model, `generate` its answers and `train` on them.",
@@ -81,12 +81,13 @@ def _not_itself() -> RecipeError:
 
 def _objective_fits(stage: Stage) -> None:
     settings = stage.recipe.settings
-    members = members_of(build_objective(settings.train.objective, stage.recipe.base))
+    objective = build_objective(settings.train.objective, stage.recipe.base)
+    members, reads = members_of(objective), set(reads_of(objective))
     modality = modality_of(settings.model, stage.recipe.base)
     for one in members:
         if modality != one.MODALITY:
             raise _misfit(one.kind, one.MODALITY, settings.model.path, modality)
-        sampled = [read for read in one.reads if read in SAMPLED]
+        sampled = [read for streams in SAMPLED.values() for read in streams if read in one.reads]
         if sampled and stage.do == "train":
             raise RecipeError(
                 f"`{one.kind}` learns from `{sampled[0]}` of answers that the model samples itself, and the step"
@@ -95,11 +96,11 @@ def _objective_fits(stage: Stage) -> None:
             )
     if modality != "language":
         _tuners_fold(stage, modality)
-    if any(DRAWN in one.reads for one in members):
+    if isinstance(settings.rl, Denoise) and reads.intersection(SAMPLED["denoise"]):
         _rollout_fits(stage)
     if settings.reward != "auto":
         _rewards_fit(stage, modality)
-    if stage.do == "rl" and not any("advantages" in one.reads for one in members):
+    if isinstance(settings.rl, RL) and not any("advantages" in one.reads for one in members):
         raise RecipeError(
             f"`{members[0].kind}` does not look at rewards, and the step `{stage.name}` would train it on whatever the"
             " model samples.",
@@ -179,7 +180,8 @@ def _columns_are_known(stage: Stage, known: set[str]) -> None:
 
 def _groups_compare(stage: Stage) -> None:
     settings = stage.recipe.settings.rl
-    assert settings is not None
+    if not isinstance(settings, RL):
+        return  # a rollout of a denoiser always compares the samples of a group
     chain = build_chain(settings.advantages, stage.recipe.base)
     check_chain(chain)
     strategy = parts.build("strategy", settings.strategy, stage.recipe.base)

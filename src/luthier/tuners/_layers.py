@@ -24,7 +24,7 @@ class Replacement(nn.Linear):
         super().__init__(plain.in_features, plain.out_features, plain.bias is not None, device="meta")
         self.weight, self.bias = plain.weight, plain.bias
 
-    def plain_with(self, weight: nn.Parameter) -> nn.Linear:
+    def plain_with(self, weight: Any) -> nn.Linear:
         """An ordinary linear layer with this weight [out,in] and the shared bias."""
         layer = nn.Linear(self.in_features, self.out_features, self.bias is not None, device="meta")
         layer.weight, layer.bias = weight, self.bias

@@ -49,7 +49,7 @@ def slabs(model: nn.Module, target: str) -> list[Slab]:
 def head_size(model: nn.Module) -> int:
     """Width of one attention head."""
     config = text_config(model)
-    return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads  # pyright: ignore
+    return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
 
 
 def spread(units: Tensor, size: int) -> Tensor:

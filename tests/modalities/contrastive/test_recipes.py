@@ -80,7 +80,7 @@ class _Silent:
     [
         (RecipeError, "`flow` is a loss of denoisers; .* image and text encoders", {"train": {"objective": "flow"}}),
         (RecipeError, "reward: of image and text encoders", {"reward": "digit"}),
-        (RecipeError, "sample: of image and text encoders", {"sample": {"steps": 4}}),
+        (RecipeError, "evaluate.sample: of image and text encoders", {"evaluate": {"sample": {"steps": 4}}}),
         (DataError, "holds text", {"data": {"train": "sums"}}),
         (ModelError, "cannot read the data", {"model": {"config": {"vision_config": {"num_channels": 3}}}}),
         (ModelError, "siglip cannot be made", {"model": {"config": {"text_config": {"vocab_size": "many"}}}}),

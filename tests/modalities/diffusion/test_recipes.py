@@ -33,8 +33,8 @@ SMALL = {
     "model": {"config": TINY},
     "data": {"train": {"kind": "digits", "count": 60}, "validation": 6, "test": 8},
     "train": {"batch": {"records": 16}, "precision": "float32"},
-    "rollout": {"groups": 2, "size": 6, "steps": 4, "updates": 2},
-    "sample": {"steps": 3},
+    "rl": {"groups": 2, "size": 6, "steps": 4, "updates": 2},
+    "evaluate": {"sample": {"steps": 3}},
     "budget": {"updates": 5},
 }
 NFT = {"train": {**SMALL["train"], "objective": "diffusion_nft"}}
@@ -194,7 +194,9 @@ def test_cached_latents_and_prompt_embeddings_from_a_file(tmp_path):
     [
         (RecipeError, r"`sft` is a loss of language models; .* of the denoisers", {"train": {"objective": "sft"}}),
         (RecipeError, "`siglip` is a loss of image and text encoders", {"train": {"objective": "siglip"}}),
-        (RecipeError, "rl: of denoisers this says nothing: it samples answers", {"rl": {}}),
+        (RecipeError, "`rl.kind: generate` is of rollouts of language models", {"rl": {"kind": "generate"}}),
+        (RecipeError, "`rl.passes` is of rollouts of language models", {"rl": {"passes": 2}}),
+        (RecipeError, "learns from `optimality`", {**NFT, "rl": None}),
         (RecipeError, "data.max_tokens: of denoisers", {"data": {**SMALL["data"], "max_tokens": 99}}),
         (RecipeError, "generate: of denoisers .* nothing is written", {"generate": {"max_new_tokens": 9}}),
         (RecipeError, "steps: of denoisers", {"steps": {"one": {"do": "train"}}}),
@@ -237,8 +239,10 @@ def test_a_scheduler_of_another_path_is_refused(flow, tmp_path):
 
 
 def test_language_models_are_not_asked_how_to_draw():
-    with pytest.raises(RecipeError, match=r"sample: of language models this says nothing"):
+    with pytest.raises(RecipeError, match=r"as `sample`.*evaluate.sample: of language models this says"):
         load_recipe({"extends": "small.yaml", "sample": {"steps": 3}}, base=ROOT / "examples")
+    with pytest.raises(RecipeError, match=r"as `rollout`.* is of rollouts of denoisers; .* one of the language"):
+        load_recipe({"extends": "small.yaml", "rollout": {"steps": 3}}, base=ROOT / "examples")
     with pytest.raises(RecipeError, match=r"model.config: of language models"):
         load_recipe({"model": {"config": {"model_type": "llama"}}, "data": {"train": "sums"}})
 

@@ -33,6 +33,7 @@ from luthier.models.policy import reading
 from luthier.objectives.base import Objective, reads_of
 from luthier.recipe import Recipe
 from luthier.recipe.modality import model_folder
+from luthier.recipe.settings import Denoise, Sample
 from luthier.rewards.base import Rewards, build_rewards
 from luthier.runs.journal import Journal
 from luthier.types import Row, Stream
@@ -98,9 +99,10 @@ class DiffusionWorkspace(ArrayGround):
         self, rows: list[Row], policy: Any, objective: Objective, budget: Budget, layout: Layout, log: Log
     ) -> RowSource:
         settings = self.recipe.settings
-        if DRAWN not in reads_of(objective):
+        if not isinstance(settings.rl, Denoise) or DRAWN not in reads_of(objective):
             return super().source(rows, policy, objective, budget, layout, log)
-        how = Sampled(self.shape, **settings.rollout.model_dump(), shift=self.shift)
+        shift = self.shift if settings.rl.shift == "auto" else float(settings.rl.shift)
+        how = Sampled(self.shape, **settings.rl.model_dump(exclude={"kind", "shift"}), shift=shift)
         return DenoisedRollout(policy, prompts_of(rows), self.rewards().of_samples, how, settings.seed, budget)
 
     @property
@@ -109,9 +111,14 @@ class DiffusionWorkspace(ArrayGround):
         return tuple(self.prepared.train[0].streams["latent"].values.shape)
 
     @property
+    def sampling(self) -> Sample:
+        """How samples are drawn to be scored."""
+        return self.recipe.settings.evaluate.sample or Sample()
+
+    @property
     def shift(self) -> float:
-        """How far solvers' levels lie towards the noise."""
-        wanted = self.recipe.settings.sample.shift
+        """How far solvers' levels lie towards the noise, unless a rollout has a shift of its own."""
+        wanted = self.sampling.shift
         return shift_of(self.scheduler, self.shape) if wanted == "auto" else float(wanted)
 
     def rewards(self) -> Rewards:
@@ -162,7 +169,7 @@ class DiffusionWorkspace(ArrayGround):
 
     def draw(self, policy: DenoiserPolicy, rows: Sequence[Row]) -> tuple[Tensor, dict[str, Tensor]]:
         """One sample under the condition of each row, and the conditions."""
-        sample = self.recipe.settings.sample
+        sample = self.sampling
         _, told = self._given(rows)
         noise = self._noise(rows, "sample")
 

@@ -237,7 +237,7 @@ def make_rollouts(
     """
     recipe, renderer = workspace.recipe, workspace.renderer
     settings = recipe.settings
-    assert settings.rl is not None
+    assert isinstance(settings.rl, RL)
     chain = build_chain(settings.rl.advantages, recipe.base)
     wanted = columns_read(settings.rl, objective, chain)
 

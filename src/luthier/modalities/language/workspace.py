@@ -30,6 +30,7 @@ from luthier.models.loading.load import folded, load_model
 from luthier.models.policy import PADDED, TokenPolicy
 from luthier.objectives.base import Objective, judgement_of, members_of
 from luthier.recipe import Recipe
+from luthier.recipe.settings import RL
 from luthier.rollouts.base import build_chain
 from luthier.runs.journal import Journal
 from luthier.runs.run import Run
@@ -66,7 +67,7 @@ class LanguageWorkspace(Workspace):
 
     def policy(self, module: nn.Module) -> TokenPolicy:
         rl = self.recipe.settings.rl
-        return TokenPolicy(module, temperature=1.0 if rl is None else rl.generate.temperature)
+        return TokenPolicy(module, temperature=rl.generate.temperature if isinstance(rl, RL) else 1.0)
 
     def rows(self, run: Run, objective: Objective, selector: Selector | None) -> list[Row]:
         """The training rows with every column that objective, selector and tuners read; of a rollout the prompts."""
@@ -92,7 +93,7 @@ class LanguageWorkspace(Workspace):
 
     def live(self, objective: Objective) -> Collection[str]:
         rl = self.recipe.settings.rl
-        if rl is None:
+        if not isinstance(rl, RL):
             return ()
         columns = columns_read(rl, objective, build_chain(rl.advantages, self.recipe.base))
         return {name.split(":")[1] for name in columns if name.startswith("logprobs:")}
