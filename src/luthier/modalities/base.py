@@ -142,7 +142,7 @@ def budget_of(recipe: Recipe) -> Budget:
     """How far a training of this recipe may go."""
     budget, select = recipe.settings.budget, recipe.settings.train.select
     keep = 1.0 if select is None else parts.build("selector", select, recipe.base).keep
-    return Budget(budget.unit, budget.amount, keep)
+    return Budget(budget.unit, budget.amount, keep)  # pyright: ignore[reportArgumentType]
 
 
 def build_tuners(recipe: Recipe) -> list[Tuner]:

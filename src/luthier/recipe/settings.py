@@ -22,6 +22,7 @@ from luthier.recipe.blocks import (
     Data,
     Model,
     Save,
+    Source,
     Train,
     any_of,
     source_or_null,
