@@ -11,7 +11,7 @@ from luthier import parts
 from luthier.errors import RecipeError, nearest
 from luthier.recipe import settings, yaml
 from luthier.recipe.aliases import OURS
-from luthier.recipe.settings import PARTS, SOURCES, Settings, SettingsBlock, SourceSettings
+from luthier.recipe.settings import PARTS, SOURCES, Block, Settings, Source
 
 Key = tuple[str, ...]
 DEFAULT = "default"
@@ -140,7 +140,7 @@ def check_keys(layer: Layer) -> None:
     _check(layer, layer.data, Settings, ())
 
 
-def _check(layer: Layer, data: Mapping[str, Any], block: type[SettingsBlock], path: Key) -> None:
+def _check(layer: Layer, data: Mapping[str, Any], block: type[Block], path: Key) -> None:
     for name, value in data.items():
         here = (*path, name)
         if here == ("extends",):
@@ -152,13 +152,13 @@ def _check(layer: Layer, data: Mapping[str, Any], block: type[SettingsBlock], pa
         if isinstance(value, dict) and inner is not None:
             _check(layer, value, inner, here)
         elif isinstance(value, dict) and here in SOURCES and "path" in value and "kind" not in value:
-            _check(layer, value, SourceSettings, here)
+            _check(layer, value, Source, here)
 
 
-def _block_type(annotation: Any) -> type[SettingsBlock] | None:
+def _block_type(annotation: Any) -> type[Block] | None:
     """The block that a field holds, also where it may be null."""
     options = get_args(annotation) or (annotation,)
-    return next((one for one in options if isinstance(one, type) and issubclass(one, SettingsBlock)), None)
+    return next((one for one in options if isinstance(one, type) and issubclass(one, Block)), None)
 
 
 def unknown_key(key: Key, known: list[str], where: str) -> RecipeError:
@@ -177,7 +177,7 @@ def unknown_key(key: Key, known: list[str], where: str) -> RecipeError:
     return RecipeError(f"{where}: there is no key `{'.'.join(key)}`.", hint)
 
 
-def _places(name: str, block: type[SettingsBlock], path: Key) -> list[str]:
+def _places(name: str, block: type[Block], path: Key) -> list[str]:
     """Where a recipe has a key of this name, options of the parts that are taken by default included."""
     found = []
     for key, field_ in block.model_fields.items():

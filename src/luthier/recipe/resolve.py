@@ -15,7 +15,7 @@ from luthier.recipe import lock
 from luthier.recipe.merge import DEFAULT, Merged, describe, leaves, unknown_key
 from luthier.recipe.methods import BASES
 from luthier.recipe.modality import refuse_foreign
-from luthier.recipe.settings import SOURCES, Settings, SourceSettings, copy, part_specs
+from luthier.recipe.settings import SOURCES, Settings, Source, copy, part_specs
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ def _explain(error: ValidationError, merged: Merged) -> RecipeError:
     if first["type"] == "missing":
         return RecipeError(f"The recipe has no `{place}`.", f"Write `{place}:` in it.")
     if first["type"] == "extra_forbidden":
-        known = SourceSettings if key[:-1] in SOURCES else Settings
+        known = Source if key[:-1] in SOURCES else Settings
         return unknown_key(key, list(known.model_fields), where)
     value, (what, hint) = describe(first.get("input")), parts.in_words(first)
     if first["type"] == "value_error":

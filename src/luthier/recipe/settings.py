@@ -35,7 +35,7 @@ AUTO: tuple[Path, ...] = (("reward",), ("evaluate", "metric"))
 """Where `auto` may stand instead of a part."""
 
 
-class SettingsBlock(BaseModel):
+class Block(BaseModel):
     """A frozen block of the recipe that refuses unknown keys and never converts text to numbers."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, defer_build=True)
@@ -62,7 +62,7 @@ AutoCount = Annotated[Literal["auto"] | int, PlainValidator(_auto_or_count)]
 AutoCountOrNull = Annotated[Literal["auto"] | int | None, PlainValidator(_auto_count_or_null)]
 
 
-class SourceSettings(SettingsBlock):
+class Source(Block):
     """Records in a file, a folder or a data set of the hub."""
 
     path: str
@@ -75,7 +75,7 @@ class SourceSettings(SettingsBlock):
 def _source(value: Any) -> Any:
     if isinstance(value, Mapping) and "kind" in value:
         return specs.part(value)
-    return SourceSettings.model_validate(value).model_dump()
+    return Source.model_validate(value).model_dump()
 
 
 def _source_or_null(value: Any) -> Any:
@@ -102,7 +102,7 @@ SourceSpec = Annotated[dict[str, Any], PlainValidator(_source)]
 SplitSpec = Annotated[str | int | dict[str, Any] | None, PlainValidator(_split)]
 
 
-class Model(SettingsBlock):
+class Model(Block):
     """Which model: a hub id, a folder or a bundled name. `dtype` is how its weights are stored.
 
     `config` instead of `path`: a model with random weights drawn from `seed`, by what its library (diffusers or
@@ -129,7 +129,7 @@ class Model(SettingsBlock):
         return {**value, "path": name}
 
 
-class Data(SettingsBlock):
+class Data(Block):
     """The records, how they are split, rendered and cut."""
 
     train: SourceSpec
@@ -143,7 +143,7 @@ class Data(SettingsBlock):
     deduplicate: bool = True
 
 
-class BatchSettings(SettingsBlock):
+class BatchSettings(Block):
     """Records per update and how they are cut into forward passes. `micro` counts tokens per forward.
 
     `order: written` takes records as the data set has them, epoch after epoch (a curriculum).
@@ -156,14 +156,14 @@ class BatchSettings(SettingsBlock):
     layout: Literal["auto", "packed", "padded", "shared"] = "auto"
 
 
-class Save(SettingsBlock):
+class Save(Block):
     """Checkpoints: one every so many updates (null: only at the end), the newest `keep` stay."""
 
     every: AutoCountOrNull = "auto"
     keep: Count = 2
 
 
-class Train(SettingsBlock):
+class Train(Block):
     """What is minimised, what is trained, on which of the records drawn (`select`), and how."""
 
     objective: Annotated[dict[str, Any] | list[dict[str, Any]], PlainValidator(specs.objective)] = {"kind": "sft"}
@@ -177,7 +177,7 @@ class Train(SettingsBlock):
     save: Save = Field(default_factory=Save)
 
 
-class Generate(SettingsBlock):
+class Generate(Block):
     """How answers are generated. `batch` counts prompts generated together.
 
     At a temperature above 0, `top_p` draws from the likeliest tokens that together have this share, and `min_p` from
@@ -211,7 +211,7 @@ def _auto_or_number(value: Any) -> Any:
     raise ValueError("expected `auto` or a number above 0")
 
 
-class Sample(SettingsBlock):
+class Sample(Block):
     """How a denoiser's samples are drawn in evaluation: a solver in `steps` steps from noise to a sample.
 
     `shift` above 1 spends more of the steps near the noise; auto is what the model's scheduler says.
@@ -222,7 +222,7 @@ class Sample(SettingsBlock):
     shift: Annotated[Literal["auto"] | float, PlainValidator(_auto_or_number)] = "auto"
 
 
-class RolloutSettings(SettingsBlock):
+class RolloutSettings(Block):
     """How a denoiser draws what it learns from, if its objective asks for that (`diffusion_nft`): `groups` conditions
     with `size` samples each, judged by `reward`.
 
@@ -245,7 +245,7 @@ class RolloutSettings(SettingsBlock):
     forward: Count = 256
 
 
-class RL(SettingsBlock):
+class RL(Block):
     """How an `rl` step makes its training rows: sample answers, judge them, turn rewards into advantages.
 
     A rollout draws `train.batch.records` prompts, is cut into `updates` updates, and is gone through `passes`
@@ -270,7 +270,7 @@ class RL(SettingsBlock):
         return value
 
 
-class BudgetSettings(SettingsBlock):
+class BudgetSettings(Block):
     """How long to train: exactly one of its keys is set."""
 
     epochs: float | None = Field(default=None, gt=0)
@@ -298,7 +298,7 @@ class BudgetSettings(SettingsBlock):
         return getattr(self, self.unit)
 
 
-class Evaluate(SettingsBlock):
+class Evaluate(Block):
     """How results are scored, and what must not be forgotten (`retain`)."""
 
     metric: Annotated[Literal["auto"] | dict[str, Any], PlainValidator(specs.metric)] = "auto"
@@ -338,7 +338,7 @@ def _tune(value: Any) -> Any:
     return {**_axes(paths), "seeds": _seeds(value.get("seeds", 1))}
 
 
-class Compare(SettingsBlock):
+class Compare(Block):
     """Which methods are compared, over which seeds, and how each gets its learning rate."""
 
     methods: list[str] = Field(default=["sft"], min_length=1)
@@ -364,7 +364,7 @@ class Compare(SettingsBlock):
         return self
 
 
-class Settings(SettingsBlock):
+class Settings(Block):
     """A whole recipe, resolved."""
 
     name: str = Field(default="recipe", pattern=r"^[\w][\w.+-]*$")
