@@ -10,7 +10,7 @@ PYTEST := $(BIN)/python -m pytest -q
 PEERS := build/trl-venv/bin/python
 PEER_TESTS := tests/objectives tests/tuners tests/models
 
-.PHONY: help setup demo test test-full test-peers lint format nano nano-digits support clean
+.PHONY: help setup demo test test-full test-peers lint format nano nano-digits support docs clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -57,6 +57,10 @@ support: setup  ## try what works with what and write docs/support.md again (som
 	OMP_NUM_THREADS=1 $(BIN)/python -m luthier.steps.support > docs/support.md.new
 	mv docs/support.md.new docs/support.md
 
+docs: $(VENV)/.docs-installed  ## build the documentation's site into build/site; a broken link ends it
+	$(BIN)/zensical build --clean --strict
+	@echo "build/site/index.html"
+
 clean:  ## remove the environment and what was built; runs/ stays
 	rm -rf $(VENV) build dist .pytest_cache .ruff_cache
 
@@ -74,3 +78,7 @@ $(VENV)/.dev-installed: pyproject.toml constraints.txt | $(BIN)/python
 	@echo "Installing the pinned dependencies into $(VENV): a few minutes the first time."
 	$(PIP) --editable '.[dev]'
 	@touch $@ $(VENV)/.installed
+
+$(VENV)/.docs-installed: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) zensical
+	@touch $@
