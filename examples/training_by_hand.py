@@ -33,15 +33,12 @@ def train(recipe, updates):
     policy.module.train()
     trained = [parameter for parameter in policy.module.parameters() if parameter.requires_grad]
     optimizer = parts.build("optimizer", settings.train.optimizer, recipe.base)
-    stepper, size, order, losses = (
-        optimizer.make(trained),
-        settings.train.batch.records,
-        Ordered(rows, settings.seed),
-        [],
-    )
+    stepper = optimizer.make(trained)
+    size, order, losses = settings.train.batch.records, Ordered(rows, settings.seed), []
 
     for index in range(updates):
-        drawn = [row for place in range(index * size, (index + 1) * size) for row in order.at(place)]
+        records = [order.at(position) for position in range(index * size, (index + 1) * size)]
+        drawn = [row for record in records for row in record]  # a preference pair has two rows
         batches = [collate(micro) for micro in micro_batches(drawn, tokens=64, layout="padded")]
         # Losses are sums, divided by the count of the whole update: the gradient does not depend on the cut.
         counts = {"targets": sum(objective.units(batch)["targets"] for batch in batches)}

@@ -199,8 +199,10 @@ def test_versions_that_disagree_are_found(tmp_path, init, log, count):
 PAGES = {
     "README.md": "[page](docs/page.md#two-words), [code](src/a.py), `[no](link.md)`, [web](https://arxiv.org/abs/1)",
     "src/a.py": "",
-    "docs/page.md": "# Two words\n[back](folder/other.md), [there], \\[no](x.md), [shape] [B,T]\n\n[there]: #two-words\n",
-    "docs/folder/other.md": "# `train.x`: more\n[up](../page.md), [here](#trainx-more)\n```\n[no](link.md)\n# No heading\n```\n",
+    "docs/page.md": "# Two words\n[back](folder/other.md), [there], \\[no](x.md), [B,T]\n\n[there]: #two-words\n",
+    "docs/folder/other.md": (
+        "# `train.x`: more\n[up](../page.md), [here](#trainx-more)\n```\n[no](link.md)\n# No heading\n```\n"
+    ),
 }
 
 
