@@ -33,6 +33,8 @@ def _faults_of(page: Path, root: Path) -> Iterator[str]:
             yield f"{name}: {target}: there is no such file"
         elif page.is_relative_to(docs) and not file.is_relative_to(docs.resolve()):
             yield f"{name}: {target}: leaves docs/, where the site ends; name the file without a link"
+        elif page.is_relative_to(docs) and file.is_dir():
+            yield f"{name}: {target}: is a folder, which the site does not show; link a page of it"
         elif anchor and anchor not in anchors(file):
             yield f"{name}: {target}: {file.name} has no such heading"
 

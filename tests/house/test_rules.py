@@ -217,6 +217,7 @@ def test_links_in_order_pass(tmp_path):
         ({"src/a.py": None}, "README.md: src/a.py: there is no such file"),
         ({"docs/page.md": "# Two words\n[a]\n\n[a]: gone.md\n"}, "docs/page.md: gone.md: there is no such file"),
         ({"docs/page.md": "# Two words\n[a](../src/a.py)\n"}, "docs/page.md: ../src/a.py: leaves docs/"),
+        ({"docs/page.md": "# Two words\n[a](folder)\n"}, "docs/page.md: folder: is a folder"),
         ({"docs/page.md": "# Two words\n[a](folder/other.md#no-heading)\n"}, "other.md has no such heading"),
         ({"docs/page.md": "# Two words\n# Äpfel – x\n[a](#äpfel--x)\n"}, "page.md has no such heading"),
     ],
