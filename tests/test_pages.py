@@ -88,3 +88,9 @@ def test_what_fits_on_a_gpu_is_what_the_script_prints(monkeypatch, capsys):
     assert len(printed) == 2 + 3 * 2
     page = (DOCS / "on_a_gpu.md").read_text().splitlines()
     assert [line for line in printed if line not in page] == []
+
+
+def test_the_tree_in_the_readme_names_every_package():
+    tree = (ROOT / "README.md").read_text().split("src/luthier/\n", 1)[1].split("```", 1)[0]
+    packages = {path.parent for path in (ROOT / "src" / "luthier").glob("*/*") if path.suffix in (".py", ".yaml")}
+    assert [path.name for path in sorted(packages) if not re.search(rf"\b{path.name}/", tree)] == []
