@@ -10,7 +10,7 @@ PYTEST := $(BIN)/python -m pytest -q
 PEERS := build/trl-venv/bin/python
 PEER_TESTS := tests/objectives tests/tuners tests/models
 
-.PHONY: help setup demo test test-full test-peers lint format nano nano-digits support reference clean
+.PHONY: help setup demo test test-full test-peers lint format nano nano-digits support reference docs clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -61,6 +61,9 @@ reference: setup  ## write docs/reference/ and the option tables of docs/ again,
 	$(BIN)/python -m luthier.cli.reference docs
 	$(BIN)/python -m luthier.recipe.reference > docs/reference/recipe.md.new
 	mv docs/reference/recipe.md.new docs/reference/recipe.md
+docs: $(VENV)/.docs-installed  ## build the documentation's site into build/site; a broken link ends it
+	$(BIN)/zensical build --clean --strict
+	@echo "build/site/index.html"
 
 clean:  ## remove the environment and what was built; runs/ stays
 	rm -rf $(VENV) build dist .pytest_cache .ruff_cache
@@ -79,3 +82,7 @@ $(VENV)/.dev-installed: pyproject.toml constraints.txt | $(BIN)/python
 	@echo "Installing the pinned dependencies into $(VENV): a few minutes the first time."
 	$(PIP) --editable '.[dev]'
 	@touch $@ $(VENV)/.installed
+
+$(VENV)/.docs-installed: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) zensical
+	@touch $@

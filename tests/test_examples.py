@@ -1,15 +1,20 @@
 """Every example runs, stays short, and is linked from the README."""
 
+import json
 import runpy
 from pathlib import Path
 
 import pytest
 
 from luthier import parts
+from luthier.recipe import load_recipe
 from luthier.recipe.methods import slot_of_file
+from luthier.steps import run_recipe
 
 ROOT = Path(__file__).parent.parent
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
+BY_HAND = ROOT / "examples" / "training_by_hand.py"
+PARTS = [path for path in EXAMPLES if path != BY_HAND]
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
@@ -21,7 +26,17 @@ def test_an_example_runs(path, capsys):
 def test_examples_are_short_and_linked():
     readme = (ROOT / "README.md").read_text()
     assert [path.name for path in EXAMPLES if f"(examples/{path.name})" not in readme] == []
-    assert [path.name for path in EXAMPLES if len(path.read_text().splitlines()) >= 40] == []
+    assert [path.name for path in PARTS if len(path.read_text().splitlines()) >= 40] == []
+
+
+def test_the_training_by_hand_is_that_of_a_run(tmp_path):
+    by_hand = runpy.run_path(str(BY_HAND))
+    recipe = load_recipe(by_hand["CHANGES"], base=BY_HAND.parent)
+    run_recipe(recipe, tmp_path, [])
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    of_the_run = [line["loss"] for line in lines if "loss" in line]
+    assert len(of_the_run) == 4
+    assert by_hand["train"](recipe, updates=4) == pytest.approx(of_the_run, rel=1e-5)
 
 
 def test_every_slot_has_an_example():
@@ -33,5 +48,5 @@ def test_every_slot_has_an_example():
         "momentum": "optimizer",
         "recall": "sampler",
     }
-    found = [others.get(path.stem) or slot_of_file(path) for path in EXAMPLES]
+    found = [others.get(path.stem) or slot_of_file(path) for path in PARTS]
     assert set(told) | set(others.values()) == set(parts.SLOTS) == set(found)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from house import imports, names, parts_rules, text_rules
+from house import imports, links, names, parts_rules, text_rules
 from luthier.parts import SLOTS, catalogue
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -82,6 +82,10 @@ def test_nothing_torch_is_needed_to_look_at_parts_recipes_and_reports():
     for name in TORCH_FREE:
         paths += sorted((PACKAGE / name).rglob("*.py")) if (PACKAGE / name).is_dir() else [PACKAGE / name]
     check(imports.torch_faults(SOURCE, imports.module_names(PACKAGE, paths)))
+
+
+def test_links_of_the_documentation_lead_somewhere():
+    check(links.link_faults(ROOT))
 
 
 def test_files_and_functions_are_short():

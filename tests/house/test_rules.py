@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from house import imports, names, parts_rules, text_rules
+from house import imports, links, names, parts_rules, text_rules
 
 
 def plant(root: Path, files: dict[str, str]) -> Path:
@@ -264,3 +264,35 @@ def test_versions_that_disagree_are_found(tmp_path, init, log, count):
         "CHANGELOG.md": f"## [{log}] - today\n",
     }
     assert len(text_rules.version_faults(plant(tmp_path, files))) == count
+
+
+PAGES = {
+    "README.md": "[page](docs/page.md#two-words), [code](src/a.py), `[no](link.md)`, [web](https://arxiv.org/abs/1)",
+    "src/a.py": "",
+    "docs/page.md": "# Two words\n[back](folder/other.md), [there], \\[no](x.md), [B,T]\n\n[there]: #two-words\n",
+    "docs/folder/other.md": (
+        "# `train.x`: more\n[up](../page.md), [here](#trainx-more)\n```\n[no](link.md)\n# No heading\n```\n"
+    ),
+}
+
+
+def test_links_in_order_pass(tmp_path):
+    assert links.link_faults(plant(tmp_path, PAGES)) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"docs/page.md": "# Two other words\n"}, "README.md: docs/page.md#two-words: page.md has no such heading"),
+        ({"src/a.py": None}, "README.md: src/a.py: there is no such file"),
+        ({"docs/page.md": "# Two words\n[a]\n\n[a]: gone.md\n"}, "docs/page.md: gone.md: there is no such file"),
+        ({"docs/page.md": "# Two words\n[a](../src/a.py)\n"}, "docs/page.md: ../src/a.py: leaves docs/"),
+        ({"docs/page.md": "# Two words\n[a](folder)\n"}, "docs/page.md: folder: is a folder"),
+        ({"docs/page.md": "# Two words\n[a](folder/other.md#no-heading)\n"}, "other.md has no such heading"),
+        ({"docs/page.md": "# Two words\n# Äpfel – x\n[a](#äpfel--x)\n"}, "page.md has no such heading"),
+    ],
+)
+def test_links_that_lead_nowhere_are_found(tmp_path, changes, complaint):
+    files = {name: text for name, text in {**PAGES, **changes}.items() if text is not None}
+    faults = links.link_faults(plant(tmp_path, files))
+    assert len(faults) == 1 and complaint in faults[0], faults
