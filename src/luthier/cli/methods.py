@@ -191,7 +191,7 @@ def show_part(entry: Entry) -> None:
 
 def _option(name: str, field: Any) -> str:
     kind = getattr(field.annotation, "__name__", None) if isinstance(field.annotation, type) else str(field.annotation)
-    shown = f"{name}: {str(kind).replace('typing.', '')}"
+    shown = f"{field.alias or name}: {str(kind).replace('typing.', '')}"
     if not field.is_required():
         shown += f" = {plain(field.get_default(call_default_factory=True))}"
     return shown if not field.description else f"{shown}   {field.description}"

@@ -181,7 +181,7 @@ def _moved(value: Any, path: Key, folder: Path, base: Path) -> Any:
     if isinstance(value, dict):
         return {key: _moved(item, (*path, key), folder, base) for key, item in value.items()}
     is_file = path == ("model", "path") or (path[:-1] in SOURCES and path[-1] == "path")
-    is_part = path[-1:] == ("kind",) and isinstance(value, str) and value.endswith(".py")
+    is_part = path[-1:] in [(key,) for key in lock.PART_KEYS] and isinstance(value, str) and value.endswith(".py")
     if not (is_file or is_part) or not isinstance(value, str) or Path(value).is_absolute():
         return value
     return os.path.relpath((folder / value).resolve(), base) if _exists(folder / value) else value

@@ -16,6 +16,7 @@ from luthier.recipe.merge import DEFAULT, Merged, describe, leaves, unknown_key
 from luthier.recipe.methods import BASES
 from luthier.recipe.modality import refuse_foreign
 from luthier.recipe.settings import SOURCES, Settings, SourceSettings, copy, part_specs
+from luthier.recipe.steps import StepError
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ def resolve(merged: Merged, name: str, base: Path) -> Recipe:
     """
     merged.data.setdefault("name", name)
     try:
-        settings = Settings.model_validate(merged.data)
+        settings = Settings.model_validate(merged.data, context={"base": base})
     except ValidationError as error:
         raise _explain(error, merged) from None
     data = settings.model_dump()
@@ -72,7 +73,7 @@ def resolve(merged: Merged, name: str, base: Path) -> Recipe:
     texts = lock.part_files(data, base)
     written = merged.writings()
     origins = {".".join(key): merged.origin(key) if written(key) else DEFAULT for key, _ in leaves(data)}
-    return Recipe(Settings.model_validate(data), data, origins, base, texts)
+    return Recipe(Settings.model_validate(data, context={"base": base}), data, origins, base, texts)
 
 
 def _fill_options(data: dict[str, Any], merged: Merged, base: Path) -> None:
@@ -113,6 +114,9 @@ def _explain(error: ValidationError, merged: Merged) -> RecipeError:
     if first["type"] == "extra_forbidden":
         known = SourceSettings if key[:-1] in SOURCES else Settings
         return unknown_key(key, list(known.model_fields), where)
+    fault = first.get("ctx", {}).get("error")
+    if isinstance(fault, StepError) and fault.path:
+        return RecipeError(f"{merged.origin((*key, *fault.path))}: {fault}.")
     value, (what, hint) = describe(first.get("input")), parts.in_words(first)
     if first["type"] == "value_error":
         also = "" if isinstance(first.get("input"), dict | list) else f"; found {value}"

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator, ValidationInfo, model_validator
 
 from luthier import parts
 from luthier.recipe import specs
@@ -364,6 +364,11 @@ class Compare(SettingsBlock):
         return self
 
 
+def _steps(steps: Any, info: ValidationInfo) -> Any:
+    """The steps checked; verbs in files of the user's start from the folder `base` of the validation's context."""
+    return check_steps(steps, (info.context or {}).get("base"))
+
+
 class Settings(SettingsBlock):
     """A whole recipe, resolved."""
 
@@ -374,7 +379,7 @@ class Settings(SettingsBlock):
     rl: RL | None = None
     rollout: RolloutSettings = Field(default_factory=RolloutSettings)
     reward: Annotated[Literal["auto"] | list[dict[str, Any]], PlainValidator(specs.reward)] = "auto"
-    steps: Annotated[dict[str, dict[str, Any]] | None, PlainValidator(check_steps)] = None
+    steps: Annotated[dict[str, dict[str, Any]] | None, PlainValidator(_steps)] = None
     budget: BudgetSettings = Field(default_factory=lambda: BudgetSettings(epochs=2))
     evaluate: Evaluate = Field(default_factory=Evaluate)
     generate: Generate = Field(default_factory=Generate)

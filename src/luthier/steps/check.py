@@ -14,7 +14,6 @@ from rich.markup import escape
 from rich.table import Table
 from torch import nn
 
-from luthier import parts
 from luthier.data.arrays import arrays_of
 from luthier.data.doctor import examine, print_report
 from luthier.data.prepare import Prepared, prepare
@@ -36,7 +35,6 @@ from luthier.models.policy import HeadOnly
 from luthier.objectives.base import build_objective, reads_of
 from luthier.recipe import Recipe, Stage, flat, list_methods, load_recipe, stages_of
 from luthier.recipe.modality import MODALITIES, modality_of
-from luthier.recipe.steps import TRAINING
 from luthier.runs.run import SETS, Run
 from luthier.steps.train import training
 from luthier.steps.verify import verify
@@ -113,7 +111,7 @@ def _print_steps(stages: Sequence[Stage], prepared: Prepared, console: Console) 
     table = Table("step", "do", "from", "data", "share", box=None, pad_edge=False)
     for depth, stage in _nested(stages):
         data = stage.block.get("data", "")
-        share = f"{stage.share:.0%}" if stage.do in TRAINING else ""
+        share = f"{stage.share:.0%}" if "share" in stage.block else ""
         aside = stage.recipe.settings.model.path if "model" in stage.block else None
         names = [aside or stage.block.get("from", ""), ", ".join(data) if isinstance(data, list) else data]
         table.add_row("  " * depth + stage.name, stage.do, *names, share)
@@ -126,11 +124,10 @@ def _print_steps(stages: Sequence[Stage], prepared: Prepared, console: Console) 
 def _print_servers(stages: Sequence[Stage], console: Console) -> None:
     """Whether the models that answer from elsewhere can be reached now."""
     for stage in flat(stages):
-        sampler = stage.recipe.settings.generate.sampler
-        if stage.do == "generate" and "url" in sampler:
+        if address := stage.verb.server(stage):
             try:
-                parts.build("sampler", sampler, stage.recipe.base).reach()
-                said = f"{sampler['url']} answers"
+                stage.verb.reach(stage)
+                said = f"{address} answers"
             except LuthierError as error:
                 said = f"[yellow]not yet[/]: {escape(str(error))}"
             console.print(f"[bold]server[/]  {stage.name}: {said}", highlight=False)
@@ -143,7 +140,7 @@ def _nested(stages: Sequence[Stage], depth: int = 0) -> Iterator[tuple[int, Stag
 
 
 def _trainings(stages: Sequence[Stage]) -> list[Stage]:
-    return [stage for stage in flat(stages) if stage.do in ("train", "rl")]
+    return [stage for stage in flat(stages) if stage.verb.TRAINS]
 
 
 def _print_methods(recipe: Recipe, prepared: Prepared, console: Console) -> None:
