@@ -37,9 +37,7 @@ class Loop(Verb):
             " starts both anew, on the model of the round before."
         ),
     ] = False
-    steps: Annotated[
-        dict[str, Any], Field(description="The body, written like `steps` of the recipe; one step trains.")
-    ]
+    steps: Annotated[dict[str, Any], Field(description="The body, written like the recipe's `steps`; one step trains.")]
 
     @property
     def repeats(self) -> int:
