@@ -55,7 +55,7 @@ class Work:
 
     def inputs(self, stage: Stage) -> list[Candidate]:
         """The records that a step's `data` names, one list after the other."""
-        names = stage.block["data"]
+        names = stage.verb.data
         return [
             candidate for name in (names if isinstance(names, list) else [names]) for candidate in self.records[name]
         ]
@@ -63,6 +63,10 @@ class Work:
     def module(self, name: str) -> nn.Module:
         """The model under a name, to look at or to sample from."""
         return self.models[name].module
+
+    def merged_module(self, name: str) -> nn.Module:
+        """The model under a name with its tuning merged, to read its weights."""
+        return self.models[name].merged()
 
     def free_module(self, name: str) -> nn.Module:
         """The model under a name with its tuning merged, free to be changed: a later step that starts from it keeps it.

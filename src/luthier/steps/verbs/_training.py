@@ -34,7 +34,7 @@ def train(work: Work, stage: Stage, folder: Path, probe: Probe = None) -> Status
     """
     carried = work.carried.get(stage.name) if work.span is not None else None
     with work.stop.at_once():
-        source = work.models[stage.block["from"]]
+        source = work.models[stage.verb.from_]
         workspace = _workspace(work, stage, source, carried)
         trainer, facts = _start(work, stage, folder, workspace, probe, carried)
     status = _carry_out(work, folder, trainer)
@@ -87,12 +87,12 @@ def _workspace(work: Work, stage: Stage, source: Model, carried: Trainer | None)
     """The recipe's workspace with the step's model and rows."""
     loaded, prepared = work.workspace.loaded, work.workspace.prepared
     if carried is None:
-        loaded = replace(loaded, module=work.free_module(stage.block["from"]), weights_id=source.weights_id)
-    if stage.block["data"] != DATA:
+        loaded = replace(loaded, module=work.free_module(stage.verb.from_), weights_id=source.weights_id)
+    if stage.verb.data != DATA:
         chosen = work.inputs(stage)
         if not chosen:
             raise RunError(
-                f"Step `{stage.name}` has nothing to train on: `{stage.block['data']}` kept no record.",
+                f"Step `{stage.name}` has nothing to train on: `{stage.verb.data}` kept no record.",
                 "Sample more answers, start from a better model, or keep gold answers too.",
             )
         records = prepared.records | {candidate.row.id: candidate.record for candidate in chosen}

@@ -10,7 +10,7 @@ from pydantic import BeforeValidator, ConfigDict, Field
 
 from luthier.errors import RecipeError
 from luthier.parts import Part, lazy
-from luthier.recipe.steps import Reference
+from luthier.recipe.steps import Reference as Reference
 
 if TYPE_CHECKING:
     from luthier.recipe import Stage
@@ -125,7 +125,7 @@ class Verb(Part):
     def without(cls, column: str) -> tuple[str, str]:
         """Why a column is missing, and the step to write: the end of a sentence, and a hint."""
         return (
-            f"no `{cls.__name__.lower()}` step before it leaves that",
+            f"and no `{cls.__name__.lower()}` step before it leaves that",
             f"Put a `{cls.__name__.lower()}` step before it.",
         )
 

@@ -45,7 +45,7 @@ class Score(Verb):
     def without(cls, column: str) -> tuple[str, str]:
         wanted = str(column == "entropy").lower()
         return (
-            "no `score` step before it gives that",
+            "and no `score` step before it gives that",
             f"Put one before it: `scores: {{do: score, data: ..., entropy: {wanted}}}`.",
         )
 
