@@ -17,6 +17,7 @@ from luthier.recipe import load_recipe, stages_of
 from luthier.recipe.steps import keys_of
 from luthier.run_folder import read_json, read_jsonl
 from luthier.steps import run_recipe
+from luthier.steps.verb_page import renewed
 from luthier.steps.verbs.base import Verb
 
 AVERAGE = Path(__file__).parents[2] / "examples" / "average.py"
@@ -201,3 +202,10 @@ def test_every_key_of_a_verb_is_described(name):
     assert issubclass(verb, Verb) and verb.SLOT == "verb"
     assert [key for key, field in keys_of(verb).items() if not field.description] == []
     assert set(verb.OVERLAYS) <= set(keys_of(verb))
+
+
+def test_the_page_of_pipelines_has_the_keys_of_all_verbs():
+    page = (Path(__file__).parents[2] / "docs" / "pipelines.md").read_text()
+    assert renewed(page) == page, "run `python -m luthier.steps.verb_page docs/pipelines.md`"
+    with pytest.raises(ValueError, match="lacks"):
+        renewed(page.replace("<!-- /verbs -->", ""))

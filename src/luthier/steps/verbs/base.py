@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field
 
 from luthier.errors import RecipeError
 from luthier.parts import Part, lazy
@@ -25,19 +25,28 @@ From = Annotated[
     Reference("model"),
     Field(alias="from", description="The model: `base` (the recipe's), `newest`, or what an earlier step left."),
 ]
+
+
+def _named(names: str | list[str]) -> str | list[str]:
+    if not names:
+        raise ValueError("the list is empty: name at least one")
+    return names
+
+
 Data = Annotated[
-    str | Annotated[list[str], Field(min_length=1)],
+    str | list[str],
     Reference("records"),
+    AfterValidator(_named),
     Field(
-        description="The records, one name or a list: `data` (the recipe's, with their gold answers), `chunk` (inside a"
-        " loop: this round's share, the default there), or what an earlier step left."
+        description="The records, one name or a list: `data` (the recipe's, with their gold answers), `chunk` (in a"
+        " loop the round's share, and the default there), or what an earlier step left."
     ),
 ]
 
 
 def _share(share: Any) -> Any:
     if share is not None and (type(share) not in (int, float) or not 0 < share <= 1):
-        raise ValueError(f"share: expected a number above 0 and at most 1, found {share!r}")
+        raise ValueError(f"expected a number above 0 and at most 1, found {share!r}")
     return share
 
 
@@ -46,7 +55,7 @@ Share = Annotated[
     BeforeValidator(_share),
     Field(description="Share of the budget, above 0 and at most 1; steps without one divide what is left."),
 ]
-Blocks = Annotated[Any, Field(description="A block of the recipe, laid over the recipe for this step alone.")]
+Blocks = Annotated[Any, Field(description="Keys of the recipe's block of this name, laid over it for this step alone.")]
 
 
 class Verb(Part):

@@ -18,7 +18,7 @@ evaluation = lazy("luthier.steps.evaluate")
 
 
 class Evaluate(Verb):
-    """Scores the model as it is."""
+    """Scores the model as it is between two steps."""
 
     OVERLAYS: ClassVar = ("generate",)
 

@@ -27,12 +27,12 @@ FILE = "records.jsonl"
 
 def _instruction(text: str | None) -> str | None:
     if text is not None and "{prompt}" not in text:
-        raise ValueError("instruction: expected text with {prompt}, and {answer} where it is shown")
+        raise ValueError("expected text with {prompt}, and {answer} where it is shown")
     return text
 
 
 class Generate(Verb):
-    """`samples` answers to each record, judged, by the model or [another](#answers-of-another-model-sampler)."""
+    """Samples answers to each record and has them judged; the model answers, or the `sampler` that its block names."""
 
     LEAVES: ClassVar = ("records",)
     OVERLAYS: ClassVar = ("generate", "reward")

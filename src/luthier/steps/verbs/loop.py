@@ -23,7 +23,7 @@ pipeline = lazy("luthier.steps.pipeline")
 
 
 class Loop(Verb):
-    """A body of steps, `rounds` times, each round on its own share of the records."""
+    """Carries out a body of steps several times, each round on its own share of the records."""
 
     LEAVES: ClassVar = ("model",)
 

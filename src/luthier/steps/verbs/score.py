@@ -23,7 +23,7 @@ scores = lazy("luthier.steps.scores")
 
 
 class Score(Verb):
-    """Says of each answer how likely it is and what the judge says."""
+    """Says of each answer how likely it is under a model, and what the judge gives it."""
 
     COLUMNS: ClassVar = ("sum_logprob", "mean_logprob", "tokens", "reward", "entropy")
     OVERLAYS: ClassVar = ("reward",)

@@ -36,7 +36,7 @@ def _subset(spec: Any) -> Any:
 
 
 class Select(Verb):
-    """Keeps some candidates, in an order."""
+    """Keeps some records, or some answers to them, in the order of a subset."""
 
     LEAVES: ClassVar = ("records",)
 

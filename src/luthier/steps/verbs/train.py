@@ -28,7 +28,7 @@ def _probe(block: Any) -> Any:
     every = block.get("every") if isinstance(block, Mapping) and set(block) == {"every"} else None
     if block is None or every == "auto" or (type(every) is int and every > 0):
         return block
-    raise ValueError(f"probe: expected `every: auto` or every so many updates, found {block!r}")
+    raise ValueError(f"expected `every: auto` or every so many updates, found {block!r}")
 
 
 class Train(Verb):
