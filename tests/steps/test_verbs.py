@@ -159,6 +159,18 @@ def test_the_lock_holds_the_text_of_a_verb(data):
     assert [type(stage.verb).__name__ for stage in stages_of(again)] == ["Train", "Train", "Average"]
 
 
+def test_a_verb_is_found_from_the_file_that_names_it(data):
+    """A recipe in another folder extends one whose verb is a file beside it."""
+    blocks = "model: nano\ndata: {train: data.jsonl}\n"
+    steps = "steps: {counted: {do: ./lengths.py}, learn: {do: train, data: counted}}\n"
+    (data / "base.yaml").write_text(blocks + steps)
+    (data / "inner").mkdir()
+    (data / "inner" / "mine.yaml").write_text("extends: ../base.yaml\nseed: 3\n")
+    stages = stages_of(load_recipe(data / "inner" / "mine.yaml"))
+    assert [type(stage.verb).__name__ for stage in stages] == ["Lengths", "Train"]
+    assert stages[0].block["do"] == "../lengths.py"
+
+
 OBJECTIVE = "from luthier import TokenObjective\n\nclass Lossy(TokenObjective):\n    '''A loss.'''\n"
 
 

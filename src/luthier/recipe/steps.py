@@ -173,11 +173,7 @@ def _check(name: str, block: Any, scope: _Scope) -> _Step:
         verb = build_verb(do, block, scope.base)
     except ValidationError as error:
         raise _in_words(name, do, here, error) from None
-    for kind, known in (("model", scope.models), ("records", scope.records)):
-        for key, target in names_in(verb, kind):
-            if target not in known:
-                message = f"step `{name}`: {key}: {target!r} is not known here; known: {', '.join(known)}"
-                raise StepError((*here, key), message)
+    _refuse_unknown_names(name, verb, scope)
     block = {"do": do, **_written_out(verb)}
     if "steps" in keys:
         body = _check_all(block["steps"], scope.inside(name))
@@ -187,6 +183,16 @@ def _check(name: str, block: Any, scope: _Scope) -> _Step:
         except ValueError as error:
             raise StepError((*here, "steps"), f"step `{name}`: {error}") from None
     return _Step(block, verb)
+
+
+def _refuse_unknown_names(name: str, verb: Any, scope: _Scope) -> None:
+    """Raise StepError for a model, or records, that no step before this one left."""
+    references = [(pair, scope.models) for pair in names_in(verb, "model")]
+    references += [(pair, scope.records) for pair in names_in(verb, "records")]
+    for (key, target), known in references:
+        if target not in known:
+            message = f"step `{name}`: {key}: {target!r} is not known here; known: {', '.join(known)}"
+            raise StepError((*scope.path, name, key), message)
 
 
 def _verb_of(name: str, do: Any, scope: _Scope) -> type[Any]:

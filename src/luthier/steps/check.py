@@ -111,7 +111,7 @@ def _print_steps(stages: Sequence[Stage], prepared: Prepared, console: Console) 
     table = Table("step", "do", "from", "data", "share", box=None, pad_edge=False)
     for depth, stage in _nested(stages):
         data = stage.block.get("data", "")
-        share = f"{stage.share:.0%}" if "share" in stage.block else ""
+        share = f"{stage.share:.0%}" if stage.verb.TRAINS or stage.body else ""
         aside = stage.recipe.settings.model.path if "model" in stage.block else None
         names = [aside or stage.block.get("from", ""), ", ".join(data) if isinstance(data, list) else data]
         table.add_row("  " * depth + stage.name, stage.do, *names, share)

@@ -19,7 +19,7 @@ from luthier.steps.verbs.base import Status
 from luthier.steps.work import Work
 
 
-def carry_out(work: Work, stages: Sequence[Stage]) -> Status:
+def run_pipeline(work: Work, stages: Sequence[Stage]) -> Status:
     """All steps in order; "stopped" when one was asked to end.
 
     Raises:
@@ -51,7 +51,7 @@ def run_steps(work: Work, stages: Sequence[Stage], folder: Path, after: Sequence
 def _run_step(work: Work, stage: Stage, folder: Path) -> Status:
     if stage.verb.TRAINS or stage.body:  # these end between two updates, and their seconds are counted where they train
         return stage.verb.run(work, stage, folder)
-    with work.stop.at_once(), work.run.timed(stage.do):
+    with work.stop.at_once(), work.run.timed(stage.verb.kind):
         folder.mkdir(parents=True, exist_ok=True)
         return stage.verb.run(work, stage, folder) or "done"
 

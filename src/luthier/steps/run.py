@@ -20,7 +20,7 @@ from luthier.runs.journal import Journal
 from luthier.runs.run import Run, fingerprint
 from luthier.runs.stop import Ended, Stop, stop_signals
 from luthier.steps.evaluate import evaluate_sets
-from luthier.steps.pipeline import carry_out as carry_out_steps
+from luthier.steps.pipeline import run_pipeline
 from luthier.steps.verify import verify
 from luthier.steps.work import Work
 
@@ -98,7 +98,7 @@ def _carry_out(run: Run, folder: Path, journal: Journal, stop: Stop) -> dict[str
         journal.counts = workspace.COUNTS
         journal.progress(1, 1)
     work = Work(run, workspace, journal, stop)
-    status = carry_out_steps(work, stages)
+    status = run_pipeline(work, stages)
     facts = work.summary()
     if status == "stopped" or run.world.rank > 0:
         return run.record(status, **facts)
