@@ -36,9 +36,9 @@ class Lengths(Verb):
     def run(self, work, stage, folder):
         path = folder / "lengths.json"
         if not path.is_file():
-            write_json(path, {one.row.id: len(one.row.ids) for one in work.inputs(stage)})
+            write_json(path, {candidate.row.id: len(candidate.row.ids) for candidate in work.inputs(stage)})
         work.columns["length"] = read_json(path)
-        work.records[stage.name] = [one for one in work.inputs(stage) if len(one.row.ids) <= self.most]
+        work.records[stage.name] = [candidate for candidate in work.inputs(stage) if len(candidate.row.ids) <= self.most]
         work.note(stage, folder, {"counted": len(work.columns["length"])})
 """
 SHORT = """from typing import ClassVar
@@ -49,7 +49,7 @@ class Short(Subset):
     READS: ClassVar = ("length",)
 
     def choose(self, candidates, columns, seed):
-        lengths = [columns["length"][one.row.id] for one in candidates]
+        lengths = [columns["length"][candidate.row.id] for candidate in candidates]
         return sorted(range(len(candidates)), key=lengths.__getitem__)[:4]
 """
 

@@ -50,7 +50,7 @@ def run_steps(work: Work, stages: Sequence[Stage], folder: Path, after: Sequence
 
 def _run_step(work: Work, stage: Stage, folder: Path) -> Status:
     if stage.verb.TRAINS or stage.body:  # these end between two updates, and their seconds are counted where they train
-        return stage.verb.run(work, stage, folder)
+        return stage.verb.run(work, stage, folder) or "done"
     with work.stop.at_once(), work.run.timed(stage.verb.kind):
         folder.mkdir(parents=True, exist_ok=True)
         return stage.verb.run(work, stage, folder) or "done"
