@@ -34,11 +34,11 @@ class Lengths(Verb):
     most: int = 1000
 
     def run(self, work, stage, folder):
-        path = folder / "lengths.json"
+        path, candidates = folder / "lengths.json", work.inputs(stage)
         if not path.is_file():
-            write_json(path, {candidate.row.id: len(candidate.row.ids) for candidate in work.inputs(stage)})
+            write_json(path, {candidate.row.id: len(candidate.row.ids) for candidate in candidates})
         work.columns["length"] = read_json(path)
-        work.records[stage.name] = [candidate for candidate in work.inputs(stage) if len(candidate.row.ids) <= self.most]
+        work.records[stage.name] = [one for one in candidates if len(one.row.ids) <= self.most]
         work.note(stage, folder, {"counted": len(work.columns["length"])})
 """
 SHORT = """from typing import ClassVar
