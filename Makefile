@@ -56,6 +56,7 @@ nano-digits: setup  ## train our own tiny denoiser again and put its weights int
 support: setup  ## try what works with what and write docs/support.md again (some minutes)
 	OMP_NUM_THREADS=1 $(BIN)/python -m luthier.steps.support > docs/support.md.new
 	mv docs/support.md.new docs/support.md
+	$(BIN)/python -m luthier.steps.verb_page docs/pipelines.md
 
 reference: setup  ## write docs/reference/ and the option tables of docs/ again, from descriptions in the code
 	$(BIN)/python -m luthier.cli.reference docs

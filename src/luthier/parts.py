@@ -37,6 +37,7 @@ SLOTS: dict[str, tuple[str, ...]] = {
     "metric": ("evals/metrics",),
     "dataset": ("data/generated", "vision/generated"),
     "sampler": ("sampling/samplers",),
+    "verb": ("steps/verbs",),
 }
 CONSTANTS = (
     "PAPER",
@@ -53,6 +54,10 @@ CONSTANTS = (
     "RESTORES",
     "MERGES",
     "RANKS",
+    "LEAVES",
+    "COLUMNS",
+    "TRAINS",
+    "OVERLAYS",
 )
 PACKAGE = Path(__file__).parent
 

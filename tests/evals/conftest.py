@@ -5,7 +5,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from luthier.recipe.settings import Generate
+from luthier.recipe.settings import GenerateSettings
 from luthier.types import Record, Row, Stream
 
 END = 3
@@ -72,7 +72,7 @@ def module():
 
 @pytest.fixture
 def settings():
-    return Generate(max_new_tokens=6)
+    return GenerateSettings(max_new_tokens=6)
 
 
 def record(name, prompt="ask", completion="answer", **fields):

@@ -124,7 +124,7 @@ def test_steps_are_shown_as_a_table_with_the_memory_of_the_largest_training(reci
 def test_rollouts_are_a_step_and_other_kinds_of_models_do_not_apply(recipe):
     text = shown(recipe(train={"objective": "grpo"}, rl={}))
     assert re.search(r"rl +rl +base +data +100%", text) and re.search(r"\bgrpo \d\.\d GB", text)
-    assert "siglip: is a loss of image and text encoders" in re.sub(r"\s+", " ", text)
+    assert "siglip: trains image and text encoders" in re.sub(r"\s+", " ", text)
 
 
 def test_an_objective_of_sampled_answers_needs_rollouts(recipe):

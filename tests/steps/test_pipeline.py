@@ -14,7 +14,8 @@ from luthier.errors import RecipeError, RunError
 from luthier.models.loading.bundled import bundled_path
 from luthier.recipe import load_recipe
 from luthier.run_folder import read_json, read_jsonl
-from luthier.steps import pipeline, run_recipe
+from luthier.steps import run_recipe
+from luthier.steps.verbs import select
 
 NEVER = """from luthier.rewards.base import Reward
 
@@ -205,13 +206,13 @@ def test_grape_takes_the_likeliest_right_answer_of_each_prompt(data):
 
 
 def test_a_selection_scores_under_the_model_that_it_names(data, monkeypatch):
-    found, score = [], pipeline.score
+    found, score = [], select.scoring.score
 
     def recorded(*given):
         found.append(score(*given)["logprobs"])
         return {"logprobs": found[-1]}
 
-    monkeypatch.setattr(pipeline, "score", recorded)
+    monkeypatch.setattr(select.scoring, "score", recorded)
     chosen = {"do": "select", "data": "data", "subset": "grape"}
     steps = {"first": chosen, "warm": {"do": "train", "train": {"optimizer": {"lr": 1e-2}}}}
     steps |= {"untuned": {**chosen, "from": "base"}, "tuned": chosen, "end": {"do": "train"}}

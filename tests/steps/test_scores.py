@@ -11,7 +11,8 @@ from luthier.errors import RecipeError, RunError
 from luthier.models.loading.bundled import bundled_path
 from luthier.recipe import load_recipe
 from luthier.run_folder import read_json, read_jsonl
-from luthier.steps import pipeline, run_recipe
+from luthier.steps import run_recipe
+from luthier.steps import scores as scoring
 
 WORDS = [f"{a}{b}{c}" for a in "ab" for b in "fg" for c in "kl"]
 SUREST = """from typing import ClassVar
@@ -113,7 +114,7 @@ def test_a_choice_reads_what_a_score_step_left(data, monkeypatch):
     kept = read_json(data / "run" / "steps" / "kept" / "kept.json")["rows"]
     assert sorted(kept) == sorted(max(found, key=lambda one: one[0])[1] for found in best.values())
 
-    monkeypatch.setattr(pipeline, "score_candidates", None)  # scores are there: a run that goes on does not look again
+    monkeypatch.setattr(scoring, "score_candidates", None)  # scores are there: a run that goes on does not look again
     (data / "run" / "run.json").unlink()
     again = run(data, steps)
     assert again["steps"]["scores"] == record["steps"]["scores"] and again["steps"]["kept"] == record["steps"]["kept"]
@@ -145,4 +146,4 @@ def test_plain_text_is_scored_without_a_judge(data):
     run(data, {"scores": {"do": "score"}, "learn": {"do": "train"}}, data=source, evaluate={"perplexity": True})
     found = scores(data, "scores")
     assert {one["reward"] for one in found} == {None} and all(one["sum_logprob"] < 0 for one in found)
-    assert math.isnan(pipeline.scored_columns(found)["reward"][found[0]["row"]])
+    assert math.isnan(scoring.scored_columns(found)["reward"][found[0]["row"]])

@@ -28,7 +28,7 @@ from luthier.models.loading.load import Loaded, fast_bfloat16
 from luthier.models.policy import HeadOnly, Policy, Reference, TokenPolicy
 from luthier.objectives.base import Objective, reads_of
 from luthier.recipe import Recipe
-from luthier.recipe.settings import Train
+from luthier.recipe.settings import TrainSettings
 from luthier.runs.journal import Journal
 from luthier.runs.run import Run
 from luthier.select.base import Selector
@@ -220,7 +220,7 @@ def refuse_excluded(tuners: Sequence[Tuner]) -> None:
 def refuse_other_rules(tuners: Sequence[Tuner], optimizer: Any) -> None:
     """Raise RecipeError if the recipe names an optimiser and a tuner moves its parameters by a rule of its own."""
     own = [tuner for tuner in tuners if tuner.optimizer(optimizer) is not None]
-    default = Train.model_fields["optimizer"].default["kind"]
+    default = TrainSettings.model_fields["optimizer"].default["kind"]
     if own and optimizer.kind != default:
         raise RecipeError(
             f"The tuner `{own[0].kind}` moves its parameters by a rule of its own, not by `{optimizer.kind}`.",

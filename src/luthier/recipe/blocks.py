@@ -257,7 +257,7 @@ class Save(Block):
     keep: Count = Field(default=2, description="The newest so many checkpoints stay on disk; older ones are removed.")
 
 
-class Train(Block):
+class TrainSettings(Block):
     """What is minimised, what is trained, on which of the records drawn, and how."""
 
     objective: Annotated[

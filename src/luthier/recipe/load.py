@@ -25,7 +25,7 @@ from luthier.recipe.merge import (
 from luthier.recipe.methods import apply_advice, find_method, refuse_conflicts, refuse_steps
 from luthier.recipe.renamed import lock_with_new_names, with_new_names
 from luthier.recipe.resolve import Recipe, resolve
-from luthier.recipe.settings import PARTS, SOURCES, Train, copy, expand
+from luthier.recipe.settings import PARTS, SOURCES, TrainSettings, copy, expand
 from luthier.recipe.stages import stages_of
 
 BUNDLED = parts.PACKAGE / "recipes"
@@ -79,7 +79,7 @@ class _Start:
 
 def _defaults() -> Layer:
     """Defaults of the parts: what a recipe's own block of the same kind merges with."""
-    blocks = {path[1]: Train.model_fields[path[1]].default for path in PARTS if path[0] == "train"}
+    blocks = {path[1]: TrainSettings.model_fields[path[1]].default for path in PARTS if path[0] == "train"}
     return Layer({"train": copy(blocks)}, DEFAULT, Path.cwd())
 
 
@@ -185,7 +185,7 @@ def _moved(value: Any, path: Key, folder: Path, base: Path) -> Any:
     if isinstance(value, dict):
         return {key: _moved(item, (*path, key), folder, base) for key, item in value.items()}
     is_file = path == ("model", "path") or (path[:-1] in SOURCES and path[-1] == "path")
-    is_part = path[-1:] == ("kind",) and isinstance(value, str) and value.endswith(".py")
+    is_part = path[-1:] in [(key,) for key in lock.PART_KEYS] and isinstance(value, str) and value.endswith(".py")
     if not (is_file or is_part) or not isinstance(value, str) or Path(value).is_absolute():
         return value
     return os.path.relpath((folder / value).resolve(), base) if _exists(folder / value) else value

@@ -15,6 +15,8 @@ from luthier.recipe.settings import copy
 
 MARK = "luthier_lock"
 FORM = 1
+PART_KEYS = ("kind", "do")
+"""Keys that may name a part in a file of the user's; `do` that of a step's verb."""
 PACKAGES = ("luthier", "torch", "transformers", "peft")
 
 
@@ -44,8 +46,8 @@ def _named_files(value: Any, path: str = "") -> list[tuple[str, str]]:
         return [found for item in value for found in _named_files(item, path)]
     if not isinstance(value, dict):
         return []
-    kind = value.get("kind")
-    own = [(kind, path)] if isinstance(kind, str) and kind.endswith(".py") else []
+    kinds = [value.get(key) for key in PART_KEYS]
+    own = [(kind, path) for kind in kinds if isinstance(kind, str) and kind.endswith(".py")]
     return own + [found for key, item in value.items() for found in _named_files(item, f"{path}.{key}".strip("."))]
 
 
@@ -103,9 +105,10 @@ def _with_locked_files(value: Any, base: Path, texts: dict[str, str]) -> Any:
     if not isinstance(value, dict):
         return value
     changed = {key: _with_locked_files(item, base, texts) for key, item in value.items()}
-    kind = changed.get("kind")
-    if isinstance(kind, str) and kind in texts:
-        changed["kind"] = _locked_file(kind, base, texts[kind])
+    for key in PART_KEYS:
+        kind = changed.get(key)
+        if isinstance(kind, str) and kind in texts:
+            changed[key] = _locked_file(kind, base, texts[kind])
     return changed
 
 

@@ -16,6 +16,7 @@ from luthier.recipe.merge import DEFAULT, Merged, describe, leaves, unknown_key
 from luthier.recipe.methods import BASES
 from luthier.recipe.modality import fill_in, refuse_foreign
 from luthier.recipe.settings import SOURCES, Settings, Source, copy, part_specs
+from luthier.recipe.steps import StepError
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ def resolve(merged: Merged, name: str, base: Path) -> Recipe:
     merged.data.setdefault("name", name)
     fill_in(merged.data, base, merged.origin)
     try:
-        settings = Settings.model_validate(merged.data)
+        settings = Settings.model_validate(merged.data, context={"base": base})
     except ValidationError as error:
         raise _explain(error, merged) from None
     data = settings.model_dump()
@@ -80,7 +81,7 @@ def resolve(merged: Merged, name: str, base: Path) -> Recipe:
     texts = lock.part_files(data, base)
     written = merged.writings()
     origins = {".".join(key): merged.origin(key) if written(key) else DEFAULT for key, _ in leaves(data)}
-    return Recipe(Settings.model_validate(data), data, origins, base, texts)
+    return Recipe(Settings.model_validate(data, context={"base": base}), data, origins, base, texts)
 
 
 def _fill_options(data: dict[str, Any], merged: Merged, base: Path) -> None:
@@ -123,6 +124,9 @@ def _explain(error: ValidationError, merged: Merged) -> RecipeError:
     if first["type"] == "extra_forbidden":
         block = Source if key[:-1] in SOURCES else keys.block_at(key[:-1], merged.data)
         return unknown_key(key, list(block.model_fields), where)
+    fault = first.get("ctx", {}).get("error")
+    if isinstance(fault, StepError) and fault.path:
+        return RecipeError(f"{merged.origin((*key, *fault.path))}: {fault}.")
     value, (what, hint) = describe(first.get("input")), parts.in_words(first)
     hint = hint or keys.description_of(key, merged.data)
     if first["type"] == "value_error":

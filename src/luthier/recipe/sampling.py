@@ -12,7 +12,7 @@ from luthier.recipe.blocks import AUTO_SCHEMA, PARTS_SCHEMA, AutoCount, Block, C
 from luthier.types import Sampling
 
 
-class Generate(Block):
+class GenerateSettings(Block):
     """How answers are generated."""
 
     max_new_tokens: Count = Field(
@@ -181,8 +181,8 @@ class RL(Block):
         description="How rewards become the credit of each token: one part or a list applied in order, such as "
         "`[kl_penalty, leave_one_out]`.",
     )
-    generate: Generate = Field(
-        default_factory=lambda: Generate(temperature=1.0),
+    generate: GenerateSettings = Field(
+        default_factory=lambda: GenerateSettings(temperature=1.0),
         description="How the answers are sampled: keys as in `generate`, with temperature 1 unless written.",
     )
     updates: Count = Field(

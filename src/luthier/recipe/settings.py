@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, PlainValidator, WithJsonSchema, model_validator
+from pydantic import BeforeValidator, Field, PlainValidator, ValidationInfo, WithJsonSchema, model_validator
 
 from luthier import parts
 from luthier.recipe import specs
@@ -23,11 +23,11 @@ from luthier.recipe.blocks import (
     Model,
     Save,
     Source,
-    Train,
+    TrainSettings,
     any_of,
     source_or_null,
 )
-from luthier.recipe.sampling import RL, Denoise, Generate, Sample, rollout
+from luthier.recipe.sampling import RL, Denoise, GenerateSettings, Sample, rollout
 from luthier.recipe.specs import SUMS
 from luthier.recipe.steps import check_steps
 
@@ -43,15 +43,15 @@ __all__ = [
     "Compare",
     "Data",
     "Denoise",
-    "Evaluate",
-    "Generate",
+    "EvaluateSettings",
+    "GenerateSettings",
     "Model",
     "Path",
     "Sample",
     "Save",
     "Settings",
     "Source",
-    "Train",
+    "TrainSettings",
     "copy",
     "expand",
     "part_specs",
@@ -118,7 +118,7 @@ class BudgetSettings(Block):
         return getattr(self, self.unit)
 
 
-class Evaluate(Block):
+class EvaluateSettings(Block):
     """How results are scored, and what must not be forgotten."""
 
     metric: Annotated[
@@ -236,6 +236,11 @@ class Compare(Block):
         return self
 
 
+def _steps(steps: Any, info: ValidationInfo) -> Any:
+    """The steps checked; verbs in files of the user's start from the folder `base` of the validation's context."""
+    return check_steps(steps, (info.context or {}).get("base"))
+
+
 class Settings(Block):
     """A whole recipe, resolved."""
 
@@ -246,8 +251,9 @@ class Settings(Block):
     )
     model: Model = Field(description="The model to start from: a bundled name, a folder, a hub id, or a block.")
     data: Data = Field(description="The records, how they are split, rendered and cut.")
-    train: Train = Field(
-        default_factory=Train, description="What is minimised, what is trained, on which of the records drawn, and how."
+    train: TrainSettings = Field(
+        default_factory=TrainSettings,
+        description="What is minimised, what is trained, on which of the records drawn, and how.",
     )
     rl: Annotated[
         RL | Denoise | None,
@@ -268,7 +274,7 @@ class Settings(Block):
         "is the metric of the evaluation (language models). A denoiser's rollouts need one, which scores it, too.",
     )
     steps: Annotated[
-        dict[str, dict[str, Any]] | None, PlainValidator(check_steps), any_of({"type": "object"}, NULL_SCHEMA)
+        dict[str, dict[str, Any]] | None, PlainValidator(_steps), any_of({"type": "object"}, NULL_SCHEMA)
     ] = Field(
         default=None,
         description="A pipeline: an ordered block of named steps that train, generate, select, score or loop; null is "
@@ -278,11 +284,11 @@ class Settings(Block):
         default_factory=lambda: BudgetSettings(epochs=2),
         description="How long to train: exactly one of its keys. Methods of a comparison get the same.",
     )
-    evaluate: Evaluate = Field(
-        default_factory=Evaluate, description="How results are scored, and what must not be forgotten."
+    evaluate: EvaluateSettings = Field(
+        default_factory=EvaluateSettings, description="How results are scored, and what must not be forgotten."
     )
-    generate: Generate = Field(
-        default_factory=Generate, description="How answers are generated in evaluations and `generate` steps."
+    generate: GenerateSettings = Field(
+        default_factory=GenerateSettings, description="How answers are generated in evaluations and `generate` steps."
     )
     compare: Compare = Field(
         default_factory=Compare, description="Which methods are compared, over which seeds, at which learning rate."

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from luthier import parts
@@ -11,7 +12,7 @@ from luthier.errors import RecipeError
 from luthier.recipe.merge import Layer, Merged, check_keys
 from luthier.recipe.resolve import Recipe, resolve
 from luthier.recipe.settings import copy, expand
-from luthier.recipe.steps import OVERLAYS
+from luthier.recipe.steps import build_verb
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,7 @@ class Stage:
     """One step: its name, what it does, its recipe (without `steps`), and its block.
 
     `share` is its part of the whole budget, already taken out of `recipe`'s budget. A loop's `body` are the
-    stages of one round.
+    stages of one round. `verb` is the part that carries it out.
     """
 
     name: str
@@ -28,6 +29,11 @@ class Stage:
     block: Mapping[str, Any]
     share: float = 1.0
     body: tuple[Stage, ...] = ()
+
+    @cached_property
+    def verb(self) -> Any:
+        """The part behind `do`, with the step's keys as its options; built when it is first asked for."""
+        return build_verb(self.do, self.block, self.recipe.base)
 
 
 def stages_of(recipe: Recipe) -> list[Stage]:
@@ -53,28 +59,23 @@ def flat(stages: Sequence[Stage]) -> Iterator[Stage]:
 def _stages(recipe: Recipe, steps: Mapping[str, Any], share: float) -> Iterator[Stage]:
     for name, block in steps.items():
         own = share * (block.get("share") or 0.0)
-        if block["do"] == "loop":
-            body = tuple(_stages(recipe, block["steps"], own / block["rounds"]))
-            yield Stage(name, "loop", recipe, block, own, body)
+        verb = build_verb(block["do"], block, recipe.base)
+        _refuse_unknown_parts(recipe, name, verb)
+        if "steps" in block:
+            body = tuple(_stages(recipe, block["steps"], own / verb.repeats))
+            yield Stage(name, block["do"], recipe, block, own, body)
         else:
-            yield Stage(name, block["do"], _recipe_of(recipe, name, block, own), block, own)
+            yield Stage(name, block["do"], _recipe_of(recipe, name, verb, own), block, own)
 
 
-def _recipe_of(recipe: Recipe, name: str, block: Mapping[str, Any], share: float) -> Recipe:
+def _recipe_of(recipe: Recipe, name: str, verb: Any, share: float) -> Recipe:
     origins = {tuple(path.split(".")): origin for path, origin in recipe.origins.items()}
     merged = Merged(copy(recipe.data), origins)
     merged.data["steps"] = None
-    if block["do"] == "train":
-        merged.data["rl"] = None
-    elif block["do"] == "rl" and merged.data["rl"] is None:
-        merged.data["rl"] = {}
-    if "model" in block:
-        merged.data["model"] = {}
-    overlay = Layer(expand({key: block[key] for key in OVERLAYS if key in block}), f"step {name}", recipe.base)
+    verb.adapt(merged.data)
+    overlay = Layer(expand(verb.overlays()), f"step {name}", recipe.base)
     check_keys(overlay)
     merged.add(overlay)
-    if block["do"] == "select":
-        _refuse_unknown_subset(recipe, name, block["subset"])
     if share and recipe.settings.budget.unit != "updates":
         merged.data["budget"] = {recipe.settings.budget.unit: recipe.settings.budget.amount * share}
     elif share:
@@ -82,8 +83,10 @@ def _recipe_of(recipe: Recipe, name: str, block: Mapping[str, Any], share: float
     return resolve(merged, recipe.name, recipe.base)
 
 
-def _refuse_unknown_subset(recipe: Recipe, step: str, spec: Mapping[str, Any]) -> None:
-    try:
-        parts.build("subset", spec, recipe.base)
-    except RecipeError as error:
-        raise RecipeError(f"step {step}: subset: {error.message}", error.hint) from None
+def _refuse_unknown_parts(recipe: Recipe, step: str, verb: Any) -> None:
+    """Raise RecipeError for a part that a key of the step names, and that does not exist or has other options."""
+    for key, slot, spec in verb.named_parts():
+        try:
+            parts.build(slot, spec, recipe.base)
+        except RecipeError as error:
+            raise RecipeError(f"step {step}: {key}: {error.message}", error.hint) from None

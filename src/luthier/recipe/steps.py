@@ -1,172 +1,249 @@
 """The grammar of `steps:`, a pipeline: an ordered mapping from names to blocks with `do:`.
 
-A step sees the recipe with its own blocks laid over it. `from` names the model it starts from (`base`, `newest`
-or an earlier step; default: the newest), `data` the records it works on (`data` are the recipe's, `chunk` a loop
-round's share of them, else an earlier step that makes records). A training step with a `model` of its own trains
-that aside, for the losses that its `probe` sees.
+What a step does is a part of the slot `verb`, and the options of that part are the keys of the step. A step sees the
+recipe with its own blocks laid over it. A step refers to an earlier one by name: to the model that it left (`base`
+and `newest` always exist), or to its records (`data` are the recipe's, `chunk` a loop round's share of them).
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
 
-from luthier.errors import nearest
+from pydantic import ValidationError
+from pydantic.fields import FieldInfo
+
+from luthier import parts
+from luthier.errors import RecipeError, nearest
 
 BASE, NEWEST, DATA, CHUNK = "base", "newest", "data", "chunk"
-OVERLAYS = ("model", "train", "rl", "generate", "reward")
-VERBS: dict[str, tuple[str, ...]] = {
-    "train": ("from", "data", "share", "model", "train", "probe"),
-    "rl": ("from", "data", "share", "train", "rl", "reward"),
-    "generate": ("from", "data", "generate", "reward", "samples", "instruction", "unless"),
-    "select": ("from", "data", "subset"),
-    "score": ("from", "data", "entropy", "reward"),
-    "evaluate": ("from", "generate"),
-    "loop": ("data", "share", "rounds", "carry", "steps"),
-}
-MODELS, RECORDS, TRAINING = ("train", "rl", "loop"), ("generate", "select"), ("train", "rl", "loop")
+SLOT = "verb"
+Kind = Literal["model", "records"]
+"""What a step leaves under its name."""
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Marks an option of a verb that names what earlier steps left: one name, or a list of them.
+
+    `data: Annotated[str | list[str], Reference("records")]`. The grammar refuses a name that no earlier step has.
+    """
+
+    to: Kind
+
+
+class StepError(ValueError):
+    """A mistake in a step; `path` leads from `steps` to the key."""
+
+    def __init__(self, path: Sequence[str], message: str):
+        super().__init__(message)
+        self.path = tuple(path)
 
 
 @dataclass(frozen=True)
 class _Scope:
-    """Names that a step may refer to."""
+    """What a step may refer to, the keys above it, and the folder that the recipe's files start from."""
 
     models: tuple[str, ...] = (BASE, NEWEST)
     records: tuple[str, ...] = (DATA,)
+    path: tuple[str, ...] = ()
+    base: Path | None = None
 
-    def after(self, name: str, verb: str, aside: bool) -> _Scope:
-        """With this step's name; a model that was trained `aside` is no model of the recipe's."""
-        return _Scope(
-            (*self.models, name) if verb in MODELS and not aside else self.models,
-            (*self.records, name) if verb in RECORDS else self.records,
+    def after(self, name: str, leaves: Sequence[Kind]) -> _Scope:
+        """The scope of the step behind one of this name."""
+        return replace(
+            self,
+            models=(*self.models, name) if "model" in leaves else self.models,
+            records=(*self.records, name) if "records" in leaves else self.records,
         )
 
+    def inside(self, name: str) -> _Scope:
+        """The scope of the first step in the body of a step of this name."""
+        return replace(self, records=(*self.records, CHUNK), path=(*self.path, name, "steps"))
 
-def check_steps(value: Any) -> dict[str, dict[str, Any]] | None:
-    """Check a pipeline and write out its defaults: `do`, `from`, `data`, `share` of every step.
+
+@dataclass(frozen=True)
+class _Step:
+    """A checked step: its keys with the defaults written out, and its verb."""
+
+    block: dict[str, Any]
+    verb: Any
+
+
+def check_steps(steps: Any, base: Path | None = None) -> dict[str, dict[str, Any]] | None:
+    """Check a pipeline and write out the defaults of every step.
+
+    Args:
+        base: the folder that verbs in files of the user's (`do: ./mine.py`) are looked up in.
 
     Raises:
-        ValueError: in words; the caller knows the place.
+        StepError: names the step and the key.
     """
-    if value is None:
+    if steps is None:
         return None
-    found = _checked(value, _Scope())
-    if not any(step["do"] in TRAINING for step in found.values()):
-        raise ValueError("no step trains: add one that does `train` or `rl`")
-    return found
+    checked = _check_all(steps, _Scope(base=base))
+    if not any(_shares(step.verb) for step in checked.values()):
+        raise StepError((), "no step trains: add one that does `train` or `rl`")
+    return {name: step.block for name, step in checked.items()}
 
 
-def _checked(value: Any, scope: _Scope) -> dict[str, dict[str, Any]]:
-    if not isinstance(value, Mapping) or not value:
-        raise ValueError("expected an ordered block of steps, each a name and its block")
-    found: dict[str, dict[str, Any]] = {}
-    for name, block in value.items():
+def build_verb(do: str, block: Mapping[str, Any], base: Path | None) -> Any:
+    """The part that carries a step out.
+
+    Args:
+        do: the name of a verb, or a file that holds one.
+        block: the keys of the step; `do` among them is passed over.
+
+    Raises:
+        RecipeError: there is no such verb.
+        pydantic.ValidationError: a key is wrong.
+    """
+    verb = _load(do, base)
+    return verb(**{key: setting for key, setting in block.items() if key != "do"})
+
+
+def _load(do: str, base: Path | None) -> type[Any]:
+    verb = parts.load(SLOT, do, base)
+    if getattr(verb, "SLOT", None) != SLOT:
+        raise RecipeError(
+            f"{verb.__name__} in {do} is no verb.", "Derive it from Verb (`from luthier.steps.verbs.base import Verb`)."
+        )
+    return verb
+
+
+def names_in(verb: Any, to: Kind) -> list[tuple[str, str]]:
+    """(key, name) of every model, or of all records, that the options of a verb refer to."""
+    pairs: list[tuple[str, str]] = []
+    for field_name, field in type(verb).model_fields.items():
+        if Reference(to) in field.metadata:
+            named = getattr(verb, field_name)
+            listed = named if isinstance(named, list) else [named]
+            pairs += [(_key(field_name, field), name) for name in listed if name is not None]
+    return pairs
+
+
+def keys_of(verb: type[Any]) -> dict[str, FieldInfo]:
+    """The keys that a step of this verb takes; `from` is no word that Python lets a field have."""
+    return {_key(name, field): field for name, field in verb.model_fields.items()}
+
+
+def _key(field_name: str, field: FieldInfo) -> str:
+    return field.alias or field_name
+
+
+def _shares(verb: Any) -> bool:
+    """Whether a step takes a share of the budget: it trains, or its body does."""
+    return "share" in type(verb).model_fields
+
+
+def _check_all(steps: Any, scope: _Scope) -> dict[str, _Step]:
+    if not isinstance(steps, Mapping) or not steps:
+        raise StepError(scope.path, "expected an ordered block of steps, each a name and its block")
+    checked: dict[str, _Step] = {}
+    for name, block in steps.items():
         if not re.fullmatch(r"[a-z]\w*", str(name)) or name in (BASE, NEWEST, DATA, CHUNK):
-            raise ValueError(f"`{name}` cannot name a step: small letters, digits, _; not base, newest, data, chunk")
-        found[name] = _step(name, {} if block is None else block, scope)
-        scope = scope.after(name, found[name]["do"], "model" in found[name])
-    return _with_shares(found)
+            raise StepError(
+                (*scope.path, str(name)),
+                f"`{name}` cannot name a step: small letters, digits, _; not base, newest, data, chunk",
+            )
+        checked[name] = _check(name, {} if block is None else block, scope)
+        scope = scope.after(name, checked[name].verb.leaves)
+    _divide_budget(checked, scope)
+    return checked
 
 
-def _step(name: str, block: Any, scope: _Scope) -> dict[str, Any]:
+def _check(name: str, block: Any, scope: _Scope) -> _Step:
+    here = (*scope.path, name)
     if not isinstance(block, Mapping):
-        raise ValueError(f"step `{name}` is not a block of keys")
-    verb = block.get("do", name)
-    if not isinstance(verb, str) or verb not in VERBS:
-        close = nearest(str(verb), tuple(VERBS))
-        hint = f"did you mean `{close}`" if close else f"give it one of {', '.join(VERBS)} as `do`"
-        raise ValueError(f"step `{name}` does `{verb}`, which there is not: {hint}")
-    unknown = [key for key in block if key not in (*VERBS[verb], "do")]
-    if unknown:
-        close = nearest(unknown[0], VERBS[verb])
-        hint = f"did you mean `{close}`" if close else f"it has {', '.join(VERBS[verb])}"
-        raise ValueError(f"step `{name}` ({verb}) has no key `{unknown[0]}`: {hint}")
-    step = {**block, "do": verb}
-    if "from" in VERBS[verb]:
-        step.setdefault("from", NEWEST)
-        _refer(name, "from", step["from"], scope.models)
-    if "data" in VERBS[verb]:
-        step.setdefault("data", CHUNK if CHUNK in scope.records else DATA)
-        for one in step["data"] if isinstance(step["data"], list) else [step["data"]]:
-            _refer(name, "data", one, scope.records)
-    return _OWN[verb](name, step, scope) if verb in _OWN else step
+        raise StepError(here, f"step `{name}` is not a block of keys")
+    do = block.get("do", name)
+    keys = keys_of(_verb_of(name, do, scope))
+    unknown = next((key for key in block if key not in (*keys, "do")), None)
+    if unknown is not None:
+        close = nearest(str(unknown), list(keys))
+        hint = f"did you mean `{close}`" if close else f"it has {', '.join(keys)}"
+        raise StepError((*here, str(unknown)), f"step `{name}` ({do}) has no key `{unknown}`: {hint}")
+    block = {**block, "do": do}
+    if "data" in keys:  # inside a loop the records at hand are the round's own
+        block.setdefault("data", CHUNK if CHUNK in scope.records else DATA)
+    try:
+        verb = build_verb(do, block, scope.base)
+    except ValidationError as error:
+        raise _in_words(name, do, here, error) from None
+    _refuse_unknown_names(name, verb, scope)
+    block = {"do": do, **_written_out(verb)}
+    if "steps" in keys:
+        body = _check_all(block["steps"], scope.inside(name))
+        block["steps"] = {inner: step.block for inner, step in body.items()}
+        try:
+            verb.check_body({inner: step.verb for inner, step in body.items()})
+        except ValueError as error:
+            raise StepError((*here, "steps"), f"step `{name}`: {error}") from None
+    return _Step(block, verb)
 
 
-def _refer(name: str, key: str, target: Any, known: tuple[str, ...]) -> None:
-    if target not in known:
-        raise ValueError(f"step `{name}`: {key}: {target!r} is not known here; known: {', '.join(known)}")
+def _refuse_unknown_names(name: str, verb: Any, scope: _Scope) -> None:
+    """Raise StepError for a model, or records, that no step before this one left."""
+    references = [(pair, scope.models) for pair in names_in(verb, "model")]
+    references += [(pair, scope.records) for pair in names_in(verb, "records")]
+    for (key, target), known in references:
+        if target not in known:
+            message = f"step `{name}`: {key}: {target!r} is not known here; known: {', '.join(known)}"
+            raise StepError((*scope.path, name, key), message)
 
 
-def _train(name: str, step: dict[str, Any], scope: _Scope) -> dict[str, Any]:
-    if "model" in step and (step["from"] not in (BASE, NEWEST) or step["data"] != DATA):
-        raise ValueError(f"step `{name}`: a `model` of its own starts from itself, on `data`: leave out from and data")
-    probe = step.get("probe")
-    if probe is None:
-        return step
-    every = probe.get("every") if isinstance(probe, Mapping) and set(probe) == {"every"} else None
-    if every != "auto" and (type(every) is not int or every < 1):
-        raise ValueError(f"step `{name}`: probe: expected `every: auto` or every so many updates, found {probe!r}")
-    return step
+def _verb_of(name: str, do: Any, scope: _Scope) -> type[Any]:
+    """The class behind `do`: the name of a verb, or a file of the user's."""
+    here = (*scope.path, name, "do")
+    known = [entry.name for entry in parts.catalogue(SLOT)]
+    if do not in known and not (isinstance(do, str) and do.endswith(".py")):
+        close = nearest(str(do), known)
+        hint = f"did you mean `{close}`" if close else f"give it one of {', '.join(known)} or ./FILE.py as `do`"
+        raise StepError(here, f"step `{name}` does `{do}`, which is no verb: {hint}")
+    try:
+        return _load(do, scope.base)
+    except RecipeError as error:
+        hint = f" {error.hint.rstrip('.')}" if error.hint else ""
+        raise StepError(here, f"step `{name}`: {error.message if hint else error.message.rstrip('.')}{hint}") from None
 
 
-def _generate(name: str, step: dict[str, Any], scope: _Scope) -> dict[str, Any]:
-    step.setdefault("samples", 1)
-    if type(step["samples"]) is not int or step["samples"] < 1:
-        raise ValueError(f"step `{name}`: samples: expected a whole number above 0, found {step['samples']!r}")
-    instruction = step.setdefault("instruction", None)
-    if instruction is not None and (not isinstance(instruction, str) or "{prompt}" not in instruction):
-        raise ValueError(f"step `{name}`: instruction: expected text with {{prompt}}, and {{answer}} where it is shown")
-    unless = step.setdefault("unless", None)
-    if unless is not None:
-        _refer(name, "unless", unless, scope.records)
-    return step
+def _in_words(name: str, do: str, here: tuple[str, ...], error: ValidationError) -> StepError:
+    """The first thing that is wrong with the keys of a step."""
+    fault = error.errors()[0]
+    key = str(fault["loc"][0]) if fault["loc"] else ""
+    if fault["type"] == "missing":
+        return StepError(here, f"step `{name}`: a step that does `{do}` needs `{key}`")
+    what, hint = parts.in_words(fault)
+    seen = "" if fault["type"] == "value_error" else f", found {fault.get('input')!r}"
+    message = f"step `{name}`: {f'{key}: ' if key else ''}{what}{seen}"
+    return StepError((*here, key) if key else here, f"{message}. {hint}" if hint else message)
 
 
-def _select(name: str, step: dict[str, Any], scope: _Scope) -> dict[str, Any]:
-    subset = step.get("subset")
-    subset = {"kind": subset} if isinstance(subset, str) else subset
-    if not isinstance(subset, Mapping) or not isinstance(subset.get("kind"), str):
-        raise ValueError(f"step `{name}`: subset: expected the name of a part or a block with `kind`")
-    return {**step, "subset": dict(subset)}
+def _written_out(verb: Any) -> dict[str, Any]:
+    """Every key with its setting. Blocks that nobody wrote stay out: to write `reward:` or `probe:` says something."""
+    settings: dict[str, Any] = {}
+    for name, field in type(verb).model_fields.items():
+        is_block = name in verb.OVERLAYS or _holds_block(field)
+        if name in verb.model_fields_set or not is_block:
+            settings[_key(name, field)] = getattr(verb, name)
+    return settings
 
 
-def _score(name: str, step: dict[str, Any], scope: _Scope) -> dict[str, Any]:
-    if type(step.setdefault("entropy", False)) is not bool:
-        raise ValueError(f"step `{name}`: entropy: expected true or false, found {step['entropy']!r}")
-    return step
+def _holds_block(field: FieldInfo) -> bool:
+    kinds = (field.annotation, *get_args(field.annotation))
+    return any(get_origin(kind) is dict for kind in kinds)
 
 
-def _loop(name: str, step: dict[str, Any], scope: _Scope) -> dict[str, Any]:
-    rounds, carry = step.setdefault("rounds", 2), step.setdefault("carry", False)
-    if type(rounds) is not int or rounds < 1:
-        raise ValueError(f"step `{name}`: rounds: expected a whole number above 0, found {rounds!r}")
-    if type(carry) is not bool:
-        raise ValueError(f"step `{name}`: carry: expected true or false, found {carry!r}")
-    if "steps" not in step:
-        raise ValueError(f"step `{name}`: a loop needs `steps`")
-    body = _checked(step["steps"], _Scope(scope.models, (*scope.records, CHUNK)))
-    trained = [inner for inner, one in body.items() if one["do"] in TRAINING]
-    if len(trained) != 1 or body[trained[0]]["do"] == "loop":
-        raise ValueError(f"step `{name}`: the body of a loop trains in exactly one step, found {len(trained)}")
-    return {**step, "steps": body}
-
-
-_OWN = {"train": _train, "generate": _generate, "select": _select, "score": _score, "loop": _loop}
-
-
-def _with_shares(steps: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Every training step's share of the budget; those without one divide what is left."""
-    trained = [name for name, step in steps.items() if step["do"] in TRAINING]
-    for name in trained:
-        share = steps[name].get("share")
-        if share is not None and (type(share) not in (int, float) or not 0 < share <= 1):
-            raise ValueError(f"step `{name}`: share: expected a number above 0 and at most 1, found {share!r}")
-    given = sum(steps[name].get("share") or 0 for name in trained)
-    open_ones = [name for name in trained if steps[name].get("share") is None]
-    if given > 1 + 1e-9 or (open_ones and given >= 1):
-        raise ValueError(f"the shares of the steps add up to {given:g}, and {len(open_ones)} step(s) have none")
-    for name in open_ones:
-        steps[name]["share"] = (1 - given) / len(open_ones)
-    return steps
+def _divide_budget(steps: Mapping[str, _Step], scope: _Scope) -> None:
+    """Write out the share of the budget of every step that trains; steps without one divide what is left."""
+    blocks = {name: step.block for name, step in steps.items() if _shares(step.verb)}
+    written = sum(block.get("share") or 0 for block in blocks.values())
+    without = [block for block in blocks.values() if block.get("share") is None]
+    if written > 1 + 1e-9 or (without and written >= 1):
+        message = f"the shares of the steps add up to {written:g}, and {len(without)} step(s) have none"
+        raise StepError(scope.path, message)
+    for block in without:
+        block["share"] = (1 - written) / len(without)

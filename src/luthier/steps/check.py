@@ -38,7 +38,6 @@ from luthier.models.policy import HeadOnly
 from luthier.objectives.base import build_objective, reads_of
 from luthier.recipe import Method, Recipe, Stage, flat, list_methods, load_recipe, stages_of
 from luthier.recipe.modality import MODALITIES, modality_of
-from luthier.recipe.steps import TRAINING
 from luthier.runs.run import SETS, Run
 from luthier.steps.train import training
 from luthier.steps.verify import verify
@@ -202,7 +201,7 @@ def _steps(stages: Sequence[Stage], prepared: Prepared) -> Steps:
         data = stage.block.get("data", "")
         aside = stage.recipe.settings.model.path if "model" in stage.block else None
         model = aside or stage.block.get("from", "")
-        share = stage.share if stage.do in TRAINING else None
+        share = stage.share if stage.verb.TRAINS or stage.body else None
         data = ", ".join(data) if isinstance(data, list) else data
         lines.append(StepLine(depth, stage.name, stage.do, model, data, share))
     peaks = {stage.name: _memory(stage.recipe, prepared).total for stage in _trainings(stages)}
@@ -213,14 +212,13 @@ def _steps(stages: Sequence[Stage], prepared: Prepared) -> Steps:
 def _servers(stages: Sequence[Stage]) -> Iterator[Server]:
     """Whether the models that answer from elsewhere can be reached now."""
     for stage in flat(stages):
-        sampler = stage.recipe.settings.generate.sampler
-        if stage.do == "generate" and "url" in sampler:
+        if address := stage.verb.server(stage):
             fault = None
             try:
-                parts.build("sampler", sampler, stage.recipe.base).reach()
+                stage.verb.reach(stage)
             except LuthierError as error:
                 fault = str(error)
-            yield Server(stage.name, sampler["url"], fault)
+            yield Server(stage.name, address, fault)
 
 
 def _nested(stages: Sequence[Stage], depth: int = 0) -> Iterator[tuple[int, Stage]]:
@@ -230,7 +228,7 @@ def _nested(stages: Sequence[Stage], depth: int = 0) -> Iterator[tuple[int, Stag
 
 
 def _trainings(stages: Sequence[Stage]) -> list[Stage]:
-    return [stage for stage in flat(stages) if stage.do in ("train", "rl")]
+    return [stage for stage in flat(stages) if stage.verb.TRAINS]
 
 
 def _methods(recipe: Recipe, prepared: Prepared | None) -> Methods:

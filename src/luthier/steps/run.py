@@ -21,8 +21,9 @@ from luthier.runs.journal import Journal
 from luthier.runs.run import Run
 from luthier.runs.stop import Ended, Stop, stop_signals
 from luthier.steps.evaluate import evaluate_sets
-from luthier.steps.pipeline import Work
+from luthier.steps.pipeline import run_pipeline
 from luthier.steps.verify import verify
+from luthier.steps.work import Work
 
 
 def run_recipe(recipe: Recipe, folder: Path, observers: Sequence[str]) -> dict[str, Any]:
@@ -81,10 +82,9 @@ def carry_out(run: Run) -> dict[str, Any]:
 
 
 def _reach(stages: Sequence[Stage], folder: Path) -> None:
-    """Raise RunError if a model elsewhere is to answer and cannot; steps that have their answers need nobody."""
+    """Raise RunError if a model elsewhere is to answer in a step and cannot be reached."""
     for stage in flat(stages):
-        if stage.do == "generate" and not any(folder.glob(f"steps/**/{stage.name}/records.jsonl")):
-            parts.build("sampler", stage.recipe.settings.generate.sampler, stage.recipe.base).reach()
+        stage.verb.reach(stage, folder)
 
 
 def _carry_out(run: Run, folder: Path, journal: Journal, stop: Stop) -> dict[str, Any]:
@@ -99,8 +99,8 @@ def _carry_out(run: Run, folder: Path, journal: Journal, stop: Stop) -> dict[str
         journal.counts = workspace.COUNTS
         journal.progress(1, 1)
     work = Work(run, workspace, journal, stop)
-    status = work.carry_out(stages)
-    facts = work.facts()
+    status = run_pipeline(work, stages)
+    facts = work.summary()
     if status == "stopped" or run.world.rank > 0:
         return run.record(status, **facts)
     model = work.models[NEWEST]

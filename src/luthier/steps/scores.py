@@ -15,8 +15,10 @@ from luthier.models.policy import TokenPolicy
 from luthier.rewards.base import Log
 from luthier.rollouts.base import Prompt
 from luthier.run_folder import write_text
-from luthier.steps.verify import SCORED
 from luthier.types import Candidate, Row, Trajectory
+
+IDENTITY = ("record", "row", "source")
+"""What a line says of which answer it is about; all else are numbers about it."""
 
 
 def score_candidates(
@@ -94,7 +96,7 @@ def _asked(workspace: LanguageWorkspace, group: Sequence[Candidate]) -> tuple[Pr
 
 def scored_columns(lines: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
     """Name → row id → value, for subsets that read them; NaN where there is none."""
-    names = [name for name in SCORED if lines and name in lines[0]]
+    names = [name for name in (lines[0] if lines else ()) if name not in IDENTITY]
     return {name: {line["row"]: math.nan if line[name] is None else line[name] for line in lines} for name in names}
 
 
@@ -108,7 +110,6 @@ def scores_facts(lines: Sequence[Mapping[str, Any]], looked: int) -> dict[str, A
     tokens = sum(line["tokens"] for line in lines)
     rewards = [line["reward"] for line in lines if line["reward"] is not None]
     return {
-        "do": "score",
         "answers": len(lines),
         "tokens": tokens,
         "looked_rows": len(lines),

@@ -7,10 +7,10 @@ from pathlib import Path
 
 from luthier import parts
 from luthier.errors import RecipeError
-from luthier.objectives.base import build_objective, members_of, reads_of
+from luthier.objectives.base import Objective, build_objective, members_of
 from luthier.recipe import Stage, flat
 from luthier.recipe.modality import MODALITIES, modality_of
-from luthier.recipe.settings import RL, Denoise, Generate
+from luthier.recipe.settings import RL, Denoise, GenerateSettings
 from luthier.rewards.base import build_rewards
 from luthier.rollouts.base import build_chain, check_chain
 
@@ -18,16 +18,8 @@ SAMPLED = {"generate": ("advantages", "old_logprobs", "values", "returns"), "den
 """Kind of rollout → the streams that only its rows carry."""
 
 
-PROBED = ("trajectory",)
-"""Columns that a probe of a training before leaves."""
-
-
-SCORED = ("sum_logprob", "mean_logprob", "tokens", "reward", "entropy")
-"""Columns that a score step leaves, one value per answer."""
-
-
 def verify(stages: Sequence[Stage]) -> None:
-    """Refuse steps whose parts cannot work together.
+    """Let the verb of every step refuse what the step cannot do.
 
     Raises:
         RecipeError: an objective for another kind of model or for sampled answers, where there are none; advantages
@@ -35,38 +27,18 @@ def verify(stages: Sequence[Stage]) -> None:
             answers of another model where those of the model at hand are needed; rewards
             of another kind of model.
     """
-    known: set[str] = set()
+    columns: set[str] = set()
     for stage in flat(stages):
-        known |= _left_by(stage)
-        _answers_itself(stage)
-        if stage.do == "select":
-            _columns_are_known(stage, known)
-        if stage.do in ("train", "rl"):
-            _objective_fits(stage)
-        if stage.do == "rl":
-            _groups_compare(stage)
+        stage.verb.check(stage, columns)
+        columns |= set(stage.verb.columns)
 
 
-def _answers_itself(stage: Stage) -> None:
-    """Only a `generate` step may have another model answer, if its own block says so."""
-    settings, place = stage.recipe.settings, f"step `{stage.name}`"
-    rl = settings.rl if stage.do == "rl" else None
-    if isinstance(rl, RL) and not samples_itself(rl.generate, stage.recipe.base):
-        raise RecipeError(
-            f"The {place} learns from what the model in training says, and rl.generate.sampler has another one answer.",
-            "Leave it out; to learn from another model, `generate` its answers and `train` on them.",
-        )
-    named = stage.do == "generate" and "sampler" in (stage.block.get("generate") or {})
-    if not named and not samples_itself(settings.generate, stage.recipe.base):
-        raise _not_itself()
-
-
-def samples_itself(block: Generate, base: Path) -> bool:
+def samples_itself(block: GenerateSettings, base: Path) -> bool:
     """Whether the model that a step has is the one that answers."""
     return parts.build("sampler", block.sampler, base).OWN
 
 
-def refuse_others(block: Generate, base: Path) -> None:
+def refuse_others(block: GenerateSettings, base: Path) -> None:
     """Raise RecipeError where another model would answer than the one that is evaluated."""
     if not samples_itself(block, base):
         raise _not_itself()
@@ -79,41 +51,40 @@ def _not_itself() -> RecipeError:
     )
 
 
-def _objective_fits(stage: Stage) -> None:
+def fitting_objectives(stage: Stage) -> list[Objective]:
+    """The objectives of a training step.
+
+    Raises:
+        RecipeError: one is a loss of another kind of model.
+    """
     settings = stage.recipe.settings
-    objective = build_objective(settings.train.objective, stage.recipe.base)
-    members, reads = members_of(objective), set(reads_of(objective))
+    members = members_of(build_objective(settings.train.objective, stage.recipe.base))
     modality = modality_of(settings.model, stage.recipe.base)
-    for one in members:
-        if modality != one.MODALITY:
-            raise _misfit(one.kind, one.MODALITY, settings.model.path, modality)
-        sampled = [read for streams in SAMPLED.values() for read in streams if read in one.reads]
-        if sampled and stage.do == "train":
-            raise RecipeError(
-                f"`{one.kind}` learns from `{sampled[0]}` of answers that the model samples itself, and the step"
-                f" `{stage.name}` trains on records.",
-                "Add `rl: {}` to the recipe (in a pipeline, `do: rl`) and say in `reward:` what a good answer is.",
-            )
+    for member in members:
+        if modality != member.MODALITY:
+            raise _misfit(member.kind, member.MODALITY, settings.model.path, modality)
+    return members
+
+
+def refuse_misfits(stage: Stage, members: Sequence[Objective]) -> None:
+    """Raise RecipeError for tuners, rollouts and rewards that do not fit the model of a training step."""
+    settings = stage.recipe.settings
+    modality = modality_of(settings.model, stage.recipe.base)
     if modality != "language":
         _tuners_fold(stage, modality)
+    reads = {read for member in members for read in member.reads}
     if isinstance(settings.rl, Denoise) and reads.intersection(SAMPLED["denoise"]):
         _rollout_fits(stage)
     if settings.reward != "auto":
         _rewards_fit(stage, modality)
-    if isinstance(settings.rl, RL) and not any("advantages" in one.reads for one in members):
-        raise RecipeError(
-            f"`{members[0].kind}` does not look at rewards, and the step `{stage.name}` would train it on whatever the"
-            " model samples.",
-            "Write `rl:` in the methods that learn from rewards (grpo brings its own), not in the recipe; to train on"
-            " right answers of the model's own, generate and select them (methods s3ft, fare).",
-        )
 
 
 def _misfit(objective: str, wanted: str, model: str, modality: str) -> RecipeError:
     fitting = [e.name for e in parts.catalogue("objective") if e.constants.get("MODALITY", "language") == modality]
+    more = ", ..." if len(fitting) > 8 else ""
     return RecipeError(
-        f"`{objective}` is a loss of {MODALITIES[wanted].name}; {model} is one of the {MODALITIES[modality].name}.",
-        f"`train.objective` of {MODALITIES[modality].name}: {', '.join(fitting[:8])}{', ...' if len(fitting) > 8 else ''}.",
+        f"`{objective}` trains {MODALITIES[wanted].name}; {model} is one of the {MODALITIES[modality].name}.",
+        f"`train.objective` of {MODALITIES[modality].name}: {', '.join(fitting[:8])}{more}.",
     )
 
 
@@ -123,8 +94,8 @@ def _tuners_fold(stage: Stage, modality: str) -> None:
         tuner = parts.build("tuner", one, stage.recipe.base)
         if not tuner.MERGES:
             raise RecipeError(
-                f"What the tuner `{tuner.kind}` learns cannot be merged, and {MODALITIES[modality].name} are saved as their own"
-                " library loads them.",
+                f"What the tuner `{tuner.kind}` learns cannot be merged, and {MODALITIES[modality].name} are saved as"
+                " their own library loads them.",
                 "Choose a tuner that folds into the weights, such as `lora` or `full`.",
             )
 
@@ -145,40 +116,19 @@ def _rollout_fits(stage: Stage) -> None:
 
 def _rewards_fit(stage: Stage, modality: str) -> None:
     known = {entry.name: entry.constants.get("MODALITY", "language") for entry in parts.catalogue("reward")}
+    fitting = ", ".join(name for name, other in known.items() if other == modality)
+    trained = MODALITIES[modality].name
     for member in build_rewards(stage.recipe.settings.reward, stage.recipe.base).members:
         if modality != member.reward.MODALITY:
+            judged = MODALITIES[member.reward.MODALITY].name
             raise RecipeError(
-                f"The reward `{member.name}` judges what {MODALITIES[member.reward.MODALITY].name} make; this recipe trains"
-                f" {MODALITIES[modality].name}.",
-                f"Of {MODALITIES[modality].name}: {', '.join(name for name, other in known.items() if other == modality)};"
-                f' in a file of your own, `MODALITY = "{modality}"`.',
+                f"The reward `{member.name}` judges what {judged} make; this recipe trains {trained}.",
+                f'Of {trained}: {fitting}; in a file of your own, `MODALITY = "{modality}"`.',
             )
 
 
-def _left_by(stage: Stage) -> set[str]:
-    """The columns that a step leaves for choices behind it."""
-    if stage.do == "score":
-        return {name for name in SCORED if name != "entropy" or stage.block["entropy"]}
-    return set(PROBED) if stage.block.get("probe") else set()
-
-
-def _columns_are_known(stage: Stage, known: set[str]) -> None:
-    part = parts.build("subset", stage.block["subset"], stage.recipe.base)
-    wanted = [read for read in part.READS if read in (*PROBED, *SCORED) and read not in known]
-    if wanted and wanted[0] in SCORED:
-        raise RecipeError(
-            f"The step `{stage.name}` chooses by `{wanted[0]}`, and no `score` step before it gives that.",
-            f"Put one before it: `scores: {{do: score, data: ..., entropy: {str(wanted[0] == 'entropy').lower()}}}`.",
-        )
-    if wanted:
-        raise RecipeError(
-            f"The step `{stage.name}` chooses by `{wanted[0]}`, the losses over a training, and no step before it has"
-            " a probe.",
-            "Put a step before it such as `proxy: {do: train, probe: {every: auto}}`.",
-        )
-
-
-def _groups_compare(stage: Stage) -> None:
+def refuse_senseless_advantages(stage: Stage) -> None:
+    """Raise RecipeError for advantages in a senseless order, or that compare groups of one answer."""
     settings = stage.recipe.settings.rl
     if not isinstance(settings, RL):
         return  # a rollout of a denoiser always compares the samples of a group

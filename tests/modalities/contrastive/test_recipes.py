@@ -78,7 +78,7 @@ class _Silent:
 @pytest.mark.parametrize(
     "error, words, more",
     [
-        (RecipeError, "`flow` is a loss of denoisers; .* image and text encoders", {"train": {"objective": "flow"}}),
+        (RecipeError, "`flow` trains denoisers; .* image and text encoders", {"train": {"objective": "flow"}}),
         (RecipeError, "reward: of image and text encoders", {"reward": "digit"}),
         (RecipeError, "evaluate.sample: of image and text encoders", {"evaluate": {"sample": {"steps": 4}}}),
         (DataError, "holds text", {"data": {"train": "sums"}}),

@@ -192,8 +192,8 @@ def test_cached_latents_and_prompt_embeddings_from_a_file(tmp_path):
 @pytest.mark.parametrize(
     "error, words, more",
     [
-        (RecipeError, r"`sft` is a loss of language models; .* of the denoisers", {"train": {"objective": "sft"}}),
-        (RecipeError, "`siglip` is a loss of image and text encoders", {"train": {"objective": "siglip"}}),
+        (RecipeError, r"`sft` trains language models; .* of the denoisers", {"train": {"objective": "sft"}}),
+        (RecipeError, "`siglip` trains image and text encoders", {"train": {"objective": "siglip"}}),
         (RecipeError, "`rl.kind: generate` is of rollouts of language models", {"rl": {"kind": "generate"}}),
         (RecipeError, "`rl.passes` is of rollouts of language models", {"rl": {"passes": 2}}),
         (RecipeError, "learns from `optimality`", {**NFT, "rl": None}),

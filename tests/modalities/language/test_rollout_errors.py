@@ -127,7 +127,7 @@ def test_a_group_of_one_has_nothing_to_compare(tmp_path, unsampled):
 def test_an_objective_of_another_kind_of_model(tmp_path):
     for name, kind in (("siglip", "image and text encoders"), ("flow", "denoisers")):
         settings = recipe(tmp_path, f"train.objective={name}", rl=None)
-        with pytest.raises(RecipeError, match=f"`{name}` is a loss of {kind}; nano is one of the language models"):
+        with pytest.raises(RecipeError, match=f"`{name}` trains {kind}; nano is one of the language models"):
             verify(stages_of(settings))
 
 

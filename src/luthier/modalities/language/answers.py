@@ -15,7 +15,7 @@ from luthier.data.shapes import last_answer, messages_of, question_and_answer
 from luthier.errors import RunError
 from luthier.evals.evaluate import assign_metrics, measure
 from luthier.keyed import seed63
-from luthier.recipe.settings import Generate
+from luthier.recipe.settings import GenerateSettings
 from luthier.rewards.base import Log, build_rewards
 from luthier.rollouts.base import Judge, Prompt
 from luthier.rollouts.judge import judge_by
@@ -28,7 +28,9 @@ if TYPE_CHECKING:
     from luthier.modalities.language.workspace import LanguageWorkspace
 
 
-def make_sampler(workspace: LanguageWorkspace, module: Any, block: Generate, folder: Path | None = None) -> Sampler:
+def make_sampler(
+    workspace: LanguageWorkspace, module: Any, block: GenerateSettings, folder: Path | None = None
+) -> Sampler:
     """Who answers: the model itself, as it is at each call, or whom the block names.
 
     Raises:
@@ -40,7 +42,7 @@ def make_sampler(workspace: LanguageWorkspace, module: Any, block: Generate, fol
     return part.make(Asking(module, tokenizer, renderer.end_ids, renderer.end_id, block.rows, folder))
 
 
-def make_judge(workspace: LanguageWorkspace, block: Generate, log: Log = lambda line: None) -> Judge:
+def make_judge(workspace: LanguageWorkspace, block: GenerateSettings, log: Log = lambda line: None) -> Judge:
     """The recipe's rewards as a judge of answers drawn by `block`; `auto` is the metric of their evaluation."""
     settings, renderer = workspace.recipe.settings, workspace.renderer
     if settings.reward == "auto":
@@ -54,7 +56,7 @@ def make_judge(workspace: LanguageWorkspace, block: Generate, log: Log = lambda 
     )
 
 
-def _by_metric(workspace: LanguageWorkspace, block: Generate) -> Judge:
+def _by_metric(workspace: LanguageWorkspace, block: GenerateSettings) -> Judge:
     records = workspace.prepared.records
     references = {name: workspace.renderer.reference(record) for name, record in records.items()}
     metric = workspace.recipe.settings.evaluate.metric
@@ -74,7 +76,7 @@ def _by_metric(workspace: LanguageWorkspace, block: Generate) -> Judge:
     return judge
 
 
-def text_of(workspace: LanguageWorkspace, block: Generate, ids: Sequence[int]) -> str:
+def text_of(workspace: LanguageWorkspace, block: GenerateSettings, ids: Sequence[int]) -> str:
     """What an answer says, without what ended it."""
 
     def decode(ids: Sequence[int]) -> str:

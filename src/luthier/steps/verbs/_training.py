@@ -1,0 +1,112 @@
+"""One training of a pipeline: where it starts, on which rows, and what it hands on. `train` and `rl` share it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from luthier.engine.probe import LossCurves
+from luthier.engine.trainer import Trainer
+from luthier.errors import RunError
+from luthier.modalities.base import Workspace
+from luthier.modalities.language.columns import forget_states
+from luthier.modalities.open import open_workspace
+from luthier.recipe import Stage
+from luthier.recipe.steps import DATA
+from luthier.run_folder import read_jsonl
+from luthier.steps.model import StepModel, derived_id
+from luthier.steps.train import carry_probe, trained_facts, training
+from luthier.steps.verbs.base import Status
+from luthier.steps.work import Work
+
+Probe = Mapping[str, Any] | None
+
+
+def train(work: Work, stage: Stage, folder: Path, probe: Probe = None) -> Status:
+    """Train the model that the step's `from` names, on the records of its `data`.
+
+    In a loop whose rounds are one training, model and optimiser go on where the round before left them.
+
+    Raises:
+        RunError: the step's records are none.
+    """
+    carried = work.carried.get(stage.name) if work.span is not None else None
+    with work.stop.at_once():
+        source = work.models[stage.verb.from_]
+        workspace = _workspace(work, stage, source, carried)
+        trainer, facts = _start(work, stage, folder, workspace, probe, carried)
+    status = _carry_out(work, folder, trainer)
+    if status == "done" and source.weights_id != work.workspace.loaded.weights_id:
+        forget_states(trainer.policy)  # of a model that this run alone has
+    weights_id = source.weights_id
+    if work.label(folder):  # else no step follows, and nobody asks for the id
+        weights_id = derived_id(weights_id, stage, trainer.masters.of_model())
+    model = StepModel(trainer.policy.module, trainer, weights_id, source.trainings + (not carried))
+    work.leave_model(stage, model)
+    work.carried[stage.name] = trainer
+    _leave_columns(work, trainer)
+    work.note(stage, folder, facts | _facts(work, folder, trainer))
+    return status
+
+
+def train_aside(work: Work, stage: Stage, folder: Path, probe: Probe = None) -> Status:
+    """Train the model of the step's own recipe, and hand on only what its probe read."""
+    with work.stop.at_once():
+        workspace = open_workspace(stage.recipe, work.run.cache)
+        trainer, facts = _start(work, stage, folder, workspace, probe, None)
+    status = _carry_out(work, folder, trainer)
+    _leave_columns(work, trainer)
+    own = {"model": stage.recipe.settings.model.path}
+    work.note(stage, folder, own | facts | _facts(work, folder, trainer))
+    return status
+
+
+def _start(
+    work: Work, stage: Stage, folder: Path, workspace: Workspace, probe: Probe, carried: Trainer | None
+) -> tuple[Trainer, dict[str, Any]]:
+    """The step's trainer at its newest checkpoint; what an earlier try wrote behind that is dropped."""
+    run = replace(work.run, recipe=stage.recipe, folder=folder)
+    observe, span = work.observer(folder), work.span or (0.0, 1.0)
+    trainer, facts = training(run, workspace, observe, work.stop.requested, carried, span)
+    if probe:
+        carry_probe(trainer, probe["every"])
+    trainer.resume()
+    work.journal.forget_after(trainer.position.updates, work.label(folder))
+    return trainer, facts
+
+
+def _carry_out(work: Work, folder: Path, trainer: Trainer) -> Status:
+    work.journal.phase(f"train {work.label(folder)}".strip())
+    with work.run.timed("train"):
+        return trainer.train()
+
+
+def _workspace(work: Work, stage: Stage, source: StepModel, carried: Trainer | None) -> Workspace:
+    """The recipe's workspace with the step's model and rows."""
+    loaded, prepared = work.workspace.loaded, work.workspace.prepared
+    if carried is None:
+        loaded = replace(loaded, module=work.free_module(stage.verb.from_), weights_id=source.weights_id)
+    if stage.verb.data != DATA:
+        chosen = work.inputs(stage)
+        if not chosen:
+            raise RunError(
+                f"Step `{stage.name}` has nothing to train on: `{stage.verb.data}` kept no record.",
+                "Sample more answers, start from a better model, or keep gold answers too.",
+            )
+        records = prepared.records | {candidate.row.id: candidate.record for candidate in chosen}
+        prepared = replace(prepared, train=[candidate.row for candidate in chosen], records=records)
+    return replace(work.workspace, recipe=stage.recipe, loaded=loaded, prepared=prepared)
+
+
+def _leave_columns(work: Work, trainer: Trainer) -> None:
+    for probe in trainer.probes:
+        if isinstance(probe, LossCurves):
+            work.columns["trajectory"] = probe.column()
+
+
+def _facts(work: Work, folder: Path, trainer: Trainer) -> dict[str, Any]:
+    label = work.label(folder)
+    lines = [line for line in read_jsonl(work.journal.folder / "metrics.jsonl") if "loss" in line]
+    return trained_facts(trainer, [line for line in lines if line.get("step", "") == label])

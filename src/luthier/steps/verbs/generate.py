@@ -1,0 +1,119 @@
+"""Generate: answers to records, judged."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+
+from pydantic import AfterValidator, Field
+
+from luthier import parts
+from luthier.parts import lazy
+from luthier.recipe.settings import Count
+from luthier.recipe.steps import DATA, NEWEST, Reference
+from luthier.steps.verbs.base import Blocks, Data, From, Verb
+from luthier.types import Candidate
+
+if TYPE_CHECKING:
+    from luthier.recipe import Stage
+    from luthier.sampling.samplers.base import SamplerPart
+    from luthier.steps.work import Work
+
+answers = lazy("luthier.modalities.language.answers")
+FILE = "records.jsonl"
+
+
+def _instruction(text: str | None) -> str | None:
+    if text is not None and "{prompt}" not in text:
+        raise ValueError("expected text with {prompt}, and {answer} where it is shown")
+    return text
+
+
+class Generate(Verb):
+    """Samples answers to each record and has them judged; the model answers, or the `sampler` that its block names."""
+
+    LEAVES: ClassVar = ("records",)
+    OVERLAYS: ClassVar = ("generate", "reward")
+
+    from_: From = NEWEST
+    data: Data = DATA
+    generate: Blocks = None
+    reward: Blocks = None
+    samples: Annotated[Count, Field(description="Answers to each record.")] = 1
+    instruction: Annotated[
+        str | None,
+        AfterValidator(_instruction),
+        Field(
+            description="How answers are asked for instead: text with `{prompt}`, and `{answer}` to show the gold"
+            " answer. What is trained on is always the record's own prompt."
+        ),
+    ] = None
+    unless: Annotated[
+        str | None,
+        Reference("records"),
+        Field(description="Skips records to which that step already has a right answer (reward 1 or more)."),
+    ] = None
+
+    def check(self, stage: Stage, columns: Collection[str]) -> None:
+        """Another model may answer where the step's own block says so: only then the rule for all steps is off."""
+        if "sampler" not in (self.generate or {}):
+            super().check(stage, columns)
+
+    def server(self, stage: Stage) -> str | None:
+        return getattr(self._sampler(stage), "url", None)
+
+    def reach(self, stage: Stage, folder: Path | None = None) -> None:
+        """A step that has its answers needs nobody."""
+        if folder is None or not any(folder.glob(f"steps/**/{stage.name}/{FILE}")):
+            self._sampler(stage).reach()
+
+    def _sampler(self, stage: Stage) -> SamplerPart:
+        return parts.build("sampler", stage.recipe.settings.generate.sampler, stage.recipe.base)
+
+    def run(self, work: Work, stage: Stage, folder: Path) -> None:
+        """Writes records.jsonl, one line per answer; reads it back where it is there."""
+        path, workspace = folder / FILE, replace(work.language, recipe=stage.recipe)
+        asked = self._asked(work, stage)
+        total = len({candidate.record.id for candidate in asked}) * self.samples
+        if not path.is_file():
+            answers.write_candidates(path, self._answered(work, stage, folder, asked, total))
+        candidates = answers.read_candidates(path, workspace)
+        work.records[stage.name] = candidates
+        rewards = [candidate.reward for candidate in candidates if candidate.reward is not None]
+        refused = {"refused": total - len(candidates)} if len(candidates) < total else {}
+        facts: dict[str, Any] = {
+            "answers": len(candidates),
+            **refused,
+            "generated_tokens": sum(candidate.row.targets for candidate in candidates),
+            "reward": sum(rewards) / len(rewards) if rewards else None,
+            "right": sum(reward >= 1 for reward in rewards),
+        }
+        work.note(stage, folder, facts)
+
+    def _asked(self, work: Work, stage: Stage) -> list[Candidate]:
+        asked = work.inputs(stage)
+        if self.unless is None:
+            return asked
+        earlier = work.records[self.unless]
+        solved = {candidate.record.id for candidate in earlier if (candidate.reward or 0) >= 1}
+        return [candidate for candidate in asked if candidate.record.id not in solved]
+
+    def _answered(self, work: Work, stage: Stage, folder: Path, asked: list[Candidate], total: int) -> list[Candidate]:
+        workspace, block = replace(work.language, recipe=stage.recipe), stage.recipe.settings.generate
+        sample = answers.make_sampler(workspace, work.module(self.from_), block, work.run.shared)
+        label, observe = work.label(folder), work.observer(folder)
+        work.journal.forget_after(0, label)
+        progress = work.journal.phase(f"generate {stage.name}", total)
+        return answers.generate_candidates(
+            workspace,
+            label,
+            asked,
+            self.samples,
+            self.instruction,
+            sample,
+            answers.make_judge(workspace, block, observe),
+            lambda done: progress(done, total),
+            observe,
+        )

@@ -1,0 +1,73 @@
+"""Loop: a body of steps, several times."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+
+from pydantic import Field
+
+from luthier.parts import lazy
+from luthier.recipe.settings import Count
+from luthier.recipe.steps import CHUNK, DATA, NEWEST
+from luthier.steps.verbs.base import Data, Share, Status, Verb
+from luthier.types import Candidate
+
+if TYPE_CHECKING:
+    from luthier.recipe import Stage
+    from luthier.steps.work import Work
+
+batches = lazy("luthier.data.batches")
+pipeline = lazy("luthier.steps.pipeline")
+
+
+class Loop(Verb):
+    """Carries out a body of steps several times, each round on its own share of the records."""
+
+    LEAVES: ClassVar = ("model",)
+
+    data: Data = DATA
+    share: Share = None
+    rounds: Annotated[Count, Field(description="How often the body is carried out.")] = 2
+    carry: Annotated[
+        bool,
+        Field(
+            description="The rounds are one training: one optimiser, one schedule over all rounds. Otherwise each round"
+            " starts both anew, on the model of the round before."
+        ),
+    ] = False
+    steps: Annotated[dict[str, Any], Field(description="The body, written like the recipe's `steps`; one step trains.")]
+
+    @property
+    def repeats(self) -> int:
+        return self.rounds
+
+    def check_body(self, body: Mapping[str, Verb]) -> None:
+        """The rounds divide one training; with several, `carry` would not say which goes on."""
+        sharing = [verb for verb in body.values() if "share" in type(verb).model_fields]
+        if len(sharing) != 1 or not sharing[0].TRAINS:
+            raise ValueError(f"the body of a loop trains in exactly one step, found {len(sharing)}")
+
+    def run(self, work: Work, stage: Stage, folder: Path) -> Status:
+        """The body once per round."""
+        later = work.ahead
+        chunks = _chunks(work.inputs(stage), self.rounds, work.run.recipe.settings.seed)
+        work.carried = {}
+        for number, chunk in enumerate(chunks):
+            work.records[CHUNK] = chunk
+            work.span = (number / self.rounds, (number + 1) / self.rounds) if self.carry else None
+            after = [*(stage.body if number + 1 < self.rounds else ()), *later]
+            if pipeline.run_steps(work, stage.body, folder / f"round-{number + 1}", after) == "stopped":
+                return "stopped"
+        work.models[stage.name] = work.models[NEWEST]
+        work.carried, work.span = {}, None
+        return "done"
+
+
+def _chunks(source: Sequence[Candidate], rounds: int, seed: int) -> list[list[Candidate]]:
+    """Disjoint equal shares of the records in keyed order; all candidates of a record stay together."""
+    names = list(dict.fromkeys(candidate.record.id for candidate in source))
+    ordered = [names[index] for index in batches.data_order(names, seed, 0)]
+    chunk_of = {name: index * rounds // len(ordered) for index, name in enumerate(ordered)}
+    return [[candidate for candidate in source if chunk_of[candidate.record.id] == number] for number in range(rounds)]
