@@ -96,7 +96,8 @@ def child(objective_text: str, tuner_text: str, layers: int, asked: bool) -> Non
     from luthier.engine.source import Records
     from luthier.engine.trainer import Batching, Trainer
     from luthier.modalities.base import tuned_policy
-    from luthier.objectives.base import TokenObjective, reads_of
+    from luthier.objectives.base import TokenObjective
+    from luthier.objectives.sum import reads_of
     from luthier.tuners.base import Planning
 
     objective, tuner = part("objective", objective_text), part("tuner", tuner_text)

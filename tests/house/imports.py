@@ -13,6 +13,7 @@ RANKS = {
     "errors": 0.0,
     "types": 0.1,
     "parts": 0.2,
+    "update": 0.3,
     "recipe": 0.3,
     "records": 0.3,
     "stats": 0.3,

@@ -14,6 +14,7 @@ TORCH_FREE = (
     "errors.py",
     "types.py",
     "parts.py",
+    "update.py",
     "run_folder.py",
     "stats.py",
     "recipe",

@@ -172,10 +172,10 @@ class LocalSum(TokenObjective):
     """Looks at the whole update, but of this rank only."""
 
     def prepare(self, policy, update):
-        update.prepared[id(self)] = sum(float(batch.weights.sum()) for batch in update.batches)
+        update.set_prepared(self, sum(float(batch.weights.sum()) for batch in update.batches))
 
     def token_loss(self, view):
-        return -view.logprob * view.update.prepared[id(self)]
+        return -view.logprob * view.update.prepared_by(self)
 
 
 SEEN: dict[str, int] = {}

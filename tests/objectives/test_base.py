@@ -9,16 +9,11 @@ from luthier import parts
 from luthier.data.batches import collate
 from luthier.engine.trainer import Batching
 from luthier.errors import RecipeError
-from luthier.objectives.base import (
-    SequenceObjective,
-    TokenObjective,
-    Update,
-    WeightedSum,
-    build_objective,
-    position_keys,
-    reads_of,
-)
+from luthier.objectives._draws import position_keys
+from luthier.objectives.base import SequenceObjective, TokenObjective
+from luthier.objectives.sum import WeightedSum, build_objective, reads_of
 from luthier.steps.conformance import apart, tiny_rows, trained, trainer
+from luthier.update import Update
 from support.oracle import view_of
 
 WHOLE = Batching(8, 10_000)

@@ -16,7 +16,7 @@ from luthier.modalities.base import refuse_excluded
 from luthier.models.context import checkpoint_layers, forward_context
 from luthier.models.loading.load import load_model
 from luthier.models.policy import TokenPolicy
-from luthier.objectives.base import CoupledObjective, Update
+from luthier.objectives.base import CoupledObjective
 from luthier.recipe import load_recipe
 from luthier.recipe.settings import Model as ModelSettings
 from luthier.run_folder import append_jsonl, read_jsonl
@@ -36,6 +36,7 @@ from luthier.steps.run import run_recipe
 from luthier.tuners._experts import USAGE, ExpertLinear, Usage, expectations, experts_of, imbalance
 from luthier.tuners.base import Planning
 from luthier.types import Term
+from luthier.update import Update
 
 IDS = torch.arange(12)[None]
 WHOLE = Batching(8, 10_000, "padded")

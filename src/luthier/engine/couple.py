@@ -19,14 +19,16 @@ from luthier.engine.distributed import World
 from luthier.errors import RunError
 from luthier.models.context import same_draws
 from luthier.models.policy import Policy
-from luthier.objectives.base import CoupledObjective, Objective, Update, total_of, weighted_members
+from luthier.objectives.base import CoupledObjective, Objective, total_of
+from luthier.objectives.sum import weighted_members
 from luthier.types import Batch, Term
+from luthier.update import Update
 
 Tensors = dict[str, Tensor]
 
 
 def couple(policy: Policy, objective: Objective, update: Update, world: World) -> float:
-    """Carry out pass 1 for every coupled member of the objective: leaves `update.pulls`, returns their loss.
+    """Carry out pass 1 for every coupled member of the objective: leaves `update.feature_grads`, returns their loss.
 
     The loss is the same number on every rank. Parameters that a loss reads itself get their gradient here, on
     rank 0. An update that is one batch on one rank is differentiated directly, without a second pass.
@@ -59,9 +61,9 @@ def _couple(
         streams = {n: v.to(device)[order] for n, v in joined([s for _, _, s in everyone]).items()}
         leaves = {} if whole else {n: v.requires_grad_() for n, v in features.items() if v.is_floating_point()}
         loss = total_of(_terms(part, features, streams, update, world), update.counts)
-        pulls = {} if loss is None else _differentiate(factor * loss, leaves, world)
+        feature_grads = {} if loss is None else _differentiate(factor * loss, leaves, world)
     first = sum(len(theirs) for theirs, _, _ in everyone[: world.rank])
-    _hand_out(update, part, pulls, order.argsort()[first : first + len(records)])
+    _distribute(update, part, feature_grads, order.argsort()[first : first + len(records)])
     return 0.0 if loss is None else factor * float(loss.detach())
 
 
@@ -106,16 +108,13 @@ def _differentiate(loss: Tensor, leaves: Tensors, world: World) -> Tensors:
         loss.backward()
         return {name: leaf.grad for name, leaf in leaves.items() if leaf.grad is not None}
     gradients = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
-    return {name: pull for name, pull in zip(leaves, gradients, strict=True) if pull is not None}
+    return {name: grad for name, grad in zip(leaves, gradients, strict=True) if grad is not None}
 
 
-def _hand_out(update: Update, part: CoupledObjective, pulls: Tensors, places: Tensor) -> None:
+def _distribute(update: Update, part: CoupledObjective, feature_grads: Tensors, places: Tensor) -> None:
     """Each micro-batch of this rank its rows of the gradient."""
     cuts = places.split([len(batch.examples) for batch in update.batches])
-    update.pulls[id(part)] = {
-        id(batch): {name: pull[cut] for name, pull in pulls.items()}
-        for batch, cut in zip(update.batches, cuts, strict=True)
-    }
+    update.set_feature_grads(part, [{name: grad[cut] for name, grad in feature_grads.items()} for cut in cuts])
 
 
 def joined(pieces: Sequence[Tensors]) -> Tensors:

@@ -23,10 +23,12 @@ from luthier.engine.source import Drawn, RowSource
 from luthier.engine.update import NotFinite, UpdateReport, run_update
 from luthier.errors import RecipeError, RunError
 from luthier.models.policy import Companion, Policy
-from luthier.objectives.base import Objective, Update, members_of
+from luthier.objectives.base import Objective
+from luthier.objectives.sum import members_of
 from luthier.select.base import Selector
 from luthier.tuners.base import Tuner
 from luthier.types import Batch, Row
+from luthier.update import PartNames, Update
 
 Found = TypeVar("Found")
 SAVE_SECONDS = 300.0
@@ -90,7 +92,7 @@ class Trainer:
         self.micro_tokens = self.batching.tokens
         parts = [*members_of(self.objective), *self.tuners, *([self.selector] if self.selector else [])]
         self.states = {f"{index}": part.start(self.policy) for index, part in enumerate(parts)}
-        self._state_by_part = {id(part): self.states[f"{index}"] for index, part in enumerate(parts)}
+        self.names = PartNames((f"{index}", part) for index, part in enumerate(parts))
         self._saved_at = time.perf_counter()
         self._saved_update = -1
 
@@ -190,7 +192,7 @@ class Trainer:
         if selector is None or not rows or self.position.updates < selector.warmup:
             return Kept(rows)
         rows_by_record = selection.group_drawn(rows)
-        state, update = self._state_by_part[id(selector)], self.position.updates + 1
+        state, update = self.states[self.names.of(selector)], self.position.updates + 1
         pad, side = self.batching.pad_id, self.batching.side
 
         def look() -> selection.Features:
@@ -205,12 +207,12 @@ class Trainer:
 
     def _selector_state(self) -> dict[str, torch.Tensor]:
         """A copy of what the selector remembers, for an update that does not come to pass."""
-        state = self._state_by_part.get(id(self.selector))
+        state = None if self.selector is None else self.states[self.names.of(self.selector)]
         return {} if state is None else {name: value.clone() for name, value in state.state_dict().items()}
 
     def _forget_selection(self, remembered: dict[str, torch.Tensor]) -> None:
         if remembered:
-            self._state_by_part[id(self.selector)].load_state_dict(remembered)
+            self.states[self.names.of(self.selector)].load_state_dict(remembered)
 
     def _update(self, rows: Sequence[Row], progress: float, done: float) -> UpdateReport:
         return self._within_memory(rows, lambda: self._try_update(rows, progress, done))
@@ -247,8 +249,9 @@ class Trainer:
             done=done,
             rows=rows,
             batches=self._batches(moving),
-            still=self._batches(still),
-            states=self._state_by_part,
+            without_gradient=self._batches(still),
+            names=self.names,
+            states=self.states,
         )
         return run_update(
             self.policy,

@@ -18,9 +18,10 @@ from luthier.errors import RunError
 from luthier.models.kernels.gradients import GradientSums, added_in_products, adding
 from luthier.models.kernels.lean import kept_lean
 from luthier.models.policy import Policy
-from luthier.objectives.base import Objective, Update, total_of
+from luthier.objectives.base import Objective, total_of
 from luthier.tuners.base import Tuner
 from luthier.types import Batch, Term
+from luthier.update import Update
 
 UNITS: tuple[str, ...] = ("targets", "weights", "records")
 """What every update is counted in; parts may count more."""
@@ -64,7 +65,7 @@ def run_update(
     refuse_batch_statistics(policy.module, len(update.batches), world.size)
     # Where the batches are made: to count, and to look for targets, is to wait for a GPU.
     looked = count(objective, update.batches, world, tuners)
-    still = count(objective, update.still, world, tuners)
+    still = count(objective, update.without_gradient, world, tuners)
     update.counts = {name: looked.get(name, 0.0) + still.get(name, 0.0) for name in {**looked, **still}}
     device = next(policy.module.parameters()).device
     update.batches = [batch.to(device) for batch in update.batches]

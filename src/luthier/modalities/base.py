@@ -26,7 +26,8 @@ from luthier.errors import RecipeError
 from luthier.evals.base import Evaluation
 from luthier.models.loading.load import Loaded, fast_bfloat16
 from luthier.models.policy import HeadOnly, Policy, Reference, TokenPolicy
-from luthier.objectives.base import Objective, reads_of
+from luthier.objectives.base import Objective
+from luthier.objectives.sum import reads_of
 from luthier.recipe import Recipe
 from luthier.recipe.settings import Train
 from luthier.runs.journal import Journal

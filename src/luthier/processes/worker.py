@@ -16,7 +16,7 @@ from luthier.engine.distributed import World
 from luthier.errors import LuthierError, RecipeError
 from luthier.modalities.base import Workspace, build_tuners
 from luthier.modalities.open import open_workspace
-from luthier.objectives.base import build_objective
+from luthier.objectives.sum import build_objective
 from luthier.recipe import Recipe, load_recipe, stages_of
 from luthier.run_folder import RunFolder, read_json, write_json
 from luthier.runs.journal import Journal

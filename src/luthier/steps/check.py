@@ -33,7 +33,7 @@ from luthier.modalities.open import open_workspace
 from luthier.models.context import checkpoint_layers
 from luthier.models.loading.load import load_config, load_tokenizer
 from luthier.models.policy import HeadOnly
-from luthier.objectives.base import build_objective, reads_of
+from luthier.objectives.sum import build_objective, reads_of
 from luthier.recipe import Recipe, Stage, flat, list_methods, load_recipe, stages_of
 from luthier.recipe.modality import MODALITIES, modality_of
 from luthier.recipe.steps import TRAINING

@@ -29,7 +29,8 @@ from luthier.errors import LuthierError, RunError
 from luthier.modalities.base import tuned_policy
 from luthier.models.loading.load import quiet
 from luthier.models.policy import TokenPolicy
-from luthier.objectives.base import Objective, judgement_of, members_of, reads_of
+from luthier.objectives.base import Objective
+from luthier.objectives.sum import judgement_of, members_of, reads_of
 from luthier.recipe.methods import slot_of_file
 from luthier.steps.conformance_ranks import Meeting, Peer
 from luthier.steps.faces import TINY_MODELS, TinyModel

@@ -13,7 +13,8 @@ from luthier.engine.trainer import Batching, Saving, Trainer
 from luthier.errors import RecipeError
 from luthier.modalities.base import Workspace, budget_of, build_tuners, frozen_bytes, refuse_other_rules, tuned_policy
 from luthier.models.context import checkpoint_layers
-from luthier.objectives.base import Objective, build_objective, members_of
+from luthier.objectives.base import Objective
+from luthier.objectives.sum import build_objective, members_of
 from luthier.runs.run import Run, fingerprint
 from luthier.tuners.base import Planning, Tuner
 from luthier.types import Row

@@ -8,7 +8,7 @@ from pathlib import Path
 from luthier import parts
 from luthier.errors import RecipeError
 from luthier.modalities.diffusion.rollout import DRAWN
-from luthier.objectives.base import build_objective, members_of
+from luthier.objectives.sum import build_objective, members_of
 from luthier.recipe import Stage, flat
 from luthier.recipe.modality import MODALITIES, modality_of
 from luthier.recipe.settings import Generate

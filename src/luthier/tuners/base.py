@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from luthier.errors import RecipeError
 from luthier.parts import Part, lazy
 from luthier.types import Batch, Row, Term
+from luthier.update import Update
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -111,28 +112,28 @@ class Tuner(Part):
         """Hook: mutable state, or None. It needs `state_dict() -> {name: Tensor}` and `load_state_dict`."""
         return None
 
-    def before_update(self, model: nn.Module, update: Any) -> None:
+    def before_update(self, model: nn.Module, update: Update) -> None:
         """Hook: before the first forward that trains; again when the update is tried again with less memory."""
 
     def units(self, batch: Batch) -> dict[str, float]:
         """Hook: counts that its terms are divided by, summed over the update as an objective's are."""
         return {}
 
-    def around(self, policy: Any, batch: Batch, update: Any) -> AbstractContextManager[Any]:
+    def around(self, policy: Any, batch: Batch, update: Update) -> AbstractContextManager[Any]:
         """Hook: a context around forward and backward of one micro-batch, within that of the objective."""
         return nullcontext()
 
-    def terms(self, policy: Any, batch: Batch, update: Any) -> list[Term]:
+    def terms(self, policy: Any, batch: Batch, update: Update) -> list[Term]:
         """Hook: summands of a micro-batch's loss, asked for after the objective's, in the same scope."""
         return []
 
-    def before_step(self, model: nn.Module, update: Any) -> None:
+    def before_step(self, model: nn.Module, update: Update) -> None:
         """Hook: gradients are complete and not yet clipped."""
 
-    def after_step(self, model: nn.Module, update: Any) -> None:
+    def after_step(self, model: nn.Module, update: Update) -> None:
         """Hook: after the optimiser."""
 
-    def update_terms(self, policy: Any, update: Any) -> list[Term]:
+    def update_terms(self, policy: Any, update: Update) -> list[Term]:
         """Hook: terms that do not depend on data, added once per update."""
         return []
 

@@ -14,6 +14,7 @@ from luthier.errors import RecipeError
 from luthier.parts import lazy
 from luthier.tuners.base import Planning, Tuner, switched_off
 from luthier.types import Batch, Term
+from luthier.update import Update
 
 if TYPE_CHECKING:
     import safetensors.torch as safetensors
@@ -129,7 +130,7 @@ class LoRAMoE(Tuner):
         return {"rows": float(len(batch.examples))}
 
     @contextmanager
-    def around(self, policy: Any, batch: Batch, update: Any) -> Iterator[None]:
+    def around(self, policy: Any, batch: Batch, update: Update) -> Iterator[None]:
         """The forward of the objective tells, layer by layer, how much each expert was used."""
         if not self.balance:
             yield
@@ -141,7 +142,7 @@ class LoRAMoE(Tuner):
         finally:  # checkpointing holds the context, and the graph of what was found holds checkpointing
             usage.found.clear()
 
-    def terms(self, policy: Any, batch: Batch, update: Any) -> list[Term]:
+    def terms(self, policy: Any, batch: Batch, update: Update) -> list[Term]:
         """`balance` × the imbalance of each row, summed over the layers."""
         if not self.balance:
             return []

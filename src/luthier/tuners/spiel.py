@@ -13,6 +13,7 @@ from pydantic import Field, model_validator
 from luthier.errors import RecipeError
 from luthier.parts import lazy
 from luthier.tuners.base import Planning, Tuner, switched_off
+from luthier.update import Update
 
 if TYPE_CHECKING:
     import torch
@@ -135,7 +136,7 @@ class Spiel(Tuner):
             raise RecipeError("tuner `spiel` runs in one process: ranks would choose different entries.")
         return _State(dict(_sparse.sparse_layers(policy.module)))
 
-    def before_update(self, model: nn.Module, update: Any) -> None:
+    def before_update(self, model: nn.Module, update: Update) -> None:
         """Open a window, or forget what an update that did not come to pass has left in it."""
         within = (update.index - 1) % self.every
         for _, layer in _sparse.sparse_layers(model):
@@ -145,7 +146,7 @@ class Spiel(Tuner):
                 layer.window = _sparse.Window()
             layer.window.forget_update()
 
-    def after_step(self, model: nn.Module, update: Any) -> None:
+    def after_step(self, model: nn.Module, update: Update) -> None:
         for name, layer in _sparse.sparse_layers(model):
             if layer.window is not None:
                 layer.window.close_update(len(layer.index))

@@ -11,7 +11,7 @@ from luthier.engine.score import score
 from luthier.errors import DataError, RecipeError, RunError
 from luthier.modalities.base import frozen_bytes, tuned_policy
 from luthier.modalities.language import rollout
-from luthier.objectives.base import build_objective
+from luthier.objectives.sum import build_objective
 from luthier.parts import build
 from luthier.recipe import load_recipe, stages_of
 from luthier.run_folder import read_json, read_jsonl

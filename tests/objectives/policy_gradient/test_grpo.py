@@ -12,7 +12,8 @@ from luthier.engine.trainer import Batching
 from luthier.errors import RecipeError
 from luthier.modalities.base import tuned_policy
 from luthier.models.policy import TokenPolicy
-from luthier.objectives.base import TokenObjective, WeightedSum, reads_of
+from luthier.objectives.base import TokenObjective
+from luthier.objectives.sum import WeightedSum, reads_of
 from luthier.steps.conformance import apart, tiny_model, tiny_rows, trained, trainer
 from luthier.tuners.base import Planning
 from luthier.types import Row, Stream

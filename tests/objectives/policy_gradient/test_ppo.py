@@ -9,8 +9,8 @@ from luthier.engine.budget import Budget
 from luthier.engine.score import score
 from luthier.engine.trainer import Batching, Saving
 from luthier.errors import RecipeError
-from luthier.objectives.base import WeightedSum
 from luthier.objectives.policy_gradient._value import ValueHead
+from luthier.objectives.sum import WeightedSum
 from luthier.steps.conformance import Plain, apart, tiny_rows, trained, trainer, with_streams
 from luthier.types import Stream
 

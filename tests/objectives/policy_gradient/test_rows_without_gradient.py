@@ -7,7 +7,7 @@ import torch
 from luthier import parts
 from luthier.engine.trainer import Batching
 from luthier.models.policy import TokenPolicy
-from luthier.objectives.base import build_objective
+from luthier.objectives.sum import build_objective
 from luthier.steps.conformance import apart, tiny_rows, trained, with_streams
 from luthier.tuners.full import Full
 from luthier.types import Stream

@@ -12,10 +12,12 @@ from luthier.data.pairs import rows_of_record
 from luthier.engine.budget import Budget
 from luthier.engine.trainer import Batching
 from luthier.errors import RecipeError
-from luthier.objectives.base import SequenceView, Update, build_objective, reads_of, sequence_view
 from luthier.objectives.preference.kto import KTO
+from luthier.objectives.sum import build_objective, reads_of
+from luthier.objectives.views import SequenceView, sequence_view
 from luthier.steps import conformance, conformance_derivative
 from luthier.steps.conformance import tiny_labelled, tiny_model, tiny_pairs, trained, trainer
+from luthier.update import Update
 from objectives.preference.test_pairs import accuracy, comparisons, with_reference
 
 FULL = parts.build("tuner", "full")

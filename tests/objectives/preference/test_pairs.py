@@ -15,10 +15,11 @@ from luthier.engine.trainer import Batching
 from luthier.errors import RecipeError
 from luthier.modalities.language.workspace import training_rows
 from luthier.models.policy import TokenPolicy
-from luthier.objectives.base import Update, build_objective
 from luthier.objectives.preference.base import PairObjective, pair_view
+from luthier.objectives.sum import build_objective
 from luthier.steps.conformance import apart, tiny_labelled, tiny_model, tiny_pairs, tiny_rows, trained, trainer
 from luthier.types import Row, Stream
+from luthier.update import Update
 
 DPO = parts.build("objective", "dpo")
 SFT = parts.build("objective", "sft")

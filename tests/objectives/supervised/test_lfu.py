@@ -10,8 +10,10 @@ from luthier.data.batches import collate
 from luthier.engine.trainer import Batching
 from luthier.engine.update import count, run_update
 from luthier.errors import RecipeError
-from luthier.objectives.base import TokenObjective, Update, reads_of, total_of
+from luthier.objectives.base import TokenObjective, total_of
+from luthier.objectives.sum import reads_of
 from luthier.steps.conformance import apart, tiny_model, tiny_rows, trained, trainer
+from luthier.update import Update
 
 WHOLE = Batching(8, 10_000)
 MODALITIES = ("lora", "steering")
@@ -82,7 +84,7 @@ def prepared(objective, rows=None):
 def test_the_step_has_its_size_over_all_sites_together(kind, sites):
     objective = lfu(auxiliary=kind, step_size=0.3)
     _, _, update = prepared(objective)
-    auxiliary, _ = update.prepared[id(objective)]
+    auxiliary, _ = update.prepared_by(objective)
     assert len(auxiliary.values) == sites and not any(value.requires_grad for value in auxiliary.values)
     norm = float(torch.linalg.vector_norm(torch.cat([value.flatten() for value in auxiliary.values])))
     assert norm == pytest.approx(0.3, abs=1e-6)
@@ -102,7 +104,7 @@ def test_low_rank_additions_are_fresh_in_each_update_and_repeatable():
 
 def consistency(objective, policy, batch, update, targets):
     """Mean squared distance to fixed hidden states, written out."""
-    auxiliary, _ = update.prepared[id(objective)]
+    auxiliary, _ = update.prepared_by(objective)
     where = (batch.weights != 0) & (batch.position_of > 0)
     with auxiliary.attached(), auxiliary.active(), policy.layer_outputs([0, 1]) as pushed:
         policy.hidden(batch)
@@ -167,7 +169,7 @@ def test_an_adapter_is_one_site_with_its_layer():
     update = Update(1, 0, batches=[collate(tiny_rows())])
     update.counts = count(objective, update.batches, run.world)
     objective.prepare(run.policy, update)
-    assert len(update.prepared[id(objective)][0].sites) == 14
+    assert len(update.prepared_by(objective)[0].sites) == 14
 
 
 @pytest.mark.parametrize("kind", MODALITIES)
@@ -237,7 +239,7 @@ def test_the_base_keeps_its_state():
 
 
 def test_in_a_sum_it_is_scaled_whole():
-    from luthier.objectives.base import WeightedSum
+    from luthier.objectives.sum import WeightedSum
 
     alone = trained(lfu(), full(), WHOLE)
     halved = trained(WeightedSum(members=((lfu(), 0.5),)), full(), WHOLE)

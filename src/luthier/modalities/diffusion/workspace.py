@@ -30,7 +30,8 @@ from luthier.modalities.base import Log
 from luthier.modalities.diffusion.rollout import DRAWN, Condition, DenoisedRollout, Sampled
 from luthier.models.loading.load import Loaded
 from luthier.models.policy import reading
-from luthier.objectives.base import Objective, reads_of
+from luthier.objectives.base import Objective
+from luthier.objectives.sum import reads_of
 from luthier.recipe import Recipe
 from luthier.recipe.modality import model_folder
 from luthier.rewards.base import Rewards, build_rewards

@@ -18,7 +18,8 @@ from luthier.errors import DataError, ModelError
 from luthier.modalities.base import budget_of, compute_dtype, micro_tokens, unknown_reference
 from luthier.models.loading.load import Loaded, load_model
 from luthier.models.policy import Reference, TokenPolicy
-from luthier.objectives.base import Objective, TokenObjective, members_of, reads_of
+from luthier.objectives.base import Objective, TokenObjective
+from luthier.objectives.sum import members_of, reads_of
 from luthier.recipe import Recipe
 from luthier.recipe.settings import Model as ModelSettings
 from luthier.run_folder import read_json, write_json

@@ -19,7 +19,8 @@ from luthier.engine.source import Drawn
 from luthier.errors import RunError
 from luthier.modalities.language.answers import make_judge, make_sampler
 from luthier.models.policy import TokenPolicy
-from luthier.objectives.base import Objective, reads_of
+from luthier.objectives.base import Objective
+from luthier.objectives.sum import reads_of
 from luthier.recipe.settings import RL
 from luthier.rewards.base import FAILED, Log, failure_in_words
 from luthier.rollouts.base import (

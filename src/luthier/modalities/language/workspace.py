@@ -28,7 +28,8 @@ from luthier.modalities.language.columns import initial_states, logprobs_of, rec
 from luthier.modalities.language.rollout import columns_read, make_rollouts
 from luthier.models.loading.load import folded, load_model
 from luthier.models.policy import PADDED, TokenPolicy
-from luthier.objectives.base import Objective, judgement_of, members_of
+from luthier.objectives.base import Objective
+from luthier.objectives.sum import judgement_of, members_of
 from luthier.recipe import Recipe
 from luthier.rollouts.base import build_chain
 from luthier.runs.journal import Journal

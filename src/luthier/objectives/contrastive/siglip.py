@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from luthier.objectives.base import CoupledObjective, Update
+from luthier.objectives.base import CoupledObjective
 from luthier.parts import lazy
 from luthier.types import Batch, Term
+from luthier.update import Update
 
 if TYPE_CHECKING:
     import torch

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
-from luthier.objectives.base import TokenObjective, TokenView
+from luthier.objectives.base import TokenObjective
+from luthier.objectives.views import TokenView
 from luthier.parts import lazy
 
 if TYPE_CHECKING:

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import Field
 
 from luthier.errors import RecipeError
-from luthier.objectives.base import Objective, SequenceObjective, TokenObjective, Update, total_of
+from luthier.objectives.base import Objective, SequenceObjective, TokenObjective, total_of
 from luthier.parts import lazy, part_field
 from luthier.types import Batch, Term
+from luthier.update import Update
 
 if TYPE_CHECKING:
     import torch
@@ -91,16 +92,16 @@ class LFU(Objective):
                         for total, piece in zip(gradients, found, strict=True):
                             total += piece
         update.sum_tensors(gradients)
-        update.prepared[id(self)] = (made, made.ascend(gradients, self.step_size))
+        update.set_prepared(self, (made, made.ascend(gradients, self.step_size)))
 
     @contextmanager
     def scope(self, policy: TokenPolicy, batch: Batch, update: Update) -> Iterator[None]:
-        auxiliary, _ = update.prepared[id(self)]
+        auxiliary, _ = update.prepared_by(self)
         with auxiliary.attached(), self.base.scope(policy, batch, update):
             yield
 
     def terms(self, policy: TokenPolicy, batch: Batch, update: Update) -> list[Term]:
-        auxiliary, norm = update.prepared[id(self)]
+        auxiliary, norm = update.prepared_by(self)
         chosen = self.chosen(policy)
         with _same_draws(batch, update), policy.layer_outputs(chosen) as plain:
             terms = self.base.terms(policy, batch, update)
