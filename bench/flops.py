@@ -35,7 +35,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from luthier import parts
-from luthier.engine import memory, precision, update
+from luthier.engine import master_weights, memory, update
 from luthier.engine.budget import Budget
 from luthier.engine.source import Records
 from luthier.engine.trainer import Batching, Trainer
@@ -44,7 +44,7 @@ from luthier.models.kernels.attention import use_short_rows
 from luthier.models.kernels.head import Head
 from luthier.models.loading.load import fast_bfloat16
 from luthier.models.policy import TokenPolicy
-from luthier.tuners.base import Planning
+from luthier.tuners.base import TunerInputs
 from luthier.types import Row, Stream
 
 SHAPE = {
@@ -146,7 +146,7 @@ def make_trainer(options: argparse.Namespace, dtype: torch.dtype, ends: list[flo
     objective, tuner = parts.build("objective", "sft"), parts.build("tuner", "full")
     rows = made_up_rows(options.records * (options.updates + 1))
     return Trainer(
-        policy=tuned_policy(model, [tuner], objective, Planning(0, rows)),
+        policy=tuned_policy(model, [tuner], objective, TunerInputs(0, rows)),
         tuners=[tuner],
         objective=objective,
         source=Records(rows, 0, Budget("updates", options.updates + 1)),
@@ -167,8 +167,8 @@ def profile(options: argparse.Namespace, dtype: torch.dtype) -> tuple[list[dict[
         clock.around(TokenPolicy, "hidden", "forward"),
         clock.around(Head, "sum", "head"),
         clock.around(torch.Tensor, "backward", "backward"),
-        clock.around(precision.Masters, "norms", "clipping"),
-        clock.around(precision.Masters, "step", "optimiser"),
+        clock.around(master_weights.MasterWeights, "norms", "clipping"),
+        clock.around(master_weights.MasterWeights, "step", "optimiser"),
     ]
     first = trainer.observe
 

@@ -56,7 +56,7 @@ from luthier.engine.source import Records
 from luthier.engine.trainer import Batching, Trainer
 from luthier.models.policy import TokenPolicy
 from luthier.sampling.native import NativeSampler
-from luthier.tuners.base import Planning
+from luthier.tuners.base import TunerInputs
 from luthier.types import Request, Row, Sampling, Stream
 
 SIZES: dict[str, tuple[int, int, int, int, int, int]] = {
@@ -177,7 +177,7 @@ def ours(setting: Setting, work: str, compiled: bool) -> Iterator[int]:
     grpo = work == "grpo-update"
     rows = (grpo_rows if grpo else sft_rows)(setting, updates)
     module = make_model(setting, setting.narrow).requires_grad_(False)
-    policy = TokenPolicy(tuner.apply(module, tuner.plan(module, Planning(0, rows))))
+    policy = TokenPolicy(tuner.apply(module, tuner.plan(module, TunerInputs(0, rows))))
     if compiled:
         compile_layers(policy.layers, setting)
     tokens: list[int] = []

@@ -59,7 +59,7 @@ def child(objective_name: str, point: dict[str, int]) -> dict[str, float]:
     from luthier.engine.source import Records
     from luthier.engine.trainer import Batching, Trainer
     from luthier.modalities.base import tuned_policy
-    from luthier.tuners.base import Planning
+    from luthier.tuners.base import TunerInputs
     from luthier.types import Row, Stream
 
     torch.manual_seed(0)
@@ -88,7 +88,7 @@ def child(objective_name: str, point: dict[str, int]) -> dict[str, float]:
     tuner, objective = parts.build("tuner", "full"), parts.build("objective", objective_name)
     times = [time.process_time()]
     trainer = Trainer(
-        policy=tuned_policy(LlamaForCausalLM(config), [tuner], objective, Planning(0, rows)),
+        policy=tuned_policy(LlamaForCausalLM(config), [tuner], objective, TunerInputs(0, rows)),
         tuners=[tuner],
         objective=objective,
         source=Records(rows, 0, Budget("updates", UPDATES)),

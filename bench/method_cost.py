@@ -98,7 +98,7 @@ def child(objective_text: str, tuner_text: str, layers: int, asked: bool) -> Non
     from luthier.modalities.base import tuned_policy
     from luthier.objectives.base import TokenObjective
     from luthier.objectives.sum import reads_of
-    from luthier.tuners.base import Planning
+    from luthier.tuners.base import TunerInputs
 
     objective, tuner = part("objective", objective_text), part("tuner", tuner_text)
     rows = made_up_rows(RECORDS * UPDATES)
@@ -110,7 +110,7 @@ def child(objective_text: str, tuner_text: str, layers: int, asked: bool) -> Non
         states, once = states_of(model, rows, folder.name)
     times = [time.process_time()]
     trainer = Trainer(
-        policy=tuned_policy(model, [tuner], objective, Planning(0, rows), states=states),
+        policy=tuned_policy(model, [tuner], objective, TunerInputs(0, rows), states=states),
         tuners=[tuner],
         objective=objective,
         source=Records(rows, 0, Budget("updates", UPDATES)),

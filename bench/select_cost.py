@@ -33,7 +33,7 @@ def child(tuner_name: str, selector_name: str) -> None:
     from luthier.engine.source import Records
     from luthier.engine.trainer import Batching, Trainer
     from luthier.modalities.base import tuned_policy
-    from luthier.tuners.base import Planning
+    from luthier.tuners.base import TunerInputs
     from luthier.types import Row, Stream
 
     torch.manual_seed(0)
@@ -57,7 +57,7 @@ def child(tuner_name: str, selector_name: str) -> None:
         rows.append(Row(f"{index}", ids, {"weights": Stream(weights, "token", 0.0)}))
     tuner, objective = parts.build("tuner", tuner_name), parts.build("objective", "sft")
     trainer = Trainer(
-        policy=tuned_policy(LlamaForCausalLM(config), [tuner], objective, Planning(0, rows)),
+        policy=tuned_policy(LlamaForCausalLM(config), [tuner], objective, TunerInputs(0, rows)),
         tuners=[tuner],
         objective=objective,
         source=Records(rows, 0, Budget("updates", UPDATES)),

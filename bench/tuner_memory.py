@@ -62,7 +62,7 @@ def measure(name: str) -> dict[str, Any]:
     from luthier.engine.source import Records
     from luthier.engine.trainer import Batching, Trainer
     from luthier.modalities.base import tuned_policy
-    from luthier.tuners.base import Planning
+    from luthier.tuners.base import TunerInputs
     from luthier.types import Row, Stream
 
     draw = numpy.random.default_rng(0)
@@ -75,7 +75,7 @@ def measure(name: str) -> dict[str, Any]:
     loaded = memory.resident()
     memory.keep_freed()  # as every run does
     memory.reset_peak()
-    policy = tuned_policy(module, [tuner], objective, Planning(0, rows))
+    policy = tuned_policy(module, [tuner], objective, TunerInputs(0, rows))
     trainer = Trainer(
         policy,
         [tuner],

@@ -18,7 +18,7 @@ from luthier.objectives.diffusion.diffusion_nft import DiffusionNFT
 from luthier.objectives.diffusion.flow import Flow
 from luthier.steps.conformance import Plain, apart
 from luthier.steps.faces import seeded
-from luthier.tuners.base import Planning
+from luthier.tuners.base import TunerInputs
 from luthier.types import Row, Stream
 
 diffusers = pytest.importorskip("diffusers")
@@ -95,7 +95,7 @@ def test_flux_patches_are_those_of_its_pipeline():
 def test_the_gradient_does_not_depend_on_the_split(name):
     changes = []
     for micro in (6, 2):
-        policy = tuned_policy(made(name), [parts.build("tuner", "full")], Flow(), Planning(), make=DenoiserPolicy)
+        policy = tuned_policy(made(name), [parts.build("tuner", "full")], Flow(), TunerInputs(), make=DenoiserPolicy)
         before = {key: p.detach().clone() for key, p in policy.module.named_parameters()}
         source, constant = Records(rows(), 0, Budget("updates", 1)), parts.build("schedule", "constant")
         Trainer(policy, [parts.build("tuner", "full")], Flow(), source, Plain(), constant, Batching(6, micro)).train()
@@ -107,7 +107,7 @@ def test_the_gradient_does_not_depend_on_the_split(name):
 def test_lora_and_nft_on_a_transformer():
     lora = parts.build("tuner", {"kind": "lora", "r": 2, "targets": ["to_q", "to_k", "to_v"]})
     objective = DiffusionNFT(kl_weight=0.1)
-    policy = tuned_policy(made("sd3", torch.float32), [lora], objective, Planning(), make=DenoiserPolicy)
+    policy = tuned_policy(made("sd3", torch.float32), [lora], objective, TunerInputs(), make=DenoiserPolicy)
     assert policy.call is stable_diffusion_3
     events = []
     adamw = parts.build("optimizer", {"kind": "adamw", "lr": 1e-3})

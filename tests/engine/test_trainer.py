@@ -218,7 +218,7 @@ def test_memory_that_runs_out_while_weights_move_is_never_tried_again(monkeypatc
         next(iter(self.compute.values())).data.add_(1.0)
         raise torch.OutOfMemoryError("no")
 
-    monkeypatch.setattr("luthier.engine.precision.Masters.step", half_moved)
+    monkeypatch.setattr("luthier.engine.master_weights.MasterWeights.step", half_moved)
     run = make(Batching(6, 400))
     with pytest.raises(RunError, match="Update 1 broke off while the weights were being moved"):
         run.train()

@@ -104,7 +104,7 @@ class Contaminated(TokenObjective):
 class ForgottenDetach(TokenObjective):
     """dft whose weight carries gradient."""
 
-    HOLDS = ("weight",)
+    DETACHED = ("weight",)
 
     def token_loss(self, view):
         return -view.logprob.exp() * view.logprob
@@ -238,7 +238,7 @@ def test_a_file_of_the_users(tmp_path, capsys):
         "class SoftFocus(TokenObjective):\n"
         '    """Lets go of tokens already known."""\n'
         '    SETTINGS = ({}, {"power": 1.0})\n'
-        '    HOLDS = ("weight",)\n'
+        '    DETACHED = ("weight",)\n'
         "    power: float = 2.0\n"
         "    def token_loss(self, view):\n"
         "        return -((1 - view.logprob.detach().exp()) ** self.power) * view.logprob\n"

@@ -34,7 +34,7 @@ from luthier.steps.conformance import (
 from luthier.steps.evaluate import evaluate_model
 from luthier.steps.run import run_recipe
 from luthier.tuners._experts import USAGE, ExpertLinear, Usage, expectations, experts_of, imbalance
-from luthier.tuners.base import Planning
+from luthier.tuners.base import TunerInputs
 from luthier.types import Term
 from luthier.update import Update
 
@@ -53,7 +53,7 @@ def sft():
 
 def applied(model, seed=0, **options):
     tuner = loramoe(**options)
-    return tuner, tuner.apply(model.requires_grad_(False), tuner.plan(model, Planning(seed)))
+    return tuner, tuner.apply(model.requires_grad_(False), tuner.plan(model, TunerInputs(seed)))
 
 
 def logits(model):
@@ -170,7 +170,7 @@ def test_experts_of_a_group_are_alike_and_groups_are_the_types():
 def terms_of(tuner, model, batch):
     update = Update(index=1, seed=0, batches=[batch])
     policy = TokenPolicy(model)
-    with tuner.around(policy, batch, update):
+    with tuner.micro_batch_context(policy, batch, update):
         policy.hidden(batch)
         (term,) = tuner.terms(policy, batch, update)
     return term
@@ -396,7 +396,7 @@ def test_what_does_not_go_is_said(data):
     with pytest.raises(RecipeError, match="no linear layers called lost"):
         applied(tiny_model(), targets=["lost"])
     with pytest.raises(RecipeError, match="rows of this training do not carry"):
-        loramoe(**TYPED).plan(tiny_model(), Planning(0, tiny_rows()))
+        loramoe(**TYPED).plan(tiny_model(), TunerInputs(0, tiny_rows()))
     with pytest.raises(RecipeError, match="cannot be merged"):
         refuse_excluded([parts.build("tuner", "lora"), loramoe()])
     with pytest.raises(RecipeError, match="depends on the input"):

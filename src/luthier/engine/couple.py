@@ -47,7 +47,7 @@ def _couple(
     whole = len(update.batches) == 1 and world.size == 1
     with ExitStack() as stack:
         if whole:  # its graph is still needed when the loss is known
-            stack.enter_context(objective.scope(policy, update.batches[0], update))
+            stack.enter_context(objective.micro_batch_context(policy, update.batches[0], update))
             found = [_features(policy, part, batch, update) for batch in update.batches]
         else:
             found = [_look(policy, objective, part, batch, update) for batch in update.batches]
@@ -68,7 +68,7 @@ def _couple(
 
 
 def _look(policy: Policy, objective: Objective, part: CoupledObjective, batch: Batch, update: Update) -> Tensors:
-    with torch.no_grad(), objective.scope(policy, batch, update):
+    with torch.no_grad(), objective.micro_batch_context(policy, batch, update):
         found = _features(policy, part, batch, update)
     return {name: values.detach() for name, values in found.items()}  # one may be a parameter itself
 

@@ -16,7 +16,7 @@ from luthier.data.batches import Layout, collate, group_by_record, micro_batches
 from luthier.engine import checkpoint, memory, selection
 from luthier.engine.budget import Position
 from luthier.engine.distributed import World
-from luthier.engine.precision import Masters, ParameterGroup
+from luthier.engine.master_weights import MasterWeights, ParameterGroup
 from luthier.engine.probe import Probe, assert_unchanged
 from luthier.engine.selection import Kept
 from luthier.engine.source import Drawn, RowSource
@@ -88,7 +88,7 @@ class Trainer:
         if not named:
             raise RunError("The tuner leaves nothing to train.")
         companions = [_group(name, one) for name, one in self.policy.companions.items()]
-        self.masters = Masters(named.items(), self.optimizer, companions, self._own_optimizers())
+        self.masters = MasterWeights(named.items(), self.optimizer, companions, self._own_optimizers())
         self.micro_tokens = self.batching.tokens
         parts = [*members_of(self.objective), *self.tuners, *([self.selector] if self.selector else [])]
         self.states = {f"{index}": part.start(self.policy) for index, part in enumerate(parts)}
@@ -268,7 +268,7 @@ class Trainer:
         """Rows that may move the model, and those that are only counted; all move where none of them would."""
         if any(tuner.WHOLE_ROWS for tuner in self.tuners):
             return rows, []
-        moves = [self.objective.moves(row) for row in rows]
+        moves = [self.objective.has_gradient(row) for row in rows]
         if not any(moves):
             return rows, []
         moving, still = ([r for r, m in zip(rows, moves, strict=True) if m is wanted] for wanted in (True, False))

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from luthier.engine.couple import couple, refuse_batch_statistics
 from luthier.engine.distributed import World
-from luthier.engine.precision import Masters
+from luthier.engine.master_weights import MasterWeights
 from luthier.errors import RunError
 from luthier.models.kernels.gradients import GradientSums, added_in_products, adding
 from luthier.models.kernels.lean import kept_lean
@@ -45,7 +45,7 @@ def run_update(
     policy: Policy,
     objective: Objective,
     tuners: Sequence[Tuner],
-    masters: Masters,
+    masters: MasterWeights,
     update: Update,
     *,
     clip: float | None,
@@ -134,9 +134,9 @@ def backward(
     """Forward of one micro-batch, and backward if its loss is finite; returns its share of the loss."""
     parts = (objective, *tuners)
     with ExitStack() as scopes:
-        scopes.enter_context(objective.scope(policy, batch, update))
+        scopes.enter_context(objective.micro_batch_context(policy, batch, update))
         for tuner in tuners:
-            scopes.enter_context(tuner.around(policy, batch, update))
+            scopes.enter_context(tuner.micro_batch_context(policy, batch, update))
         loss = total_of([term for part in parts for term in part.terms(policy, batch, update)], update.counts)
         if loss is None:
             return 0.0
@@ -147,7 +147,7 @@ def backward(
     return value
 
 
-def _step(masters: Masters, scales: Sequence[float], factor: float, update: Update) -> None:
+def _step(masters: MasterWeights, scales: Sequence[float], factor: float, update: Update) -> None:
     """Move the weights; when that breaks off, say so: to try the update again would move some of them twice."""
     try:
         masters.step(scales, factor)

@@ -33,7 +33,7 @@ from luthier.recipe.settings import Train
 from luthier.runs.journal import Journal
 from luthier.runs.run import Run
 from luthier.select.base import Selector
-from luthier.tuners.base import Planning, Tuner
+from luthier.tuners.base import Tuner, TunerInputs
 from luthier.types import Row
 
 Log = Callable[[dict[str, Any]], None]
@@ -165,7 +165,7 @@ def tuned_policy(
     module: nn.Module,
     tuners: Sequence[Tuner],
     objective: Objective,
-    given: Planning,
+    given: TunerInputs,
     temperature: float = 1.0,
     make: Callable[[nn.Module], Any] | None = None,
     live: Collection[str] = (),
@@ -188,7 +188,7 @@ def tuned_policy(
         raise unknown_reference(unknown[0])
     make = make or partial(TokenPolicy, temperature=temperature)
     frozen = None
-    if wanted and not all(tuner.RESTORES == "base" for tuner in tuners):
+    if wanted and not all(tuner.DISABLING_RESTORES_BASE for tuner in tuners):
         frozen = make(copy.deepcopy(module).requires_grad_(False).eval() if states is None else HeadOnly(module))
     module.requires_grad_(False)
     for tuner in tuners:

@@ -23,20 +23,22 @@ else:
 
 
 class Objective(Part):
-    """A loss over batches. Verbs: `units`, `terms`; hooks: `prepare`, `scope`, `update_terms`, `after_step`.
+    """A loss over batches. Verbs: `units`, `terms`.
+
+    Hooks: `has_gradient`, `companions`, `start`, `prepare`, `micro_batch_context`, `update_terms`, `after_step`.
 
     MODALITY names the kind of policy that it is given: "token", "contrastive" or "diffusion". NEEDS names what its data
     must have: "pairs" (of a chosen and a rejected answer) or "labels" (each answer said to be good or bad; those of
     pairs are); without it such data give their good answers alone.
-    HOLDS names what the loss takes as constant although it depends on the weights (a detached weight), under the first
-    of SETTINGS; an objective without it has a gradient that is the derivative of its loss. WHOLE_ROWS says that it
-    looks at positions that are no targets: its records then never share a prompt in a batch. READS_TARGETS = False says
-    that it looks at the distributions at its targets and never asks which token stands there.
+    DETACHED names what the loss takes as constant although it depends on the weights (a detached weight), under the
+    first of SETTINGS; an objective without it has a gradient that is the derivative of its loss. WHOLE_ROWS says that
+    it looks at positions that are no targets: its records then never share a prompt in a batch. READS_TARGETS = False
+    says that it looks at the distributions at its targets and never asks which token stands there.
     """
 
     MODALITY: ClassVar[str] = "language"
     READS: ClassVar[tuple[str, ...]] = ()
-    HOLDS: ClassVar[tuple[str, ...]] = ()
+    DETACHED: ClassVar[tuple[str, ...]] = ()
     UNIT: ClassVar[str] = "targets"
     WHOLE_ROWS: ClassVar[bool] = False
     READS_TARGETS: ClassVar[bool] = True
@@ -63,8 +65,8 @@ class Objective(Part):
             "records": float(_records(batch, batch.example_of[rows, columns].unique().tolist())),
         }
 
-    def moves(self, row: Row) -> bool:
-        """Hook: False for a row whose loss has no gradient whatever the model says: it is counted and not read."""
+    def has_gradient(self, row: Row) -> bool:
+        """Hook: False for a row whose loss has no gradient at any weights: the row is counted and never forwarded."""
         return True
 
     def terms(self, policy: Any, batch: Batch, update: Update) -> list[Term]:
@@ -85,7 +87,7 @@ class Objective(Part):
     def prepare(self, policy: Any, update: Update) -> None:
         """Hook: look at all micro-batches of the update before the first training forward."""
 
-    def scope(self, policy: Any, batch: Batch, update: Update) -> AbstractContextManager[Any]:
+    def micro_batch_context(self, policy: Any, batch: Batch, update: Update) -> AbstractContextManager[Any]:
         """Hook: a context around forward and backward of one micro-batch."""
         return nullcontext()
 

@@ -26,8 +26,8 @@ class WeightedSum(Objective):
     def units(self, batch: Batch) -> dict[str, float]:
         return {name: n for objective, _ in self.members for name, n in objective.units(batch).items()}
 
-    def moves(self, row: Row) -> bool:
-        return any(objective.moves(row) for objective, _ in self.members)
+    def has_gradient(self, row: Row) -> bool:
+        return any(objective.has_gradient(row) for objective, _ in self.members)
 
     def terms(self, policy: Any, batch: Batch, update: Update) -> list[Term]:
         tokens = any(isinstance(objective, TokenObjective) for objective, _ in self.members)
@@ -71,10 +71,10 @@ class WeightedSum(Objective):
         for objective, _ in self.members:
             objective.prepare(policy, update)
 
-    def scope(self, policy: Any, batch: Batch, update: Update) -> AbstractContextManager[Any]:
+    def micro_batch_context(self, policy: Any, batch: Batch, update: Update) -> AbstractContextManager[Any]:
         stack = ExitStack()
         for objective, _ in self.members:
-            stack.enter_context(objective.scope(policy, batch, update))
+            stack.enter_context(objective.micro_batch_context(policy, batch, update))
         return stack
 
     def update_terms(self, policy: Any, update: Update) -> list[Term]:

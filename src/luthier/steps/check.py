@@ -40,7 +40,7 @@ from luthier.recipe.steps import TRAINING
 from luthier.runs.run import SETS, Run
 from luthier.steps.train import training
 from luthier.steps.verify import verify
-from luthier.tuners.base import Planning
+from luthier.tuners.base import TunerInputs
 
 PROBE_UPDATES = 3
 
@@ -178,9 +178,9 @@ def _memory(recipe: Recipe, prepared: Prepared) -> memory.Estimate:
     kept = HeadOnly(module) if recalls(recipe, objective, rows, module) else module
     frozen = memory.weight_bytes(kept)
     for tuner in tuners:
-        module = tuner.apply(module, tuner.plan(module, Planning(recipe.settings.seed, rows)))
+        module = tuner.apply(module, tuner.plan(module, TunerInputs(recipe.settings.seed, rows)))
     reads = any(read.startswith("logits:") for read in reads_of(objective))
-    copied = reads and not all(tuner.RESTORES == "base" for tuner in tuners)
+    copied = reads and not all(tuner.DISABLING_RESTORES_BASE for tuner in tuners)
     return predicted_memory(recipe, module, rows, frozen if copied else 0)
 
 

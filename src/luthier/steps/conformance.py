@@ -35,7 +35,7 @@ from luthier.recipe.methods import slot_of_file
 from luthier.steps.conformance_ranks import Meeting, Peer
 from luthier.steps.faces import TINY_MODELS, TinyModel
 from luthier.steps.made import with_common_prompts
-from luthier.tuners.base import Planning
+from luthier.tuners.base import TunerInputs
 from luthier.types import Row, Stream
 
 VOCABULARY, RECORDS = 61, 8
@@ -175,7 +175,7 @@ def trainer(objective: Objective, tuner: Any, rows: list[Row], batching: Batchin
     seed = more.get("seed", 0)
     modality = tiny_model_of(objective)
     rows = with_made_fields(rows, tuner.fields)
-    policy = tuned_policy(modality.module(dtype, 0), [tuner], objective, Planning(seed, rows), make=modality.policy)
+    policy = tuned_policy(modality.module(dtype, 0), [tuner], objective, TunerInputs(seed, rows), make=modality.policy)
     if more.pop("disturb", True):
         _disturb(policy)
     streams = [read for read in reads_of(objective) if not read.startswith("logits:")]
@@ -371,7 +371,7 @@ def objective_checks(part: type[Any]) -> Iterator[tuple[str, Callable[[], None]]
     first = made[0]
     yield "gradient: splits, padding side, packing", lambda: check_invariance(made, full)
     yield "gradient: two ranks", lambda: check_ranks(first, full)
-    yield "gradient: derivative of the loss, but for what it HOLDS", lambda: check_derivative(first, full)
+    yield "gradient: derivative of the loss, but for what is DETACHED", lambda: check_derivative(first, full)
     whole = Batching(RECORDS, 10_000, "padded")
     yield "every option changes something", lambda: check_options(made, lambda one: _now_and_later(one, full, whole))
     yield "deterministic by seed", lambda: check_determinism(first, full)

@@ -16,7 +16,7 @@ from luthier.models.context import checkpoint_layers
 from luthier.objectives.base import Objective
 from luthier.objectives.sum import build_objective, members_of
 from luthier.runs.run import Run, fingerprint
-from luthier.tuners.base import Planning, Tuner
+from luthier.tuners.base import Tuner, TunerInputs
 from luthier.types import Row
 
 LOOKS = 10
@@ -91,7 +91,7 @@ def _tuned(
     settings, module = workspace.recipe.settings, workspace.loaded.module
     if settings.train.checkpointing:
         checkpoint_layers(module)
-    tuners, given = build_tuners(workspace.recipe), Planning(settings.seed, rows)
+    tuners, given = build_tuners(workspace.recipe), TunerInputs(settings.seed, rows)
     states = workspace.states(run, objective, rows) if span == (0.0, 1.0) else None  # else others will carry on from it
     live = workspace.live(objective)
     return tuned_policy(module, tuners, objective, given, make=workspace.policy, live=live, states=states), tuners

@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 
 from luthier.errors import RecipeError
 from luthier.parts import lazy
-from luthier.tuners.base import Planning, Tuner, switched_off
+from luthier.tuners.base import Tuner, TunerInputs, disabled_layers
 from luthier.types import Batch, Term
 from luthier.update import Update
 
@@ -51,7 +51,7 @@ class LoRAMoE(Tuner):
     """
 
     PAPER: ClassVar[str] = "arXiv 2312.09979"
-    RESTORES: ClassVar[Literal["base", "nothing"]] = "base"
+    DISABLING_RESTORES_BASE: ClassVar[bool] = True
     MERGES: ClassVar[bool] = False
     WHOLE_ROWS: ClassVar[bool] = True
     SETTINGS: ClassVar = (
@@ -92,15 +92,15 @@ class LoRAMoE(Tuner):
     def fields(self) -> tuple[str, ...]:
         return () if self.types is None else (self.types,)
 
-    def plan(self, model: nn.Module, given: Planning) -> dict[str, Any]:
+    def plan(self, model: nn.Module, inputs: TunerInputs) -> dict[str, Any]:
         """The seed of the first values."""
         for name in self.fields:
-            if given.rows and f"field:{name}" not in given.rows[0].streams:
+            if inputs.rows and f"field:{name}" not in inputs.rows[0].streams:
                 raise RecipeError(
                     f"tuner `loramoe` reads the column `{name}`, which rows of this training do not carry.",
                     "Rollouts keep no columns of the data: leave `types` and `delta` out.",
                 )
-        return {"seed": given.seed}
+        return {"seed": inputs.seed}
 
     def apply(self, model: nn.Module, plan: dict[str, Any]) -> nn.Module:
         generator = torch.Generator().manual_seed(plan["seed"])
@@ -124,13 +124,13 @@ class LoRAMoE(Tuner):
         return found
 
     def disabled(self, model: nn.Module) -> AbstractContextManager[None]:
-        return switched_off(layer for _, layer in _experts.experts_of(model))
+        return disabled_layers(layer for _, layer in _experts.experts_of(model))
 
     def units(self, batch: Batch) -> dict[str, float]:
         return {"rows": float(len(batch.examples))}
 
     @contextmanager
-    def around(self, policy: Any, batch: Batch, update: Update) -> Iterator[None]:
+    def micro_batch_context(self, policy: Any, batch: Batch, update: Update) -> Iterator[None]:
         """The forward of the objective tells, layer by layer, how much each expert was used."""
         if not self.balance:
             yield

@@ -18,7 +18,7 @@ from luthier.objectives.diffusion.diffusion_nft import DiffusionNFT
 from luthier.objectives.diffusion.flow import Flow
 from luthier.rewards._digits import classifier
 from luthier.steps.faces import latent_rows, seeded
-from luthier.tuners.base import Planning
+from luthier.tuners.base import TunerInputs
 from luthier.tuners.full import Full
 from luthier.vision.digits import digit_rows
 
@@ -29,7 +29,7 @@ def stacked(rows):
 
 
 def trained(module, objective, lr, source_of, observe=lambda event: None):
-    policy = tuned_policy(module, [Full()], objective, Planning(), make=DenoiserPolicy)
+    policy = tuned_policy(module, [Full()], objective, TunerInputs(), make=DenoiserPolicy)
     adamw, constant = parts.build("optimizer", {"kind": "adamw", "lr": lr}), parts.build("schedule", "constant")
     batching = Batching(128, 4096)
     Trainer(policy, [Full()], objective, source_of(policy), adamw, constant, batching, observe=observe).train()

@@ -20,7 +20,7 @@ from luthier.objectives.diffusion import _nft, diffusion_nft
 from luthier.objectives.diffusion.diffusion_nft import DiffusionNFT
 from luthier.objectives.diffusion.flow import Flow
 from luthier.steps.faces import seeded
-from luthier.tuners.base import Planning
+from luthier.tuners.base import TunerInputs
 from luthier.tuners.full import Full
 from luthier.types import Row, Stream
 
@@ -43,7 +43,9 @@ def reward(points, condition):
 
 def trainer(module, objective, source, lr, saving=None, stop=lambda: False, observe=lambda event: None):
     policy = (
-        tuned_policy(module, [Full()], objective, Planning(), make=DenoiserPolicy) if source is None else source.policy
+        tuned_policy(module, [Full()], objective, TunerInputs(), make=DenoiserPolicy)
+        if source is None
+        else source.policy
     )
     adamw = parts.build("optimizer", {"kind": "adamw", "lr": lr})
     constant = parts.build("schedule", "constant")

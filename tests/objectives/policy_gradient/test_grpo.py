@@ -15,7 +15,7 @@ from luthier.models.policy import TokenPolicy
 from luthier.objectives.base import TokenObjective
 from luthier.objectives.sum import WeightedSum, reads_of
 from luthier.steps.conformance import apart, tiny_model, tiny_rows, trained, trainer
-from luthier.tuners.base import Planning
+from luthier.tuners.base import TunerInputs
 from luthier.types import Row, Stream
 
 WHOLE = Batching(8, 10_000)
@@ -216,6 +216,6 @@ def test_temperature_is_the_samplers():
 def test_references_share_the_temperature():
     asft = parts.build("objective", "asft")
     for tuner in (full(), parts.build("tuner", "lora")):
-        policy = tuned_policy(tiny_model(), [tuner], asft, Planning(), temperature=0.5)
+        policy = tuned_policy(tiny_model(), [tuner], asft, TunerInputs(), temperature=0.5)
         hidden = torch.randn(3, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
         assert torch.allclose(policy.references["initial"].logits(hidden), policy.head.logits(hidden))

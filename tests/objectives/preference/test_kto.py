@@ -104,7 +104,7 @@ def test_the_baseline_is_one_number_under_any_cut(above_zero):
 
 
 class Held(KTO):
-    HOLDS = ("baseline",)
+    DETACHED = ("baseline",)
 
 
 def test_the_baseline_is_held_constant(above_zero):

@@ -116,7 +116,7 @@ def test_the_gradient_is_that_of_the_pushed_states_alone(kind):
     """Finite differences with the plain states and the additions held fixed."""
     objective = lfu(auxiliary=kind, coef=1.0, step_size=0.5)
     policy, batch, update = prepared(objective)
-    with objective.scope(policy, batch, update):
+    with objective.micro_batch_context(policy, batch, update):
         total_of(objective.terms(policy, batch, update)[1:], update.counts).backward()
     where = (batch.weights != 0) & (batch.position_of > 0)
     with policy.layer_outputs([0, 1]) as found:

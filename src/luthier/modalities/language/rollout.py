@@ -51,7 +51,7 @@ class Rollouts:
         prompts: what is asked, in the order of the data.
         settings: the recipe's `rl` block.
         columns_of: the score pass: rows → columns that objective and advantages read.
-        moves: whether the objective has a gradient on a row.
+        has_gradient: whether the objective has a gradient on a row.
         decode: token ids to text, for strategies.
     """
 
@@ -64,7 +64,7 @@ class Rollouts:
     sample: Sampler
     judge: Judge
     columns_of: Callable[[list[Row]], Columns]
-    moves: Callable[[Row], bool]
+    has_gradient: Callable[[Row], bool]
     decode: Callable[[Sequence[int]], str]
     end_ids: set[int]
     pending: list[Drawn] = field(default_factory=list)
@@ -149,7 +149,7 @@ class Rollouts:
     def _updates(self, groups: Sequence[Group], used: int, facts: Mapping[str, float]) -> list[Drawn]:
         """The rollout's rows in keyed order, cut into `updates`, `passes` times; without a signal one empty update."""
         rows = self._rows(groups)
-        if not any(self.moves(row) for row in rows):
+        if not any(self.has_gradient(row) for row in rows):
             return [Drawn([], used, {**facts, "skipped": 1.0})]
         found: list[Drawn] = []
         count = min(self.settings.updates, len(rows))
@@ -262,7 +262,7 @@ def make_rollouts(
         sample=make_sampler(workspace, policy.module, settings.rl.generate),
         judge=make_judge(workspace, settings.rl.generate, hear),
         columns_of=columns_of,
-        moves=objective.moves,
+        has_gradient=objective.has_gradient,
         decode=lambda ids: workspace.loaded.tokenizer.decode(ids, skip_special_tokens=True),
         end_ids=renderer.end_ids,
         failures=failures,

@@ -42,7 +42,7 @@ class DiffusionNFT(Objective):
     MODALITY: ClassVar[str] = "diffusion"
     READS: ClassVar[tuple[str, ...]] = ("optimality",)
     UNIT: ClassVar[str] = "records"
-    HOLDS: ClassVar = ("normaliser",)
+    DETACHED: ClassVar = ("normaliser",)
     SETTINGS: ClassVar = ({}, {"beta": 0.1}, {"kl_weight": 0.5}, {"adv_clip": 2.0}, {"normalise": False})
 
     beta: float = Field(1.0, gt=0.0)

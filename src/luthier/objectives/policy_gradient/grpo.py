@@ -69,7 +69,7 @@ class GRPO(TokenObjective):
     def unit(self) -> str:
         return "targets" if self.norm == "token" else "records"
 
-    def moves(self, row: Row) -> bool:
+    def has_gradient(self, row: Row) -> bool:
         return bool(self.kl_coefficient) or not row.silent("advantages")
 
     def token_loss(self, view: TokenView) -> Tensor:

@@ -35,13 +35,13 @@ class RLOO(TokenObjective):
     PAPER: ClassVar[str] = "arXiv 2402.14740"
     READS: ClassVar = ("advantages", "old_logprobs")
     UNIT: ClassVar[str] = "records"
-    HOLDS: ClassVar = ("ratio of the answer",)
+    DETACHED: ClassVar = ("ratio of the answer",)
     SETTINGS: ClassVar = ({}, {"clip_low": 0.9}, {"clip_high": 9.0})
 
     clip_low: float = Field(0.2, gt=0.0)
     clip_high: float = Field(0.2, gt=0.0)
 
-    def moves(self, row: Row) -> bool:
+    def has_gradient(self, row: Row) -> bool:
         return not row.silent("advantages")
 
     def token_loss(self, view: TokenView) -> Tensor:

@@ -41,7 +41,7 @@ class KTO(LabelObjective):
 
     PAPER: ClassVar[str] = "arXiv 2402.01306"
     READS: ClassVar = ("logprobs:initial",)
-    SETTINGS: ClassVar = (  # HOLDS is not said: the matrix's workspace has z = 0, where nothing is held
+    SETTINGS: ClassVar = (  # DETACHED is not said: the matrix's workspace has z = 0, where nothing is held
         {},
         {"beta": 0.5},
         {"desirable_weight": 2.0},

@@ -32,7 +32,7 @@ class ASFT(TokenObjective):
 
     PAPER: ClassVar[str] = "arXiv 2509.23753"
     READS: ClassVar = ("logits:initial",)
-    HOLDS: ClassVar = ("weight",)
+    DETACHED: ClassVar = ("weight",)
     SETTINGS: ClassVar = ({}, {"kl_weight": 0.5}, {"kl_weight": 0.5, "kl_direction": "reverse"}, {"prob_power": 0.0})
 
     kl_weight: float = Field(0.05, ge=0.0)

@@ -24,7 +24,7 @@ class DFT(TokenObjective):
     """
 
     PAPER: ClassVar[str] = "arXiv 2508.05629"
-    HOLDS: ClassVar = ("weight",)
+    DETACHED: ClassVar = ("weight",)
     SETTINGS: ClassVar = ({}, {"prob_power": 0.5})
 
     prob_power: float = Field(1.0, ge=0.0)

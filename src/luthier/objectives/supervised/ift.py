@@ -44,7 +44,7 @@ class IFT(Objective):
 
     PAPER: ClassVar[str] = "arXiv 2405.11870"
     UNIT: ClassVar[str] = "records"
-    HOLDS: ClassVar = ("embeddings read",)
+    DETACHED: ClassVar = ("embeddings read",)
     SETTINGS: ClassVar = (
         {},
         {"residual": 0.6},

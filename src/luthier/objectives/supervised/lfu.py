@@ -46,7 +46,7 @@ class LFU(Objective):
 
     PAPER: ClassVar[str] = "arXiv 2511.13052"
     WHOLE_ROWS: ClassVar[bool] = True
-    HOLDS: ClassVar = ("hidden states at rest",)
+    DETACHED: ClassVar = ("hidden states at rest",)
     SETTINGS: ClassVar = (
         {},
         {"base": "dft"},
@@ -85,7 +85,7 @@ class LFU(Objective):
         aside = replace(update, meters={})
         with made.attached():
             for batch in update.batches:
-                with self.base.scope(policy, batch, update), made.active(), _same_draws(batch, update):
+                with self.base.micro_batch_context(policy, batch, update), made.active(), _same_draws(batch, update):
                     loss = total_of(self.base.terms(policy, batch, aside), update.counts)
                     if loss is not None:
                         found = torch.autograd.grad(loss, made.values, materialize_grads=True, allow_unused=True)
@@ -95,9 +95,9 @@ class LFU(Objective):
         update.set_prepared(self, (made, made.ascend(gradients, self.step_size)))
 
     @contextmanager
-    def scope(self, policy: TokenPolicy, batch: Batch, update: Update) -> Iterator[None]:
+    def micro_batch_context(self, policy: TokenPolicy, batch: Batch, update: Update) -> Iterator[None]:
         auxiliary, _ = update.prepared_by(self)
-        with auxiliary.attached(), self.base.scope(policy, batch, update):
+        with auxiliary.attached(), self.base.micro_batch_context(policy, batch, update):
             yield
 
     def terms(self, policy: TokenPolicy, batch: Batch, update: Update) -> list[Term]:

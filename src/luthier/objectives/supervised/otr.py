@@ -36,7 +36,7 @@ class OTR(TokenObjective):
 
     PAPER: ClassVar[str] = "arXiv 2509.26313"
     UNIT: ClassVar[str] = "records"
-    HOLDS: ClassVar = ("samples",)
+    DETACHED: ClassVar = ("samples",)
     SETTINGS: ClassVar = (
         {},
         {"num_samples": 8},
