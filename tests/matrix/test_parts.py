@@ -44,7 +44,7 @@ class LooksAhead(Objective):
     """Takes the hidden state behind the target, which in a packed row may be another record's."""
 
     def terms(self, policy, batch, update):
-        hidden = policy._input_of_head({"input_ids": batch.ids}, batch.attention_mask, batch.position_of)
+        hidden = policy.input_of_head({"input_ids": batch.ids}, batch.attention_mask, batch.position_of)
         rows, columns = batch.targets()
         behind = torch.clamp(columns + 1, max=hidden.shape[1] - 1)
         return [Term(policy.head.sum(hidden[rows, behind], lambda s, z: z[:, 0]), "targets")]
@@ -96,7 +96,7 @@ class Contaminated(TokenObjective):
         onward = torch.arange(batch.ids.shape[1]).expand_as(batch.ids)
         positions = onward if batch.attention_mask is None else batch.position_of
         rows, columns = batch.targets()
-        hidden = policy._input_of_head({"input_ids": batch.ids}, batch.attention_mask, positions)[rows, columns - 1]
+        hidden = policy.input_of_head({"input_ids": batch.ids}, batch.attention_mask, positions)[rows, columns - 1]
         targets = batch.ids[rows, columns]
         return [Term(policy.head.sum(hidden, lambda s, z: -target_logprob(z, targets[s])), "targets")]
 

@@ -24,6 +24,7 @@ from luthier.engine.hidden_cache import CachedReference, HiddenStateCache
 from luthier.engine.source import Records, RowSource
 from luthier.errors import RecipeError
 from luthier.evals.base import Evaluation
+from luthier.models.checks import verify
 from luthier.models.loading.load import Loaded, fast_bfloat16
 from luthier.models.policy import HeadOnly, Policy, Reference, TokenPolicy
 from luthier.objectives.base import Objective
@@ -198,7 +199,7 @@ def tuned_policy(
             parameter.requires_grad_(True)
     policy = make(module)
     policy.companions = objective.companions(policy)
-    policy.verify()
+    verify(policy)
     if wanted:
         off = Reference(policy, lambda: _without(tuners, policy.module)) if frozen is None else Reference(frozen)
         policy.references["initial"] = off if states is None else CachedReference(off, states)

@@ -11,6 +11,7 @@ from luthier.engine.score import score, with_column
 from luthier.engine.trainer import Batching
 from luthier.errors import RecipeError
 from luthier.modalities.base import tuned_policy
+from luthier.models import checks
 from luthier.models.policy import TokenPolicy
 from luthier.objectives.base import TokenObjective
 from luthier.objectives.sum import WeightedSum, reads_of
@@ -203,7 +204,7 @@ def test_temperature_is_the_samplers():
         for t in range(1, len(row)):
             if row.streams["weights"].values[t]:
                 assert found[row.id][t] == pytest.approx(float(log_p[t - 1, row.ids[t]]), abs=1e-6)
-    warm.verify_head()
+    checks.verify_head(warm)
     events = []
     run = trainer(grpo(), full(), with_column(rows, "old_logprobs", found), WHOLE, observe=events.append, disturb=False)
     run.policy.temperature = 0.5

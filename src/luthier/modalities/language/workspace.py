@@ -26,8 +26,9 @@ from luthier.evals.evaluate import evaluate, perplexity, refuse_unscorable
 from luthier.modalities.base import Log, Workspace, build_tuners, find_device, micro_tokens
 from luthier.modalities.language.columns import initial_states, logprobs_of, recalls, with_fields, with_references
 from luthier.modalities.language.rollout import columns_read, make_rollouts
+from luthier.models.checks import PADDED, can_share, verify_packing, verify_sharing
 from luthier.models.loading.load import folded, load_model
-from luthier.models.policy import PADDED, TokenPolicy
+from luthier.models.policy import TokenPolicy
 from luthier.objectives.base import Objective
 from luthier.objectives.sum import judgement_of, members_of
 from luthier.recipe import Recipe
@@ -107,14 +108,14 @@ class LanguageWorkspace(Workspace):
         wanted = self.recipe.settings.train.batch.layout
         looking = next((part.kind for part in trained if part.WHOLE_ROWS), None)
         if wanted == "packed":
-            policy.verify_packing()
+            verify_packing(policy)
             return "packed"
         if wanted == "shared":
             if looking is not None:
                 raise RecipeError(f"`{looking}` looks at whole records, which then cannot share a prompt.", PADDED)
-            policy.verify_sharing()
+            verify_sharing(policy)
             return "shared"
-        return "shared" if wanted == "auto" and looking is None and policy.can_share() else "padded"
+        return "shared" if wanted == "auto" and looking is None and can_share(policy) else "padded"
 
     @property
     def pad_id(self) -> int:

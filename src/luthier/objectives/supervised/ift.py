@@ -17,11 +17,13 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from luthier.models import checks
     from luthier.models import policy as policies
     from luthier.models.kernels import head as heads
     from luthier.models.policy import TokenPolicy
 else:
     torch = lazy("torch")
+    checks = lazy("luthier.models.checks")
     heads = lazy("luthier.models.kernels.head")
     policies = lazy("luthier.models.policy")
 
@@ -65,7 +67,7 @@ class IFT(Objective):
     train_embedding_through_blend: bool = False
 
     def start(self, policy: TokenPolicy) -> None:
-        policy.verify_embeddings()
+        checks.verify_embeddings(policy)
 
     def terms(self, policy: TokenPolicy, batch: Batch, update: Update) -> list[Term]:
         rows, columns = batch.targets()
