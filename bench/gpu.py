@@ -51,6 +51,7 @@ except ModuleNotFoundError:
 
 from luthier import parts
 from luthier.engine import memory
+from luthier.engine.assemble import Parts
 from luthier.engine.budget import Budget
 from luthier.engine.source import Records
 from luthier.engine.trainer import Batching, Trainer
@@ -182,19 +183,18 @@ def ours(setting: Setting, work: str, compiled: bool) -> Iterator[int]:
         compile_layers(policy.layers, setting)
     tokens: list[int] = []
     records = len(rows) // updates
+    objective = parts.build("objective", "grpo" if grpo else "sft")
+    chosen = Parts(objective, (tuner,), parts.build("optimizer", "adamw"), parts.build("schedule", "constant"))
     trainer = Trainer(
         policy=policy,
-        tuners=[tuner],
-        objective=parts.build("objective", "grpo" if grpo else "sft"),
+        parts=chosen,
         source=Records(rows, 0, Budget("updates", updates), shuffled=False),
-        optimizer=parts.build("optimizer", "adamw"),
-        schedule=parts.build("schedule", "constant"),
         batching=Batching(records, setting.rows * setting.context, "shared" if grpo else "padded"),
         observe=lambda event: tokens.append(event["tokens"]) if event["event"] == "update" else None,
     )
     trainer._mode(training=True)
     for _ in range(updates):
-        trainer._one()
+        trainer._one_update()
         yield tokens[-1] - (tokens[-2] if len(tokens) > 1 else 0)
 
 

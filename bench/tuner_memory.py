@@ -58,10 +58,10 @@ def measure(name: str) -> dict[str, Any]:
     import numpy
 
     from luthier.engine import memory
+    from luthier.engine.assemble import Parts, tuned_policy
     from luthier.engine.budget import Budget
     from luthier.engine.source import Records
     from luthier.engine.trainer import Batching, Trainer
-    from luthier.modalities.base import tuned_policy
     from luthier.tuners.base import TunerInputs
     from luthier.types import Row, Stream
 
@@ -75,16 +75,10 @@ def measure(name: str) -> dict[str, Any]:
     loaded = memory.resident()
     memory.keep_freed()  # as every run does
     memory.reset_peak()
-    policy = tuned_policy(module, [tuner], objective, TunerInputs(0, rows))
-    trainer = Trainer(
-        policy,
-        [tuner],
-        objective,
-        Records(rows, 0, Budget("updates", UPDATES)),
-        parts.build("optimizer", "adamw"),
-        parts.build("schedule", "constant"),
-        Batching(RECORDS, RECORDS * LENGTH // 2),
-    )
+    chosen = Parts(objective, (tuner,), parts.build("optimizer", "adamw"), parts.build("schedule", "constant"))
+    policy = tuned_policy(module, chosen, TunerInputs(0, rows))
+    source = Records(rows, 0, Budget("updates", UPDATES))
+    trainer = Trainer(policy, chosen, source, Batching(RECORDS, RECORDS * LENGTH // 2))
     trained = sum(p.numel() for p in trainer.masters.compute.values())
     trainer.train()
     return {"trained": trained, "peak_bytes": memory.peak(), "above_model_bytes": memory.peak() - loaded}

@@ -101,7 +101,7 @@ def _update(run):
     from luthier.data.batches import collate, micro_batches
 
     rows = run.source.draw(run.position, 8).rows
-    return Update(1, 0, batches=[collate(micro) for micro in micro_batches(rows, run.micro_tokens, "padded")])
+    return Update(1, 0, batches=[collate(micro) for micro in micro_batches(rows, run.micro.tokens, "padded")])
 
 
 def test_dropout_is_the_same_in_both_passes(monkeypatch):

@@ -171,4 +171,4 @@ def test_state_lives_in_checkpoints(tmp_path):
 
     run(lambda: True)
     again, resumed = run(lambda: False)
-    assert resumed and float(next(iter(again.states.values())).seen) == 3
+    assert resumed and float(next(iter(again.states.by_name.values())).seen) == 3

@@ -10,9 +10,9 @@ from torch.nn import functional
 
 from luthier import parts
 from luthier.data.batches import collate
+from luthier.engine.assemble import refuse_excluded
 from luthier.engine.trainer import Batching
 from luthier.errors import DataError, ModelError, RecipeError
-from luthier.modalities.base import refuse_excluded
 from luthier.models.context import checkpoint_layers, forward_context
 from luthier.models.loading.load import load_model
 from luthier.models.policy import TokenPolicy

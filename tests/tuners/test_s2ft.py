@@ -6,10 +6,10 @@ from torch import nn
 from torch.nn import functional
 
 from luthier import parts
+from luthier.engine.assemble import Parts, refuse_excluded, tuned_policy
 from luthier.engine.budget import Budget
 from luthier.engine.trainer import Batching
 from luthier.errors import RecipeError
-from luthier.modalities.base import refuse_excluded, tuned_policy
 from luthier.models.delta import WeightDelta, compose
 from luthier.steps.conformance import Plain, apart, tiny_model, tiny_rows, trained, trainer
 from luthier.tuners import _units
@@ -279,9 +279,9 @@ def test_a_saved_slice_is_a_copy_not_a_view():
 
 
 def test_lora_on_top_trains_both_and_merges():
-    tuners = [s2ft(targets=ALL, permute=True), parts.build("tuner", {"kind": "lora", "r": 2})]
+    tuners = (s2ft(targets=ALL, permute=True), parts.build("tuner", {"kind": "lora", "r": 2}))
     sft = parts.build("objective", "sft")
-    policy = tuned_policy(tiny_model(torch.float32), tuners, sft, TunerInputs(0, tiny_rows()))
+    policy = tuned_policy(tiny_model(torch.float32), Parts(sft, tuners, None, None), TunerInputs(0, tiny_rows()))
     names = [name for name, p in policy.module.named_parameters() if p.requires_grad]
     assert any(".slice" in name for name in names) and any("lora_" in name for name in names)
     with torch.no_grad():

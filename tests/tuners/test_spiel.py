@@ -7,11 +7,11 @@ import torch
 from torch import nn
 
 from luthier import parts
+from luthier.engine.assemble import refuse_other_rules
 from luthier.engine.budget import Budget
 from luthier.engine.master_weights import MasterWeights
 from luthier.engine.trainer import Batching, Saving
 from luthier.errors import RecipeError
-from luthier.modalities.base import refuse_other_rules
 from luthier.models.delta import WeightDelta
 from luthier.steps.conformance import Plain, tiny_model, tiny_rows, trainer
 from luthier.tuners._sparse import Rule, SparseLinear, Window, grow_accumulated, grow_momentum, largest, sparse_layers
@@ -233,7 +233,7 @@ def test_resumed_in_the_middle_it_is_bit_identical(tmp_path, selection, stopped_
 def test_entries_do_not_depend_on_micro_batches(size):
     tuner = spiel(every=3, window=1, density=0.1, rate=0.9)
     one, other = (run(tuner) for _ in range(2))
-    other.micro_tokens = size
+    other.micro.tokens = size
     for made in (one, other):
         made.train()
     for (_, mine), (_, yours) in zip(sparse_layers(one.policy.module), sparse_layers(other.policy.module), strict=True):

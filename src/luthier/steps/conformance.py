@@ -22,15 +22,15 @@ from torch import Tensor, nn
 
 from luthier import parts
 from luthier.data.pairs import rows_of_record
+from luthier.engine.assemble import Parts, tuned_policy
 from luthier.engine.budget import Budget
 from luthier.engine.source import Records
 from luthier.engine.trainer import Batching, Saving, Trainer
 from luthier.errors import LuthierError, RunError
-from luthier.modalities.base import tuned_policy
 from luthier.models.loading.load import quiet
 from luthier.models.policy import TokenPolicy
 from luthier.objectives.base import Objective
-from luthier.objectives.sum import judgement_of, members_of, reads_of
+from luthier.objectives.sum import judgement_of, members_of
 from luthier.recipe.methods import slot_of_file
 from luthier.steps.conformance_ranks import Meeting, Peer
 from luthier.steps.faces import TINY_MODELS, TinyModel
@@ -175,13 +175,15 @@ def trainer(objective: Objective, tuner: Any, rows: list[Row], batching: Batchin
     seed = more.get("seed", 0)
     modality = tiny_model_of(objective)
     rows = with_made_fields(rows, tuner.fields)
-    policy = tuned_policy(modality.module(dtype, 0), [tuner], objective, TunerInputs(seed, rows), make=modality.policy)
+    constant = parts.build("schedule", "constant")
+    optimizer, schedule = more.pop("optimizer", Plain()), more.pop("schedule", constant)
+    chosen = Parts(objective, (tuner,), optimizer, schedule, more.pop("selector", None))
+    policy = tuned_policy(modality.module(dtype, 0), chosen, TunerInputs(seed, rows), make=modality.policy)
     if more.pop("disturb", True):
         _disturb(policy)
-    streams = [read for read in reads_of(objective) if not read.startswith("logits:")]
+    streams = [read for read in chosen.needs.reads if not read.startswith("logits:")]
     source = Records(with_streams(rows, streams), seed, more.pop("budget", Budget("updates", 1)))
-    defaults: dict[str, Any] = {"optimizer": Plain(), "schedule": parts.build("schedule", "constant")}
-    return Trainer(policy, [tuner], objective, source, batching=batching, **(defaults | more))
+    return Trainer(policy, chosen, source, batching, **more)
 
 
 def tiny_model_of(objective: Objective) -> TinyModel:

@@ -19,12 +19,13 @@ from torch import nn
 
 from luthier import parts
 from luthier.data.batches import data_order
-from luthier.engine.checkpoint import save_companions
+from luthier.engine.assemble import build_tuners
+from luthier.engine.checkpoints import save_companions
 from luthier.engine.probe import LossCurves
 from luthier.engine.score import score
 from luthier.engine.trainer import Trainer
 from luthier.errors import RecipeError, RunError
-from luthier.modalities.base import Workspace, build_tuners, micro_tokens
+from luthier.modalities.base import Workspace, micro_tokens
 from luthier.modalities.language.answers import (
     generate_candidates,
     gold,

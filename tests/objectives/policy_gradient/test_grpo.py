@@ -1,16 +1,17 @@
 """grpo: norms on the card's numbers, identities with sft and REINFORCE, and what the ratio may see."""
 
 from dataclasses import replace
+from functools import partial
 
 import numpy
 import pytest
 import torch
 
 from luthier import parts
+from luthier.engine.assemble import Parts, tuned_policy
 from luthier.engine.score import score, with_column
 from luthier.engine.trainer import Batching
 from luthier.errors import RecipeError
-from luthier.modalities.base import tuned_policy
 from luthier.models import checks
 from luthier.models.policy import TokenPolicy
 from luthier.objectives.base import TokenObjective
@@ -217,6 +218,7 @@ def test_temperature_is_the_samplers():
 def test_references_share_the_temperature():
     asft = parts.build("objective", "asft")
     for tuner in (full(), parts.build("tuner", "lora")):
-        policy = tuned_policy(tiny_model(), [tuner], asft, TunerInputs(), temperature=0.5)
+        cooler = partial(TokenPolicy, temperature=0.5)
+        policy = tuned_policy(tiny_model(), Parts(asft, (tuner,), None, None), TunerInputs(), cooler)
         hidden = torch.randn(3, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
         assert torch.allclose(policy.references["initial"].logits(hidden), policy.head.logits(hidden))

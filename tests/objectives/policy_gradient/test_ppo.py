@@ -123,7 +123,7 @@ def test_a_resumed_run_has_the_same_head(tmp_path):
 
 
 def test_the_model_does_not_hold_the_head(tmp_path):
-    from luthier.engine.checkpoint import save_companions
+    from luthier.engine.checkpoints import save_companions
 
     run = trainer(ppo(), full(), rows(), WHOLE)
     run.train()

@@ -235,7 +235,7 @@ class State:
 def test_the_base_keeps_its_state():
     run = trainer(lfu(base=Counting()), full(), tiny_rows(), WHOLE)
     run.train()
-    assert [float(state.seen) for state in run.states.values() if state is not None] == [1.0]
+    assert [float(state.seen) for state in run.states.by_name.values() if state is not None] == [1.0]
 
 
 def test_in_a_sum_it_is_scaled_whole():

@@ -21,7 +21,7 @@ from luthier.diffusion.levels import noised, solver_levels
 from luthier.diffusion.load import SCHEDULER, make_denoiser, open_denoiser, shift_of
 from luthier.diffusion.policy import PREFIX, DenoiserPolicy
 from luthier.diffusion.solvers import SOLVERS
-from luthier.engine.budget import Budget
+from luthier.engine.assemble import Parts
 from luthier.engine.source import RowSource
 from luthier.errors import DataError, ModelError
 from luthier.evals.base import Evaluation, Item
@@ -30,8 +30,6 @@ from luthier.modalities.base import Log
 from luthier.modalities.diffusion.rollout import DRAWN, Condition, DenoisedRollout, Sampled
 from luthier.models.loading.load import Loaded
 from luthier.models.policy import reading
-from luthier.objectives.base import Objective
-from luthier.objectives.sum import reads_of
 from luthier.recipe import Recipe
 from luthier.recipe.modality import model_folder
 from luthier.rewards.base import Rewards, build_rewards
@@ -95,12 +93,11 @@ class DiffusionWorkspace(ArrayGround):
     def policy(self, module: nn.Module) -> DenoiserPolicy:
         return DenoiserPolicy(module)
 
-    def source(
-        self, rows: list[Row], policy: Any, objective: Objective, budget: Budget, layout: Layout, log: Log
-    ) -> RowSource:
+    def source(self, parts: Parts, rows: list[Row], policy: Any, layout: Layout, log: Log) -> RowSource:
         settings = self.recipe.settings
-        if DRAWN not in reads_of(objective):
-            return super().source(rows, policy, objective, budget, layout, log)
+        if DRAWN not in parts.needs.reads:
+            return super().source(parts, rows, policy, layout, log)
+        budget = parts.budget(self.recipe)
         how = Sampled(self.shape, **settings.rollout.model_dump(), shift=self.shift)
         return DenoisedRollout(policy, prompts_of(rows), self.rewards().of_samples, how, settings.seed, budget)
 

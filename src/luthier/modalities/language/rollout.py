@@ -5,22 +5,21 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy
 import torch
 from torch import Tensor
 
-from luthier import parts
 from luthier.data.batches import Layout, Ordered, data_order
+from luthier.engine.assemble import Parts
 from luthier.engine.budget import Budget, Position
 from luthier.engine.score import Column, score
 from luthier.engine.source import Drawn
 from luthier.errors import RunError
 from luthier.modalities.language.answers import make_judge, make_sampler
 from luthier.models.policy import TokenPolicy
-from luthier.objectives.base import Objective
-from luthier.objectives.sum import reads_of
+from luthier.parts import build
 from luthier.recipe.settings import RL
 from luthier.rewards.base import FAILED, Log, failure_in_words
 from luthier.rollouts.base import (
@@ -35,10 +34,8 @@ from luthier.rollouts.base import (
     rows_of,
 )
 from luthier.rollouts.drive import drive, measures, refill
+from luthier.steps.language_model import LanguageModel
 from luthier.types import Request, Row, Sampler, Sampling, Stream, Trajectory
-
-if TYPE_CHECKING:
-    from luthier.modalities.language.workspace import LanguageWorkspace
 
 Columns = dict[str, Column]
 
@@ -221,11 +218,10 @@ def unpack(names: Sequence[str], tensors: Mapping[str, Tensor]) -> list[Row]:
 
 
 def make_rollouts(
-    workspace: LanguageWorkspace,
+    model: LanguageModel,
+    parts: Parts,
     rows: Sequence[Row],
     policy: TokenPolicy,
-    objective: Objective,
-    budget: Budget,
     micro: int,
     log: Log,
     layout: Layout = "padded",
@@ -236,11 +232,11 @@ def make_rollouts(
         DataError: the strategy needs demonstrations and there are none.
         RecipeError: objective or advantages read a column that nothing can give.
     """
-    recipe, renderer = workspace.recipe, workspace.renderer
+    recipe, renderer = model.recipe, model.renderer
     settings = recipe.settings
     assert settings.rl is not None
     chain = build_chain(settings.rl.advantages, recipe.base)
-    wanted = columns_read(settings.rl, objective, chain)
+    wanted = columns_read(settings.rl, parts.needs.reads, chain)
 
     failures: list[str] = []
 
@@ -253,25 +249,25 @@ def make_rollouts(
         log(line)
 
     return Rollouts(
-        prompts=[prompt_of_rollout(workspace, row) for row in rows],
+        prompts=[prompt_of_rollout(model, row) for row in rows],
         settings=settings.rl,
         seed=settings.seed,
-        budget=budget,
-        strategy=parts.build("strategy", settings.rl.strategy, recipe.base),
+        budget=parts.budget(recipe),
+        strategy=build("strategy", settings.rl.strategy, recipe.base),
         chain=chain,
-        sample=make_sampler(workspace, policy.module, settings.rl.generate),
-        judge=make_judge(workspace, settings.rl.generate, hear),
+        sample=make_sampler(model, policy.module, settings.rl.generate),
+        judge=make_judge(model, settings.rl.generate, hear),
         columns_of=columns_of,
-        has_gradient=objective.has_gradient,
-        decode=lambda ids: workspace.loaded.tokenizer.decode(ids, skip_special_tokens=True),
+        has_gradient=parts.objective.has_gradient,
+        decode=lambda ids: model.loaded.tokenizer.decode(ids, skip_special_tokens=True),
         end_ids=renderer.end_ids,
         failures=failures,
     )
 
 
-def columns_read(settings: RL, objective: Objective, chain: Sequence[Advantage]) -> list[str]:
+def columns_read(settings: RL, reads: Sequence[str], chain: Sequence[Advantage]) -> list[str]:
     """The columns that score passes must give to each rollout."""
-    wanted = {*reads_of(objective), *(read for link in chain for read in link.READS)}
+    wanted = {*reads, *(read for link in chain for read in link.READS)}
     wanted -= {"advantages", "sampler_logprobs", *(made for link in chain for made in link.WRITES)}
     needed = any("old_logprobs" in link.READS for link in chain)
     if settings.updates * settings.passes == 1 and not needed:
@@ -279,10 +275,10 @@ def columns_read(settings: RL, objective: Objective, chain: Sequence[Advantage])
     return sorted(name for name in wanted if not name.startswith("logits:"))
 
 
-def prompt_of_rollout(workspace: LanguageWorkspace, row: Row) -> Prompt:
+def prompt_of_rollout(model: LanguageModel, row: Row) -> Prompt:
     """A training row as a question, its targets as the demonstration."""
-    record = workspace.prepared.records[row.record]
-    ids = workspace.renderer.prompt(record)
+    record = model.prepared.records[row.record]
+    ids = model.renderer.prompt(record)
     demonstration = row.ids[len(ids) :].tolist() if row.ids[: len(ids)].tolist() == ids else None
     return Prompt(record, ids, demonstration or None)
 
