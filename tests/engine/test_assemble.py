@@ -26,10 +26,10 @@ def test_needs_are_those_of_all_parts():
     needs = parts_of("dpo", typed, selector=rho).needs
     assert needs.columns == ("logprobs:initial",) and needs.judgement == "pairs" and needs.fields == ("world",)
     assert needs.candidate_columns == ("logprobs:initial",)
-    assert not needs.references and not needs.frozen_copy and needs.whole_rows is None
+    assert not needs.references and not needs.frozen_copy and needs.whole_rows == "loramoe"
     needs = parts_of("asft", "lora", "full").needs
     assert needs.references == {"initial"} and needs.frozen_copy and needs.judgement == ""
-    assert parts_of("lfu", "lora").needs.whole_rows == "lfu"
+    assert parts_of("lfu", "lora").needs.whole_rows == "lfu" and parts_of("sft", "lora").needs.whole_rows is None
 
 
 def test_a_part_is_asked_once():
