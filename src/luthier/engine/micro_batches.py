@@ -35,17 +35,13 @@ class MicroBatches:
 
     Args:
         clear: forgets the gradients of an attempt that ran out of memory.
-        observe: is told of every cut that became smaller.
     """
 
-    def __init__(
-        self, batching: Batching, world: World, clear: Callable[[], None], observe: Callable[[dict[str, Any]], None]
-    ):
+    def __init__(self, batching: Batching, world: World, clear: Callable[[], None]):
         self.batching = batching
         self.tokens = batching.tokens
         self.world = world
         self._clear = clear
-        self._observe = observe
 
     def cut(self, rows: Sequence[Row], layout: Layout) -> list[list[Row]]:
         """This rank's share of the rows, micro-batch by micro-batch."""
@@ -60,8 +56,16 @@ class MicroBatches:
         layout = self.batching.layout
         return [self.collate(micro, layout) for micro in self.cut(rows, layout)]
 
-    def within_memory(self, rows: Sequence[Row], update: int, attempt: Callable[[], Attempted]) -> Attempted:
+    def within_memory(
+        self,
+        rows: Sequence[Row],
+        update: int,
+        attempt: Callable[[], Attempted],
+        observe: Callable[[dict[str, Any]], None],
+    ) -> Attempted:
         """Make the attempt; when memory runs out, forget its gradients and try again with half the micro-batch.
+
+        `observe` is told when rows are cut smaller.
 
         Raises:
             RunError: it runs out with a single record per forward, or on one of several ranks.
@@ -83,7 +87,7 @@ class MicroBatches:
                     ) from error
             # Outside of `except`, so that the error and the tensors that its frames hold are gone.
             self.tokens = max(longest, self.tokens // 2)
-            self._observe({"event": "micro", "tokens": self.tokens, "update": update})
+            observe({"event": "micro", "tokens": self.tokens, "update": update})
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
 

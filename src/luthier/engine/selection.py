@@ -34,7 +34,6 @@ class Selection:
 
     Attributes:
         state: what the selector's `start` returned.
-        observe: is told which records were kept.
     """
 
     selector: Selector | None
@@ -42,10 +41,12 @@ class Selection:
     policy: Policy
     micro_batches: MicroBatches
     seed: int
-    observe: Callable[[dict[str, Any]], None]
 
-    def keep(self, rows: Sequence[Row], update: int) -> Kept:
-        """The candidates of an update (1, 2, ...) that are trained on. The selector's state moves on."""
+    def keep(self, rows: Sequence[Row], update: int, observe: Callable[[dict[str, Any]], None]) -> Kept:
+        """The candidates of an update (1, 2, ...) that are trained on. The selector's state moves on.
+
+        `observe` is told which rows were kept.
+        """
         selector = self.selector
         if selector is None or not rows or update <= selector.warmup:
             return Kept(rows)
@@ -54,9 +55,9 @@ class Selection:
         def attempt() -> Features:  # reads the state and changes nothing, so that it may be repeated
             return look(self.policy, selector, self.state, rows, self.micro_batches)
 
-        features = self.micro_batches.within_memory(rows, update, attempt)
+        features = self.micro_batches.within_memory(rows, update, attempt, observe)
         kept = choose(selector, self.state, rows_by_record, features, self.seed, update)
-        self.observe({"event": "kept", "update": update, "records": [row.id for row in kept]})
+        observe({"event": "kept", "update": update, "records": [row.id for row in kept]})
         if not selector.FORWARD:
             return Kept(kept)
         return Kept(kept, len(rows), sum(len(row) for row in rows))

@@ -55,11 +55,10 @@ class Trainer:
         self.parts.refuse_modality(self.policy.modality)
         self.masters = master_weights(self.policy, self.parts)
         self.states = PartStates(self.parts.names, self.policy)
-        tell = lambda event: self.observe(event)  # noqa: E731 - `observe` may be set after this
-        self.micro = MicroBatches(self.batching, self.world, self.masters.clear, tell)
+        self.micro = MicroBatches(self.batching, self.world, self.masters.clear)
         selector = self.parts.selector
         remembers = None if selector is None else self.states.of(selector)
-        self.selection = Selection(selector, remembers, self.policy, self.micro, self.seed, tell)
+        self.selection = Selection(selector, remembers, self.policy, self.micro, self.seed)
         self.checkpoints = Checkpoints(self.saving, self.world)
 
     @property
@@ -97,7 +96,7 @@ class Trainer:
 
         # The selector looks at the candidates and moves on; where the update fails it goes back.
         remembered = self.selection.remembered()
-        kept = self.selection.keep(drawn.rows, self.position.updates + 1)
+        kept = self.selection.keep(drawn.rows, self.position.updates + 1, self.observe)
 
         # The schedule is read at the middle of this update's share of the budget.
         position = advanced(self.position, drawn, kept)
@@ -132,7 +131,7 @@ class Trainer:
     def _update(self, rows: Sequence[Row], progress: float, done: float) -> UpdateReport:
         """The update on these rows, cut smaller and tried again where memory runs out."""
         attempt = lambda: self._try_update(rows, progress, done)  # noqa: E731
-        return self.micro.within_memory(rows, self.position.updates + 1, attempt)
+        return self.micro.within_memory(rows, self.position.updates + 1, attempt, self.observe)
 
     def _try_update(self, rows: Sequence[Row], progress: float, done: float) -> UpdateReport:
         index = self.position.updates + 1
