@@ -172,3 +172,16 @@ def test_state_lives_in_checkpoints(tmp_path):
     run(lambda: True)
     again, resumed = run(lambda: False)
     assert resumed and float(next(iter(again.states.by_name.values())).seen) == 3
+
+
+@pytest.mark.parametrize(
+    "base, old, new",
+    [
+        (TokenObjective, "moves", "has_gradient"),
+        (TokenObjective, "scope", "micro_batch_context"),
+        (type(full()), "around", "micro_batch_context"),
+    ],
+)
+def test_a_hook_under_its_old_name_is_refused(base, old, new):
+    with pytest.raises(RecipeError, match=f"`{old}`, which is not called.*\n.*`{new}`"):
+        type("Mine", (base,), {"__module__": __name__, old: lambda self, *more: True})

@@ -228,8 +228,8 @@ def _group(name: str, companion: Companion) -> Group:
 
 def refuse_excluded(tuners: Sequence[Tuner]) -> None:
     """Raise RecipeError for tuners that cannot be combined."""
-    for place, tuner in enumerate(tuners):
-        for other in [*tuners[:place], *tuners[place + 1 :]]:
+    for position, tuner in enumerate(tuners):
+        for other in [*tuners[:position], *tuners[position + 1 :]]:
             if other.kind in tuner.EXCLUDES:
                 raise RecipeError(f"The tuners `{tuner.kind}` and `{other.kind}` cannot be combined.")
             if not tuner.MERGES:
@@ -257,8 +257,8 @@ def unknown_reference(name: str) -> RecipeError:
 
 def frozen_bytes(policy: Policy) -> int:
     """Bytes of what its references keep of the model as it was, beside the model itself."""
-    modules = {id(one.policy): one.policy.module for one in policy.references.values() if one.policy is not policy}
-    return sum(memory.weight_bytes(module) for module in modules.values())
+    kept = {id(reference.policy): reference.policy for reference in policy.references.values()}
+    return sum(memory.weight_bytes(other.module) for other in kept.values() if other is not policy)
 
 
 @contextmanager

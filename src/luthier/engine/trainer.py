@@ -190,7 +190,7 @@ class Trainer:
                 self.position.looked_tokens += sum(len(row) for row in rows)
 
     def _mode(self, training: bool) -> None:
-        for module in (self.policy.module, *(one.module for one in self.policy.companions.values())):
+        for module in (self.policy.module, *(companion.module for companion in self.policy.companions.values())):
             module.train(training)
 
     def save(self) -> None:

@@ -22,6 +22,9 @@ else:
     torch = lazy("torch")
 
 
+RENAMED_HOOKS = {"moves": "has_gradient", "scope": "micro_batch_context"}
+
+
 class Objective(Part):
     """A loss over batches. Verbs: `units`, `terms`.
 
@@ -42,6 +45,13 @@ class Objective(Part):
     UNIT: ClassVar[str] = "targets"
     WHOLE_ROWS: ClassVar[bool] = False
     READS_TARGETS: ClassVar[bool] = True
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **options: Any) -> None:
+        """Refuse a hook under its old name, which nothing would call."""
+        for old, new in RENAMED_HOOKS.items():
+            if callable(vars(cls).get(old)):
+                raise RecipeError(f"{cls.__name__} defines `{old}`, which is not called.", f"It is `{new}` now.")
 
     @property
     def unit(self) -> str:

@@ -68,6 +68,14 @@ class Tuner(Part):
     MERGES: ClassVar[bool] = True
     WHOLE_ROWS: ClassVar[bool] = False
 
+    @classmethod
+    def __pydantic_init_subclass__(cls, **options: Any) -> None:
+        """Refuse a hook under its old name, which nothing would call."""
+        if callable(vars(cls).get("around")):
+            raise RecipeError(
+                f"{cls.__name__} defines `around`, which is not called.", "It is `micro_batch_context` now."
+            )
+
     @property
     def fields(self) -> tuple[str, ...]:
         """Columns of the data, holding numbers, that it reads as row streams `field:<name>`."""

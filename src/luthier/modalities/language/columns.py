@@ -106,9 +106,9 @@ def recalls(recipe: Recipe, parts: Parts, rows: Sequence[Row], module: nn.Module
     settings = recipe.settings
     if not parts.needs.references or settings.rl is not None:
         return False
-    readers = [one for one in members_of(parts.objective) if any(read.startswith("logits:") for read in one.reads)]
-    if not all(_asks_at_rows(one) for one in readers):
-        return False
+    for member in members_of(parts.objective):
+        if any(read.startswith("logits:") for read in member.reads) and not _asks_at_rows(member):
+            return False
     epochs = parts.budget(recipe).epochs(rows, settings.train.batch.records)
     weight: Tensor = module.get_output_embeddings().weight  # pyright: ignore
     return epochs is not None and epochs >= 1 and state_bytes(rows, weight.shape[1], weight.dtype) <= RECALLED_BYTES
