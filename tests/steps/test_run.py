@@ -183,14 +183,14 @@ def test_a_signal_outside_training_ends_at_once_and_loses_nothing(data, monkeypa
 def test_a_stop_during_the_first_update_saves_it(data, monkeypatch):
     from luthier.engine.trainer import Trainer
 
-    one = Trainer._one
+    one = Trainer._one_update
 
     def asked(self):
         os.kill(os.getpid(), signal.SIGINT)
         return one(self)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "_one", asked)
+        patch.setattr(Trainer, "_one_update", asked)
         record = run_recipe(recipe(data), data / "run", [])
     assert (record["status"], record["train"]["updates"]) == ("stopped", 1)
     assert run_recipe(recipe(data), data / "run", [])["train"]["updates"] == 3

@@ -33,7 +33,8 @@ def kto(**options):
 def loss_and_gradients(objective, baseline):
     """The losses of the card's good and bad answer under a baseline, and their gradients."""
     logprob = torch.tensor([-10.0, -12.0], dtype=torch.float64, requires_grad=True)
-    update = Update(1, 0, prepared={id(objective): baseline})
+    update = Update(1, 0)
+    update.set_prepared(objective, baseline)
     view = SequenceView(
         logprob=logprob,
         count=torch.tensor([5.0, 4.0]),
