@@ -35,16 +35,17 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from luthier import parts
-from luthier.engine import allocator, precision, update
+from luthier.engine import allocator, master_weights, update
+from luthier.engine.assemble import Parts, tuned_policy
 from luthier.engine.budget import Budget
 from luthier.engine.source import Records
 from luthier.engine.trainer import Batching, Trainer
-from luthier.modalities.base import MICRO_TOKENS, tuned_policy
+from luthier.modalities.base import MICRO_TOKENS
 from luthier.models.kernels.attention import use_short_rows
 from luthier.models.kernels.head import Head
 from luthier.models.loading.load import fast_bfloat16
 from luthier.models.policy import TokenPolicy
-from luthier.tuners.base import Planning
+from luthier.tuners.base import TunerInputs
 from luthier.types import Row, Stream
 
 SHAPE = {
@@ -145,13 +146,11 @@ def make_trainer(options: argparse.Namespace, dtype: torch.dtype, ends: list[flo
     use_short_rows(model)  # as loading does
     objective, tuner = parts.build("objective", "sft"), parts.build("tuner", "full")
     rows = made_up_rows(options.records * (options.updates + 1))
+    chosen = Parts(objective, (tuner,), parts.build("optimizer", "adamw"), parts.build("schedule", "constant"))
     return Trainer(
-        policy=tuned_policy(model, [tuner], objective, Planning(0, rows)),
-        tuners=[tuner],
-        objective=objective,
+        policy=tuned_policy(model, chosen, TunerInputs(0, rows)),
+        parts=chosen,
         source=Records(rows, 0, Budget("updates", options.updates + 1)),
-        optimizer=parts.build("optimizer", "adamw"),
-        schedule=parts.build("schedule", "constant"),
         batching=Batching(options.records, MICRO_TOKENS["cpu"], "padded"),
         observe=lambda event: ends.append(time.process_time()),
     )
@@ -167,8 +166,8 @@ def profile(options: argparse.Namespace, dtype: torch.dtype) -> tuple[list[dict[
         clock.around(TokenPolicy, "hidden", "forward"),
         clock.around(Head, "sum", "head"),
         clock.around(torch.Tensor, "backward", "backward"),
-        clock.around(precision.Masters, "norms", "clipping"),
-        clock.around(precision.Masters, "step", "optimiser"),
+        clock.around(master_weights.MasterWeights, "norms", "clipping"),
+        clock.around(master_weights.MasterWeights, "step", "optimiser"),
     ]
     first = trainer.observe
 

@@ -51,12 +51,13 @@ except ModuleNotFoundError:
 
 from luthier import parts
 from luthier.engine import usage
+from luthier.engine.assemble import Parts
 from luthier.engine.budget import Budget
 from luthier.engine.source import Records
 from luthier.engine.trainer import Batching, Trainer
 from luthier.models.policy import TokenPolicy
 from luthier.sampling.native import NativeSampler
-from luthier.tuners.base import Planning
+from luthier.tuners.base import TunerInputs
 from luthier.types import Request, Row, Sampling, Stream
 
 SIZES: dict[str, tuple[int, int, int, int, int, int]] = {
@@ -177,24 +178,23 @@ def ours(setting: Setting, work: str, compiled: bool) -> Iterator[int]:
     grpo = work == "grpo-update"
     rows = (grpo_rows if grpo else sft_rows)(setting, updates)
     module = make_model(setting, setting.narrow).requires_grad_(False)
-    policy = TokenPolicy(tuner.apply(module, tuner.plan(module, Planning(0, rows))))
+    policy = TokenPolicy(tuner.apply(module, tuner.plan(module, TunerInputs(0, rows))))
     if compiled:
         compile_layers(policy.layers, setting)
     tokens: list[int] = []
     records = len(rows) // updates
+    objective = parts.build("objective", "grpo" if grpo else "sft")
+    chosen = Parts(objective, (tuner,), parts.build("optimizer", "adamw"), parts.build("schedule", "constant"))
     trainer = Trainer(
         policy=policy,
-        tuners=[tuner],
-        objective=parts.build("objective", "grpo" if grpo else "sft"),
+        parts=chosen,
         source=Records(rows, 0, Budget("updates", updates), shuffled=False),
-        optimizer=parts.build("optimizer", "adamw"),
-        schedule=parts.build("schedule", "constant"),
         batching=Batching(records, setting.rows * setting.context, "shared" if grpo else "padded"),
         observe=lambda event: tokens.append(event["tokens"]) if event["event"] == "update" else None,
     )
     trainer._mode(training=True)
     for _ in range(updates):
-        trainer._one()
+        trainer._one_update()
         yield tokens[-1] - (tokens[-2] if len(tokens) > 1 else 0)
 
 

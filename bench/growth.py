@@ -55,11 +55,11 @@ def child(objective_name: str, point: dict[str, int]) -> dict[str, float]:
 
     from luthier import parts
     from luthier.engine import allocator, usage
+    from luthier.engine.assemble import Parts, tuned_policy
     from luthier.engine.budget import Budget
     from luthier.engine.source import Records
     from luthier.engine.trainer import Batching, Trainer
-    from luthier.modalities.base import tuned_policy
-    from luthier.tuners.base import Planning
+    from luthier.tuners.base import TunerInputs
     from luthier.types import Row, Stream
 
     torch.manual_seed(0)
@@ -87,13 +87,11 @@ def child(objective_name: str, point: dict[str, int]) -> dict[str, float]:
     before = usage.resident()
     tuner, objective = parts.build("tuner", "full"), parts.build("objective", objective_name)
     times = [time.process_time()]
+    chosen = Parts(objective, (tuner,), parts.build("optimizer", "adamw"), parts.build("schedule", "constant"))
     trainer = Trainer(
-        policy=tuned_policy(LlamaForCausalLM(config), [tuner], objective, Planning(0, rows)),
-        tuners=[tuner],
-        objective=objective,
+        policy=tuned_policy(LlamaForCausalLM(config), chosen, TunerInputs(0, rows)),
+        parts=chosen,
         source=Records(rows, 0, Budget("updates", UPDATES)),
-        optimizer=parts.build("optimizer", "adamw"),
-        schedule=parts.build("schedule", "constant"),
         batching=Batching(point["batch"], MICRO, "padded"),
         observe=lambda event: times.append(time.process_time()),
     )

@@ -92,12 +92,13 @@ def child(objective_text: str, tuner_text: str, layers: int, asked: bool) -> Non
 
     from luthier import parts
     from luthier.engine import allocator, usage
+    from luthier.engine.assemble import Parts, tuned_policy
     from luthier.engine.budget import Budget
     from luthier.engine.source import Records
     from luthier.engine.trainer import Batching, Trainer
-    from luthier.modalities.base import tuned_policy
-    from luthier.objectives.base import TokenObjective, reads_of
-    from luthier.tuners.base import Planning
+    from luthier.objectives.base import TokenObjective
+    from luthier.objectives.sum import reads_of
+    from luthier.tuners.base import TunerInputs
 
     objective, tuner = part("objective", objective_text), part("tuner", tuner_text)
     rows = made_up_rows(RECORDS * UPDATES)
@@ -108,13 +109,11 @@ def child(objective_text: str, tuner_text: str, layers: int, asked: bool) -> Non
     if isinstance(objective, TokenObjective) and reads_of(objective) and not asked:
         states, once = states_of(model, rows, folder.name)
     times = [time.process_time()]
+    chosen = Parts(objective, (tuner,), parts.build("optimizer", "adamw"), parts.build("schedule", "constant"))
     trainer = Trainer(
-        policy=tuned_policy(model, [tuner], objective, Planning(0, rows), states=states),
-        tuners=[tuner],
-        objective=objective,
+        policy=tuned_policy(model, chosen, TunerInputs(0, rows), states=states),
+        parts=chosen,
         source=Records(rows, 0, Budget("updates", UPDATES)),
-        optimizer=parts.build("optimizer", "adamw"),
-        schedule=parts.build("schedule", "constant"),
         batching=Batching(RECORDS, 512, "padded"),
         observe=lambda event: times.append(time.process_time()),
     )

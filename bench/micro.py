@@ -29,6 +29,7 @@ def child(tokens: int, layout: str) -> None:
 
     from luthier import parts
     from luthier.engine import allocator, usage
+    from luthier.engine.assemble import Parts
     from luthier.engine.budget import Budget
     from luthier.engine.source import Records
     from luthier.engine.trainer import Batching, Trainer
@@ -60,13 +61,12 @@ def child(tokens: int, layout: str) -> None:
     allocator.tune_allocator()  # as every run does
     usage.reset_peak()
     started = time.process_time()
+    objective = parts.build("objective", "sft")
+    chosen = Parts(objective, (tuner,), parts.build("optimizer", "adamw"), parts.build("schedule", "constant"))
     trainer = Trainer(
         policy=TokenPolicy(tuner.apply(model, {})),
-        tuners=[tuner],
-        objective=parts.build("objective", "sft"),
+        parts=chosen,
         source=Records(rows, 0, Budget("updates", 2)),
-        optimizer=parts.build("optimizer", "adamw"),
-        schedule=parts.build("schedule", "constant"),
         batching=Batching(8, tokens, layout),  # pyright: ignore[reportArgumentType]
     )
     trainer.train()

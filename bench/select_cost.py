@@ -29,11 +29,11 @@ def child(tuner_name: str, selector_name: str) -> None:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     from luthier import parts
+    from luthier.engine.assemble import Parts, tuned_policy
     from luthier.engine.budget import Budget
     from luthier.engine.source import Records
     from luthier.engine.trainer import Batching, Trainer
-    from luthier.modalities.base import tuned_policy
-    from luthier.tuners.base import Planning
+    from luthier.tuners.base import TunerInputs
     from luthier.types import Row, Stream
 
     torch.manual_seed(0)
@@ -56,15 +56,15 @@ def child(tuner_name: str, selector_name: str) -> None:
         ids = draw.integers(0, VOCABULARY, length).astype(numpy.int32)
         rows.append(Row(f"{index}", ids, {"weights": Stream(weights, "token", 0.0)}))
     tuner, objective = parts.build("tuner", tuner_name), parts.build("objective", "sft")
+    selector = None if selector_name == "none" else parts.build("selector", selector_name)
+    chosen = Parts(
+        objective, (tuner,), parts.build("optimizer", "adamw"), parts.build("schedule", "constant"), selector
+    )
     trainer = Trainer(
-        policy=tuned_policy(LlamaForCausalLM(config), [tuner], objective, Planning(0, rows)),
-        tuners=[tuner],
-        objective=objective,
+        policy=tuned_policy(LlamaForCausalLM(config), chosen, TunerInputs(0, rows)),
+        parts=chosen,
         source=Records(rows, 0, Budget("updates", UPDATES)),
-        optimizer=parts.build("optimizer", "adamw"),
-        schedule=parts.build("schedule", "constant"),
         batching=Batching(CANDIDATES, 512, "padded"),
-        selector=None if selector_name == "none" else parts.build("selector", selector_name),
     )
     started = time.process_time()
     trainer.train()

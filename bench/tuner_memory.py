@@ -58,11 +58,11 @@ def measure(name: str) -> dict[str, Any]:
     import numpy
 
     from luthier.engine import allocator, usage
+    from luthier.engine.assemble import Parts, tuned_policy
     from luthier.engine.budget import Budget
     from luthier.engine.source import Records
     from luthier.engine.trainer import Batching, Trainer
-    from luthier.modalities.base import tuned_policy
-    from luthier.tuners.base import Planning
+    from luthier.tuners.base import TunerInputs
     from luthier.types import Row, Stream
 
     draw = numpy.random.default_rng(0)
@@ -75,16 +75,10 @@ def measure(name: str) -> dict[str, Any]:
     loaded = usage.resident()
     allocator.tune_allocator()  # as every run does
     usage.reset_peak()
-    policy = tuned_policy(module, [tuner], objective, Planning(0, rows))
-    trainer = Trainer(
-        policy,
-        [tuner],
-        objective,
-        Records(rows, 0, Budget("updates", UPDATES)),
-        parts.build("optimizer", "adamw"),
-        parts.build("schedule", "constant"),
-        Batching(RECORDS, RECORDS * LENGTH // 2),
-    )
+    chosen = Parts(objective, (tuner,), parts.build("optimizer", "adamw"), parts.build("schedule", "constant"))
+    policy = tuned_policy(module, chosen, TunerInputs(0, rows))
+    source = Records(rows, 0, Budget("updates", UPDATES))
+    trainer = Trainer(policy, chosen, source, Batching(RECORDS, RECORDS * LENGTH // 2))
     trained = sum(p.numel() for p in trainer.masters.compute.values())
     trainer.train()
     return {"trained": trained, "peak_bytes": usage.peak(), "above_model_bytes": usage.peak() - loaded}

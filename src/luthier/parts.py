@@ -45,13 +45,13 @@ CONSTANTS = (
     "MODALITY",
     "READS",
     "WRITES",
-    "HOLDS",
+    "DETACHED",
     "EXCLUDES",
     "COUPLES",
     "COMPARES",
     "UNIT",
     "SETTINGS",
-    "RESTORES",
+    "DISABLING_RESTORES_BASE",
     "MERGES",
     "RANKS",
     "LEAVES",
@@ -60,6 +60,8 @@ CONSTANTS = (
     "OVERLAYS",
 )
 PACKAGE = Path(__file__).parent
+NO_PARTS = ("base", "views", "sum")
+"""Files of the searched folders that hold what the parts beside them share."""
 
 
 class _Lazy(ModuleType):
@@ -92,7 +94,8 @@ class Part(BaseModel):
     @property
     def kind(self) -> str:
         """The name a recipe uses."""
-        return Path(sys.modules[type(self).__module__].__file__ or type(self).__name__).stem
+        file = getattr(sys.modules[type(self).__module__], "__file__", None)  # a notebook's classes have none
+        return Path(file or type(self).__name__).stem
 
 
 @dataclass(frozen=True)
@@ -241,7 +244,7 @@ def catalogue(slot: str) -> tuple[Entry, ...]:
     found: dict[str, Entry] = {}
     for room in SLOTS[slot]:
         for path in sorted((PACKAGE / room).rglob("*.py")):
-            if path.name.startswith("_") or path.stem == "base":
+            if path.name.startswith("_") or path.stem in NO_PARTS:
                 continue
             if path.stem in found:
                 raise RecipeError(f"Two {slot} parts are called `{path.stem}`: {found[path.stem].path} and {path}.")

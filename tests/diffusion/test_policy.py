@@ -8,17 +8,17 @@ import torch
 
 from luthier import parts
 from luthier.diffusion.policy import DenoiserPolicy, flux, load_denoiser, stable_diffusion_3
+from luthier.engine.assemble import Parts, tuned_policy
 from luthier.engine.budget import Budget
 from luthier.engine.source import Records
 from luthier.engine.trainer import Batching, Trainer
 from luthier.errors import ModelError
-from luthier.modalities.base import tuned_policy
 from luthier.models.sets import ParameterSet
 from luthier.objectives.diffusion.diffusion_nft import DiffusionNFT
 from luthier.objectives.diffusion.flow import Flow
 from luthier.steps.conformance import Plain, apart
 from luthier.steps.faces import seeded
-from luthier.tuners.base import Planning
+from luthier.tuners.base import TunerInputs
 from luthier.types import Row, Stream
 
 diffusers = pytest.importorskip("diffusers")
@@ -95,10 +95,10 @@ def test_flux_patches_are_those_of_its_pipeline():
 def test_the_gradient_does_not_depend_on_the_split(name):
     changes = []
     for micro in (6, 2):
-        policy = tuned_policy(made(name), [parts.build("tuner", "full")], Flow(), Planning(), make=DenoiserPolicy)
+        chosen = Parts(Flow(), (parts.build("tuner", "full"),), Plain(), parts.build("schedule", "constant"))
+        policy = tuned_policy(made(name), chosen, TunerInputs(), make=DenoiserPolicy)
         before = {key: p.detach().clone() for key, p in policy.module.named_parameters()}
-        source, constant = Records(rows(), 0, Budget("updates", 1)), parts.build("schedule", "constant")
-        Trainer(policy, [parts.build("tuner", "full")], Flow(), source, Plain(), constant, Batching(6, micro)).train()
+        Trainer(policy, chosen, Records(rows(), 0, Budget("updates", 1)), Batching(6, micro)).train()
         changes.append({key: p.detach() - before[key] for key, p in policy.module.named_parameters()})
     # float64 all through but for sines and norms that these models compute in float32
     assert apart(*changes) < 1e-5
@@ -107,12 +107,13 @@ def test_the_gradient_does_not_depend_on_the_split(name):
 def test_lora_and_nft_on_a_transformer():
     lora = parts.build("tuner", {"kind": "lora", "r": 2, "targets": ["to_q", "to_k", "to_v"]})
     objective = DiffusionNFT(kl_weight=0.1)
-    policy = tuned_policy(made("sd3", torch.float32), [lora], objective, Planning(), make=DenoiserPolicy)
+    adamw = parts.build("optimizer", {"kind": "adamw", "lr": 1e-3})
+    chosen = Parts(objective, (lora,), adamw, parts.build("schedule", "constant"))
+    policy = tuned_policy(made("sd3", torch.float32), chosen, TunerInputs(), make=DenoiserPolicy)
     assert policy.call is stable_diffusion_3
     events = []
-    adamw = parts.build("optimizer", {"kind": "adamw", "lr": 1e-3})
-    source, constant = Records(rows(), 0, Budget("updates", 4)), parts.build("schedule", "constant")
-    Trainer(policy, [lora], objective, source, adamw, constant, Batching(6, 3), observe=events.append).train()
+    source = Records(rows(), 0, Budget("updates", 4))
+    Trainer(policy, chosen, source, Batching(6, 3), observe=events.append).train()
     assert events[0]["kl"] == events[0]["from_old"] == 0.0 and events[3]["kl"] > 0
     assert set(policy.sets["old"].values) == {n for n, p in policy.module.named_parameters() if p.requires_grad}
     x, level, told = inputs(torch.float32)

@@ -12,12 +12,14 @@ from luthier.engine.distributed import World
 from luthier.engine.trainer import Batching
 from luthier.engine.update import NotFinite, count
 from luthier.errors import RunError
-from luthier.objectives.base import CoupledObjective, Update, WeightedSum
+from luthier.objectives.base import CoupledObjective
 from luthier.objectives.contrastive.siglip import SigLIP
+from luthier.objectives.sum import WeightedSum
 from luthier.steps.conformance import apart, tiny_rows, trained, trainer
 from luthier.steps.faces import CLASSES, TINY_MODELS, TinyModel, seeded
 from luthier.tuners.full import Full
 from luthier.types import Term
+from luthier.update import Update
 from luthier.vision._encoders import DualEncoder
 from support.ranks import run_ranks
 
@@ -106,7 +108,7 @@ def _update(run):
     from luthier.data.batches import collate, micro_batches
 
     rows = run.source.draw(run.position, 8).rows
-    return Update(1, 0, batches=[collate(micro) for micro in micro_batches(rows, run.micro_tokens, "padded")])
+    return Update(1, 0, batches=[collate(micro) for micro in micro_batches(rows, run.micro.tokens, "padded")])
 
 
 def test_dropout_is_the_same_in_both_passes(monkeypatch):

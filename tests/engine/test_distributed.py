@@ -77,7 +77,7 @@ timed = run(sft, "seconds", budget=Budget("seconds", 0.3))
 timed.position.seconds = 0.2 * world.rank
 found["seconds"] = (timed.train(), timed.position.updates > 0)
 due = run(sft, "due", budget=Budget("updates", 3))
-due._saved_at -= 1000 * world.rank
+due.checkpoints._saved_at -= 1000 * world.rank
 found["due"] = (due.train(), due.position.updates)
 try:
     run(Poison(), "poison", budget=Budget("updates", 9)).train()

@@ -13,13 +13,13 @@ from luthier.engine import estimate as estimates
 from luthier.models.kernels.gradients import adding
 from luthier.models.kernels.head import Head, target_logprob
 from luthier.steps.conformance import tiny_model, tiny_pairs, tiny_rows
-from luthier.tuners.base import Planning
+from luthier.tuners.base import TunerInputs
 
 
 def tuned(kind, dtype=torch.float32):
     model = tiny_model(dtype).requires_grad_(False)
     tuner = parts.build("tuner", kind)
-    return tuner.apply(model, tuner.plan(model, Planning()))
+    return tuner.apply(model, tuner.plan(model, TunerInputs()))
 
 
 def estimate(module, tokens=100, **more):

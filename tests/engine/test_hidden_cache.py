@@ -9,13 +9,13 @@ import torch
 
 from luthier import parts
 from luthier.data.batches import collate
+from luthier.engine.assemble import frozen_bytes, tuned_policy
 from luthier.engine.budget import Budget
 from luthier.engine.hidden_cache import CachedReference, HiddenStateCache
 from luthier.engine.trainer import Batching
 from luthier.errors import RunError
-from luthier.modalities.base import frozen_bytes, tuned_policy
 from luthier.models.policy import Reference, TokenPolicy
-from luthier.objectives.base import build_objective
+from luthier.objectives.sum import build_objective
 from luthier.steps.conformance import apart, tiny_model, tiny_rows, trained
 from luthier.types import Stream
 

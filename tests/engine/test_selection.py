@@ -7,7 +7,7 @@ import torch
 
 from engine.test_distributed import run_ranks
 from luthier import parts
-from luthier.engine import checkpoint, selection
+from luthier.engine import checkpoints, selection
 from luthier.engine.budget import Budget
 from luthier.engine.distributed import World
 from luthier.engine.trainer import Batching, Saving
@@ -131,7 +131,7 @@ def test_running_out_of_memory_does_not_select_twice(monkeypatch):
     run = make(Careful(), Batching(8, 400), observe=events.append)
     run.train()
     assert [event["tokens"] for event in events if event["event"] == "micro"] == [200, 100, 50]
-    assert len(chosen) == 3 and int(run.states["2"].kept) == 12
+    assert len(chosen) == 3 and int(run.selection.state.kept) == 12
 
 
 def test_memory_that_runs_out_in_the_backward_trains_on_what_was_kept_before(monkeypatch):
@@ -149,13 +149,13 @@ def test_memory_that_runs_out_in_the_backward_trains_on_what_was_kept_before(mon
 
     monkeypatch.setattr(run, "_try_update", once)
     run.train()
-    assert len(chosen) == 1 and trained[0] == trained[1] and int(run.states["2"].kept) == 4
+    assert len(chosen) == 1 and trained[0] == trained[1] and int(run.selection.state.kept) == 4
 
 
 def test_an_update_that_is_not_finite_is_not_remembered(tmp_path):
     run = make(Counting(), saving=Saving(tmp_path), budget=Budget("updates", 3))
     run.train()
-    assert int(run.states["2"].kept) == 12
+    assert int(run.selection.state.kept) == 12
 
     class Breaks(type(SFT)):
         def token_loss(self, view):
@@ -168,9 +168,11 @@ def test_an_update_that_is_not_finite_is_not_remembered(tmp_path):
     )  # fmt: skip
     with pytest.raises(NotFinite):
         broken.train()
-    found = checkpoint.newest(folder)
+    found = checkpoints.newest(folder)
     assert found is not None
-    assert int(checkpoint.load(found).tensors["state/2/kept"]) == 4  # of the first update alone
+    assert (
+        int(checkpoints.load(found).tensors["state/selector/test_selection/0/kept"]) == 4
+    )  # of the first update alone
 
 
 def test_a_score_that_is_no_number_names_the_record():

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from luthier import parts
-from luthier.engine import checkpoint
+from luthier.engine import checkpoints
 from luthier.engine.budget import Budget
 from luthier.engine.trainer import Batching, Saving
 from luthier.errors import RunError
@@ -57,7 +57,7 @@ def test_running_out_of_memory_halves_the_micro_batch(monkeypatch):
     events = []
     run = make(Batching(6, 400), dtype=torch.float64, observe=events.append)
     run.train()
-    assert run.micro_tokens == 50
+    assert run.micro.tokens == 50
     assert [e["tokens"] for e in events if e["event"] == "micro"] == [200, 100, 50]
     one, other = weights(wanted), weights(run)
     assert all(torch.allclose(one[n], other[n], rtol=1e-9, atol=1e-12) for n in one)
@@ -87,10 +87,10 @@ def test_other_runtime_errors_pass_through(monkeypatch):
 
 def test_the_micro_batch_in_force_is_in_the_checkpoint(tmp_path):
     run = make(saving=Saving(tmp_path), stop_requested=lambda: True)
-    run.micro_tokens = 25
+    run.micro.tokens = 25
     run.train()
     again = make(saving=Saving(tmp_path))
-    assert again.resume() and again.micro_tokens == 25
+    assert again.resume() and again.micro.tokens == 25
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -174,7 +174,7 @@ def test_kill_minus_nine_at_a_random_moment_then_resume(tmp_path):
         deadline = time.monotonic() + 60
         wanted = 5 + 12 * attempt
         while time.monotonic() < deadline and process.poll() is None:
-            newest = checkpoint.newest(tmp_path / "killed")
+            newest = checkpoints.newest(tmp_path / "killed")
             if newest is not None and int(newest.name.split("-")[1]) >= wanted:
                 break
         os.kill(process.pid, signal.SIGKILL)
@@ -186,11 +186,11 @@ def test_kill_minus_nine_at_a_random_moment_then_resume(tmp_path):
 
 @pytest.mark.parametrize("every, saved", [(2, [2, 4, 5]), (None, [5]), ("auto", [1, 2, 3, 4, 5])])
 def test_when_checkpoints_are_written(tmp_path, monkeypatch, every, saved):
-    monkeypatch.setattr("luthier.engine.trainer.SAVE_SECONDS", -1.0)
+    monkeypatch.setattr("luthier.engine.checkpoints.SAVE_SECONDS", -1.0)
     written = []
-    save = checkpoint.save
+    save = checkpoints.save
     monkeypatch.setattr(
-        checkpoint, "save", lambda folder, update, *rest: written.append(update) or save(folder, update, *rest)
+        checkpoints, "save", lambda folder, update, *rest: written.append(update) or save(folder, update, *rest)
     )
     make(saving=Saving(tmp_path, every=every)).train()
     assert written == saved
@@ -218,11 +218,11 @@ def test_memory_that_runs_out_while_weights_move_is_never_tried_again(monkeypatc
         next(iter(self.compute.values())).data.add_(1.0)
         raise torch.OutOfMemoryError("no")
 
-    monkeypatch.setattr("luthier.engine.precision.Masters.step", half_moved)
+    monkeypatch.setattr("luthier.engine.master_weights.MasterWeights.step", half_moved)
     run = make(Batching(6, 400))
     with pytest.raises(RunError, match="Update 1 broke off while the weights were being moved"):
         run.train()
-    assert run.micro_tokens == 400
+    assert run.micro.tokens == 400
 
 
 def test_a_budget_below_one_record_is_an_error():

@@ -74,7 +74,7 @@ class Poison(TokenObjective):
 
 
 def test_not_a_number_names_the_records_and_saves_the_state_before(tmp_path):
-    from luthier.engine import checkpoint
+    from luthier.engine import checkpoints
     from luthier.engine.trainer import Saving
 
     run = trainer(Poison(), Full(), tiny_rows(), Batching(8, 1), saving=Saving(tmp_path))
@@ -84,9 +84,9 @@ def test_not_a_number_names_the_records_and_saves_the_state_before(tmp_path):
     named = str(caught.value).split("batch: ")[1].split(".")[0]
     row = next(row for row in tiny_rows() if row.id == named)
     assert 7 in row.ids
-    found = checkpoint.newest(tmp_path)
+    found = checkpoints.newest(tmp_path)
     assert found is not None
-    saved = checkpoint.load(found)
+    saved = checkpoints.load(found)
     assert all(torch.equal(saved.tensors[f"master/{name}"], p) for name, p in before.items())
 
 

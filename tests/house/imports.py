@@ -16,6 +16,7 @@ RANKS = {
     "types": 0.1,
     "options": 0.1,
     "parts": 0.2,
+    "update": 0.3,
     "recipe": 0.3,
     "run_folder": 0.3,
     "stats": 0.3,

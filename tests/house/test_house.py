@@ -18,6 +18,7 @@ TORCH_FREE = (
     "types.py",
     "options.py",
     "parts.py",
+    "update.py",
     "run_folder.py",
     "stats.py",
     "recipe",

@@ -44,7 +44,7 @@ class LooksAhead(Objective):
     """Takes the hidden state behind the target, which in a packed row may be another record's."""
 
     def terms(self, policy, batch, update):
-        hidden = policy._input_of_head({"input_ids": batch.ids}, batch.attention_mask, batch.position_of)
+        hidden = policy.input_of_head({"input_ids": batch.ids}, batch.attention_mask, batch.position_of)
         rows, columns = batch.targets()
         behind = torch.clamp(columns + 1, max=hidden.shape[1] - 1)
         return [Term(policy.head.sum(hidden[rows, behind], lambda s, z: z[:, 0]), "targets")]
@@ -96,7 +96,7 @@ class Contaminated(TokenObjective):
         onward = torch.arange(batch.ids.shape[1]).expand_as(batch.ids)
         positions = onward if batch.attention_mask is None else batch.position_of
         rows, columns = batch.targets()
-        hidden = policy._input_of_head({"input_ids": batch.ids}, batch.attention_mask, positions)[rows, columns - 1]
+        hidden = policy.input_of_head({"input_ids": batch.ids}, batch.attention_mask, positions)[rows, columns - 1]
         targets = batch.ids[rows, columns]
         return [Term(policy.head.sum(hidden, lambda s, z: -target_logprob(z, targets[s])), "targets")]
 
@@ -104,7 +104,7 @@ class Contaminated(TokenObjective):
 class ForgottenDetach(TokenObjective):
     """dft whose weight carries gradient."""
 
-    HOLDS = ("weight",)
+    DETACHED = ("weight",)
 
     def token_loss(self, view):
         return -view.logprob.exp() * view.logprob
@@ -172,10 +172,10 @@ class LocalSum(TokenObjective):
     """Looks at the whole update, but of this rank only."""
 
     def prepare(self, policy, update):
-        update.prepared[id(self)] = sum(float(batch.weights.sum()) for batch in update.batches)
+        update.set_prepared(self, sum(float(batch.weights.sum()) for batch in update.batches))
 
     def token_loss(self, view):
-        return -view.logprob * view.update.prepared[id(self)]
+        return -view.logprob * view.update.prepared_by(self)
 
 
 SEEN: dict[str, int] = {}
@@ -238,7 +238,7 @@ def test_a_file_of_the_users(tmp_path, capsys):
         "class SoftFocus(TokenObjective):\n"
         '    """Lets go of tokens already known."""\n'
         '    SETTINGS = ({}, {"power": 1.0})\n'
-        '    HOLDS = ("weight",)\n'
+        '    DETACHED = ("weight",)\n'
         "    power: float = 2.0\n"
         "    def token_loss(self, view):\n"
         "        return -((1 - view.logprob.detach().exp()) ** self.power) * view.logprob\n"

@@ -6,6 +6,7 @@ import torch
 from luthier import parts
 from luthier.data.batches import collate, micro_batches
 from luthier.errors import ModelError
+from luthier.models import checks
 from luthier.models.policy import Reference, TokenPolicy
 from luthier.steps.conformance import tiny_model, tiny_rows
 from luthier.steps.made import with_common_prompts
@@ -52,7 +53,7 @@ def test_the_models_own_logits_are_never_computed(policy):
 
 
 def test_a_model_that_changes_its_logits_is_refused(policy):
-    policy.verify_head()
+    checks.verify_head(policy)
     forward = policy.module.forward
 
     def doubled(*args, **kwargs):
@@ -62,7 +63,7 @@ def test_a_model_that_changes_its_logits_is_refused(policy):
 
     policy.module.forward = doubled
     with pytest.raises(ModelError, match="changes its logits"):
-        policy.verify_head()
+        checks.verify_head(policy)
 
 
 def test_known_scales_are_read_from_the_config(policy):
@@ -98,7 +99,7 @@ def test_head_includes_an_adapter_on_the_output_embedding():
         for name, p in policy.module.named_parameters():
             if "lora_B" in name:
                 p += 0.3
-    policy.verify_head()
+    checks.verify_head(policy)
     batch = collate(tiny_rows())
     policy.head.sum(policy.hidden(batch), lambda s, z: z[:, 0]).backward()
     assert all(p.grad is not None for p in policy.module.parameters() if p.requires_grad)
@@ -135,8 +136,8 @@ FAMILIES = {
 @pytest.mark.parametrize("family", FAMILIES)
 def test_families_give_the_same_hidden_states_in_every_layout(family):
     policy = TokenPolicy(random_model(family, **FAMILIES[family]))
-    policy.verify_head()
-    policy.verify_packing()
+    checks.verify_head(policy)
+    checks.verify_packing(policy)
     rows = tiny_rows(4)
     alone = {}
     with torch.no_grad():
@@ -152,9 +153,9 @@ def test_families_share_a_prompt_or_are_refused(family):
     policy = TokenPolicy(random_model(family, **FAMILIES[family]))
     if "sliding_window" in FAMILIES[family]:
         with pytest.raises(ModelError, match="one prompt for several answers"):
-            policy.verify_sharing()
+            checks.verify_sharing(policy)
         return
-    policy.verify_sharing()
+    checks.verify_sharing(policy)
     rows = with_common_prompts(tiny_rows(6))
     (micro,) = micro_batches(rows, 1000, "shared")
     assert any(row.shared for row in micro)
@@ -171,13 +172,13 @@ def test_families_share_a_prompt_or_are_refused(family):
 )
 def test_a_model_whose_answers_would_see_each_other_cannot_share_a_prompt(family, more):
     policy = TokenPolicy(random_model(family, **more))
-    assert not policy.can_share()
+    assert not checks.can_share(policy)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_families_read_embeddings_and_show_their_layers(family):
     policy = TokenPolicy(random_model(family, **FAMILIES[family]))
-    policy.verify_embeddings()
+    checks.verify_embeddings(policy)
     batch = collate(tiny_rows(3), side="left")
     with policy.layer_outputs([0, 1]) as found:
         hidden = policy.hidden(batch, policy.embed(batch.ids))
@@ -216,9 +217,9 @@ def test_layers_of_forwards_without_gradient_are_not_collected(policy):
 )
 def test_a_model_in_which_packed_records_see_each_other_is_refused(family, more):
     policy = TokenPolicy(random_model(family, **more))
-    policy.verify_head()
+    checks.verify_head(policy)
     with pytest.raises(ModelError, match="see each other"):
-        policy.verify_packing()
+        checks.verify_packing(policy)
 
 
 def test_reading_leaves_each_submodule_in_its_mode(policy):

@@ -9,16 +9,11 @@ from luthier import parts
 from luthier.data.batches import collate
 from luthier.engine.trainer import Batching
 from luthier.errors import RecipeError
-from luthier.objectives.base import (
-    SequenceObjective,
-    TokenObjective,
-    Update,
-    WeightedSum,
-    build_objective,
-    position_keys,
-    reads_of,
-)
+from luthier.objectives._draws import position_keys
+from luthier.objectives.base import SequenceObjective, TokenObjective
+from luthier.objectives.sum import WeightedSum, build_objective, reads_of
 from luthier.steps.conformance import apart, tiny_rows, trained, trainer
+from luthier.update import Update
 from support.oracle import view_of
 
 WHOLE = Batching(8, 10_000)
@@ -176,4 +171,17 @@ def test_state_lives_in_checkpoints(tmp_path):
 
     run(lambda: True)
     again, resumed = run(lambda: False)
-    assert resumed and float(next(iter(again.states.values())).seen) == 3
+    assert resumed and float(next(iter(again.states.by_name.values())).seen) == 3
+
+
+@pytest.mark.parametrize(
+    "base, old, new",
+    [
+        (TokenObjective, "moves", "has_gradient"),
+        (TokenObjective, "scope", "micro_batch_context"),
+        (type(full()), "around", "micro_batch_context"),
+    ],
+)
+def test_a_hook_under_its_old_name_is_refused(base, old, new):
+    with pytest.raises(RecipeError, match=f"`{old}`, which is not called.*\n.*`{new}`"):
+        type("Mine", (base,), {"__module__": __name__, old: lambda self, *more: True})

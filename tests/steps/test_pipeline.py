@@ -119,7 +119,7 @@ def test_a_carried_loop_is_one_training_over_its_rounds(data):
 
 def stopped_at(monkeypatch, settings, folder, number):
     """Run, asked to stop during the update of that number (over all steps)."""
-    one, calls = Trainer._one, iter(range(1, 1000))
+    one, calls = Trainer._one_update, iter(range(1, 1000))
 
     def asked(self):
         if next(calls) == number:
@@ -127,7 +127,7 @@ def stopped_at(monkeypatch, settings, folder, number):
         return one(self)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "_one", asked)
+        patch.setattr(Trainer, "_one_update", asked)
         assert run_recipe(settings, folder, [])["status"] == "stopped"
 
 

@@ -183,14 +183,14 @@ def test_a_signal_outside_training_ends_at_once_and_loses_nothing(data, monkeypa
 def test_a_stop_during_the_first_update_saves_it(data, monkeypatch):
     from luthier.engine.trainer import Trainer
 
-    one = Trainer._one
+    one = Trainer._one_update
 
     def asked(self):
         os.kill(os.getpid(), signal.SIGINT)
         return one(self)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "_one", asked)
+        patch.setattr(Trainer, "_one_update", asked)
         record = run_recipe(recipe(data), data / "run", [])
     assert (record["status"], record["train"]["updates"]) == ("stopped", 1)
     assert run_recipe(recipe(data), data / "run", [])["train"]["updates"] == 3
@@ -353,12 +353,12 @@ def test_full_fine_tuning_with_asft_uses_a_frozen_copy(data):
 
 
 def test_no_space_left_for_the_model_is_an_error_and_the_checkpoint_stays(data, monkeypatch):
-    from luthier.engine import checkpoint
+    from luthier.engine import checkpoints
 
     def full(tensors, path):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoint, "save_file", full)
+    monkeypatch.setattr(checkpoints, "save_file", full)
     with pytest.raises(RunError, match="could not be written"):
         run_recipe(recipe(data), data / "run", [])
     assert read_json(data / "run" / "run.json")["status"] == "failed"

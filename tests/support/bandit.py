@@ -8,11 +8,12 @@ import numpy
 import torch
 
 from luthier import parts
+from luthier.engine.assemble import Parts, tuned_policy
 from luthier.engine.budget import Budget
 from luthier.engine.score import score, with_column
 from luthier.engine.source import Drawn
 from luthier.engine.trainer import Batching, Trainer
-from luthier.modalities.base import tuned_policy
+from luthier.tuners.base import TunerInputs
 from luthier.types import Row, Stream
 
 PROMPTS, ACTIONS, GROUP = 10, 5, 8
@@ -119,9 +120,9 @@ def play(objective: Any, advantage=None, updates=80, passes=1, lr=3e-3, observe=
         made: Any = LlamaForCausalLM(config)
         model = made.eval()
     tuner = parts.build("tuner", "full")
-    policy = tuned_policy(model, [tuner], objective, 0)
-    source = Bandit(policy, advantage, updates, passes)
     optimizer = parts.build("optimizer", {"kind": "adamw", "lr": lr})
-    constant = parts.build("schedule", "constant")
-    Trainer(policy, [tuner], objective, source, optimizer, constant, Batching(80, 10_000), observe=observe).train()
+    chosen = Parts(objective, (tuner,), optimizer, parts.build("schedule", "constant"))
+    policy = tuned_policy(model, chosen, TunerInputs())
+    source = Bandit(policy, advantage, updates, passes)
+    Trainer(policy, chosen, source, Batching(80, 10_000), observe=observe).train()
     return source

@@ -2,7 +2,8 @@
 
 import torch
 
-from luthier.objectives.base import TokenView, Update
+from luthier.objectives.views import TokenView
+from luthier.update import Update
 
 
 class FixedReference:

@@ -2,8 +2,9 @@
 
 import torch
 
-from luthier.objectives.base import SequenceView, Update
 from luthier.objectives.preference.base import PairView
+from luthier.objectives.views import SequenceView
+from luthier.update import Update
 
 
 def side(logprob, count, reference, update):

@@ -13,7 +13,7 @@ from luthier import parts
 from luthier.data.batches import collate, group_by_record
 from luthier.engine.trainer import Batching
 from luthier.models.loading.load import load_tokenizer
-from luthier.objectives.base import reads_of
+from luthier.objectives.sum import reads_of
 from luthier.recipe.settings import Model
 from luthier.steps.conformance import apart, tiny_model, trainer
 from objectives.preference.test_pairs import with_reference

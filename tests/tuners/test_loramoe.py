@@ -10,13 +10,13 @@ from torch.nn import functional
 
 from luthier import parts
 from luthier.data.batches import collate
+from luthier.engine.assemble import refuse_excluded
 from luthier.engine.trainer import Batching
 from luthier.errors import DataError, ModelError, RecipeError
-from luthier.modalities.base import refuse_excluded
 from luthier.models.context import checkpoint_layers, forward_context
 from luthier.models.loading.load import load_model
 from luthier.models.policy import TokenPolicy
-from luthier.objectives.base import CoupledObjective, Update
+from luthier.objectives.base import CoupledObjective
 from luthier.recipe import load_recipe
 from luthier.recipe.settings import Model as ModelSettings
 from luthier.run_folder import append_jsonl, read_jsonl
@@ -34,8 +34,9 @@ from luthier.steps.conformance import (
 from luthier.steps.evaluate import evaluate_model
 from luthier.steps.run import run_recipe
 from luthier.tuners._experts import USAGE, ExpertLinear, Usage, expectations, experts_of, imbalance
-from luthier.tuners.base import Planning
+from luthier.tuners.base import TunerInputs
 from luthier.types import Term
+from luthier.update import Update
 
 IDS = torch.arange(12)[None]
 WHOLE = Batching(8, 10_000, "padded")
@@ -52,7 +53,7 @@ def sft():
 
 def applied(model, seed=0, **options):
     tuner = loramoe(**options)
-    return tuner, tuner.apply(model.requires_grad_(False), tuner.plan(model, Planning(seed)))
+    return tuner, tuner.apply(model.requires_grad_(False), tuner.plan(model, TunerInputs(seed)))
 
 
 def logits(model):
@@ -169,7 +170,7 @@ def test_experts_of_a_group_are_alike_and_groups_are_the_types():
 def terms_of(tuner, model, batch):
     update = Update(index=1, seed=0, batches=[batch])
     policy = TokenPolicy(model)
-    with tuner.around(policy, batch, update):
+    with tuner.micro_batch_context(policy, batch, update):
         policy.hidden(batch)
         (term,) = tuner.terms(policy, batch, update)
     return term
@@ -395,7 +396,7 @@ def test_what_does_not_go_is_said(data):
     with pytest.raises(RecipeError, match="no linear layers called lost"):
         applied(tiny_model(), targets=["lost"])
     with pytest.raises(RecipeError, match="rows of this training do not carry"):
-        loramoe(**TYPED).plan(tiny_model(), Planning(0, tiny_rows()))
+        loramoe(**TYPED).plan(tiny_model(), TunerInputs(0, tiny_rows()))
     with pytest.raises(RecipeError, match="cannot be merged"):
         refuse_excluded([parts.build("tuner", "lora"), loramoe()])
     with pytest.raises(RecipeError, match="depends on the input"):

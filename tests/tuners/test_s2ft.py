@@ -6,15 +6,15 @@ from torch import nn
 from torch.nn import functional
 
 from luthier import parts
+from luthier.engine.assemble import Parts, refuse_excluded, tuned_policy
 from luthier.engine.budget import Budget
 from luthier.engine.trainer import Batching
 from luthier.errors import RecipeError
-from luthier.modalities.base import refuse_excluded, tuned_policy
 from luthier.models.delta import WeightDelta, compose
 from luthier.steps.conformance import Plain, apart, tiny_model, tiny_rows, trained, trainer
 from luthier.tuners import _units
 from luthier.tuners._slices import SliceLinear, slices_of
-from luthier.tuners.base import Planning
+from luthier.tuners.base import TunerInputs
 from support.saved import saved_bytes
 
 IDS = torch.arange(12)[None]
@@ -28,7 +28,7 @@ def s2ft(**options):
 
 def applied(model, seed=0, **options):
     tuner = s2ft(**options)
-    return tuner, tuner.apply(model, tuner.plan(model.requires_grad_(False), Planning(seed, tiny_rows())))
+    return tuner, tuner.apply(model, tuner.plan(model.requires_grad_(False), TunerInputs(seed, tiny_rows())))
 
 
 def logits(model):
@@ -136,7 +136,7 @@ def test_in_place_gathered_and_delta_form_take_one_path():
         setattr(model.get_submodule(parent), key, layer)
 
     class Delta(type(tuner)):
-        def plan(self, model, given):
+        def plan(self, model, inputs):
             return {}
 
         def apply(self, model, plan):
@@ -217,7 +217,7 @@ def test_counts_of_the_published_runs():
     def picked(targets, **config):
         with torch.device("meta"):
             model = LlamaForCausalLM(LlamaConfig(num_hidden_layers=32, hidden_size=4096, vocab_size=8, **config))
-        found = s2ft(targets=targets).plan(model, Planning())["picked"]
+        found = s2ft(targets=targets).plan(model, TunerInputs())["picked"]
         return [sum(len(u) for name, u in found.items() if name.endswith(key)) for key in ("o_proj", "down_proj")]
 
     seven = {"intermediate_size": 11008, "num_attention_heads": 32}
@@ -228,7 +228,7 @@ def test_counts_of_the_published_runs():
 
 def planned(**options):
     model = tiny_model().requires_grad_(False)
-    return s2ft(targets={"down_proj": 0.1}, **options).plan(model, Planning(0, tiny_rows()))["picked"], model
+    return s2ft(targets={"down_proj": 0.1}, **options).plan(model, TunerInputs(0, tiny_rows()))["picked"], model
 
 
 def test_selection_by_weight_and_its_opposite():
@@ -243,7 +243,7 @@ def test_selection_by_weight_and_its_opposite():
 def test_selection_by_gradient_is_the_largest_dense_gradient():
     picked, model = planned(selection="gradient", calibration=3)
     assert not any(p.requires_grad or p.grad is not None for p in model.parameters())
-    rows = Planning(0, tiny_rows()).first(3)
+    rows = TunerInputs(0, tiny_rows()).first(3)
     change = trained(parts.build("objective", "sft"), DownOnly(), Batching(3, 10_000), rows=rows, disturb=False)
     norms = torch.cat([change[f"model.layers.{i}.mlp.down_proj.weight"].norm(dim=0) for i in range(2)])
     expected = sorted(norms.topk(9).indices.tolist())
@@ -279,9 +279,9 @@ def test_a_saved_slice_is_a_copy_not_a_view():
 
 
 def test_lora_on_top_trains_both_and_merges():
-    tuners = [s2ft(targets=ALL, permute=True), parts.build("tuner", {"kind": "lora", "r": 2})]
+    tuners = (s2ft(targets=ALL, permute=True), parts.build("tuner", {"kind": "lora", "r": 2}))
     sft = parts.build("objective", "sft")
-    policy = tuned_policy(tiny_model(torch.float32), tuners, sft, Planning(0, tiny_rows()))
+    policy = tuned_policy(tiny_model(torch.float32), Parts(sft, tuners, None, None), TunerInputs(0, tiny_rows()))
     names = [name for name, p in policy.module.named_parameters() if p.requires_grad]
     assert any(".slice" in name for name in names) and any("lora_" in name for name in names)
     with torch.no_grad():
@@ -302,7 +302,7 @@ def test_refusals():
     with pytest.raises(RecipeError, match="share"):
         applied(tiny_model(), targets={"down_proj": 1.5})
     with pytest.raises(RecipeError, match="training records"):
-        s2ft(selection="gradient").plan(tiny_model(), Planning())
+        s2ft(selection="gradient").plan(tiny_model(), TunerInputs())
     lora = parts.build("tuner", "lora")
     with pytest.raises(RecipeError, match="no linear layers called"):
         applied(lora.apply(tiny_model(), {"seed": 0}))

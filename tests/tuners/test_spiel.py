@@ -7,15 +7,15 @@ import torch
 from torch import nn
 
 from luthier import parts
+from luthier.engine.assemble import refuse_other_rules
 from luthier.engine.budget import Budget
-from luthier.engine.precision import Masters
+from luthier.engine.master_weights import MasterWeights
 from luthier.engine.trainer import Batching, Saving
 from luthier.errors import RecipeError
-from luthier.modalities.base import refuse_other_rules
 from luthier.models.delta import WeightDelta
 from luthier.steps.conformance import Plain, tiny_model, tiny_rows, trainer
 from luthier.tuners._sparse import Rule, SparseLinear, Window, grow_accumulated, grow_momentum, largest, sparse_layers
-from luthier.tuners.base import Planning
+from luthier.tuners.base import TunerInputs
 
 IDS = torch.arange(12)[None]
 
@@ -31,7 +31,7 @@ def layer_of(weight, index, source="update"):
 
 
 def masters_of(layer, rule):
-    return Masters([("delta", layer.delta)], rule)
+    return MasterWeights([("delta", layer.delta)], rule)
 
 
 def stepped(masters, gradient):
@@ -233,7 +233,7 @@ def test_resumed_in_the_middle_it_is_bit_identical(tmp_path, selection, stopped_
 def test_entries_do_not_depend_on_micro_batches(size):
     tuner = spiel(every=3, window=1, density=0.1, rate=0.9)
     one, other = (run(tuner) for _ in range(2))
-    other.micro_tokens = size
+    other.micro.tokens = size
     for made in (one, other):
         made.train()
     for (_, mine), (_, yours) in zip(sparse_layers(one.policy.module), sparse_layers(other.policy.module), strict=True):
@@ -259,14 +259,14 @@ def test_saved_whole_and_alone(tmp_path):
 
 def test_budget_and_places():
     model = tiny_model()
-    index = spiel(count=1000).plan(model, Planning(3))["index"]
+    index = spiel(count=1000).plan(model, TunerInputs(3))["index"]
     sizes = {name: model.get_submodule(name).weight.numel() for name in index}
     total = sum(sizes.values())
     assert "lm_head" not in index and len(index) == 14
     for name, places in index.items():
         assert len(places) == 1000 * sizes[name] // total == len(places.unique())
         assert torch.equal(places, places.sort().values) and int(places[0]) >= 0 and int(places[-1]) < sizes[name]
-    again, other = (spiel(count=1000).plan(model, Planning(seed))["index"] for seed in (3, 4))
+    again, other = (spiel(count=1000).plan(model, TunerInputs(seed))["index"] for seed in (3, 4))
     assert all(torch.equal(again[name], index[name]) for name in index)
     assert any(not torch.equal(other[name], index[name]) for name in index)
 
@@ -312,7 +312,7 @@ def test_refusals():
     with pytest.raises(RecipeError, match="smaller than"):
         spiel(every=5, window=5)
     with pytest.raises(RecipeError, match="no linear layers"):
-        spiel(targets=["lost"]).plan(tiny_model(), Planning())
+        spiel(targets=["lost"]).plan(tiny_model(), TunerInputs())
     betas = parts.build("optimizer", {"kind": "adamw", "betas": [0.5, 0.9]})
     assert spiel().optimizer(betas).betas == (0.5, 0.9)
     with pytest.raises(RecipeError, match="betas"):

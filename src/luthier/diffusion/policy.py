@@ -40,9 +40,6 @@ class DenoiserPolicy:
         self.companions: dict[str, Any] = {}
         self.sets: dict[str, Any] = {}
 
-    def verify(self) -> None:
-        """Nothing to check before there is a batch."""
-
     def predict(self, x: Tensor, level: Tensor, condition: Condition) -> Tensor:
         """The module's own prediction at x [R,...] and level [R], like x."""
         dtype = next(self.module.parameters()).dtype

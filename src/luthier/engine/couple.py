@@ -20,8 +20,10 @@ from luthier.errors import RunError
 from luthier.models.context import same_draws
 from luthier.models.policy import Policy
 from luthier.models.wide import widened
-from luthier.objectives.base import CoupledObjective, Objective, Update, total_of, weighted_members
+from luthier.objectives.base import CoupledObjective, Objective, total_of
+from luthier.objectives.sum import weighted_members
 from luthier.types import Batch, Term
+from luthier.update import Update
 
 Tensors = dict[str, Tensor]
 
@@ -42,7 +44,7 @@ class Gathered:
 
 
 def couple(policy: Policy, objective: Objective, update: Update, world: World) -> float:
-    """Carry out pass 1 for every coupled member of the objective: leaves `update.pulls`, returns their loss.
+    """Carry out pass 1 for every coupled member of the objective: leaves `update.feature_grads`, returns their loss.
 
     The loss is the same number on every rank. Parameters that a loss reads itself get their gradient here, on
     rank 0. An update that is one batch on one rank is differentiated directly, without a second pass.
@@ -65,8 +67,8 @@ def _couple_at_once(
 ) -> float:
     """Forward and backward of the whole update: its graph fits, so nothing is computed twice."""
     (batch,) = update.batches
-    # The backward belongs to the scope too: hooks that the objective set must still be there.
-    with objective.scope(policy, batch, update):
+    # The backward belongs to the context too: hooks that the objective set must still be there.
+    with objective.micro_batch_context(policy, batch, update):
         gathered = gather_features(policy, update, [_features(policy, part, batch, update)], world)
         loss = total_of(_terms(part, gathered, update, world), update.counts)
         if loss is not None and loss.requires_grad:
@@ -129,10 +131,7 @@ def coupled_gradient(
 def distribute(update: Update, part: CoupledObjective, gradient: Tensors, own: Tensor) -> None:
     """Leave each micro-batch of this rank its rows of the gradient, for pass 2."""
     cuts = own.split([len(batch.examples) for batch in update.batches])
-    update.pulls[id(part)] = {
-        id(batch): {name: rows[cut] for name, rows in gradient.items()}
-        for batch, cut in zip(update.batches, cuts, strict=True)
-    }
+    update.set_feature_grads(part, [{name: rows[cut] for name, rows in gradient.items()} for cut in cuts])
 
 
 def _row_streams(batch: Batch) -> Tensors:
@@ -140,7 +139,7 @@ def _row_streams(batch: Batch) -> Tensors:
 
 
 def _look(policy: Policy, objective: Objective, part: CoupledObjective, batch: Batch, update: Update) -> Tensors:
-    with torch.no_grad(), objective.scope(policy, batch, update):
+    with torch.no_grad(), objective.micro_batch_context(policy, batch, update):
         found = _features(policy, part, batch, update)
     return {name: values.detach() for name, values in found.items()}  # one may be a parameter itself
 
@@ -180,7 +179,7 @@ def _differentiate(loss: Tensor, leaves: Tensors, world: World) -> Tensors:
         loss.backward()
         return {name: leaf.grad for name, leaf in leaves.items() if leaf.grad is not None}
     gradients = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
-    return {name: pull for name, pull in zip(leaves, gradients, strict=True) if pull is not None}
+    return {name: grad for name, grad in zip(leaves, gradients, strict=True) if grad is not None}
 
 
 def joined(pieces: Sequence[Tensors]) -> Tensors:

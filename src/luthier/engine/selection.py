@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from luthier.data.batches import collate, micro_batches
-from luthier.engine.distributed import World
+from luthier.engine.micro_batches import MicroBatches
 from luthier.errors import RecipeError, RunError
 from luthier.models.policy import Policy, reading
 from luthier.select.base import Pool, Selector, keyed_uniform
@@ -29,6 +28,50 @@ class Kept:
     looked_tokens: int = 0
 
 
+@dataclass
+class Selection:
+    """The selector of one training with what it remembers; without one every row goes on.
+
+    Attributes:
+        state: what the selector's `start` returned.
+    """
+
+    selector: Selector | None
+    state: Any
+    policy: Policy
+    micro_batches: MicroBatches
+    seed: int
+
+    def keep(self, rows: Sequence[Row], update: int, observe: Callable[[dict[str, Any]], None]) -> Kept:
+        """The candidates of an update (1, 2, ...) that are trained on. The selector's state moves on.
+
+        `observe` is told which rows were kept.
+        """
+        selector = self.selector
+        if selector is None or not rows or update <= selector.warmup:
+            return Kept(rows)
+        rows_by_record = group_drawn(rows)
+
+        def attempt() -> Features:  # reads the state and changes nothing, so that it may be repeated
+            return look(self.policy, selector, self.state, rows, self.micro_batches)
+
+        features = self.micro_batches.within_memory(rows, update, attempt, observe)
+        kept = choose(selector, self.state, rows_by_record, features, self.seed, update)
+        observe({"event": "kept", "update": update, "records": [row.id for row in kept]})
+        if not selector.FORWARD:
+            return Kept(kept)
+        return Kept(kept, len(rows), sum(len(row) for row in rows))
+
+    def remembered(self) -> dict[str, Tensor]:
+        """A copy of what the selector remembers, to go back to where an update does not come to pass."""
+        return {} if self.state is None else {name: value.clone() for name, value in self.state.state_dict().items()}
+
+    def undo(self, remembered: dict[str, Tensor]) -> None:
+        """Go back to what `remembered` gave."""
+        if remembered:
+            self.state.load_state_dict(remembered)
+
+
 def group_drawn(rows: Sequence[Row]) -> list[list[Row]]:
     """Rows that belong together, in the order drawn; a record drawn twice (where an epoch ends) is two candidates."""
     rows_by_record: list[list[Row]] = []
@@ -41,33 +84,20 @@ def group_drawn(rows: Sequence[Row]) -> list[list[Row]]:
     return rows_by_record
 
 
-def look(
-    policy: Policy,
-    selector: Selector,
-    state: Any,
-    rows: Sequence[Row],
-    tokens: int,
-    pad_id: int,
-    side: str,
-    world: World,
-) -> Features:
-    """The selector's features of every row; each rank looks at its share, and all ranks get all of them.
-
-    Args:
-        tokens: positions per forward.
-    """
+def look(policy: Policy, selector: Selector, state: Any, rows: Sequence[Row], micro_batches: MicroBatches) -> Features:
+    """The selector's features of every row; each rank looks at its share, and all ranks get all of them."""
     if not selector.FORWARD:
         return [{} for _ in rows]
     place = {id(row): index for index, row in enumerate(rows)}
     device = next(policy.module.parameters()).device
     found: list[tuple[int, dict[str, Tensor]]] = []
     with reading(policy.module):
-        for micro in world.share(micro_batches(list(rows), tokens, "padded")):
-            batch = collate(micro, "padded", pad_id, side).to(device)
+        for micro in micro_batches.cut(rows, "padded"):
+            batch = micro_batches.collate(micro, "padded").to(device)
             features = {name: values.cpu() for name, values in selector.look(policy, batch, state).items()}
             for index, row in enumerate(micro):
                 found.append((place[id(row)], {name: values[index] for name, values in features.items()}))
-    by_place = dict(pair for theirs in world.gather(found) for pair in theirs)
+    by_place = dict(pair for theirs in micro_batches.world.gather(found) for pair in theirs)
     return [by_place[place[id(row)]] for row in rows]
 
 

@@ -6,53 +6,29 @@ import random
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import numpy
 import torch
 
-from luthier.data.batches import Layout, collate, group_by_record, micro_batches, positions
-from luthier.engine import checkpoint, selection, usage
+from luthier.engine import usage
+from luthier.engine.assemble import Parts, master_weights
 from luthier.engine.budget import Position
+from luthier.engine.checkpoints import Checkpoint, Checkpoints, Saving
 from luthier.engine.distributed import World
-from luthier.engine.precision import Masters, ParameterGroup
+from luthier.engine.micro_batches import Batching, MicroBatches
+from luthier.engine.part_states import PartStates, under
 from luthier.engine.probe import Probe, assert_unchanged
-from luthier.engine.selection import Kept
+from luthier.engine.selection import Kept, Selection
 from luthier.engine.source import Drawn, RowSource
 from luthier.engine.update import NotFinite, UpdateReport, run_update
-from luthier.errors import RecipeError, RunError
-from luthier.models.policy import Companion, Policy
-from luthier.objectives.base import Objective, Update, members_of
-from luthier.select.base import Selector
+from luthier.models.policy import Policy
 from luthier.tuners.base import Tuner
-from luthier.types import Batch, Row
+from luthier.types import Row
+from luthier.update import Update
 
-Found = TypeVar("Found")
-SAVE_SECONDS = 300.0
-NOTHING = UpdateReport(loss=0.0, gradient_norm=0.0, counts={"targets": 0.0}, meters={})
-"""Of an update whose source had no row to train on: it is counted, and nothing moves."""
-
-
-@dataclass(frozen=True)
-class Batching:
-    """`records` per update; `tokens` per forward (padding included); how rows are laid out."""
-
-    records: int = 16
-    tokens: int = 2048
-    layout: Layout = "padded"
-    side: Literal["right", "left"] = "right"
-    pad_id: int = 0
-
-
-@dataclass(frozen=True)
-class Saving:
-    """Where checkpoints go, after how many updates ("auto": every SAVE_SECONDS; None: at the end), how many stay."""
-
-    folder: Path
-    every: int | Literal["auto"] | None = "auto"
-    keep: int = 2
-    fingerprint: str = ""
+SKIPPED = UpdateReport(loss=0.0, gradient_norm=0.0, counts={"targets": 0.0}, meters={})
+"""Report of an update without rows: a rollout gave nothing to learn from. It is counted and changes nothing."""
 
 
 @dataclass
@@ -63,11 +39,8 @@ class Trainer:
     """
 
     policy: Policy
-    tuners: Sequence[Tuner]
-    objective: Objective
+    parts: Parts
     source: RowSource
-    optimizer: Any
-    schedule: Any
     batching: Batching
     seed: int = 0
     world: World = World()
@@ -75,29 +48,23 @@ class Trainer:
     observe: Callable[[dict[str, Any]], None] = lambda event: None
     stop_requested: Callable[[], bool] = lambda: False
     position: Position = field(default_factory=Position)
-    selector: Selector | None = None
     probes: Sequence[Probe] = ()
     span: tuple[float, float] = (0.0, 1.0)
 
     def __post_init__(self) -> None:
-        looking = [self.selector] if self.selector is not None and self.selector.FORWARD else []
-        _refuse_other_modalities(self.policy, [*members_of(self.objective), *looking])
-        named = {name: p for tuner in self.tuners for name, p in tuner.parameters(self.policy.module)}
-        if not named:
-            raise RunError("The tuner leaves nothing to train.")
-        companions = [_group(name, one) for name, one in self.policy.companions.items()]
-        self.masters = Masters(named.items(), self.optimizer, companions, self._own_optimizers())
-        self.micro_tokens = self.batching.tokens
-        parts = [*members_of(self.objective), *self.tuners, *([self.selector] if self.selector else [])]
-        self.states = {f"{index}": part.start(self.policy) for index, part in enumerate(parts)}
-        self._state_by_part = {id(part): self.states[f"{index}"] for index, part in enumerate(parts)}
-        self._saved_at = time.perf_counter()
-        self._saved_update = -1
+        self.parts.refuse_modality(self.policy.modality)
+        self.masters = master_weights(self.policy, self.parts)
+        self.states = PartStates(self.parts.names, self.policy)
+        self.micro = MicroBatches(self.batching, self.world, self.masters.clear)
+        selector = self.parts.selector
+        remembers = None if selector is None else self.states.of(selector)
+        self.selection = Selection(selector, remembers, self.policy, self.micro, self.seed)
+        self.checkpoints = Checkpoints(self.saving, self.world)
 
-    def _own_optimizers(self) -> dict[str, Any]:
-        """What moves the parameters of tuners with a rule of their own, by name."""
-        rules = [(tuner, tuner.optimizer(self.optimizer)) for tuner in self.tuners]
-        return {name: r for t, r in rules if r is not None for name, _ in t.parameters(self.policy.module)}
+    @property
+    def tuners(self) -> tuple[Tuner, ...]:
+        """The tuners, in written order."""
+        return self.parts.tuners
 
     def train(self) -> Literal["done", "stopped"]:
         """Run to the end of the budget, or until `stop_requested`; either way the state is saved."""
@@ -105,7 +72,7 @@ class Trainer:
         status: Literal["done", "stopped"] = "done"
         if self.position.updates == 0:
             self._probe()
-        while self._one():
+        while self._one_update():
             self._probe()
             stop, due = self._agreed()
             if stop:
@@ -120,6 +87,99 @@ class Trainer:
                 tuner.finish(self.policy.module)
         return status
 
+    def _one_update(self) -> bool:
+        """Draw and carry out one update; False when the budget is spent."""
+        started = time.perf_counter()
+        drawn = self.source.draw(self.position, self.batching.records)
+        if drawn is None:
+            return False
+
+        # The selector looks at the candidates and moves on; where the update fails it goes back.
+        remembered = self.selection.remembered()
+        kept = self.selection.keep(drawn.rows, self.position.updates + 1, self.observe)
+
+        # The schedule is read at the middle of this update's share of the budget.
+        position = advanced(self.position, drawn, kept)
+        done = self._scheduled(position)
+        progress = (self._scheduled(self.position) + done) / 2
+
+        try:
+            report = self._update(kept.rows, progress, done) if kept.rows else SKIPPED
+        except NotFinite:
+            # Nothing has moved: what is saved is the state before this update.
+            self.selection.undo(remembered)
+            self.save()
+            raise
+
+        # Only now does the update count: a stop or an error before this line repeats it.
+        position.seconds = self.position.seconds + time.perf_counter() - started
+        position.targets = self.position.targets + int(report.counts["targets"])
+        self.position = position
+        self.observe(
+            update_event(
+                report,
+                position,
+                drawn,
+                kept if self.parts.selector is not None else None,
+                updates_left=self.source.updates_left(position, self.batching.records),
+                progress=self._spent(position),
+                learning_rate=self.parts.optimizer.lr * self.parts.schedule.factor(progress),
+            )
+        )
+        return True
+
+    def _update(self, rows: Sequence[Row], progress: float, done: float) -> UpdateReport:
+        """The update on these rows, cut smaller and tried again where memory runs out."""
+        attempt = lambda: self._try_update(rows, progress, done)  # noqa: E731
+        return self.micro.within_memory(rows, self.position.updates + 1, attempt, self.observe)
+
+    def _try_update(self, rows: Sequence[Row], progress: float, done: float) -> UpdateReport:
+        index = self.position.updates + 1
+        # Seeded anew, so that no generator's state is saved, and a repeated attempt draws the same.
+        seed_everything(self.seed, index, self.world.rank)
+        with_gradient, without = _split_by_gradient(self.parts, rows)
+        update = Update(
+            index=index,
+            seed=self.seed,
+            progress=progress,
+            done=done,
+            rows=rows,
+            batches=self.micro.batches(with_gradient),
+            without_gradient=self.micro.batches(without),
+            names=self.parts.names,
+            states=self.states.by_name,
+        )
+        return run_update(
+            self.policy,
+            self.parts.objective,
+            self.tuners,
+            self.masters,
+            update,
+            clip=self.parts.optimizer.clip,
+            factor=self.parts.schedule.factor(progress),
+            world=self.world,
+        )
+
+    def _spent(self, position: Position) -> float:
+        return self.source.budget.spent(position, len(self.source))
+
+    def _scheduled(self, position: Position) -> float:
+        """The place in the whole schedule, 0 to 1, of a position of this training."""
+        start, end = self.span
+        return start + (end - start) * self._spent(position)
+
+    def _agreed(self) -> tuple[bool, bool]:
+        """Whether to stop and whether to save, the same on all ranks: their clocks and signals differ."""
+        sums = self.world.sum_numbers(
+            {
+                "stop": float(self.stop_requested()),
+                "save": float(self.checkpoints.due(self.position.updates)),
+                "seconds": self.position.seconds / self.world.size,
+            }
+        )
+        self.position.seconds = sums["seconds"]
+        return bool(sums["stop"]), bool(sums["save"])
+
     def _probe(self) -> None:
         """Let the probes that are due look; what they looked at is cost."""
         for probe in self.probes:
@@ -130,207 +190,21 @@ class Trainer:
                 self.position.looked_tokens += sum(len(row) for row in rows)
 
     def _mode(self, training: bool) -> None:
-        for module in (self.policy.module, *(one.module for one in self.policy.companions.values())):
+        for module in (self.policy.module, *(companion.module for companion in self.policy.companions.values())):
             module.train(training)
-
-    def _agreed(self) -> tuple[bool, bool]:
-        """Whether to stop and whether to save, the same on all ranks: their clocks and signals differ."""
-        said = self.world.sum_numbers(
-            {
-                "stop": float(self.stop_requested()),
-                "save": float(self._save_due()),
-                "seconds": self.position.seconds / self.world.size,
-            }
-        )
-        self.position.seconds = said["seconds"]
-        return bool(said["stop"]), bool(said["save"])
-
-    def _one(self) -> bool:
-        """Draw and carry out one update; False when the budget is spent."""
-        started = time.perf_counter()
-        drawn = self.source.draw(self.position, self.batching.records)
-        if drawn is None:
-            return False
-        remembered = self._selector_state()
-        kept = self._select(drawn.rows)
-        after_position = self._advanced(drawn, kept)
-        start, end = self.span
-        done = start + (end - start) * self._spent(after_position)
-        progress = (start + (end - start) * self._spent(self.position) + done) / 2
-        try:
-            report = self._update(kept.rows, progress, done) if kept.rows else NOTHING
-        except NotFinite:
-            self._forget_selection(remembered)
-            self.save()
-            raise
-        after_position.seconds = self.position.seconds + time.perf_counter() - started
-        after_position.targets = self.position.targets + int(report.counts["targets"])
-        self.position = after_position
-        self._tell(report, progress, drawn, kept)
-        return True
-
-    def _spent(self, position: Position) -> float:
-        return self.source.budget.spent(position, len(self.source))
-
-    def _advanced(self, drawn: Drawn, kept: Kept) -> Position:
-        position = self.position
-        return Position(
-            updates=position.updates + 1,
-            records=position.records + drawn.records,
-            tokens=position.tokens + sum(len(row) for row in kept.rows),
-            seconds=position.seconds,
-            looked_rows=position.looked_rows + kept.looked_rows,
-            looked_tokens=position.looked_tokens + kept.looked_tokens,
-            generated_tokens=position.generated_tokens + drawn.generated,
-        )
-
-    def _select(self, rows: Sequence[Row]) -> Kept:
-        """The candidates that are trained on; looking at them changes nothing, so it may be repeated."""
-        selector = self.selector
-        if selector is None or not rows or self.position.updates < selector.warmup:
-            return Kept(rows)
-        rows_by_record = selection.group_drawn(rows)
-        state, update = self._state_by_part[id(selector)], self.position.updates + 1
-        pad, side = self.batching.pad_id, self.batching.side
-
-        def look() -> selection.Features:
-            return selection.look(self.policy, selector, state, rows, self.micro_tokens, pad, side, self.world)
-
-        features = self._within_memory(rows, look)
-        kept = selection.choose(selector, state, rows_by_record, features, self.seed, update)
-        self.observe({"event": "kept", "update": update, "records": [row.id for row in kept]})
-        if not selector.FORWARD:
-            return Kept(kept)
-        return Kept(kept, len(rows), sum(len(row) for row in rows))
-
-    def _selector_state(self) -> dict[str, torch.Tensor]:
-        """A copy of what the selector remembers, for an update that does not come to pass."""
-        state = self._state_by_part.get(id(self.selector))
-        return {} if state is None else {name: value.clone() for name, value in state.state_dict().items()}
-
-    def _forget_selection(self, remembered: dict[str, torch.Tensor]) -> None:
-        if remembered:
-            self._state_by_part[id(self.selector)].load_state_dict(remembered)
-
-    def _update(self, rows: Sequence[Row], progress: float, done: float) -> UpdateReport:
-        return self._within_memory(rows, lambda: self._try_update(rows, progress, done))
-
-    def _within_memory(self, rows: Sequence[Row], attempt: Callable[[], Found]) -> Found:
-        """Make the attempt; when memory runs out, forget its gradients and try again with half the micro-batch."""
-        while True:
-            try:
-                return attempt()
-            except (MemoryError, RuntimeError) as error:
-                if not _out_of_memory(error):
-                    raise
-                self.masters.clear()
-                largest = max(positions(record_rows, self.batching.layout) for record_rows in group_by_record(rows))
-                if self.world.size > 1 or self.micro_tokens <= largest:
-                    raise RunError(
-                        f"Out of memory at update {self.position.updates + 1} with micro-batches of"
-                        f" {self.micro_tokens} tokens (longest record: {largest}).",
-                        "Lower train.batch.micro or data.max_tokens, or set train.checkpointing=true.",
-                    ) from error
-            self.micro_tokens = max(largest, self.micro_tokens // 2)
-            self.observe({"event": "micro", "tokens": self.micro_tokens, "update": self.position.updates + 1})
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
-
-    def _try_update(self, rows: Sequence[Row], progress: float, done: float) -> UpdateReport:
-        index = self.position.updates + 1
-        seed_everything(self.seed, index, self.world.rank)
-        moving, still = self._moving(rows)
-        update = Update(
-            index=index,
-            seed=self.seed,
-            progress=progress,
-            done=done,
-            rows=rows,
-            batches=self._batches(moving),
-            still=self._batches(still),
-            states=self._state_by_part,
-        )
-        return run_update(
-            self.policy,
-            self.objective,
-            self.tuners,
-            self.masters,
-            update,
-            clip=self.optimizer.clip,
-            factor=self.schedule.factor(progress),
-            world=self.world,
-        )
-
-    def _moving(self, rows: Sequence[Row]) -> tuple[Sequence[Row], Sequence[Row]]:
-        """Rows that may move the model, and those that are only counted; all move where none of them would."""
-        if any(tuner.WHOLE_ROWS for tuner in self.tuners):
-            return rows, []
-        moves = [self.objective.moves(row) for row in rows]
-        if not any(moves):
-            return rows, []
-        moving, still = ([r for r, m in zip(rows, moves, strict=True) if m is wanted] for wanted in (True, False))
-        return moving, still
-
-    def _batches(self, rows: Sequence[Row]) -> list[Batch]:
-        """This rank's share of the rows, cut."""
-        batching = self.batching
-        cut = self.world.share(micro_batches(rows, self.micro_tokens, batching.layout))
-        return [collate(micro, batching.layout, batching.pad_id, batching.side) for micro in cut]
-
-    def _tell(self, report: UpdateReport, progress: float, drawn: Drawn, kept: Kept) -> None:
-        position = self.position
-        chosen = {} if self.selector is None else {"kept": len(kept.rows), "looked_tokens": position.looked_tokens}
-        self.observe(
-            {
-                "event": "update",
-                "update": position.updates,
-                "updates_left": self.source.updates_left(position, self.batching.records),
-                "progress": self._spent(position),
-                "loss": report.loss,
-                **drawn.facts,
-                **chosen,
-                **report.meters,
-                "learning_rate": self.optimizer.lr * self.schedule.factor(progress),
-                "gradient_norm": report.gradient_norm,
-                "targets": position.targets,
-                "tokens": position.tokens,
-                "records": position.records,
-                "seconds": position.seconds,
-                "tokens_per_second": position.tokens / position.seconds,
-                "memory_bytes": usage.peak(),
-            }
-        )
-
-    def _save_due(self) -> bool:
-        if self.saving is None or self.saving.every is None:
-            return False
-        if self.saving.every == "auto":
-            return time.perf_counter() - self._saved_at > SAVE_SECONDS
-        return self.position.updates % self.saving.every == 0
 
     def save(self) -> None:
         """Write a checkpoint (rank 0), unless this position already has one."""
-        if self.saving is None or self._saved_update == self.position.updates:
-            return
-        self._saved_at, self._saved_update = time.perf_counter(), self.position.updates
-        if self.world.rank == 0:
-            tensors = self.masters.state()
-            for index, state in self.states.items():
-                if state is not None:
-                    tensors |= {f"state/{index}/{name}": value for name, value in state.state_dict().items()}
-            for index, probe in enumerate(self.probes):
-                tensors |= {f"probe/{index}/{name}": value for name, value in probe.state_dict().items()}
-            drawn, source = self.source.state()
-            tensors |= {f"source/{name}": value for name, value in drawn.items()}
-            meta = {
-                "source": source,
-                "position": self.position.to_json(),
-                "micro_tokens": self.micro_tokens,
-                "fingerprint": self.saving.fingerprint,
-            }
-            saved = checkpoint.Checkpoint(tensors, meta)
-            checkpoint.save(self.saving.folder, self.position.updates, saved, self.saving.keep)
-        self.world.barrier()
+        self.checkpoints.save(self.position.updates, self._checkpoint)
+
+    def _checkpoint(self) -> Checkpoint:
+        drawn, source = self.source.state()
+        tensors = self.masters.state() | self.states.tensors()
+        for index, probe in enumerate(self.probes):
+            tensors |= {f"probe/{index}/{name}": value for name, value in probe.state_dict().items()}
+        tensors |= {f"source/{name}": value for name, value in drawn.items()}
+        meta = {"source": source, "position": self.position.to_json(), "micro_tokens": self.micro.tokens}
+        return Checkpoint(tensors, meta)
 
     def resume(self) -> bool:
         """Go on from the newest checkpoint, if there is one.
@@ -338,45 +212,73 @@ class Trainer:
         Raises:
             RunError: it was written under another recipe.
         """
-        found = checkpoint.newest(self.saving.folder) if self.saving is not None else None
-        if found is None or self.saving is None:
+        checkpoint = self.checkpoints.restore()
+        if checkpoint is None:
             return False
-        saved = checkpoint.load(found)
-        if saved.meta["fingerprint"] != self.saving.fingerprint:
-            raise RunError(
-                f"The checkpoint {found} was written under another recipe.",
-                "Resume with the recipe it was started with, or start a new run.",
-            )
-        self.masters.load(saved.tensors)
-        for index, state in self.states.items():
-            if state is not None:
-                state.load_state_dict(_under(f"state/{index}/", saved.tensors))
+        self.masters.load(checkpoint.tensors)
+        self.states.load(checkpoint.tensors)
         for index, probe in enumerate(self.probes):
-            probe.load_state_dict(_under(f"probe/{index}/", saved.tensors))
-        self.source.load(_under("source/", saved.tensors), saved.meta["source"])
-        self.position = Position(**saved.meta["position"])
-        self._saved_update = self.position.updates
-        self.micro_tokens = saved.meta["micro_tokens"]
+            probe.load_state_dict(under(f"probe/{index}/", checkpoint.tensors))
+        self.source.load(under("source/", checkpoint.tensors), checkpoint.meta["source"])
+        self.position = Position(**checkpoint.meta["position"])
+        self.micro.tokens = checkpoint.meta["micro_tokens"]
         return True
 
 
-def _refuse_other_modalities(policy: Policy, readers: Sequence[Objective | Selector]) -> None:
-    """Raise RecipeError for a part that does not work on this kind of model."""
-    for part in readers:
-        if policy.modality != part.MODALITY:
-            raise RecipeError(
-                f"`{part.kind}` works on models of the kind `{part.MODALITY}`; this one is `{policy.modality}`."
-            )
+def _split_by_gradient(parts: Parts, rows: Sequence[Row]) -> tuple[Sequence[Row], Sequence[Row]]:
+    """Rows whose loss has a gradient, and rows that are only counted; without any of the first all are forwarded."""
+    if any(tuner.WHOLE_ROWS for tuner in parts.tuners):  # its own terms are of every row
+        return rows, []
+    having = [parts.objective.has_gradient(row) for row in rows]
+    if not any(having):
+        return rows, []
+    pairs = list(zip(rows, having, strict=True))
+    return [row for row, has in pairs if has], [row for row, has in pairs if not has]
 
 
-def _group(name: str, companion: Companion) -> ParameterGroup:
-    """A companion's parameters under names that no model has."""
-    named = {f"companion/{name}/{key}": p for key, p in companion.module.named_parameters() if p.requires_grad}
-    return ParameterGroup(named, companion.rate)
+def advanced(position: Position, drawn: Drawn, kept: Kept) -> Position:
+    """The position after an update of these rows, seconds and targets not yet counted."""
+    return Position(
+        updates=position.updates + 1,
+        records=position.records + drawn.records,
+        tokens=position.tokens + sum(len(row) for row in kept.rows),
+        seconds=position.seconds,
+        looked_rows=position.looked_rows + kept.looked_rows,
+        looked_tokens=position.looked_tokens + kept.looked_tokens,
+        generated_tokens=position.generated_tokens + drawn.generated,
+    )
 
 
-def _under(prefix: str, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+def update_event(
+    report: UpdateReport,
+    position: Position,
+    drawn: Drawn,
+    kept: Kept | None,
+    *,
+    updates_left: int | None,
+    progress: float,
+    learning_rate: float,
+) -> dict[str, Any]:
+    """What an observer is told of an update; `kept` is None without a selector."""
+    selected = {} if kept is None else {"kept": len(kept.rows), "looked_tokens": position.looked_tokens}
+    return {
+        "event": "update",
+        "update": position.updates,
+        "updates_left": updates_left,
+        "progress": progress,
+        "loss": report.loss,
+        **drawn.facts,
+        **selected,
+        **report.meters,
+        "learning_rate": learning_rate,
+        "gradient_norm": report.gradient_norm,
+        "targets": position.targets,
+        "tokens": position.tokens,
+        "records": position.records,
+        "seconds": position.seconds,
+        "tokens_per_second": position.tokens / position.seconds,
+        "memory_bytes": usage.peak(),
+    }
 
 
 def seed_everything(seed: int, update: int, rank: int) -> None:
@@ -385,8 +287,3 @@ def seed_everything(seed: int, update: int, rank: int) -> None:
     torch.manual_seed(mixed)
     numpy.random.seed(mixed % 2**32)
     random.seed(mixed)
-
-
-def _out_of_memory(error: BaseException) -> bool:
-    text = str(error)
-    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in text

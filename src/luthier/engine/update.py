@@ -1,7 +1,7 @@
-"""One update, in one order: draw, count, prepare, couple, backward, update terms, step.
+"""One update, in one order: count, prepare, couple, backward, update terms, step; its rows are drawn and selected.
 
-(Selecting rows within an update comes with the first selector.) Every term is divided by its *global*
-unit count, so the gradient cannot depend on how the update was split over micro-batches or ranks.
+Every term is divided by its *global* unit count, so the gradient cannot depend on how the update was split over
+micro-batches or ranks.
 """
 
 from __future__ import annotations
@@ -13,14 +13,15 @@ from dataclasses import dataclass
 
 from luthier.engine.couple import couple, refuse_batch_statistics
 from luthier.engine.distributed import World
-from luthier.engine.precision import Masters
+from luthier.engine.master_weights import MasterWeights
 from luthier.errors import RunError
 from luthier.models.kernels.gradients import GradientSums, added_in_products, adding
 from luthier.models.kernels.lean import kept_lean
 from luthier.models.policy import Policy
-from luthier.objectives.base import Objective, Update, total_of
+from luthier.objectives.base import Objective, total_of
 from luthier.tuners.base import Tuner
 from luthier.types import Batch, Term
+from luthier.update import Update
 
 UNITS: tuple[str, ...] = ("targets", "weights", "records")
 """What every update is counted in; parts may count more."""
@@ -44,7 +45,7 @@ def run_update(
     policy: Policy,
     objective: Objective,
     tuners: Sequence[Tuner],
-    masters: Masters,
+    masters: MasterWeights,
     update: Update,
     *,
     clip: float | None,
@@ -62,10 +63,11 @@ def run_update(
         RunError: the update has no target at all, or the step broke off with the weights half moved.
     """
     refuse_batch_statistics(policy.module, len(update.batches), world.size)
-    # Where the batches are made: to count, and to look for targets, is to wait for a GPU.
-    looked = count(objective, update.batches, world, tuners)
-    still = count(objective, update.still, world, tuners)
-    update.counts = {name: looked.get(name, 0.0) + still.get(name, 0.0) for name in {**looked, **still}}
+    # Count on the CPU, before batches go to the device: counting on a GPU would synchronise.
+    forwarded = count(objective, update.batches, world, tuners)
+    without_gradient = count(objective, update.without_gradient, world, tuners)
+    units = {**forwarded, **without_gradient}
+    update.counts = {unit: forwarded.get(unit, 0.0) + without_gradient.get(unit, 0.0) for unit in units}
     device = next(policy.module.parameters()).device
     update.batches = [batch.to(device) for batch in update.batches]
     update.sum_tensors = world.sum_tensors
@@ -96,7 +98,7 @@ def run_update(
     objective.after_step(policy, update)
     for tuner in tuners:
         tuner.after_step(policy.module, update)
-    return _report(loss, norms[0], update, looked, world)
+    return _report(loss, norms[0], update, forwarded, world)
 
 
 def count(
@@ -133,9 +135,9 @@ def backward(
     """Forward of one micro-batch, and backward if its loss is finite; returns its share of the loss."""
     parts = (objective, *tuners)
     with ExitStack() as scopes:
-        scopes.enter_context(objective.scope(policy, batch, update))
+        scopes.enter_context(objective.micro_batch_context(policy, batch, update))
         for tuner in tuners:
-            scopes.enter_context(tuner.around(policy, batch, update))
+            scopes.enter_context(tuner.micro_batch_context(policy, batch, update))
         loss = total_of([term for part in parts for term in part.terms(policy, batch, update)], update.counts)
         if loss is None:
             return 0.0
@@ -146,7 +148,7 @@ def backward(
     return value
 
 
-def _step(masters: Masters, scales: Sequence[float], factor: float, update: Update) -> None:
+def _step(masters: MasterWeights, scales: Sequence[float], factor: float, update: Update) -> None:
     """Move the weights; when that breaks off, say so: to try the update again would move some of them twice."""
     try:
         masters.step(scales, factor)
@@ -165,11 +167,14 @@ def _backward_terms(terms: list[Term], update: Update) -> float:
     return float(loss.detach())
 
 
-def _report(loss: float, norm: float, update: Update, looked: dict[str, float], world: World) -> UpdateReport:
+def _report(loss: float, norm: float, update: Update, forwarded: dict[str, float], world: World) -> UpdateReport:
+    # A meter is a mean over what forwards have read: rows without a gradient have no part in it.
     sums = {f"meter/{name}": float(total) for name, (_, total) in update.meters.items()}
     reduced = world.sum_numbers({"loss": loss, **sums})
     meters = {
-        name: reduced[f"meter/{name}"] / looked[unit] for name, (unit, _) in update.meters.items() if looked.get(unit)
+        name: reduced[f"meter/{name}"] / forwarded[unit]
+        for name, (unit, _) in update.meters.items()
+        if forwarded.get(unit)
     }
     return UpdateReport(reduced["loss"], norm, update.counts, meters)
 

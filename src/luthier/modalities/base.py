@@ -2,37 +2,28 @@
 
 from __future__ import annotations
 
-import copy
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
 from torch import nn
 
-from luthier import parts
 from luthier.data.batches import Layout
 from luthier.data.prepare import Prepared
-from luthier.engine.budget import Budget
-from luthier.engine.estimate import weight_bytes
-from luthier.engine.hidden_cache import CachedReference, HiddenStateCache
+from luthier.engine.assemble import Parts, tuned_policy
+from luthier.engine.hidden_cache import HiddenStateCache
 from luthier.engine.source import Records, RowSource
-from luthier.errors import RecipeError
 from luthier.evals.base import Evaluation
+from luthier.models.context import checkpoint_layers
 from luthier.models.loading.load import Loaded, fast_bfloat16
-from luthier.models.policy import HeadOnly, Policy, Reference, TokenPolicy
-from luthier.objectives.base import Objective, reads_of
 from luthier.recipe import Recipe
-from luthier.recipe.settings import TrainSettings
 from luthier.runs.journal import Journal
 from luthier.runs.run import Run
-from luthier.select.base import Selector
-from luthier.tuners.base import Planning, Tuner
+from luthier.tuners.base import TunerInputs
 from luthier.types import Row
 
 Log = Callable[[dict[str, Any]], None]
@@ -64,26 +55,33 @@ class Workspace(ABC):
     def policy(self, module: nn.Module) -> Any:
         """What objectives see of a module."""
 
-    def rows(self, run: Run, objective: Objective, selector: Selector | None) -> list[Row]:
+    def rows(self, run: Run, parts: Parts) -> list[Row]:
         """The training rows with all that these parts read."""
         return self.prepared.train
 
-    def source(
-        self, rows: list[Row], policy: Any, objective: Objective, budget: Budget, layout: Layout, log: Log
-    ) -> RowSource:
+    def source(self, parts: Parts, rows: list[Row], policy: Any, layout: Layout, log: Log) -> RowSource:
         """Where the rows of each update come from."""
         shuffled = self.recipe.settings.train.batch.order == "shuffled"
-        return Records(rows, self.recipe.settings.seed, budget, shuffled)
+        return Records(rows, self.recipe.settings.seed, parts.budget(self.recipe), shuffled)
 
-    def states(self, run: Run, objective: Objective, rows: Sequence[Row]) -> HiddenStateCache | None:
+    def states(self, run: Run, parts: Parts, rows: Sequence[Row]) -> HiddenStateCache | None:
         """Hidden states of the initial model at the rows, where they are computed once rather than at every update."""
         return None
 
-    def live(self, objective: Objective) -> Collection[str]:
-        """References that are asked again and again."""
+    def online_references(self, parts: Parts) -> Collection[str]:
+        """References that are asked again and again, besides those that the objective names."""
         return ()
 
-    def layout(self, policy: Any, trained: Sequence[Objective | Tuner]) -> Layout:
+    def tune(self, run: Run, parts: Parts, rows: list[Row], alone: bool) -> Any:
+        """The policy to train: the parts put onto the model. `alone`: no later training carries this one on."""
+        settings, module = self.recipe.settings, self.loaded.module
+        if settings.train.checkpointing:
+            checkpoint_layers(module)
+        states = self.states(run, parts, rows) if alone else None  # else other rows will be asked of the reference too
+        online = self.online_references(parts)
+        return tuned_policy(module, parts, TunerInputs(settings.seed, rows), self.policy, online, states)
+
+    def layout(self, policy: Any, parts: Parts) -> Layout:
         """How the rows of a batch are laid out."""
         return "padded"
 
@@ -101,7 +99,7 @@ class Workspace(ABC):
         """The predicted peak of training in bytes, or None where nothing can be said."""
         return None
 
-    def refuse_unfit(self, objective: Objective, tuners: Sequence[Tuner]) -> None:
+    def refuse_unfit(self, parts: Parts) -> None:
         """Raise LuthierError for parts that cannot learn from these data."""
         return
 
@@ -138,19 +136,6 @@ def compute_dtype(recipe: Recipe, device: torch.device) -> str:
     return "bfloat16" if fast_bfloat16(device) else "float32"
 
 
-def budget_of(recipe: Recipe) -> Budget:
-    """How far a training of this recipe may go."""
-    budget, select = recipe.settings.budget, recipe.settings.train.select
-    keep = 1.0 if select is None else parts.build("selector", select, recipe.base).keep
-    return Budget(budget.unit, budget.amount, keep)  # pyright: ignore[reportArgumentType]
-
-
-def build_tuners(recipe: Recipe) -> list[Tuner]:
-    """The recipe's tuners, in written order."""
-    spec = recipe.settings.train.tuner
-    return [parts.build("tuner", item, recipe.base) for item in (spec if isinstance(spec, list) else [spec])]
-
-
 def micro_tokens(recipe: Recipe, module: nn.Module, device: torch.device) -> int:
     """Positions per forward."""
     micro = recipe.settings.train.batch.micro
@@ -158,90 +143,3 @@ def micro_tokens(recipe: Recipe, module: nn.Module, device: torch.device) -> int
         return micro
     large = device.type == "cpu" and sum(p.numel() for p in module.parameters()) >= LARGE
     return MICRO_TOKENS_OF_LARGE if large else MICRO_TOKENS[device.type]
-
-
-def tuned_policy(
-    module: nn.Module,
-    tuners: Sequence[Tuner],
-    objective: Objective,
-    given: Planning,
-    temperature: float = 1.0,
-    make: Callable[[nn.Module], Any] | None = None,
-    live: Collection[str] = (),
-    states: HiddenStateCache | None = None,
-) -> Any:
-    """Apply the tuners and bind the references that the objective reads, captured before any surgery.
-
-    `initial` is the module inside the tuners' `disabled()` when all of them restore the base, else a
-    frozen copy. `temperature` is that of sampling, the same for policy and references.
-    `make` gives what objectives see of a module, a language model's `TokenPolicy` unless said otherwise.
-    `live` names references that are asked again and again, as those of rollouts are.
-    `states` are the hidden states of `initial` at the training rows, where it is not asked again.
-
-    Raises:
-        RecipeError: the objective reads a reference that nothing provides, or two tuners exclude each other.
-    """
-    refuse_excluded(tuners)
-    wanted = {read.split(":")[1] for read in reads_of(objective) if read.startswith("logits:")} | set(live)
-    if unknown := sorted(wanted - {"initial"}):
-        raise unknown_reference(unknown[0])
-    make = make or partial(TokenPolicy, temperature=temperature)
-    frozen = None
-    if wanted and not all(tuner.RESTORES == "base" for tuner in tuners):
-        frozen = make(copy.deepcopy(module).requires_grad_(False).eval() if states is None else HeadOnly(module))
-    module.requires_grad_(False)
-    for tuner in tuners:
-        trained = [p for p in module.parameters() if p.requires_grad]
-        module = tuner.apply(module, tuner.plan(module, given))
-        for parameter in trained:  # PEFT freezes all but its own
-            parameter.requires_grad_(True)
-    policy = make(module)
-    policy.companions = objective.companions(policy)
-    policy.verify()
-    if wanted:
-        off = Reference(policy, lambda: _without(tuners, policy.module)) if frozen is None else Reference(frozen)
-        policy.references["initial"] = off if states is None else CachedReference(off, states)
-    return policy
-
-
-def refuse_excluded(tuners: Sequence[Tuner]) -> None:
-    """Raise RecipeError for tuners that cannot be combined."""
-    for place, tuner in enumerate(tuners):
-        for other in [*tuners[:place], *tuners[place + 1 :]]:
-            if other.kind in tuner.EXCLUDES:
-                raise RecipeError(f"The tuners `{tuner.kind}` and `{other.kind}` cannot be combined.")
-            if not tuner.MERGES:
-                raise RecipeError(
-                    f"The tuners `{tuner.kind}` and `{other.kind}` cannot be combined: the result of several is one"
-                    f" merged model, and what `{tuner.kind}` learns cannot be merged."
-                )
-
-
-def refuse_other_rules(tuners: Sequence[Tuner], optimizer: Any) -> None:
-    """Raise RecipeError if the recipe names an optimiser and a tuner moves its parameters by a rule of its own."""
-    own = [tuner for tuner in tuners if tuner.optimizer(optimizer) is not None]
-    default = TrainSettings.model_fields["optimizer"].default["kind"]
-    if own and optimizer.kind != default:
-        raise RecipeError(
-            f"The tuner `{own[0].kind}` moves its parameters by a rule of its own, not by `{optimizer.kind}`.",
-            f"Leave train.optimizer.kind at `{default}`: learning rate, decay and clipping are taken from there.",
-        )
-
-
-def unknown_reference(name: str) -> RecipeError:
-    """The objective reads a reference that nothing provides."""
-    return RecipeError(f"The objective reads a reference called `{name}`.", "Known: `initial`.")
-
-
-def frozen_bytes(policy: Policy) -> int:
-    """Bytes of what its references keep of the model as it was, beside the model itself."""
-    modules = {id(one.policy): one.policy.module for one in policy.references.values() if one.policy is not policy}
-    return sum(weight_bytes(module) for module in modules.values())
-
-
-@contextmanager
-def _without(tuners: Sequence[Tuner], module: nn.Module) -> Iterator[Any]:
-    with ExitStack() as stack:
-        for tuner in tuners:
-            stack.enter_context(tuner.disabled(module))
-        yield

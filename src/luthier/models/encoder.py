@@ -33,9 +33,6 @@ class EncoderPolicy:
         self.references: dict[str, Any] = {}
         self.companions: dict[str, Companion] = {}
 
-    def verify(self) -> None:
-        """Nothing to check before there is a batch: `outputs` says what is missing."""
-
     def outputs(self, batch: Batch, names: Sequence[str]) -> dict[str, Tensor]:
         """Outputs by name, [R,...] each. A parameter of the module is given once per record.
 

@@ -13,16 +13,8 @@ from torch import Tensor, nn
 
 from luthier.errors import ModelError, RecipeError
 from luthier.models.config import text_config
-from luthier.models.kernels.head import Head, vocabulary_of
+from luthier.models.kernels.head import Head
 from luthier.types import Batch
-
-PACKING_TOLERANCE = 1e-4
-"""Of the largest hidden state. A masked neighbour changes no bit, but a mixture of experts groups tokens and rounds."""
-SHARING_TOLERANCE = {torch.bfloat16: 3e-2, torch.float16: 1e-2}
-"""As PACKING_TOLERANCE, where short types round otherwise in rows of other length."""
-
-
-PADDED = "Set train.batch.layout=padded."
 
 
 class Policy(Protocol):
@@ -48,10 +40,6 @@ class Companion:
 
     module: nn.Module
     rate: float = 1.0
-
-    def verify(self) -> None:
-        """Check that the module is one this policy understands; raises ModelError."""
-        ...
 
 
 class TokenPolicy:
@@ -83,9 +71,11 @@ class TokenPolicy:
         config = text_config(self.module)
         scale = float(getattr(config, "logit_scale", None) or 1.0)  # cohere
         scale /= float(getattr(config, "logits_scaling", None) or 1.0)  # granite
-        return Head(self._output(), scale, getattr(config, "final_logit_softcapping", None), self.temperature)
+        return Head(self.output, scale, getattr(config, "final_logit_softcapping", None), self.temperature)
 
-    def _output(self) -> nn.Module:
+    @property
+    def output(self) -> nn.Module:
+        """The output embedding."""
         return self.module.get_output_embeddings()  # pyright: ignore[reportCallIssue]
 
     def hidden(self, batch: Batch, embeddings: Tensor | None = None) -> Tensor:
@@ -95,8 +85,8 @@ class TokenPolicy:
             embeddings: [B,T,D], what the model reads in place of `embed(batch.ids)`.
         """
         inputs = {"input_ids": batch.ids} if embeddings is None else {"inputs_embeds": embeddings}
-        mask = batch.attention_mask if batch.prompts is None else self._mask_of_shared(batch)
-        return self._input_of_head(inputs, mask, batch.position_of)[batch.before_targets()]
+        mask = batch.attention_mask if batch.prompts is None else self.mask_of_shared(batch)
+        return self.input_of_head(inputs, mask, batch.position_of)[batch.before_targets()]
 
     @property
     def layers(self) -> list[nn.Module]:
@@ -140,12 +130,13 @@ class TokenPolicy:
         """Input embeddings of tokens [B,T] → [B,T,D], adapter and the model's own scale included."""
         return self.module.get_input_embeddings()(ids)  # pyright: ignore[reportCallIssue]
 
-    def _input_of_head(self, inputs: dict[str, Tensor], mask: Tensor | None, positions: Tensor) -> Tensor:
-        with _head_input(self._output()) as captured:
+    def input_of_head(self, inputs: dict[str, Tensor], mask: Tensor | None, positions: Tensor) -> Tensor:
+        """Hidden states [B,T,D] that enter the output embedding, from one forward of the model's own."""
+        with head_input(self.output) as captured:
             self.module(**inputs, attention_mask=mask, position_ids=positions, use_cache=False)
         return captured[0]
 
-    def _mask_of_shared(self, batch: Batch) -> Tensor:
+    def mask_of_shared(self, batch: Batch) -> Tensor:
         """[B,1,T,T], 0 where a position sees another (its own record so far, its row's prompt), else the lowest number.
 
         Padding sees itself, so that no position sees nothing.
@@ -157,117 +148,6 @@ class TokenPolicy:
         dtype = next(self.module.parameters()).dtype
         mask = torch.zeros(seen.shape, dtype=dtype, device=seen.device)
         return mask.masked_fill_(~seen, torch.finfo(dtype).min)[:, None]
-
-    def verify(self) -> None:
-        """Check that the head is understood."""
-        self.verify_head()
-
-    def verify_head(self) -> None:
-        """Check on four tokens that head(hidden) equals the model's own logits.
-
-        Raises:
-            ModelError: the model does something to its logits that the head does not know.
-        """
-        ids = self._tokens(0, 4)
-        with reading(self.module):
-            own = self.module(input_ids=ids, use_cache=False).logits.float() / self.temperature
-            with _head_input(self._output()) as captured:
-                self.module(input_ids=ids, use_cache=False)
-            ours = self.head.logits(captured[0]).float()
-        if not torch.allclose(own, ours, rtol=2e-2, atol=2e-2 * float(own.abs().max())):
-            raise ModelError(
-                f"{type(self.module).__name__} changes its logits after the output embedding in a way Luthier"
-                " does not know.",
-                "Scale (`logit_scale`, `logits_scaling`) and soft cap (`final_logit_softcapping`) are known.",
-            )
-
-    def verify_packing(self) -> None:
-        """Check that a record's hidden states do not change with the record packed before it.
-
-        Recurrent and convolutional layers carry one into the other, and some models make their mask or
-        their positions without looking at `position_ids`.
-
-        Raises:
-            ModelError: they change.
-        """
-        record = self._tokens(8, 12)
-        positions = torch.arange(4, device=record.device).repeat(2)[None]
-        with reading(self.module):
-            one, other = (
-                self._input_of_head({"input_ids": torch.cat([before, record], 1)}, None, positions)[:, 4:]
-                for before in (self._tokens(0, 4), self._tokens(4, 8))
-            )
-        if float((one - other).abs().max()) > PACKING_TOLERANCE * float(one.abs().max()):
-            raise ModelError(
-                f"{type(self.module).__name__} lets records that are packed into one row see each other.",
-                PADDED,
-            )
-
-    def verify_sharing(self) -> None:
-        """Check that answers behind one shared prompt have the hidden states that each has behind a prompt of its own.
-
-        Recurrent layers, attention over a window of positions, prompts that an adapter puts before the row and kernels
-        without a mask of their own cannot share one.
-
-        Raises:
-            ModelError: they have not, or the model takes no such mask.
-        """
-        config = text_config(self.module)
-        device = next(self.module.parameters()).device
-        prompt, answers = 4, 3
-        places = torch.arange(prompt + answers, device=device)
-        example_of = torch.tensor([[0] * (prompt + answers) + [1] * answers], device=device)
-        shared = Batch(
-            ids=torch.cat([self._tokens(0, prompt + answers), self._tokens(8, 8 + answers)], 1),
-            position_of=torch.cat([places, places[prompt:]])[None],
-            example_of=example_of,
-            examples=("0", "1"),
-            records=("0", "1"),
-            streams={},
-            prompts=(torch.arange(example_of.shape[1], device=device) < prompt)[None],
-        )
-        other = torch.cat([self._tokens(0, prompt), self._tokens(8, 8 + answers)], 1)
-        with reading(self.module):
-            try:
-                one = self._input_of_head({"input_ids": shared.ids}, self._mask_of_shared(shared), shared.position_of)
-                two = self._input_of_head({"input_ids": other}, None, places[None])
-            except (TypeError, ValueError, RuntimeError, LookupError, AttributeError) as error:
-                raise _sharing_refused(self.module) from error
-        limited = [getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size")]
-        most = SHARING_TOLERANCE.get(two.dtype, PACKING_TOLERANCE) * float(two.abs().max())
-        if any(limited) or float((one[:, -answers:] - two[:, prompt:]).abs().max()) > most:
-            raise _sharing_refused(self.module)
-
-    def can_share(self) -> bool:
-        """Whether `verify_sharing` passes."""
-        try:
-            self.verify_sharing()
-        except ModelError:
-            return False
-        return True
-
-    def verify_embeddings(self) -> None:
-        """Check on four tokens that the model reads `embed(ids)` as it reads the ids.
-
-        Raises:
-            ModelError: it needs the ids for more than their embeddings.
-        """
-        ids = self._tokens(0, 4)
-        positions = torch.arange(4, device=ids.device)[None]
-        with reading(self.module):
-            try:
-                one, other = (
-                    self._input_of_head(inputs, None, positions)
-                    for inputs in ({"input_ids": ids}, {"inputs_embeds": self.embed(ids)})
-                )
-            except (TypeError, ValueError, NotImplementedError) as error:
-                raise _reads_ids(self.module) from error
-        if not torch.allclose(one, other, rtol=1e-4, atol=1e-4 * float(one.abs().max())):
-            raise _reads_ids(self.module)
-
-    def _tokens(self, start: int, end: int) -> Tensor:
-        device = next(self.module.parameters()).device
-        return torch.arange(start, end, device=device)[None] % vocabulary_of(self._output())
 
 
 class Reference:
@@ -313,20 +193,6 @@ class HeadOnly(nn.Module):
         return self.output
 
 
-def _sharing_refused(module: nn.Module) -> ModelError:
-    return ModelError(
-        f"{type(module).__name__} cannot read one prompt for several answers.",
-        PADDED,
-    )
-
-
-def _reads_ids(module: nn.Module) -> ModelError:
-    return ModelError(
-        f"{type(module).__name__} cannot be run from input embeddings alone.",
-        "An objective that blends embeddings, such as `ift`, needs a model that takes `inputs_embeds`.",
-    )
-
-
 @contextmanager
 def reading(module: nn.Module) -> Iterator[nn.Module]:
     """The module in eval mode without gradients; every submodule returns to the mode that it was in."""
@@ -342,7 +208,7 @@ def reading(module: nn.Module) -> Iterator[nn.Module]:
 
 
 @contextmanager
-def _head_input(output: nn.Module) -> Iterator[list[Tensor]]:
+def head_input(output: nn.Module) -> Iterator[list[Tensor]]:
     """Capture what enters the output embedding, and give it nothing to multiply."""
     captured: list[Tensor] = []
 

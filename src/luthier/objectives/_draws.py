@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from luthier.objectives.base import Update
+    from luthier.update import Update
 else:
     torch = lazy("torch")
 

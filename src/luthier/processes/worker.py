@@ -12,11 +12,11 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+from luthier.engine.assemble import Parts
 from luthier.engine.distributed import World
 from luthier.errors import LuthierError, RecipeError
-from luthier.modalities.base import Workspace, build_tuners
+from luthier.modalities.base import Workspace
 from luthier.modalities.open import open_workspace
-from luthier.objectives.base import build_objective
 from luthier.recipe import Recipe, load_recipe, stages_of
 from luthier.run_folder import RunFolder, read_json, write_json
 from luthier.runs.journal import Journal
@@ -63,7 +63,7 @@ def _refuse_unfit(label: str, recipe: Recipe, workspace: Workspace) -> None:
     try:
         verify(stages_of(recipe))
         if not recipe.settings.steps:
-            workspace.refuse_unfit(build_objective(recipe.settings.train.objective, recipe.base), build_tuners(recipe))
+            workspace.refuse_unfit(Parts.of(recipe))
     except LuthierError as error:
         raise RecipeError(f"Method `{label}` cannot be trained here: {error.message}", error.hint) from error.__cause__
 

@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from luthier import parts
 from luthier.data.arrays import arrays_of
 from luthier.data.doctor import examine
 from luthier.data.prepare import Prepared, prepare
@@ -23,25 +22,22 @@ from luthier.data.render import Renderer
 from luthier.data.report import DataReport
 from luthier.diffusion.policy import PREFIX
 from luthier.engine import estimate, usage
+from luthier.engine.assemble import Parts, apply_tuners
 from luthier.errors import DataError, LuthierError, RecipeError
-from luthier.modalities.base import (
-    build_tuners,
-    compute_dtype,
-    find_device,
-)
+from luthier.modalities.base import compute_dtype, find_device
 from luthier.modalities.language.columns import recalls, with_fields
 from luthier.modalities.language.workspace import check_context, predicted_memory, refuse_unscorable_sets, training_rows
 from luthier.modalities.open import open_workspace
 from luthier.models.context import checkpoint_layers
 from luthier.models.loading.load import load_config, load_tokenizer
 from luthier.models.policy import HeadOnly
-from luthier.objectives.base import build_objective, reads_of
+from luthier.parts import find
 from luthier.recipe import Method, Recipe, Stage, flat, list_methods, load_recipe, stages_of
 from luthier.recipe.modality import MODALITIES, modality_of
 from luthier.runs.run import SETS, Run
 from luthier.steps.train import training
 from luthier.steps.verify import verify
-from luthier.tuners.base import Planning
+from luthier.tuners.base import TunerInputs
 
 PROBE_UPDATES = 3
 PIPELINES = "pipelines"
@@ -259,28 +255,24 @@ def _family(method: Method, base: Path) -> str:
     objective = train.get("objective")
     for spec in objective if isinstance(objective, list) else [objective] if objective else []:
         kind = spec["kind"] if isinstance(spec, dict) else spec
-        path = parts.find("objective", kind, base).path
+        path = find("objective", kind, base).path
         return "your own" if kind.endswith(".py") else path.parent.name.replace("_", " ")
     return next((name for key, name in FAMILIES.items() if key in train), "others")
 
 
 def _memory(recipe: Recipe, prepared: Prepared) -> estimate.Estimate:
-    objective = build_objective(recipe.settings.train.objective, recipe.base)
-    rows = training_rows(objective, prepared)
-    tuners = build_tuners(recipe)
-    rows = with_fields(rows, prepared.records, [name for tuner in tuners for name in tuner.fields])
+    """The predicted peak of a training: its parts put onto the architecture alone."""
+    parts = Parts.of(recipe)
+    rows = with_fields(training_rows(parts, prepared), prepared.records, parts.needs.fields)
     model = recipe.settings.model.model_copy(update={"dtype": compute_dtype(recipe, find_device())})
     module = _empty_model(model, recipe.base)
     if recipe.settings.train.checkpointing:
         checkpoint_layers(module)
-    module.requires_grad_(False)
-    kept = HeadOnly(module) if recalls(recipe, objective, rows, module) else module
-    frozen = estimate.weight_bytes(kept)
-    for tuner in tuners:
-        module = tuner.apply(module, tuner.plan(module, Planning(recipe.settings.seed, rows)))
-    reads = any(read.startswith("logits:") for read in reads_of(objective))
-    copied = reads and not all(tuner.RESTORES == "base" for tuner in tuners)
-    return predicted_memory(recipe, module, rows, frozen if copied else 0)
+    # Weights are counted before the tuners edit them: of the model, or of its head where that is all that is asked.
+    kept = HeadOnly(module) if recalls(recipe, parts, rows, module) else module
+    copied = estimate.weight_bytes(kept) if parts.needs.references and parts.needs.frozen_copy else 0
+    module = apply_tuners(module, parts.tuners, TunerInputs(recipe.settings.seed, rows))
+    return predicted_memory(recipe, module, rows, copied)
 
 
 def _empty_model(model: Any, base: Path) -> nn.Module:

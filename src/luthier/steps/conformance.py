@@ -22,19 +22,20 @@ from torch import Tensor, nn
 
 from luthier import parts
 from luthier.data.pairs import rows_of_record
+from luthier.engine.assemble import Parts, tuned_policy
 from luthier.engine.budget import Budget
 from luthier.engine.source import Records
 from luthier.engine.trainer import Batching, Saving, Trainer
 from luthier.errors import LuthierError, RunError
-from luthier.modalities.base import tuned_policy
 from luthier.models.policy import TokenPolicy
 from luthier.models.quiet import quiet
-from luthier.objectives.base import Objective, judgement_of, members_of, reads_of
+from luthier.objectives.base import Objective
+from luthier.objectives.sum import judgement_of, members_of
 from luthier.recipe.methods import slot_of_file
 from luthier.steps.conformance_ranks import Meeting, Peer
 from luthier.steps.faces import TINY_MODELS, TinyModel
 from luthier.steps.made import with_common_prompts
-from luthier.tuners.base import Planning
+from luthier.tuners.base import TunerInputs
 from luthier.types import Row, Stream
 
 VOCABULARY, RECORDS = 61, 8
@@ -174,13 +175,15 @@ def trainer(objective: Objective, tuner: Any, rows: list[Row], batching: Batchin
     seed = more.get("seed", 0)
     modality = tiny_model_of(objective)
     rows = with_made_fields(rows, tuner.fields)
-    policy = tuned_policy(modality.module(dtype, 0), [tuner], objective, Planning(seed, rows), make=modality.policy)
+    constant = parts.build("schedule", "constant")
+    optimizer, schedule = more.pop("optimizer", Plain()), more.pop("schedule", constant)
+    chosen = Parts(objective, (tuner,), optimizer, schedule, more.pop("selector", None))
+    policy = tuned_policy(modality.module(dtype, 0), chosen, TunerInputs(seed, rows), make=modality.policy)
     if more.pop("disturb", True):
         _disturb(policy)
-    streams = [read for read in reads_of(objective) if not read.startswith("logits:")]
+    streams = [read for read in chosen.needs.reads if not read.startswith("logits:")]
     source = Records(with_streams(rows, streams), seed, more.pop("budget", Budget("updates", 1)))
-    defaults: dict[str, Any] = {"optimizer": Plain(), "schedule": parts.build("schedule", "constant")}
-    return Trainer(policy, [tuner], objective, source, batching=batching, **(defaults | more))
+    return Trainer(policy, chosen, source, batching, **more)
 
 
 def tiny_model_of(objective: Objective) -> TinyModel:
@@ -370,7 +373,7 @@ def objective_checks(part: type[Any]) -> Iterator[tuple[str, Callable[[], None]]
     first = made[0]
     yield "gradient: splits, padding side, packing", lambda: check_invariance(made, full)
     yield "gradient: two ranks", lambda: check_ranks(first, full)
-    yield "gradient: derivative of the loss, but for what it HOLDS", lambda: check_derivative(first, full)
+    yield "gradient: derivative of the loss, but for what is DETACHED", lambda: check_derivative(first, full)
     whole = Batching(RECORDS, 10_000, "padded")
     yield "every option changes something", lambda: check_options(made, lambda one: _now_and_later(one, full, whole))
     yield "deterministic by seed", lambda: check_determinism(first, full)

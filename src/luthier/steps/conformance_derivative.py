@@ -1,7 +1,7 @@
 """Whether an objective's gradient is that of its loss: the derivative, by finite differences, and of all targets alone.
 
-A loss that holds something constant (dft its weights) says so in HOLDS; then the two must differ. So a forgotten
-`detach` is found where HOLDS names what should be held, and one too many where HOLDS is empty.
+A loss that holds something constant (dft its weights) says so in DETACHED; then the two must differ. So a forgotten
+`detach` is found where DETACHED names what should be held, and one too many where DETACHED is empty.
 """
 
 from __future__ import annotations
@@ -26,22 +26,23 @@ ALLOWED = 1e-3
 
 
 def check_derivative(objective: Objective, tuner: Any) -> None:
-    """The slope of the loss is the one that the gradient tells, unless the loss HOLDS something."""
+    """The slope of the loss is the one that the gradient tells, unless part of the loss is DETACHED."""
     gradient = _gradient(objective, tuner)
     direction = _direction(gradient)
     told = float(sum((gradient[name] * direction[name]).sum() for name in gradient))
     ahead, behind = (_loss(objective, tuner, direction, by) for by in (STEP, -STEP))
     found = (ahead - behind) / (2 * STEP)
     same = abs(found - told) <= ALLOWED * max(abs(told), abs(found))
-    if same and objective.HOLDS:
-        held = ", ".join(objective.HOLDS)
+    if same and objective.DETACHED:
+        held = ", ".join(objective.DETACHED)
         raise Failed(
-            f"the gradient is the derivative of the whole loss, although HOLDS names {held}: is a `detach` forgotten?"
+            f"the gradient is the derivative of the whole loss, although DETACHED names {held}: is a"
+            " `detach` forgotten?"
         )
-    if not same and not objective.HOLDS:
+    if not same and not objective.DETACHED:
         raise Failed(
             f"the loss changes by {found:.6g} per step where its gradient says {told:.6g}: is something detached?"
-            " If it should be, name it in HOLDS."
+            " If it should be, name it in DETACHED."
         )
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from luthier.engine.checkpoint import save_companions
+from luthier.engine.checkpoints import save_companions
 from luthier.engine.trainer import Trainer
 from luthier.modalities.base import Workspace
 from luthier.recipe import Stage
@@ -44,7 +44,7 @@ class StepModel:
         shutil.rmtree(folder, ignore_errors=True)
         weights = folder / workspace.WEIGHTS
         weights.mkdir(parents=True)
-        tuners = [] if self.trainer is None else self.trainer.tuners
+        tuners = [] if self.trainer is None else list(self.trainer.tuners)
         if workspace.WHOLE or self.trainer is None or len(tuners) > 1 or (self.trainings > 1 and tuners[0].MERGES):
             copied = replace(self, module=copy.deepcopy(self.module)) if self.trainer is not None else self
             copied.merged().save_pretrained(weights)  # pyright: ignore[reportCallIssue]

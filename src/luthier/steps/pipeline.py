@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from luthier.engine.assemble import build_tuners
 from luthier.errors import RecipeError
-from luthier.modalities.base import build_tuners
 from luthier.modalities.language.answers import gold
 from luthier.recipe import Stage, flat
 from luthier.recipe.steps import BASE, DATA, NEWEST, names_in

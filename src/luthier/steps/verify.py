@@ -7,7 +7,8 @@ from pathlib import Path
 
 from luthier import parts
 from luthier.errors import RecipeError
-from luthier.objectives.base import Objective, build_objective, members_of
+from luthier.objectives.base import Objective
+from luthier.objectives.sum import build_objective, members_of
 from luthier.recipe import Stage, flat
 from luthier.recipe.modality import MODALITIES, modality_of
 from luthier.recipe.settings import RL, Denoise, GenerateSettings

@@ -6,11 +6,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from luthier.errors import RecipeError
 from luthier.parts import Part, lazy
 from luthier.types import Batch, Row, Term
+from luthier.update import Update
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -21,7 +22,7 @@ else:
 
 
 @contextmanager
-def switched_off(layers: Iterable[Any]) -> Iterator[None]:
+def disabled_layers(layers: Iterable[Any]) -> Iterator[None]:
     """A scope in which layers, whose `on` says whether their tuning counts, are as before."""
     chosen = list(layers)
     for layer in chosen:
@@ -34,7 +35,7 @@ def switched_off(layers: Iterable[Any]) -> Iterator[None]:
 
 
 @dataclass(frozen=True)
-class Planning:
+class TunerInputs:
     """What a tuner may look at before it is applied: the seed of the run and its training rows."""
 
     seed: int = 0
@@ -56,23 +57,31 @@ class Tuner(Part):
     """Which parameters move. Verbs: `apply`, `save`, `merge`; the rest are hooks.
 
     EXCLUDES names tuners that it cannot be combined with, itself included if it cannot be used twice.
-    RESTORES says what `disabled()` gives: "base" (the model as it was, so it can serve as a reference for
-    free) or "nothing" (a reference needs a frozen copy). MERGES is False where the tuning cannot be folded into
+    DISABLING_RESTORES_BASE says that inside `disabled()` the model is as it was before training, so that it serves as
+    its own reference; without it a reference is a frozen copy. MERGES is False where the tuning cannot be folded into
     the weights: such a tuner stands alone, trains last, and its `save` is read back by its `load`. WHOLE_ROWS says
     that it looks at a batch's positions that are no targets: its records then never share a prompt in a batch.
     """
 
-    RESTORES: ClassVar[Literal["base", "nothing"]] = "nothing"
+    DISABLING_RESTORES_BASE: ClassVar[bool] = False
     EXCLUDES: ClassVar[tuple[str, ...]] = ()
     MERGES: ClassVar[bool] = True
     WHOLE_ROWS: ClassVar[bool] = False
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **options: Any) -> None:
+        """Refuse a hook under its old name, which nothing would call."""
+        if callable(vars(cls).get("around")):
+            raise RecipeError(
+                f"{cls.__name__} defines `around`, which is not called.", "It is `micro_batch_context` now."
+            )
 
     @property
     def fields(self) -> tuple[str, ...]:
         """Columns of the data, holding numbers, that it reads as row streams `field:<name>`."""
         return ()
 
-    def plan(self, model: nn.Module, given: Planning) -> dict[str, Any]:
+    def plan(self, model: nn.Module, inputs: TunerInputs) -> dict[str, Any]:
         """Hook: choose what `apply` needs (masks, indices, the seed of an initialisation)."""
         return {}
 
@@ -85,7 +94,7 @@ class Tuner(Part):
         return ((name, p) for name, p in model.named_parameters() if p.requires_grad)
 
     def disabled(self, model: nn.Module) -> AbstractContextManager[Any]:
-        """The model without this tuner, if RESTORES is "base"."""
+        """The model without this tuner, where DISABLING_RESTORES_BASE."""
         return nullcontext()
 
     def save(self, model: nn.Module, masters: dict[str, Tensor], folder: Path) -> None:
@@ -111,28 +120,28 @@ class Tuner(Part):
         """Hook: mutable state, or None. It needs `state_dict() -> {name: Tensor}` and `load_state_dict`."""
         return None
 
-    def before_update(self, model: nn.Module, update: Any) -> None:
+    def before_update(self, model: nn.Module, update: Update) -> None:
         """Hook: before the first forward that trains; again when the update is tried again with less memory."""
 
     def units(self, batch: Batch) -> dict[str, float]:
         """Hook: counts that its terms are divided by, summed over the update as an objective's are."""
         return {}
 
-    def around(self, policy: Any, batch: Batch, update: Any) -> AbstractContextManager[Any]:
+    def micro_batch_context(self, policy: Any, batch: Batch, update: Update) -> AbstractContextManager[Any]:
         """Hook: a context around forward and backward of one micro-batch, within that of the objective."""
         return nullcontext()
 
-    def terms(self, policy: Any, batch: Batch, update: Any) -> list[Term]:
+    def terms(self, policy: Any, batch: Batch, update: Update) -> list[Term]:
         """Hook: summands of a micro-batch's loss, asked for after the objective's, in the same scope."""
         return []
 
-    def before_step(self, model: nn.Module, update: Any) -> None:
+    def before_step(self, model: nn.Module, update: Update) -> None:
         """Hook: gradients are complete and not yet clipped."""
 
-    def after_step(self, model: nn.Module, update: Any) -> None:
+    def after_step(self, model: nn.Module, update: Update) -> None:
         """Hook: after the optimiser."""
 
-    def update_terms(self, policy: Any, update: Any) -> list[Term]:
+    def update_terms(self, policy: Any, update: Update) -> list[Term]:
         """Hook: terms that do not depend on data, added once per update."""
         return []
 

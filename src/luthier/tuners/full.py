@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from luthier.tuners.base import Tuner
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 class Full(Tuner):
     """Full fine-tuning: all parameters move; the result is a complete model folder."""
 
-    RESTORES: ClassVar[Literal["base", "nothing"]] = "nothing"
+    DISABLING_RESTORES_BASE: ClassVar[bool] = False
 
     def apply(self, model: nn.Module, plan: dict[str, Any]) -> nn.Module:
         return model.requires_grad_(True)

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from luthier.errors import RecipeError
 from luthier.parts import lazy
-from luthier.tuners.base import Planning, Tuner
+from luthier.tuners.base import Tuner, TunerInputs
 
 if TYPE_CHECKING:
     import peft
@@ -28,7 +28,7 @@ class LoRA(Tuner):
     """
 
     PAPER: ClassVar[str] = "arXiv 2106.09685"
-    RESTORES: ClassVar[Literal["base", "nothing"]] = "base"
+    DISABLING_RESTORES_BASE: ClassVar[bool] = True
     SETTINGS: ClassVar = (
         {},
         {"r": 4},
@@ -67,8 +67,8 @@ class LoRA(Tuner):
         description="Whether the scale is alpha / √r in place of alpha / r, which keeps high ranks from being damped.",
     )
 
-    def plan(self, model: nn.Module, given: Planning) -> dict[str, Any]:
-        return {"seed": given.seed}
+    def plan(self, model: nn.Module, inputs: TunerInputs) -> dict[str, Any]:
+        return {"seed": inputs.seed}
 
     def apply(self, model: nn.Module, plan: dict[str, Any]) -> nn.Module:
         config = peft.LoraConfig(

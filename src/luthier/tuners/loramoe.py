@@ -12,8 +12,9 @@ from pydantic import Field, model_validator
 
 from luthier.errors import RecipeError
 from luthier.parts import lazy
-from luthier.tuners.base import Planning, Tuner, switched_off
+from luthier.tuners.base import Tuner, TunerInputs, disabled_layers
 from luthier.types import Batch, Term
+from luthier.update import Update
 
 if TYPE_CHECKING:
     import safetensors.torch as safetensors
@@ -51,7 +52,7 @@ class LoRAMoE(Tuner):
     """
 
     PAPER: ClassVar[str] = "arXiv 2312.09979"
-    RESTORES: ClassVar[Literal["base", "nothing"]] = "base"
+    DISABLING_RESTORES_BASE: ClassVar[bool] = True
     MERGES: ClassVar[bool] = False
     WHOLE_ROWS: ClassVar[bool] = True
     SETTINGS: ClassVar = (
@@ -140,15 +141,15 @@ class LoRAMoE(Tuner):
     def fields(self) -> tuple[str, ...]:
         return () if self.types is None else (self.types,)
 
-    def plan(self, model: nn.Module, given: Planning) -> dict[str, Any]:
+    def plan(self, model: nn.Module, inputs: TunerInputs) -> dict[str, Any]:
         """The seed of the first values."""
         for name in self.fields:
-            if given.rows and f"field:{name}" not in given.rows[0].streams:
+            if inputs.rows and f"field:{name}" not in inputs.rows[0].streams:
                 raise RecipeError(
                     f"tuner `loramoe` reads the column `{name}`, which rows of this training do not carry.",
                     "Rollouts keep no columns of the data: leave `types` and `delta` out.",
                 )
-        return {"seed": given.seed}
+        return {"seed": inputs.seed}
 
     def apply(self, model: nn.Module, plan: dict[str, Any]) -> nn.Module:
         generator = torch.Generator().manual_seed(plan["seed"])
@@ -158,13 +159,13 @@ class LoRAMoE(Tuner):
         return model
 
     def disabled(self, model: nn.Module) -> AbstractContextManager[None]:
-        return switched_off(layer for _, layer in _experts.experts_of(model))
+        return disabled_layers(layer for _, layer in _experts.experts_of(model))
 
     def units(self, batch: Batch) -> dict[str, float]:
         return {"rows": float(len(batch.examples))}
 
     @contextmanager
-    def around(self, policy: Any, batch: Batch, update: Any) -> Iterator[None]:
+    def micro_batch_context(self, policy: Any, batch: Batch, update: Update) -> Iterator[None]:
         """The forward of the objective tells, layer by layer, how much each expert was used."""
         if not self.balance:
             yield
@@ -176,7 +177,7 @@ class LoRAMoE(Tuner):
         finally:  # checkpointing holds the context, and the graph of what was found holds checkpointing
             usage.found.clear()
 
-    def terms(self, policy: Any, batch: Batch, update: Any) -> list[Term]:
+    def terms(self, policy: Any, batch: Batch, update: Update) -> list[Term]:
         """`balance` × the imbalance of each row, summed over the layers."""
         if not self.balance:
             return []

@@ -11,7 +11,7 @@ from pydantic import Field
 
 from luthier.errors import RecipeError
 from luthier.parts import lazy
-from luthier.tuners.base import Planning, Tuner
+from luthier.tuners.base import Tuner, TunerInputs
 
 if TYPE_CHECKING:
     import torch
@@ -45,7 +45,7 @@ class S2FT(Tuner):
     """
 
     PAPER: ClassVar[str] = "arXiv 2412.06289"
-    RESTORES: ClassVar[Literal["base", "nothing"]] = "base"
+    DISABLING_RESTORES_BASE: ClassVar[bool] = True
     EXCLUDES: ClassVar[tuple[str, ...]] = ("full", "s2ft")
     SETTINGS: ClassVar = (
         {},
@@ -93,25 +93,25 @@ class S2FT(Tuner):
         " result but by rounding.",
     )
 
-    def plan(self, model: nn.Module, given: Planning) -> dict[str, Any]:
+    def plan(self, model: nn.Module, inputs: TunerInputs) -> dict[str, Any]:
         """The picked units of each layer, sorted, by the layer's name."""
         picked: dict[str, Tensor] = {}
         for place, (target, share) in enumerate(sorted(self.targets.items())):
             if not 0 < share <= 1:
                 raise RecipeError(f"tuner.targets.{target}: a share lies above 0 and at most at 1, found {share}.")
             layers = _units.slabs(model, target)
-            scores = self._scores(model, layers, given, place)
+            scores = self._scores(model, layers, inputs, place)
             picked |= {layer.name: units for layer, units in _pick(layers, scores, share, self.scope) if len(units)}
         return {"picked": picked}
 
-    def _scores(self, model: nn.Module, layers: Sequence[_units.Slab], given: Planning, place: int) -> list[Tensor]:
+    def _scores(self, model: nn.Module, layers: Sequence[_units.Slab], inputs: TunerInputs, place: int) -> list[Tensor]:
         """What the largest are picked of, [units] per layer."""
         if self.selection == "random" or layers[0].linear.weight.is_meta:  # without values only the count matters
-            generator = torch.Generator().manual_seed(given.seed * 1_000_003 + place)
+            generator = torch.Generator().manual_seed(inputs.seed * 1_000_003 + place)
             return [torch.rand(layer.units, generator=generator, dtype=torch.float64) for layer in layers]
         scores = [_scores.weight_scores(layer) for layer in layers]
         if self.selection != "weight":
-            batch = batches.collate(given.first(self.calibration)).to(layers[0].linear.weight.device)
+            batch = batches.collate(inputs.first(self.calibration)).to(layers[0].linear.weight.device)
             look = _scores.gradient_scores if self.selection == "gradient" else _scores.activation_scores
             seen = look(model, layers, batch)
             scores = [w * a for w, a in zip(scores, seen, strict=True)] if self.selection == "product" else seen

@@ -12,7 +12,8 @@ from pydantic import Field, model_validator
 
 from luthier.errors import RecipeError
 from luthier.parts import lazy
-from luthier.tuners.base import Planning, Tuner, switched_off
+from luthier.tuners.base import Tuner, TunerInputs, disabled_layers
+from luthier.update import Update
 
 if TYPE_CHECKING:
     import torch
@@ -46,7 +47,7 @@ class Spiel(Tuner):
     """
 
     PAPER: ClassVar[str] = "arXiv 2401.16405"
-    RESTORES: ClassVar[Literal["base", "nothing"]] = "base"
+    DISABLING_RESTORES_BASE: ClassVar[bool] = True
     EXCLUDES: ClassVar[tuple[str, ...]] = ("full", "spiel")
     SETTINGS: ClassVar = (
         {"every": 3, "window": 2, "density": 0.2},
@@ -119,12 +120,12 @@ class Spiel(Tuner):
             raise ValueError(f"`window` ({self.window}) must be smaller than `every` ({self.every})")
         return self
 
-    def plan(self, model: nn.Module, given: Planning) -> dict[str, Any]:
+    def plan(self, model: nn.Module, inputs: TunerInputs) -> dict[str, Any]:
         """Sorted flat positions of each layer, drawn without replacement."""
         layers = self._layers(model)
         total = sum(layer.weight.numel() for _, layer in layers)
         budget = self.count or math.floor(self.density * sum(p.numel() for p in model.parameters()))
-        generator = torch.Generator().manual_seed(given.seed)
+        generator = torch.Generator().manual_seed(inputs.seed)
         index = {}
         for name, layer in layers:
             size = layer.weight.numel()
@@ -164,7 +165,7 @@ class Spiel(Tuner):
             raise RecipeError("tuner `spiel` runs in one process: ranks would choose different entries.")
         return _State(dict(_sparse.sparse_layers(policy.module)))
 
-    def before_update(self, model: nn.Module, update: Any) -> None:
+    def before_update(self, model: nn.Module, update: Update) -> None:
         """Open a window, or forget what an update that did not come to pass has left in it."""
         within = (update.index - 1) % self.every
         for _, layer in _sparse.sparse_layers(model):
@@ -174,7 +175,7 @@ class Spiel(Tuner):
                 layer.window = _sparse.Window()
             layer.window.forget_update()
 
-    def after_step(self, model: nn.Module, update: Any) -> None:
+    def after_step(self, model: nn.Module, update: Update) -> None:
         for name, layer in _sparse.sparse_layers(model):
             if layer.window is not None:
                 layer.window.close_update(len(layer.index))
@@ -196,7 +197,7 @@ class Spiel(Tuner):
         return 1.0 if updates == self.window else self.rate * (1 - done)
 
     def disabled(self, model: nn.Module) -> AbstractContextManager[None]:
-        return switched_off(layer for _, layer in _sparse.sparse_layers(model))
+        return disabled_layers(layer for _, layer in _sparse.sparse_layers(model))
 
     def delta(self, model: nn.Module) -> deltas.WeightDelta:
         """What was learned, for the base: flat positions and their differences, fp32."""

@@ -9,16 +9,16 @@ from luthier.diffusion._networks import FlowMLP
 from luthier.diffusion.levels import solver_levels
 from luthier.diffusion.policy import DenoiserPolicy
 from luthier.diffusion.solvers import dpm2
+from luthier.engine.assemble import Parts, tuned_policy
 from luthier.engine.budget import Budget
 from luthier.engine.source import Records
 from luthier.engine.trainer import Batching, Trainer
-from luthier.modalities.base import tuned_policy
 from luthier.modalities.diffusion.rollout import DenoisedRollout, Sampled
 from luthier.objectives.diffusion.diffusion_nft import DiffusionNFT
 from luthier.objectives.diffusion.flow import Flow
 from luthier.rewards._digits import classifier
 from luthier.steps.faces import latent_rows, seeded
-from luthier.tuners.base import Planning
+from luthier.tuners.base import TunerInputs
 from luthier.tuners.full import Full
 from luthier.vision.digits import digit_rows
 
@@ -29,10 +29,10 @@ def stacked(rows):
 
 
 def trained(module, objective, lr, source_of, observe=lambda event: None):
-    policy = tuned_policy(module, [Full()], objective, Planning(), make=DenoiserPolicy)
     adamw, constant = parts.build("optimizer", {"kind": "adamw", "lr": lr}), parts.build("schedule", "constant")
-    batching = Batching(128, 4096)
-    Trainer(policy, [Full()], objective, source_of(policy), adamw, constant, batching, observe=observe).train()
+    chosen = Parts(objective, (Full(),), adamw, constant)
+    policy = tuned_policy(module, chosen, TunerInputs(), make=DenoiserPolicy)
+    Trainer(policy, chosen, source_of(policy), Batching(128, 4096), observe=observe).train()
     return policy
 
 

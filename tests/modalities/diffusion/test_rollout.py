@@ -10,17 +10,17 @@ import torch
 from luthier import parts
 from luthier.diffusion._networks import FlowMLP
 from luthier.diffusion.policy import DenoiserPolicy
+from luthier.engine.assemble import Parts, tuned_policy
 from luthier.engine.budget import Budget
 from luthier.engine.source import Records
 from luthier.engine.trainer import Batching, Saving, Trainer
-from luthier.modalities.base import tuned_policy
 from luthier.modalities.diffusion import rollout as denoise
 from luthier.modalities.diffusion.rollout import DenoisedRollout, Sampled
 from luthier.objectives.diffusion import _nft, diffusion_nft
 from luthier.objectives.diffusion.diffusion_nft import DiffusionNFT
 from luthier.objectives.diffusion.flow import Flow
 from luthier.steps.faces import seeded
-from luthier.tuners.base import Planning
+from luthier.tuners.base import TunerInputs
 from luthier.tuners.full import Full
 from luthier.types import Row, Stream
 
@@ -42,13 +42,12 @@ def reward(points, condition):
 
 
 def trainer(module, objective, source, lr, saving=None, stop=lambda: False, observe=lambda event: None):
-    policy = (
-        tuned_policy(module, [Full()], objective, Planning(), make=DenoiserPolicy) if source is None else source.policy
-    )
     adamw = parts.build("optimizer", {"kind": "adamw", "lr": lr})
-    constant = parts.build("schedule", "constant")
+    chosen = Parts(objective, (Full(),), adamw, parts.build("schedule", "constant"))
+    policy = source.policy if source is not None else None
+    policy = policy or tuned_policy(module, chosen, TunerInputs(), make=DenoiserPolicy)
     more = {"saving": saving, "stop_requested": stop, "observe": observe}
-    return policy, lambda made: Trainer(policy, [Full()], objective, made, adamw, constant, Batching(256, 4096), **more)
+    return policy, lambda made: Trainer(policy, chosen, made, Batching(256, 4096), **more)
 
 
 @functools.cache

@@ -8,8 +8,8 @@ import torch
 from safetensors.torch import load_file
 
 from luthier.compare.results import _method_seconds
+from luthier.engine import micro_batches as training
 from luthier.engine import score as scoring
-from luthier.engine import trainer as training
 from luthier.engine.hidden_cache import HiddenStateCache
 from luthier.errors import RecipeError
 from luthier.run_folder import read_jsonl

@@ -7,11 +7,11 @@ import numpy
 import pytest
 import torch
 
+from luthier.engine.assemble import Parts, frozen_bytes, tuned_policy
 from luthier.engine.score import score
 from luthier.errors import DataError, RecipeError, RunError
-from luthier.modalities.base import frozen_bytes, tuned_policy
 from luthier.modalities.language import rollout
-from luthier.objectives.base import build_objective
+from luthier.objectives.sum import build_objective
 from luthier.parts import build
 from luthier.recipe import load_recipe, stages_of
 from luthier.run_folder import read_json, read_jsonl
@@ -19,7 +19,7 @@ from luthier.sampling.native import NativeSampler
 from luthier.steps import run_recipe
 from luthier.steps.conformance import tiny_model, tiny_rows
 from luthier.steps.verify import verify
-from luthier.tuners.base import Planning
+from luthier.tuners.base import TunerInputs
 
 MOODY = """from luthier.rewards.base import Reward
 
@@ -136,7 +136,8 @@ def test_a_tuner_that_edits_the_base_is_measured_against_a_frozen_copy(name, cop
     """The reference stays where training began, whether it is the base without an adapter or a copy of it."""
     module, rows = tiny_model(torch.float32), tiny_rows()
     objective = build_objective({"kind": "grpo", "kl_coefficient": 0.1})
-    policy = tuned_policy(module, [build("tuner", name)], objective, Planning(0, rows), live={"initial"})
+    chosen = Parts(objective, (build("tuner", name),), None, None)
+    policy = tuned_policy(module, chosen, TunerInputs(0, rows), online={"initial"})
     assert frozen_bytes(policy) == copies * sum(
         p.numel() * p.element_size() for p in tiny_model(torch.float32).parameters()
     )

@@ -6,7 +6,7 @@ from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from luthier import parts
-from luthier.engine.precision import Masters
+from luthier.engine.master_weights import MasterWeights
 from luthier.models.kernels import gradients
 from luthier.models.kernels import head as heads
 from luthier.models.kernels.gradients import GradientSums, added_in_products, adding
@@ -111,7 +111,7 @@ def test_a_weight_that_is_watched_gets_its_gradient_from_autograd():
 
 def test_a_narrow_weight_that_somebody_else_watches_too_gets_its_gradient_from_autograd():
     net, seen = nn.ModuleList([nn.Embedding(7, 4), nn.Linear(4, 5, bias=False)]).bfloat16(), []
-    masters = Masters(net.named_parameters(), parts.build("optimizer", "adamw"))
+    masters = MasterWeights(net.named_parameters(), parts.build("optimizer", "adamw"))
     net[1].weight.register_post_accumulate_grad_hook(lambda p: seen.append(p.grad.clone()))
     masters.accumulate(several=True)
     with added_in_products(net):

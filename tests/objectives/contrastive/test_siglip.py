@@ -10,12 +10,12 @@ from luthier.data.batches import collate
 from luthier.engine.budget import Budget
 from luthier.engine.trainer import Batching
 from luthier.models.encoder import EncoderPolicy
-from luthier.objectives.base import Update
 from luthier.objectives.contrastive.siglip import SigLIP
 from luthier.steps.conformance import trainer
 from luthier.steps.faces import TINY_MODELS, TinyModel, dual_encoder, seeded
 from luthier.tuners.full import Full
 from luthier.types import Row, Stream
+from luthier.update import Update
 from luthier.vision._encoders import DualEncoder
 from luthier.vision.digits import digit_rows
 

@@ -4,10 +4,10 @@ import torch
 
 from luthier.data.batches import collate
 from luthier.diffusion.policy import DenoiserPolicy
-from luthier.objectives.base import Update
 from luthier.objectives.diffusion import _draws as draws
 from luthier.objectives.diffusion.flow import Flow
 from luthier.steps.faces import TINY_MODELS
+from luthier.update import Update
 
 
 class Zero(torch.nn.Module):

@@ -11,7 +11,7 @@ from luthier.engine.score import score
 from luthier.engine.trainer import Batching
 from luthier.models.policy import TokenPolicy
 from luthier.objectives import _divergence
-from luthier.objectives.base import build_objective
+from luthier.objectives.sum import build_objective
 from luthier.recipe import load_recipe
 from luthier.steps.conformance import apart, tiny_model, tiny_rows, trained, trainer
 from support import bandit

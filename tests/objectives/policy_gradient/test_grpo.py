@@ -1,20 +1,23 @@
 """grpo: norms on the card's numbers, identities with sft and REINFORCE, and what the ratio may see."""
 
 from dataclasses import replace
+from functools import partial
 
 import numpy
 import pytest
 import torch
 
 from luthier import parts
+from luthier.engine.assemble import Parts, tuned_policy
 from luthier.engine.score import score, with_column
 from luthier.engine.trainer import Batching
 from luthier.errors import RecipeError
-from luthier.modalities.base import tuned_policy
+from luthier.models import checks
 from luthier.models.policy import TokenPolicy
-from luthier.objectives.base import TokenObjective, WeightedSum, reads_of
+from luthier.objectives.base import TokenObjective
+from luthier.objectives.sum import WeightedSum, reads_of
 from luthier.steps.conformance import apart, tiny_model, tiny_rows, trained, trainer
-from luthier.tuners.base import Planning
+from luthier.tuners.base import TunerInputs
 from luthier.types import Row, Stream
 
 WHOLE = Batching(8, 10_000)
@@ -202,7 +205,7 @@ def test_temperature_is_the_samplers():
         for t in range(1, len(row)):
             if row.streams["weights"].values[t]:
                 assert found[row.id][t] == pytest.approx(float(log_p[t - 1, row.ids[t]]), abs=1e-6)
-    warm.verify_head()
+    checks.verify_head(warm)
     events = []
     run = trainer(grpo(), full(), with_column(rows, "old_logprobs", found), WHOLE, observe=events.append, disturb=False)
     run.policy.temperature = 0.5
@@ -215,6 +218,7 @@ def test_temperature_is_the_samplers():
 def test_references_share_the_temperature():
     asft = parts.build("objective", "asft")
     for tuner in (full(), parts.build("tuner", "lora")):
-        policy = tuned_policy(tiny_model(), [tuner], asft, Planning(), temperature=0.5)
+        cooler = partial(TokenPolicy, temperature=0.5)
+        policy = tuned_policy(tiny_model(), Parts(asft, (tuner,), None, None), TunerInputs(), cooler)
         hidden = torch.randn(3, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
         assert torch.allclose(policy.references["initial"].logits(hidden), policy.head.logits(hidden))

@@ -3,7 +3,7 @@
 import pytest
 
 from luthier import parts
-from luthier.objectives.base import build_objective
+from luthier.objectives.sum import build_objective
 from luthier.recipe import list_methods, load_recipe
 
 METHODS = {

@@ -9,8 +9,8 @@ from luthier.engine.budget import Budget
 from luthier.engine.score import score
 from luthier.engine.trainer import Batching, Saving
 from luthier.errors import RecipeError
-from luthier.objectives.base import WeightedSum
 from luthier.objectives.policy_gradient._value import ValueHead
+from luthier.objectives.sum import WeightedSum
 from luthier.steps.conformance import Plain, apart, tiny_rows, trained, trainer, with_streams
 from luthier.types import Stream
 
@@ -123,7 +123,7 @@ def test_a_resumed_run_has_the_same_head(tmp_path):
 
 
 def test_the_model_does_not_hold_the_head(tmp_path):
-    from luthier.engine.checkpoint import save_companions
+    from luthier.engine.checkpoints import save_companions
 
     run = trainer(ppo(), full(), rows(), WHOLE)
     run.train()

@@ -12,10 +12,12 @@ from luthier.data.pairs import rows_of_record
 from luthier.engine.budget import Budget
 from luthier.engine.trainer import Batching
 from luthier.errors import RecipeError
-from luthier.objectives.base import SequenceView, Update, build_objective, reads_of, sequence_view
 from luthier.objectives.preference.kto import KTO
+from luthier.objectives.sum import build_objective, reads_of
+from luthier.objectives.views import SequenceView, sequence_view
 from luthier.steps import conformance, conformance_derivative
 from luthier.steps.conformance import tiny_labelled, tiny_model, tiny_pairs, trained, trainer
+from luthier.update import Update
 from objectives.preference.test_pairs import accuracy, comparisons, with_reference
 
 FULL = parts.build("tuner", "full")
@@ -31,7 +33,8 @@ def kto(**options):
 def loss_and_gradients(objective, baseline):
     """The losses of the card's good and bad answer under a baseline, and their gradients."""
     logprob = torch.tensor([-10.0, -12.0], dtype=torch.float64, requires_grad=True)
-    update = Update(1, 0, prepared={id(objective): baseline})
+    update = Update(1, 0)
+    update.set_prepared(objective, baseline)
     view = SequenceView(
         logprob=logprob,
         count=torch.tensor([5.0, 4.0]),
@@ -102,7 +105,7 @@ def test_the_baseline_is_one_number_under_any_cut(above_zero):
 
 
 class Held(KTO):
-    HOLDS = ("baseline",)
+    DETACHED = ("baseline",)
 
 
 def test_the_baseline_is_held_constant(above_zero):

@@ -9,16 +9,18 @@ import torch
 from luthier import parts
 from luthier.data.batches import collate
 from luthier.data.pairs import rows_of_record, without_rejected
+from luthier.engine.assemble import Parts
 from luthier.engine.budget import Budget
 from luthier.engine.score import score, with_column
 from luthier.engine.trainer import Batching
 from luthier.errors import RecipeError
 from luthier.modalities.language.workspace import training_rows
 from luthier.models.policy import TokenPolicy
-from luthier.objectives.base import Update, build_objective
 from luthier.objectives.preference.base import PairObjective, pair_view
+from luthier.objectives.sum import build_objective
 from luthier.steps.conformance import apart, tiny_labelled, tiny_model, tiny_pairs, tiny_rows, trained, trainer
 from luthier.types import Row, Stream
+from luthier.update import Update
 
 DPO = parts.build("objective", "dpo")
 SFT = parts.build("objective", "sft")
@@ -36,6 +38,10 @@ def with_reference(rows, dtype=torch.float32):
     return with_column(
         rows, "logprobs:initial", score(TokenPolicy(tiny_model(dtype)), rows, ["logprobs"], 10_000)["logprobs"]
     )
+
+
+def learned_rows(objective, data):
+    return training_rows(Parts(objective, (parts.build("tuner", "full"),), None, None), data)
 
 
 def test_the_order_of_the_rows_does_not_matter():
@@ -85,48 +91,48 @@ def test_a_pair_that_is_drawn_twice_counts_twice(layout):
 
 
 def test_objectives_without_pairs_learn_the_chosen_answers():
-    rows = training_rows(SFT, prepared(tiny_pairs()))
+    rows = learned_rows(SFT, prepared(tiny_pairs()))
     chosen = [row for row in tiny_pairs() if row.streams["preferred"].values == 1]
     assert [row.ids.tolist() for row in rows] == [row.ids.tolist() for row in chosen]
     assert [row.id for row in rows] == [row.record for row in chosen] and not any(row.record != row.id for row in rows)
     collate([*rows, *tiny_rows()])  # beside records that never were pairs
-    assert len(training_rows(DPO, prepared(tiny_pairs()))) == 16
+    assert len(learned_rows(DPO, prepared(tiny_pairs()))) == 16
 
 
 def test_data_without_pairs_are_refused_in_words():
     with pytest.raises(RecipeError, match=r"`dpo` learns from pairs .* record record-0 \(d\.jsonl:3\) has one answer"):
-        training_rows(DPO, prepared([*tiny_pairs(), *tiny_rows(1)]))
+        learned_rows(DPO, prepared([*tiny_pairs(), *tiny_rows(1)]))
 
 
 def test_labelled_answers_are_for_those_who_read_labels():
     rows, kto = tiny_labelled(), parts.build("objective", "kto")
-    assert len(training_rows(kto, prepared(rows))) == 8 and len(training_rows(kto, prepared(tiny_pairs()))) == 16
-    learned = training_rows(SFT, prepared(rows))
+    assert len(learned_rows(kto, prepared(rows))) == 8 and len(learned_rows(kto, prepared(tiny_pairs()))) == 16
+    learned = learned_rows(SFT, prepared(rows))
     assert [row.id for row in learned] == [f"record-{index}" for index in (0, 2, 4, 6)]
     assert not any("preferred" in row.streams for row in learned)
     with pytest.raises(RecipeError, match=r"`dpo` learns from pairs .* record record-0 \(d\.jsonl:3\) has one answer"):
-        training_rows(DPO, prepared(rows))
+        learned_rows(DPO, prepared(rows))
     with pytest.raises(
         RecipeError, match=r"`kto` learns from answers that are labelled .* record record-0 .* no `label`"
     ):
-        training_rows(kto, prepared([*tiny_rows(1), *rows]))
+        learned_rows(kto, prepared([*tiny_rows(1), *rows]))
     with pytest.raises(RecipeError, match=r"the `label` of record record-0 .* is 'True'.*\n.*Cells of CSV files"):
-        training_rows(kto, prepared([*tiny_rows(1), *rows], label="True"))
+        learned_rows(kto, prepared([*tiny_rows(1), *rows], label="True"))
     with pytest.raises(
         RecipeError, match=r"`sft` learns from good answers, and every training record has `label: false`"
     ):
-        training_rows(SFT, prepared(rows[1::2]))
+        learned_rows(SFT, prepared(rows[1::2]))
 
 
 def test_a_sum_with_an_objective_that_would_learn_rejected_answers_is_refused():
     mixed = build_objective([{"objective": {"kind": name}, "coefficient": 1.0} for name in ("dpo", "sft")])
     with pytest.raises(RecipeError, match="`sft` would learn both"):
-        training_rows(mixed, prepared(tiny_pairs()))
+        learned_rows(mixed, prepared(tiny_pairs()))
     two = [
         {"objective": {"kind": "dpo"}, "coefficient": 1.0},
         {"objective": {"kind": "dpo", "loss": "hinge"}, "coefficient": 1.0},
     ]
-    assert len(training_rows(build_objective(two), prepared(tiny_pairs()))) == 16
+    assert len(learned_rows(build_objective(two), prepared(tiny_pairs()))) == 16
 
 
 class Sum(PairObjective):

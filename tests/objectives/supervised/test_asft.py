@@ -5,7 +5,7 @@ import torch
 
 from luthier import parts
 from luthier.objectives import _divergence
-from luthier.objectives.base import Update
+from luthier.update import Update
 from support.oracle import gradient_of, view_of
 
 

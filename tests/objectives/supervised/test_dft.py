@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from luthier import parts
-from luthier.objectives.base import Update
+from luthier.update import Update
 from support.oracle import gradient_of, view_of
 
 GRADIENT = torch.tensor([0.152532, -0.180769, 0.020643, 0.007594]).double()

@@ -10,10 +10,11 @@ from luthier.data.batches import collate
 from luthier.engine.trainer import Batching
 from luthier.errors import ModelError
 from luthier.models.policy import TokenPolicy
-from luthier.objectives.base import SequenceObjective, Update
+from luthier.objectives.base import SequenceObjective
 from luthier.objectives.supervised.ift import discounted, greedy_guesses
 from luthier.steps.conformance import apart, tiny_model, tiny_rows, trained
 from luthier.types import Row, Stream
+from luthier.update import Update
 
 WHOLE = Batching(8, 10_000)
 

@@ -10,8 +10,10 @@ from luthier.data.batches import collate
 from luthier.engine.trainer import Batching
 from luthier.engine.update import count, run_update
 from luthier.errors import RecipeError
-from luthier.objectives.base import TokenObjective, Update, reads_of, total_of
+from luthier.objectives.base import TokenObjective, total_of
+from luthier.objectives.sum import reads_of
 from luthier.steps.conformance import apart, tiny_model, tiny_rows, trained, trainer
+from luthier.update import Update
 
 WHOLE = Batching(8, 10_000)
 MODALITIES = ("lora", "steering")
@@ -82,7 +84,7 @@ def prepared(objective, rows=None):
 def test_the_step_has_its_size_over_all_sites_together(kind, sites):
     objective = lfu(auxiliary=kind, step_size=0.3)
     _, _, update = prepared(objective)
-    auxiliary, _ = update.prepared[id(objective)]
+    auxiliary, _ = update.prepared_by(objective)
     assert len(auxiliary.values) == sites and not any(value.requires_grad for value in auxiliary.values)
     norm = float(torch.linalg.vector_norm(torch.cat([value.flatten() for value in auxiliary.values])))
     assert norm == pytest.approx(0.3, abs=1e-6)
@@ -102,7 +104,7 @@ def test_low_rank_additions_are_fresh_in_each_update_and_repeatable():
 
 def consistency(objective, policy, batch, update, targets):
     """Mean squared distance to fixed hidden states, written out."""
-    auxiliary, _ = update.prepared[id(objective)]
+    auxiliary, _ = update.prepared_by(objective)
     where = (batch.weights != 0) & (batch.position_of > 0)
     with auxiliary.attached(), auxiliary.active(), policy.layer_outputs([0, 1]) as pushed:
         policy.hidden(batch)
@@ -114,7 +116,7 @@ def test_the_gradient_is_that_of_the_pushed_states_alone(kind):
     """Finite differences with the plain states and the additions held fixed."""
     objective = lfu(auxiliary=kind, coef=1.0, step_size=0.5)
     policy, batch, update = prepared(objective)
-    with objective.scope(policy, batch, update):
+    with objective.micro_batch_context(policy, batch, update):
         total_of(objective.terms(policy, batch, update)[1:], update.counts).backward()
     where = (batch.weights != 0) & (batch.position_of > 0)
     with policy.layer_outputs([0, 1]) as found:
@@ -167,7 +169,7 @@ def test_an_adapter_is_one_site_with_its_layer():
     update = Update(1, 0, batches=[collate(tiny_rows())])
     update.counts = count(objective, update.batches, run.world)
     objective.prepare(run.policy, update)
-    assert len(update.prepared[id(objective)][0].sites) == 14
+    assert len(update.prepared_by(objective)[0].sites) == 14
 
 
 @pytest.mark.parametrize("kind", MODALITIES)
@@ -233,11 +235,11 @@ class State:
 def test_the_base_keeps_its_state():
     run = trainer(lfu(base=Counting()), full(), tiny_rows(), WHOLE)
     run.train()
-    assert [float(state.seen) for state in run.states.values() if state is not None] == [1.0]
+    assert [float(state.seen) for state in run.states.by_name.values() if state is not None] == [1.0]
 
 
 def test_in_a_sum_it_is_scaled_whole():
-    from luthier.objectives.base import WeightedSum
+    from luthier.objectives.sum import WeightedSum
 
     alone = trained(lfu(), full(), WHOLE)
     halved = trained(WeightedSum(members=((lfu(), 0.5),)), full(), WHOLE)

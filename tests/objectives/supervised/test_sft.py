@@ -5,8 +5,8 @@ import torch
 from luthier import parts
 from luthier.data.batches import collate
 from luthier.engine.trainer import Batching
-from luthier.objectives.base import Update
 from luthier.steps.conformance import Plain, tiny_model, tiny_rows, trainer
+from luthier.update import Update
 from support.oracle import gradient_of, view_of
 
 

@@ -20,7 +20,7 @@ from luthier.diffusion.levels import noised, solver_levels
 from luthier.diffusion.load import SCHEDULER, make_denoiser, open_denoiser, shift_of
 from luthier.diffusion.policy import PREFIX, DenoiserPolicy
 from luthier.diffusion.solvers import SOLVERS
-from luthier.engine.budget import Budget
+from luthier.engine.assemble import Parts
 from luthier.engine.source import RowSource
 from luthier.errors import DataError, ModelError
 from luthier.evals.base import Evaluation, Item
@@ -30,7 +30,6 @@ from luthier.modalities.base import Log
 from luthier.modalities.diffusion.rollout import DRAWN, Condition, DenoisedRollout, Sampled
 from luthier.models.loading.load import Loaded
 from luthier.models.policy import reading
-from luthier.objectives.base import Objective, reads_of
 from luthier.recipe import Recipe
 from luthier.recipe.modality import model_folder
 from luthier.recipe.settings import Denoise, Sample
@@ -95,12 +94,11 @@ class DiffusionWorkspace(ArrayGround):
     def policy(self, module: nn.Module) -> DenoiserPolicy:
         return DenoiserPolicy(module)
 
-    def source(
-        self, rows: list[Row], policy: Any, objective: Objective, budget: Budget, layout: Layout, log: Log
-    ) -> RowSource:
+    def source(self, parts: Parts, rows: list[Row], policy: Any, layout: Layout, log: Log) -> RowSource:
         settings = self.recipe.settings
-        if not isinstance(settings.rl, Denoise) or DRAWN not in reads_of(objective):
-            return super().source(rows, policy, objective, budget, layout, log)
+        if not isinstance(settings.rl, Denoise) or DRAWN not in parts.needs.reads:
+            return super().source(parts, rows, policy, layout, log)
+        budget = parts.budget(self.recipe)
         shift = self.shift if settings.rl.shift == "auto" else float(settings.rl.shift)
         how = Sampled(self.shape, **settings.rl.model_dump(exclude={"kind", "shift"}), shift=shift)
         return DenoisedRollout(policy, prompts_of(rows), self.rewards().of_samples, how, settings.seed, budget)

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy
 
@@ -15,6 +15,7 @@ from luthier.data.shapes import last_answer, messages_of, question_and_answer
 from luthier.errors import RunError
 from luthier.evals.evaluate import assign_metrics, measure
 from luthier.keyed import seed63
+from luthier.modalities.language.model import LanguageModel
 from luthier.recipe.settings import GenerateSettings
 from luthier.rewards.base import Log, build_rewards
 from luthier.rollouts.base import Judge, Prompt
@@ -24,43 +25,38 @@ from luthier.sampling.samplers.base import Asking, SamplerPart
 from luthier.sampling.text import answer_text
 from luthier.types import Candidate, Record, Request, Row, Sampler, Scored, Stream, Trajectory
 
-if TYPE_CHECKING:
-    from luthier.modalities.language.workspace import LanguageWorkspace
 
-
-def make_sampler(
-    workspace: LanguageWorkspace, module: Any, block: GenerateSettings, folder: Path | None = None
-) -> Sampler:
+def make_sampler(model: LanguageModel, module: Any, block: GenerateSettings, folder: Path | None = None) -> Sampler:
     """Who answers: the model itself, as it is at each call, or whom the block names.
 
     Raises:
         RunError: nobody is there to answer.
     """
-    part: SamplerPart = parts.build("sampler", block.sampler, workspace.recipe.base)
+    part: SamplerPart = parts.build("sampler", block.sampler, model.recipe.base)
     part.reach()
-    renderer, tokenizer = workspace.renderer, workspace.loaded.tokenizer
+    renderer, tokenizer = model.renderer, model.loaded.tokenizer
     return part.make(Asking(module, tokenizer, renderer.end_ids, renderer.end_id, block.rows, folder))
 
 
-def make_judge(workspace: LanguageWorkspace, block: GenerateSettings, log: Log = lambda line: None) -> Judge:
+def make_judge(model: LanguageModel, block: GenerateSettings, log: Log = lambda line: None) -> Judge:
     """The recipe's rewards as a judge of answers drawn by `block`; `auto` is the metric of their evaluation."""
-    settings, renderer = workspace.recipe.settings, workspace.renderer
+    settings, renderer = model.recipe.settings, model.renderer
     if settings.reward == "auto":
-        return _by_metric(workspace, block)
+        return _by_metric(model, block)
     return judge_by(
-        build_rewards(settings.reward, workspace.recipe.base, log),
-        lambda ids: text_of(workspace, block, ids),
+        build_rewards(settings.reward, model.recipe.base, log),
+        lambda ids: text_of(model, block, ids),
         renderer.end_ids,
         renderer.reference,
         renderer.prompt_text,
     )
 
 
-def _by_metric(workspace: LanguageWorkspace, block: GenerateSettings) -> Judge:
-    records = workspace.prepared.records
-    references = {name: workspace.renderer.reference(record) for name, record in records.items()}
-    metric = workspace.recipe.settings.evaluate.metric
-    metrics, _ = assign_metrics(list(records.values()), references, metric, workspace.recipe.base)
+def _by_metric(model: LanguageModel, block: GenerateSettings) -> Judge:
+    records = model.prepared.records
+    references = {name: model.renderer.reference(record) for name, record in records.items()}
+    metric = model.recipe.settings.evaluate.metric
+    metrics, _ = assign_metrics(list(records.values()), references, metric, model.recipe.base)
 
     def judge(asked: Sequence[tuple[Prompt, Sequence[Trajectory]]]) -> list[list[Scored]]:
         return [[score(prompt.record, one) for one in answers] for prompt, answers in asked]
@@ -70,50 +66,50 @@ def _by_metric(workspace: LanguageWorkspace, block: GenerateSettings) -> Judge:
             return Scored(one, None)
         metric = metrics[record.id]
         cut_off = one.finish == "length"
-        value = 0.0 if cut_off else measure(metric, text_of(workspace, block, one.ids), record, references[record.id])
+        value = 0.0 if cut_off else measure(metric, text_of(model, block, one.ids), record, references[record.id])
         return Scored(one, value, {metric.kind: value})
 
     return judge
 
 
-def text_of(workspace: LanguageWorkspace, block: GenerateSettings, ids: Sequence[int]) -> str:
+def text_of(model: LanguageModel, block: GenerateSettings, ids: Sequence[int]) -> str:
     """What an answer says, without what ended it."""
 
     def decode(ids: Sequence[int]) -> str:
-        return workspace.loaded.tokenizer.decode(ids, skip_special_tokens=True)
+        return model.loaded.tokenizer.decode(ids, skip_special_tokens=True)
 
-    return answer_text(ids, workspace.renderer.end_ids, decode, block.stop)
+    return answer_text(ids, model.renderer.end_ids, decode, block.stop)
 
 
-def gold(workspace: LanguageWorkspace) -> list[Candidate]:
+def gold(model: LanguageModel) -> list[Candidate]:
     """The recipe's own training records as candidates, in their order."""
-    records = workspace.prepared.records
+    records = model.prepared.records
     return [
-        Candidate(records[row.record], row, workspace.renderer.reference(records[row.record]), "data")
-        for row in workspace.prepared.train
+        Candidate(records[row.record], row, model.renderer.reference(records[row.record]), "data")
+        for row in model.prepared.train
     ]
 
 
-def in_request_order(workspace: LanguageWorkspace, record: Record, instruction: str | None = None) -> Record:
+def in_request_order(model: LanguageModel, record: Record, instruction: str | None = None) -> Record:
     """The record that asks for an answer to a record; an `instruction` may show its gold answer."""
     if instruction is None:
         return record
     question = question_and_answer(record)[0]
-    shown = instruction.replace("{prompt}", question).replace("{answer}", workspace.renderer.reference(record))
-    fields = {"prompt": shown, "completion": workspace.renderer.reference(record) or " "}
+    shown = instruction.replace("{prompt}", question).replace("{answer}", model.renderer.reference(record))
+    fields = {"prompt": shown, "completion": model.renderer.reference(record) or " "}
     return replace(record, shape="prompt_completion", fields=fields)
 
 
-def _request(workspace: LanguageWorkspace, asked: Record, seed: int) -> Request:
+def _request(model: LanguageModel, asked: Record, seed: int) -> Request:
     """An answer to a record, asked for as ids and as a conversation."""
-    prompt = workspace.renderer.prompt(asked)
+    prompt = model.renderer.prompt(asked)
     messages = messages_of(asked)
     before = {"messages": messages[: last_answer(messages)]}
     return Request(prompt, asked.id, group=asked.id, seed=seed, metadata=before)
 
 
 def generate_candidates(
-    workspace: LanguageWorkspace,
+    model: LanguageModel,
     name: str,
     asked: Sequence[Candidate],
     samples: int,
@@ -129,11 +125,9 @@ def generate_candidates(
         RunError: answers are missing that may come later, or all are; single ones that are refused are logged.
     """
     records = list({one.record.id: one.record for one in asked}.values())
-    settings = workspace.recipe.settings
+    settings = model.recipe.settings
     requests = [
-        _request(
-            workspace, in_request_order(workspace, record, instruction), seed63(settings.seed, name, record.id, index)
-        )
+        _request(model, in_request_order(model, record, instruction), seed63(settings.seed, name, record.id, index))
         for record in records
         for index in range(samples)
     ]
@@ -141,10 +135,10 @@ def generate_candidates(
     _look_for_answers(found, log)
     found = [replace(one, request=request) for one, request in zip(found, requests, strict=True)]
     groups = [found[start : start + samples] for start in range(0, len(found), samples)]
-    prompts = [Prompt(record, workspace.renderer.prompt(record)) for record in records]
+    prompts = [Prompt(record, model.renderer.prompt(record)) for record in records]
     judged = judge(list(zip(prompts, groups, strict=True)))
     return [
-        _candidate(workspace, prompt, one, f"{prompt.record.id}@{name}.{index}", name)
+        _candidate(model, prompt, one, f"{prompt.record.id}@{name}.{index}", name)
         for prompt, scored in zip(prompts, judged, strict=True)
         for index, one in enumerate(scored)
         if one.trajectory.finish != "error"
@@ -167,13 +161,13 @@ def _look_for_answers(found: Sequence[Trajectory], log: Log) -> None:
         log({"event": "refused", "record": one.record, "error": more.get("error")})
 
 
-def _candidate(workspace: LanguageWorkspace, prompt: Prompt, scored: Scored, row: str, name: str) -> Candidate:
+def _candidate(model: LanguageModel, prompt: Prompt, scored: Scored, row: str, name: str) -> Candidate:
     ids = numpy.array([*prompt.ids, *scored.trajectory.ids], dtype=numpy.int32)
     weights = (numpy.arange(len(ids)) >= len(prompt.ids)).astype(numpy.float32)
     return Candidate(
         prompt.record,
         Row(row, ids, {"weights": Stream(weights, "token")}),
-        text_of(workspace, workspace.recipe.settings.generate, scored.trajectory.ids),
+        text_of(model, model.recipe.settings.generate, scored.trajectory.ids),
         name,
         scored.reward,
     )
@@ -196,9 +190,9 @@ def write_candidates(path: Path, candidates: Sequence[Candidate]) -> None:
     write_text(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
 
 
-def read_candidates(path: Path, workspace: LanguageWorkspace) -> list[Candidate]:
+def read_candidates(path: Path, model: LanguageModel) -> list[Candidate]:
     """What `write_candidates` wrote."""
-    return [_read(line, workspace.prepared.records[line["record"]]) for line in read_jsonl(path)]
+    return [_read(line, model.prepared.records[line["record"]]) for line in read_jsonl(path)]
 
 
 def _read(line: dict[str, Any], record: Record) -> Candidate:

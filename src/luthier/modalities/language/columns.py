@@ -2,51 +2,51 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy
 from torch import Tensor, nn
 
 from luthier.data.batches import Layout
+from luthier.engine.assemble import Parts, unknown_reference
 from luthier.engine.hidden_cache import CachedReference, HiddenStateCache, state_bytes
 from luthier.engine.score import Column, cached_column, column_key, score, with_column
 from luthier.errors import DataError, ModelError
-from luthier.modalities.base import budget_of, compute_dtype, micro_tokens, unknown_reference
+from luthier.modalities.base import compute_dtype, micro_tokens
+from luthier.modalities.language.model import LanguageModel
 from luthier.models.loading.load import Loaded, load_model
 from luthier.models.policy import Reference, TokenPolicy
-from luthier.objectives.base import Objective, TokenObjective, members_of, reads_of
+from luthier.objectives.base import Objective, TokenObjective
+from luthier.objectives.sum import members_of
 from luthier.recipe import Recipe
 from luthier.recipe.settings import Model as ModelSettings
 from luthier.run_folder import read_json, write_json
 from luthier.runs.run import Run
-from luthier.tuners.base import Tuner
 from luthier.types import Record, Row, Stream
-
-if TYPE_CHECKING:
-    from luthier.modalities.language.workspace import LanguageWorkspace
 
 
 def with_references(
-    run: Run, workspace: LanguageWorkspace, rows: list[Row], objective: Objective, tuners: Sequence[Tuner]
+    run: Run, model: LanguageModel, rows: list[Row], columns: Sequence[str], layout: Callable[[], Layout]
 ) -> list[Row]:
-    """The rows with every `logprobs:<reference>` that the objective reads.
+    """The rows with every column `logprobs:<reference>` that the objective reads.
 
     They are read in the layout in which these are trained: in bfloat16 another one rounds otherwise.
+
+    Args:
+        layout: finds that layout by trying the model; called only where there is a column to read.
 
     Raises:
         RecipeError: the reference is not `initial`, the model as it is before training.
     """
-    names = [read for read in reads_of(objective) if read.startswith("logprobs:")]
-    if unknown := [name for name in names if name != "logprobs:initial"]:
+    if unknown := [name for name in columns if name != "logprobs:initial"]:
         raise unknown_reference(unknown[0].split(":")[1])
-    if not names:
+    if not columns:
         return rows
-    layout = workspace.layout(TokenPolicy(workspace.loaded.module), [*members_of(objective), *tuners])
-    return with_column(rows, names[0], _logprobs(run, workspace, rows, workspace.loaded, layout))
+    return with_column(rows, columns[0], _logprobs(run, model, rows, model.loaded, layout()))
 
 
 def with_fields(rows: list[Row], records: Mapping[str, Record], names: Sequence[str]) -> list[Row]:
@@ -72,42 +72,44 @@ def _with_field(row: Row, record: Record, name: str) -> Row:
     return replace(row, streams={**row.streams, f"field:{name}": Stream(value, "row")})
 
 
-def logprobs_of(run: Run, workspace: LanguageWorkspace, rows: Sequence[Row], name: str) -> Column:
+def logprobs_of(run: Run, model: LanguageModel, rows: Sequence[Row], name: str) -> Column:
     """Log-probabilities of the rows, as selectors look at them: `initial`, or of a model by name, folder or run folder.
 
     Raises:
         ModelError: there is no such model, or its tokens are not those of the trained one.
     """
     if name == "initial":
-        return _logprobs(run, workspace, rows, workspace.loaded, "padded")
+        return _logprobs(run, model, rows, model.loaded, "padded")
     base = run.recipe.base
     path = str(Path(name) / "model") if (base / name / "model").is_dir() else name
-    dtype = compute_dtype(run.recipe, workspace.device)
+    dtype = compute_dtype(run.recipe, model.device)
     settings = ModelSettings(path=path, dtype=dtype)  # pyright: ignore[reportArgumentType]
-    loaded = load_model(settings, base, workspace.device)
-    if loaded.tokenizer.get_vocab() != workspace.loaded.tokenizer.get_vocab():
+    loaded = load_model(settings, base, model.device)
+    if loaded.tokenizer.get_vocab() != model.loaded.tokenizer.get_vocab():
         raise ModelError(
             f"The reference {name} has another tokenizer than the model that is trained.",
             "Use a model of the same family: rows are scored as they are tokenised.",
         )
-    return _logprobs(run, workspace, rows, loaded, "padded")
+    return _logprobs(run, model, rows, loaded, "padded")
 
 
 RECALLED_BYTES = 4 * 2**30
 """Most that hidden states of a reference may take on disk; above, the reference is asked at every update."""
 
 
-def recalls(recipe: Recipe, objective: Objective, rows: Sequence[Row], module: nn.Module) -> bool:
+def recalls(recipe: Recipe, parts: Parts, rows: Sequence[Row], module: nn.Module) -> bool:
     """Whether the hidden states of `initial` at the rows are computed once: each row is learned from at least once.
 
     In bf16 they then carry the rounding of another batch than the trained model's. A budget in seconds pays for its
     reference as it goes; a rollout's rows are new every time.
     """
     settings = recipe.settings
-    readers = [one for one in members_of(objective) if any(read.startswith("logits:") for read in one.reads)]
-    if not readers or not all(_asks_at_rows(one) for one in readers) or settings.rl is not None:
+    if not parts.needs.references or settings.rl is not None:
         return False
-    epochs = budget_of(recipe).epochs(rows, settings.train.batch.records)
+    for member in members_of(parts.objective):
+        if any(read.startswith("logits:") for read in member.reads) and not _asks_at_rows(member):
+            return False
+    epochs = parts.budget(recipe).epochs(rows, settings.train.batch.records)
     weight: Tensor = module.get_output_embeddings().weight  # pyright: ignore
     return epochs is not None and epochs >= 1 and state_bytes(rows, weight.shape[1], weight.dtype) <= RECALLED_BYTES
 
@@ -117,13 +119,13 @@ def _asks_at_rows(objective: Objective) -> bool:
     return isinstance(objective, TokenObjective) and type(objective).terms is TokenObjective.terms
 
 
-def initial_states(run: Run, workspace: LanguageWorkspace, rows: Sequence[Row]) -> HiddenStateCache:
+def initial_states(run: Run, model: LanguageModel, rows: Sequence[Row]) -> HiddenStateCache:
     """Computed once per model and rows, kept while the runs of a comparison need them."""
-    module = workspace.loaded.module
+    module = model.loaded.module
     weight: Tensor = module.get_output_embeddings().weight  # pyright: ignore
-    file = run.shared / "states" / column_key(workspace.loaded.weights_id, str(weight.dtype), rows)
+    file = run.shared / "states" / column_key(model.loaded.weights_id, str(weight.dtype), rows)
     states = HiddenStateCache(file, rows, weight.shape[1], weight.dtype)
-    tokens = micro_tokens(run.recipe, module, workspace.device)
+    tokens = micro_tokens(run.recipe, module, model.device)
     with _once(run, file, states.known):
         if not states.known:
             states.compute(Reference(TokenPolicy(module)), rows, tokens, run.phase("score", len(rows)))
@@ -151,12 +153,12 @@ def _once(run: Run, file: Path, known: bool) -> Iterator[None]:
     write_json(note, {"seconds": run.seconds["score"] - before})
 
 
-def _logprobs(run: Run, workspace: LanguageWorkspace, rows: Sequence[Row], loaded: Loaded, layout: Layout) -> Column:
+def _logprobs(run: Run, model: LanguageModel, rows: Sequence[Row], loaded: Loaded, layout: Layout) -> Column:
     """Computed once per model and rows, then read from the cache that the runs of a comparison share."""
     policy = TokenPolicy(loaded.module)
     dtype = next(loaded.module.parameters()).dtype
     key = column_key(loaded.weights_id, f"{dtype}/{layout}", rows)
-    tokens = micro_tokens(run.recipe, loaded.module, workspace.device)
+    tokens = micro_tokens(run.recipe, loaded.module, model.device)
     file = run.shared / "scores" / f"{key}.npz"
 
     def compute() -> Column:

@@ -5,21 +5,22 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy
 import torch
 from torch import Tensor
 
-from luthier import parts
 from luthier.data.batches import Layout, Ordered, data_order
+from luthier.engine.assemble import Parts
 from luthier.engine.budget import Budget, Position
 from luthier.engine.score import Column, score
 from luthier.engine.source import Drawn
 from luthier.errors import RunError
 from luthier.modalities.language.answers import make_judge, make_sampler
+from luthier.modalities.language.model import LanguageModel
 from luthier.models.policy import TokenPolicy
-from luthier.objectives.base import Objective, reads_of
+from luthier.parts import build
 from luthier.recipe.settings import RL
 from luthier.rewards.base import FAILED, Log, failure_in_words
 from luthier.rollouts.base import (
@@ -36,9 +37,6 @@ from luthier.rollouts.base import (
 from luthier.rollouts.drive import drive, measures, refill
 from luthier.types import Request, Row, Sampler, Sampling, Stream, Trajectory
 
-if TYPE_CHECKING:
-    from luthier.modalities.language.workspace import LanguageWorkspace
-
 Columns = dict[str, Column]
 
 
@@ -50,7 +48,7 @@ class Rollouts:
         prompts: what is asked, in the order of the data.
         settings: the recipe's `rl` block.
         columns_of: the score pass: rows → columns that objective and advantages read.
-        moves: whether the objective has a gradient on a row.
+        has_gradient: whether the objective has a gradient on a row.
         decode: token ids to text, for strategies.
     """
 
@@ -63,7 +61,7 @@ class Rollouts:
     sample: Sampler
     judge: Judge
     columns_of: Callable[[list[Row]], Columns]
-    moves: Callable[[Row], bool]
+    has_gradient: Callable[[Row], bool]
     decode: Callable[[Sequence[int]], str]
     end_ids: set[int]
     pending: list[Drawn] = field(default_factory=list)
@@ -148,7 +146,7 @@ class Rollouts:
     def _updates(self, groups: Sequence[Group], used: int, facts: Mapping[str, float]) -> list[Drawn]:
         """The rollout's rows in keyed order, cut into `updates`, `passes` times; without a signal one empty update."""
         rows = self._rows(groups)
-        if not any(self.moves(row) for row in rows):
+        if not any(self.has_gradient(row) for row in rows):
             return [Drawn([], used, {**facts, "skipped": 1.0})]
         found: list[Drawn] = []
         count = min(self.settings.updates, len(rows))
@@ -220,11 +218,10 @@ def unpack(names: Sequence[str], tensors: Mapping[str, Tensor]) -> list[Row]:
 
 
 def make_rollouts(
-    workspace: LanguageWorkspace,
+    model: LanguageModel,
+    parts: Parts,
     rows: Sequence[Row],
     policy: TokenPolicy,
-    objective: Objective,
-    budget: Budget,
     micro: int,
     log: Log,
     layout: Layout = "padded",
@@ -235,11 +232,11 @@ def make_rollouts(
         DataError: the strategy needs demonstrations and there are none.
         RecipeError: objective or advantages read a column that nothing can give.
     """
-    recipe, renderer = workspace.recipe, workspace.renderer
+    recipe, renderer = model.recipe, model.renderer
     settings = recipe.settings
     assert isinstance(settings.rl, RL)
     chain = build_chain(settings.rl.advantages, recipe.base)
-    wanted = columns_read(settings.rl, objective, chain)
+    wanted = columns_read(settings.rl, parts.needs.reads, chain)
 
     failures: list[str] = []
 
@@ -252,25 +249,25 @@ def make_rollouts(
         log(line)
 
     return Rollouts(
-        prompts=[prompt_of_rollout(workspace, row) for row in rows],
+        prompts=[prompt_of_rollout(model, row) for row in rows],
         settings=settings.rl,
         seed=settings.seed,
-        budget=budget,
-        strategy=parts.build("strategy", settings.rl.strategy, recipe.base),
+        budget=parts.budget(recipe),
+        strategy=build("strategy", settings.rl.strategy, recipe.base),
         chain=chain,
-        sample=make_sampler(workspace, policy.module, settings.rl.generate),
-        judge=make_judge(workspace, settings.rl.generate, hear),
+        sample=make_sampler(model, policy.module, settings.rl.generate),
+        judge=make_judge(model, settings.rl.generate, hear),
         columns_of=columns_of,
-        moves=objective.moves,
-        decode=lambda ids: workspace.loaded.tokenizer.decode(ids, skip_special_tokens=True),
+        has_gradient=parts.objective.has_gradient,
+        decode=lambda ids: model.loaded.tokenizer.decode(ids, skip_special_tokens=True),
         end_ids=renderer.end_ids,
         failures=failures,
     )
 
 
-def columns_read(settings: RL, objective: Objective, chain: Sequence[Advantage]) -> list[str]:
+def columns_read(settings: RL, reads: Sequence[str], chain: Sequence[Advantage]) -> list[str]:
     """The columns that score passes must give to each rollout."""
-    wanted = {*reads_of(objective), *(read for link in chain for read in link.READS)}
+    wanted = {*reads, *(read for link in chain for read in link.READS)}
     wanted -= {"advantages", "sampler_logprobs", *(made for link in chain for made in link.WRITES)}
     needed = any("old_logprobs" in link.READS for link in chain)
     if settings.updates * settings.passes == 1 and not needed:
@@ -278,10 +275,10 @@ def columns_read(settings: RL, objective: Objective, chain: Sequence[Advantage])
     return sorted(name for name in wanted if not name.startswith("logits:"))
 
 
-def prompt_of_rollout(workspace: LanguageWorkspace, row: Row) -> Prompt:
+def prompt_of_rollout(model: LanguageModel, row: Row) -> Prompt:
     """A training row as a question, its targets as the demonstration."""
-    record = workspace.prepared.records[row.record]
-    ids = workspace.renderer.prompt(record)
+    record = model.prepared.records[row.record]
+    ids = model.renderer.prompt(record)
     demonstration = row.ids[len(ids) :].tolist() if row.ids[: len(ids)].tolist() == ids else None
     return Prompt(record, ids, demonstration or None)
 

@@ -16,34 +16,33 @@ from luthier.data.prepare import Prepared, prepare
 from luthier.data.render import Renderer
 from luthier.data.sources import load_records
 from luthier.engine import estimate, usage
-from luthier.engine.budget import Budget
+from luthier.engine.assemble import Parts
 from luthier.engine.hidden_cache import HiddenStateCache
 from luthier.engine.score import with_column
 from luthier.engine.source import RowSource
 from luthier.errors import DataError, RecipeError
 from luthier.evals.base import Evaluation
 from luthier.evals.evaluate import evaluate, perplexity, refuse_unscorable
-from luthier.modalities.base import Log, Workspace, build_tuners, find_device, micro_tokens
+from luthier.modalities.base import Log, Workspace, find_device, micro_tokens
 from luthier.modalities.language.columns import initial_states, logprobs_of, recalls, with_fields, with_references
+from luthier.modalities.language.model import LanguageModel
 from luthier.modalities.language.rollout import columns_read, make_rollouts
+from luthier.models.checks import PADDED, can_share, verify_packing, verify_sharing
 from luthier.models.loading.load import folded, load_model
-from luthier.models.policy import PADDED, TokenPolicy
-from luthier.objectives.base import Objective, judgement_of, members_of
+from luthier.models.policy import TokenPolicy
+from luthier.objectives.sum import members_of
 from luthier.recipe import Recipe
 from luthier.recipe.settings import RL
 from luthier.rollouts.base import build_chain
 from luthier.runs.journal import Journal
 from luthier.runs.run import Run
-from luthier.select.base import Selector
-from luthier.tuners.base import Tuner
 from luthier.types import Record, Row
 
 
 @dataclass(frozen=True)
-class LanguageWorkspace(Workspace):
+class LanguageWorkspace(Workspace, LanguageModel):
     """A language model with its tokenizer, and records rendered as its tokens."""
 
-    renderer: Renderer
     COUNTS: ClassVar[Literal["tokens", "records"]] = "tokens"
     WHOLE: ClassVar[bool] = False
 
@@ -69,52 +68,49 @@ class LanguageWorkspace(Workspace):
         rl = self.recipe.settings.rl
         return TokenPolicy(module, temperature=rl.generate.temperature if isinstance(rl, RL) else 1.0)
 
-    def rows(self, run: Run, objective: Objective, selector: Selector | None) -> list[Row]:
+    def rows(self, run: Run, parts: Parts) -> list[Row]:
         """The training rows with every column that objective, selector and tuners read; of a rollout the prompts."""
-        rows = training_rows(objective, self.prepared)
+        rows = training_rows(parts, self.prepared)
         if self.recipe.settings.rl is not None:
             return rows
-        tuners = build_tuners(run.recipe)
-        rows = with_references(run, self, rows, objective, tuners)
-        for read in selector.reads() if selector else ():
-            rows = with_column(rows, read, logprobs_of(run, self, rows, read.split(":", 1)[1]))
-        names = [name for tuner in tuners for name in tuner.fields]
-        return with_fields(rows, self.prepared.records, names)
+        needs = parts.needs
+        untuned = TokenPolicy(self.loaded.module)
+        rows = with_references(run, self, rows, needs.columns, lambda: self.layout(untuned, parts))
+        for column in needs.candidate_columns:
+            rows = with_column(rows, column, logprobs_of(run, self, rows, column.split(":", 1)[1]))
+        return with_fields(rows, self.prepared.records, needs.fields)
 
-    def source(
-        self, rows: list[Row], policy: Any, objective: Objective, budget: Budget, layout: Layout, log: Log
-    ) -> RowSource:
+    def source(self, parts: Parts, rows: list[Row], policy: Any, layout: Layout, log: Log) -> RowSource:
         if self.recipe.settings.rl is None:
-            return super().source(rows, policy, objective, budget, layout, log)
-        return make_rollouts(self, rows, policy, objective, budget, self.micro(), log, layout)
+            return super().source(parts, rows, policy, layout, log)
+        return make_rollouts(self, parts, rows, policy, self.micro(), log, layout)
 
-    def states(self, run: Run, objective: Objective, rows: Sequence[Row]) -> HiddenStateCache | None:
-        return initial_states(run, self, rows) if recalls(self.recipe, objective, rows, self.loaded.module) else None
+    def states(self, run: Run, parts: Parts, rows: Sequence[Row]) -> HiddenStateCache | None:
+        return initial_states(run, self, rows) if recalls(self.recipe, parts, rows, self.loaded.module) else None
 
-    def live(self, objective: Objective) -> Collection[str]:
+    def online_references(self, parts: Parts) -> Collection[str]:
         rl = self.recipe.settings.rl
         if not isinstance(rl, RL):
             return ()
-        columns = columns_read(rl, objective, build_chain(rl.advantages, self.recipe.base))
+        columns = columns_read(rl, parts.needs.reads, build_chain(rl.advantages, self.recipe.base))
         return {name.split(":")[1] for name in columns if name.startswith("logprobs:")}
 
-    def layout(self, policy: TokenPolicy, trained: Sequence[Objective | Tuner]) -> Layout:
+    def layout(self, policy: TokenPolicy, parts: Parts) -> Layout:
         """The layout that the recipe names; auto shares prompts where the model can and no part looks at them.
 
         Raises:
             ModelError, RecipeError: it cannot be had.
         """
-        wanted = self.recipe.settings.train.batch.layout
-        looking = next((part.kind for part in trained if part.WHOLE_ROWS), None)
+        wanted, looking = self.recipe.settings.train.batch.layout, parts.needs.whole_rows
         if wanted == "packed":
-            policy.verify_packing()
+            verify_packing(policy)
             return "packed"
         if wanted == "shared":
             if looking is not None:
                 raise RecipeError(f"`{looking}` looks at whole records, which then cannot share a prompt.", PADDED)
-            policy.verify_sharing()
+            verify_sharing(policy)
             return "shared"
-        return "shared" if wanted == "auto" and looking is None and policy.can_share() else "padded"
+        return "shared" if wanted == "auto" and looking is None and can_share(policy) else "padded"
 
     @property
     def pad_id(self) -> int:
@@ -126,9 +122,8 @@ class LanguageWorkspace(Workspace):
     def estimate(self, module: nn.Module, rows: Sequence[Row], frozen: int) -> int | None:
         return predicted_memory(self.recipe, module, rows, frozen).total
 
-    def refuse_unfit(self, objective: Objective, tuners: Sequence[Tuner]) -> None:
-        rows = training_rows(objective, self.prepared)
-        with_fields(rows, self.prepared.records, [name for tuner in tuners for name in tuner.fields])
+    def refuse_unfit(self, parts: Parts) -> None:
+        with_fields(training_rows(parts, self.prepared), self.prepared.records, parts.needs.fields)
 
     def refuse_unscorable(self, sets: Sequence[str]) -> None:
         refuse_unscorable_sets(self.recipe, self.prepared, self.renderer, sets)
@@ -203,13 +198,13 @@ def refuse_unscorable_sets(recipe: Recipe, prepared: Prepared, renderer: Rendere
             refuse_unscorable(records, renderer, metric, recipe.base)
 
 
-def training_rows(objective: Objective, prepared: Prepared) -> list[Row]:
-    """What an objective learns from: good and bad answers where it reads both, else the good ones.
+def training_rows(parts: Parts, prepared: Prepared) -> list[Row]:
+    """What the objective learns from: good and bad answers where it reads both, else the good ones.
 
     Raises:
         RecipeError: it reads both, and some training record does not say which its answer is; or all are bad.
     """
-    name, needed = members_of(objective)[0].kind, judgement_of(objective)
+    name, needed = members_of(parts.objective)[0].kind, parts.needs.judgement
     if not needed:
         rows = without_rejected(prepared.train)
         if prepared.train and not rows:

@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
-from luthier.objectives.base import CoupledObjective, Update
+from luthier.objectives.base import CoupledObjective
 from luthier.parts import lazy
 from luthier.types import Batch, Term
+from luthier.update import Update
 
 if TYPE_CHECKING:
     import torch

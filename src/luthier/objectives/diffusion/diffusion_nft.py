@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
-from luthier.objectives.base import Objective, Update
+from luthier.objectives.base import Objective
 from luthier.parts import lazy
 from luthier.types import Batch, Term
+from luthier.update import Update
 
 if TYPE_CHECKING:
     import torch
@@ -41,7 +42,7 @@ class DiffusionNFT(Objective):
     MODALITY: ClassVar[str] = "diffusion"
     READS: ClassVar[tuple[str, ...]] = ("optimality",)
     UNIT: ClassVar[str] = "records"
-    HOLDS: ClassVar = ("normaliser",)
+    DETACHED: ClassVar = ("normaliser",)
     SETTINGS: ClassVar = ({}, {"beta": 0.1}, {"kl_weight": 0.5}, {"adv_clip": 2.0}, {"normalise": False})
 
     beta: float = Field(

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
-from luthier.objectives.base import TokenObjective, TokenView
+from luthier.objectives.base import TokenObjective
+from luthier.objectives.views import TokenView
 from luthier.parts import lazy
 
 if TYPE_CHECKING:
@@ -109,7 +110,7 @@ class GRPO(TokenObjective):
     def unit(self) -> str:
         return "targets" if self.norm == "token" else "records"
 
-    def moves(self, row: Row) -> bool:
+    def has_gradient(self, row: Row) -> bool:
         return bool(self.kl_coefficient) or not row.silent("advantages")
 
     def token_loss(self, view: TokenView) -> Tensor:

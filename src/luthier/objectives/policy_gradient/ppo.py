@@ -6,9 +6,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
-from luthier.objectives.base import TokenObjective, TokenView, Update
+from luthier.objectives.base import TokenObjective
+from luthier.objectives.views import TokenView
 from luthier.parts import lazy
 from luthier.types import Batch, Term
+from luthier.update import Update
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
-from luthier.objectives.base import TokenObjective, TokenView
+from luthier.objectives.base import TokenObjective
+from luthier.objectives.views import TokenView
 from luthier.parts import lazy
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ class RLOO(TokenObjective):
     PAPER: ClassVar[str] = "arXiv 2402.14740"
     READS: ClassVar = ("advantages", "old_logprobs")
     UNIT: ClassVar[str] = "records"
-    HOLDS: ClassVar = ("ratio of the answer",)
+    DETACHED: ClassVar = ("ratio of the answer",)
     SETTINGS: ClassVar = ({}, {"clip_low": 0.9}, {"clip_high": 9.0})
 
     clip_low: float = Field(
@@ -50,7 +51,7 @@ class RLOO(TokenObjective):
         "update per rollout; long answers reach it soon.",
     )
 
-    def moves(self, row: Row) -> bool:
+    def has_gradient(self, row: Row) -> bool:
         return not row.silent("advantages")
 
     def token_loss(self, view: TokenView) -> Tensor:

@@ -9,8 +9,8 @@ from luthier.data.batches import collate, micro_batches, mismatched
 from luthier.errors import RecipeError
 from luthier.models.kernels.head import target_logprob
 from luthier.models.policy import Reference, TokenPolicy
-from luthier.objectives.base import Update
 from luthier.types import Batch
+from luthier.update import Update
 
 
 def mismatch(policy: TokenPolicy, update: Update, name: str, reference: str = "initial") -> float:

@@ -6,9 +6,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from luthier.errors import RecipeError
-from luthier.objectives.base import Objective, SequenceObjective, SequenceView, Update, check_one_per, sequence_view
+from luthier.objectives.base import Objective, SequenceObjective, check_one_per
+from luthier.objectives.views import SequenceView, sequence_view
 from luthier.parts import lazy
 from luthier.types import Batch, Term
+from luthier.update import Update
 
 if TYPE_CHECKING:
     import torch

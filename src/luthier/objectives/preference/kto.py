@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
-from luthier.objectives.base import SequenceView, Update
 from luthier.objectives.preference.base import LabelObjective, good
+from luthier.objectives.views import SequenceView
 from luthier.parts import lazy
+from luthier.update import Update
 
 if TYPE_CHECKING:
     import torch
@@ -40,7 +41,7 @@ class KTO(LabelObjective):
 
     PAPER: ClassVar[str] = "arXiv 2402.01306"
     READS: ClassVar = ("logprobs:initial",)
-    SETTINGS: ClassVar = (  # HOLDS is not said: the matrix's workspace has z = 0, where nothing is held
+    SETTINGS: ClassVar = (  # DETACHED is not said: the matrix's workspace has z = 0, where nothing is held
         {},
         {"beta": 0.5},
         {"desirable_weight": 2.0},
@@ -78,10 +79,10 @@ class KTO(LabelObjective):
 
     def prepare(self, policy: TokenPolicy, update: Update) -> None:
         found = baselines.mismatch(policy, update, self.kind) if self.baseline == "kl" else 0.0
-        update.prepared[id(self)] = max(0.0, found)
+        update.set_prepared(self, max(0.0, found))
 
     def sequence_loss(self, view: SequenceView) -> Tensor:
-        ratio, baseline, desirable = view.log_ratio(), view.update.prepared[id(self)], good(view)
+        ratio, baseline, desirable = view.log_ratio(), view.update.prepared_by(self), good(view)
         reward = self.beta * ratio.detach()
         view.update.meter("good_reward", reward[desirable].sum(), "good")
         view.update.meter("bad_reward", reward[~desirable].sum(), "bad")

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
-from luthier.objectives.base import TokenObjective, TokenView
+from luthier.objectives.base import TokenObjective
+from luthier.objectives.views import TokenView
 from luthier.parts import lazy
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ class ASFT(TokenObjective):
 
     PAPER: ClassVar[str] = "arXiv 2509.23753"
     READS: ClassVar = ("logits:initial",)
-    HOLDS: ClassVar = ("weight",)
+    DETACHED: ClassVar = ("weight",)
     SETTINGS: ClassVar = ({}, {"kl_weight": 0.5}, {"kl_weight": 0.5, "kl_direction": "reverse"}, {"prob_power": 0.0})
 
     kl_weight: float = Field(

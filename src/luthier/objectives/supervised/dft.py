@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
-from luthier.objectives.base import TokenObjective, TokenView
+from luthier.objectives.base import TokenObjective
+from luthier.objectives.views import TokenView
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -23,7 +24,7 @@ class DFT(TokenObjective):
     """
 
     PAPER: ClassVar[str] = "arXiv 2508.05629"
-    HOLDS: ClassVar = ("weight",)
+    DETACHED: ClassVar = ("weight",)
     SETTINGS: ClassVar = ({}, {"prob_power": 0.5})
 
     prob_power: float = Field(

@@ -8,19 +8,22 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field
 
 from luthier.objectives._draws import keyed_uniform
-from luthier.objectives.base import Objective, Update
+from luthier.objectives.base import Objective
 from luthier.parts import lazy
 from luthier.types import Batch, Term
+from luthier.update import Update
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from luthier.models import checks
     from luthier.models import policy as policies
     from luthier.models.kernels import head as heads
     from luthier.models.policy import TokenPolicy
 else:
     torch = lazy("torch")
+    checks = lazy("luthier.models.checks")
     heads = lazy("luthier.models.kernels.head")
     policies = lazy("luthier.models.policy")
 
@@ -43,7 +46,7 @@ class IFT(Objective):
 
     PAPER: ClassVar[str] = "arXiv 2405.11870"
     UNIT: ClassVar[str] = "records"
-    HOLDS: ClassVar = ("embeddings read",)
+    DETACHED: ClassVar = ("embeddings read",)
     SETTINGS: ClassVar = (
         {},
         {"residual": 0.6},
@@ -99,7 +102,7 @@ class IFT(Objective):
     )
 
     def start(self, policy: TokenPolicy) -> None:
-        policy.verify_embeddings()
+        checks.verify_embeddings(policy)
 
     def terms(self, policy: TokenPolicy, batch: Batch, update: Update) -> list[Term]:
         rows, columns = batch.targets()

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import Field
 
 from luthier.errors import RecipeError
-from luthier.objectives.base import Objective, SequenceObjective, TokenObjective, Update, total_of
+from luthier.objectives.base import Objective, SequenceObjective, TokenObjective, total_of
 from luthier.parts import lazy, part_field
 from luthier.types import Batch, Term
+from luthier.update import Update
 
 if TYPE_CHECKING:
     import torch
@@ -45,7 +46,7 @@ class LFU(Objective):
 
     PAPER: ClassVar[str] = "arXiv 2511.13052"
     WHOLE_ROWS: ClassVar[bool] = True
-    HOLDS: ClassVar = ("hidden states at rest",)
+    DETACHED: ClassVar = ("hidden states at rest",)
     SETTINGS: ClassVar = (
         {},
         {"base": "dft"},
@@ -120,23 +121,23 @@ class LFU(Objective):
         aside = replace(update, meters={})
         with made.attached():
             for batch in update.batches:
-                with self.base.scope(policy, batch, update), made.active(), _same_draws(batch, update):
+                with self.base.micro_batch_context(policy, batch, update), made.active(), _same_draws(batch, update):
                     loss = total_of(self.base.terms(policy, batch, aside), update.counts)
                     if loss is not None:
                         found = torch.autograd.grad(loss, made.values, materialize_grads=True, allow_unused=True)
                         for total, piece in zip(gradients, found, strict=True):
                             total += piece
         update.sum_tensors(gradients)
-        update.prepared[id(self)] = (made, made.ascend(gradients, self.step_size))
+        update.set_prepared(self, (made, made.ascend(gradients, self.step_size)))
 
     @contextmanager
-    def scope(self, policy: TokenPolicy, batch: Batch, update: Update) -> Iterator[None]:
-        auxiliary, _ = update.prepared[id(self)]
-        with auxiliary.attached(), self.base.scope(policy, batch, update):
+    def micro_batch_context(self, policy: TokenPolicy, batch: Batch, update: Update) -> Iterator[None]:
+        auxiliary, _ = update.prepared_by(self)
+        with auxiliary.attached(), self.base.micro_batch_context(policy, batch, update):
             yield
 
     def terms(self, policy: TokenPolicy, batch: Batch, update: Update) -> list[Term]:
-        auxiliary, norm = update.prepared[id(self)]
+        auxiliary, norm = update.prepared_by(self)
         chosen = self.chosen(policy)
         with _same_draws(batch, update), policy.layer_outputs(chosen) as plain:
             terms = self.base.terms(policy, batch, update)

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
-from luthier.objectives.base import TokenObjective, TokenView
+from luthier.objectives.base import TokenObjective
+from luthier.objectives.views import TokenView
 from luthier.parts import lazy
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ class OTR(TokenObjective):
 
     PAPER: ClassVar[str] = "arXiv 2509.26313"
     UNIT: ClassVar[str] = "records"
-    HOLDS: ClassVar = ("samples",)
+    DETACHED: ClassVar = ("samples",)
     SETTINGS: ClassVar = (
         {},
         {"num_samples": 8},

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from luthier.engine.distributed import World
 from luthier.errors import RunError
 from luthier.models.policy import Companion
 from luthier.run_folder import sync
 
 STATE, META = "state.safetensors", "meta.json"
+SAVE_SECONDS = 300.0
+"""How far apart checkpoints are that `save.every: auto` writes."""
 
 
 @dataclass(frozen=True)
@@ -25,6 +29,71 @@ class Checkpoint:
 
     tensors: dict[str, Tensor]
     meta: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Saving:
+    """Where checkpoints go, after how many updates ("auto": every SAVE_SECONDS; None: at the end), how many stay."""
+
+    folder: Path
+    every: int | Literal["auto"] | None = "auto"
+    keep: int = 2
+    fingerprint: str = ""
+
+
+class Checkpoints:
+    """The checkpoints of one training: when one is due, and which position was saved last.
+
+    Args:
+        saving: None where nothing is saved.
+    """
+
+    def __init__(self, saving: Saving | None, world: World):
+        self.saving = saving
+        self._world = world
+        self._saved_at = time.perf_counter()
+        self._saved_update = -1
+
+    def due(self, update: int) -> bool:
+        """Whether a checkpoint is to be written after this update, by this rank's clock."""
+        if self.saving is None or self.saving.every is None:
+            return False
+        if self.saving.every == "auto":
+            return time.perf_counter() - self._saved_at > SAVE_SECONDS
+        return update % self.saving.every == 0
+
+    def save(self, update: int, state: Callable[[], Checkpoint]) -> None:
+        """Write the state after an update (rank 0), unless it was saved already; all ranks wait for it.
+
+        Raises:
+            RunError: the disk is full; earlier checkpoints are untouched.
+        """
+        if self.saving is None or self._saved_update == update:
+            return
+        self._saved_at, self._saved_update = time.perf_counter(), update
+        if self._world.rank == 0:
+            current = state()
+            checkpoint = Checkpoint(current.tensors, {**current.meta, "fingerprint": self.saving.fingerprint})
+            save(self.saving.folder, update, checkpoint, self.saving.keep)
+        self._world.barrier()
+
+    def restore(self) -> Checkpoint | None:
+        """The newest checkpoint, or None.
+
+        Raises:
+            RunError: it was written under another recipe.
+        """
+        path = None if self.saving is None else newest(self.saving.folder)
+        if path is None or self.saving is None:
+            return None
+        checkpoint = load(path)
+        if checkpoint.meta["fingerprint"] != self.saving.fingerprint:
+            raise RunError(
+                f"The checkpoint {path} was written under another recipe.",
+                "Resume with the recipe it was started with, or start a new run.",
+            )
+        self._saved_update = int(checkpoint.meta["position"]["updates"])
+        return checkpoint
 
 
 def save(folder: Path, update: int, checkpoint: Checkpoint, keep: int) -> Path:

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from luthier import parts
-from luthier.engine import precision
-from luthier.engine.precision import Masters, Rounding
+from luthier.engine import master_weights
+from luthier.engine.master_weights import MasterWeights, Rounding
 from luthier.models.kernels.gradients import Sums
 
 ADAMW = parts.build("optimizer", {"kind": "adamw", "lr": 0.01, "weight_decay": 0.1})
@@ -24,9 +24,9 @@ def batch(seed, dtype):
 
 
 def test_in_float32_equals_torch_adamw(monkeypatch):
-    monkeypatch.setattr(precision, "BUCKET_BYTES", 40)
+    monkeypatch.setattr(master_weights, "BUCKET_BYTES", 40)
     ours, theirs = model(torch.float32), model(torch.float32)
-    masters = Masters(ours.named_parameters(), ADAMW)
+    masters = MasterWeights(ours.named_parameters(), ADAMW)
     assert len(masters.buckets) > 1
     optimiser = ADAMW.make(list(theirs.parameters()))
     for step in range(3):
@@ -42,7 +42,7 @@ def test_in_float32_equals_torch_adamw(monkeypatch):
 
 def test_bfloat16_moves_less_than_its_own_resolution_through_the_masters():
     net = model(torch.bfloat16)
-    masters = Masters(net.named_parameters(), parts.build("optimizer", {"kind": "adamw", "lr": 1e-5}))
+    masters = MasterWeights(net.named_parameters(), parts.build("optimizer", {"kind": "adamw", "lr": 1e-5}))
     start = masters.master["0.weight"].detach().clone()
     for step in range(4):
         masters.accumulate(several=False)
@@ -58,7 +58,7 @@ def test_bfloat16_moves_less_than_its_own_resolution_through_the_masters():
 def test_a_step_far_below_bfloat16s_resolution_moves_the_model_on_average_as_in_float32():
     net = nn.Linear(256, 256, bias=False).bfloat16()
     nn.init.constant_(net.weight, 0.1)
-    masters = Masters(net.named_parameters(), parts.build("optimizer", {"kind": "adamw", "lr": 1e-5}))
+    masters = MasterWeights(net.named_parameters(), parts.build("optimizer", {"kind": "adamw", "lr": 1e-5}))
     start = net.weight.detach().float().mean()
     masters.accumulate(several=False)
     net.weight.grad = torch.ones_like(net.weight)
@@ -71,12 +71,12 @@ def test_a_step_far_below_bfloat16s_resolution_moves_the_model_on_average_as_in_
 
 @pytest.mark.parametrize("sign", [1, -1])
 def test_rounding_has_the_value_as_its_mean(sign, monkeypatch):
-    monkeypatch.setattr(precision, "DRAWN", 1000)
+    monkeypatch.setattr(master_weights, "DRAWN", 1000)
     wide = torch.full((200, 100), sign * (1 + 0.3 * 2**-7))
     found = torch.empty(200, 100, dtype=torch.bfloat16)
     Rounding(3).round(wide, found)
     assert set(found.float().unique().tolist()) == {sign * 1.0, sign * (1 + 2**-7)}
-    monkeypatch.setattr(precision, "DRAWN", 20_000)
+    monkeypatch.setattr(master_weights, "DRAWN", 20_000)
     Rounding(3).round(wide, found)
     assert abs(float(found.double().mean()) - float(wide[0, 0])) < 4 * 2**-7 * (0.21 / 20_000) ** 0.5
 
@@ -98,7 +98,7 @@ def test_rounding_leaves_what_bfloat16_holds_and_takes_any_layout():
 
 def test_several_bfloat16_gradients_are_summed_in_float32():
     net = model(torch.bfloat16)
-    masters = Masters(net.named_parameters(), ADAMW)
+    masters = MasterWeights(net.named_parameters(), ADAMW)
     masters.accumulate(several=True)
     single = []
     for step in range(3):
@@ -116,7 +116,7 @@ def test_a_rank_without_rows_takes_part_with_zeros(dtype, several, monkeypatch):
     start = Sums.start
     monkeypatch.setattr(Sums, "start", lambda self, weight: start(self, weight).fill_(float("nan")))
     net, sent = model(dtype), []
-    masters = Masters(net.named_parameters(), ADAMW)
+    masters = MasterWeights(net.named_parameters(), ADAMW)
     masters.accumulate(several=several)
     masters.reduce(SimpleNamespace(size=2, sum_tensors=lambda tensors: sent.extend(tensors)))
     assert [one.shape for one in sent] == [p.shape for p in net.parameters()]
@@ -124,7 +124,7 @@ def test_a_rank_without_rows_takes_part_with_zeros(dtype, several, monkeypatch):
 
 
 def test_state_goes_round(tmp_path):
-    one, other = (Masters(model(torch.bfloat16).named_parameters(), ADAMW) for _ in range(2))
+    one, other = (MasterWeights(model(torch.bfloat16).named_parameters(), ADAMW) for _ in range(2))
     one.accumulate(several=False)
     for parameter in one.compute.values():
         parameter.grad = torch.ones_like(parameter)
@@ -140,5 +140,5 @@ def test_state_goes_round(tmp_path):
 
 
 def test_norm_of_nothing_is_zero():
-    masters = Masters(model(torch.float32).named_parameters(), ADAMW)
+    masters = MasterWeights(model(torch.float32).named_parameters(), ADAMW)
     assert masters.norms() == [0.0]

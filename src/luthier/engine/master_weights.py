@@ -31,7 +31,7 @@ class ParameterGroup:
     rate: float = 1.0
 
 
-class Masters:
+class MasterWeights:
     """The trained parameters, their master copies, gradients and optimisers.
 
     Args:
@@ -163,7 +163,7 @@ class Masters:
             self.sums.forget(parameter)
 
     def state(self) -> dict[str, Tensor]:
-        """Masters and optimiser state as named tensors."""
+        """MasterWeights and optimiser state as named tensors."""
         tensors = {f"master/{name}": master.detach() for name, master in self.master.items()}
         tensors["roundings"] = torch.tensor(self.roundings)
         for names, optimizer, _ in self.buckets:

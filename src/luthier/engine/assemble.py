@@ -1,0 +1,269 @@
+"""The parts of one training: built once from the recipe, asked once what they need, and put onto a model."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+from torch import nn
+
+from luthier import parts
+from luthier.engine.budget import Budget
+from luthier.engine.estimate import weight_bytes
+from luthier.engine.hidden_cache import CachedReference, HiddenStateCache
+from luthier.engine.master_weights import MasterWeights, ParameterGroup
+from luthier.errors import RecipeError, RunError
+from luthier.models.checks import verify
+from luthier.models.policy import Companion, HeadOnly, Policy, Reference, TokenPolicy
+from luthier.objectives.base import Objective
+from luthier.objectives.sum import build_objective, judgement_of, members_of, reads_of
+from luthier.recipe import Recipe
+from luthier.recipe.settings import TrainSettings
+from luthier.select.base import Selector
+from luthier.tuners.base import Tuner, TunerInputs
+from luthier.update import PartNames
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The parts of one training. Their state is kept by these very objects, so a training builds them once."""
+
+    objective: Objective
+    tuners: tuple[Tuner, ...]
+    optimizer: Any
+    schedule: Any
+    selector: Selector | None = None
+
+    @classmethod
+    def of(cls, recipe: Recipe) -> Parts:
+        """The parts that a recipe of one training names.
+
+        Raises:
+            RecipeError: a part or one of its options does not exist.
+        """
+        train, base = recipe.settings.train, recipe.base
+        return cls(
+            objective=build_objective(train.objective, base),
+            tuners=tuple(build_tuners(recipe)),
+            optimizer=parts.build("optimizer", train.optimizer, base),
+            schedule=parts.build("schedule", train.schedule, base),
+            selector=None if train.select is None else parts.build("selector", train.select, base),
+        )
+
+    @cached_property
+    def needs(self) -> Needs:
+        """What these parts read."""
+        return Needs(self)
+
+    @cached_property
+    def names(self) -> PartNames:
+        """slot/kind/position of every part that may keep state: members of the objective, tuners, selector.
+
+        The order is that in which older checkpoints number them.
+        """
+        slots = {
+            "objective": members_of(self.objective),
+            "tuner": self.tuners,
+            "selector": [] if self.selector is None else [self.selector],
+        }
+        named = []
+        for slot, members in slots.items():
+            named += [(f"{slot}/{part.kind}/{position}", part) for position, part in enumerate(members)]
+        return PartNames(named)
+
+    def refuse_conflicts(self, modality: str) -> None:
+        """Raise RecipeError for parts that exclude each other, or that do not work on a model of this modality."""
+        self.refuse_modality(modality)
+        refuse_excluded(self.tuners)
+        refuse_other_rules(self.tuners, self.optimizer)
+
+    def refuse_modality(self, modality: str) -> None:
+        """Raise RecipeError for an objective, or a selector that reads the model, of another modality."""
+        selectors = [self.selector] if self.selector is not None and self.selector.FORWARD else []
+        for part in (*members_of(self.objective), *selectors):
+            if modality != part.MODALITY:
+                raise RecipeError(
+                    f"`{part.kind}` works on models of the kind `{part.MODALITY}`; this one is `{modality}`."
+                )
+
+    def budget(self, recipe: Recipe) -> Budget:
+        """How far a training with these parts may go: of candidates only the kept share counts as trained."""
+        budget = recipe.settings.budget
+        keep = 1.0 if self.selector is None else self.selector.keep
+        return Budget(budget.unit, budget.amount, keep)  # pyright: ignore[reportArgumentType]
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What the parts of a training read; each part is asked once, when the answer first matters."""
+
+    parts: Parts
+
+    @cached_property
+    def reads(self) -> tuple[str, ...]:
+        """All streams and references that the objective reads."""
+        return reads_of(self.parts.objective)
+
+    @cached_property
+    def columns(self) -> tuple[str, ...]:
+        """Columns of log-probabilities that the objective reads: `logprobs:<reference>`."""
+        return tuple(read for read in self.reads if read.startswith("logprobs:"))
+
+    @cached_property
+    def candidate_columns(self) -> tuple[str, ...]:
+        """Columns that the selector reads."""
+        return () if self.parts.selector is None else tuple(self.parts.selector.reads())
+
+    @cached_property
+    def references(self) -> frozenset[str]:
+        """References whose distributions the objective asks for in every forward."""
+        return frozenset(read.split(":")[1] for read in self.reads if read.startswith("logits:"))
+
+    @cached_property
+    def frozen_copy(self) -> bool:
+        """Whether a reference is a frozen copy: not every tuner gives the base model back while it is disabled."""
+        return not all(tuner.DISABLING_RESTORES_BASE for tuner in self.parts.tuners)
+
+    @cached_property
+    def fields(self) -> tuple[str, ...]:
+        """Columns of the data, holding numbers, that the tuners read."""
+        return tuple(name for tuner in self.parts.tuners for name in tuner.fields)
+
+    @cached_property
+    def whole_rows(self) -> str | None:
+        """The first part that looks at positions that are no targets, by its kind."""
+        trained = (*members_of(self.parts.objective), *self.parts.tuners)
+        return next((part.kind for part in trained if part.WHOLE_ROWS), None)
+
+    @cached_property
+    def judgement(self) -> Literal["pairs", "labels", ""]:
+        """How answers must be judged: in pairs, each by a label, or not at all. Raises RecipeError where mixed."""
+        return judgement_of(self.parts.objective)
+
+
+def build_tuners(recipe: Recipe) -> list[Tuner]:
+    """The recipe's tuners, in written order."""
+    spec = recipe.settings.train.tuner
+    return [parts.build("tuner", item, recipe.base) for item in (spec if isinstance(spec, list) else [spec])]
+
+
+def tuned_policy(
+    module: nn.Module,
+    chosen: Parts,
+    inputs: TunerInputs,
+    make: Callable[[nn.Module], Any] = TokenPolicy,
+    online: Collection[str] = (),
+    states: HiddenStateCache | None = None,
+) -> Any:
+    """Apply the tuners and bind the references that the objective reads, captured before any surgery.
+
+    `initial` is the module inside the tuners' `disabled()` when all of them restore the base, else a frozen copy.
+
+    Args:
+        make: what objectives see of a module; policy and references are made by it alike.
+        online: further references that are asked again and again, as those of rollouts are.
+        states: hidden states of `initial` at the training rows, where it is not asked again.
+
+    Raises:
+        RecipeError: the objective reads a reference that nothing provides, or two tuners exclude each other.
+    """
+    refuse_excluded(chosen.tuners)
+    wanted = chosen.needs.references | set(online)
+    if unknown := sorted(wanted - {"initial"}):
+        raise unknown_reference(unknown[0])
+    frozen = None
+    if wanted and chosen.needs.frozen_copy:
+        # Its hidden states are known where `states` are given: then the head is all that is asked.
+        frozen = make(copy.deepcopy(module).requires_grad_(False).eval() if states is None else HeadOnly(module))
+    module = apply_tuners(module, chosen.tuners, inputs)
+    policy = make(module)
+    policy.companions = chosen.objective.companions(policy)
+    verify(policy)
+    if wanted:
+        disabled = Reference(policy, lambda: _disabled(chosen.tuners, policy.module))
+        initial = disabled if frozen is None else Reference(frozen)
+        policy.references["initial"] = initial if states is None else CachedReference(initial, states)
+    return policy
+
+
+def apply_tuners(module: nn.Module, tuners: Sequence[Tuner], inputs: TunerInputs) -> nn.Module:
+    """The module to train; what an earlier tuner trains stays trained."""
+    module.requires_grad_(False)
+    for tuner in tuners:
+        trained = [p for p in module.parameters() if p.requires_grad]
+        module = tuner.apply(module, tuner.plan(module, inputs))
+        for parameter in trained:  # PEFT freezes all but its own
+            parameter.requires_grad_(True)
+    return module
+
+
+def master_weights(policy: Policy, chosen: Parts) -> MasterWeights:
+    """Master copies and optimisers of all that the tuners train and of the objective's companions.
+
+    Raises:
+        RunError: the tuners leave nothing to train.
+    """
+    named, own_rules = {}, {}
+    for tuner in chosen.tuners:
+        parameters = dict(tuner.parameters(policy.module))
+        named |= parameters
+        rule = tuner.optimizer(chosen.optimizer)
+        if rule is not None:
+            own_rules |= dict.fromkeys(parameters, rule)
+    if not named:
+        raise RunError("The tuner leaves nothing to train.")
+    companions = [_group(name, companion) for name, companion in policy.companions.items()]
+    return MasterWeights(named.items(), chosen.optimizer, companions, own_rules)
+
+
+def _group(name: str, companion: Companion) -> ParameterGroup:
+    """A companion's parameters under names that no model has."""
+    named = {f"companion/{name}/{key}": p for key, p in companion.module.named_parameters() if p.requires_grad}
+    return ParameterGroup(named, companion.rate)
+
+
+def refuse_excluded(tuners: Sequence[Tuner]) -> None:
+    """Raise RecipeError for tuners that cannot be combined."""
+    for position, tuner in enumerate(tuners):
+        for other in [*tuners[:position], *tuners[position + 1 :]]:
+            if other.kind in tuner.EXCLUDES:
+                raise RecipeError(f"The tuners `{tuner.kind}` and `{other.kind}` cannot be combined.")
+            if not tuner.MERGES:
+                raise RecipeError(
+                    f"The tuners `{tuner.kind}` and `{other.kind}` cannot be combined: the result of several is one"
+                    f" merged model, and what `{tuner.kind}` learns cannot be merged."
+                )
+
+
+def refuse_other_rules(tuners: Sequence[Tuner], optimizer: Any) -> None:
+    """Raise RecipeError if the recipe names an optimiser and a tuner moves its parameters by a rule of its own."""
+    own = [tuner for tuner in tuners if tuner.optimizer(optimizer) is not None]
+    default = TrainSettings.model_fields["optimizer"].default["kind"]
+    if own and optimizer.kind != default:
+        raise RecipeError(
+            f"The tuner `{own[0].kind}` moves its parameters by a rule of its own, not by `{optimizer.kind}`.",
+            f"Leave train.optimizer.kind at `{default}`: learning rate, decay and clipping are taken from there.",
+        )
+
+
+def unknown_reference(name: str) -> RecipeError:
+    """The objective reads a reference that nothing provides."""
+    return RecipeError(f"The objective reads a reference called `{name}`.", "Known: `initial`.")
+
+
+def frozen_bytes(policy: Policy) -> int:
+    """Bytes of what its references keep of the model as it was, beside the model itself."""
+    kept = {id(reference.policy): reference.policy for reference in policy.references.values()}
+    return sum(weight_bytes(other.module) for other in kept.values() if other is not policy)
+
+
+@contextmanager
+def _disabled(tuners: Sequence[Tuner], module: nn.Module) -> Iterator[None]:
+    with ExitStack() as stack:
+        for tuner in tuners:
+            stack.enter_context(tuner.disabled(module))
+        yield

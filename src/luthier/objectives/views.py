@@ -1,0 +1,211 @@
+"""What a loss sees of a micro-batch: its target positions in chunks, or its rows, and how one forward gives them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Protocol
+
+from luthier.errors import RecipeError
+from luthier.objectives._draws import keyed_uniform, position_keys
+from luthier.parts import lazy
+from luthier.types import Batch
+from luthier.update import Update
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from luthier.models.kernels import head as heads
+    from luthier.models.policy import TokenPolicy
+else:
+    torch = lazy("torch")
+    heads = lazy("luthier.models.kernels.head")
+
+
+@dataclass
+class MicroBatchTargets:
+    """All N targets of a micro-batch, without gradient: for a loss that must know a token's whole record."""
+
+    head: heads.Head
+    hidden: Tensor  # [N,D]
+    targets: Tensor  # [N]
+    owner: Tensor  # [N] index of each position's record
+    streams: dict[str, Tensor]  # token streams [N]
+    counts: Tensor  # [R] targets of each record
+
+    @cached_property
+    def logprob(self) -> Tensor:
+        """log p(target) under the trained model, [N], from a pass of the head of its own."""
+        with torch.no_grad():
+            return self.head.map(self.hidden, lambda piece, z: heads.target_logprob(z, self.targets[piece]))
+
+    def mean(self, values: Tensor) -> Tensor:
+        """Mean of values [N] over each position's record, [N]."""
+        sums = torch.zeros(len(self.counts), dtype=values.dtype, device=values.device)
+        return (sums.index_add(0, self.owner, values) / self.counts)[self.owner]
+
+
+@dataclass
+class TokenView:
+    """One chunk of n target positions. All tensors are detached from nothing: losses differentiate `logits`."""
+
+    logits: Tensor  # [n,V], fp32 or wider; overwritten afterwards: what is kept of them must be cloned
+    targets: Tensor  # [n]
+    streams: dict[str, Tensor]  # token streams at the chunk's positions, [n]
+    hidden_of: dict[str, Any]  # reference name → (reference, hidden [n,D])
+    keys: Tensor  # [n] int64: hash of (record, position), for keyed draws
+    record_targets: Tensor  # [n] targets of the record that each position belongs to
+    update: Update
+    whole: MicroBatchTargets | None = None
+    piece: slice = field(default_factory=lambda: slice(None))  # where the chunk stands in `whole`
+
+    @cached_property
+    def logprob(self) -> Tensor:
+        """log p(target) under the trained model, [n], differentiable."""
+        return heads.target_logprob(self.logits, self.targets)
+
+    @property
+    def weights(self) -> Tensor:
+        return self.streams["weights"]
+
+    def stream(self, name: str) -> Tensor:
+        """A token stream at the chunk's positions, [n].
+
+        Raises:
+            RecipeError: the rows do not carry it.
+        """
+        if name not in self.streams:
+            raise missing_stream(name)
+        return self.streams[name]
+
+    def record_mean(self, values: Callable[[MicroBatchTargets], Tensor]) -> Tensor:
+        """Mean over each position's record, [n], of per-token values [N]; no gradient."""
+        assert self.whole is not None
+        return self.whole.mean(values(self.whole).detach())[self.piece]
+
+    def logits_of(self, reference: str) -> Tensor:
+        """Logits [n,V] of a reference named in READS as `logits:<reference>`; no gradient."""
+        handle, hidden = self.hidden_of[reference]
+        return handle.logits(hidden)
+
+    def uniform(self, draws: int) -> Tensor:
+        """Uniform numbers [n,draws] in [0,1), a function of (seed, update, record, position, draw) alone."""
+        return keyed_uniform(self.keys, self.update, draws)
+
+    def meter(self, name: str, values: Tensor, unit: str = "targets") -> None:
+        """Report the mean of per-token values [n] over the update."""
+        self.update.meter(name, values.detach().sum(), unit)
+
+
+class TokenLoss(Protocol):
+    """What the pass of the head asks of a token objective."""
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """Streams and references that the loss needs."""
+        ...
+
+    def weighted(self, view: TokenView) -> Tensor:
+        """Loss [n] of each target position of the chunk, times the position's weight."""
+        ...
+
+
+def token_pass(
+    policy: TokenPolicy,
+    batch: Batch,
+    update: Update,
+    members: Sequence[tuple[TokenLoss, float]],
+    hidden: Tensor,
+) -> Tensor:
+    """One pass of the head over `hidden` [N,D] for several token objectives: Σ factor × weighted loss, a scalar."""
+    rows, columns = batch.targets()
+    targets = batch.ids[rows, columns]
+    streams = {name: s.values[rows, columns] for name, s in batch.streams.items() if s.axis == "token"}
+    reads = {read for objective, _ in members for read in objective.reads if read.startswith("logits:")}
+    references = {read.split(":")[1]: policy.references[read.split(":")[1]] for read in sorted(reads)}
+    hidden_of = {name: (handle, handle.hidden(batch)) for name, handle in references.items()}
+    keys = position_keys(batch)
+    owner = batch.example_of[rows, columns]
+    counts = owner.new_zeros(len(batch.examples)).index_add_(0, owner, torch.ones_like(owner))
+    record_targets = counts[owner]
+    whole = MicroBatchTargets(policy.head, hidden.detach(), targets, owner, streams, counts)
+
+    def loss(piece: slice, logits: Tensor) -> Tensor:
+        view = TokenView(
+            logits=logits,
+            targets=targets[piece],
+            streams={name: values[piece] for name, values in streams.items()},
+            hidden_of={name: (handle, states[piece]) for name, (handle, states) in hidden_of.items()},
+            keys=keys[piece],
+            record_targets=record_targets[piece],
+            update=update,
+            whole=whole,
+            piece=piece,
+        )
+        total = sum(factor * objective.weighted(view) for objective, factor in members)
+        view.meter("nll", -view.logprob)
+        return total  # pyright: ignore[reportReturnType]
+
+    return policy.head.sum(hidden, loss)
+
+
+@dataclass
+class SequenceView:
+    """One micro-batch by row: sums over the targets of its R rows."""
+
+    logprob: Tensor  # [R] Σ log p(target), differentiable
+    count: Tensor  # [R] targets of each row
+    streams: dict[str, Tensor]  # row streams [R]
+    reference_logprob: dict[str, Tensor]  # reference → [R], from streams `logprobs:<reference>`
+    update: Update
+
+    @property
+    def mean(self) -> Tensor:
+        """Mean log p per target, [R]."""
+        return self.logprob / self.count
+
+    def log_ratio(self, reference: str = "initial") -> Tensor:
+        """Σ (log p - log p of the reference), [R]."""
+        return self.logprob - self.reference_logprob[reference]
+
+    def take(self, rows: Tensor) -> SequenceView:
+        """The view of some rows, in the order of these indices."""
+        return SequenceView(
+            logprob=self.logprob[rows],
+            count=self.count[rows],
+            streams={name: values[rows] for name, values in self.streams.items()},
+            reference_logprob={name: values[rows] for name, values in self.reference_logprob.items()},
+            update=self.update,
+        )
+
+
+def sequence_view(policy: TokenPolicy, batch: Batch, update: Update) -> SequenceView:
+    """One forward over a micro-batch, summed by row."""
+    rows, columns = batch.targets()
+    targets, owner = batch.ids[rows, columns], batch.example_of[rows, columns]
+    logprob = policy.head.map(policy.hidden(batch), lambda s, z: heads.target_logprob(z, targets[s]))
+
+    def per_row(values: Tensor) -> Tensor:
+        return torch.zeros(len(batch.examples), dtype=values.dtype, device=values.device).index_add(0, owner, values)
+
+    return SequenceView(
+        logprob=per_row(logprob),
+        count=per_row(torch.ones_like(logprob)),
+        streams={name: s.values for name, s in batch.streams.items() if s.axis == "row"},
+        reference_logprob={
+            name.split(":")[1]: per_row(s.values[rows, columns].to(logprob.dtype))
+            for name, s in batch.streams.items()
+            if name.startswith("logprobs:")
+        },
+        update=update,
+    )
+
+
+def missing_stream(name: str) -> RecipeError:
+    """An objective reads a stream that the rows do not carry."""
+    return RecipeError(
+        f"The objective reads `{name}`, which this step's rows do not carry.",
+        "`advantages`, `old_logprobs`, `values` and `returns` come with answers that the model samples: an rl step.",
+    )
