@@ -2,10 +2,10 @@
 
 import torch
 
-from luthier.parts import Part
+from luthier.engine.optimizers.base import Optimizer
 
 
-class Momentum(Part):
+class Momentum(Optimizer):
     """Stochastic gradient descent with momentum. `clip` bounds the norm of an update's gradient."""
 
     lr: float = 0.1

@@ -1,6 +1,6 @@
 """A subset of one's own, in a pipeline: of sampled and gold answers to a record, the shortest."""
 
-from luthier.select.subset import Subset, by_record
+from luthier.select.records.base import Subset, by_record
 
 
 class Shortest(Subset):

@@ -1,9 +1,9 @@
 """A schedule of one's own: `train: {schedule: ./steps.py}`."""
 
-from luthier.parts import Part
+from luthier.engine.schedules.base import Schedule
 
 
-class Steps(Part):
+class Steps(Schedule):
     """The learning rate falls to a tenth at each of `places`, parts of the budget."""
 
     places: tuple[float, ...] = (0.5, 0.75)

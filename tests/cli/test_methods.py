@@ -1,6 +1,7 @@
 import pytest
 
 from luthier import parts
+from luthier.families import families
 
 
 @pytest.fixture
@@ -16,7 +17,7 @@ def packaged(here):
 def test_the_list_holds_methods_and_parts(command, packaged):
     shown = command("methods").out
     assert "  small  unproven  a small adapter" in shown
-    for slot in parts.SLOTS:
+    for slot in families():
         for entry in parts.catalogue(slot):
             assert f"  {entry.name} " in shown
 

@@ -6,6 +6,7 @@ import numpy
 import pytest
 import torch
 
+from luthier.conformance.tiny import tiny_pairs, tiny_rows
 from luthier.data.batches import (
     Ordered,
     collate,
@@ -16,7 +17,6 @@ from luthier.data.batches import (
     positions,
     prompt_length,
 )
-from luthier.steps.conformance import tiny_pairs, tiny_rows
 from luthier.types import Row, Stream
 
 ROWS = tiny_rows(20)

@@ -7,6 +7,9 @@ import pytest
 import torch
 
 from luthier import parts
+from luthier.conformance.base import apart
+from luthier.conformance.tiny import seeded
+from luthier.conformance.training import Plain
 from luthier.diffusion.policy import DenoiserPolicy, flux, load_denoiser, stable_diffusion_3
 from luthier.engine.budget import Budget
 from luthier.engine.source import Records
@@ -16,8 +19,6 @@ from luthier.modalities.base import tuned_policy
 from luthier.models.sets import ParameterSet
 from luthier.objectives.diffusion.diffusion_nft import DiffusionNFT
 from luthier.objectives.diffusion.flow import Flow
-from luthier.steps.conformance import Plain, apart
-from luthier.steps.faces import seeded
 from luthier.tuners.base import Planning
 from luthier.types import Row, Stream
 

@@ -11,6 +11,7 @@ from pathlib import Path
 # A room imports only rooms with a smaller number. Rooms of one number are neighbours and never meet.
 RANKS = {
     "errors": 0.0,
+    "families": 0.05,
     "types": 0.1,
     "parts": 0.2,
     "recipe": 0.3,
@@ -31,6 +32,7 @@ RANKS = {
     "rollouts": 3,
     "evals": 3,
     "steps": 4,
+    "conformance": 4.5,
     "compare": 5,
     "cli": 6,
     "__init__": 6,

@@ -5,22 +5,15 @@ from pathlib import Path
 import pytest
 
 from house import imports, parts_rules, text_rules
-from luthier.parts import SLOTS, catalogue
+from luthier.families import families
+from luthier.parts import catalogue
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCE = ROOT / "src"
 PACKAGE = SOURCE / "luthier"
-TORCH_FREE = (
-    "errors.py",
-    "types.py",
-    "parts.py",
-    "run_folder.py",
-    "stats.py",
-    "recipe",
-    "report",
-    "cli",
-    "__init__.py",
-)
+FREE = ("errors.py", "families.py", "types.py", "parts.py", "run_folder.py", "stats.py", "__init__.py")
+TORCH_FREE = (*FREE, "recipe", "report", "cli")
+SLOTS = {slot: family.folders for slot, family in families().items()}
 
 
 def check(faults):

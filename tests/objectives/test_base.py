@@ -6,6 +6,9 @@ import pytest
 import torch
 
 from luthier import parts
+from luthier.conformance.base import apart
+from luthier.conformance.tiny import tiny_rows
+from luthier.conformance.training import trained, trainer
 from luthier.data.batches import collate
 from luthier.engine.trainer import Batching
 from luthier.errors import RecipeError
@@ -18,7 +21,6 @@ from luthier.objectives.base import (
     position_keys,
     reads_of,
 )
-from luthier.steps.conformance import apart, tiny_rows, trained, trainer
 from support.oracle import view_of
 
 WHOLE = Batching(8, 10_000)

@@ -15,7 +15,7 @@ from luthier.steps import pipeline, run_recipe
 
 WORDS = [f"{a}{b}{c}" for a in "ab" for b in "fg" for c in "kl"]
 SUREST = """from typing import ClassVar
-from luthier.select.subset import Subset, by_record
+from luthier.select.records.base import Subset, by_record
 
 class Surest(Subset):
     '''The likeliest answer of each record.'''

@@ -4,18 +4,20 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional
-from tuners.saved import saved_bytes
 
 from luthier import parts
+from luthier.conformance.base import apart
+from luthier.conformance.tiny import tiny_model, tiny_rows
+from luthier.conformance.training import Plain, trained, trainer
 from luthier.engine.budget import Budget
 from luthier.engine.trainer import Batching
 from luthier.errors import RecipeError
 from luthier.modalities.base import refuse_excluded, tuned_policy
 from luthier.models.delta import WeightDelta, compose
-from luthier.steps.conformance import Plain, apart, tiny_model, tiny_rows, trained, trainer
 from luthier.tuners import _units
 from luthier.tuners._slices import SliceLinear, slices_of
 from luthier.tuners.base import Planning
+from support.saved import saved_bytes
 
 IDS = torch.arange(12)[None]
 ALL = {"o_proj": 0.5, "v_proj": 0.5, "down_proj": 0.2, "up_proj": 0.2}

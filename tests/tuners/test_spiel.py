@@ -7,13 +7,14 @@ import torch
 from torch import nn
 
 from luthier import parts
+from luthier.conformance.tiny import tiny_model, tiny_rows
+from luthier.conformance.training import Plain, trainer
 from luthier.engine.budget import Budget
 from luthier.engine.precision import Masters
 from luthier.engine.trainer import Batching, Saving
 from luthier.errors import RecipeError
 from luthier.modalities.base import refuse_other_rules
 from luthier.models.delta import WeightDelta
-from luthier.steps.conformance import Plain, tiny_model, tiny_rows, trainer
 from luthier.tuners._sparse import Rule, SparseLinear, Window, grow_accumulated, grow_momentum, largest, sparse_layers
 from luthier.tuners.base import Planning
 

@@ -32,12 +32,13 @@ def _list_all() -> None:
     from luthier import parts
     from luthier.proofs.results import committed
     from luthier.recipe import list_methods
+    from luthier.recipe.settings import slots
 
     found = [(method.name, committed(method.name).mark, method.about) for method in list_methods(Path.cwd())]
     width = max((len(mark) for _, mark, _ in found), default=0)
     typer.echo("methods (luthier compare RECIPE --methods sft,dft; `+` composes; `methods NAME` tells more)")
     _table([(name, f"{mark:{width}}  {about}") for name, mark, about in found])
-    for slot in parts.SLOTS:
+    for slot in slots():
         typer.echo(f"\n{slot}")
         _table([(entry.name, entry.about) for entry in parts.catalogue(slot)])
 
@@ -52,6 +53,7 @@ def _show(name: str) -> None:
     from luthier import parts
     from luthier.recipe import list_methods
     from luthier.recipe.methods import slot_of_file
+    from luthier.recipe.settings import slots
 
     if name.endswith(".py"):
         path = Path(name)
@@ -60,7 +62,7 @@ def _show(name: str) -> None:
         show_part(parts.read_entry(slot_of_file(path), path.resolve()))
         return
     methods = [method for method in list_methods(Path.cwd()) if method.name == name]
-    entries = [entry for slot in parts.SLOTS for entry in parts.catalogue(slot) if entry.name == name]
+    entries = [entry for slot in slots() for entry in parts.catalogue(slot) if entry.name == name]
     if not methods and not entries:
         raise _unknown(name)
     for method in methods:
@@ -75,9 +77,10 @@ def _show(name: str) -> None:
 def _unknown(name: str) -> RecipeError:
     from luthier import parts
     from luthier.recipe import list_methods
+    from luthier.recipe.settings import slots
 
     known = {method.name for method in list_methods(Path.cwd())}
-    known |= {entry.name for slot in parts.SLOTS for entry in parts.catalogue(slot)}
+    known |= {entry.name for slot in slots() for entry in parts.catalogue(slot)}
     close = nearest(name, known)
     hint = f"Did you mean `{close}`?" if close else "`luthier methods` lists all."
     return RecipeError(f"There is no method or part called `{name}`.", hint)
@@ -177,7 +180,9 @@ def show_part(entry: Entry) -> None:
 
     made = parts.load(entry.slot, str(entry.path))
     options = made.model_fields
-    constants = {key: getattr(made, key, None) for key in parts.CONSTANTS if key != "SETTINGS"}  # its family's too
+    constants = {
+        key: getattr(made, key, None) for key in parts.constants_of(entry.slot) if key != "SETTINGS"
+    }  # its family's too
     facts = [(key.lower(), plain(value)) for key, value in constants.items() if value]
     typer.echo(f"{entry.slot} {entry.name}: {entry.about}")
     _table(

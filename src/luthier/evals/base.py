@@ -26,6 +26,8 @@ class Metric(Part):
     Raise ValueError for a reference that cannot be scored: the message is shown with the record's name.
     """
 
+    SLOT: ClassVar[str] = "metric"
+    FOLDER: ClassVar[str] = "metrics"
     NEEDS: ClassVar[tuple[str, ...]] = ("generation",)
     RANKS: ClassVar[bool] = True
     RIGHT: ClassVar[float] = 1.0

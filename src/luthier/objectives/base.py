@@ -83,6 +83,7 @@ class Objective(Part):
     that it looks at the distributions at its targets and never asks which token stands there.
     """
 
+    SLOT: ClassVar[str] = "objective"
     MODALITY: ClassVar[str] = "language"
     READS: ClassVar[tuple[str, ...]] = ()
     HOLDS: ClassVar[tuple[str, ...]] = ()

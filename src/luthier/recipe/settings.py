@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator, model_validator
 
 from luthier import parts
+from luthier.families import families
 from luthier.recipe import specs
 from luthier.recipe.specs import SUMS
 from luthier.recipe.steps import check_steps
@@ -33,6 +34,11 @@ SOURCES: tuple[Path, ...] = (("data", "train"), ("data", "validation"), ("data",
 LISTS: tuple[Path, ...] = (("train", "objective"), ("train", "tuner"), ("rl", "advantages"), ("reward",))
 AUTO: tuple[Path, ...] = (("reward",), ("evaluate", "metric"))
 """Where `auto` may stand instead of a part."""
+
+
+def slots() -> tuple[str, ...]:
+    """All slots: those that recipes name first, in the order in which recipes are written, then the others."""
+    return tuple(dict.fromkeys([*PARTS.values(), *families()]))
 
 
 class SettingsBlock(BaseModel):

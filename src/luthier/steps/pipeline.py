@@ -43,7 +43,7 @@ from luthier.run_folder import read_jsonl, write_json
 from luthier.runs.journal import Journal
 from luthier.runs.run import Run, fingerprint
 from luthier.runs.stop import Stop
-from luthier.select.subset import Subset
+from luthier.select.records.base import Subset
 from luthier.steps.evaluate import evaluate_sets
 from luthier.steps.scores import score_candidates, scored_columns, scores_facts, write_scores
 from luthier.steps.train import carry_probe, trained_facts, training

@@ -62,6 +62,7 @@ class Tuner(Part):
     that it looks at a batch's positions that are no targets: its records then never share a prompt in a batch.
     """
 
+    SLOT: ClassVar[str] = "tuner"
     RESTORES: ClassVar[Literal["base", "nothing"]] = "nothing"
     EXCLUDES: ClassVar[tuple[str, ...]] = ()
     MERGES: ClassVar[bool] = True

@@ -142,7 +142,7 @@ def test_a_run_that_finds_them_counts_what_they_took(data):
 
 
 HALF = """
-from luthier.select.subset import Subset
+from luthier.select.records.base import Subset
 
 
 class Half(Subset):

@@ -7,13 +7,15 @@ import pytest
 import torch
 
 from luthier import parts
+from luthier.conformance.base import apart
+from luthier.conformance.tiny import tiny_model, tiny_rows
+from luthier.conformance.training import trained, trainer
 from luthier.engine.score import score, with_column
 from luthier.engine.trainer import Batching
 from luthier.errors import RecipeError
 from luthier.modalities.base import tuned_policy
 from luthier.models.policy import TokenPolicy
 from luthier.objectives.base import TokenObjective, WeightedSum, reads_of
-from luthier.steps.conformance import apart, tiny_model, tiny_rows, trained, trainer
 from luthier.tuners.base import Planning
 from luthier.types import Row, Stream
 

@@ -5,13 +5,15 @@ import pytest
 import torch
 
 from luthier import parts
+from luthier.conformance.base import apart
+from luthier.conformance.tiny import tiny_rows, with_streams
+from luthier.conformance.training import Plain, trained, trainer
 from luthier.engine.budget import Budget
 from luthier.engine.score import score
 from luthier.engine.trainer import Batching, Saving
 from luthier.errors import RecipeError
 from luthier.objectives.base import WeightedSum
 from luthier.objectives.policy_gradient._value import ValueHead
-from luthier.steps.conformance import Plain, apart, tiny_rows, trained, trainer, with_streams
 from luthier.types import Stream
 
 WHOLE = Batching(8, 10_000)

@@ -7,6 +7,9 @@ import pytest
 import torch
 
 from luthier import parts
+from luthier.conformance.base import apart
+from luthier.conformance.tiny import tiny_labelled, tiny_model, tiny_pairs, tiny_rows
+from luthier.conformance.training import trained, trainer
 from luthier.data.batches import collate
 from luthier.data.pairs import rows_of_record, without_rejected
 from luthier.engine.budget import Budget
@@ -17,7 +20,6 @@ from luthier.modalities.language.workspace import training_rows
 from luthier.models.policy import TokenPolicy
 from luthier.objectives.base import Update, build_objective
 from luthier.objectives.preference.base import PairObjective, pair_view
-from luthier.steps.conformance import apart, tiny_labelled, tiny_model, tiny_pairs, tiny_rows, trained, trainer
 from luthier.types import Row, Stream
 
 DPO = parts.build("objective", "dpo")

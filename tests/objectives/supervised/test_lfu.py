@@ -6,12 +6,14 @@ import pytest
 import torch
 
 from luthier import parts
+from luthier.conformance.base import apart
+from luthier.conformance.tiny import tiny_model, tiny_rows
+from luthier.conformance.training import trained, trainer
 from luthier.data.batches import collate
 from luthier.engine.trainer import Batching
 from luthier.engine.update import count, run_update
 from luthier.errors import RecipeError
 from luthier.objectives.base import TokenObjective, Update, reads_of, total_of
-from luthier.steps.conformance import apart, tiny_model, tiny_rows, trained, trainer
 
 WHOLE = Batching(8, 10_000)
 MODALITIES = ("lora", "steering")

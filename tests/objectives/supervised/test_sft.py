@@ -3,10 +3,11 @@
 import torch
 
 from luthier import parts
+from luthier.conformance.tiny import tiny_model, tiny_rows
+from luthier.conformance.training import Plain, trainer
 from luthier.data.batches import collate
 from luthier.engine.trainer import Batching
 from luthier.objectives.base import Update
-from luthier.steps.conformance import Plain, tiny_model, tiny_rows, trainer
 from support.oracle import gradient_of, view_of
 
 

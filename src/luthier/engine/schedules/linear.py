@@ -6,10 +6,10 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from luthier.parts import Part
+from luthier.engine.schedules.base import Schedule
 
 
-class Linear(Part):
+class Linear(Schedule):
     """Learning-rate factor: linear up over the first `warmup` of the budget, then linear down to `floor`."""
 
     SETTINGS: ClassVar = ({}, {"warmup": 0.4}, {"floor": 0.5})

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import ClassVar, Literal
 
-from luthier.select.subset import Columns, Subset, by_record
+from luthier.select.records.base import Columns, Subset, by_record
 from luthier.types import Candidate
 
 

@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from luthier.select.subset import Columns, Subset
+from luthier.select.records.base import Columns, Subset
 from luthier.types import Candidate, Row
 
 

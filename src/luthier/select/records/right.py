@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Sequence
 from typing import ClassVar, Literal
 
-from luthier.select.subset import Columns, Subset, by_record
+from luthier.select.records.base import Columns, Subset, by_record
 from luthier.types import Candidate
 
 

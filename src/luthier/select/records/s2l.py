@@ -11,7 +11,7 @@ from pydantic import Field
 
 from luthier.errors import DataError
 from luthier.select._clusters import even_shares, k_means
-from luthier.select.subset import Columns, Subset
+from luthier.select.records.base import Columns, Subset
 from luthier.types import Candidate
 
 

@@ -7,14 +7,14 @@ from dataclasses import replace
 import numpy
 from pydantic import Field
 
-from luthier.parts import Part
 from luthier.types import Row, Stream
 from luthier.vision.digits import CLASSES, digit_rows
+from luthier.vision.generated.base import ArrayDataset
 
 FIRST_WORD = 2  # 0 and 1 begin and end a caption, as in the vocabularies of text towers
 
 
-class Digits(Part):
+class Digits(ArrayDataset):
     """Digits of 8×8 pixels in [-1, 1] with their class in every form that a model may be told it.
 
     Arrays: `image` [1,8,8], `label`, `caption` [3] (token ids: begin, the digit's word, end), and as cached prompt

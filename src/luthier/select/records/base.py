@@ -19,6 +19,7 @@ class Subset(Part):
     READS names the columns it needs, such as `logprobs` (per token, under the step's model).
     """
 
+    SLOT: ClassVar[str] = "subset"
     READS: ClassVar[tuple[str, ...]] = ()
 
     def choose(self, candidates: Sequence[Candidate], columns: Columns, seed: int) -> list[int]:

@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from luthier.conformance import samples as conformance_samples
+from luthier.conformance.base import Failed, check_options, variants
 from luthier.rewards._guard import TooSlow, within
 from luthier.rewards.base import Answer, Judged, Reward
-from luthier.steps import conformance_samples
-from luthier.steps.conformance import Failed, check_options, variants
 from luthier.types import Record
 
 COLUMNS: Mapping[str, Any] = {
