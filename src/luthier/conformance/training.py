@@ -133,22 +133,25 @@ def now_and_later(objective: Objective, tuner: Any, batching: Batching) -> dict[
     return trained(objective, tuner, batching) | later
 
 
-def check_determinism(objective: Objective, tuner: Any) -> None:
+def check_determinism(objective: Objective, tuner: Any, optimizer: Any = None) -> None:
     """The same seed gives the same bits."""
-    one, two = (some_updates(objective, tuner) for _ in range(2))
+    one, two = (some_updates(objective, tuner, optimizer) for _ in range(2))
     if any(not torch.equal(one[name], two[name]) for name in one):
         raise Failed("two runs with one seed differ: is there a random call other than view.uniform?")
 
 
-def some_updates(objective: Objective, tuner: Any) -> dict[str, Tensor]:
+def some_updates(objective: Objective, tuner: Any, optimizer: Any = None) -> dict[str, Tensor]:
+    """The weights' change in four small updates, by adamw unless another optimiser is given."""
     small = Batching(3, 40, "padded")
-    adamw = parts.build("optimizer", {"kind": "adamw", "lr": 1e-3})
-    return trained(objective, tuner, small, budget=Budget("updates", 4), optimizer=adamw)
+    return trained(objective, tuner, small, budget=Budget("updates", 4), optimizer=optimizer or _adamw())
 
 
-def check_resume(objective: Objective, tuner: Any) -> None:
+def _adamw() -> Optimizer:
+    return parts.build("optimizer", {"kind": "adamw", "lr": 1e-3})
+
+
+def check_resume(objective: Objective, tuner: Any, optimizer: Any = None) -> None:
     """Stopped after two updates and resumed in a new trainer, the weights are bit-identical after four."""
-    adamw = parts.build("optimizer", {"kind": "adamw", "lr": 1e-3})
     with tempfile.TemporaryDirectory() as folder:
 
         def make(saving: Saving | None, stop: Callable[[], bool]) -> Trainer:
@@ -158,7 +161,7 @@ def check_resume(objective: Objective, tuner: Any) -> None:
                 rows_for(objective),
                 Batching(3, 40, "padded"),
                 budget=Budget("updates", 4),
-                optimizer=adamw,
+                optimizer=optimizer or _adamw(),
                 saving=saving,
                 stop_requested=stop,
             )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import ClassVar
 
 import numpy
 from pydantic import Field
@@ -20,6 +21,8 @@ class Digits(ArrayDataset):
     Arrays: `image` [1,8,8], `label`, `caption` [3] (token ids: begin, the digit's word, end), and as cached prompt
     embeddings `text` [1,classes] and `pooled` [classes], which is 1 at the label.
     """
+
+    SETTINGS: ClassVar = ({"count": 20}, {"count": 30}, {"count": 20, "seed": 1}, {"count": 20, "classes": 4})
 
     count: int = Field(1000, ge=1)
     seed: int = Field(0, ge=0)
