@@ -1,4 +1,6 @@
-"""An optimiser of one's own: `train: {optimizer: ./momentum.py}`."""
+"""An optimiser of one's own: `train: {optimizer: ./momentum.py}`. Tested by `luthier check ./momentum.py`."""
+
+from typing import ClassVar
 
 import torch
 
@@ -7,6 +9,8 @@ from luthier.engine.optimizers.base import Optimizer
 
 class Momentum(Optimizer):
     """Stochastic gradient descent with momentum. `clip` bounds the norm of an update's gradient."""
+
+    SETTINGS: ClassVar = ({}, {"lr": 0.01}, {"momentum": 0.5}, {"clip": 0.01})
 
     lr: float = 0.1
     momentum: float = 0.9

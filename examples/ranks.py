@@ -1,4 +1,4 @@
-"""An advantage of one's own: `rl: {advantages: ./ranks.py}`."""
+"""An advantage of one's own: `rl: {advantages: ./ranks.py}`. Tested by `luthier check ./ranks.py`."""
 
 from typing import ClassVar
 
@@ -15,12 +15,12 @@ class Ranks(Advantage):
 
     def compute(self, rollout, values):
         """One number per answer; every token of it is credited with that."""
-        rewards = rollout.totals(values)
-        found = rewards * 0
+        credits = rollout.totals(values)
         for places in rollout.by_group(self.kind):
-            won = numpy.sign(rewards[places][:, None] - rewards[places])
-            found[places] = won.sum(1) / (len(places) - 1)
-        return found
+            judged = places[numpy.isfinite(credits[places])]  # an answer may have no reward
+            won = numpy.sign(credits[judged][:, None] - credits[judged])
+            credits[judged] = won.sum(1) / max(1, len(judged) - 1)
+        return credits
 
 
 if __name__ == "__main__":

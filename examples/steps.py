@@ -1,10 +1,14 @@
-"""A schedule of one's own: `train: {schedule: ./steps.py}`."""
+"""A schedule of one's own: `train: {schedule: ./steps.py}`. Tested by `luthier check ./steps.py`."""
+
+from typing import ClassVar
 
 from luthier.engine.schedules.base import Schedule
 
 
 class Steps(Schedule):
     """The learning rate falls to a tenth at each of `places`, parts of the budget."""
+
+    SETTINGS: ClassVar = ({}, {"places": [0.3]})
 
     places: tuple[float, ...] = (0.5, 0.75)
 

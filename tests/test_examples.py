@@ -1,4 +1,4 @@
-"""Every example runs, stays short, and is linked from the README."""
+"""Every example runs, passes the checks of its slot, stays short, and is linked from the README."""
 
 import runpy
 from pathlib import Path
@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from luthier import parts
+from luthier.conformance.matrix import checked_slots, run_checks
 from luthier.recipe.methods import slot_of_file
 
 ROOT = Path(__file__).parent.parent
@@ -24,14 +25,12 @@ def test_examples_are_short_and_linked():
     assert [path.name for path in EXAMPLES if len(path.read_text().splitlines()) >= 40] == []
 
 
-def test_every_slot_has_an_example():
-    told = ("objective", "tuner", "selector", "reward", "strategy", "advantage", "metric")
-    others = {
-        "shortest": "subset",
-        "echo": "dataset",
-        "steps": "schedule",
-        "momentum": "optimizer",
-        "recall": "sampler",
-    }
-    found = [others.get(path.stem) or slot_of_file(path) for path in EXAMPLES]
-    assert set(told) | set(others.values()) == set(parts.SLOTS) == set(found)
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_an_example_passes_the_checks_of_its_slot(path):
+    slot = slot_of_file(path)
+    outcomes = list(run_checks(slot, parts.load(slot, str(path))))
+    assert outcomes and [outcome for outcome in outcomes if not outcome.passed] == []
+
+
+def test_every_slot_with_checks_has_an_example():
+    assert set(checked_slots()) == {slot_of_file(path) for path in EXAMPLES}
