@@ -43,7 +43,7 @@ def check_options(made: list[Any], result: Callable[[Any], dict], besides: Colle
     silent = set(part.model_fields) - set(besides)
     for i, one in enumerate(made):
         for j in range(i):
-            differing = {name for name in silent if getattr(one, name) != getattr(made[j], name)}
+            differing = {name for name in part.model_fields if getattr(one, name) != getattr(made[j], name)}
             if len(differing) == 1 and (
                 results[i].keys() != results[j].keys()
                 or any(a.shape != b.shape for a, b in zip(results[i].values(), results[j].values(), strict=True))
