@@ -54,7 +54,7 @@ class Part(BaseModel):
     """Frozen options plus the verbs of a family. Options never hold state.
 
     Literal class constants describe it to the catalogue: PAPER, NEEDS, SETTINGS (option sets that the conformance
-    matrix exercises), and those that the base class of its family declares. A base class in a `base.py` that
+    matrix exercises), SAME_RESULT (options that change how something is computed, not the result), and those that the base class of its family declares. A base class in a `base.py` that
     declares `SLOT` makes a family.
     """
 
@@ -62,6 +62,7 @@ class Part(BaseModel):
     PAPER: ClassVar[str] = ""
     NEEDS: ClassVar[tuple[str, ...]] = ()
     SETTINGS: ClassVar[tuple[dict[str, Any], ...]] = ({},)
+    SAME_RESULT: ClassVar[tuple[str, ...]] = ()
 
     @property
     def kind(self) -> str:

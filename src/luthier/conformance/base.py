@@ -40,7 +40,7 @@ def check_options(made: list[Any], result: Callable[[Any], dict], besides: Colle
     """Every option changes the result from one of the SETTINGS, besides those that the part itself does not read."""
     part = type(made[0])
     results = [result(one) for one in made]
-    silent = set(part.model_fields) - set(besides)
+    silent = set(part.model_fields) - set(besides) - set(part.SAME_RESULT)
     for i, one in enumerate(made):
         for j in range(i):
             differing = {name for name in part.model_fields if getattr(one, name) != getattr(made[j], name)}

@@ -35,7 +35,7 @@ class Grape(Subset):
         {"by": "longest"},
         {"by": "random"},
         {"reduce": "sum"},
-        {"include_eos": False},
+        {"by": "unlikeliest", "include_eos": False},
         {"group_by": "record"},
     )
 
