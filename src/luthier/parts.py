@@ -54,8 +54,8 @@ class Part(BaseModel):
     """Frozen options plus the verbs of a family. Options never hold state.
 
     Literal class constants describe it to the catalogue: PAPER, NEEDS, SETTINGS (option sets that the conformance
-    matrix exercises), SAME_RESULT (options that change how something is computed, not the result), and those that the base class of its family declares. A base class in a `base.py` that
-    declares `SLOT` makes a family.
+    matrix exercises), SAME_RESULT (options that change how something is computed, not the result), and those that the
+    base class of its family declares. A base class in a `base.py` that declares `SLOT` makes a family.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True, allow_inf_nan=False)

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from luthier.conformance.base import Failed, apart
-from luthier.conformance.tiny import RECORDS, VOCABULARY, rows_for
+from luthier.conformance.needs_of import rows_for
+from luthier.conformance.tiny import RECORDS, VOCABULARY
 from luthier.conformance.training import TOLERANCE, trained, trainer
 from luthier.engine.trainer import Batching, Trainer
 from luthier.objectives.base import Objective

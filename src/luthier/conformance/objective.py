@@ -8,6 +8,7 @@ from typing import Any
 from luthier import parts
 from luthier.conformance.base import check_options, variants
 from luthier.conformance.derivative import check_derivative, check_targets
+from luthier.conformance.needs_of import checks_of_need
 from luthier.conformance.tiny import RECORDS
 from luthier.conformance.training import (
     check_bfloat16,
@@ -37,5 +38,6 @@ def checks(part: type[Any]) -> Iterator[tuple[str, Callable[[], None]]]:
     if first.MODALITY == "language":  # a record of another modality is its own target
         yield "gradient: of every target, of nothing behind", lambda: check_targets(first, full)
         yield "no targets: refused", lambda: check_zero_targets(first, full)
+    yield from checks_of_need(first)
     for name in ("full", "lora"):
         yield f"composes with {name}", lambda name=name: check_resume(first, parts.build("tuner", name))

@@ -15,7 +15,8 @@ import torch
 
 from luthier import parts
 from luthier.conformance.base import variants
-from luthier.conformance.tiny import rows_for, with_streams
+from luthier.conformance.needs_of import rows_for
+from luthier.conformance.tiny import with_streams
 from luthier.conformance.training import trainer
 from luthier.engine.budget import Budget
 from luthier.engine.trainer import Batching, Trainer

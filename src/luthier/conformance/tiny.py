@@ -17,7 +17,7 @@ from luthier.diffusion._networks import FlowMLP
 from luthier.diffusion.policy import PREFIX, DenoiserPolicy
 from luthier.models.encoder import EncoderPolicy
 from luthier.models.policy import TokenPolicy
-from luthier.objectives.base import Objective, judgement_of, members_of
+from luthier.objectives.base import Objective, members_of
 from luthier.types import Row, Stream
 from luthier.vision._encoders import DualEncoder
 from luthier.vision.digits import SIDE, digit_rows
@@ -150,16 +150,6 @@ TINY_MODELS: Mapping[str, TinyModel] = {
 def tiny_model_of(objective: Objective) -> TinyModel:
     """The tiny model and rows that an objective is tried on."""
     return TINY_MODELS[members_of(objective)[0].MODALITY]
-
-
-def rows_for(objective: Objective, targets: bool = True) -> list[Row]:
-    """Tiny data of the kind that the objective NEEDS."""
-    needed = judgement_of(objective)
-    if needed == "pairs":
-        return tiny_pairs(targets=targets)
-    if needed == "labels":
-        return tiny_labelled(targets=targets)
-    return tiny_model_of(objective).rows(RECORDS, 0) if targets else tiny_rows(targets=False)
 
 
 def with_streams(rows: Sequence[Row], names: Sequence[str]) -> list[Row]:

@@ -14,15 +14,9 @@ from torch import Tensor, nn
 
 from luthier import parts
 from luthier.conformance.base import Failed, apart
+from luthier.conformance.needs_of import rows_for
 from luthier.conformance.ranks import Meeting, Peer
-from luthier.conformance.tiny import (
-    RECORDS,
-    rows_for,
-    tiny_model_of,
-    with_common_prompts,
-    with_made_fields,
-    with_streams,
-)
+from luthier.conformance.tiny import RECORDS, tiny_model_of, with_common_prompts, with_made_fields, with_streams
 from luthier.engine.budget import Budget
 from luthier.engine.optimizers.base import Optimizer
 from luthier.engine.source import Records

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from luthier import parts
 from luthier.errors import RecipeError
@@ -75,8 +75,9 @@ class Objective(Part):
     """A loss over batches. Verbs: `units`, `terms`; hooks: `prepare`, `scope`, `update_terms`, `after_step`.
 
     MODALITY names the kind of policy that it is given: "token", "contrastive" or "diffusion". NEEDS names what its data
-    must have: "pairs" (of a chosen and a rejected answer) or "labels" (each answer said to be good or bad; those of
-    pairs are); without it such data give their good answers alone.
+    must have: "pairs" (of a chosen and a rejected answer), "labels" (each answer said to be good or bad; those of
+    pairs are) or the FORM of another shape of several answers (`data/forms/`); without it such data give their good
+    answers alone.
     HOLDS names what the loss takes as constant although it depends on the weights (a detached weight), under the first
     of SETTINGS; an objective without it has a gradient that is the derivative of its loss. WHOLE_ROWS says that it
     looks at positions that are no targets: its records then never share a prompt in a batch. READS_TARGETS = False says
@@ -440,20 +441,25 @@ def reads_of(objective: Objective) -> tuple[str, ...]:
     return tuple(dict.fromkeys(read for member in members_of(objective) for read in member.reads))
 
 
-def judgement_of(objective: Objective) -> Literal["pairs", "labels", ""]:
-    """How the answers that the objective reads must be judged: in pairs, each by a label, or not at all.
+def judgement_of(objective: Objective) -> str:
+    """How the answers that the objective reads must be judged: what its NEEDS name, such as `pairs`; or not at all.
 
     Raises:
-        RecipeError: some members of a sum read bad answers and others do not, which would learn them too.
+        RecipeError: some members of a sum read bad answers and others do not, which would learn them too; or two
+            read answers of different forms, other than `pairs` and `labels`.
     """
     members = members_of(objective)
-    judged = [member for member in members if {"pairs", "labels"}.intersection(member.NEEDS)]
+    judged = [member for member in members if member.NEEDS]
     if judged and len(judged) < len(members):
         other = next(member for member in members if member not in judged)
         raise RecipeError(
             f"`{judged[0].kind}` reads good and bad answers, and `{other.kind}` would learn both.",
             "Sum objectives that read both; `orpo` adds the likelihood of the chosen answers.",
         )
-    if not judged:
-        return ""
-    return "pairs" if any("pairs" in member.NEEDS for member in judged) else "labels"
+    needs = list(dict.fromkeys(need for member in judged for need in member.NEEDS))
+    if len(needs) > 1 and set(needs) != {"pairs", "labels"}:
+        raise RecipeError(
+            f"The objectives of a sum read answers as `{needs[0]}` and as `{needs[1]}`.",
+            "Sum objectives that read one.",
+        )
+    return "pairs" if "pairs" in needs else next(iter(needs), "")

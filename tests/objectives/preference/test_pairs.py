@@ -20,7 +20,7 @@ from luthier.modalities.language.workspace import training_rows
 from luthier.models.policy import TokenPolicy
 from luthier.objectives.base import Update, build_objective
 from luthier.objectives.preference.base import PairObjective, pair_view
-from luthier.types import Row, Stream
+from luthier.types import Record, Row, Stream
 
 DPO = parts.build("objective", "dpo")
 SFT = parts.build("objective", "sft")
@@ -29,7 +29,11 @@ ADAMW = parts.build("optimizer", {"kind": "adamw", "lr": 2e-3})
 
 def prepared(rows, **fields):
     return SimpleNamespace(
-        train=rows, records={row.record: SimpleNamespace(origin="d.jsonl:3", fields=fields) for row in rows}
+        train=rows,
+        records={
+            row.record: Record(row.record, "preference" if row.part_of else "prompt_completion", fields, "d.jsonl:3")
+            for row in rows
+        },
     )
 
 
