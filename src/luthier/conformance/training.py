@@ -24,7 +24,7 @@ from luthier.engine.trainer import Batching, Saving, Trainer
 from luthier.errors import RunError
 from luthier.modalities.base import tuned_policy
 from luthier.models.policy import TokenPolicy
-from luthier.objectives.base import Objective, judgement_of, reads_of
+from luthier.objectives.base import Objective, reads_of
 from luthier.tuners.base import Planning
 from luthier.types import Row
 
@@ -109,7 +109,7 @@ def check_invariance(objectives: list[Objective], tuner: Any) -> None:
 def check_sharing(objective: Objective, tuner: Any) -> None:
     """The gradient does not depend on whether answers read their common prompt once or each for itself."""
     rows = rows_for(objective)
-    rows = rows if judgement_of(objective) == "pairs" else with_common_prompts(rows)
+    rows = rows if any(row.part_of for row in rows) else with_common_prompts(rows)
     apiece, together = (
         trained(objective, tuner, Batching(RECORDS, 10_000, layout), rows) for layout in ("padded", "shared")
     )
