@@ -137,8 +137,7 @@ def last_name(base: ast.expr) -> str:
 def slot_of_class(tree: ast.Module, name: str) -> str | None:
     """The slot of a class in a part file, by its base classes: of a family, of a packaged part, or of the same file."""
     local = {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
-    known = {base: family.slot for family in families().values() for base in family.bases}
-    known |= _imported_parts(tree)
+    known = _base_classes(tree) | _imported_parts(tree)
     seen: set[str] = set()
     waiting = [name]
     while waiting:
@@ -149,6 +148,14 @@ def slot_of_class(tree: ast.Module, name: str) -> str | None:
             seen.add(current)
             waiting += [last_name(base) for base in local[current].bases]
     return None
+
+
+def _base_classes(tree: ast.Module) -> dict[str, str]:
+    """Base classes with their slots, under their own names and under those that the file imports them as."""
+    known = {base: family.slot for family in families().values() for base in family.bases}
+    imports = [node for node in tree.body if isinstance(node, ast.ImportFrom)]
+    renamed = [alias for node in imports for alias in node.names if alias.asname and alias.name in known]
+    return known | {str(alias.asname): known[alias.name] for alias in renamed}
 
 
 def _imported_parts(tree: ast.Module) -> dict[str, str]:
