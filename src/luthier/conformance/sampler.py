@@ -77,8 +77,8 @@ def check_contract(part: SamplerPart) -> None:
 
 
 def _check_answer(answer: Trajectory, request: Request, forced: Sequence[int] = ()) -> None:
-    loaded, _ = _language_model()
-    vocabulary = loaded.module.config.vocab_size
+    config: Any = _language_model()[0].module.config
+    vocabulary = config.vocab_size
     if not all(isinstance(token, int | numpy.integer) and 0 <= token < vocabulary for token in answer.ids):
         raise Failed(f"an answer holds {answer.ids!r}: token ids below {vocabulary}")
     if answer.finish not in ("stop", "length", "error"):
