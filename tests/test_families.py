@@ -77,6 +77,7 @@ def test_every_base_class_has_the_constants_that_it_declares():
         ("from luthier import CoupledObjective", "objective"),
         ("from luthier.objectives.preference.base import LabelObjective", "objective"),
         ("from luthier.select.records.base import Subset", "subset"),
+        ("from luthier.select.subset import Subset", "subset"),
         ("from luthier.engine.schedules.base import Schedule", "schedule"),
         ("from luthier.engine.optimizers.base import Optimizer", "optimizer"),
         ("from luthier.data.generated.base import Dataset", "dataset"),

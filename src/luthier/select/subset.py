@@ -1,0 +1,7 @@
+"""The former address of the family of subsets, for parts that import it from here."""
+
+from __future__ import annotations
+
+from luthier.select.records.base import Columns, Subset, by_record
+
+__all__ = ["Columns", "Subset", "by_record"]
