@@ -35,7 +35,7 @@ class S2L(Subset):
         {"clusters": 6, "share": 0.4},
         {"clusters": 2, "share": 0.4},
         {"clusters": 6, "share": 0.2},
-        {"clusters": 6, "share": 0.4, "smallest": 3},
+        {"clusters": 6, "share": 0.4, "smallest": 4},
         {"clusters": 4, "share": 0.4},
         {"clusters": 4, "share": 0.4, "iterations": 1},
         {"clusters": 6, "share": 0.4, "normalise": "zscore"},
