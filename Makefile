@@ -54,7 +54,7 @@ nano-digits: setup  ## train our own tiny denoiser again and put its weights int
 	$(BIN)/python -m luthier.models.loading.install build/nano-digits/1/model nano-digits
 
 support: setup  ## try what works with what and write docs/support.md again (some minutes)
-	OMP_NUM_THREADS=1 $(BIN)/python -m luthier.steps.support > docs/support.md.new
+	OMP_NUM_THREADS=1 $(BIN)/python -m luthier.conformance.support_page > docs/support.md.new
 	mv docs/support.md.new docs/support.md
 	$(BIN)/python -m luthier.steps.verb_page docs/pipelines.md
 

@@ -44,7 +44,7 @@ def train(task: dict[str, Any]) -> dict[str, Any]:
 
     from luthier.recipe import load_recipe
     from luthier.run_folder import read_jsonl
-    from luthier.steps import run_recipe
+    from luthier.steps.run import run_recipe
 
     folder = Path(task["folder"]) / "luthier"
     shutil.rmtree(folder, ignore_errors=True)

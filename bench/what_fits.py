@@ -1,6 +1,6 @@
 """What of a model fits on a GPU: `python bench/what_fits.py`. Estimates, from shapes alone; nothing is measured.
 
-It asks the estimate of `luthier check` (`luthier.engine.memory`) for the architecture on the meta device, as it
+It asks the estimate of `luthier check` (`luthier.engine.estimate`) for the architecture on the meta device, as it
 answers where there is a GPU: bfloat16, AdamW in float32, records of 1,024 tokens, 16 an update.
 """
 
@@ -35,17 +35,17 @@ def model(name: str) -> Any:
         return LlamaForCausalLM(config).to(torch.bfloat16)
 
 
-def estimate(name: str, tuner: str, tokens: int, checkpointing: bool) -> dict[str, Any]:
+def estimated(name: str, tuner: str, tokens: int, checkpointing: bool) -> dict[str, Any]:
     """The estimated peak in GB, its largest pieces, and how many parameters are trained."""
     from luthier import parts
-    from luthier.engine import memory
-    from luthier.tuners.base import Planning
+    from luthier.engine import estimate
+    from luthier.tuners.base import TunerInputs
 
     module = model(name).requires_grad_(False)
     part = parts.build("tuner", tuner)
-    module = part.apply(module, part.plan(module, Planning(0, [])))
+    module = part.apply(module, part.plan(module, TunerInputs(0, [])))
     with mock.patch("torch.cuda.is_available", return_value=True):  # so that it reckons as on a GPU
-        peak = memory.estimate(
+        peak = estimate.estimate(
             module, tokens, process=0, several=tokens < LENGTH * RECORDS, checkpointing=checkpointing
         )
     trained = sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
@@ -59,7 +59,7 @@ def main() -> None:
     print("|---|---|---|" + "---|" * len(CASES))
     for name in SHAPES:
         for tuner in ("lora", "full"):
-            cells = [estimate(name, tuner, *case) for case in CASES.values()]
+            cells = [estimated(name, tuner, *case) for case in CASES.values()]
             totals = " | ".join(f"{cell['total']:.0f} GB" for cell in cells)
             print(f"| {name} | `{tuner}` | {cells[0]['trained'] / 1e6:,.0f} M | {totals} |", flush=True)
             for case, cell in zip(CASES, cells, strict=True):

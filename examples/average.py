@@ -29,7 +29,8 @@ if __name__ == "__main__":
     from pathlib import Path
     from tempfile import TemporaryDirectory
 
-    from luthier import load_recipe, run
+    from luthier import run
+    from luthier.recipe.load import load_recipe
 
     steps = {"one": {"do": "train"}, "other": {"do": "train", "from": "base", "train": {"objective": "dft"}}}
     steps["mean"] = {"do": "./average.py", "models": ["one", "other"]}

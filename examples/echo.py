@@ -1,10 +1,14 @@
-"""A data set of one's own, made by a program: `data: {train: {kind: ./echo.py, count: 24}}`."""
+"""A data set of one's own: `data: {train: {kind: ./echo.py, count: 24}}`. Tested by `luthier check ./echo.py`."""
+
+from typing import ClassVar
 
 from luthier.data.generated.base import Dataset, Split, draw_records
 
 
 class Echo(Dataset):
     """Words of random letters, to be said again."""
+
+    SETTINGS: ClassVar = ({}, {"count": 12}, {"seed": 1}, {"split": "test"})
 
     count: int = 24
     seed: int = 0
@@ -25,7 +29,7 @@ if __name__ == "__main__":
     from tempfile import TemporaryDirectory
 
     from luthier.recipe import load_recipe
-    from luthier.steps import run_recipe
+    from luthier.steps.run import run_recipe
 
     recipe = {"data": {"train": {"kind": "./echo.py"}}}
     with TemporaryDirectory() as folder:

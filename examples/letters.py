@@ -19,7 +19,7 @@ if __name__ == "__main__":
     from tempfile import TemporaryDirectory
 
     from luthier.recipe import load_recipe
-    from luthier.steps import run_recipe
+    from luthier.steps.run import run_recipe
 
     recipe = {"evaluate": {"metric": "./letters.py"}}
     with TemporaryDirectory() as folder:

@@ -26,7 +26,7 @@ if __name__ == "__main__":
     from tempfile import TemporaryDirectory
 
     from luthier.recipe import load_recipe
-    from luthier.steps import run_recipe
+    from luthier.steps.run import run_recipe
 
     recipe = {"train": {"select": {"kind": "./middling.py", "pool": 4}}}
     with TemporaryDirectory() as folder:

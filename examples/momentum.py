@@ -1,12 +1,16 @@
-"""An optimiser of one's own: `train: {optimizer: ./momentum.py}`."""
+"""An optimiser of one's own: `train: {optimizer: ./momentum.py}`. Tested by `luthier check ./momentum.py`."""
+
+from typing import ClassVar
 
 import torch
 
-from luthier.parts import Part
+from luthier.engine.optimizers.base import Optimizer
 
 
-class Momentum(Part):
+class Momentum(Optimizer):
     """Stochastic gradient descent with momentum. `clip` bounds the norm of an update's gradient."""
+
+    SETTINGS: ClassVar = ({}, {"lr": 0.01}, {"momentum": 0.5}, {"clip": 0.01})
 
     lr: float = 0.1
     momentum: float = 0.9
@@ -22,7 +26,7 @@ if __name__ == "__main__":
     from tempfile import TemporaryDirectory
 
     from luthier.recipe import load_recipe
-    from luthier.steps import run_recipe
+    from luthier.steps.run import run_recipe
 
     recipe = {"train": {"optimizer": "./momentum.py"}}
     with TemporaryDirectory() as folder:

@@ -22,7 +22,7 @@ if __name__ == "__main__":
     from tempfile import TemporaryDirectory
 
     from luthier.recipe import load_recipe
-    from luthier.steps import run_recipe
+    from luthier.steps.run import run_recipe
 
     recipe = {"train": {"tuner": "./norms.py"}}
     with TemporaryDirectory() as folder:

@@ -1,4 +1,4 @@
-"""An advantage of one's own: `rl: {advantages: ./ranks.py}`."""
+"""An advantage of one's own: `rl: {advantages: ./ranks.py}`. Tested by `luthier check ./ranks.py`."""
 
 from typing import ClassVar
 
@@ -15,12 +15,12 @@ class Ranks(Advantage):
 
     def compute(self, rollout, values):
         """One number per answer; every token of it is credited with that."""
-        rewards = rollout.totals(values)
-        found = rewards * 0
+        credits = rollout.totals(values)
         for places in rollout.by_group(self.kind):
-            won = numpy.sign(rewards[places][:, None] - rewards[places])
-            found[places] = won.sum(1) / (len(places) - 1)
-        return found
+            judged = places[numpy.isfinite(credits[places])]  # an answer may have no reward
+            won = numpy.sign(credits[judged][:, None] - credits[judged])
+            credits[judged] = won.sum(1) / max(1, len(judged) - 1)
+        return credits
 
 
 if __name__ == "__main__":
@@ -28,7 +28,7 @@ if __name__ == "__main__":
     from tempfile import TemporaryDirectory
 
     from luthier.recipe import load_recipe
-    from luthier.steps import run_recipe
+    from luthier.steps.run import run_recipe
 
     rl = {"strategy": {"group": 4}, "generate": {"max_new_tokens": 8}, "advantages": "./ranks.py"}
     recipe = {"train": {"objective": "grpo"}, "rl": rl, "reward": "./digits.py"}

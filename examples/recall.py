@@ -28,7 +28,7 @@ if __name__ == "__main__":
     from tempfile import TemporaryDirectory
 
     from luthier.recipe import load_recipe
-    from luthier.steps import run_recipe
+    from luthier.steps.run import run_recipe
 
     steps = {"answers": {"do": "generate", "generate": {"sampler": "./recall.py"}}}
     steps["learn"] = {"do": "train", "data": "answers"}

@@ -1,10 +1,14 @@
-"""A strategy of one's own: `rl: {strategy: ./retry.py}`."""
+"""A strategy of one's own: `rl: {strategy: ./retry.py}`. Tested by `luthier check ./retry.py`."""
+
+from typing import ClassVar
 
 from luthier.rollouts.base import Group, Strategy
 
 
 class Retry(Strategy):
     """Asks again where no answer to a prompt earned anything; all answers make one group."""
+
+    SETTINGS: ClassVar = ({}, {"group": 3})
 
     group: int = 2
 
@@ -21,7 +25,7 @@ if __name__ == "__main__":
     from tempfile import TemporaryDirectory
 
     from luthier.recipe import load_recipe
-    from luthier.steps import run_recipe
+    from luthier.steps.run import run_recipe
 
     recipe = {
         "train": {"objective": "grpo"},

@@ -1,6 +1,6 @@
 """A subset of one's own, in a pipeline: of sampled and gold answers to a record, the shortest."""
 
-from luthier.select.subset import Subset, by_record
+from luthier.select.records.base import Subset, by_record
 
 
 class Shortest(Subset):
@@ -17,7 +17,7 @@ if __name__ == "__main__":
     from tempfile import TemporaryDirectory
 
     from luthier.recipe import load_recipe
-    from luthier.steps import run_recipe
+    from luthier.steps.run import run_recipe
 
     recipe = {
         "steps": {

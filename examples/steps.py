@@ -1,10 +1,14 @@
-"""A schedule of one's own: `train: {schedule: ./steps.py}`."""
+"""A schedule of one's own: `train: {schedule: ./steps.py}`. Tested by `luthier check ./steps.py`."""
 
-from luthier.parts import Part
+from typing import ClassVar
+
+from luthier.engine.schedules.base import Schedule
 
 
-class Steps(Part):
+class Steps(Schedule):
     """The learning rate falls to a tenth at each of `places`, parts of the budget."""
+
+    SETTINGS: ClassVar = ({}, {"places": [0.3]})
 
     places: tuple[float, ...] = (0.5, 0.75)
 
@@ -18,7 +22,7 @@ if __name__ == "__main__":
     from tempfile import TemporaryDirectory
 
     from luthier.recipe import load_recipe
-    from luthier.steps import run_recipe
+    from luthier.steps.run import run_recipe
 
     recipe = {"train": {"schedule": "./steps.py"}}
     with TemporaryDirectory() as folder:

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import torch
 
-from luthier import load_recipe, parts
 from luthier.data.batches import Ordered, collate, micro_batches
-from luthier.modalities.base import build_tuners, tuned_policy
+from luthier.engine.assemble import Parts, tuned_policy
 from luthier.modalities.open import open_workspace
-from luthier.objectives.base import Update, build_objective, total_of
-from luthier.tuners.base import Planning
+from luthier.objectives.base import Update, total_of
+from luthier.recipe.load import load_recipe
+from luthier.tuners.base import TunerInputs
 
 CHANGES = {
     "extends": "small.yaml",
@@ -26,14 +26,13 @@ def train(recipe, updates):
     """Train by the recipe's objective, tuner and optimiser; the loss of each update."""
     settings = recipe.settings
     workspace = open_workspace(recipe, cache=None)
-    objective = build_objective(settings.train.objective, recipe.base)
+    parts = Parts.of(recipe)  # the objective, tuners and optimiser that the recipe names
     rows = workspace.prepared.train
     # The tuner decides which parameters have a gradient. `policy.hidden` runs the model up to its head.
-    policy = tuned_policy(workspace.loaded.module, build_tuners(recipe), objective, Planning(settings.seed, rows))
+    policy = tuned_policy(workspace.loaded.module, parts, TunerInputs(settings.seed, rows))
     policy.module.train()
     trained = [parameter for parameter in policy.module.parameters() if parameter.requires_grad]
-    optimizer = parts.build("optimizer", settings.train.optimizer, recipe.base)
-    stepper = optimizer.make(trained)
+    stepper = parts.optimizer.make(trained)
     size, order, losses = settings.train.batch.records, Ordered(rows, settings.seed), []
 
     for index in range(updates):
@@ -41,14 +40,14 @@ def train(recipe, updates):
         drawn = [row for record in records for row in record]  # a preference pair has two rows
         batches = [collate(micro) for micro in micro_batches(drawn, tokens=64, layout="padded")]
         # Losses are sums, divided by the count of the whole update: the gradient does not depend on the cut.
-        counts = {"targets": sum(objective.units(batch)["targets"] for batch in batches)}
+        counts = {"targets": sum(parts.objective.units(batch)["targets"] for batch in batches)}
         update = Update(index=index + 1, seed=settings.seed, batches=batches, counts=counts)
         loss = 0.0
         for batch in batches:
-            share = total_of(objective.terms(policy, batch, update), counts)
+            share = total_of(parts.objective.terms(policy, batch, update), counts)
             share.backward()  # at once, so that the activations of one micro-batch exist at a time
             loss += share.item()
-        torch.nn.utils.clip_grad_norm_(trained, optimizer.clip)
+        torch.nn.utils.clip_grad_norm_(trained, parts.optimizer.clip)
         stepper.step()
         stepper.zero_grad()
         losses.append(loss)

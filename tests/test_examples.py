@@ -1,4 +1,4 @@
-"""Every example runs, stays short, and is linked from the README."""
+"""Every example runs, passes the checks of its slot, stays short, and is linked from the README."""
 
 import json
 import runpy
@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 
 from luthier import parts
+from luthier.conformance.matrix import checked_slots, run_checks
 from luthier.recipe import load_recipe
 from luthier.recipe.methods import slot_of_file
-from luthier.steps import run_recipe
+from luthier.steps.run import run_recipe
 
 ROOT = Path(__file__).parent.parent
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
@@ -39,15 +40,12 @@ def test_the_training_by_hand_is_that_of_a_run(tmp_path):
     assert by_hand["train"](recipe, updates=4) == pytest.approx(of_the_run, rel=1e-5)
 
 
-def test_every_slot_has_an_example():
-    told = ("objective", "tuner", "selector", "reward", "strategy", "advantage", "metric")
-    others = {
-        "shortest": "subset",
-        "echo": "dataset",
-        "steps": "schedule",
-        "momentum": "optimizer",
-        "recall": "sampler",
-        "average": "verb",
-    }
-    found = [others.get(path.stem) or slot_of_file(path) for path in PARTS]
-    assert set(told) | set(others.values()) == set(parts.SLOTS) == set(found)
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_an_example_passes_the_checks_of_its_slot(path):
+    slot = slot_of_file(path)
+    outcomes = list(run_checks(slot, parts.load(slot, str(path))))
+    assert outcomes and [outcome for outcome in outcomes if not outcome.passed] == []
+
+
+def test_every_slot_with_checks_has_an_example():
+    assert set(checked_slots()) == {slot_of_file(path) for path in EXAMPLES}

@@ -3,6 +3,7 @@
 import pytest
 
 from luthier import parts
+from luthier.families import families
 from luthier.options import Option, read_options, written
 
 FAMILY = """
@@ -80,7 +81,7 @@ def test_descriptions_that_are_no_literals_are_left_empty(tmp_path):
     assert options_of(tmp_path, "a: int = Field(1, description=str(FIRST))")["a"].description == ""
 
 
-@pytest.mark.parametrize("slot", parts.SLOTS)
+@pytest.mark.parametrize("slot", families())
 def test_the_files_say_of_all_parts_what_pydantic_knows(slot):
     for entry in parts.catalogue(slot):
         fields = parts.load(slot, entry.name).model_fields

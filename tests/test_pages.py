@@ -37,7 +37,8 @@ def luthier(monkeypatch, *arguments):
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_a_loss_of_the_page_trains(name, tmp_path, monkeypatch, capsys):
-    from luthier import load_recipe, run
+    from luthier import run
+    from luthier.recipe.load import load_recipe
 
     (tmp_path / name).write_text(LOSSES[name])
     strings = {"kind": "strings", "tasks": ["sort"], "count": 24}

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from luthier.objectives.preference.base import PairObjective
     from luthier.parts import Part
     from luthier.recipe import Recipe, load_recipe
-    from luthier.steps import run_recipe as run
+    from luthier.steps.run import run_recipe as run
     from luthier.tuners.base import Tuner
 
 __version__ = "0.1.0"

@@ -1,8 +1,8 @@
 """Parts: how a name in a recipe becomes an object. This file alone imports by name.
 
 A part is one file holding one public class whose name equals the file's stem but for case and
-underscores. Nothing is registered: the catalogue is read from the files with `ast`, and a part is
-imported only when it is used. `SLOTS` is the only list: slot → rooms searched.
+underscores. Nothing is registered: families (families.py) and the catalogue are read from the files with `ast`, and
+a part is imported only when it is used.
 """
 
 from __future__ import annotations
@@ -22,46 +22,18 @@ from typing import Any, ClassVar
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 
 from luthier.errors import RecipeError, nearest
+from luthier.families import PACKAGE, families
 from luthier.options import Option, read_options
 
-SLOTS: dict[str, tuple[str, ...]] = {
-    "objective": ("objectives",),
-    "tuner": ("tuners",),
-    "selector": ("select/rows",),
-    "subset": ("select/records",),
-    "reward": ("rewards",),
-    "strategy": ("rollouts/strategies",),
-    "advantage": ("rollouts/advantages",),
-    "optimizer": ("engine/optimizers",),
-    "schedule": ("engine/schedules",),
-    "metric": ("evals/metrics",),
-    "dataset": ("data/generated", "vision/generated"),
-    "sampler": ("sampling/samplers",),
-    "verb": ("steps/verbs",),
+RENAMED_CONSTANTS: Mapping[str, tuple[str, str]] = {
+    "FACE": ("MODALITY", '`"token"` is `"language"`, `"denoiser"` is `"diffusion"`, `"encoder"` is `"contrastive"`.'),
+    "HOLDS": ("DETACHED", "The values are the same."),
+    "RESTORES": ("DISABLING_RESTORES_BASE", '`"base"` is True, `"nothing"` is False.'),
 }
-CONSTANTS = (
-    "PAPER",
-    "NEEDS",
-    "MODALITY",
-    "READS",
-    "WRITES",
-    "DETACHED",
-    "EXCLUDES",
-    "COUPLES",
-    "COMPARES",
-    "UNIT",
-    "SETTINGS",
-    "DISABLING_RESTORES_BASE",
-    "MERGES",
-    "RANKS",
-    "LEAVES",
-    "COLUMNS",
-    "TRAINS",
-    "OVERLAYS",
-)
-PACKAGE = Path(__file__).parent
-NO_PARTS = ("base", "views", "sum")
-"""Files of the searched folders that hold what the parts beside them share."""
+"""Former name of a constant → its name now, and how its values are written now.
+
+A former name is refused only in families that no longer declare it.
+"""
 
 
 class _Lazy(ModuleType):
@@ -82,14 +54,16 @@ def lazy(name: str) -> Any:
 class Part(BaseModel):
     """Frozen options plus the verbs of a family. Options never hold state.
 
-    Literal class constants describe it to the catalogue: PAPER, NEEDS, MODALITY, READS, WRITES, EXCLUDES,
-    COUPLES, UNIT, SETTINGS (option sets that the conformance matrix exercises).
+    Literal class constants describe it to the catalogue: PAPER, NEEDS, SETTINGS (option sets that the conformance
+    matrix exercises), SAME_RESULT (options that change how something is computed, not the result), and those that the
+    base class of its family declares. A base class in a `base.py` that declares `SLOT` makes a family.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True, allow_inf_nan=False)
     PAPER: ClassVar[str] = ""
     NEEDS: ClassVar[tuple[str, ...]] = ()
     SETTINGS: ClassVar[tuple[dict[str, Any], ...]] = ({},)
+    SAME_RESULT: ClassVar[tuple[str, ...]] = ()
 
     @property
     def kind(self) -> str:
@@ -125,7 +99,7 @@ def build(slot: str, spec: Any, base: Path | None = None) -> Any:
     """Make the part that `spec` describes: a name, `{kind: name, ...}`, a path to a file, or a Part.
 
     Args:
-        slot: a key of SLOTS.
+        slot: the family's, such as `objective`.
         base: folder that relative part files are looked up in (the recipe's).
 
     Raises:
@@ -241,15 +215,24 @@ def _is_file(path: Path) -> bool:
 @cache
 def catalogue(slot: str) -> tuple[Entry, ...]:
     """All parts of a slot in the package, by name. A stem is unique in its slot."""
-    found: dict[str, Entry] = {}
-    for room in SLOTS[slot]:
-        for path in sorted((PACKAGE / room).rglob("*.py")):
-            if path.name.startswith("_") or path.stem in NO_PARTS:
-                continue
-            if path.stem in found:
-                raise RecipeError(f"Two {slot} parts are called `{path.stem}`: {found[path.stem].path} and {path}.")
-            found[path.stem] = read_entry(slot, path)
-    return tuple(found[name] for name in sorted(found))
+    entries: dict[str, Entry] = {}
+    for path in families()[slot].files():
+        if path.stem in entries:
+            raise RecipeError(f"Two {slot} parts are called `{path.stem}`: {entries[path.stem].path} and {path}.")
+        entries[path.stem] = read_entry(slot, path)
+    return tuple(entries[name] for name in sorted(entries))
+
+
+@cache
+def constants_of(slot: str) -> tuple[str, ...]:
+    """The constants of a family's parts: those of every part, and those that its base classes declare.
+
+    Of a slot that is no family's: the constants of all families.
+    """
+    common = [name for name in Part.__annotations__ if name.isupper()]
+    chosen = [families()[slot]] if slot in families() else list(families().values())
+    declared = [name for family in chosen for name in family.constants]
+    return tuple(dict.fromkeys([*common, *declared]))
 
 
 def read_entry(slot: str, path: Path) -> Entry:
@@ -277,11 +260,19 @@ def read_entry(slot: str, path: Path) -> Entry:
         target = node.target if isinstance(node, ast.AnnAssign) else node.targets[0]
         if not isinstance(target, ast.Name):
             continue
-        if target.id in CONSTANTS and node.value is not None:
+        _refuse_renamed(slot, target.id, f"{path}:{node.lineno}")
+        if target.id in constants_of(slot) and node.value is not None:
             constants[target.id] = _literal(node.value, f"{path}:{node.lineno}: {target.id}")
         elif isinstance(node, ast.AnnAssign) and not target.id.startswith("_") and not target.id.isupper():
             options.append(target.id)
     return Entry(slot, path.stem, path, match[0].name, about, tuple(options), constants)
+
+
+def _refuse_renamed(slot: str, name: str, where: str) -> None:
+    """Raise RecipeError for a constant that has another name now."""
+    if name in RENAMED_CONSTANTS and name not in constants_of(slot):
+        new, values = RENAMED_CONSTANTS[name]
+        raise RecipeError(f"{where}: the constant `{name}` is called `{new}` now.", f"Write `{new}`. {values}")
 
 
 def _literal(node: ast.expr, where: str) -> Any:

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Axis = Literal["row", "token"]
-Shape = Literal["messages", "prompt_completion", "text", "preference"]
+Shape = str
+"""`messages`, `prompt_completion`, `text`, or the name of a file in `data/forms/`: records of several answers."""
 
 
 @dataclass(frozen=True)

@@ -55,7 +55,7 @@ def test_methods_that_do_not_apply_are_told(command, here):
 
 
 def test_a_part_file_shows_as_the_catalogue_would(command, here, room):
-    calls = room("luthier.steps.conformance.check_part")
+    calls = room("luthier.conformance.matrix.check_part")
     (here / "halved.py").write_text(PART)
     shown = command("check", "./halved.py").out
     assert "objective halved: Half the loss." in shown

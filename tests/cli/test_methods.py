@@ -2,6 +2,7 @@ import pytest
 
 from luthier import parts
 from luthier.cli.catalogue import cost_in_proof, evidence, grouped, needs_of
+from luthier.families import families
 from luthier.parts import PACKAGE
 from luthier.proofs.results import Committed
 
@@ -22,7 +23,7 @@ def test_the_list_holds_methods_and_parts(command, packaged):
     listed = lines[lines.index("You have prompts with their answers") + 1 :]
     small = next(line for line in listed if line.startswith("  small "))
     assert small.split(maxsplit=4) == ["small", "prompt,", "answer", "unproven", "a small adapter"]
-    for slot in parts.SLOTS:
+    for slot in families():
         for entry in parts.catalogue(slot):
             assert f"  {entry.name} " in shown
 

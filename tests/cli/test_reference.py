@@ -7,6 +7,7 @@ import pytest
 from luthier import parts
 from luthier.cli import reference
 from luthier.errors import RecipeError
+from luthier.families import families
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 STALE = "before\n\n<!-- options:lora -->\n| option |\n<!-- /options -->\n\nafter\n"
@@ -27,7 +28,7 @@ def test_pages_of_methods_have_their_table_from_the_part(slot):
 
 def test_all_parts_stand_on_their_page():
     page = reference.parts_page(DOCS)
-    for slot in parts.SLOTS:
+    for slot in families():
         section = page.partition(f"## {slot}\n")[2].partition("\n## ")[0]
         for entry in parts.catalogue(slot):
             assert f"### `{entry.name}`\n" in section

@@ -6,6 +6,7 @@ import numpy
 import pytest
 import torch
 
+from luthier.conformance.tiny import tiny_pairs, tiny_rows
 from luthier.data.batches import (
     Ordered,
     collate,
@@ -16,7 +17,6 @@ from luthier.data.batches import (
     positions,
     prompt_length,
 )
-from luthier.steps.conformance import tiny_pairs, tiny_rows
 from luthier.types import Row, Stream
 
 ROWS = tiny_rows(20)
@@ -134,7 +134,7 @@ def test_mismatched_answers_stand_once_each_behind_a_prompt_of_others():
         other = found[row.id]
         (prompt, answer), at = split_at_answer(row), prompt_length(other)
         assert other.ids[:at].tolist() in prompts and other.ids[:at].tolist() != prompt
-        assert other.ids[at:].tolist() == answer[: longest - at] and len(other) <= longest and not other.part_of
+        assert other.ids[at:].tolist() == answer[: longest - at] and len(other) <= longest and other.record == other.id
         weights = row.streams["weights"].values[len(prompt) :][: longest - at]
         assert other.streams["weights"].values.tolist() == [0] * at + weights.tolist()
     behind = {split_at_answer(one)[0].__repr__() for one in found.values()}

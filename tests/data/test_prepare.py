@@ -219,7 +219,7 @@ def test_labels_travel_with_the_rows(setting, renderer, tmp_path):
         assert found == {str(i + 1): i % 3 == 0 for i in range(30)} | dict.fromkeys(("31", "32", "33"))
         assert done.report.labelled_bad == 20
         assert any("20 of 33 training records have `label: false`" in words for words in done.report.warnings)
-    assert len(without_rejected(first.train)) == 13 and not any(one.part_of for one in first.train)
+    assert len(without_rejected(first.train)) == 13 and all(one.record == one.id for one in first.train)
 
 
 @pytest.mark.parametrize("bad, count", [("Bad", 10), (0, 10), ("0", 10), ("spam", 0), (2, 0), (True, 0), (False, 0)])

@@ -7,6 +7,7 @@ import numpy
 import pytest
 import torch
 
+from luthier.conformance.tiny import tiny_model, tiny_pairs, tiny_rows, with_common_prompts
 from luthier.data.batches import (
     LINE,
     collate,
@@ -19,8 +20,6 @@ from luthier.data.batches import (
 )
 from luthier.engine.score import score
 from luthier.models.policy import TokenPolicy
-from luthier.steps.conformance import tiny_model, tiny_pairs, tiny_rows
-from luthier.steps.made import with_common_prompts
 from luthier.types import Row, Stream
 
 

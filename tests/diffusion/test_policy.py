@@ -7,6 +7,9 @@ import pytest
 import torch
 
 from luthier import parts
+from luthier.conformance.base import apart
+from luthier.conformance.tiny import seeded
+from luthier.conformance.training import GradientDescent
 from luthier.diffusion.policy import DenoiserPolicy, flux, load_denoiser, stable_diffusion_3
 from luthier.engine.assemble import Parts, tuned_policy
 from luthier.engine.budget import Budget
@@ -16,8 +19,6 @@ from luthier.errors import ModelError
 from luthier.models.sets import ParameterSet
 from luthier.objectives.diffusion.diffusion_nft import DiffusionNFT
 from luthier.objectives.diffusion.flow import Flow
-from luthier.steps.conformance import Plain, apart
-from luthier.steps.faces import seeded
 from luthier.tuners.base import TunerInputs
 from luthier.types import Row, Stream
 
@@ -95,7 +96,7 @@ def test_flux_patches_are_those_of_its_pipeline():
 def test_the_gradient_does_not_depend_on_the_split(name):
     changes = []
     for micro in (6, 2):
-        chosen = Parts(Flow(), (parts.build("tuner", "full"),), Plain(), parts.build("schedule", "constant"))
+        chosen = Parts(Flow(), (parts.build("tuner", "full"),), GradientDescent(), parts.build("schedule", "constant"))
         policy = tuned_policy(made(name), chosen, TunerInputs(), make=DenoiserPolicy)
         before = {key: p.detach().clone() for key, p in policy.module.named_parameters()}
         Trainer(policy, chosen, Records(rows(), 0, Budget("updates", 1)), Batching(6, micro)).train()

@@ -3,11 +3,11 @@
 import pytest
 
 from luthier import parts
+from luthier.conformance.training import GradientDescent
 from luthier.engine.assemble import Parts
 from luthier.errors import RecipeError
 from luthier.objectives.base import TokenObjective
 from luthier.objectives.sum import build_objective
-from luthier.steps.conformance import Plain
 
 
 def parts_of(objective, *tuners, optimizer=None, selector=None):
@@ -51,7 +51,7 @@ def test_a_part_is_asked_once():
     [
         (parts_of("siglip", "full"), "`siglip` works on models of the kind `encoder`; this one is `token`"),
         (parts_of("sft", "full", "s2ft"), "cannot be combined"),
-        (parts_of("sft", "spiel", optimizer=Plain()), "rule of its own"),
+        (parts_of("sft", "spiel", optimizer=GradientDescent()), "rule of its own"),
     ],
 )
 def test_conflicts_are_refused(chosen, words):

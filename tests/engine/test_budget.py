@@ -2,10 +2,10 @@
 
 import pytest
 
+from luthier.conformance.tiny import tiny_pairs, tiny_rows
 from luthier.data.batches import Ordered
 from luthier.engine.budget import Budget, Position
 from luthier.errors import RunError
-from luthier.steps.conformance import tiny_pairs, tiny_rows
 
 ROWS = tiny_rows(10)
 TOKENS = sum(len(row) for row in ROWS)

@@ -7,6 +7,9 @@ import torch
 from torch import nn
 
 from luthier import parts
+from luthier.conformance.base import apart
+from luthier.conformance.tiny import CLASSES, TINY_MODELS, TinyModel, seeded, tiny_rows
+from luthier.conformance.training import trained, trainer
 from luthier.engine.couple import couple, repeatable
 from luthier.engine.distributed import World
 from luthier.engine.trainer import Batching
@@ -15,8 +18,6 @@ from luthier.errors import RunError
 from luthier.objectives.base import CoupledObjective
 from luthier.objectives.contrastive.siglip import SigLIP
 from luthier.objectives.sum import WeightedSum
-from luthier.steps.conformance import apart, tiny_rows, trained, trainer
-from luthier.steps.faces import CLASSES, TINY_MODELS, TinyModel, seeded
 from luthier.tuners.full import Full
 from luthier.types import Term
 from luthier.update import Update
@@ -148,7 +149,7 @@ from luthier import parts
 from luthier.engine.distributed import World
 from luthier.engine.trainer import Batching
 from luthier.objectives.contrastive.siglip import SigLIP
-from luthier.steps.conformance import trained
+from luthier.conformance.training import trained
 torch.set_num_threads(1)
 world = World.join()
 full, found = parts.build("tuner", "full"), {}

@@ -3,9 +3,10 @@
 import pytest
 
 from luthier import parts
+from luthier.conformance.base import apart
+from luthier.conformance.training import trained
 from luthier.engine.distributed import World
 from luthier.engine.trainer import Batching
-from luthier.steps.conformance import apart, trained
 from support.ranks import run_ranks
 
 CHILD = """
@@ -13,7 +14,8 @@ import sys, torch
 from luthier import parts
 from luthier.engine.distributed import World
 from luthier.engine.trainer import Batching
-from luthier.steps.conformance import tiny_rows, trained
+from luthier.conformance.tiny import tiny_rows
+from luthier.conformance.training import trained
 torch.set_num_threads(1)
 world = World.join()
 found = {}
@@ -56,7 +58,8 @@ from luthier.engine.distributed import World
 from luthier.engine.trainer import Batching, Saving
 from luthier.engine.update import NotFinite
 from luthier.objectives.base import TokenObjective
-from luthier.steps.conformance import tiny_rows, trainer
+from luthier.conformance.tiny import tiny_rows
+from luthier.conformance.training import trainer
 torch.set_num_threads(1)
 world = World.join()
 folder = Path(sys.argv[1])

@@ -9,10 +9,10 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from luthier import parts
+from luthier.conformance.tiny import tiny_model, tiny_pairs, tiny_rows
 from luthier.engine import estimate as estimates
 from luthier.models.kernels.gradients import adding
 from luthier.models.kernels.head import Head, target_logprob
-from luthier.steps.conformance import tiny_model, tiny_pairs, tiny_rows
 from luthier.tuners.base import TunerInputs
 
 

@@ -8,6 +8,9 @@ import pytest
 import torch
 
 from luthier import parts
+from luthier.conformance.base import apart
+from luthier.conformance.tiny import tiny_model, tiny_rows
+from luthier.conformance.training import trained
 from luthier.data.batches import collate
 from luthier.engine.assemble import frozen_bytes, tuned_policy
 from luthier.engine.budget import Budget
@@ -16,7 +19,6 @@ from luthier.engine.trainer import Batching
 from luthier.errors import RunError
 from luthier.models.policy import Reference, TokenPolicy
 from luthier.objectives.sum import build_objective
-from luthier.steps.conformance import apart, tiny_model, tiny_rows, trained
 from luthier.types import Stream
 
 ROWS = tiny_rows()
@@ -90,7 +92,7 @@ def test_training_is_that_with_the_model_asked_at_every_update(tmp_path, tuner, 
         bound.append(tuned_policy(module, *given, **more, states=states))
         return bound[-1]
 
-    monkeypatch.setattr("luthier.steps.conformance.tuned_policy", recalling)
+    monkeypatch.setattr("luthier.conformance.training.tuned_policy", recalling)
     recalled = trained(objective, parts.build("tuner", tuner), Batching(4, 60), budget=Budget("updates", 3))
     (policy,) = bound
     assert isinstance(policy.references["initial"], CachedReference)

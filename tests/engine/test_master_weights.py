@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 from luthier import parts
+from luthier.data.generated.sums import Sums
 from luthier.engine import master_weights
 from luthier.engine.master_weights import MasterWeights, Rounding
-from luthier.models.kernels.gradients import Sums
 
 ADAMW = parts.build("optimizer", {"kind": "adamw", "lr": 0.01, "weight_decay": 0.1})
 

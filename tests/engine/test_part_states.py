@@ -4,13 +4,14 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from luthier import parts
+from luthier.conformance.tiny import tiny_rows
+from luthier.conformance.training import trainer
 from luthier.engine import checkpoints
 from luthier.engine.budget import Budget
 from luthier.engine.checkpoints import STATE, Saving
 from luthier.engine.micro_batches import Batching
 from luthier.objectives.base import TokenObjective
 from luthier.objectives.sum import WeightedSum
-from luthier.steps.conformance import tiny_rows, trainer
 from luthier.update import PartNames, Update
 
 FULL = parts.build("tuner", "full")

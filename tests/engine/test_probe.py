@@ -5,12 +5,13 @@ import pytest
 import torch
 
 from luthier import parts
+from luthier.conformance.tiny import tiny_model, tiny_rows
+from luthier.conformance.training import trainer
 from luthier.engine.budget import Budget
 from luthier.engine.probe import LossCurves, assert_unchanged
 from luthier.engine.trainer import Batching, Saving
 from luthier.errors import RunError
 from luthier.models.policy import TokenPolicy
-from luthier.steps.conformance import tiny_model, tiny_rows, trainer
 
 ADAMW = parts.build("optimizer", {"kind": "adamw", "lr": 1e-3})
 

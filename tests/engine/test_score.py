@@ -5,13 +5,15 @@ import pytest
 import torch
 
 from luthier import parts
+from luthier.conformance.base import apart
+from luthier.conformance.tiny import tiny_model, tiny_rows
+from luthier.conformance.training import trained
 from luthier.data.batches import collate
 from luthier.engine.score import cached_column, column_key, score, with_column
 from luthier.engine.trainer import Batching
 from luthier.errors import RecipeError
 from luthier.models.policy import TokenPolicy
 from luthier.objectives.base import SequenceObjective
-from luthier.steps.conformance import apart, tiny_model, tiny_rows, trained
 
 ROWS = tiny_rows()
 

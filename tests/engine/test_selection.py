@@ -7,6 +7,8 @@ import torch
 
 from engine.test_distributed import run_ranks
 from luthier import parts
+from luthier.conformance.tiny import tiny_rows
+from luthier.conformance.training import trainer
 from luthier.engine import checkpoints, selection
 from luthier.engine.budget import Budget
 from luthier.engine.distributed import World
@@ -14,7 +16,6 @@ from luthier.engine.trainer import Batching, Saving
 from luthier.engine.update import NotFinite
 from luthier.errors import RecipeError, RunError
 from luthier.select.base import Selector, keyed_uniform
-from luthier.steps.conformance import tiny_rows, trainer
 
 SFT = parts.build("objective", "sft")
 FULL = parts.build("tuner", "full")
@@ -252,7 +253,7 @@ import sys, torch
 from luthier import parts
 from luthier.engine.distributed import World
 from luthier.engine.trainer import Batching
-from luthier.steps.conformance_selectors import CANDIDATES, _noted, _selecting
+from luthier.conformance.selector import CANDIDATES, _noted, _selecting
 torch.set_num_threads(1)
 world = World.join()
 found = {}
@@ -265,7 +266,7 @@ torch.distributed.destroy_process_group()
 
 
 def test_two_processes_keep_what_one_keeps(tmp_path):
-    from luthier.steps.conformance_selectors import CANDIDATES, kept_records
+    from luthier.conformance.selector import CANDIDATES, kept_records
 
     ranks = run_ranks(CHILD, tmp_path)
     for entry in parts.catalogue("selector"):

@@ -10,11 +10,12 @@ import pytest
 import torch
 
 from luthier import parts
+from luthier.conformance.tiny import tiny_rows
+from luthier.conformance.training import trainer
 from luthier.engine import checkpoints
 from luthier.engine.budget import Budget
 from luthier.engine.trainer import Batching, Saving
 from luthier.errors import RunError
-from luthier.steps.conformance import tiny_rows, trainer
 
 SFT = parts.build("objective", "sft")
 FULL = parts.build("tuner", "full")
@@ -144,7 +145,8 @@ from pathlib import Path
 from luthier import parts
 from luthier.engine.budget import Budget
 from luthier.engine.trainer import Batching, Saving
-from luthier.steps.conformance import tiny_rows, trainer
+from luthier.conformance.tiny import tiny_rows
+from luthier.conformance.training import trainer
 torch.set_num_threads(1)
 run = trainer(parts.build("objective", "dft"), parts.build("tuner", "full"), tiny_rows(), Batching(3, 40),
               optimizer=parts.build("optimizer", {"kind": "adamw", "lr": 1e-3}), budget=Budget("updates", 40),

@@ -4,11 +4,13 @@ import pytest
 import torch
 
 from luthier import parts
+from luthier.conformance.base import apart
+from luthier.conformance.tiny import tiny_rows
+from luthier.conformance.training import trained, trainer
 from luthier.engine.trainer import Batching
 from luthier.engine.update import NotFinite
 from luthier.errors import RunError
 from luthier.objectives.base import TokenObjective
-from luthier.steps.conformance import apart, tiny_rows, trained, trainer
 from luthier.tuners.full import Full
 from luthier.types import Term
 
@@ -96,7 +98,7 @@ def test_no_target_names_the_update():
 
 
 def test_clipping_bounds_the_norm_of_the_whole_update():
-    from luthier.steps.conformance import Plain
+    from luthier.rollouts.strategies.plain import Plain
 
     events = []
     sft = parts.build("objective", "sft")

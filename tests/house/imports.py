@@ -13,6 +13,7 @@ from pathlib import Path
 RANKS = {
     "errors": 0.0,
     "keyed": 0.0,
+    "families": 0.05,
     "types": 0.1,
     "options": 0.1,
     "parts": 0.2,
@@ -38,6 +39,7 @@ RANKS = {
     "modalities": 3.7,
     "steps": 4,
     "processes": 4.5,
+    "conformance": 4.5,
     "compare": 5,
     "cli": 6,
     "__init__": 6,

@@ -7,8 +7,8 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from luthier.families import SHARED_FILES
 from luthier.options import Option, read_options
-from luthier.parts import NO_PARTS
 
 Slots = Mapping[str, Sequence[str]]
 PAGED = ("objective", "tuner")  # slots whose parts have a page of their own
@@ -27,7 +27,7 @@ LOCAL_GENERATORS = {
 def part_files(package: Path, rooms: Sequence[str]) -> list[Path]:
     """The part files of a slot: neither underscore files nor what parts share, such as `base.py`."""
     found = [path for room in rooms for path in sorted((package / room).rglob("*.py"))]
-    return [path for path in found if not path.name.startswith("_") and path.stem not in NO_PARTS]
+    return [path for path in found if not path.name.startswith("_") and path.stem not in SHARED_FILES]
 
 
 def name_faults(root: Path, package: Path, slots: Slots) -> list[str]:

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
+from luthier.conformance.tiny import tiny_model, tiny_rows
 from luthier.data.batches import collate
 from luthier.models.context import checkpoint_layers, context_value, forward_context, same_draws
 from luthier.models.policy import TokenPolicy
-from luthier.steps.conformance import tiny_model, tiny_rows
 
 
 def test_values_nest_and_end():

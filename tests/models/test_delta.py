@@ -3,9 +3,9 @@
 import pytest
 import torch
 
+from luthier.conformance.tiny import tiny_model
 from luthier.errors import ModelError, RecipeError
 from luthier.models.delta import Change, WeightDelta, compose, tensor_hash
-from luthier.steps.conformance import tiny_model
 
 DOWN = "model.layers.0.mlp.down_proj.weight"
 NORM = "model.norm.weight"

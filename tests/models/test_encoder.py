@@ -3,9 +3,9 @@
 import pytest
 import torch
 
+from luthier.conformance.tiny import TINY_MODELS
 from luthier.data.batches import collate
 from luthier.errors import ModelError
-from luthier.steps.faces import TINY_MODELS
 
 
 @pytest.fixture

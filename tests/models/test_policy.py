@@ -4,12 +4,11 @@ import pytest
 import torch
 
 from luthier import parts
+from luthier.conformance.tiny import tiny_model, tiny_rows, with_common_prompts
 from luthier.data.batches import collate, micro_batches
 from luthier.errors import ModelError
 from luthier.models import checks
 from luthier.models.policy import Reference, TokenPolicy
-from luthier.steps.conformance import tiny_model, tiny_rows
-from luthier.steps.made import with_common_prompts
 
 
 @pytest.fixture

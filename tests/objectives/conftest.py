@@ -1,15 +1,17 @@
 """What objectives are trained under besides the matrix."""
 
+from dataclasses import replace
+
 import pytest
 
+from luthier.conformance import tiny, training
 from luthier.models.context import checkpoint_layers
-from luthier.steps import conformance
 
 
 @pytest.fixture
 def checkpointed(monkeypatch):
-    """`conformance.trained`, of a model whose layers are computed again in the backward."""
-    plain = conformance.tiny_model
+    """`training.trained`, of a model whose layers are computed again in the backward."""
+    plain = tiny.tiny_model
 
     def model(*arguments, **options):
         made = plain(*arguments, **options)
@@ -19,7 +21,7 @@ def checkpointed(monkeypatch):
 
     def trained(*arguments, **options):
         with monkeypatch.context() as patch:
-            patch.setattr(conformance, "tiny_model", model)
-            return conformance.trained(*arguments, **options)
+            patch.setitem(tiny.TINY_MODELS, "token", replace(tiny.TINY_MODELS["token"], module=model))
+            return training.trained(*arguments, **options)
 
     return trained

@@ -6,14 +6,15 @@ import pytest
 import torch
 
 from luthier import parts
+from luthier.conformance.base import apart
+from luthier.conformance.tiny import tiny_rows
+from luthier.conformance.training import trained, trainer
 from luthier.data.batches import collate
 from luthier.engine.trainer import Batching
 from luthier.errors import RecipeError
 from luthier.objectives._draws import position_keys
-from luthier.objectives.base import SequenceObjective, TokenObjective
+from luthier.objectives.base import SequenceObjective, TokenObjective, Update
 from luthier.objectives.sum import WeightedSum, build_objective, reads_of
-from luthier.steps.conformance import apart, tiny_rows, trained, trainer
-from luthier.update import Update
 from support.oracle import view_of
 
 WHOLE = Batching(8, 10_000)

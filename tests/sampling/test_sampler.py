@@ -7,6 +7,7 @@ import pytest
 import torch
 import transformers
 
+from luthier.conformance.tiny import tiny_model
 from luthier.data.batches import collate
 from luthier.errors import ModelError
 from luthier.models.kernels.head import target_logprob
@@ -15,7 +16,6 @@ from luthier.sampling.draws import draw
 from luthier.sampling.native import NativeSampler
 from luthier.sampling.session import Session
 from luthier.sampling.stops import StopWatch, cut
-from luthier.steps.conformance import tiny_model
 from luthier.types import Request, Row, Sampling, Stream
 
 END = set(range(2, 14))

@@ -8,6 +8,8 @@ import pytest
 import torch
 
 from luthier import parts
+from luthier.conformance.tiny import tiny_model, tiny_rows
+from luthier.conformance.training import trainer
 from luthier.data.batches import collate
 from luthier.engine.score import score
 from luthier.engine.trainer import Batching
@@ -15,7 +17,6 @@ from luthier.errors import DataError
 from luthier.models.policy import TokenPolicy
 from luthier.sampling.scoring import sequence_logprobs
 from luthier.select._clusters import even_shares, k_means
-from luthier.steps.conformance import tiny_model, tiny_rows, trainer
 from luthier.types import Candidate, Record, Row, Stream
 
 

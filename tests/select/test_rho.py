@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from luthier import parts
+from luthier.conformance.tiny import tiny_model, tiny_rows
 from luthier.data.batches import collate
 from luthier.engine.score import score, with_column
 from luthier.errors import ModelError, RecipeError
@@ -13,7 +14,6 @@ from luthier.models.policy import TokenPolicy
 from luthier.recipe import load_recipe
 from luthier.runs.run import Run
 from luthier.select.base import Pool, keyed_uniform
-from luthier.steps.conformance import tiny_model, tiny_rows
 from luthier.steps.train import training
 
 RHO = parts.build("selector", {"kind": "rho", "reference": "held-out"})

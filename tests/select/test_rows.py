@@ -4,14 +4,14 @@ import pytest
 import torch
 
 from luthier import parts
+from luthier.conformance.selector import kept_records
+from luthier.conformance.tiny import tiny_model, tiny_rows
 from luthier.data.batches import collate
 from luthier.engine.trainer import Batching
 from luthier.models.policy import TokenPolicy
 from luthier.recipe import load_recipe
 from luthier.select.base import Pool, keyed_uniform
 from luthier.select.rows.max_loss import drawn_by_rank
-from luthier.steps.conformance import tiny_model, tiny_rows
-from luthier.steps.conformance_selectors import kept_records
 
 
 def losses(rows, model):

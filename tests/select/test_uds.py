@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from luthier import parts
+from luthier.conformance.tiny import tiny_model, tiny_rows
 from luthier.data.batches import collate
 from luthier.errors import RunError
 from luthier.models.kernels import head as heads
@@ -13,7 +14,6 @@ from luthier.models.policy import TokenPolicy
 from luthier.select import _logits as looking
 from luthier.select._sketch import Projection, Ring, nuclear_norm
 from luthier.select.base import Pool, keyed_uniform
-from luthier.steps.conformance import tiny_model, tiny_rows
 
 UDS = parts.build("selector", "uds")
 OFF = parts.build("selector", {"kind": "uds", "diversity_weight": 0.0})

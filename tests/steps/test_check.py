@@ -62,7 +62,7 @@ def test_full_fine_tuning_by_asft_keeps_a_head_or_where_the_reference_is_asked_a
 
     def estimate(objective, tuner, *more):
         made = recipe(f"train.objective={objective}", f"train.tuner={tuner}", "model.dtype=float32", *more)
-        from luthier.steps.conformance import tiny_rows
+        from luthier.conformance.tiny import tiny_rows
 
         return _memory(made, SimpleNamespace(train=tiny_rows(), records={}))
 

@@ -14,7 +14,7 @@ from luthier.errors import RecipeError, RunError
 from luthier.models.loading.bundled import bundled_path
 from luthier.recipe import load_recipe
 from luthier.run_folder import read_json, read_jsonl
-from luthier.steps import run_recipe
+from luthier.steps.run import run_recipe
 from luthier.steps.verbs import select
 
 NEVER = """from luthier.rewards.base import Reward

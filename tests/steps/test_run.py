@@ -14,15 +14,15 @@ import torch
 from rich.console import Console
 from safetensors.torch import load_file
 
+from luthier.conformance.tiny import tiny_model
 from luthier.errors import DataError, LuthierError, ModelError, RunError
 from luthier.processes.worker import main as worker_main
 from luthier.recipe import load_recipe
 from luthier.run_folder import RunFolder, read_json, read_jsonl, write_json
-from luthier.steps import run_recipe
 from luthier.steps.check_page import check_recipe
-from luthier.steps.conformance import tiny_model
 from luthier.steps.evaluate import _recipe as recipe_of_evaluation
 from luthier.steps.evaluate import evaluate_model
+from luthier.steps.run import run_recipe
 from support.runs import recipe, run_recipe_until_killed, with_words
 
 HALF = '''

@@ -11,12 +11,12 @@ from luthier.errors import RecipeError, RunError
 from luthier.models.loading.bundled import bundled_path
 from luthier.recipe import load_recipe
 from luthier.run_folder import read_json, read_jsonl
-from luthier.steps import run_recipe
 from luthier.steps import scores as scoring
+from luthier.steps.run import run_recipe
 
 WORDS = [f"{a}{b}{c}" for a in "ab" for b in "fg" for c in "kl"]
 SUREST = """from typing import ClassVar
-from luthier.select.subset import Subset, by_record
+from luthier.select.records.base import Subset, by_record
 
 class Surest(Subset):
     '''The likeliest answer of each record.'''

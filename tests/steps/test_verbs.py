@@ -16,7 +16,7 @@ from luthier.errors import RecipeError, RunError
 from luthier.recipe import load_recipe, stages_of
 from luthier.recipe.steps import keys_of
 from luthier.run_folder import read_json, read_jsonl
-from luthier.steps import run_recipe
+from luthier.steps.run import run_recipe
 from luthier.steps.verb_page import renewed
 from luthier.steps.verbs.base import Verb
 

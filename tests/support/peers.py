@@ -10,12 +10,14 @@ from typing import Any
 import torch
 
 from luthier import parts
+from luthier.conformance.base import apart
+from luthier.conformance.tiny import tiny_model
+from luthier.conformance.training import trainer
 from luthier.data.batches import collate, group_by_record
 from luthier.engine.trainer import Batching
 from luthier.models.loading.load import load_tokenizer
 from luthier.objectives.sum import reads_of
 from luthier.recipe.settings import Model
-from luthier.steps.conformance import apart, tiny_model, trainer
 from objectives.preference.test_pairs import with_reference
 
 LOSS, GRADIENT = 1e-6, 1e-5

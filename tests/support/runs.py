@@ -6,7 +6,7 @@ import pytest
 
 from luthier.engine.trainer import Trainer
 from luthier.recipe import load_recipe
-from luthier.steps import run_recipe
+from luthier.steps.run import run_recipe
 
 
 def with_words(folder):

@@ -3,7 +3,7 @@
 import torch
 
 from luthier import parts
-from luthier.steps.conformance import tiny_model
+from luthier.conformance.tiny import tiny_model
 
 
 def test_every_parameter_is_trained_once():

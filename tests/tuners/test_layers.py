@@ -2,8 +2,8 @@ import pytest
 import torch
 from torch import nn
 
+from luthier.conformance.tiny import tiny_model
 from luthier.errors import RecipeError
-from luthier.steps.conformance import tiny_model
 from luthier.tuners._layers import Replacement, layers_of, linear_layers, replace_layer, save_without
 
 

@@ -7,9 +7,10 @@ import torch
 from safetensors.torch import load_file
 
 from luthier import parts
+from luthier.conformance.tiny import tiny_model, tiny_rows
+from luthier.conformance.training import trainer
 from luthier.engine.trainer import Batching
 from luthier.errors import RecipeError
-from luthier.steps.conformance import tiny_model, tiny_rows, trainer
 
 
 def lora(**options):

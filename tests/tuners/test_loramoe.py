@@ -9,6 +9,9 @@ from torch import nn
 from torch.nn import functional
 
 from luthier import parts
+from luthier.conformance.base import Failed, apart
+from luthier.conformance.tiny import tiny_model, tiny_rows, with_made_fields
+from luthier.conformance.training import check_invariance, check_ranks, trained, trainer
 from luthier.data.batches import collate
 from luthier.engine.assemble import refuse_excluded
 from luthier.engine.trainer import Batching
@@ -20,17 +23,6 @@ from luthier.objectives.base import CoupledObjective
 from luthier.recipe import load_recipe
 from luthier.recipe.settings import Model as ModelSettings
 from luthier.run_folder import append_jsonl, read_jsonl
-from luthier.steps import conformance
-from luthier.steps.conformance import (
-    apart,
-    check_invariance,
-    check_ranks,
-    tiny_model,
-    tiny_rows,
-    trained,
-    trainer,
-    with_made_fields,
-)
 from luthier.steps.evaluate import evaluate_model
 from luthier.steps.run import run_recipe
 from luthier.tuners._experts import USAGE, ExpertLinear, Usage, expectations, experts_of, imbalance
@@ -206,7 +198,7 @@ def test_a_published_sum_over_a_micro_batch_would_feel_it(monkeypatch):
         return [Term(imbalance(z).sum(), None, 1.0)]
 
     monkeypatch.setattr(type(loramoe()), "terms", pooled)
-    with pytest.raises(conformance.Failed, match="the gradient differs"):
+    with pytest.raises(Failed, match="the gradient differs"):
         check_invariance([sft()], loramoe(dropout=0.0))
 
 

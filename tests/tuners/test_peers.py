@@ -5,9 +5,11 @@ import pytest
 import torch
 
 from luthier import parts
+from luthier.conformance.base import apart
+from luthier.conformance.tiny import tiny_model
+from luthier.conformance.training import trainer
 from luthier.engine.budget import Budget
 from luthier.engine.trainer import Batching
-from luthier.steps.conformance import apart, tiny_model, trainer
 from objectives.supervised.test_peers import rows
 from support.peers import GRADIENT, labelled, padded
 

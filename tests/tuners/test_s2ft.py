@@ -6,12 +6,15 @@ from torch import nn
 from torch.nn import functional
 
 from luthier import parts
+from luthier.conformance.base import apart
+from luthier.conformance.tiny import tiny_model, tiny_rows
+from luthier.conformance.training import trained, trainer
 from luthier.engine.assemble import Parts, refuse_excluded, tuned_policy
 from luthier.engine.budget import Budget
 from luthier.engine.trainer import Batching
 from luthier.errors import RecipeError
 from luthier.models.delta import WeightDelta, compose
-from luthier.steps.conformance import Plain, apart, tiny_model, tiny_rows, trained, trainer
+from luthier.rollouts.strategies.plain import Plain
 from luthier.tuners import _units
 from luthier.tuners._slices import SliceLinear, slices_of
 from luthier.tuners.base import TunerInputs

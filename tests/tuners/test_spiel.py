@@ -7,13 +7,14 @@ import torch
 from torch import nn
 
 from luthier import parts
+from luthier.conformance.tiny import tiny_model, tiny_rows
+from luthier.conformance.training import GradientDescent, trainer
 from luthier.engine.assemble import refuse_other_rules
 from luthier.engine.budget import Budget
 from luthier.engine.master_weights import MasterWeights
 from luthier.engine.trainer import Batching, Saving
 from luthier.errors import RecipeError
 from luthier.models.delta import WeightDelta
-from luthier.steps.conformance import Plain, tiny_model, tiny_rows, trainer
 from luthier.tuners._sparse import Rule, SparseLinear, Window, grow_accumulated, grow_momentum, largest, sparse_layers
 from luthier.tuners.base import TunerInputs
 
@@ -318,8 +319,8 @@ def test_refusals():
     with pytest.raises(RecipeError, match="betas"):
         spiel(selection="momentum").optimizer(betas)
     with pytest.raises(RecipeError, match="rule of its own"):
-        refuse_other_rules([spiel()], Plain())
-    refuse_other_rules([parts.build("tuner", "lora")], Plain())
+        refuse_other_rules([spiel()], GradientDescent())
+    refuse_other_rules([parts.build("tuner", "lora")], GradientDescent())
 
 
 def test_an_option_that_sm3_lacks_is_refused_if_it_was_changed_and_passes_if_it_is_spelled_out():

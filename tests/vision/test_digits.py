@@ -2,7 +2,8 @@
 
 import numpy
 
-from luthier.vision.digits import CLASSES, GLYPHS, SIDE, digit_rows, draw_digit
+from luthier.conformance.tiny import CLASSES
+from luthier.vision.digits import GLYPHS, SIDE, digit_rows, draw_digit
 
 
 def test_drawn_from_the_seed_alone():

@@ -56,7 +56,7 @@ def _check_part(path: Path) -> None:
     from luthier.recipe.methods import slot_of_file
 
     show_part(parts.read_entry(slot_of_file(path), path.resolve()))
-    from luthier.steps.conformance import check_part
+    from luthier.conformance.matrix import check_part
 
     check_part(path.resolve(), Console())
 

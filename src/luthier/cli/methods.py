@@ -30,6 +30,7 @@ def command(
 def _list_all() -> None:
     from luthier import parts
     from luthier.cli.catalogue import grouped
+    from luthier.recipe.settings import slots
 
     groups = grouped(Path.cwd())
     typer.echo("methods (luthier compare RECIPE --methods sft,dft; `+` composes; `methods NAME` tells more)")
@@ -45,7 +46,7 @@ def _list_all() -> None:
         for line in group:
             cells = zip((line.name, line.needs, line.cost, line.evidence), widths, strict=True)
             typer.echo(f"  {'  '.join(f'{cell:{width}}' for cell, width in cells)}  {line.about}")
-    for slot in parts.SLOTS:
+    for slot in slots():
         typer.echo(f"\n{slot}")
         _table([(entry.name, entry.about) for entry in parts.catalogue(slot)])
 
@@ -60,6 +61,7 @@ def _show(name: str) -> None:
     from luthier import parts
     from luthier.recipe import list_methods
     from luthier.recipe.methods import slot_of_file
+    from luthier.recipe.settings import slots
 
     if name.endswith(".py"):
         path = Path(name)
@@ -68,7 +70,7 @@ def _show(name: str) -> None:
         show_part(parts.read_entry(slot_of_file(path), path.resolve()))
         return
     methods = [method for method in list_methods(Path.cwd()) if method.name == name]
-    entries = [entry for slot in parts.SLOTS for entry in parts.catalogue(slot) if entry.name == name]
+    entries = [entry for slot in slots() for entry in parts.catalogue(slot) if entry.name == name]
     if not methods and not entries:
         raise _unknown(name)
     for method in methods:
@@ -83,9 +85,10 @@ def _show(name: str) -> None:
 def _unknown(name: str) -> RecipeError:
     from luthier import parts
     from luthier.recipe import list_methods
+    from luthier.recipe.settings import slots
 
     known = {method.name for method in list_methods(Path.cwd())}
-    known |= {entry.name for slot in parts.SLOTS for entry in parts.catalogue(slot)}
+    known |= {entry.name for slot in slots() for entry in parts.catalogue(slot)}
     close = nearest(name, known)
     hint = f"Did you mean `{close}`?" if close else "`luthier methods` lists all."
     return RecipeError(f"There is no method or part called `{name}`.", hint)
@@ -186,7 +189,8 @@ def show_part(entry: Entry) -> None:
     from luthier import parts
 
     made = parts.load(entry.slot, str(entry.path))
-    constants = {key: getattr(made, key, None) for key in parts.CONSTANTS if key != "SETTINGS"}  # its family's too
+    names = [name for name in parts.constants_of(entry.slot) if name != "SETTINGS"]
+    constants = {name: getattr(made, name, None) for name in names}  # its family's too
     facts = [(key.lower(), plain(value)) for key, value in constants.items() if value]
     typer.echo(f"{entry.slot} {entry.name}: {entry.about}")
     _table([*facts, ("file", str(entry.path))])

@@ -14,6 +14,7 @@ from pathlib import Path
 from luthier import parts
 from luthier.errors import RecipeError, nearest
 from luthier.parts import Entry
+from luthier.recipe.settings import slots
 
 PAGE = Path("reference") / "parts.md"
 HEAD = """# Parts and their options
@@ -40,7 +41,7 @@ def pages(docs: Path) -> dict[Path, str]:
 def parts_page(docs: Path) -> str:
     """The page of all parts; a part with a page of its own in `docs` leads there."""
     sections = [HEAD]
-    for slot in parts.SLOTS:
+    for slot in slots():
         sections.append(f"## {slot}\n")
         sections += [section for entry in parts.catalogue(slot) for section in _section(entry, docs)]
     return "\n".join(sections)
@@ -79,7 +80,7 @@ def with_tables(text: str, path: Path) -> str:
 
 def _named(name: str, path: Path) -> Entry:
     slot, _, short = name.rpartition("/")
-    entries = {f"{key}/{entry.name}": entry for key in parts.SLOTS for entry in parts.catalogue(key)}
+    entries = {f"{key}/{entry.name}": entry for key in slots() for entry in parts.catalogue(key)}
     matches = [full for full, entry in entries.items() if full == name or (not slot and entry.name == short)]
     if len(matches) > 1:
         raise RecipeError(f"{path}: several parts are called `{name}`.", f"Write one of {', '.join(matches)}.")

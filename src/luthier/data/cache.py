@@ -92,5 +92,7 @@ def _path(folder: Path, renderer: Renderer, hashes: Sequence[str]) -> Path:
 def _code() -> str:
     """Hash of the code that renders: rows made by another version of it are not used."""
     here = Path(__file__).parent
-    texts = [(here / name).read_bytes() for name in ("shapes.py", "pairs.py", "templates.py", "render.py", "cache.py")]
+    names = ("shapes.py", "pairs.py", "templates.py", "render.py", "cache.py")
+    files = [*(here / name for name in names), *sorted((here / "forms").glob("*.py"))]
+    texts = [path.read_bytes() for path in files]
     return hashlib.sha256(b"".join(texts)).hexdigest()

@@ -53,8 +53,9 @@ def print_report(report: DataReport, console: Console) -> None:
         _print_complaints(grouped(problems), console)
     if report.previews:
         console.print("\n[bold]The first training record as the model reads it[/bold]")
-    for side, preview in zip(SIDES, report.previews, strict=False):
-        if len(report.previews) == 2:
+    sides = SIDES if len(report.previews) == 2 else [f"answer {n}" for n in range(1, len(report.previews) + 1)]
+    for side, preview in zip(sides, report.previews, strict=True):
+        if len(report.previews) > 1:
             console.print(f"{side}:", style="bold")
         print_preview(preview, console)
     for warning in report.warnings:

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy
 
+from luthier.data.shapes import label_of, shape_part
 from luthier.types import Record, Row, Stream
 
 SIDES = ("chosen", "rejected")
 
 
-def sides_of(record: Record) -> tuple[Record, Record]:
-    """The record with its chosen answer as the answer, and with its rejected one."""
-    chosen, rejected = (replace(record, fields={**record.fields, "chosen": record.fields[side]}) for side in SIDES)
-    return chosen, rejected
+def rows_of(record: Record, rows: Sequence[Row]) -> tuple[Row, ...]:
+    """A record's rendered rows under its id: one with its label, if it has one, or one of each of its answers."""
+    part = shape_part(record.shape)
+    if part is None:
+        return rows_of_record(record.id, rows, label_of(record))
+    names = [name for name, _ in part.sides(record)]
+    return as_sides(record.id, rows, names, part.streams(record))
 
 
 def rows_of_record(record: str, rows: Sequence[Row], label: bool | None = None) -> tuple[Row, ...]:
@@ -26,14 +30,21 @@ def rows_of_record(record: str, rows: Sequence[Row], label: bool | None = None) 
         return (
             replace(rows[0], id=record, record=record, streams={**rows[0].streams, "preferred": _preferred(label)}),
         )
+    return as_sides(record, rows, SIDES, ({}, {}))
+
+
+def as_sides(
+    record: str, rows: Sequence[Row], names: Sequence[str], streams: Sequence[Mapping[str, Stream]]
+) -> tuple[Row, ...]:
+    """One row for each answer to a record, which stay together; the first is the preferred one."""
     return tuple(
         replace(
             row,
-            id=f"{record}/{side}",
+            id=f"{record}/{name}",
             record=record,
-            streams={**row.streams, "preferred": _preferred(side == "chosen")},
+            streams={**row.streams, "preferred": _preferred(index == 0), **more},
         )
-        for side, row in zip(SIDES, rows, strict=True)
+        for index, (row, name, more) in enumerate(zip(rows, names, streams, strict=True))
     )
 
 
@@ -58,6 +69,6 @@ def without_rejected(rows: Sequence[Row]) -> list[Row]:
         if not is_judged(row):
             kept.append(row)
         elif row.streams["preferred"].values == 1:
-            streams = {name: stream for name, stream in row.streams.items() if name != "preferred"}
+            streams = {name: stream for name, stream in row.streams.items() if stream.axis == "token"}
             kept.append(replace(row, id=row.record, streams=streams))
     return kept

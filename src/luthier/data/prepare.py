@@ -12,10 +12,10 @@ import numpy
 
 from luthier.data.cache import Cached, read_cache, write_cache
 from luthier.data.near import overlap
-from luthier.data.pairs import rows_of_record
+from luthier.data.pairs import rows_of
 from luthier.data.render import Renderer
 from luthier.data.report import DataReport, Division, Fitted, measure_lengths
-from luthier.data.shapes import EmptyAnswer, content_hash, label_of
+from luthier.data.shapes import EmptyAnswer, content_hash
 from luthier.data.sources import NotUtf8, load_records, scan_records
 from luthier.data.split import is_share, split_records, unique
 from luthier.errors import DataError, RecipeError
@@ -177,8 +177,7 @@ def _render(
     stored = read_cache(cache, renderer, hashes) if cache is not None else None
     if stored is not None:
         return {
-            record.id: replace(one, rows=rows_of_record(record.id, one.rows, label_of(record)))
-            for record, one in zip(records, stored, strict=True)
+            record.id: replace(one, rows=rows_of(record, one.rows)) for record, one in zip(records, stored, strict=True)
         }
     made = {}
     for record in records:
@@ -189,7 +188,7 @@ def _render(
                 raise
             problems.setdefault("unrendered", []).append(str(error))
             continue
-        made[record.id] = Cached(rows_of_record(record.id, rendering.rows, label_of(record)), rendering.notes)
+        made[record.id] = Cached(rows_of(record, rendering.rows), rendering.notes)
     if cache is not None and len(made) == len(records):
         write_cache(cache, renderer, hashes, list(made.values()))
     return made

@@ -12,8 +12,9 @@ from typing import Any
 
 import numpy
 
-from luthier.data.pairs import rows_of_record, sides_of
-from luthier.data.shapes import last_answer, messages_of, plain_text
+from luthier.data.forms.base import RecordShape
+from luthier.data.pairs import rows_of
+from luthier.data.shapes import good_side, last_answer, messages_of, plain_text, shape_part
 from luthier.data.templates import (
     ChatTemplate,
     FormatString,
@@ -114,8 +115,8 @@ class Renderer:
             DataError: this record cannot be rendered, or its answer cannot be masked; names the record.
         """
         try:
-            if record.shape == "preference":
-                return self._pair(record)
+            if (part := shape_part(record.shape)) is not None:
+                return self._sides(record, part)
             return self._tokenised(record, self._rendered(record))
         except DataError as error:
             raise DataError(f"{record.origin}: record {record.id}: {error.message}", error.hint) from None
@@ -163,6 +164,7 @@ class Renderer:
         return pieces
 
     def _rendered(self, record: Record) -> Rendered:
+        record = good_side(record)
         if record.shape == "text" and self.targets in ("assistant", "completion"):
             raise DataError(f"plain text has no answers, so `data.targets: {self.targets}` leaves nothing to learn.")
         if self._format is not None:
@@ -172,18 +174,23 @@ class Renderer:
         first = 0 if self.targets == "all" else first_target(record, self.targets)
         return self.template.render(record, wanted=lambda index: index >= first)
 
-    def _pair(self, record: Record) -> Rendering:
-        """Both answers after one prompt, whose tokens are shown to be the same."""
-        chosen, rejected = (self._tokenised(side, self._rendered(side)) for side in sides_of(record))
-        before = chosen.row.ids[: chosen.prompt_tokens], rejected.row.ids[: rejected.prompt_tokens]
-        if chosen.prompt_tokens != rejected.prompt_tokens or not numpy.array_equal(*before):
-            raise DataError(
-                "the tokens before the chosen and before the rejected answer differ, so they answer different prompts.",
-                "The two conversations may differ in their last answer only. Some chat templates also write another "
-                "text before answers that hold thoughts: give thoughts to both answers or to none.",
-            )
-        rows = rows_of_record(record.id, (chosen.row, rejected.row))
-        return Rendering(rows, chosen.prompt_tokens, tuple(dict.fromkeys((*chosen.notes, *rejected.notes))))
+    def _sides(self, record: Record, part: RecordShape) -> Rendering:
+        """All answers after one prompt, whose tokens are shown to be the same."""
+        names, sides = zip(*part.sides(record), strict=True)
+        renderings = [self._tokenised(side, self._rendered(side)) for side in sides]
+        first = renderings[0]
+        for name, other in zip(names[1:], renderings[1:], strict=True):
+            before = first.row.ids[: first.prompt_tokens], other.row.ids[: other.prompt_tokens]
+            if first.prompt_tokens != other.prompt_tokens or not numpy.array_equal(*before):
+                raise DataError(
+                    f"the tokens before the {names[0]} and before the {name} answer differ, so they answer different "
+                    "prompts.",
+                    "The conversations may differ in their last answer only. Some chat templates also write another "
+                    "text before answers that hold thoughts: give thoughts to all answers or to none.",
+                )
+        rows = rows_of(record, [rendering.row for rendering in renderings])
+        notes = dict.fromkeys(note for rendering in renderings for note in rendering.notes)
+        return Rendering(rows, first.prompt_tokens, tuple(notes))
 
     def _tokenised(self, record: Record, rendered: Rendered) -> Rendering:
         starts = sorted({span.start for span in rendered.spans} | {rendered.answer_start or 0})

@@ -10,17 +10,21 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from functools import cache
 from typing import Any
 
+from luthier import parts
+from luthier.data.forms.base import RecordShape
 from luthier.errors import DataError
 from luthier.types import Record, Shape
 
-SHAPE_COLUMNS: tuple[tuple[Shape, tuple[str, ...]], ...] = (
-    ("messages", ("messages",)),
-    ("preference", ("chosen", "rejected")),
-    ("prompt_completion", ("prompt", "completion")),
-    ("text", ("text",)),
-)
+ONE_ANSWER: Mapping[Shape, tuple[str, ...]] = {
+    "messages": ("messages",),
+    "prompt_completion": ("prompt", "completion"),
+    "text": ("text",),
+}
+"""Shapes of one answer, or of turns, with the columns that tell them."""
+
 CONTENT_COLUMNS = ("messages", "prompt", "completion", "text", "chosen", "rejected", "tools")
 LIKELY_COLUMNS = {
     "prompt": ("question", "instruction", "input", "query", "problem", "user", "context"),
@@ -31,6 +35,37 @@ LIKELY_COLUMNS = {
 
 SAID_BAD = {"false", "bad", "wrong", "incorrect", "rejected", "0", "-1"}
 """Labels that may be meant as `false`; they may mean something else, so they only raise a doubt."""
+
+
+@cache
+def shape_columns() -> Mapping[Shape, tuple[str, ...]]:
+    """Shape → the columns that tell it, in the order in which shapes are tried: those of several answers come early."""
+    several = {entry.name: tuple(entry.constants.get("COLUMNS", ())) for entry in parts.catalogue("shape")}
+    first = {"messages": ONE_ANSWER["messages"]}
+    return {**first, **several, **ONE_ANSWER}
+
+
+@cache
+def shape_part(shape: Shape) -> RecordShape | None:
+    """The part that reads a shape of several answers; None for the shapes of one."""
+    return None if shape in ONE_ANSWER else parts.build("shape", shape)
+
+
+def form_of(record: Record) -> str:
+    """What objectives that read all the record's answers call them in NEEDS; empty where there is one answer."""
+    return form_of_shape(record.shape)
+
+
+def form_of_shape(shape: Shape) -> str:
+    """What objectives call the answers of a shape in NEEDS; empty of a shape of one answer."""
+    part = shape_part(shape)
+    return "" if part is None else part.FORM
+
+
+def good_side(record: Record) -> Record:
+    """The record with its good answer alone, where its shape of several answers says what that is a record of."""
+    part = shape_part(record.shape)
+    return record if part is None else part.sides(record)[0][1]
 
 
 class EmptyAnswer(DataError):
@@ -56,11 +91,11 @@ def make_record(row: Any, columns: Mapping[str, str], origin: str) -> Record:
         )
     fields = _rename(row, columns, origin)
     shape = _shape(fields, columns, origin)
-    required = dict(SHAPE_COLUMNS)[shape]
-    for name in (*required, *(("prompt",) if fields.get("prompt") is not None else ())):
-        fields[name] = _text_or_messages(fields[name], name, shape, origin)
-    if shape == "preference":
-        fields.setdefault("prompt", None)
+    if (part := shape_part(shape)) is not None:
+        fields = part.read(fields, origin)
+    else:
+        for name in (*ONE_ANSWER[shape], *(("prompt",) if fields.get("prompt") is not None else ())):
+            fields[name] = text_or_messages(fields[name], name, shape, origin)
     record = Record("", shape, fields, origin)
     _refuse_lone_surrogates(record)
     _refuse_empty(record)
@@ -87,7 +122,8 @@ def assign_ids(records: list[Record]) -> list[Record]:
 
 def content_hash(record: Record) -> str:
     """Hex digest of what the model reads and learns; ids, origins and further columns do not count."""
-    content = {name: record.fields[name] for name in CONTENT_COLUMNS if record.fields.get(name) is not None}
+    columns = dict.fromkeys((*CONTENT_COLUMNS, *shape_columns()[record.shape]))
+    content = {name: record.fields[name] for name in columns if record.fields.get(name) is not None}
     if (label := label_of(record)) is not None:
         content["label"] = label
     text = json.dumps([record.shape, content], sort_keys=True, ensure_ascii=False, default=str)
@@ -113,6 +149,7 @@ def messages_of(record: Record) -> list[dict[str, Any]]:
     Raises:
         DataError: a preference pair of plain strings without a prompt, whose turns cannot be told.
     """
+    record = good_side(record)
     fields = record.fields
     if record.shape == "messages":
         return list(fields["messages"])
@@ -130,6 +167,7 @@ def messages_of(record: Record) -> list[dict[str, Any]]:
 
 def prompt_length(record: Record) -> int:
     """How many of `messages_of(record)` belong to the prompt column (0 where there is no such column)."""
+    record = good_side(record)
     if record.shape == "messages" or record.fields.get("prompt") is None:
         return 0
     prompt = record.fields["prompt"]
@@ -146,6 +184,7 @@ def plain_text(message: Mapping[str, Any]) -> str:
 
 def question_and_answer(record: Record) -> tuple[str, str]:
     """The text before the last answer and that answer; of `text` the whole and an empty string."""
+    record = good_side(record)
     if record.shape == "text":
         return record.fields["text"], ""
     if record.shape == "preference" and record.fields["prompt"] is None and isinstance(record.fields["chosen"], str):
@@ -176,12 +215,13 @@ def _rename(row: Mapping[str, Any], columns: Mapping[str, str], origin: str) -> 
 def _shape(fields: Mapping[str, Any], columns: Mapping[str, str], origin: str) -> Shape:
     present = {name for name, value in fields.items() if value is not None}
     for names in (present & set(columns), present):
-        for shape, required in SHAPE_COLUMNS:
+        for shape, required in shape_columns().items():
             if names.issuperset(required):
                 return shape
+    several = ", or ".join(" and ".join(shape_columns()[entry.name]) for entry in parts.catalogue("shape"))
     raise DataError(
         f"{origin}: no known shape. Columns found: {_listed(fields)}; expected messages, or prompt and completion, "
-        "or text, or chosen and rejected.",
+        f"or text, or {several}.",
         f"Name yours in the recipe, for example `columns: {{{_suggest(fields)}}}`.",
     )
 
@@ -202,7 +242,12 @@ def _suggest(fields: Mapping[str, Any]) -> str:
     return f"prompt: {prompt}, completion: {answer}"
 
 
-def _text_or_messages(value: Any, name: str, shape: Shape, origin: str) -> Any:
+def text_or_messages(value: Any, name: str, shape: Shape, origin: str) -> Any:
+    """A column's value, if it is text or a list of messages; `origin` and `name` stand in the message.
+
+    Raises:
+        DataError: it is neither.
+    """
     if isinstance(value, str) and name != "messages":
         return value
     if isinstance(value, list) and name != "text":
@@ -229,7 +274,11 @@ def _message(message: Any, where: str) -> dict[str, Any]:
 
 
 def _refuse_empty(record: Record) -> None:
-    for name in dict(SHAPE_COLUMNS)[record.shape]:
+    part = shape_part(record.shape)
+    others = [] if part is None else [side for _, side in part.sides(record) if side.shape != record.shape]
+    for side in others:
+        _refuse_empty(side)
+    for name in () if others else shape_columns()[record.shape]:
         value = record.fields[name]
         if isinstance(value, str):
             empty = not value.strip() and name != "prompt"
@@ -251,7 +300,7 @@ def _has_empty_answer(messages: list[dict[str, Any]]) -> bool:
 
 
 def _refuse_lone_surrogates(record: Record) -> None:
-    for name in CONTENT_COLUMNS:
+    for name in dict.fromkeys((*CONTENT_COLUMNS, *shape_columns()[record.shape])):
         try:
             for text in _strings(record.fields.get(name)):
                 text.encode()

@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any
 
 from torch import nn
 
@@ -140,7 +140,7 @@ class Needs:
         return next((part.kind for part in trained if part.WHOLE_ROWS), None)
 
     @cached_property
-    def judgement(self) -> Literal["pairs", "labels", ""]:
+    def judgement(self) -> str:
         """How answers must be judged: in pairs, each by a label, or not at all. Raises RecipeError where mixed."""
         return judgement_of(self.parts.objective)
 

@@ -23,12 +23,18 @@ class Metric(Part):
     rejected answer. `RIGHT` is the score from which an answer counts as right (retention). A metric with
     `RANKS = False` is shown and never decides.
 
+    EXAMPLES are answers and what they are worth, which the matrix tries: (options, {text, gold, and columns of the
+    record}, score).
+
     Raise ValueError for a reference that cannot be scored: the message is shown with the record's name.
     """
 
+    SLOT: ClassVar[str] = "metric"
+    FOLDER: ClassVar[str] = "metrics"
     NEEDS: ClassVar[tuple[str, ...]] = ("generation",)
     RANKS: ClassVar[bool] = True
     RIGHT: ClassVar[float] = 1.0
+    EXAMPLES: ClassVar[tuple[tuple[dict[str, Any], dict[str, Any], float], ...]] = ()
 
     def score(self, prediction: str, record: Record, reference: str) -> float:
         """The score of a generated or chosen answer."""

@@ -31,14 +31,16 @@ class Objective(Part):
     Hooks: `has_gradient`, `companions`, `start`, `prepare`, `micro_batch_context`, `update_terms`, `after_step`.
 
     MODALITY names the kind of policy that it is given: "token", "contrastive" or "diffusion". NEEDS names what its data
-    must have: "pairs" (of a chosen and a rejected answer) or "labels" (each answer said to be good or bad; those of
-    pairs are); without it such data give their good answers alone.
+    must have: "pairs" (of a chosen and a rejected answer), "labels" (each answer said to be good or bad; those of
+    pairs are) or the FORM of another shape of several answers (`data/forms/`); without it such data give their good
+    answers alone.
     DETACHED names what the loss takes as constant although it depends on the weights (a detached weight), under the
     first of SETTINGS; an objective without it has a gradient that is the derivative of its loss. WHOLE_ROWS says that
     it looks at positions that are no targets: its records then never share a prompt in a batch. READS_TARGETS = False
     says that it looks at the distributions at its targets and never asks which token stands there.
     """
 
+    SLOT: ClassVar[str] = "objective"
     MODALITY: ClassVar[str] = "language"
     READS: ClassVar[tuple[str, ...]] = ()
     DETACHED: ClassVar[tuple[str, ...]] = ()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from luthier import parts
 from luthier.errors import RecipeError
@@ -116,20 +116,25 @@ def reads_of(objective: Objective) -> tuple[str, ...]:
     return tuple(dict.fromkeys(read for member in members_of(objective) for read in member.reads))
 
 
-def judgement_of(objective: Objective) -> Literal["pairs", "labels", ""]:
-    """How the answers that the objective reads must be judged: in pairs, each by a label, or not at all.
+def judgement_of(objective: Objective) -> str:
+    """How the answers that the objective reads must be judged: what its NEEDS name, such as `pairs`; or not at all.
 
     Raises:
-        RecipeError: some members of a sum read bad answers and others do not, which would learn them too.
+        RecipeError: some members of a sum read bad answers and others do not, which would learn them too; or two
+            read answers of different forms, other than `pairs` and `labels`.
     """
     members = members_of(objective)
-    judged = [member for member in members if {"pairs", "labels"}.intersection(member.NEEDS)]
+    judged = [member for member in members if member.NEEDS]
     if judged and len(judged) < len(members):
         other = next(member for member in members if member not in judged)
         raise RecipeError(
             f"`{judged[0].kind}` reads good and bad answers, and `{other.kind}` would learn both.",
             "Sum objectives that read both; `orpo` adds the likelihood of the chosen answers.",
         )
-    if not judged:
-        return ""
-    return "pairs" if any("pairs" in member.NEEDS for member in judged) else "labels"
+    needs = list(dict.fromkeys(need for member in judged for need in member.NEEDS))
+    if len(needs) > 1 and set(needs) != {"pairs", "labels"}:
+        raise RecipeError(
+            f"The objectives of a sum read answers as `{needs[0]}` and as `{needs[1]}`.",
+            "Sum objectives that read one.",
+        )
+    return "pairs" if "pairs" in needs else next(iter(needs), "")

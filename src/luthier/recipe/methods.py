@@ -10,6 +10,7 @@ from typing import Any
 
 from luthier import parts
 from luthier.errors import RecipeError, nearest
+from luthier.families import families, last_name, slot_of_class
 from luthier.recipe import yaml
 from luthier.recipe.merge import Layer, Merged, as_block, check_keys, leaves
 from luthier.recipe.renamed import with_new_names
@@ -17,18 +18,6 @@ from luthier.recipe.settings import PARTS, expand
 
 FOLDER = parts.PACKAGE / "methods"
 KEYS = ("about", "method", "advice")
-BASES = {
-    "TokenObjective": "objective",
-    "SequenceObjective": "objective",
-    "PairObjective": "objective",
-    "Objective": "objective",
-    "Tuner": "tuner",
-    "Selector": "selector",
-    "Metric": "metric",
-    "Reward": "reward",
-    "Strategy": "strategy",
-    "Advantage": "advantage",
-}
 
 
 @dataclass(frozen=True)
@@ -154,35 +143,16 @@ def slot_of_file(path: Path) -> str:
     """
     entry = parts.read_entry("part", path)
     tree = ast.parse(path.read_text(encoding="utf-8"))
-    made = next(node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == entry.class_name)
-    known = {**BASES, **_imported_parts(tree)}
-    names = [_last_name(base) for base in made.bases]
-    for name in names:
-        if name in known:
-            return known[name]
-    found = ", ".join(name for name in names if name) or "nothing"
+    slot = slot_of_class(tree, entry.class_name)
+    if slot is not None:
+        return slot
+    node = next(node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == entry.class_name)
+    bases = ", ".join(name for name in map(last_name, node.bases) if name) or "nothing"
+    known = ", ".join(family.bases[0] for family in families().values())
     raise RecipeError(
-        f"{path.name}: cannot tell what kind of part {entry.class_name} is; it derives from {found}.",
-        f"Derive it from one of {', '.join(BASES)}.",
+        f"{path.name}: cannot tell what kind of part {entry.class_name} is; it derives from {bases}.",
+        f"Derive it from one of {known}, or from a class that derives from one of them.",
     )
-
-
-def _imported_parts(tree: ast.Module) -> dict[str, str]:
-    """Names imported from a room of parts, with the slot of that room."""
-    rooms = {f"luthier.{room.replace('/', '.')}": slot for slot, found in parts.SLOTS.items() for room in found}
-    imported: dict[str, str] = {}
-    for node in tree.body:
-        if isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
-            slot = next((slot for room, slot in rooms.items() if f"{node.module}.".startswith(f"{room}.")), None)
-            if slot is not None:
-                imported.update({alias.asname or alias.name: slot for alias in node.names})
-    return imported
-
-
-def _last_name(base: ast.expr) -> str:
-    if isinstance(base, ast.Attribute):
-        return base.attr
-    return base.id if isinstance(base, ast.Name) else ""
 
 
 def refuse_conflicts(methods: list[Method]) -> None:

@@ -13,7 +13,6 @@ from luthier import parts
 from luthier.errors import RecipeError
 from luthier.recipe import lock
 from luthier.recipe.merge import DEFAULT, Merged, describe, leaves, unknown_key
-from luthier.recipe.methods import BASES
 from luthier.recipe.modality import fill_in, refuse_foreign
 from luthier.recipe.settings import SOURCES, Settings, Source, copy, part_specs
 from luthier.recipe.steps import StepError
@@ -92,9 +91,9 @@ def _fill_options(data: dict[str, Any], merged: Merged, base: Path) -> None:
         except RecipeError as error:
             where = merged.origin((*key, _named_option(error, spec)))
             raise RecipeError(f"{where}: {'.'.join(key)}: {error.message}", error.hint) from None
-        families = {BASES[one.__name__] for one in type(part).__mro__ if one.__name__ in BASES}
-        if families and slot not in families:
-            where, other = merged.origin((*key, "kind")), ", ".join(sorted(families))
+        other = getattr(part, "SLOT", slot)
+        if other != slot:
+            where = merged.origin((*key, "kind"))
             raise RecipeError(f"{where}: {'.'.join(key)}: `{spec['kind']}` is no {slot}, it is of the family {other}.")
         for option in type(part).model_fields:
             spec.setdefault(option, _plain(getattr(part, option)))

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, PlainValidator, ValidationInfo, WithJsonSchema, model_validator
 
 from luthier import parts
+from luthier.families import families
 from luthier.recipe import specs
 from luthier.recipe.blocks import (
     AUTO_SCHEMA,
@@ -76,6 +77,11 @@ SOURCES: tuple[Path, ...] = (("data", "train"), ("data", "validation"), ("data",
 LISTS: tuple[Path, ...] = (("train", "objective"), ("train", "tuner"), ("rl", "advantages"), ("reward",))
 AUTO: tuple[Path, ...] = (("reward",), ("evaluate", "metric"))
 """Where `auto` may stand instead of a part."""
+
+
+def slots() -> tuple[str, ...]:
+    """All slots: those that recipes name first, in the order in which recipes are written, then the others."""
+    return tuple(dict.fromkeys([*PARTS.values(), *families()]))
 
 
 class BudgetSettings(Block):

@@ -71,6 +71,7 @@ class Reward(Part):
     (options, [answers], [values]). An answer is {text, gold, tokens, finish, and columns of its record}.
     """
 
+    SLOT: ClassVar[str] = "reward"
     EXAMPLES: ClassVar[tuple[tuple[dict[str, Any], Any, Any], ...]] = ()
     MODALITY: ClassVar[str] = "language"
     seconds: float = Field(

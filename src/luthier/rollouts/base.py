@@ -103,6 +103,8 @@ class Strategy(Part):
     NEEDS ("demonstrations",) says that gold answers are used; a prompt may still lack one.
     """
 
+    SLOT: ClassVar[str] = "strategy"
+    FOLDER: ClassVar[str] = "strategies"
     NEEDS: ClassVar[tuple[str, ...]] = ()
 
     def rounds(self, prompt: Prompt, ctx: Context) -> Rounds:
@@ -249,6 +251,8 @@ class Advantage(Part):
     token) or advantages (what a token is credited with). COMPARES says that it compares the answers of a group.
     """
 
+    SLOT: ClassVar[str] = "advantage"
+    FOLDER: ClassVar[str] = "advantages"
     READS: ClassVar[tuple[str, ...]] = ()
     WRITES: ClassVar[tuple[str, ...]] = ()
     TAKES: ClassVar[Literal["rewards", "advantages", "either"]] = "either"

@@ -54,6 +54,8 @@ class Selector(Part):
     FORWARD says whether `look` needs the model; what is looked at is reported as cost.
     """
 
+    SLOT: ClassVar[str] = "selector"
+    FOLDER: ClassVar[str] = "rows"
     MODALITY: ClassVar[str] = "language"
     READS: ClassVar[tuple[str, ...]] = ()
     FORWARD: ClassVar[bool] = True

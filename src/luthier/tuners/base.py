@@ -63,6 +63,7 @@ class Tuner(Part):
     that it looks at a batch's positions that are no targets: its records then never share a prompt in a batch.
     """
 
+    SLOT: ClassVar[str] = "tuner"
     DISABLING_RESTORES_BASE: ClassVar[bool] = False
     EXCLUDES: ClassVar[tuple[str, ...]] = ()
     MERGES: ClassVar[bool] = True

@@ -47,6 +47,7 @@ class S2FT(Tuner):
     PAPER: ClassVar[str] = "arXiv 2412.06289"
     DISABLING_RESTORES_BASE: ClassVar[bool] = True
     EXCLUDES: ClassVar[tuple[str, ...]] = ("full", "s2ft")
+    SAME_RESULT: ClassVar = ("permute",)
     SETTINGS: ClassVar = (
         {},
         {"targets": {"v_proj": 0.5, "up_proj": 0.1, "down_proj": 0.1}},

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from luthier.vision.digits import CLASSES, SIDE
+from luthier.conformance.tiny import CLASSES
+from luthier.vision.digits import SIDE
 
 
 class ImageTower(nn.Module):

@@ -6,8 +6,8 @@ import pytest
 
 from luthier.data.generated._order_words import NUMBERS, TEST, TRAIN, Words
 from luthier.data.generated.orders import (
-    Item,
     Order,
+    OrderItem,
     Orders,
     draw_order,
     write_count,
@@ -17,7 +17,7 @@ from luthier.data.generated.orders import (
     write_price,
 )
 
-ORDER = Order("Mara Lindt", (Item("oak board", 12, 125000),), "EUR", 5, 3, True)
+ORDER = Order("Mara Lindt", (OrderItem("oak board", 12, 125000),), "EUR", 5, 3, True)
 
 
 def written(write, words: Words, *rest: object) -> set[str]:

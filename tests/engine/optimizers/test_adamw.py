@@ -5,10 +5,12 @@ import torch
 from torch import nn
 
 from luthier import parts
+from luthier.conformance.base import check_options
+from luthier.conformance.base import variants as all_settings
+from luthier.conformance.tiny import tiny_rows
+from luthier.conformance.training import trainer
 from luthier.engine.trainer import Batching
 from luthier.errors import RecipeError
-from luthier.steps.conformance import check_options, tiny_rows, trainer
-from luthier.steps.conformance import variants as all_settings
 
 
 def test_decay_spares_vectors():

@@ -9,7 +9,7 @@ from luthier.errors import DataError, ModelError, RecipeError
 from luthier.modalities.open import open_workspace
 from luthier.recipe import load_recipe, stages_of
 from luthier.run_folder import read_jsonl
-from luthier.steps import run_recipe
+from luthier.steps.run import run_recipe
 from luthier.steps.verify import verify
 
 BASE = Path(__file__).parents[3] / "examples"

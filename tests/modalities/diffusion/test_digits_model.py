@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from luthier import parts
+from luthier.conformance.tiny import latent_rows, seeded
 from luthier.diffusion._networks import FlowMLP
 from luthier.diffusion.levels import solver_levels
 from luthier.diffusion.policy import DenoiserPolicy
@@ -17,7 +18,6 @@ from luthier.modalities.diffusion.rollout import DenoisedRollout, Sampled
 from luthier.objectives.diffusion.diffusion_nft import DiffusionNFT
 from luthier.objectives.diffusion.flow import Flow
 from luthier.rewards._digits import classifier
-from luthier.steps.faces import latent_rows, seeded
 from luthier.tuners.base import TunerInputs
 from luthier.tuners.full import Full
 from luthier.vision.digits import digit_rows

@@ -18,9 +18,9 @@ from luthier.modalities.open import open_workspace
 from luthier.recipe import load_recipe, stages_of
 from luthier.run_folder import read_jsonl, write_json
 from luthier.runs.stop import Stop
-from luthier.steps import run_recipe
 from luthier.steps.check_page import check_recipe
 from luthier.steps.evaluate import evaluate_model
+from luthier.steps.run import run_recipe
 from luthier.steps.verify import verify
 
 diffusers = pytest.importorskip("diffusers")

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from luthier import parts
+from luthier.conformance.tiny import seeded
 from luthier.diffusion._networks import FlowMLP
 from luthier.diffusion.policy import DenoiserPolicy
 from luthier.engine.assemble import Parts, tuned_policy
@@ -19,7 +20,6 @@ from luthier.modalities.diffusion.rollout import DenoisedRollout, Sampled
 from luthier.objectives.diffusion import _nft, diffusion_nft
 from luthier.objectives.diffusion.diffusion_nft import DiffusionNFT
 from luthier.objectives.diffusion.flow import Flow
-from luthier.steps.faces import seeded
 from luthier.tuners.base import TunerInputs
 from luthier.tuners.full import Full
 from luthier.types import Row, Stream

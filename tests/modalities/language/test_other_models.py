@@ -13,9 +13,9 @@ from luthier.errors import RecipeError, RunError
 from luthier.models.loading.bundled import bundled_path
 from luthier.recipe import load_recipe
 from luthier.run_folder import read_jsonl
-from luthier.steps import run_recipe
 from luthier.steps.check_page import check_recipe
 from luthier.steps.evaluate import evaluate_model
+from luthier.steps.run import run_recipe
 from support.served import answering, said, serving
 
 WORDS = [f"{a}{b}{c}" for a in "ab" for b in "fg" for c in "kl"]

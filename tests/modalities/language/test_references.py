@@ -14,8 +14,7 @@ from luthier.engine.hidden_cache import HiddenStateCache
 from luthier.errors import RecipeError
 from luthier.run_folder import read_jsonl
 from luthier.runs.run import Run
-from luthier.steps import run_recipe
-from luthier.steps.run import carry_out
+from luthier.steps.run import carry_out, run_recipe
 from support.runs import recipe, run_recipe_until_killed, with_words
 
 
@@ -142,7 +141,7 @@ def test_a_run_that_finds_them_counts_what_they_took(data):
 
 
 HALF = """
-from luthier.select.subset import Subset
+from luthier.select.records.base import Subset
 
 
 class Half(Subset):

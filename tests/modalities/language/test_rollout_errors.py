@@ -7,6 +7,7 @@ import numpy
 import pytest
 import torch
 
+from luthier.conformance.tiny import tiny_model, tiny_rows
 from luthier.engine.assemble import Parts, frozen_bytes, tuned_policy
 from luthier.engine.score import score
 from luthier.errors import DataError, RecipeError, RunError
@@ -16,8 +17,7 @@ from luthier.parts import build
 from luthier.recipe import load_recipe, stages_of
 from luthier.run_folder import read_json, read_jsonl
 from luthier.sampling.native import NativeSampler
-from luthier.steps import run_recipe
-from luthier.steps.conformance import tiny_model, tiny_rows
+from luthier.steps.run import run_recipe
 from luthier.steps.verify import verify
 from luthier.tuners.base import TunerInputs
 

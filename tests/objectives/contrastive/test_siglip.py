@@ -6,13 +6,13 @@ import pytest
 import torch
 
 from luthier import parts
+from luthier.conformance.tiny import TINY_MODELS, TinyModel, dual_encoder, seeded
+from luthier.conformance.training import trainer
 from luthier.data.batches import collate
 from luthier.engine.budget import Budget
 from luthier.engine.trainer import Batching
 from luthier.models.encoder import EncoderPolicy
 from luthier.objectives.contrastive.siglip import SigLIP
-from luthier.steps.conformance import trainer
-from luthier.steps.faces import TINY_MODELS, TinyModel, dual_encoder, seeded
 from luthier.tuners.full import Full
 from luthier.types import Row, Stream
 from luthier.update import Update

@@ -2,11 +2,11 @@
 
 import torch
 
+from luthier.conformance.tiny import TINY_MODELS
 from luthier.data.batches import collate
 from luthier.diffusion.policy import DenoiserPolicy
 from luthier.objectives.diffusion import _draws as draws
 from luthier.objectives.diffusion.flow import Flow
-from luthier.steps.faces import TINY_MODELS
 from luthier.update import Update
 
 

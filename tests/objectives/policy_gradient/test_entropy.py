@@ -7,13 +7,15 @@ import torch
 from objectives.policy.test_still import SOME, WHOLE, rows_with
 
 from luthier import parts
+from luthier.conformance.base import apart
+from luthier.conformance.tiny import tiny_model, tiny_rows
+from luthier.conformance.training import trained, trainer
 from luthier.engine.score import score
 from luthier.engine.trainer import Batching
 from luthier.models.policy import TokenPolicy
 from luthier.objectives import _divergence
 from luthier.objectives.sum import build_objective
 from luthier.recipe import load_recipe
-from luthier.steps.conformance import apart, tiny_model, tiny_rows, trained, trainer
 from support import bandit
 from support.oracle import gradient_of
 

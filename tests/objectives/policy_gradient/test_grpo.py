@@ -8,6 +8,9 @@ import pytest
 import torch
 
 from luthier import parts
+from luthier.conformance.base import apart
+from luthier.conformance.tiny import tiny_model, tiny_rows
+from luthier.conformance.training import trained, trainer
 from luthier.engine.assemble import Parts, tuned_policy
 from luthier.engine.score import score, with_column
 from luthier.engine.trainer import Batching
@@ -16,7 +19,6 @@ from luthier.models import checks
 from luthier.models.policy import TokenPolicy
 from luthier.objectives.base import TokenObjective
 from luthier.objectives.sum import WeightedSum, reads_of
-from luthier.steps.conformance import apart, tiny_model, tiny_rows, trained, trainer
 from luthier.tuners.base import TunerInputs
 from luthier.types import Row, Stream
 

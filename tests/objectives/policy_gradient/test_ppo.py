@@ -5,13 +5,15 @@ import pytest
 import torch
 
 from luthier import parts
+from luthier.conformance.base import apart
+from luthier.conformance.tiny import tiny_rows, with_streams
+from luthier.conformance.training import GradientDescent, trained, trainer
 from luthier.engine.budget import Budget
 from luthier.engine.score import score
 from luthier.engine.trainer import Batching, Saving
 from luthier.errors import RecipeError
 from luthier.objectives.policy_gradient._value import ValueHead
 from luthier.objectives.sum import WeightedSum
-from luthier.steps.conformance import Plain, apart, tiny_rows, trained, trainer, with_streams
 from luthier.types import Stream
 
 WHOLE = Batching(8, 10_000)
@@ -43,7 +45,7 @@ def test_the_surrogate_is_grpos():
 
 def test_the_value_loss_is_that_of_the_formula():
     made, objective = rows(), ppo(value_coefficient=0.5, value_reaches_model=False, value_rate=1.0)
-    run = trainer(objective, full(), made, WHOLE, optimizer=Plain())
+    run = trainer(objective, full(), made, WHOLE, optimizer=GradientDescent())
     head, loss, targets = run.policy.companions["values"].module, 0.0, 0
     values = score(run.policy, made, ["values"], 10_000)["values"]
     for row in made:
@@ -92,7 +94,7 @@ def test_the_head_has_its_own_rate_and_the_model_may_be_left_alone():
 
 def test_the_head_is_clipped_apart():
     free = trained(ppo(value_coefficient=1e4, value_reaches_model=False), full(), WHOLE, rows=rows())
-    tight = Plain(clip=1e-3)
+    tight = GradientDescent(clip=1e-3)
     both = trained(ppo(value_coefficient=1e4, value_reaches_model=False), full(), WHOLE, rows=rows(), optimizer=tight)
     alone = trained(ppo(value_coefficient=0.0), full(), WHOLE, rows=rows(), optimizer=tight)
     assert apart(model_part(alone), model_part(both)) < 1e-9

@@ -4,11 +4,13 @@ import pytest
 import torch
 
 from luthier import parts
+from luthier.conformance.base import apart
+from luthier.conformance.tiny import tiny_model, tiny_rows, with_streams
+from luthier.conformance.training import trained
 from luthier.engine.score import score, with_column
 from luthier.engine.trainer import Batching
 from luthier.models.policy import TokenPolicy
 from luthier.objectives.base import TokenObjective
-from luthier.steps.conformance import apart, tiny_model, tiny_rows, trained, with_streams
 from luthier.types import Stream
 
 WHOLE = Batching(8, 10_000)

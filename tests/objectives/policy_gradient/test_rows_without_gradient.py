@@ -5,10 +5,12 @@ import pytest
 import torch
 
 from luthier import parts
+from luthier.conformance.base import apart
+from luthier.conformance.tiny import tiny_rows, with_streams
+from luthier.conformance.training import trained
 from luthier.engine.trainer import Batching
 from luthier.models.policy import TokenPolicy
 from luthier.objectives.sum import build_objective
-from luthier.steps.conformance import apart, tiny_rows, trained, with_streams
 from luthier.tuners.full import Full
 from luthier.types import Stream
 

@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from luthier import parts
+from luthier.conformance.tiny import tiny_model, tiny_rows, with_streams
+from luthier.conformance.training import trained
 from luthier.data.batches import collate
 from luthier.engine.trainer import Batching
-from luthier.steps.conformance import tiny_model, tiny_rows, trained, with_streams
 from luthier.types import Stream
 from support.peers import Ours, agree
 

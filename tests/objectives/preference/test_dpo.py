@@ -6,7 +6,7 @@ import pytest
 
 from luthier import parts
 from luthier.errors import RecipeError
-from luthier.update import Update
+from luthier.objectives.base import Update
 from support.pair_oracle import loss_and_gradients
 
 

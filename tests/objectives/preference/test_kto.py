@@ -7,6 +7,10 @@ import pytest
 import torch
 
 from luthier import parts
+from luthier.conformance import derivative, training
+from luthier.conformance.base import apart
+from luthier.conformance.tiny import tiny_labelled, tiny_model, tiny_pairs
+from luthier.conformance.training import trained, trainer
 from luthier.data.batches import collate, mismatched
 from luthier.data.pairs import rows_of_record
 from luthier.engine.budget import Budget
@@ -15,8 +19,6 @@ from luthier.errors import RecipeError
 from luthier.objectives.preference.kto import KTO
 from luthier.objectives.sum import build_objective, reads_of
 from luthier.objectives.views import SequenceView, sequence_view
-from luthier.steps import conformance, conformance_derivative
-from luthier.steps.conformance import tiny_labelled, tiny_model, tiny_pairs, trained, trainer
 from luthier.update import Update
 from objectives.preference.test_pairs import accuracy, comparisons, with_reference
 
@@ -95,13 +97,13 @@ def above_zero(monkeypatch):
     events = []
     trained(kto(), FULL, WHOLE, rows=ROWS, observe=events.append)
     assert events[0]["kl"] > 0.05
-    for module in (conformance, conformance_derivative):
+    for module in (training, derivative):
         monkeypatch.setattr(module, "rows_for", lambda objective: ROWS)
 
 
 def test_the_baseline_is_one_number_under_any_cut(above_zero):
-    conformance.check_invariance([kto()], FULL)
-    conformance.check_ranks(kto(), FULL)
+    training.check_invariance([kto()], FULL)
+    training.check_ranks(kto(), FULL)
 
 
 class Held(KTO):
@@ -109,7 +111,7 @@ class Held(KTO):
 
 
 def test_the_baseline_is_held_constant(above_zero):
-    conformance_derivative.check_derivative(Held(desirable_weight=3.0), FULL)  # at 1, good and bad answers cancel
+    derivative.check_derivative(Held(desirable_weight=3.0), FULL)  # at 1, good and bad answers cancel
 
 
 def test_a_negative_estimate_is_no_baseline():
@@ -117,19 +119,19 @@ def test_a_negative_estimate_is_no_baseline():
     found, without = (
         trained(one, FULL, WHOLE, rows=tiny_labelled(), observe=events.append) for one in (kto(), kto(baseline="zero"))
     )
-    assert events[0]["kl"] == 0 and conformance.apart(found, without) == 0
+    assert events[0]["kl"] == 0 and apart(found, without) == 0
 
 
 def test_pairs_are_two_answers():
     pairs = tiny_pairs()
-    apart = [rows_of_record(row.id, [replace(row, record="")], label(row))[0] for row in pairs]
+    single = [rows_of_record(row.id, [replace(row, record="")], label(row))[0] for row in pairs]
     seen = [[], []]
     one, two = (
         trained(kto(), FULL, Batching(count, 10_000), rows=rows, observe=events.append)
-        for rows, count, events in ((pairs, 8, seen[0]), (apart, 16, seen[1]))
+        for rows, count, events in ((pairs, 8, seen[0]), (single, 16, seen[1]))
     )
     assert seen[0][0]["loss"] == pytest.approx(seen[1][0]["loss"], rel=1e-9)
-    assert conformance.apart(one, two) < 1e-9
+    assert apart(one, two) < 1e-9
     assert kto().units(collate(pairs))["answers"] == 16 and kto().units(collate(pairs))["good"] == 8
 
 
@@ -141,7 +143,7 @@ def test_beside_an_objective_of_pairs():
     pairs, small = tiny_pairs(), Batching(8, 40)
     both = trained(build_objective(members), FULL, small, rows=pairs)
     one, other = (trained(parts.build("objective", name), FULL, small, rows=pairs) for name in ("kto", "dpo"))
-    assert conformance.apart(both, {name: one[name] + 0.5 * other[name] for name in one}) < 1e-9
+    assert apart(both, {name: one[name] + 0.5 * other[name] for name in one}) < 1e-9
 
 
 def label(row):

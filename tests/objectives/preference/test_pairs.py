@@ -7,6 +7,9 @@ import pytest
 import torch
 
 from luthier import parts
+from luthier.conformance.base import apart
+from luthier.conformance.tiny import tiny_labelled, tiny_model, tiny_pairs, tiny_rows
+from luthier.conformance.training import trained, trainer
 from luthier.data.batches import collate
 from luthier.data.pairs import rows_of_record, without_rejected
 from luthier.engine.assemble import Parts
@@ -18,8 +21,7 @@ from luthier.modalities.language.workspace import training_rows
 from luthier.models.policy import TokenPolicy
 from luthier.objectives.preference.base import PairObjective, pair_view
 from luthier.objectives.sum import build_objective
-from luthier.steps.conformance import apart, tiny_labelled, tiny_model, tiny_pairs, tiny_rows, trained, trainer
-from luthier.types import Row, Stream
+from luthier.types import Record, Row, Stream
 from luthier.update import Update
 
 DPO = parts.build("objective", "dpo")
@@ -29,7 +31,13 @@ ADAMW = parts.build("optimizer", {"kind": "adamw", "lr": 2e-3})
 
 def prepared(rows, **fields):
     return SimpleNamespace(
-        train=rows, records={row.record: SimpleNamespace(origin="d.jsonl:3", fields=fields) for row in rows}
+        train=rows,
+        records={
+            row.record: Record(
+                row.record, "preference" if row.record != row.id else "prompt_completion", fields, "d.jsonl:3"
+            )
+            for row in rows
+        },
     )
 
 

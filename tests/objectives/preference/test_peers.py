@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from luthier.conformance.tiny import tiny_labelled, tiny_pairs
 from luthier.data.batches import mismatched
-from luthier.steps.conformance import tiny_labelled, tiny_pairs
 from support.peers import agree, initial, labelled, ours, padded, trl_trainer
 
 pytestmark = pytest.mark.peers

@@ -6,13 +6,15 @@ import pytest
 import torch
 
 from luthier import parts
+from luthier.conformance.base import apart
+from luthier.conformance.tiny import tiny_model, tiny_rows
+from luthier.conformance.training import trained
 from luthier.data.batches import collate
 from luthier.engine.trainer import Batching
 from luthier.errors import ModelError
 from luthier.models.policy import TokenPolicy
 from luthier.objectives.base import SequenceObjective
 from luthier.objectives.supervised.ift import discounted, greedy_guesses
-from luthier.steps.conformance import apart, tiny_model, tiny_rows, trained
 from luthier.types import Row, Stream
 from luthier.update import Update
 

@@ -6,14 +6,15 @@ import pytest
 import torch
 
 from luthier import parts
+from luthier.conformance.base import apart
+from luthier.conformance.tiny import tiny_model, tiny_rows
+from luthier.conformance.training import trained, trainer
 from luthier.data.batches import collate
 from luthier.engine.trainer import Batching
 from luthier.engine.update import count, run_update
 from luthier.errors import RecipeError
-from luthier.objectives.base import TokenObjective, total_of
+from luthier.objectives.base import TokenObjective, Update, total_of
 from luthier.objectives.sum import reads_of
-from luthier.steps.conformance import apart, tiny_model, tiny_rows, trained, trainer
-from luthier.update import Update
 
 WHOLE = Batching(8, 10_000)
 MODALITIES = ("lora", "steering")

@@ -4,13 +4,15 @@ import pytest
 import torch
 
 from luthier import parts
+from luthier.conformance.base import apart
+from luthier.conformance.tiny import tiny_rows
+from luthier.conformance.training import trained
 from luthier.engine.trainer import Batching
 from luthier.models.kernels.head import target_logprob
 from luthier.objectives import _divergence
 from luthier.objectives._draws import keyed_uniform
 from luthier.objectives.supervised import otr as file
 from luthier.objectives.views import TokenView
-from luthier.steps.conformance import apart, tiny_rows, trained
 from luthier.update import Update
 from support.oracle import gradient_of, view_of
 

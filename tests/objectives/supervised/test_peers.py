@@ -2,7 +2,7 @@
 
 import pytest
 
-from luthier.steps.conformance import tiny_rows
+from luthier.conformance.tiny import tiny_rows
 from support.peers import agree, labelled, ours, padded, trl_trainer
 
 pytestmark = pytest.mark.peers

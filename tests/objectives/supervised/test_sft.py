@@ -3,10 +3,11 @@
 import torch
 
 from luthier import parts
+from luthier.conformance.tiny import tiny_model, tiny_rows
+from luthier.conformance.training import GradientDescent, trainer
 from luthier.data.batches import collate
 from luthier.engine.trainer import Batching
-from luthier.steps.conformance import Plain, tiny_model, tiny_rows, trainer
-from luthier.update import Update
+from luthier.objectives.base import Update
 from support.oracle import gradient_of, view_of
 
 
@@ -43,7 +44,7 @@ def test_equals_transformers_cross_entropy():
         Batching(8, 50),
         disturb=False,
         observe=events.append,
-        optimizer=Plain(),
+        optimizer=GradientDescent(),
     )
     before = {name: p.detach().clone() for name, p in run.masters.master.items()}
     run.train()

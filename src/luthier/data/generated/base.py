@@ -6,7 +6,7 @@ import json
 import random
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from luthier.errors import DataError
 from luthier.keyed import sha256_number
@@ -19,6 +19,8 @@ MISSES = 2000  # draws in a row that gave nothing new before a data set counts a
 
 class Dataset(Part):
     """A data set made from options and a seed; the same options give the same records everywhere."""
+
+    SLOT: ClassVar[str] = "dataset"
 
     @abstractmethod
     def records(self) -> list[Record]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from pydantic import Field
 
@@ -13,6 +13,11 @@ from luthier.types import Record
 
 class Mix(Dataset):
     """Several generated data sets as one: `{kind: mix, of: [{kind: strings}, {kind: sums, count: 100}]}`."""
+
+    SETTINGS: ClassVar = (
+        {"of": [{"kind": "strings", "count": 20}, {"kind": "sums", "count": 20}]},
+        {"of": [{"kind": "strings", "count": 20}]},
+    )
 
     of: list[Annotated[Dataset, part_field("dataset")]] = Field(
         min_length=1,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import random
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic import Field
 
@@ -59,6 +59,8 @@ class Orders(Dataset):
     "1.250,00 €", "the 3rd of May", changed minds, misleading numbers), so that a score on it says
     something about the task and not about the sentences.
     """
+
+    SETTINGS: ClassVar = ({"count": 40}, {"count": 30}, {"count": 40, "seed": 1}, {"count": 40, "split": "test"})
 
     count: int = Field(
         400,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import replace
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from pydantic import Field
 
@@ -20,6 +20,12 @@ class Pairs(Dataset):
     The rejected answer is the right one with two neighbouring letters that differ exchanged, or without its last
     letter where there are none: near enough that a model may have given it.
     """
+
+    SETTINGS: ClassVar = (
+        {"of": {"kind": "strings", "count": 40, "tasks": ["reverse"]}},
+        {"of": {"kind": "sums", "count": 40}},
+        {"of": {"kind": "strings", "count": 40, "tasks": ["reverse"]}, "seed": 1},
+    )
 
     of: Annotated[Dataset, part_field("dataset")] = Field(
         description="Generated data set of prompts and answers; each answer becomes the chosen one beside a copy with "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic import Field
 
@@ -19,6 +19,8 @@ class Retain(Dataset):
     whose answer is a number are generated, so that a model that now answers everything in its new format
     is caught too. Every record names its metric. `count` takes a part, the same for the same `seed`.
     """
+
+    SETTINGS: ClassVar = ({"count": 40}, {"count": 30}, {"count": 40, "seed": 1}, {})
 
     count: int | None = Field(
         None,

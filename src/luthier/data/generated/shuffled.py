@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import replace
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from pydantic import Field
 
@@ -20,6 +20,13 @@ class Shuffled(Dataset):
     The answers of a share of the records are passed round among them, so that their distribution stays and
     none of them is right, except where two answers are equal. Those records carry the column `shuffled: true`.
     """
+
+    SETTINGS: ClassVar = (
+        {"of": {"kind": "strings", "count": 40}},
+        {"of": {"kind": "sums", "count": 40}},
+        {"of": {"kind": "strings", "count": 40}, "seed": 1},
+        {"of": {"kind": "strings", "count": 40}, "share": 0.5},
+    )
 
     of: Annotated[Dataset, part_field("dataset")] = Field(
         description="Generated data set of prompts and answers, a share of whose answers is exchanged.",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -21,6 +21,16 @@ class Strings(Dataset):
     Prompts read `sort: dbca`; answers are checked letter for letter. One argument in five, by
     its hash, is `test`, so no seed can leak a test string into training.
     """
+
+    SETTINGS: ClassVar = (
+        {"count": 40},
+        {"count": 30},
+        {"count": 40, "seed": 1},
+        {"count": 40, "split": "test"},
+        {"count": 40, "tasks": ["reverse"]},
+        {"count": 40, "shortest": 5},
+        {"count": 40, "longest": 12},
+    )
 
     count: int = Field(
         1000,

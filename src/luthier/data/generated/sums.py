@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -22,6 +22,16 @@ class Sums(Dataset):
     The answer shows one step per line and ends in `#### result`, scored as a number. One problem in
     five, by its numbers' hash, is `test`.
     """
+
+    SETTINGS: ClassVar = (
+        {"count": 40, "style": "plain"},
+        {"count": 30, "style": "plain"},
+        {"count": 40, "style": "plain", "seed": 1},
+        {"count": 40, "style": "plain", "split": "test"},
+        {"count": 40, "style": "both"},
+        {"count": 40, "style": "plain", "terms": 5},
+        {"count": 40, "style": "plain", "largest": 20},
+    )
 
     count: int = Field(
         1000,

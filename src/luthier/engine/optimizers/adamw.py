@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
-from luthier.parts import Part, lazy
+from luthier.engine.optimizers.base import Optimizer
+from luthier.parts import lazy
 
 if TYPE_CHECKING:
     import torch
@@ -15,7 +16,7 @@ else:
     torch = lazy("torch")
 
 
-class AdamW(Part):
+class AdamW(Optimizer):
     """AdamW (arXiv 1711.05101), torch's fused kernel; moments in the type of the master weights.
 
     Weight decay acts on matrices only, never on norms and biases.

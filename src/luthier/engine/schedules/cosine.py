@@ -8,10 +8,10 @@ from typing import ClassVar
 from pydantic import Field
 
 from luthier.engine.schedules._warmup import warmed_up
-from luthier.parts import Part
+from luthier.engine.schedules.base import Schedule
 
 
-class Cosine(Part):
+class Cosine(Schedule):
     """Learning-rate factor: linear over the first `warmup` of the budget, then cosine down to `floor`."""
 
     SETTINGS: ClassVar = ({}, {"warmup": 0.4}, {"floor": 0.5})

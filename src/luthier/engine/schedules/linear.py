@@ -7,10 +7,10 @@ from typing import ClassVar
 from pydantic import Field
 
 from luthier.engine.schedules._warmup import warmed_up
-from luthier.parts import Part
+from luthier.engine.schedules.base import Schedule
 
 
-class Linear(Part):
+class Linear(Schedule):
     """Learning-rate factor: linear up over the first `warmup` of the budget, then linear down to `floor`."""
 
     SETTINGS: ClassVar = ({}, {"warmup": 0.4}, {"floor": 0.5})

@@ -14,6 +14,10 @@ class Exact(Metric):
     """1 when the answer is the reference, letter for letter; case and spacing are forgiven unless told otherwise."""
 
     NEEDS: ClassVar[tuple[str, ...]] = ("generation",)
+    EXAMPLES: ClassVar = (
+        ({}, {"text": " The  Cat", "gold": "the cat"}, 1.0),
+        ({"ignore_case": False}, {"text": "The cat", "gold": "the cat"}, 0.0),
+    )
     SETTINGS: ClassVar = ({}, {"ignore_case": False}, {"ignore_space": False})
 
     ignore_case: bool = Field(

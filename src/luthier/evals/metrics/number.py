@@ -15,6 +15,10 @@ class Number(Metric):
     """1 when the final number of the answer equals that of the reference: 1,200 and 1200.0 are equal."""
 
     NEEDS: ClassVar[tuple[str, ...]] = ("generation",)
+    EXAMPLES: ClassVar = (
+        ({}, {"text": "It is 1,200.0", "gold": "1200"}, 1.0),
+        ({"after": "####"}, {"text": "#### 3, not 4", "gold": "#### 4"}, 0.0),
+    )
     SETTINGS: ClassVar = ({}, {"after": "####"})
 
     after: str | None = Field(

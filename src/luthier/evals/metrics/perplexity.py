@@ -18,7 +18,7 @@ class Perplexity(Metric):
 
     NEEDS: ClassVar[tuple[str, ...]] = ("logprobs",)
     RANKS: ClassVar[bool] = False
-    RIGHT: ClassVar[float] = math.inf
+    RIGHT: ClassVar[float] = 1e999  # infinite: no item counts as right
 
     def of_logprobs(self, total: float, targets: int) -> float:
         return -total / targets

@@ -14,6 +14,7 @@ from luthier.data.batches import Layout, limited
 from luthier.data.pairs import is_judged, is_paired, without_rejected
 from luthier.data.prepare import Prepared, prepare
 from luthier.data.render import Renderer
+from luthier.data.shapes import form_of, form_of_shape, shape_columns
 from luthier.data.sources import load_records
 from luthier.engine import estimate, usage
 from luthier.engine.assemble import Parts
@@ -213,8 +214,9 @@ def training_rows(parts: Parts, prepared: Prepared) -> list[Row]:
                 "Bring answers with `label: true` too, or choose an objective that learns from labels, such as `kto`.",
             )
         return rows
-    fits = is_paired if needed == "pairs" else is_judged
-    other = next((row for row in prepared.train if not fits(row)), None)
+    other = next((row for row in prepared.train if not _fits(needed, row, prepared.records[row.record])), None)
+    if other is not None and needed not in ("pairs", "labels"):
+        raise _unfit(name, needed, prepared.records[other.record])
     if other is not None:
         where = f"record {other.record} ({prepared.records[other.record].origin})"
         if needed == "pairs":
@@ -232,6 +234,26 @@ def training_rows(parts: Parts, prepared: Prepared) -> list[Row]:
             "Bring data with the columns prompt, completion and label (true or false), or prompt, chosen and rejected.",
         )
     return prepared.train
+
+
+def _fits(needed: str, row: Row, record: Record) -> bool:
+    """Whether the row's answer is judged as an objective needs it."""
+    form = form_of(record)
+    if needed == "labels":
+        return is_judged(row) and form in ("", "pairs")
+    return form == needed and is_paired(row)
+
+
+def _unfit(name: str, needed: str, record: Record) -> RecipeError:
+    """An objective reads answers of a form that a record does not have."""
+    columns = next((columns for shape, columns in shape_columns().items() if form_of_shape(shape) == needed), ())
+    return RecipeError(
+        f"`{name}` learns from answers given as `{needed}`; record {record.id} ({record.origin}) is of the shape"
+        f" `{record.shape}`.",
+        f"Bring data with the columns {' and '.join(columns)}, or choose another objective."
+        if columns
+        else f"No shape of records in data/forms/ has `FORM = {needed!r}`.",
+    )
 
 
 def predicted_memory(recipe: Recipe, module: nn.Module, rows: Sequence[Row], frozen: int) -> estimate.Estimate:

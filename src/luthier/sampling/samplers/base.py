@@ -38,6 +38,7 @@ class SamplerPart(Part):
     OWN says that the step's model itself answers, as reinforcement learning and evaluation need it.
     """
 
+    SLOT: ClassVar[str] = "sampler"
     OWN: ClassVar[bool] = False
 
     def make(self, asking: Asking) -> Sampler:

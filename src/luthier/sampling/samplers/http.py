@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -21,6 +21,8 @@ class Http(SamplerPart):
     tokenised for the recipe's model, and end with its end token where they ended by themselves. `extra` holds further
     fields of each request, as the server knows them. The key is read from the variable named by `api_key_env`.
     """
+
+    SETTINGS: ClassVar = ({"url": "http://127.0.0.1:9/v1", "model": "none"},)
 
     url: str = Field(
         pattern=r"^https?://",

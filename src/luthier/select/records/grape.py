@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from luthier.keyed import hash64
-from luthier.select.subset import Columns, Subset
+from luthier.select.records.base import Columns, Subset
 from luthier.types import Candidate, Row
 
 
@@ -35,7 +35,7 @@ class Grape(Subset):
         {"by": "longest"},
         {"by": "random"},
         {"reduce": "sum"},
-        {"include_eos": False},
+        {"by": "unlikeliest", "include_eos": False},
         {"group_by": "record"},
     )
 

@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from luthier.keyed import hash64
-from luthier.select.subset import Columns, Subset, by_record
+from luthier.select.records.base import Columns, Subset, by_record
 from luthier.types import Candidate
 
 

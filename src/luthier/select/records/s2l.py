@@ -11,7 +11,7 @@ from pydantic import Field
 from luthier.errors import DataError
 from luthier.keyed import order
 from luthier.select._clusters import even_shares, k_means
-from luthier.select.subset import Columns, Subset
+from luthier.select.records.base import Columns, Subset
 from luthier.types import Candidate
 
 
@@ -35,8 +35,9 @@ class S2L(Subset):
         {"clusters": 6, "share": 0.4},
         {"clusters": 2, "share": 0.4},
         {"clusters": 6, "share": 0.2},
-        {"clusters": 6, "share": 0.4, "smallest": 3},
-        {"clusters": 6, "share": 0.4, "iterations": 1},
+        {"clusters": 6, "share": 0.4, "smallest": 4},
+        {"clusters": 4, "share": 0.4},
+        {"clusters": 4, "share": 0.4, "iterations": 1},
         {"clusters": 6, "share": 0.4, "normalise": "zscore"},
         {"clusters": 6, "share": 0.4, "stratify_by": "source"},
     )

@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import ClassVar
 
 import numpy
 from pydantic import Field
 
-from luthier.parts import Part
+from luthier.conformance.tiny import CLASSES
 from luthier.types import Row, Stream
-from luthier.vision.digits import CLASSES, digit_rows
+from luthier.vision.digits import digit_rows
+from luthier.vision.generated.base import ArrayDataset
 
 FIRST_WORD = 2  # 0 and 1 begin and end a caption, as in the vocabularies of text towers
 
 
-class Digits(Part):
+class Digits(ArrayDataset):
     """Digits of 8×8 pixels in [-1, 1] with their class in every form that a model may be told it.
 
     Arrays: `image` [1,8,8], `label`, `caption` [3] (token ids: begin, the digit's word, end), and as cached prompt
     embeddings `text` [1,classes] and `pooled` [classes], which is 1 at the label.
     """
+
+    SETTINGS: ClassVar = ({"count": 20}, {"count": 30}, {"count": 20, "seed": 1}, {"count": 20, "classes": 4})
 
     count: int = Field(
         1000,

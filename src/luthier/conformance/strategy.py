@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from luthier.conformance.base import Failed, check_options, variants
 from luthier.errors import DataError
 from luthier.keyed import uniform53
 from luthier.rollouts.base import Group, Prompt, Strategy
 from luthier.rollouts.drive import drive
-from luthier.steps.conformance import Failed, check_options, variants
 from luthier.types import Record, Request, Sampling, Scored, Trajectory
 
 END, SENTENCE = 0, 99

@@ -10,10 +10,11 @@ import numpy
 import pytest
 from rich.console import Console
 
+from luthier.conformance.base import Failed
+from luthier.conformance.matrix import check_part, checks_of
 from luthier.rewards.base import Reward
 from luthier.rollouts.base import Group, Memory, Strategy
-from luthier.select.subset import Subset, by_record
-from luthier.steps.conformance import CHECKS, Failed, check_part
+from luthier.select.records.base import Subset, by_record
 
 DOCS = Path(__file__).parents[2] / "docs"
 CALLS = count()
@@ -228,9 +229,9 @@ class UnreadSubset(Subset):
     ],
 )
 def test_planted_fault_is_caught(slot, part, check, words, monkeypatch):
-    monkeypatch.setattr("luthier.steps.conformance_rewards.PATIENCE", 0.3)
-    monkeypatch.setattr("luthier.steps.conformance_rewards.HOSTILE", ("", "9", "a" * 50))
-    found = next(found for name, found in CHECKS[slot](part) if name.startswith(check))
+    monkeypatch.setattr("luthier.conformance.texts.PATIENCE", 0.3)
+    monkeypatch.setattr("luthier.conformance.texts.HOSTILE", ("", "9", "a" * 50))
+    found = next(found for name, found in checks_of(slot, part) if name.startswith(check))
     with pytest.raises(Failed, match=re.escape(words)):
         found()
 
@@ -238,7 +239,7 @@ def test_planted_fault_is_caught(slot, part, check, words, monkeypatch):
 def test_memory_outside_the_part_is_caught():
     ASKED.clear()
     with pytest.raises(Failed, match="two plays with one seed differ"):
-        next(found for name, found in CHECKS["strategy"](Elsewhere) if name.startswith("deterministic"))()
+        next(found for name, found in checks_of("strategy", Elsewhere) if name.startswith("deterministic"))()
 
 
 @pytest.mark.parametrize("page, name, lines", [("rewards.md", "mine", 5), ("rollouts.md", "retry", 6)])

@@ -8,14 +8,15 @@ import pytest
 import torch
 
 from luthier import parts
+from luthier.conformance.base import Failed
+from luthier.conformance.matrix import check_part, checked_slots, checks_of, run_checks
 from luthier.errors import LuthierError
 from luthier.models.kernels.head import target_logprob
 from luthier.objectives.base import Objective, TokenObjective
-from luthier.steps.conformance import CHECKS, Failed, check_part, run_checks
 from luthier.tuners.full import Full
 from luthier.types import Term
 
-PARTS = [(slot, entry.name) for slot in CHECKS for entry in parts.catalogue(slot)]
+PARTS = [(slot, entry.name) for slot in checked_slots() for entry in parts.catalogue(slot)]
 
 
 @pytest.mark.parametrize("slot, name", PARTS, ids=[name for _, name in PARTS])
@@ -220,7 +221,7 @@ SPLIT = "gradient: splits"
     ],
 )
 def test_planted_fault_is_caught(slot, part, check, words):
-    for name, found in CHECKS[slot](part):
+    for name, found in checks_of(slot, part):
         if name.startswith(check):
             with pytest.raises((Failed, LuthierError), match=re.escape(words)):
                 found()

@@ -11,10 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from luthier.rewards._guard import TooSlow, within
+from luthier.conformance import samples, texts
+from luthier.conformance.base import Failed, check_options, variants
 from luthier.rewards.base import Answer, Judged, Reward
-from luthier.steps import conformance_samples
-from luthier.steps.conformance import Failed, check_options, variants
 from luthier.types import Record
 
 COLUMNS: Mapping[str, Any] = {
@@ -28,15 +27,6 @@ TEXTS = (  # an answer, the gold answer, tokens: right and wrong, in the forms t
     ('{"a": 1}', "1", 30), ('see {"a": 1}', "1", 85), ("(A)", "yes", 88), ("so it is yes, because", "yes", 5),
     ("#### 42", r"\boxed{42}", 2),
 )  # fmt: skip
-LONG = 20_000
-HOSTILE = (
-    "", " ", "\n", "\x00", "\ud800", "é\u0301🎻", "\u202e12", "١٢", "½", "NaN", "-Infinity", "1e999", "1/0", "```", "{",
-    "\\boxed{", "9" * 400, '{"a":' * 300 + "1" + "}" * 300, "1%" * LONG, "1" + " " * LONG + "2", "\\boxed{1}" * LONG,
-    "9" * LONG, "1," * LONG, "{" * LONG, '{"a":' * LONG, "[" * LONG, "\\boxed{" * LONG, "(A) " * LONG, "a" * LONG + "!",
-    " " * LONG, "####" * LONG, "```json\n" * LONG, "\\frac{" * LONG, "-" * LONG, "%" * LONG, "1 1/2 " * LONG,
-)  # fmt: skip
-PATIENCE = 5.0
-"""Seconds for one value of the longest hostile answers."""
 
 
 def made_up(part: type[Reward]) -> list[Answer]:
@@ -64,25 +54,17 @@ def values_of(reward: Reward, answers: Sequence[Answer]) -> list[float | None]:
         raise Failed(f"{len(found)} values for {len(answers)} answers")
     for value, answer in zip(found, answers, strict=True):
         if value is not None and not (isinstance(value, int | float) and math.isfinite(value)):
-            raise Failed(f"the answer {_short(answer.text)} is worth {value!r}: neither a number nor None")
+            raise Failed(f"the answer {texts.short(answer.text)} is worth {value!r}: neither a number nor None")
     return found
 
 
 def check_any_answer(rewards: Sequence[Reward]) -> None:
     """Whatever a model writes, and whatever a record lacks, there is a number or None in time."""
     for reward in rewards:
-        for text in HOSTILE:
+        for text in texts.HOSTILE:
             for gold, columns in ((text, {}), ("42", {**COLUMNS, "tests": "assert True"})):
                 answer = answer_of({"text": text, "gold": gold, "tokens": len(text), **columns})
-                try:
-                    within(PATIENCE, lambda answer=answer, reward=reward: values_of(reward, [answer]))
-                except TooSlow:
-                    raise Failed(f"{reward!r}: the answer {_short(text)} takes more than {PATIENCE:g} s") from None
-                except Failed:
-                    raise
-                except Exception as error:
-                    told = f"{type(error).__name__}: {str(error)[:200]}"
-                    raise Failed(f"{reward!r}: the answer {_short(text)} makes it fail: {told}") from None
+                texts.survived(reward, text, lambda answer=answer, reward=reward: values_of(reward, [answer]))
 
 
 def check_pure(reward: Reward) -> None:
@@ -128,14 +110,10 @@ def numbers_of(reward: Reward) -> dict[str, Tensor]:
     return {"values": torch.tensor([[value or 0.0, value is None] for value in values], dtype=torch.float64)}
 
 
-def _short(text: str) -> str:
-    return f"{text[:20]!r} ({len(text)} characters)"
-
-
 def checks(part: type[Any]) -> Iterator[tuple[str, Callable[[], None]]]:
     """The checks of a reward, in the order they are run."""
     if part.MODALITY != "language":
-        yield from conformance_samples.checks(part)
+        yield from samples.checks(part)
         return
     made = variants(part)
     yield "a number or None for any answer, in time", lambda: check_any_answer(made[:1])

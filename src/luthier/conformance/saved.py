@@ -10,11 +10,14 @@ import torch
 from torch import nn
 
 from luthier import parts
+from luthier.conformance.base import Failed
+from luthier.conformance.tiny import tiny_model, tiny_rows
+from luthier.conformance.training import trainer
 from luthier.engine.trainer import Batching
 from luthier.errors import LuthierError
 from luthier.models.loading.load import TUNER_FILE, load_tuned
+from luthier.models.nano.build import VOCABULARY
 from luthier.recipe.settings import Model as ModelSettings
-from luthier.steps.conformance import VOCABULARY, Failed, tiny_model, tiny_rows, trainer
 
 
 def check_save_and_load(tuner: Any) -> None:

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
+from luthier.conformance import pairs as conformance_pairs
+from luthier.conformance.pairs import all_pairs, attempt, catalogued, covering, trials
+from luthier.conformance.support_page import pair_tables
 from luthier.errors import RecipeError, RunError
 from luthier.objectives.supervised.sft import SFT
-from luthier.steps import conformance_pairs
-from luthier.steps.conformance_pairs import all_pairs, attempt, catalogued, covering, trials
-from luthier.steps.support import pair_tables
 
 
 def test_every_pair_trains_or_is_refused_in_words():

@@ -5,10 +5,10 @@ from typing import ClassVar
 import pytest
 import torch
 
+from luthier.conformance.matrix import run_checks
 from luthier.errors import RecipeError
 from luthier.parts import load
 from luthier.rewards.base import Reward
-from luthier.steps.conformance import run_checks
 
 
 class Ink(Reward):

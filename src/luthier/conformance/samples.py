@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from luthier import parts
+from luthier.conformance.base import Failed, check_options, variants
 from luthier.errors import RecipeError
 from luthier.rewards.base import Reward
-from luthier.steps.conformance import Failed, check_options, variants
 
 
 def made_up() -> tuple[Tensor, dict[str, Tensor]]:

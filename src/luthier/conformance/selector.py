@@ -14,13 +14,15 @@ import torch
 from torch import Tensor
 
 from luthier import parts
+from luthier.conformance.base import Failed, check_options, variants
+from luthier.conformance.ranks import Meeting, Peer
+from luthier.conformance.tiny import RECORDS, tiny_rows
+from luthier.conformance.training import LAYOUTS, trainer
 from luthier.engine.budget import Budget
 from luthier.engine.score import with_column
 from luthier.engine.trainer import Batching, Saving, Trainer
 from luthier.errors import RunError
 from luthier.select.base import Selector
-from luthier.steps.conformance import LAYOUTS, RECORDS, Failed, check_options, tiny_rows, trainer, variants
-from luthier.steps.conformance_ranks import Meeting, Peer
 from luthier.types import Row
 
 CANDIDATES = 10

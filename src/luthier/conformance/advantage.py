@@ -10,8 +10,8 @@ import numpy
 import torch
 from torch import Tensor
 
+from luthier.conformance.base import Failed, check_options, variants
 from luthier.rollouts.base import Advantage, Arrays, Group, Prompt, Rollout
-from luthier.steps.conformance import Failed, check_options, variants
 from luthier.types import Record, Request, Scored, Trajectory
 
 GROUPS, ANSWERS, FORCED = 3, 4, 5

@@ -5,8 +5,9 @@ import re
 import numpy
 import pytest
 
+from luthier.conformance.base import Failed
+from luthier.conformance.matrix import checks_of
 from luthier.rollouts.base import Advantage
-from luthier.steps.conformance import CHECKS, Failed
 
 
 class WholeMean(Advantage):
@@ -60,6 +61,6 @@ class OneEach(Advantage):
     ],
 )
 def test_planted_fault_is_caught(part, check, words):
-    found = next(found for name, found in CHECKS["advantage"](part) if name.startswith(check))
+    found = next(found for name, found in checks_of("advantage", part) if name.startswith(check))
     with pytest.raises(Failed, match=re.escape(words)):
         found()

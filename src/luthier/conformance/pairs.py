@@ -14,11 +14,14 @@ from typing import Any, Literal
 import torch
 
 from luthier import parts
+from luthier.conformance.base import variants
+from luthier.conformance.needs_of import rows_for
+from luthier.conformance.tiny import with_streams
+from luthier.conformance.training import trainer
 from luthier.engine.budget import Budget
 from luthier.engine.trainer import Batching, Trainer
 from luthier.engine.update import NotFinite
 from luthier.errors import LuthierError
-from luthier.steps.conformance import rows_for, trainer, variants, with_streams
 
 PAIRED = ("objective", "tuner", "selector")
 PLAIN = {"objective": "sft", "tuner": "full"}

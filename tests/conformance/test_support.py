@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from luthier.steps import support
-from luthier.steps.conformance import CheckOutcome
-from luthier.steps.conformance_pairs import Trial, all_pairs, catalogued
+from luthier.conformance import support_page as support
+from luthier.conformance.pairs import Trial, all_pairs, catalogued
+from luthier.proofs.claims import Outcome
 
 PAGE = Path(__file__).parents[2] / "docs" / "support.md"
 STALE = "the parts have changed: run `make support`"
@@ -45,9 +45,6 @@ def test_a_reason_is_a_footnote_and_told_once():
 
 
 def test_a_check_that_fails_stands_out_and_one_that_is_not_there_is_empty():
-    outcomes = {
-        "a": [CheckOutcome("resume", False, "why"), CheckOutcome("ranks", True, "")],
-        "b": [CheckOutcome("ranks", True, "")],
-    }
+    outcomes = {"a": [Outcome("resume", False, "why"), Outcome("ranks", True, "")], "b": [Outcome("ranks", True, "")]}
     lines = "\n".join(support.check_table("objective", outcomes)).splitlines()
     assert "| a | **no** | yes |" in lines and "| b |  | yes |" in lines

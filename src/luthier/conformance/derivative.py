@@ -14,9 +14,13 @@ import numpy
 import torch
 from torch import Tensor
 
+from luthier.conformance.base import Failed, apart
+from luthier.conformance.needs_of import rows_for
+from luthier.conformance.tiny import RECORDS
+from luthier.conformance.training import TOLERANCE, trained, trainer
 from luthier.engine.trainer import Batching, Trainer
+from luthier.models.nano.build import VOCABULARY
 from luthier.objectives.base import Objective
-from luthier.steps.conformance import RECORDS, TOLERANCE, VOCABULARY, Failed, apart, rows_for, trained, trainer
 from luthier.types import Row
 
 WHOLE = Batching(RECORDS, 10_000, "padded")

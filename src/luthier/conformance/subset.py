@@ -9,8 +9,8 @@ import numpy
 import torch
 from torch import Tensor
 
-from luthier.select.subset import Columns, Subset
-from luthier.steps.conformance import Failed, check_options, variants
+from luthier.conformance.base import Failed, check_options, variants
+from luthier.select.records.base import Columns, Subset
 from luthier.types import Candidate, Record, Row, Stream
 
 RECORDS, ANSWERS = 12, 4

@@ -1,4 +1,4 @@
-"""`python -m luthier.steps.support > docs/support.md`: what works with what, from one run of the conformance matrix."""
+"""`python -m luthier.conformance.support_page > docs/support.md`: what works with what, by the conformance matrix."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations
 
 from luthier import parts
-from luthier.steps.conformance import CHECKS, CheckOutcome, run_checks
-from luthier.steps.conformance_pairs import PAIRED, Combination, Trial, catalogued, trials
+from luthier.conformance.base import CheckOutcome
+from luthier.conformance.matrix import checked_slots, run_checks
+from luthier.conformance.pairs import PAIRED, Combination, Trial, catalogued, trials
 
 HEAD = """# What works with what
 
@@ -29,7 +30,7 @@ def fingerprint() -> str:
     """A hash of what the catalogue says of all parts of the matrix: slots, names, options, constants."""
     said = [
         [slot, entry.name, entry.options, sorted(entry.constants.items())]
-        for slot in CHECKS
+        for slot in checked_slots()
         for entry in parts.catalogue(slot)
     ]
     return hashlib.sha256(json.dumps(said, default=repr).encode()).hexdigest()[:16]
@@ -88,7 +89,7 @@ def main() -> None:
     names = catalogued()
     print("pairs", file=sys.stderr)
     found = trials(names)
-    outcomes: dict[str, dict[str, list[CheckOutcome]]] = {slot: {} for slot in CHECKS}
+    outcomes: dict[str, dict[str, list[CheckOutcome]]] = {slot: {} for slot in checked_slots()}
     for slot, by_part in outcomes.items():
         for entry in parts.catalogue(slot):
             print(f"{slot} {entry.name}", file=sys.stderr)

@@ -1,0 +1,212 @@
+"""Checks of what trains: the gradient under every cut, ranks, resuming, determinism, bfloat16, missing targets."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from threading import BrokenBarrierError
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from luthier import parts
+from luthier.conformance.base import Failed, apart
+from luthier.conformance.needs_of import rows_for
+from luthier.conformance.ranks import Meeting, Peer
+from luthier.conformance.tiny import RECORDS, tiny_model_of, with_common_prompts, with_made_fields, with_streams
+from luthier.engine.assemble import Parts, tuned_policy
+from luthier.engine.budget import Budget
+from luthier.engine.checkpoints import Saving
+from luthier.engine.micro_batches import Batching
+from luthier.engine.optimizers.base import Optimizer
+from luthier.engine.source import Records
+from luthier.engine.trainer import Trainer
+from luthier.errors import RunError
+from luthier.models.policy import TokenPolicy
+from luthier.objectives.base import Objective
+from luthier.tuners.base import TunerInputs
+from luthier.types import Row
+
+LAYOUTS = {
+    "four records per forward": Batching(RECORDS, 60, "padded"),
+    "one record per forward": Batching(RECORDS, 1, "padded"),
+    "padding on the left": Batching(RECORDS, 10_000, "padded", "left"),
+    "packed": Batching(RECORDS, 10_000, "packed"),
+    "packed in pieces": Batching(RECORDS, 40, "packed"),
+}
+TOLERANCE = 1e-9
+SHARING_TOLERANCE = 1e-5
+"""A shared prompt's gradients are added before the norms of transformers' models, which compute in float32."""
+
+
+class GradientDescent(Optimizer):
+    """Gradient descent at rate 1: the change of the weights *is* the gradient."""
+
+    lr: float = 1.0
+    clip: float | None = None
+
+    def make(self, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+        return torch.optim.SGD(parameters, lr=self.lr)
+
+
+def trainer(objective: Objective, tuner: Any, rows: list[Row], batching: Batching, **more: Any) -> Trainer:
+    """A trainer of the tiny model of the objective's modality with these parts; `more` overrides its fields."""
+    dtype = more.pop("dtype", torch.float64)
+    seed = more.get("seed", 0)
+    modality = tiny_model_of(objective)
+    rows = with_made_fields(rows, tuner.fields)
+    constant = parts.build("schedule", "constant")
+    optimizer, schedule = more.pop("optimizer", GradientDescent()), more.pop("schedule", constant)
+    chosen = Parts(objective, (tuner,), optimizer, schedule, more.pop("selector", None))
+    policy = tuned_policy(modality.module(dtype, 0), chosen, TunerInputs(seed, rows), make=modality.policy)
+    if more.pop("disturb", True):
+        _disturb(policy)
+    streams = [read for read in chosen.needs.reads if not read.startswith("logits:")]
+    source = Records(with_streams(rows, streams), seed, more.pop("budget", Budget("updates", 1)))
+    return Trainer(policy, chosen, source, batching, **more)
+
+
+def _disturb(policy: Any) -> None:
+    """Move the trained weights off their start, where a zero adapter or a zero divergence would hide faults."""
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in _trained(policy):
+            if parameter.requires_grad:
+                noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+                parameter += 0.05 * noise.to(parameter.dtype)
+
+
+def _trained(policy: TokenPolicy) -> Iterator[nn.Parameter]:
+    yield from policy.module.parameters()
+    for companion in policy.companions.values():
+        yield from companion.module.parameters()
+
+
+def trained(objective: Objective, tuner: Any, batching: Batching, rows: list[Row] | None = None, **more: Any) -> dict:
+    """Weights after training, by name, minus weights before."""
+    run = trainer(objective, tuner, rows or rows_for(objective), batching, **more)
+    before = {name: p.detach().clone() for name, p in run.masters.master.items()}
+    run.train()
+    return {name: (p.detach() - before[name]) for name, p in run.masters.master.items()}
+
+
+def check_invariance(objectives: list[Objective], tuner: Any) -> None:
+    """The gradient does not depend on splits, padding side or packing."""
+    for objective in objectives:
+        whole = trained(objective, tuner, Batching(RECORDS, 10_000, "padded"))
+        if not any(float(t.abs().max()) for t in whole.values()):
+            raise Failed(f"{objective!r}: the gradient is zero everywhere")
+        for name, batching in LAYOUTS.items():
+            error = apart(whole, trained(objective, tuner, batching))
+            if not error <= TOLERANCE:
+                raise Failed(
+                    f"{objective!r}: with {name} the gradient differs by {error:.1e} (allowed {TOLERANCE:.0e})."
+                    " Does the loss use a mean over the chunk, or anything but its own position?"
+                )
+        if tiny_model_of(objective).policy is TokenPolicy and not (objective.WHOLE_ROWS or tuner.WHOLE_ROWS):
+            check_sharing(objective, tuner)
+
+
+def check_sharing(objective: Objective, tuner: Any) -> None:
+    """The gradient does not depend on whether answers read their common prompt once or each for itself."""
+    rows = rows_for(objective)
+    rows = rows if any(row.record != row.id for row in rows) else with_common_prompts(rows)
+    apiece, together = (
+        trained(objective, tuner, Batching(RECORDS, 10_000, layout), rows) for layout in ("padded", "shared")
+    )
+    error = apart(apiece, together)
+    if not error <= SHARING_TOLERANCE:
+        raise Failed(
+            f"{objective!r}: with a prompt that is shared the gradient differs by {error:.1e} (allowed"
+            f" {SHARING_TOLERANCE:.0e}). Does it look at positions that are no targets? Then write WHOLE_ROWS = True."
+        )
+
+
+def now_and_later(objective: Objective, tuner: Any, batching: Batching) -> dict[str, Tensor]:
+    """After one whole update, and after four small ones: an option may act only once weights have moved."""
+    later = {f"later/{name}": change for name, change in some_updates(objective, tuner).items()}
+    return trained(objective, tuner, batching) | later
+
+
+def check_determinism(objective: Objective, tuner: Any, optimizer: Any = None) -> None:
+    """The same seed gives the same bits."""
+    one, two = (some_updates(objective, tuner, optimizer) for _ in range(2))
+    if any(not torch.equal(one[name], two[name]) for name in one):
+        raise Failed("two runs with one seed differ: is there a random call other than view.uniform?")
+
+
+def some_updates(objective: Objective, tuner: Any, optimizer: Any = None) -> dict[str, Tensor]:
+    """The weights' change in four small updates, by adamw unless another optimiser is given."""
+    small = Batching(3, 40, "padded")
+    return trained(objective, tuner, small, budget=Budget("updates", 4), optimizer=optimizer or _adamw())
+
+
+def _adamw() -> Optimizer:
+    return parts.build("optimizer", {"kind": "adamw", "lr": 1e-3})
+
+
+def check_resume(objective: Objective, tuner: Any, optimizer: Any = None) -> None:
+    """Stopped after two updates and resumed in a new trainer, the weights are bit-identical after four."""
+    with tempfile.TemporaryDirectory() as folder:
+
+        def make(saving: Saving | None, stop: Callable[[], bool]) -> Trainer:
+            return trainer(
+                objective,
+                tuner,
+                rows_for(objective),
+                Batching(3, 40, "padded"),
+                budget=Budget("updates", 4),
+                optimizer=optimizer or _adamw(),
+                saving=saving,
+                stop_requested=stop,
+            )
+
+        whole = make(None, lambda: False)
+        whole.train()
+        saving = Saving(Path(folder))
+        calls = iter((False, True))
+        make(saving, lambda: next(calls)).train()
+        again = make(saving, lambda: False)
+        again.resume()
+        again.train()
+    for name, master in whole.masters.master.items():
+        if not torch.equal(master, again.masters.master[name]):
+            raise Failed(f"after a resume, {name} differs: is there state outside `start()`?")
+
+
+def check_bfloat16(objective: Objective, tuner: Any) -> None:
+    """In bfloat16 compute over fp32 masters, weights stay finite."""
+    change = trained(objective, tuner, Batching(3, 40, "padded"), dtype=torch.bfloat16, budget=Budget("updates", 2))
+    if not all(bool(torch.isfinite(t).all()) for t in change.values()):
+        raise Failed("weights are not finite after two updates in bfloat16")
+
+
+def check_zero_targets(objective: Objective, tuner: Any) -> None:
+    """An update without any target is refused in words."""
+    try:
+        trained(objective, tuner, Batching(RECORDS, 10_000, "padded"), rows=rows_for(objective, targets=False))
+    except RunError:
+        return
+    raise Failed("an update without targets went through")
+
+
+def check_ranks(objective: Objective, tuner: Any) -> None:
+    """Two ranks, that share an update's micro-batches, both take the step of one process."""
+    batching = Batching(RECORDS, 40, "padded")
+    whole = trained(objective, tuner, batching)
+    meeting = Meeting(2)
+    rows = rows_for(objective)
+    runs = [trainer(objective, tuner, rows, batching, world=Peer(rank, 2, meeting)) for rank in range(2)]
+    starts = [{name: p.detach().clone() for name, p in run.masters.master.items()} for run in runs]
+    with ThreadPoolExecutor(2) as pool:
+        pending = [pool.submit(meeting.attend, run.train) for run in runs]
+    errors = [error for one in pending if (error := one.exception()) is not None]
+    if errors:
+        raise next((error for error in errors if not isinstance(error, BrokenBarrierError)), errors[0])
+    for run, start in zip(runs, starts, strict=True):
+        error = apart(whole, {name: p.detach() - start[name] for name, p in run.masters.master.items()})
+        if not error <= TOLERANCE:
+            raise Failed(f"on two ranks the gradient differs by {error:.1e} (allowed {TOLERANCE:.0e})")

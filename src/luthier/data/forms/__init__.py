@@ -1,0 +1,1 @@
+"""Shapes of records with several judged answers, one file each."""
