@@ -6,7 +6,7 @@ import pytest
 from luthier.errors import RecipeError, RunError
 from luthier.parts import build, catalogue, load
 from luthier.rollouts.base import Rollout, build_chain, credit, rows_of
-from rollouts.scripted import rollout, with_parts
+from support.scripted import rollout, with_parts
 
 
 def advantages(chain, made):

@@ -3,7 +3,6 @@ from dataclasses import replace
 
 import numpy
 import pytest
-from rollouts.scripted import END, Sampler, judge, play, prompt, rollout
 
 from luthier.data.batches import collate
 from luthier.errors import DataError, RecipeError, RunError
@@ -21,6 +20,7 @@ from luthier.rollouts.base import (
 from luthier.rollouts.base import Group as Grouped
 from luthier.rollouts.drive import drive, measures, refill
 from luthier.types import Sampling, Scored, Trajectory
+from support.scripted import END, Sampler, judge, play, prompt, rollout
 
 
 class Twice(Strategy):

@@ -15,7 +15,7 @@ from luthier.rollouts.drive import drive
 from luthier.sampling.native import NativeSampler
 from luthier.steps.conformance import VOCABULARY, apart, tiny_model, tiny_rows, trainer
 from luthier.types import Sampling
-from rollouts.scripted import judge, play, prompt
+from support.scripted import judge, play, prompt
 
 WHOLE = Batching(16, 10_000, "padded")
 FULL = parts.build("tuner", "full")

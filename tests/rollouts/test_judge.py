@@ -3,7 +3,7 @@ from dataclasses import replace
 from luthier.rewards.base import Reward, build_rewards
 from luthier.rollouts.judge import judge_by
 from luthier.types import Trajectory
-from rollouts.scripted import END, prompt
+from support.scripted import END, prompt
 
 
 class Size(Reward):

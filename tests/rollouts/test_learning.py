@@ -6,7 +6,7 @@ import pytest
 from luthier.parts import build
 from luthier.rollouts.base import Group, Rollout, build_chain, credit
 from luthier.types import Request, Scored, Trajectory
-from rollouts.scripted import play, prompt
+from support.scripted import play, prompt
 
 
 def softmax(logits):

@@ -2,12 +2,12 @@ import math
 
 import numpy
 import pytest
-from rollouts.scripted import END, play, prompt
 
 from luthier.errors import DataError
 from luthier.parts import build
 from luthier.rollouts.base import Rollout, build_chain, credit, rows_of
 from luthier.rollouts.strategies._episodes import cut, sentence_ends
+from support.scripted import END, play, prompt
 
 TWENTY = tuple(range(10, 30))
 

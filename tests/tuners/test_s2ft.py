@@ -4,7 +4,6 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional
-from tuners.saved import saved_bytes
 
 from luthier import parts
 from luthier.engine.budget import Budget
@@ -16,6 +15,7 @@ from luthier.steps.conformance import Plain, apart, tiny_model, tiny_rows, train
 from luthier.tuners import _units
 from luthier.tuners._slices import SliceLinear, slices_of
 from luthier.tuners.base import Planning
+from support.saved import saved_bytes
 
 IDS = torch.arange(12)[None]
 ALL = {"o_proj": 0.5, "v_proj": 0.5, "down_proj": 0.2, "up_proj": 0.2}

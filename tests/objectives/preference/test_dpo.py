@@ -7,7 +7,7 @@ import pytest
 from luthier import parts
 from luthier.errors import RecipeError
 from luthier.objectives.base import Update
-from objectives.preference.pair_oracle import loss_and_gradients
+from support.pair_oracle import loss_and_gradients
 
 
 def dpo(**options):

@@ -3,7 +3,7 @@
 import pytest
 
 from luthier import parts
-from objectives.preference.pair_oracle import loss_and_gradients
+from support.pair_oracle import loss_and_gradients
 
 
 def ipo(**options):

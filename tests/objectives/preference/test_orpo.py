@@ -5,7 +5,7 @@ import torch
 
 from luthier import parts
 from luthier.objectives.preference import _margins
-from objectives.preference.pair_oracle import card_pair
+from support.pair_oracle import card_pair
 
 COUNTS = {"chosen_targets": 5.0, "records": 1.0}
 

@@ -5,7 +5,7 @@ import math
 import pytest
 
 from luthier import parts
-from objectives.preference.pair_oracle import loss_and_gradients
+from support.pair_oracle import loss_and_gradients
 
 
 def simpo(**options):
