@@ -63,7 +63,7 @@ def test_value_loss():
 
 
 def test_gae():
-    """Rewards of single tokens; verl adds 1e-8 to what it divides by when it whitens."""
+    """Rewards of single tokens; verl adds 1e-8 to counts when it whitens: 2e-8 apart."""
     case, lengths = POLICY["gae"], [int(sum(row)) for row in POLICY["mask"]]
     rewards, states = (
         [numpy.array(row[:n]) for row, n in zip(case[name], lengths, strict=True)] for name in ("rewards", "values")
@@ -72,7 +72,7 @@ def test_gae():
     gae = parts.build("advantage", {"kind": "gae", "gamma": case["gamma"], "lam": case["lam"]})
     advantages = parts.build("advantage", "whiten").compute(made, gae.compute(made, rewards))
     for index, n in enumerate(lengths):
-        assert difference(advantages[index], case["whitened_advantages"][index][:n]) < 1e-8
+        assert difference(advantages[index], case["whitened_advantages"][index][:n]) < 1e-7
         assert difference(made.columns["returns"][index], case["returns"][index][:n]) < 1e-14
 
 

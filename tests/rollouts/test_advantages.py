@@ -279,3 +279,30 @@ def test_an_advantage_says_whether_it_compares_the_answers_of_a_group(name):
             link.compute(alone, alone.start_values())
     else:
         link.compute(alone, alone.start_values())
+
+
+@pytest.mark.parametrize(
+    "chain",
+    [
+        ["group_norm"],
+        ["batch_norm"],
+        ["center"],
+        ["leave_one_out"],
+        ["split_prefix"],
+        ["norm_then_sum"],
+        ["center", "whiten"],
+        ["returns", "whiten"],
+    ],
+)
+@pytest.mark.parametrize("reward, count", [(0.1, 3), (0.55, 6), (0.7, 7), (0.962, 4)])
+def test_equal_rewards_are_credited_with_exactly_nothing(chain, reward, count):
+    """Their mean is not always the reward itself, to the last bit."""
+    one = rollout([reward] * count, [reward] * count)
+    one = with_parts(one, {"good": [reward] * 2 * count})
+    assert [value.tolist() for value in advantages(chain, one)] == [[0.0, 0.0]] * 2 * count
+    if chain[-1] == "whiten":  # which sees no groups
+        return
+    beside = rollout([reward] * count, [1.0, 0.0, 0.3])
+    beside = with_parts(beside, {"good": [*[reward] * count, 1.0, 0.0, 0.3]})
+    found = [value.tolist() for value in advantages(chain, beside)]
+    assert found[:count] == [[0.0, 0.0]] * count and all(any(value) for value in found[count:])

@@ -10,8 +10,13 @@ Mode = Literal["all", "positive_only", "negative_only", "one_only", "binary"]
 
 
 def advantages(rewards: numpy.ndarray) -> numpy.ndarray:
-    """Rewards [G,K] less their group's mean, over the standard deviation of all (population) + 1e-4."""
-    return (rewards - rewards.mean(1, keepdims=True)) / (rewards.std() + 1e-4)
+    """Rewards [G,K] less their group's mean, over the standard deviation of all (population) + 1e-4.
+
+    A group of equal rewards gets exactly 0: the mean of equal numbers may be off in the last bit.
+    """
+    equal = rewards.min(1, keepdims=True) == rewards.max(1, keepdims=True)
+    means = numpy.where(equal, rewards[:, :1], rewards.mean(1, keepdims=True))
+    return (rewards - means) / (rewards.std() + 1e-4)
 
 
 def optimality(advantage: numpy.ndarray, clip: float = 5.0, mode: Mode = "all") -> numpy.ndarray:
