@@ -94,3 +94,14 @@ def test_loramoe_layer():
     y = layer(x)
     assert difference(y, MOE["y"]) < 1e-14
     assert difference(torch.autograd.grad(y, x, tensor(MOE["upstream"]))[0], MOE["gradient_x"]) < 1e-14
+
+
+def test_loramoe_balance_over_both_rows():
+    """Theirs takes all rows of a micro-batch at once, and the first half of the experts more on rows of type 1."""
+    layer = experts()
+    usage = layer.shares(tensor(MOE["x"])).sum(1)
+    expected = _experts.expectations(tensor(MOE["types"]), layer.experts, MOE["delta"])
+    balance = _experts.imbalance((expected * usage).flatten())
+    assert difference(balance, MOE["balance_over_both_rows"]) < 1e-14
+    gradient = torch.autograd.grad(balance, layer.router)[0]
+    assert difference(gradient, MOE["gradient_router_of_balance"]) < 1e-13

@@ -178,6 +178,20 @@ def test_prefixes_credited_apart():
     assert [one.tolist() for one in advantages("split_prefix", rollout([1, 0], forced=[1, 2]))] == [[0, 0]] * 2
 
 
+def test_prefixes_credited_as_the_second_variant_of_the_released_code_does():
+    """The answers' scores are centred among those that began alike before the free ones' mean is taken off."""
+    second = {"kind": "split_prefix", "prefix": "centred"}
+    made = rollout([1, 0, 0, 1, 0, 0, 0, 1], lengths=[2] * 7 + [3], forced=[0] * 7 + [2])
+    assert advantages([second], made)[-1].tolist() == near(-2 / 7, -2 / 7, 0)
+    assert advantages("split_prefix", made)[-1].tolist() == near(5 / 7, 5 / 7, 0)
+    two = rollout([1, 0, 1, 0], lengths=[2, 2, 3, 3], forced=[0, 0, 2, 2])
+    assert [value.tolist() for value in advantages([second], two)[2:]] == [near(0, 0, 0.5), near(-0.5, -0.5, -0.5)]
+    assert [value.tolist()[0] for value in advantages("split_prefix", two)[2:]] == near(0.25, -0.25)
+    first = [{"kind": "split_prefix", "alone": "reward", "prefix": prefix} for prefix in ("reward", "centred")]
+    one, other = (advantages([chain], made) for chain in first)
+    assert [value.tolist() for value in one] == [value.tolist() for value in other]
+
+
 ENTROPY = (0.1, 2, 0.3, 0.05, 1.5, 0.7, 0.2, 0.9, 1.1, 0.4)
 
 

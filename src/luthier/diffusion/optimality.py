@@ -47,7 +47,10 @@ def group_filter(rewards: numpy.ndarray, min_std: float, max_mean: float) -> tup
 
 
 def return_decay(step: int, kind: Literal[0, 1, 2]) -> float:
-    """Share of itself that `old` keeps when rollout `step` ends: 0 none, 1 ever more, 2 none at first, then more."""
+    """Share of itself that `old` keeps after a rollout, when `step` updates are done in all.
+
+    Kind 0: nothing; 1: 0.001 · step, at most 0.5; 2: nothing before step 75, then 0.0075 · (step - 75), at most 0.999.
+    """
     if kind == 0:
         return 0.0
     if kind == 1:

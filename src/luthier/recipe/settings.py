@@ -227,8 +227,9 @@ class RolloutSettings(SettingsBlock):
     with `size` samples each, judged by `reward`.
 
     A rollout is cut into `updates` updates, each sample at the first `level_share` of its solver's levels; then the
-    sampling parameters move by `decay` (0: to the trained ones, 1 and 2: ever slower). Groups count whose rewards
-    spread above `min_std` around a mean below `max_mean` (null: all). `forward`: samples per forward.
+    sampling parameters move by `decay` (0: to the trained ones, 1 and 2: the slower the more updates are done). Groups
+    count whose rewards spread above `min_std` around a mean below `max_mean` (null: all). `forward`: samples per
+    forward.
     """
 
     groups: Count = 8
