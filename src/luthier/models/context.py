@@ -11,6 +11,13 @@ from typing import Any
 import torch
 from torch import nn
 
+ASIDE = "aside"
+"""Under this name the context of a forward says that its backward is of another loss than the one that is trained.
+
+A layer's own backward cannot tell: `ctx.needs_input_grad` is True for parameters that `autograd.grad` was not asked
+for.
+"""
+
 _VALUES: ContextVar[Mapping[str, Any] | None] = ContextVar("forward", default=None)
 
 

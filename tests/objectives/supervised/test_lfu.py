@@ -407,3 +407,23 @@ def test_the_states_of_the_tuple_are_compared():
     )
     with pytest.raises(RecipeError, match="layers"):
         lfu(states="tuple", layers="late")
+
+
+@pytest.mark.parametrize("kind", MODALITIES)
+def test_the_ascent_is_not_seen_by_a_tuner_that_collects_gradients(kind):
+    """spiel looks for new entries in the gradient of the loss, of which the ascent's is no part."""
+    from luthier.tuners._sparse import Window, sparse_layers
+
+    objective = lfu(auxiliary=kind)
+    run = trainer(objective, parts.build("tuner", {"kind": "spiel", "density": 0.2}), tiny_rows(), WHOLE)
+    batch = collate(tiny_rows())
+    update = Update(1, 0, batches=[batch])
+    update.counts = count(objective, update.batches, run.world)
+    layers = [layer for _, layer in sparse_layers(run.policy.module)]
+    for layer in layers:
+        layer.window = Window()
+    objective.prepare(run.policy, update)
+    assert all(layer.window.dense is None for layer in layers)
+    with objective.scope(run.policy, batch, update):
+        total_of(objective.terms(run.policy, batch, update), update.counts).backward()
+    assert all(bool(layer.window.dense.any()) for layer in layers)

@@ -123,7 +123,7 @@ class LFU(Objective):
         made = self._auxiliary(policy, update)
         gradients = [torch.zeros_like(value) for value in made.values]
         aside = replace(update, meters={})
-        with made.attached():
+        with made.attached(), context.forward_context(**{context.ASIDE: True}):
             for batch in update.batches:
                 with self.base.scope(policy, batch, update), made.active(), _same_draws(batch, update):
                     loss = total_of(self.base.terms(policy, batch, aside), update.counts)
