@@ -63,7 +63,7 @@ def test_value_loss():
 
 
 def test_gae():
-    """Rewards of single tokens; verl adds 1e-8 to counts when it whitens: 2e-8 apart."""
+    """Rewards of single tokens; verl whitens with n / (n - 1) of a float32 mask: 2e-8 apart."""
     case, lengths = POLICY["gae"], [int(sum(row)) for row in POLICY["mask"]]
     rewards, states = (
         [numpy.array(row[:n]) for row, n in zip(case[name], lengths, strict=True)] for name in ("rewards", "values")
