@@ -178,6 +178,20 @@ def test_prefixes_credited_apart():
     assert [one.tolist() for one in advantages("split_prefix", rollout([1, 0], forced=[1, 2]))] == [[0, 0]] * 2
 
 
+def test_prefixes_credited_as_the_second_variant_of_the_released_code_does():
+    """The answers' scores are centred among those that began alike before the free ones' mean is taken off."""
+    second = {"kind": "split_prefix", "prefix": "centred"}
+    made = rollout([1, 0, 0, 1, 0, 0, 0, 1], lengths=[2] * 7 + [3], forced=[0] * 7 + [2])
+    assert advantages([second], made)[-1].tolist() == near(-2 / 7, -2 / 7, 0)
+    assert advantages("split_prefix", made)[-1].tolist() == near(5 / 7, 5 / 7, 0)
+    two = rollout([1, 0, 1, 0], lengths=[2, 2, 3, 3], forced=[0, 0, 2, 2])
+    assert [value.tolist() for value in advantages([second], two)[2:]] == [near(0, 0, 0.5), near(-0.5, -0.5, -0.5)]
+    assert [value.tolist()[0] for value in advantages("split_prefix", two)[2:]] == near(0.25, -0.25)
+    first = [{"kind": "split_prefix", "alone": "reward", "prefix": prefix} for prefix in ("reward", "centred")]
+    one, other = (advantages([chain], made) for chain in first)
+    assert [value.tolist() for value in one] == [value.tolist() for value in other]
+
+
 ENTROPY = (0.1, 2, 0.3, 0.05, 1.5, 0.7, 0.2, 0.9, 1.1, 0.4)
 
 
@@ -279,3 +293,30 @@ def test_an_advantage_says_whether_it_compares_the_answers_of_a_group(name):
             link.compute(alone, alone.start_values())
     else:
         link.compute(alone, alone.start_values())
+
+
+@pytest.mark.parametrize(
+    "chain",
+    [
+        ["group_norm"],
+        ["batch_norm"],
+        ["center"],
+        ["leave_one_out"],
+        ["split_prefix"],
+        ["norm_then_sum"],
+        ["center", "whiten"],
+        ["returns", "whiten"],
+    ],
+)
+@pytest.mark.parametrize("reward, count", [(0.1, 3), (0.55, 6), (0.7, 7), (0.962, 4)])
+def test_equal_rewards_are_credited_with_exactly_nothing(chain, reward, count):
+    """Their mean is not always the reward itself, to the last bit."""
+    one = rollout([reward] * count, [reward] * count)
+    one = with_parts(one, {"good": [reward] * 2 * count})
+    assert [value.tolist() for value in advantages(chain, one)] == [[0.0, 0.0]] * 2 * count
+    if chain[-1] == "whiten":  # which sees no groups
+        return
+    beside = rollout([reward] * count, [1.0, 0.0, 0.3])
+    beside = with_parts(beside, {"good": [*[reward] * count, 1.0, 0.0, 0.3]})
+    found = [value.tolist() for value in advantages(chain, beside)]
+    assert found[:count] == [[0.0, 0.0]] * count and all(any(value) for value in found[count:])

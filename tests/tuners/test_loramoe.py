@@ -202,6 +202,26 @@ def test_a_published_sum_over_a_micro_batch_would_feel_it(monkeypatch):
         check_invariance([sft()], loramoe(dropout=0.0))
 
 
+def test_pooled_the_rows_of_a_micro_batch_are_balanced_together():
+    """As published: one variance over the entries of all rows. A micro-batch counts as much as it has rows."""
+    tuner, model = applied(tiny_model(), pool="micro_batch", **TYPED)
+    rows = with_made_fields(tiny_rows(4), tuner.fields)
+    batch = collate(rows)
+    usage = Usage(batch)
+    with forward_context(**{USAGE: usage}):
+        TokenPolicy(model).hidden(batch)
+    expected = expectations(batch.streams["field:task_type"].values, 8, 0.1)
+    total = sum(float(imbalance((expected * q).flatten()).detach()) for q in usage.found.values())
+    term = terms_of(tuner, model, batch)
+    assert (term.unit, term.coefficient) == ("rows", 0.1)
+    assert float(term.total.detach()) == pytest.approx(4 * total, rel=1e-12)
+    by_row, _ = applied(tiny_model(), **TYPED)
+    assert float(terms_of(by_row, model, batch).total.detach()) != pytest.approx(4 * total, rel=1e-2)
+    one = collate(rows[:1])
+    pooled, apart_ = (terms_of(t, model, one).total.detach() for t in (tuner, by_row))
+    assert float(pooled) == pytest.approx(float(apart_), rel=1e-12)
+
+
 def test_balance_moves_the_router_and_nothing_is_asked_without_it():
     with_, without = (trained(sft(), loramoe(balance=b, dropout=0.0), WHOLE) for b in (1.0, 0.0))
     differ = {name for name in with_ if not torch.equal(with_[name], without[name])}

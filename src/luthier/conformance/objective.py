@@ -13,11 +13,12 @@ from luthier.conformance.tiny import RECORDS
 from luthier.conformance.training import (
     check_bfloat16,
     check_determinism,
-    check_invariance,
     check_ranks,
     check_resume,
+    check_splits,
     check_zero_targets,
     now_and_later,
+    tuner_for,
 )
 from luthier.engine.trainer import Batching
 
@@ -25,13 +26,16 @@ from luthier.engine.trainer import Batching
 def checks(part: type[Any]) -> Iterator[tuple[str, Callable[[], None]]]:
     """The checks of an objective, in the order they are run."""
     full = parts.build("tuner", "full")
-    made = variants(part)
-    first = made[0]
-    yield "gradient: splits, padding side, packing", lambda: check_invariance(made, full)
+    variants_of_part = variants(part)
+    first = variants_of_part[0]
+    yield "gradient: splits, padding side, packing", lambda: check_splits(variants_of_part)
     yield "gradient: two ranks", lambda: check_ranks(first, full)
     yield "gradient: derivative of the loss, but for what is DETACHED", lambda: check_derivative(first, full)
     whole = Batching(RECORDS, 10_000, "padded")
-    yield "every option changes something", lambda: check_options(made, lambda one: now_and_later(one, full, whole))
+    yield (
+        "every option changes something",
+        lambda: check_options(variants_of_part, lambda variant: now_and_later(variant, tuner_for(variant), whole)),
+    )
     yield "deterministic by seed", lambda: check_determinism(first, full)
     yield "exact resume", lambda: check_resume(first, full)
     yield "bfloat16 stays finite", lambda: check_bfloat16(first, full)

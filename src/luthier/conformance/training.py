@@ -110,6 +110,17 @@ def check_invariance(objectives: list[Objective], tuner: Any) -> None:
             check_sharing(objective, tuner)
 
 
+def check_splits(objectives: list[Objective]) -> None:
+    """As `check_invariance`, each objective under the tuner that it is tried with."""
+    for objective in objectives:
+        check_invariance([objective], tuner_for(objective))
+
+
+def tuner_for(objective: Objective) -> Any:
+    """What an objective is tried with: full fine-tuning, unless it needs an adapter."""
+    return parts.build("tuner", "lora" if objective.needs_adapter else "full")
+
+
 def check_sharing(objective: Objective, tuner: Any) -> None:
     """The gradient does not depend on whether answers read their common prompt once or each for itself."""
     rows = rows_for(objective)

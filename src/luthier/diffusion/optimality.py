@@ -10,8 +10,13 @@ Mode = Literal["all", "positive_only", "negative_only", "one_only", "binary"]
 
 
 def advantages(rewards: numpy.ndarray) -> numpy.ndarray:
-    """Rewards [G,K] less their group's mean, over the standard deviation of all (population) + 1e-4."""
-    return (rewards - rewards.mean(1, keepdims=True)) / (rewards.std() + 1e-4)
+    """Rewards [G,K] less their group's mean, over the standard deviation of all (population) + 1e-4.
+
+    A group of equal rewards gets exactly 0: the mean of equal numbers may be off in the last bit.
+    """
+    equal = rewards.min(1, keepdims=True) == rewards.max(1, keepdims=True)
+    means = numpy.where(equal, rewards[:, :1], rewards.mean(1, keepdims=True))
+    return (rewards - means) / (rewards.std() + 1e-4)
 
 
 def optimality(advantage: numpy.ndarray, clip: float = 5.0, mode: Mode = "all") -> numpy.ndarray:
@@ -42,7 +47,10 @@ def group_filter(rewards: numpy.ndarray, min_std: float, max_mean: float) -> tup
 
 
 def return_decay(step: int, kind: Literal[0, 1, 2]) -> float:
-    """Share of itself that `old` keeps when rollout `step` ends: 0 none, 1 ever more, 2 none at first, then more."""
+    """Share of itself that `old` keeps after a rollout, when `step` updates are done in all.
+
+    Kind 0: nothing; 1: 0.001 · step, at most 0.5; 2: nothing before step 75, then 0.0075 · (step - 75), at most 0.999.
+    """
     if kind == 0:
         return 0.0
     if kind == 1:

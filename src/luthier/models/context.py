@@ -12,6 +12,13 @@ from torch import nn
 
 from luthier.keyed import seed56
 
+ASIDE = "aside"
+"""Under this name the context of a forward says that its backward is of another loss than the one that is trained.
+
+A layer's own backward cannot tell: `ctx.needs_input_grad` is True for parameters that `autograd.grad` was not asked
+for.
+"""
+
 _VALUES: ContextVar[Mapping[str, Any] | None] = ContextVar("forward", default=None)
 
 

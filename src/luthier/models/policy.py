@@ -126,6 +126,37 @@ class TokenPolicy:
             for handle in handles:
                 handle.remove()
 
+    @contextmanager
+    def state_tuple(self) -> Iterator[dict[int, Tensor]]:
+        """Collect transformers' tuple of hidden states [B,T,D] in the forward with gradient that is run inside.
+
+        0 is what the first of K layers reads, 1 to K - 1 the outputs of layers, K that of the decoder, which is the
+        last layer's behind the final norm.
+        """
+        states: dict[int, Tensor] = {}
+
+        def embedded(_layer: nn.Module, inputs: Any, named: dict[str, Any]) -> None:
+            if torch.is_grad_enabled():
+                states[0] = inputs[0] if inputs else named["hidden_states"]
+
+        def finished(_decoder: nn.Module, _inputs: Any, output: Any) -> None:
+            if torch.is_grad_enabled():
+                states[len(modules)] = output[0]
+
+        modules = self.layers
+        decoder: nn.Module = self.module.get_decoder()  # pyright: ignore[reportCallIssue]
+        handles = [
+            modules[0].register_forward_pre_hook(embedded, with_kwargs=True),
+            decoder.register_forward_hook(finished),
+        ]
+        try:
+            with self.layer_outputs(range(len(modules) - 1)) as outputs:
+                yield states
+            states |= {index + 1: output for index, output in outputs.items()}
+        finally:
+            for handle in handles:
+                handle.remove()
+
     def embed(self, ids: Tensor) -> Tensor:
         """Input embeddings of tokens [B,T] → [B,T,D], adapter and the model's own scale included."""
         return self.module.get_input_embeddings()(ids)  # pyright: ignore[reportCallIssue]

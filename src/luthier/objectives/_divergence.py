@@ -7,6 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+FAR = 1e30
+"""Bound of log-probabilities and of their differences: a token that is ruled out (a logit of -inf) then adds
+0 · FAR = 0 where its probability is 0, and not 0 · inf."""
+
 
 class _ForwardKL(torch.autograd.Function):
     """KL(q || p) for constant q. Its gradient with respect to p's logits is p - q."""
@@ -16,7 +20,7 @@ class _ForwardKL(torch.autograd.Function):
         log_p = torch.log_softmax(logits, dim=-1)
         log_q = torch.log_softmax(reference, dim=-1)
         q = log_q.exp()
-        distance = log_q.sub_(log_p).mul_(q).sum(-1)
+        distance = _bounded(log_q.sub_(log_p)).mul_(q).sum(-1)
         ctx.save_for_backward(log_p.exp_().sub_(q))
         return distance
 
@@ -24,6 +28,24 @@ class _ForwardKL(torch.autograd.Function):
     def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor, None]:
         (difference,) = ctx.saved_tensors
         return difference * outer[0][:, None], None
+
+
+class _ReverseKL(torch.autograd.Function):
+    """KL(p || q) for constant q. Its gradient with respect to p's logits is p (log p - log q - KL)."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, reference: Tensor) -> Tensor:
+        log_p = torch.log_softmax(logits, dim=-1)
+        p = log_p.exp()
+        difference = _bounded(log_p.sub_(torch.log_softmax(reference, dim=-1)))
+        distance = torch.linalg.vecdot(p, difference)
+        ctx.save_for_backward(difference.sub_(distance[:, None]).mul_(p))
+        return distance
+
+    @staticmethod
+    def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor, None]:
+        (slope,) = ctx.saved_tensors
+        return slope * outer[0][:, None], None
 
 
 class _Entropy(torch.autograd.Function):
@@ -49,7 +71,7 @@ class _WeightedLogProb(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, coefficients: Tensor) -> Tensor:
-        log_p = torch.log_softmax(logits, dim=-1)
+        log_p = torch.log_softmax(logits, dim=-1).clamp_(min=-FAR)
         value = torch.linalg.vecdot(coefficients, log_p)
         total = coefficients.sum(-1, keepdim=True)
         ctx.save_for_backward(torch.addcmul(coefficients, log_p.exp_(), total, value=-1))
@@ -59,6 +81,11 @@ class _WeightedLogProb(torch.autograd.Function):
     def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor, None]:
         (difference,) = ctx.saved_tensors
         return difference * outer[0][:, None], None
+
+
+def _bounded(difference: Tensor) -> Tensor:
+    """log q - log p, in place: 0 where both rule a token out, ±FAR where one of them does."""
+    return difference.nan_to_num_(nan=0.0, posinf=FAR, neginf=-FAR)
 
 
 def entropy(logits: Tensor) -> Tensor:
@@ -72,11 +99,13 @@ def weighted_logprob(logits: Tensor, coefficients: Tensor) -> Tensor:
 
 
 def kl_from_reference(logits: Tensor, reference: Tensor) -> Tensor:
-    """KL(reference || policy) = Σ_v q (log q - log p): logits [n,V] twice → [n]; gradient to the first."""
+    """KL(reference || policy) = Σ_v q (log q - log p): logits [n,V] twice → [n]; gradient to the first.
+
+    A token that the policy alone rules out makes it FAR times its q, not infinite.
+    """
     return _ForwardKL.apply(logits, reference)
 
 
 def kl_to_reference(logits: Tensor, reference: Tensor) -> Tensor:
     """KL(policy || reference) = Σ_v p (log p - log q): logits [n,V] twice → [n]; gradient to the first."""
-    log_p = torch.log_softmax(logits, dim=-1)
-    return (log_p.exp() * (log_p - torch.log_softmax(reference, dim=-1))).sum(-1)
+    return _ReverseKL.apply(logits, reference)

@@ -65,6 +65,11 @@ class Objective(Part):
         """The streams and references that it needs: READS, unless options choose."""
         return self.READS
 
+    @property
+    def needs_adapter(self) -> bool:
+        """Whether it needs a tuner that adds a low-rank adapter; False, unless options choose."""
+        return False
+
     def units(self, batch: Batch) -> dict[str, float]:
         """Counts that terms may be divided by, from ids and streams only; without tokens there are records alone."""
         if "weights" not in batch.streams:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from luthier.models.context import ASIDE, context_value
 from luthier.tuners._layers import Replacement, layers_of
 
 Candidates = Literal["update", "micro_batch"]
@@ -116,6 +117,7 @@ class _Product(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, delta: Tensor, layer: SparseLinear) -> Tensor:
         ctx.layer = layer
+        ctx.watched = context_value(ASIDE) is None
         ctx.save_for_backward(x, delta)
         return functional.linear(x, layer.effective(), layer.bias)
 
@@ -126,7 +128,7 @@ class _Product(torch.autograd.Function):
         if not ctx.needs_input_grad[1]:
             return dx, None, None
         gradient = dy.flatten(0, -2).T @ x.flatten(0, -2)
-        if layer.window is not None:
+        if layer.window is not None and ctx.watched:
             layer.window.look(gradient, len(delta), layer.source)
         return dx, gradient.flatten()[layer.index].to(delta.dtype), None
 

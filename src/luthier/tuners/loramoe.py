@@ -45,9 +45,9 @@ class LoRAMoE(Tuner):
     minimum a group has the share (1 + delta) / 2 of its own type. The paper's I has the signs the other way round,
     which names the groups the other way round (`home` less); without `types` I is 1 and use is made equal.
 
-    Published, Z is taken over all rows of a micro-batch at once, padding included, and the loss then depends on
-    how an update is cut and on lengths. Here it is the same formula of one row at a time, its own tokens only; both
-    are least where all Z of a row are equal. `form` mean grows with the number of tokens, as published.
+    Published, Z is taken over all rows of a micro-batch at once, padding included (`pool: micro_batch`, without
+    padding), and the loss then depends on how an update is cut and on lengths. `pool: row` is the same formula of one
+    row at a time; both are least where all Z of a row are equal. `form` mean grows with the number of tokens.
     Cannot be merged: the mixture depends on the input. Source: arXiv 2312.09979, and its code.
     """
 
@@ -68,6 +68,7 @@ class LoRAMoE(Tuner):
         {"types": "other_type", "delta": 0.1},
         {"types": "task_type", "delta": 0.3},
         {"types": "task_type", "delta": 0.1, "home": "less"},
+        {"pool": "micro_batch"},
     )
 
     experts: int = Field(
@@ -128,6 +129,12 @@ class LoRAMoE(Tuner):
         description="`more` gives a type's own half the larger share; `less` is the sign as the paper prints it, where"
         " the halves change names.",
     )
+    pool: Literal["row", "micro_batch"] = Field(
+        "row",
+        description="Whose entries of Z share one variance: those of one row, averaged over the rows of the update, or"
+        " (the released code) those of all rows of a micro-batch, averaged by its number of rows. `micro_batch`"
+        " depends on how the update is cut, and pushes where rows are of unequal length.",
+    )
 
     @model_validator(mode="after")
     def _groups(self) -> LoRAMoE:
@@ -178,14 +185,20 @@ class LoRAMoE(Tuner):
             usage.found.clear()
 
     def terms(self, policy: Any, batch: Batch, update: Update) -> list[Term]:
-        """`balance` × the imbalance of each row, summed over the layers."""
+        """`balance` × the imbalance of each row, or of all rows times their number, summed over the layers."""
         if not self.balance:
             return []
-        found = self._used(policy, batch)
-        by_row = sum(_experts.imbalance(self._expected(batch) * q, self.form) for q in found)
-        assert not isinstance(by_row, int)
-        update.meter("imbalance", by_row.detach().sum(), "rows")
-        return [Term(by_row.sum(), "rows", self.balance)]
+        expected = self._expected(batch)
+        total = sum(self._imbalance(expected * q) for q in self._used(policy, batch))
+        assert not isinstance(total, int)
+        update.meter("imbalance", total.detach(), "rows")
+        return [Term(total, "rows", self.balance)]
+
+    def _imbalance(self, z: Tensor) -> Tensor:
+        """Sum over the rows of Z [R,N] of their imbalance; pooled, R times that of all entries."""
+        if self.pool == "micro_batch":
+            return len(z) * _experts.imbalance(z.flatten(), self.form)
+        return _experts.imbalance(z, self.form).sum()
 
     def _used(self, policy: Any, batch: Batch) -> list[Tensor]:
         """Q of every layer; with a forward of its own where the objective had none over this batch."""

@@ -2,6 +2,7 @@
 
 import functools
 import math
+from dataclasses import replace
 
 import numpy
 import pytest
@@ -185,6 +186,15 @@ def test_old_rests_during_a_rollout_and_then_follows():
     assert not torch.equal(first, second) and not torch.equal(second, third)
     assert not torch.equal(run.policy.sets["initial"].values["last.bias"], third)
     assert torch.equal(run.policy.sets["initial"].values["last.bias"], first)
+
+
+@pytest.mark.parametrize("updates", [1, 3])
+def test_old_follows_by_the_number_of_updates_so_far(monkeypatch, updates):
+    """As the released code, which hands its decay the steps of the optimiser, already counted up."""
+    asked = []
+    monkeypatch.setattr(denoise, "return_decay", lambda step, kind: asked.append((step, kind)) or 0.0)
+    small(how=replace(SMALL, updates=updates)).train()
+    assert asked == [(step, 1) for step in range(updates, 8, updates)]
 
 
 class Watch:

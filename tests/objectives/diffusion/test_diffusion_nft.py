@@ -133,3 +133,8 @@ def test_decays():
     assert [return_decay(step, 0) for step in (0, 900)] == [0.0, 0.0]
     assert [return_decay(step, 1) for step in (0, 100, 900)] == pytest.approx([0.0, 0.1, 0.5])
     assert [return_decay(step, 2) for step in (74, 95, 900)] == pytest.approx([0.0, 0.15, 0.999])
+
+
+def test_equal_rewards_of_a_group_say_exactly_nothing():
+    found = advantages(numpy.array([[0.1] * 3, [0.55, 0.2, 0.4]]))
+    assert found[0].tolist() == [0.0] * 3 and optimality(found)[0].tolist() == [0.5] * 3

@@ -9,12 +9,12 @@ import torch
 
 from luthier import parts
 from luthier.conformance.base import apart
-from luthier.conformance.tiny import tiny_model, tiny_rows
+from luthier.conformance.tiny import tiny_model, tiny_rows, with_streams
 from luthier.conformance.training import trained, trainer
 from luthier.engine.assemble import Parts, tuned_policy
 from luthier.engine.score import score, with_column
 from luthier.engine.trainer import Batching
-from luthier.errors import RecipeError
+from luthier.errors import RecipeError, RunError
 from luthier.models import checks
 from luthier.models.policy import TokenPolicy
 from luthier.objectives.base import TokenObjective
@@ -224,3 +224,18 @@ def test_references_share_the_temperature():
         policy = tuned_policy(tiny_model(), Parts(asft, (tuner,), None, None), TunerInputs(), cooler)
         hidden = torch.randn(3, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
         assert torch.allclose(policy.references["initial"].logits(hidden), policy.head.logits(hidden))
+
+
+def test_the_bound_of_k3_is_for_k3_in_the_loss():
+    for options in ({"kl_coefficient": 0.1, "kl_estimator": "k2"}, {}):
+        with pytest.raises(RecipeError, match="k3_clamp"):
+            grpo(k3_clamp=10.0, **options)
+    rows = with_streams(tiny_rows(), ["advantages", "old_logprobs", "logprobs:initial"])
+    for row in rows:
+        row.streams["logprobs:initial"].values[:] += 200.0
+    with pytest.raises(RunError, match="not a finite number"):
+        loss_of(grpo(kl_coefficient=1.0), rows)
+    bare, held = loss_of(grpo(), rows), loss_of(grpo(kl_coefficient=1.0, k3_clamp=10.0), rows)
+    weights = [float(row.streams["weights"].values.sum()) for row in rows]
+    targets = sum(int((row.streams["weights"].values != 0).sum()) for row in rows)
+    assert held == pytest.approx(bare + 10.0 * sum(weights) / targets)

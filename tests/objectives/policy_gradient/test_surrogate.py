@@ -125,6 +125,18 @@ def test_what_pulls_to_the_reference():
         assert kl_after(loss) < 1e-12
 
 
+def test_k3_may_be_held_within_a_bound():
+    """Beyond it the value is the bound and the gradient 0; an exponential that overflows is no number to add."""
+    far = torch.tensor([-100.0, -3.0, -1.0, 1.0], requires_grad=True)
+    reference = torch.zeros(4)
+    assert not torch.isfinite(s.k3(far, reference)).all()
+    value = s.k3(far, reference, 10.0)
+    assert torch.allclose(value.detach(), torch.tensor([10.0, 10.0, torch.e - 2, 1 / torch.e]))
+    (gradient,) = torch.autograd.grad(value.sum(), far)
+    assert gradient.tolist()[:2] == [0.0, 0.0]
+    assert torch.allclose(gradient[2:], torch.tensor([1 - torch.e, 1 - 1 / torch.e]))
+
+
 def test_value_loss():
     numbers = [torch.tensor([x], dtype=torch.float64) for x in (0.6, 0.2, 1.0)]
     assert close(s.value_loss(*numbers, 0.2), [0.18]) and close(s.value_loss(*numbers, None), [0.08])

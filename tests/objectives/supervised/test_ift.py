@@ -11,7 +11,7 @@ from luthier.conformance.tiny import tiny_model, tiny_rows
 from luthier.conformance.training import trained
 from luthier.data.batches import collate
 from luthier.engine.trainer import Batching
-from luthier.errors import ModelError
+from luthier.errors import ModelError, RecipeError
 from luthier.models.policy import TokenPolicy
 from luthier.objectives.base import SequenceObjective
 from luthier.objectives.supervised.ift import discounted, greedy_guesses
@@ -172,6 +172,15 @@ def test_residual_by_progress_and_noise():
     assert noisy.residual_at(Update(3, 0)) == float(noisy.residual_at(Update(3, 0)))
     assert abs(float(drawn.mean()) - 0.2008) < 0.006 and abs(float(drawn.std()) - 0.098) < 0.006
     assert float(drawn.min()) >= 0.0 and float(drawn.max()) <= 1.0
+
+
+def test_residual_warms_up_over_a_number_of_updates_and_then_stays():
+    """The released code: a straight line over the first updates, counted from 0."""
+    objective = ift(residual=0.4, residual_start=0.1, residual_warmup=4)
+    found = [objective.residual_at(Update(index, 0, progress=0.9)) for index in range(1, 8)]
+    assert found == pytest.approx([0.1, 0.175, 0.25, 0.325, 0.4, 0.4, 0.4])
+    with pytest.raises(RecipeError, match="residual_start"):
+        ift(residual_warmup=4)
 
 
 def test_reports_plain_and_blended_likelihood():

@@ -258,3 +258,175 @@ def test_an_update_is_three_forwards_and_two_backwards_of_the_parameters(monkeyp
     update = replace(Update(1, 0), batches=[collate(tiny_rows())])
     run_update(run.policy, objective, run.tuners, run.masters, update, clip=None, factor=1.0, world=run.world)
     assert len(forwards) == 3 and len(backwards) <= 2
+
+
+def lora(**options):
+    return parts.build("tuner", {"kind": "lora", "r": 8, "alpha": 16.0, **options})
+
+
+def test_the_weight_depends_on_what_is_pushed():
+    assert [lfu(auxiliary=kind).weight for kind in ("lora", "steering", "trained")] == [5.0, 0.1, 5.0]
+    assert lfu(auxiliary="steering", coef=2.0).weight == 2.0
+    terms = {}
+    for name, options in {"default": {}, "written": {"coef": 0.1}}.items():
+        terms[name] = trained(lfu(auxiliary="steering", **options), full(), WHOLE)
+    assert apart(terms["default"], terms["written"]) == 0.0
+
+
+def pushed_outputs(objective, run, batch, update):
+    auxiliary, _ = update.prepared_by(objective)
+    with auxiliary.attached(), auxiliary.active(), run.policy.layer_outputs([0, 1]) as pushed:
+        run.policy.hidden(batch)
+    return pushed
+
+
+def prepared_adapter(objective, disturb):
+    """A trainer of the tiny model with LoRA of scale 2, its batch and update, the ascent taken."""
+    run = trainer(objective, lora(), tiny_rows(), WHOLE, disturb=disturb)
+    batch = collate(tiny_rows())
+    update = Update(1, 0, batches=[batch])
+    update.counts = count(objective, update.batches, run.world)
+    objective.prepare(run.policy, update)
+    return run, batch, update
+
+
+def test_an_untrained_adapter_is_pushed_as_fresh_additions_with_its_values_and_scale():
+    """B is 0, so that the step moves B alone: the text's form with the same A, times the adapter's scale."""
+    from luthier.objectives.supervised import _auxiliary
+
+    objective = lfu(auxiliary="trained", step_size=0.3)
+    run, batch, update = prepared_adapter(objective, disturb=False)
+    downs = [p for name, p in run.policy.module.named_parameters() if "lora_A" in name]
+    fresh = _auxiliary.make(run.policy, "lora", [0, 1], 8, "any")
+    sites = [(module, 2.0 * down.detach()) for (module, _), down in zip(fresh.sites, downs, strict=True)]
+    text = _auxiliary.Auxiliary(sites, [torch.zeros_like(value) for value in fresh.values])
+    with text.attached(), text.active():
+        loss = total_of(objective.base.terms(run.policy, batch, replace(update, meters={})), update.counts)
+    text.ascend(torch.autograd.grad(loss, text.values), 0.3)
+    ours = pushed_outputs(objective, run, batch, update)
+    update.set_prepared(objective, (text, 0.0))
+    theirs = pushed_outputs(objective, run, batch, update)
+    with run.policy.layer_outputs([0, 1]) as plain:
+        run.policy.hidden(batch)
+    for index in (0, 1):
+        moved = (ours[index] - plain[index]).abs().max()
+        assert moved > 1e-3 and (ours[index] - theirs[index]).abs().max() < 1e-5 * moved
+
+
+def test_the_adapter_is_never_changed_by_the_push():
+    objective = lfu(auxiliary="trained")
+    run = trainer(objective, lora(), tiny_rows(), WHOLE)
+    before = {name: p.detach().clone() for name, p in run.policy.module.named_parameters()}
+    batch = collate(tiny_rows())
+    update = Update(1, 0, batches=[batch])
+    update.counts = count(objective, update.batches, run.world)
+    objective.prepare(run.policy, update)
+    assert all(p.grad is None for p in run.policy.module.parameters())
+    with objective.scope(run.policy, batch, update):
+        total_of(objective.terms(run.policy, batch, update), update.counts).backward()
+    assert all(torch.equal(p, before[name]) for name, p in run.policy.module.named_parameters())
+    pushed = [p.grad for name, p in run.policy.module.named_parameters() if "lora_" in name]
+    assert all(gradient is not None and bool(gradient.any()) for gradient in pushed)
+
+
+@pytest.mark.parametrize("off", [{"step_size": 0.0}, {"coef": 0.0}])
+def test_an_adapter_that_is_not_pushed_learns_its_base(off):
+    wanted = trained(parts.build("objective", "sft"), lora(), WHOLE)
+    assert apart(wanted, trained(lfu(auxiliary="trained", **off), lora(), WHOLE)) < 1e-12
+    assert apart(wanted, trained(lfu(auxiliary="trained"), lora(), WHOLE)) > 1e-6
+
+
+def test_the_gradient_reaches_the_adapter_through_its_pushed_values():
+    """Finite differences of the consistency with the plain states and the push held fixed."""
+    objective = lfu(auxiliary="trained", coef=1.0, step_size=0.5)
+    run, batch, update = prepared_adapter(objective, disturb=True)
+    with objective.scope(run.policy, batch, update):
+        total_of(objective.terms(run.policy, batch, update)[1:], update.counts).backward()
+    where = (batch.weights != 0) & (batch.position_of > 0)
+    with run.policy.layer_outputs([0, 1]) as found:
+        run.policy.hidden(batch)
+    targets = {i: found[i][where].detach() for i in (0, 1)}
+    weight = next(p for name, p in run.policy.module.named_parameters() if "layers.0.mlp.up_proj.lora_A" in name)
+    step = 0.01 * weight.grad / weight.grad.norm()
+    values = []
+    for sign in (1, -1):
+        weight.data += sign * step
+        values.append(float(consistency(objective, run.policy, batch, update, targets).detach()))
+        weight.data -= sign * step
+    slope = (values[0] - values[1]) / (2 * float(step.norm()))
+    wanted = float((weight.grad * step).sum() / step.norm())
+    assert wanted > 1e-6 and slope == pytest.approx(wanted, rel=1e-2)
+
+
+def test_checkpointing_changes_no_gradient_of_a_pushed_adapter(checkpointed):
+    objective = lfu(auxiliary="trained", step_size=0.5)
+    pieces = Batching(8, 60)
+    assert apart(trained(objective, lora(), pieces), checkpointed(objective, lora(), pieces)) < 1e-9
+
+
+def test_without_an_adapter_there_is_nothing_to_push():
+    for tuner in (full(), parts.build("tuner", {"kind": "spiel", "density": 0.2})):
+        with pytest.raises(RecipeError, match=r"trained.*low-rank adapter"):
+            trained(lfu(auxiliary="trained"), tuner, WHOLE)
+    half = lora(targets=["q_proj"])
+    assert lfu(auxiliary="trained", layers="late").start(trainer(lfu(), half, tiny_rows(), WHOLE).policy) is None
+    with pytest.raises(RecipeError, match="rank"):
+        lfu(auxiliary="trained", rank=4)
+
+
+def test_the_tuple_holds_what_the_model_reads_and_what_the_head_reads():
+    """transformers' own tuple; of its K + 1 states the first is the same in both forwards."""
+    policy, batch = trainer(lfu(), full(), tiny_rows(), WHOLE).policy, collate(tiny_rows())
+    with policy.state_tuple() as states:
+        policy.hidden(batch)
+    own = policy.module(
+        input_ids=batch.ids,
+        attention_mask=batch.attention_mask,
+        position_ids=batch.position_of,
+        output_hidden_states=True,
+    ).hidden_states
+    assert len(states) == len(own) == 3
+    assert all(torch.equal(states[index], state) for index, state in enumerate(own))
+
+
+def test_the_states_of_the_tuple_are_compared():
+    objective = lfu(states="tuple", step_size=0.5)
+    run = trainer(objective, full(), tiny_rows(), WHOLE)
+    batch = collate(tiny_rows())
+    update = Update(1, 0, batches=[batch])
+    update.counts = count(objective, update.batches, run.world)
+    objective.prepare(run.policy, update)
+    auxiliary, _ = update.prepared_by(objective)
+    with objective.scope(run.policy, batch, update):
+        term = objective.terms(run.policy, batch, update)[1]
+    with run.policy.state_tuple() as plain:
+        run.policy.hidden(batch)
+    with auxiliary.attached(), auxiliary.active(), run.policy.state_tuple() as pushed:
+        run.policy.hidden(batch)
+    where = objective.compared(batch)
+    by_state = [((plain[i] - pushed[i])[where] ** 2).mean(-1).sum() for i in range(3)]
+    assert float(by_state[0].detach()) == 0.0 and float(term.total.detach()) == pytest.approx(
+        float(sum(by_state).detach()) / 3, rel=1e-12
+    )
+    with pytest.raises(RecipeError, match="layers"):
+        lfu(states="tuple", layers="late")
+
+
+@pytest.mark.parametrize("kind", MODALITIES)
+def test_the_ascent_is_not_seen_by_a_tuner_that_collects_gradients(kind):
+    """spiel looks for new entries in the gradient of the loss, of which the ascent's is no part."""
+    from luthier.tuners._sparse import Window, sparse_layers
+
+    objective = lfu(auxiliary=kind)
+    run = trainer(objective, parts.build("tuner", {"kind": "spiel", "density": 0.2}), tiny_rows(), WHOLE)
+    batch = collate(tiny_rows())
+    update = Update(1, 0, batches=[batch])
+    update.counts = count(objective, update.batches, run.world)
+    layers = [layer for _, layer in sparse_layers(run.policy.module)]
+    for layer in layers:
+        layer.window = Window()
+    objective.prepare(run.policy, update)
+    assert all(layer.window.dense is None for layer in layers)
+    with objective.scope(run.policy, batch, update):
+        total_of(objective.terms(run.policy, batch, update), update.counts).backward()
+    assert all(bool(layer.window.dense.any()) for layer in layers)

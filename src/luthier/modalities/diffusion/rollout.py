@@ -86,7 +86,8 @@ class DenoisedRollout:
             return None
         index, part = divmod(position.updates, self.how.updates)
         if index > self.synced:
-            self.policy.sets["old"].follow(return_decay(index - 1, self.how.decay))
+            updates = index * self.how.updates
+            self.policy.sets["old"].follow(return_decay(updates, self.how.decay))
             self.synced = index
         if self._rollout is None or self._rollout[0] != index:
             self._rollout = (index, *self._sample(index))

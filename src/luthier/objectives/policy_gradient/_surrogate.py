@@ -63,10 +63,18 @@ def k2(logprob: Tensor, reference: Tensor) -> Tensor:
     return (logprob - reference).square() / 2
 
 
-def k3(logprob: Tensor, reference: Tensor) -> Tensor:
-    """r - 1 - log r with r = π_ref / π: never negative; its mean is KL(π || π_ref), its gradient's KL(π_ref || π)'s."""
+def k3(logprob: Tensor, reference: Tensor, most: float | None = None) -> Tensor:
+    """r - 1 - log r with r = π_ref / π: never negative; its mean is KL(π || π_ref), its gradient's KL(π_ref || π)'s.
+
+    Args:
+        most: bound of the value, beyond which the gradient is 0; log r is then held within LOG_RATIO_BOUND, where the
+            exponential is a number. None: no bound.
+    """
     difference = reference - logprob
-    return difference.exp() - 1 - difference
+    if most is None:
+        return difference.exp() - 1 - difference
+    difference = difference.clamp(-LOG_RATIO_BOUND, LOG_RATIO_BOUND)
+    return (difference.exp() - 1 - difference).clamp(max=most)
 
 
 ESTIMATORS: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {"k1": k1, "k2": k2, "k3": k3}

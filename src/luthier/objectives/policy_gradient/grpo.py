@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from luthier.objectives.base import TokenObjective
 from luthier.objectives.views import TokenView
@@ -28,7 +28,7 @@ class GRPO(TokenObjective):
 
     norm: `token` divides by the targets of the update (dapo, trl's default), `sequence` takes the mean of
     each record and then of the records (the grpo paper), `constant` divides by records × max_length (dr_grpo).
-    Micro-batch means (bnpo) are not offered: they depend on how an update was cut.
+    Micro-batch means (bnpo) are not offered: they depend on how an update was cut. `k3_clamp` bounds k3 of a token.
 
     Sources: arXiv 2402.03300 (grpo), 2503.14476 (dapo), 2503.20783 (dr_grpo), 2507.18071 (gspo), 2506.13585
     (cispo), 1912.09729 (dual clip). In cispo the cap is 1 + clip_high as in the paper; trl's option is the cap.
@@ -49,6 +49,7 @@ class GRPO(TokenObjective):
         {"kl_coefficient": 0.1},
         {"kl_coefficient": 0.1, "kl_estimator": "k1"},
         {"kl_coefficient": 0.1, "kl_estimator": "k2"},
+        {"kl_coefficient": 0.1, "k3_clamp": 0.01},
     )
 
     clip_low: float = Field(
@@ -101,6 +102,21 @@ class GRPO(TokenObjective):
         description="Estimate of KL(policy ‖ initial) from one token: `k3` is never negative; `k2` has the gradient of"
         " that divergence; `k1` has none on average and is for controls.",
     )
+    k3_clamp: float | None = Field(
+        None,
+        gt=0.0,
+        description="Bound of k3 of one token, in nats; beyond it the token's divergence has no gradient. Raising it"
+        " lets far tokens pull harder; null is no bound, and overflows where a token's log-ratio exceeds 88. verl"
+        " has 10, the paper and trl none.",
+    )
+
+    @model_validator(mode="after")
+    def _clamp_is_read(self) -> GRPO:
+        if self.k3_clamp is not None and not (self.kl_coefficient and self.kl_estimator == "k3"):
+            raise ValueError(
+                "`k3_clamp` bounds k3 in the loss: it needs `kl_coefficient` above 0 and `kl_estimator: k3`"
+            )
+        return self
 
     @property
     def reads(self) -> tuple[str, ...]:
@@ -117,11 +133,17 @@ class GRPO(TokenObjective):
         loss = self._surrogate(view)
         if self.kl_coefficient:
             reference = view.stream("logprobs:initial")
-            loss = loss + self.kl_coefficient * surrogates.ESTIMATORS[self.kl_estimator](view.logprob, reference)
-            view.meter("kl", surrogates.k3(view.logprob, reference))
+            loss = loss + self.kl_coefficient * self._divergence(view.logprob, reference)
+            view.meter("kl", surrogates.k3(view.logprob, reference, self.k3_clamp))
         if self.norm == "sequence":
             return loss / view.record_targets
         return loss / self.max_length if self.norm == "constant" else loss
+
+    def _divergence(self, logprob: Tensor, reference: Tensor) -> Tensor:
+        """k of each token, [n]."""
+        if self.kl_estimator == "k3":
+            return surrogates.k3(logprob, reference, self.k3_clamp)
+        return surrogates.ESTIMATORS[self.kl_estimator](logprob, reference)
 
     def _surrogate(self, view: TokenView) -> Tensor:
         advantages = view.stream("advantages")

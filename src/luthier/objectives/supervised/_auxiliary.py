@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from luthier.errors import ModelError
+from luthier.errors import ModelError, RecipeError
 from luthier.keyed import seed56
 from luthier.models import context
 from luthier.models.config import text_config
@@ -59,12 +59,92 @@ class Auxiliary:
 
     def ascend(self, gradients: Sequence[Tensor], size: float) -> float:
         """Move along the gradient to length `size`, over all sites together, and stay there; the gradient's norm."""
-        norm = float(torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g) for g in gradients])))
+        norm = _norm(gradients)
         with torch.no_grad():
             for value, gradient in zip(self.values, gradients, strict=True):
                 value += gradient * (size / (norm + 1e-30))
                 value.requires_grad_(False)
         return norm
+
+
+class PushedAdapter:
+    """The trained adapters themselves, which forwards inside `active()` read as p + shift; p itself never changes.
+
+    The shift is a constant: the gradient of a pushed forward reaches p through p + shift. As with `Auxiliary`, what
+    checkpointing computes again reads what its forward read, and `attached()` must last until after the backward.
+
+    Args:
+        sites: the linears of the adapters, whose weights are trained.
+    """
+
+    def __init__(self, sites: Sequence[nn.Linear]):
+        self.sites = sites
+        self.values = [site.weight for site in sites]
+        self.shifts: list[Tensor] | None = None
+
+    @contextmanager
+    def attached(self) -> Iterator[None]:
+        """Hooks at every site."""
+        handles = []
+        for index, site in enumerate(self.sites):
+            handles.append(site.register_forward_pre_hook(self._shifter(index)))
+            handles.append(site.register_forward_hook(_unshift, always_call=True))
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def active(self) -> AbstractContextManager[None]:
+        """The forwards that read the shifted values."""
+        return context.forward_context(auxiliary=self)
+
+    def _shifter(self, index: int) -> Callable[..., None]:
+        def shift(site: nn.Module, _inputs: tuple[Tensor, ...]) -> None:
+            if self.shifts is None or context.context_value("auxiliary") is not self:
+                return
+            value = self.values[index]
+            # An attribute of the instance hides the parameter of that name, which stays what and where it is.
+            site.__dict__["weight"] = (value + self.shifts[index]).to(value.dtype)
+
+        return shift
+
+    def ascend(self, gradients: Sequence[Tensor], size: float) -> float:
+        """Shift all sites together by `size` along the gradient, uphill; the gradient's norm."""
+        norm = _norm(gradients)
+        self.shifts = [gradient * (size / (norm + 1e-30)) for gradient in gradients]
+        return norm
+
+
+def _unshift(site: nn.Module, _inputs: tuple[Tensor, ...], _output: Any) -> None:
+    site.__dict__.pop("weight", None)
+
+
+def _norm(gradients: Sequence[Tensor]) -> float:
+    """Euclidean norm over all tensors together."""
+    return float(torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g) for g in gradients])))
+
+
+def adapters(policy: TokenPolicy, layers: Sequence[int]) -> PushedAdapter:
+    """The trained low-rank adapters of these layers.
+
+    Raises:
+        RecipeError: there is none.
+    """
+    sites = []
+    for index in layers:
+        for wrapper in policy.layers[index].modules():
+            if not isinstance(getattr(wrapper, "base_layer", None), nn.Linear):
+                continue
+            for name, module in wrapper.named_modules():
+                if isinstance(module, nn.Linear) and name.startswith("lora_") and module.weight.requires_grad:
+                    sites.append(module)
+    if not sites:
+        raise RecipeError(
+            "lfu with `auxiliary: trained` pushes a low-rank adapter that is trained, and these layers have none.",
+            "Train with tuner `lora`, or set `auxiliary: lora`, which makes additions of its own.",
+        )
+    return PushedAdapter(sites)
 
 
 def make(policy: TokenPolicy, kind: Kind, layers: Sequence[int], rank: int, key: str) -> Auxiliary:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from luthier.objectives._draws import keyed_uniform
 from luthier.objectives.base import Objective
@@ -36,9 +36,9 @@ class IFT(Objective):
     3. c_t = Σ_{i≥t} decay^(i-t) l_i within the record, w_t = c_t N / Σ c; decay 0 means w = 1.
     A record's loss is (1/N) Σ_t w_t l_t with N its targets, an update's the mean over records. The weights are
     differentiated unless `detach_weights`. The lookup E gets no gradient (a tied output still trains the
-    table) unless `train_embedding_through_blend`. `residual` moves from `residual_start` over training, and
-    is multiplied by 1 + residual_noise · n, n one normal number per update. `propagation: mask` takes 1 for
-    l_i in 3, a schedule by position. Token weights multiply l_t.
+    table) unless `train_embedding_through_blend`. `residual` moves from `residual_start` over training, or
+    over its first `residual_warmup` updates, and is multiplied by 1 + residual_noise · n, n one normal number per
+    update. `propagation: mask` takes 1 for l_i in 3, a schedule by position. Token weights multiply l_t.
 
     Source: arXiv 2405.11870 and its released code, which differ: equation 21 is an undiscounted double sum
     with the opposite order. This is the code's form.
@@ -51,6 +51,7 @@ class IFT(Objective):
         {},
         {"residual": 0.6},
         {"residual_start": 0.0},
+        {"residual_start": 0.0, "residual_warmup": 2},
         {"residual_noise": 0.5},
         {"decay": 0.5},
         {"propagation": "mask"},
@@ -71,6 +72,13 @@ class IFT(Objective):
         le=1.0,
         description="λ at the start of training; it moves to `residual` in a straight line over the budget. Null keeps"
         " `residual` throughout.",
+    )
+    residual_warmup: int | None = Field(
+        None,
+        ge=1,
+        description="Updates over which `residual_start` moves to `residual` in a straight line, and then stays there"
+        " (the released code, whose script has 15% of all updates). Raising it blends less for longer. null: over the"
+        " whole budget. Needs `residual_start`.",
     )
     residual_noise: float = Field(
         0.0,
@@ -100,6 +108,12 @@ class IFT(Objective):
         description="Whether the blended lookups train the input embeddings. The published code does not; a tied "
         "output layer still trains the table.",
     )
+
+    @model_validator(mode="after")
+    def _warms_up_from_somewhere(self) -> IFT:
+        if self.residual_warmup is not None and self.residual_start is None:
+            raise ValueError("`residual_warmup` leads from `residual_start` to `residual`: write `residual_start` too")
+        return self
 
     def start(self, policy: TokenPolicy) -> None:
         checks.verify_embeddings(policy)
@@ -140,7 +154,8 @@ class IFT(Objective):
     def residual_at(self, update: Update) -> float:
         """The coefficient of the blend in this update."""
         start = self.residual if self.residual_start is None else self.residual_start
-        residual = start + (self.residual - start) * update.progress
+        share = update.progress if self.residual_warmup is None else min(1.0, (update.index - 1) / self.residual_warmup)
+        residual = start + (self.residual - start) * share
         if self.residual_noise:
             one, two = keyed_uniform(torch.zeros(1, dtype=torch.int64), update, 2)[0].tolist()
             normal = math.sqrt(-2 * math.log(1 - one)) * math.cos(2 * math.pi * two)

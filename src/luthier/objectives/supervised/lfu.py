@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from luthier.errors import RecipeError
 from luthier.objectives.base import Objective, SequenceObjective, TokenObjective, total_of
@@ -33,15 +33,17 @@ else:
 class LFU(Objective):
     """Learning from the undesirable: the base loss plus consistency under one step of gradient ascent.
 
-    Per update: fresh auxiliary parameters a (a low-rank addition to every linear, or a steering vector per
-    layer); g = d base(a) / d a over the whole update; a = step_size · g / ||g|| over all of them together.
-    Then loss = base + coef · (1/TK) Σ_t Σ_l ||sg[h_lt] - h'_lt||², h' the outputs of the K layers with a in
-    place, T the targets' own positions (`mask: all`: every position but each record's first). a is constant
-    there and discarded afterwards; theta learns through h' alone. `reduction` over the width: the paper's
-    text says mean, its equation sum; they differ by a factor of the width. `layers` carry a and are compared.
+    Per update: auxiliary parameters a, fresh (a low-rank addition to every linear, or a steering vector per layer) or
+    the trained adapter itself; g = d base(a) / d a over the whole update; the push is step_size · g / ||g|| over all
+    of them together. Then loss = base + coef · (1/TK) Σ_t Σ_l ||sg[h_lt] - h'_lt||², h' the outputs of the K layers
+    under the push, T the targets' own positions (`mask: all`: every position but each record's first). The push is
+    constant there and discarded afterwards; theta learns through h' alone. `reduction` over the width: the paper's
+    text and the released code say mean, its equation sum. `layers` are pushed and compared; `states: tuple` compares
+    transformers' tuple of K + 1 states instead: what the first layer reads included, the last behind the final norm.
     Reported: `consistency`, `ascent_norm` ||g||, and `auxiliary_nll`, which must lie above `nll`.
 
-    Source: arXiv 2511.13052. The ascent is one per update, never per micro-batch, so a split changes nothing.
+    Source: arXiv 2511.13052, its text; the released code is another method (docs/methods/lfu.md says how).
+    The ascent is one per update, never per micro-batch, so a split changes nothing.
     """
 
     PAPER: ClassVar[str] = "arXiv 2511.13052"
@@ -53,6 +55,8 @@ class LFU(Objective):
         {"coef": 1.0},
         {"step_size": 0.2},
         {"auxiliary": "steering"},
+        {"auxiliary": "trained"},
+        {"states": "tuple"},
         {"rank": 2},
         {"layers": "late"},
         {"reduction": "sum"},
@@ -65,11 +69,11 @@ class LFU(Objective):
         description="Objective of the first term and of the ascent step: any over tokens or records, such as `sft` or "
         "`{kind: dft}`. One that changes the input, such as `ift`, is refused.",
     )
-    coef: float = Field(
-        5.0,
+    coef: float | None = Field(
+        None,
         ge=0.0,
-        description="Weight λ of the consistency term. Larger holds the hidden states more firmly; 0 is the base loss "
-        "alone. The paper has 5 for `auxiliary: lora`.",
+        description="Factor of the consistency. Raising it holds the hidden states more firmly, learning less. null: 5,"
+        " and 0.1 with `auxiliary: steering`, the values of the paper and its code. 0 is the base.",
     )
     step_size: float = Field(
         0.1,
@@ -77,10 +81,10 @@ class LFU(Objective):
         description="Length s of the ascent step over all auxiliary parameters together. Larger pushes the hidden "
         "states further; the paper has 0.1.",
     )
-    auxiliary: Literal["lora", "steering"] = Field(
+    auxiliary: Literal["lora", "steering", "trained"] = Field(
         "lora",
-        description="What is pushed: `lora`, a fresh low-rank addition to every linear layer, or `steering`, a vector "
-        "per layer, which has fewer parameters.",
+        description="What is pushed: fresh low-rank additions (the paper's text), a fresh vector per layer, or the"
+        " adapter that is trained (the released code), which needs tuner `lora`.",
     )
     rank: int = Field(
         8,
@@ -93,6 +97,11 @@ class LFU(Objective):
         description="Layers that carry the additions and are compared: `all` (the paper's), or the early, middle or "
         "late third, rounded outwards.",
     )
+    states: Literal["layers", "tuple"] = Field(
+        "layers",
+        description="Hidden states that are compared: the outputs of `layers`, or (the released code) transformers'"
+        " tuple: what the first layer reads, the outputs of all layers, the last one behind the final norm.",
+    )
     reduction: Literal["mean", "sum"] = Field(
         "mean",
         description="How squared distances are taken over the width: `mean`, as in the released code, or `sum`, the "
@@ -104,22 +113,45 @@ class LFU(Objective):
         " the prompt's too but for each record's first.",
     )
 
+    @model_validator(mode="after")
+    def _options_are_read(self) -> LFU:
+        if self.auxiliary == "trained" and self.rank != type(self).model_fields["rank"].default:
+            raise ValueError(
+                "`auxiliary: trained` pushes the tuner's adapter, whose rank is the tuner's: leave `rank` out"
+            )
+        if self.states == "tuple" and self.layers != "all":
+            raise ValueError("`states: tuple` compares all states: leave `layers` out")
+        return self
+
+    @property
+    def weight(self) -> float:
+        """`coef`, or the published value for what is pushed."""
+        if self.coef is not None:
+            return self.coef
+        return 0.1 if self.auxiliary == "steering" else 5.0
+
+    @property
+    def needs_adapter(self) -> bool:
+        return self.auxiliary == "trained"
+
     def start(self, policy: TokenPolicy) -> None:
         if not isinstance(self.base, TokenObjective | SequenceObjective):
             raise RecipeError(
                 f"lfu cannot stand on `{self.base.kind}`: both of its forwards must read the record as it is.",
                 "Take a loss over tokens or records as its base, such as sft or dft.",
             )
+        if self.auxiliary == "trained":
+            auxiliaries.adapters(policy, self.chosen(policy))
 
     def units(self, batch: Batch) -> dict[str, float]:
         return self.base.units(batch) | {"compared": float(self.compared(batch).sum())}
 
     def prepare(self, policy: TokenPolicy, update: Update) -> None:
         self.base.prepare(policy, update)
-        made = auxiliaries.make(policy, self.auxiliary, self.chosen(policy), self.rank, f"{update.seed}/{update.index}")
+        made = self._auxiliary(policy, update)
         gradients = [torch.zeros_like(value) for value in made.values]
         aside = replace(update, meters={})
-        with made.attached():
+        with made.attached(), context.forward_context(**{context.ASIDE: True}):
             for batch in update.batches:
                 with self.base.micro_batch_context(policy, batch, update), made.active(), _same_draws(batch, update):
                     loss = total_of(self.base.terms(policy, batch, aside), update.counts)
@@ -130,6 +162,17 @@ class LFU(Objective):
         update.sum_tensors(gradients)
         update.set_prepared(self, (made, made.ascend(gradients, self.step_size)))
 
+    def _auxiliary(self, policy: TokenPolicy, update: Update) -> auxiliaries.Auxiliary | auxiliaries.PushedAdapter:
+        """What this update pushes, not yet pushed."""
+        if self.auxiliary == "trained":
+            return auxiliaries.adapters(policy, self.chosen(policy))
+        key = f"{update.seed}/{update.index}"
+        return auxiliaries.make(policy, self.auxiliary, self.chosen(policy), self.rank, key)
+
+    def _states(self, policy: TokenPolicy) -> AbstractContextManager[dict[int, Tensor]]:
+        """Collects the hidden states of the forward that is run inside."""
+        return policy.state_tuple() if self.states == "tuple" else policy.layer_outputs(self.chosen(policy))
+
     @contextmanager
     def micro_batch_context(self, policy: TokenPolicy, batch: Batch, update: Update) -> Iterator[None]:
         auxiliary, _ = update.prepared_by(self)
@@ -138,16 +181,15 @@ class LFU(Objective):
 
     def terms(self, policy: TokenPolicy, batch: Batch, update: Update) -> list[Term]:
         auxiliary, norm = update.prepared_by(self)
-        chosen = self.chosen(policy)
-        with _same_draws(batch, update), policy.layer_outputs(chosen) as plain:
+        with _same_draws(batch, update), self._states(policy) as plain:
             terms = self.base.terms(policy, batch, update)
-        with _same_draws(batch, update), auxiliary.active(), policy.layer_outputs(chosen) as pushed:
+        with _same_draws(batch, update), auxiliary.active(), self._states(policy) as pushed:
             hidden = policy.hidden(batch)
         where = self.compared(batch)
-        distance = torch.stack([self.distance(plain[i][where].detach(), pushed[i][where]) for i in chosen]).mean(0)
+        distance = torch.stack([self.distance(plain[i][where].detach(), pushed[i][where]) for i in plain]).mean(0)
         update.meter("consistency", distance.detach().sum(), "compared")
         self._report(policy, batch, update, hidden.detach(), norm)
-        return [*terms, Term(distance.sum(), "compared", self.coef)]
+        return [*terms, Term(distance.sum(), "compared", self.weight)]
 
     def update_terms(self, policy: TokenPolicy, update: Update) -> list[Term]:
         return self.base.update_terms(policy, update)

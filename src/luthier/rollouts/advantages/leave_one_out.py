@@ -26,7 +26,7 @@ class LeaveOneOut(Advantage):
         rewards = rollout.totals(values)
         for places in rollout.by_group(self.kind):
             there = places[numpy.isfinite(rewards[places])]
-            if len(there) > 1:
+            if len(there) > 1 and rewards[there].min() < rewards[there].max():  # equal rewards: 0 to the last bit
                 others = (rewards[there].sum() - rewards[there]) / (len(there) - 1)
                 rewards[there] = rewards[there] - others
             else:

@@ -12,6 +12,9 @@ from luthier.errors import RecipeError
 from luthier.rollouts.advantages._statistics import mean_and_std
 from luthier.rollouts.base import Advantage, Arrays, Rollout
 
+ROUNDING = 1e-12
+"""Below this a mean of numbers near 1 is an error of rounding."""
+
 
 class NormThenSum(Advantage):
     """S = Σ_k w_k (r_k - mean_k) / (std_k + epsilon) by group, then (S - mean) / (std + epsilon) over the rollout.
@@ -53,4 +56,6 @@ class NormThenSum(Advantage):
                 z = (reward[places] - mean) / (std + self.epsilon)
                 total[places] += weight * numpy.where(numpy.isfinite(z), z, 0.0)
         mean, std = mean_and_std(total)
+        if abs(mean) < ROUNDING:  # the mean of groups with mean 0: groups that say nothing stay at exactly 0
+            mean = 0.0
         return (total - mean) / (std + self.epsilon)

@@ -19,18 +19,26 @@ class SplitPrefix(Advantage):
     0, or with `alone: reward` its reward. A prefix: (R - mean of the answers without a prefix) / number of answers
     with it; where all answers have one, 0.
 
-    Source: released code of arXiv 2507.01679 (two variants of Dr.GRPO by prefix); the paper's own is `center`.
+    The released code of arXiv 2507.01679 takes, in place of R, what the answer was credited with: `prefix: centred`.
+    Its first variant is then `alone: reward`, its second `alone: zero`, in which a prefix that one answer has is
+    credited with minus the mean of the free answers whatever it earned. With one answer per prefix and
+    `alone: reward` both values of `prefix` are the same. The paper's own form is `center`.
     """
 
     PAPER: ClassVar[str] = "arXiv 2507.01679"
     COMPARES: ClassVar = True
     TAKES: ClassVar = "rewards"
-    SETTINGS: ClassVar = ({}, {"alone": "reward"})
+    SETTINGS: ClassVar = ({}, {"alone": "reward"}, {"prefix": "centred"})
 
     alone: Literal["zero", "reward"] = Field(
         "zero",
         description="Credit of the sampled tokens where no other answer has the same prefix: `zero`, or `reward`, the "
         "answer's own without a baseline.",
+    )
+    prefix: Literal["reward", "centred"] = Field(
+        "reward",
+        description="What a prefix is credited with, less the mean reward of the answers without one: the answer's"
+        " reward, or (the released code) its reward already centred among the answers with this prefix.",
     )
 
     def compute(self, rollout: Rollout, values: Arrays) -> Arrays:
@@ -44,7 +52,8 @@ class SplitPrefix(Advantage):
                     single = len(alike) == 1 and bool(prefix)
                     own = (rewards[index] if self.alone == "reward" else 0.0) if single else rewards[index] - mean
                     made[index][:] = own
-                    made[index][rollout.forced[index]] = (rewards[index] - free) / len(alike)
+                    credited = own if self.prefix == "centred" else rewards[index]
+                    made[index][rollout.forced[index]] = (credited - free) / len(alike)
         return made
 
     def _by_prefix(self, rollout: Rollout, places: ndarray) -> dict[tuple[int, ...], list[int]]:

@@ -7,6 +7,7 @@ from typing import ClassVar, Literal
 import numpy
 from pydantic import Field
 
+from luthier.rollouts.advantages._statistics import mean_and_std
 from luthier.rollouts.base import Advantage, Arrays, Rollout
 
 
@@ -43,7 +44,8 @@ class Whiten(Advantage):
         finite = everything[numpy.isfinite(everything)]
         if len(finite) < 2:
             return values
-        mean, scale = finite.mean(), numpy.sqrt(finite.var(ddof=1) + self.epsilon)
+        mean, std = mean_and_std(finite)
+        scale = numpy.sqrt(std**2 + self.epsilon)
         base = 0.0 if self.shift else mean
         return [
             numpy.where(trained, (value - mean) / scale + base, 0.0)
