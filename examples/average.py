@@ -5,14 +5,16 @@ from typing import Annotated, ClassVar
 import torch
 from pydantic import Field
 
-from luthier.steps.verbs.base import Reference, Verb
+from luthier.steps.verbs.base import StepReference, Verb
 
 
 class Average(Verb):
     """Leaves a model whose weights are the mean of those of other models."""
 
     LEAVES: ClassVar = ("model",)
-    models: Annotated[list[str], Reference("model"), Field(min_length=2, description="The steps that left the models.")]
+    models: Annotated[
+        list[str], StepReference("model"), Field(min_length=2, description="The steps that left the models.")
+    ]
 
     def run(self, work, stage, folder):
         """The mean is computed in float32; a run that goes on computes it once more."""

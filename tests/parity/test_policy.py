@@ -3,12 +3,12 @@
 import numpy
 import pytest
 import torch
-from rollouts.scripted import rollout
 
 from luthier import parts
 from luthier.objectives.policy_gradient import _surrogate
 from luthier.rollouts.base import build_chain, credit
 from parity.golden import GivenView, difference, golden, tensor
+from support.scripted import rollout
 
 POLICY, ADVANTAGES, PREFIX = golden("policy"), golden("advantages"), golden("prefix_rft")
 OPTIONS = {

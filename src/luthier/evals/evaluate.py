@@ -34,7 +34,7 @@ class ReferenceRenderer(Protocol):
     def explain(self, record: Record) -> Any: ...
 
 
-class GenerateSettings(Protocol):
+class GenerationSettings(Protocol):
     """The `generate` block of a recipe."""
 
     @property
@@ -49,7 +49,7 @@ class _Work:
     module: Any
     tokenizer: Any
     renderer: ReferenceRenderer
-    settings: GenerateSettings
+    settings: GenerationSettings
     seed: int
     references: dict[str, str]
     metrics: dict[str, Metric]
@@ -74,7 +74,7 @@ def evaluate(
     renderer: ReferenceRenderer,
     records: Sequence[Record],
     metric: Any,
-    settings: GenerateSettings,
+    settings: GenerationSettings,
     progress: Progress | None = None,
     *,
     base: Path | None = None,

@@ -26,10 +26,10 @@ Kind = Literal["model", "records"]
 
 
 @dataclass(frozen=True)
-class Reference:
+class StepReference:
     """Marks an option of a verb that names what earlier steps left: one name, or a list of them.
 
-    `data: Annotated[str | list[str], Reference("records")]`. The grammar refuses a name that no earlier step has.
+    `data: Annotated[str | list[str], StepReference("records")]`. The grammar refuses a name that no earlier step has.
     """
 
     to: Kind
@@ -118,7 +118,7 @@ def names_in(verb: Any, to: Kind) -> list[tuple[str, str]]:
     """(key, name) of every model, or of all records, that the options of a verb refer to."""
     pairs: list[tuple[str, str]] = []
     for field_name, field in type(verb).model_fields.items():
-        if Reference(to) in field.metadata:
+        if StepReference(to) in field.metadata:
             named = getattr(verb, field_name)
             listed = named if isinstance(named, list) else [named]
             pairs += [(_key(field_name, field), name) for name in listed if name is not None]

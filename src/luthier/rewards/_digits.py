@@ -8,8 +8,7 @@ import numpy
 import torch
 from torch import nn
 
-from luthier.conformance.tiny import CLASSES
-from luthier.vision.digits import SIDE, digit_rows
+from luthier.vision.digits import CLASSES, SIDE, digit_rows
 
 DRAWN, STEPS, SIZE, NOISE = 3000, 200, 128, 0.2
 

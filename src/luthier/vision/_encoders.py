@@ -8,8 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from luthier.conformance.tiny import CLASSES
-from luthier.vision.digits import SIDE
+from luthier.vision.digits import CLASSES, SIDE
 
 
 class ImageTower(nn.Module):

@@ -10,7 +10,7 @@ from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field
 
 from luthier.errors import RecipeError
 from luthier.parts import Part, lazy
-from luthier.recipe.steps import Reference as Reference
+from luthier.recipe.steps import StepReference as StepReference
 
 if TYPE_CHECKING:
     from luthier.recipe import Stage
@@ -22,7 +22,7 @@ Status = Literal["done", "stopped"]
 
 From = Annotated[
     str,
-    Reference("model"),
+    StepReference("model"),
     Field(alias="from", description="The model: `base` (the recipe's), `newest`, or what an earlier step left."),
 ]
 
@@ -35,7 +35,7 @@ def _named(names: str | list[str]) -> str | list[str]:
 
 Data = Annotated[
     str | list[str],
-    Reference("records"),
+    StepReference("records"),
     AfterValidator(_named),
     Field(
         description="The records, one name or a list: `data` (the recipe's, with their gold answers), `chunk` (in a"
@@ -66,7 +66,7 @@ class Verb(Part):
     TRAINS: it trains, takes a `share` of the budget, and ends between two updates when the run is asked to stop.
     OVERLAYS: keys that are blocks of the recipe.
 
-    An option with `Reference("model")` or `Reference("records")` names what earlier steps left. A verb with the
+    An option with `StepReference("model")` or `StepReference("records")` names what earlier steps left. A verb with the
     option `steps` has a body (`loop`).
     """
 

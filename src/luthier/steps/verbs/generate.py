@@ -12,7 +12,7 @@ from pydantic import AfterValidator, Field
 from luthier import parts
 from luthier.parts import lazy
 from luthier.recipe.settings import Count
-from luthier.recipe.steps import DATA, NEWEST, Reference
+from luthier.recipe.steps import DATA, NEWEST, StepReference
 from luthier.steps.verbs.base import Blocks, Data, From, Verb
 from luthier.types import Candidate
 
@@ -52,7 +52,7 @@ class Generate(Verb):
     ] = None
     unless: Annotated[
         str | None,
-        Reference("records"),
+        StepReference("records"),
         Field(description="Skips records to which that step already has a right answer (reward 1 or more)."),
     ] = None
 
