@@ -297,7 +297,7 @@ def test_a_pair_gives_two_rows_after_one_prompt(make_tokenizer, record):
     assert chosen.ids[:before].tolist() == rejected.ids[:before].tolist() == renderer.prompt(record)
     assert (chosen.id, rejected.id) == ("r1/chosen", "r1/rejected") and chosen.record == rejected.record == "r1"
     assert (chosen.streams["preferred"].values, rejected.streams["preferred"].values) == (1, 0)
-    assert renderer.reference(record) == "Yes." and renderer.render(record).record == "r1/chosen"
+    assert renderer.reference(record) == "Yes." and renderer.render(record).id == "r1/chosen"
 
 
 def test_a_pair_through_a_format_string(make_tokenizer):

@@ -134,7 +134,7 @@ def with_common_prompts(rows: Sequence[Row]) -> list[Row]:
 
 
 TINY_MODELS: Mapping[str, TinyModel] = {
-    "token": TinyModel(tiny_model, TokenPolicy, tiny_rows),
+    "language": TinyModel(tiny_model, TokenPolicy, tiny_rows),
     "contrastive": TinyModel(  # a bias at which wrong pairs weigh as much as right ones
         lambda dtype, seed: seeded(lambda: DualEncoder(8, CLASSES, bias=-1.0), dtype, seed),
         dual_encoder,

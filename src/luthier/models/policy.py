@@ -20,7 +20,7 @@ from luthier.types import Batch
 class Policy(Protocol):
     """What engine, tuners and checkpoints see of any model: a module, and read-only references by name.
 
-    `modality` says which objectives it serves: "token", "contrastive", "diffusion".
+    `modality` says which objectives it serves: "language", "contrastive", "diffusion".
     """
 
     modality: str

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from objectives.policy_gradient.test_still import SOME, WHOLE, rows_with
+from objectives.policy_gradient.test_rows_without_gradient import SOME, WHOLE, rows_with
 
 from luthier import parts
 from luthier.conformance.base import apart
