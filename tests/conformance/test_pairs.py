@@ -70,4 +70,4 @@ def test_a_traceback_a_nan_and_a_standstill_are_faults(loss):
 
 def test_a_pair_of_another_kind_of_model_is_refused_by_name():
     trial = attempt((("objective", "siglip"), ("selector", "max_loss")))
-    assert trial.verdict == "refused" and "`max_loss` works on models of the kind `token`" in trial.seen
+    assert trial.verdict == "refused" and "`max_loss` works on models of the modality `language`" in trial.seen
