@@ -149,7 +149,7 @@ def test_a_stop_string_is_found_at_its_last_token(text, stop, at):
     found = None
     for place, byte in enumerate(text.encode()):
         tokens.append(byte)
-        if watch.found():
+        if watch.reached():
             found = text.encode()[: place + 1].decode()
             break
     assert found == at
@@ -176,7 +176,7 @@ def test_stop_strings_end_a_continuation(module):
 
 
 def decoder(module):
-    return Session(module, Sampling(), end_ids=set()).cached.decoder
+    return Session(module, Sampling(), end_ids=set()).cache.decoder
 
 
 def of_family(family, **more):

@@ -52,14 +52,14 @@ def test_groups_of_any_size_hold_their_prompts_once_and_say_what_their_rows_say_
     session = Session(module, WARM, end_ids=END)
     prompts, sizes = [[20, 30, 40], [50] * 9, [60, 61]], [5, 1, 3]
     rows = [session.open(prompt, range(size)) for prompt, size in zip(prompts, sizes, strict=True)]
-    assert isinstance(session.cached, Slots) and session.cached.trunks
-    assert [state.length for state in session.cached.trunks.states] == [3, 9, 2]
+    assert isinstance(session.cache, Slots) and session.cache.prefixes
+    assert [state.length for state in session.cache.prefixes.states] == [3, 9, 2]
     session.step()
     late = session.open(prompts[1], [7, 8])
-    assert session.cached.trunks.group > 2 and session.cached.trunks.places is not None
+    assert session.cache.prefixes.group > 2 and session.cache.prefixes.query_index is not None
     while session.rows:
         running = {(*row.tokens[: row.start], row in late) for row in session.rows}  # a prompt read twice is held twice
-        assert len(session.cached.trunks.states) == len(running)
+        assert len(session.cache.prefixes.states) == len(running)
         session.step()
     for prompt, row in [(p, row) for p, group in zip(prompts, rows, strict=True) for row in group]:
         assert row.ids == alone(module, prompt, row.seed, end=END)
