@@ -239,7 +239,7 @@ def test_the_limits_of_the_gate():
 def test_a_chain_in_a_senseless_order_is_refused():
     with pytest.raises(RecipeError, match="`group_norm` starts from rewards, and `center`"):
         advantages(["center", "group_norm"], rollout([1, 0]))
-    with pytest.raises(RecipeError, match="`kl_penalty` leaves rewards"):
+    with pytest.raises(RecipeError, match="`kl_penalty` returns rewards"):
         columns = {"old_logprobs": [[0, 0]] * 2, "logprobs:initial": [[0, 0]] * 2}
         advantages(["kl_penalty"], rollout([1, 0], columns=columns))
     with pytest.raises(RecipeError, match="`entropy_gate` changes advantages"):

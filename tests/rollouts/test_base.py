@@ -90,10 +90,10 @@ def test_seeds_depend_on_seed_rollout_record_round_and_index_and_on_no_other_pro
 
 
 def test_a_record_drawn_twice_in_a_rollout_is_sampled_anew():
-    seen = Counter()
-    first, one = play(Twice(), [prompt("hard")], hinted, won, seen=seen)
-    second, two = play(Twice(), [prompt("hard")], hinted, won, seen=seen)
-    assert one.asked[0][0].seed != two.asked[0][0].seed
+    occurrences = Counter()
+    first, sampler = play(Twice(), [prompt("hard")], hinted, won, occurrences=occurrences)
+    second, again = play(Twice(), [prompt("hard")], hinted, won, occurrences=occurrences)
+    assert sampler.asked[0][0].seed != again.asked[0][0].seed
     names = [row.id for row in rows_of([*first, *second])]
     assert names == ["hard#0.1.0", "hard#0.1.1", "hard#0~1.1.0", "hard#0~1.1.1"]
 
@@ -249,7 +249,7 @@ def test_refill_draws_until_enough_groups_have_unequal_rewards():
 
     found = refill(draw, deal, wanted=2)
     assert [group.prompt.record.id for group in found.groups] == ["good1", "good2"]
-    assert (found.prompts, len(found.made)) == (5, 5)
+    assert (found.prompts, len(found.all_groups)) == (5, 5)
     drawn.clear()
     assert [group.prompt.record.id for group in refill(draw, deal, wanted=2, tries=2).groups] == ["good1"]
     drawn.clear()

@@ -12,7 +12,7 @@ from luthier.rollouts.base import Advantage, Arrays, Rollout
 
 
 class BatchNorm(Advantage):
-    """A_i = (R_i - mean of the group) / (std + epsilon), the unbiased deviation being that of all rewards.
+    """A_i = (R_i - mean of the group) / (std + epsilon), with the unbiased deviation of all rewards of the rollout.
 
     Source: arXiv 2508.08221 (group mean, batch deviation).
     """

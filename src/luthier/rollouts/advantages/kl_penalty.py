@@ -13,8 +13,10 @@ from luthier.rollouts.base import Advantage, Arrays, Rollout
 class KlPenalty(Advantage):
     """r_t = r_t - beta (log p_old - log p_reference) of each trained token; the reference is the initial model.
 
-    In the reward this estimator of KL(policy || reference) is unbiased (in a loss its gradient is 0 on average).
-    What credits whole answers behind it sums over tokens; `gae` and `returns` keep them apart.
+    In the reward, this estimator of KL(policy || reference) is unbiased; in a loss its gradient is 0 on average.
+    A later link that credits complete answers sums the penalty over tokens; `gae` and `returns` credit it per token.
+
+    Source: arXiv 2402.14740.
     """
 
     PAPER: ClassVar[str] = "arXiv 2402.14740"
@@ -32,7 +34,7 @@ class KlPenalty(Advantage):
 
     def compute(self, rollout: Rollout, values: Arrays) -> Arrays:
         old, reference = rollout.columns["old_logprobs"], rollout.columns["logprobs:initial"]
-        return [
-            value - self.beta * numpy.where(trained, old[index] - reference[index], 0.0)
-            for index, (value, trained) in enumerate(zip(values, rollout.trained, strict=True))
-        ]
+        penalised = []
+        for index, (rewards, trained) in enumerate(zip(values, rollout.trained, strict=True)):
+            penalised.append(rewards - self.beta * numpy.where(trained, old[index] - reference[index], 0.0))
+        return penalised

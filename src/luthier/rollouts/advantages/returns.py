@@ -1,4 +1,4 @@
-"""REINFORCE: what is still to come."""
+"""REINFORCE: each token is credited with the discounted rewards from there on."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ class Returns(Advantage):
     )
 
     def compute(self, rollout: Rollout, values: Arrays) -> Arrays:
-        made = []
-        for value, trained in zip(values, rollout.trained, strict=True):
-            total, found = 0.0, numpy.zeros(len(value))
-            for place in trained.nonzero()[0][::-1]:
-                total = value[place] + self.gamma * total
-                found[place] = total
-            made.append(found)
-        return made
+        returns = []
+        for rewards, trained in zip(values, rollout.trained, strict=True):
+            total, of_answer = 0.0, numpy.zeros(len(rewards))
+            for index in trained.nonzero()[0][::-1]:
+                total = rewards[index] + self.gamma * total
+                of_answer[index] = total
+            returns.append(of_answer)
+        return returns
