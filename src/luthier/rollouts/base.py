@@ -114,7 +114,7 @@ class Strategy(Part):
         its requests. A reward sees together the answers whose requests have the same `group`.
         """
         raise RecipeError(f"{type(self).__name__} does not define `rounds(self, prompt, ctx)`.")
-        yield []
+        yield []  # makes this a generator, as every override is
 
     def start(self) -> Any:
         """Hook: an object that keeps state between rollouts, such as `Memory`, or None.
@@ -229,6 +229,7 @@ class Rollout:
             positions = trained.nonzero()[0]
             token_rewards = numpy.full(len(trained), 0.0 if numpy.isfinite(reward) else numpy.nan)
             if len(token_rewards):
+                # An answer that is not trained still needs its reward: the means of its group count it.
                 token_rewards[positions[-1] if len(positions) else -1] = reward
             per_trajectory.append(token_rewards)
         return per_trajectory

@@ -101,6 +101,7 @@ def drive(
 def _round(active: Sequence[_PromptRun], sample: Sampler, judge: Judge, sampling: Sampling) -> list[list[Scored]]:
     """Sample and judge the requests of all prompts; for each prompt its answers, in the order of its requests."""
     requests = [request for run in active for request in run.requests]
+    # One call for all prompts: a sampler is fastest with many rows.
     trajectories = _sample(requests, sample, sampling)
     groups: dict[str, tuple[Prompt, list[int]]] = {}
     prompt_of = [run.prompt for run in active for _ in run.requests]
@@ -156,7 +157,7 @@ def refill(
     used = 0
     for _ in range(tries):
         prompts = draw(wanted - len(kept))
-        if not prompts:
+        if not prompts:  # the budget ends
             break
         used += len(prompts)
         groups = run(prompts)

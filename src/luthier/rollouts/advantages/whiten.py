@@ -46,10 +46,10 @@ class Whiten(Advantage):
             counted = [tokens[:1] for tokens in counted]
         numbers = numpy.concatenate(counted)
         finite = numbers[numpy.isfinite(numbers)]
-        if len(finite) < 2:
+        if len(finite) < 2:  # no variance to divide by
             return values
         mean, std = mean_and_std(finite)
-        scale = numpy.sqrt(std**2 + self.epsilon)
+        scale = numpy.sqrt(std**2 + self.epsilon)  # epsilon inside the root, unlike in `group_norm`
         base = 0.0 if self.shift else mean
         whitened = []
         for tokens, trained in zip(values, rollout.trained, strict=True):

@@ -112,7 +112,7 @@ class Branch(Strategy):
         unaided = self._probe(0, scored)
         memory = ctx.state.values
         if unaided.success >= enough:
-            memory.pop(prompt.record.id, None)
+            memory.pop(prompt.record.id, None)  # solved unaided: the next search starts afresh
             return [Group(prompt, unaided.scored, facts=_facts(unaided, 0, 0.0))]
         decode = None if self.cut == "tokens" else ctx.decode
         solution = list(prompt.demonstration or ())
@@ -141,7 +141,7 @@ class Branch(Strategy):
         """
         low, high = 1, len(ends)
         probes: list[_Probe] = []
-        # If the last hint still helps and the next shorter one does not, two groups end the search.
+        # Two groups end the search if the last hint helps again and the next shorter one does not.
         guesses = [last, last - 1] if self.warm_start and last is not None else []
         while low <= high:
             guesses = [guess for guess in guesses if low <= guess <= high]
