@@ -31,9 +31,9 @@ def test_rows_opened_at_different_times_say_what_they_say_alone(module):
 
 
 def test_forks_go_on_from_one_state_without_computing_it_again(module):
-    seen = []
+    shapes = []
     session = Session(module, WARM, end_ids=set())
-    handle = module.model.embed_tokens.register_forward_hook(lambda _m, inputs, _o: seen.append(inputs[0].shape))
+    handle = module.model.embed_tokens.register_forward_hook(lambda _m, inputs, _o: shapes.append(inputs[0].shape))
     try:
         parent = session.open([20, 30, 40], [1])[0]
         session.step(6)
@@ -42,7 +42,7 @@ def test_forks_go_on_from_one_state_without_computing_it_again(module):
         session.step(99)
     finally:
         handle.remove()
-    assert seen == [(1, 3)] + [(1, 1)] * 6 + [(3, 1)] * 13
+    assert shapes == [(1, 3)] + [(1, 1)] * 6 + [(3, 1)] * 13
     assert same.ids == parent.ids == alone(module, [20, 30, 40], 1)
     assert same.logprobs == pytest.approx(parent.logprobs, abs=1e-5)
     assert other.ids[:6] == parent.ids[:6] and other.ids != parent.ids
@@ -71,20 +71,20 @@ def test_groups_of_any_size_hold_their_prompts_once_and_say_what_their_rows_say_
 
 def test_a_model_is_compared_with_its_own_logits_once_until_it_is_made_of_something_else(module):
     Session(module, WARM, end_ids=set())
-    seen = []
-    handle = module.model.embed_tokens.register_forward_hook(lambda *_: seen.append(1))
+    calls = []
+    handle = module.model.embed_tokens.register_forward_hook(lambda *_: calls.append(1))
     mlp = module.model.layers[0].mlp
     before = mlp.act_fn
     try:
         Session(module, WARM, end_ids=set())
-        assert not seen
+        assert not calls
         mlp.act_fn = torch.nn.GELU()
         for _ in range(2):
             Session(module, WARM, end_ids=set())
     finally:
         mlp.act_fn = before
         handle.remove()
-    assert len(seen) == PROBE + 1
+    assert len(calls) == PROBE + 1
 
 
 @pytest.mark.parametrize("steps", [4, 99])
@@ -161,8 +161,8 @@ def convolving():
 
 def test_states_that_are_no_lists_of_positions_enter_together(convolving):
     prompts = [[20, 30, 40], [50] * 9, [20, 30, 40], [60]]
-    found = generate(convolving, prompts, end_ids=END, max_new_tokens=20, temperature=1.0, batch=3)
-    assert [t.ids for t in found] == [alone(convolving, p, seed, end=END) for seed, p in enumerate(prompts)]
+    trajectories = generate(convolving, prompts, end_ids=END, max_new_tokens=20, temperature=1.0, batch=3)
+    assert [t.ids for t in trajectories] == [alone(convolving, p, seed, end=END) for seed, p in enumerate(prompts)]
     for prompt in prompts:
         greedy = generate(convolving, [prompt], end_ids=set(), max_new_tokens=9)[0].ids
         with torch.no_grad():

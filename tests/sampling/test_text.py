@@ -4,11 +4,11 @@ from luthier.sampling.text import answer_text
 
 
 def decode(ids):
-    return "".join(chr(one) for one in ids)
+    return "".join(chr(code) for code in ids)
 
 
 def ids(text):
-    return [ord(one) for one in text]
+    return [ord(letter) for letter in text]
 
 
 def test_the_end_token_and_everything_from_the_first_stop_string_is_left_out():
