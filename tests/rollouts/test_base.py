@@ -35,7 +35,7 @@ class Twice(Strategy):
 
 
 class Forced(Strategy):
-    """One free answer and one that begins as given."""
+    """One free answer and one with forced tokens."""
 
     train: bool = True
 
@@ -118,7 +118,7 @@ def test_requests_of_a_prompt_share_a_group_and_those_with_other_names_are_judge
     assert len({request.group for request in sampler.asked[0]}) == 4
 
 
-def test_rows_hold_prompt_context_and_completion_and_a_value_stands_at_its_own_token():
+def test_rows_hold_prompt_context_and_answer_and_each_value_is_at_its_own_token():
     groups, _ = play(
         Forced(), [prompt(ids=(5, 6))], lambda request: [8, END], lambda trajectory: float(trajectory.ids[0] == 3)
     )
@@ -141,7 +141,7 @@ def test_rows_hold_prompt_context_and_completion_and_a_value_stands_at_its_own_t
     assert batch.at_targets("advantages").tolist() == [0, 0, 1, 1, 1, 1]
 
 
-def test_forced_tokens_are_targets_only_where_the_request_says_so():
+def test_forced_tokens_are_targets_only_if_the_request_trains_them():
     groups, _ = play(Forced(train=False), [prompt()], lambda request: [8, END], lambda trajectory: 1.0)
     row = rows_of(groups)[1]
     assert row.streams["weights"].values.tolist() == [0, 0, 0, 0, 1, 1]
@@ -184,7 +184,7 @@ def test_sampler_logprobs_become_a_column_where_all_have_them():
     assert sampled.columns["sampler_logprobs"][1].tolist() == [-0.5] * 3
 
 
-def test_mistakes_are_told_in_words():
+def test_mistakes_raise_clear_errors():
     with pytest.raises(RunError, match=r"has a reward.*r0"):
         credit([Keep()], rollout([None, None]))
     with pytest.raises(RecipeError, match="empty"):
@@ -233,7 +233,7 @@ def test_a_strategy_without_end_and_a_sampler_that_leaves_answers_out_are_refuse
 
 
 def test_refill_draws_until_enough_groups_have_unequal_rewards():
-    """DAPO: 5 prompts are needed for 2 groups that teach something; those in between are dropped."""
+    """DAPO: 2 groups with unequal rewards need 5 prompts; the groups in between are dropped."""
     stock = [prompt(name) for name in ("flat1", "good1", "flat2", "flat3", "good2", "good3")]
     drawn = []
 

@@ -117,8 +117,8 @@ def test_a_hint_is_context_and_gets_no_gradient():
     assert max(DEMONSTRATION) < VOCABULARY
 
 
-def test_an_answer_has_the_log_probabilities_that_its_sampler_told():
-    """With a hint in the context, and behind a prefix: the score pass over the rows agrees with the sampler."""
+def test_the_score_pass_agrees_with_the_samplers_log_probabilities():
+    """With a hint in the context, and behind a prefix."""
     helped = lambda trajectory: float(len(trajectory.request.prompt_ids) > 4 and trajectory.request.seed % 2)  # noqa: E731
     for groups in (groups_of("branch", helped, cut="tokens"), groups_of("prefix")):
         policy = TokenPolicy(tiny_model())

@@ -11,7 +11,7 @@ class Size(Reward):
         return [len(answers) + 10 * len(answer.text) + (answer.gold == "gold") for answer in answers]
 
 
-def test_answers_are_judged_by_group_without_end_tokens_and_without_those_that_broke_off():
+def test_answers_are_judged_by_group_without_end_tokens_and_without_those_that_ended_in_an_error():
     whole = Trajectory([7, 8, END], "stop", "a")
     cut, broken = replace(whole, ids=[7], finish="length"), replace(whole, ids=[], finish="error")
     judge = judge_by(build_rewards([Size()]), lambda ids: "x" * len(ids), {END}, lambda record: "gold")

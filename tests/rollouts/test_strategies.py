@@ -13,7 +13,7 @@ TWENTY = tuple(range(10, 30))
 
 
 def asked(sampler):
-    """Everything that was wanted of the sampler."""
+    """All requests that the sampler got, by round."""
     return [
         [
             (tuple(request.prompt_ids), tuple(request.forced_ids), request.train_forced, request.seed)
@@ -58,7 +58,7 @@ def test_the_length_of_the_prefix():
     assert least.length(0.5, 3) == 2
 
 
-def test_one_answer_of_the_group_goes_on_from_the_demonstration():
+def test_one_answer_of_the_group_continues_the_demonstration():
     strategy = build("strategy", {"kind": "prefix", "group": 4, "high": 0.5, "end": 0.5})
     groups, sampler = play(strategy, [prompt(demonstration=TWENTY)], lambda request: [8, END], index_of)
     assert [(forced, train) for _, forced, train, _ in asked(sampler)[0]] == [((), False)] * 3 + [(TWENTY[:10], True)]
@@ -98,7 +98,7 @@ def test_without_a_prefix_it_is_plain_to_the_last_bit():
         assert [row.targets for row in rows_of(groups)] == [row.targets for row in rows_of(others)]
 
 
-def test_strategies_that_need_demonstrations_say_so():
+def test_strategies_that_need_demonstrations_refuse_prompts_without_any():
     for name in ("prefix", "branch"):
         with pytest.raises(DataError, match=f"`{name}`.*the first is a"):
             build("strategy", name).check([prompt()])
@@ -109,7 +109,7 @@ def test_strategies_that_need_demonstrations_say_so():
 
 
 def halfway(threshold):
-    """Half of a group succeeds where at least so many episodes of two tokens are shown."""
+    """Half of a group succeeds behind a hint of at least so many episodes of two tokens."""
 
     def reward(trajectory):
         episodes = (len(trajectory.request.prompt_ids) - 2) // 2

@@ -49,13 +49,13 @@ def test_answers_come_in_order_and_side_by_side():
     }
 
 
-def test_ids_that_the_server_names_are_taken():
+def test_token_ids_of_the_server_are_used():
     with serving(lambda body, number: completion("ignored", token_ids=[5, 6])) as (url, _):
         assert HttpSampler(url, "tiny", Letters())(asking(1), Sampling())[0].ids == [ord("F"), 5, 6]
 
 
 @pytest.mark.parametrize("broken", [(503, b"busy"), (429, b""), (200, b"{not json")])
-def test_what_may_pass_is_asked_again(broken):
+def test_errors_that_may_pass_are_retried(broken):
     with serving(lambda body, number: broken if number < 3 else completion("fine")) as (url, asked):
         trajectory = HttpSampler(url, "tiny", Letters(), wait=0.01)(asking(1), Sampling())[0]
     assert trajectory.finish == "stop" and len(asked) == 3
@@ -71,7 +71,7 @@ def test_what_may_pass_is_asked_again(broken):
         ((200, b"[]"), 1, "not a completion"),
     ],
 )
-def test_what_does_not_pass_is_an_error_of_that_request_alone(reply, calls, reason):
+def test_a_permanent_failure_is_an_error_of_that_request_alone(reply, calls, reason):
     with serving(lambda body, n: reply if "ask 1" in body["prompt"] else completion("fine")) as (url, asked):
         trajectories = HttpSampler(url, "tiny", Letters(), retries=2, wait=0.01)(asking(3), Sampling())
     assert [t.finish for t in trajectories] == ["stop", "error", "stop"]
@@ -80,7 +80,7 @@ def test_what_does_not_pass_is_an_error_of_that_request_alone(reply, calls, reas
     assert trajectories[1].request.metadata["refused"] is (calls == 1)
 
 
-def test_a_server_that_hangs_or_is_not_there_is_an_error():
+def test_a_server_that_hangs_or_is_down_is_an_error():
     release = threading.Event()
 
     def answer(body, number):
@@ -121,7 +121,7 @@ class Opened(Letters):
         return {"input_ids": [*([ord("^")] if add_special_tokens else []), *map(ord, text)]}
 
 
-def test_what_the_servers_tokenizer_puts_in_front_is_not_sent_twice():
+def test_tokens_that_the_servers_tokenizer_adds_are_not_sent_twice():
     with serving(lambda body, number: completion("x")) as (url, asked):
         sampler = HttpSampler(url, "tiny", Opened())
         trajectories = sampler([Request([*map(ord, "^^a")], "two"), Request([*map(ord, "a^")], "none")], Sampling())
@@ -159,7 +159,7 @@ def test_a_chat_model_is_sent_messages_and_further_fields():
     assert all("prompt" not in request for request in asked)
 
 
-def test_when_nobody_listens_the_rest_is_not_tried():
+def test_when_no_server_listens_waiting_requests_are_not_sent():
     with serving(lambda body, number: completion("")) as (url, _):
         pass
     start = time.perf_counter()
@@ -190,7 +190,7 @@ def test_an_interruption_waits_for_no_one():
         assert count == len(asked) < 10  # what was under way gives up too
 
 
-def test_a_server_is_there_or_says_who_may_call():
+def test_reach_accepts_any_reply_but_a_refused_key():
     for status in (200, 404, 500):
         with serving(None, models=(status, b"")) as (url, _):
             HttpSampler(url, "tiny", Letters()).reach()

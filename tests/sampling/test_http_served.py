@@ -93,7 +93,7 @@ def test_stop_strings_and_the_most_tokens_end_an_answer(nano, endpoint):
     ]
 
 
-def test_forced_tokens_are_gone_on_behind(nano):
+def test_forced_tokens_are_continued(nano):
     forced = nano.tokenizer("#### ", add_special_tokens=False)["input_ids"]
     requests = [Request(request.prompt_ids, request.record, forced_ids=forced) for request in nano.requests()]
     here, there = nano.here(requests, Sampling(16)), nano.sampler()(requests, Sampling(16))
@@ -101,7 +101,7 @@ def test_forced_tokens_are_gone_on_behind(nano):
     assert all(trajectory.ids[: len(forced)] == forced for trajectory in there)
 
 
-def test_what_it_refuses_is_an_error_with_its_reason(nano):
+def test_a_refused_request_is_an_error_with_the_servers_reason(nano):
     requests = nano.requests()[:2]
     refused = nano.sampler()(requests, Sampling(4, 1.0, min_p=0.1))
     assert [trajectory.finish for trajectory in refused] == ["error", "error"]
@@ -150,7 +150,7 @@ def changed(folder, **files):
     return folder
 
 
-def test_a_token_that_tokenizers_put_in_front_is_read_once(server, tmp_path):
+def test_a_token_that_tokenizers_add_is_read_once(server, tmp_path):
     def opened(tokenizer):
         opening = {"id": "<|user|>", "ids": [user], "tokens": ["<|user|>"]}
         single = [{"SpecialToken": {"id": "<|user|>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}]
@@ -171,7 +171,7 @@ def test_a_token_that_tokenizers_put_in_front_is_read_once(server, tmp_path):
 
 
 def test_a_temperature_counts_where_the_model_is_one_that_samples(nano, server, tmp_path):
-    """This server takes the model's own word for whether tokens are drawn."""
+    """`transformers serve` samples only if the model's generation config says `do_sample`."""
     drawing = Served(
         changed(tmp_path / "drawing", generation_config=lambda config: config.update(do_sample=True)), server
     )

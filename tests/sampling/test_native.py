@@ -1,4 +1,4 @@
-"""Generation equals transformers' token for token, and no row feels its neighbours."""
+"""Generation equals transformers' token for token, and no row depends on the others."""
 
 import random
 
@@ -32,7 +32,7 @@ def by_transformers(module, prompt, new):
 def test_a_common_prefix_is_run_once(module):
     head = ragged_prompts(1)[0] * 3
     prompts = [head + tail for tail in ragged_prompts(8, seed=4)] + [head]
-    generate(module, [[20]], end_ids=END, max_new_tokens=1)  # by now it is known what the model is made of
+    generate(module, [[20]], end_ids=END, max_new_tokens=1)  # the comparison of the decoder runs here, and not below
     shapes = []
     handle = module.model.embed_tokens.register_forward_hook(lambda _m, inputs, _o: shapes.append(inputs[0].shape))
     try:

@@ -61,7 +61,7 @@ def test_logprobs_are_those_of_the_trainer(wrapped):
 def test_a_group_reads_its_prompt_once_and_rows_enter_as_others_leave(module):
     shapes = []
     sampling = Sampling(max_new_tokens=40, temperature=1.0)
-    Session(module, sampling, end_ids=END)  # by now it is known what the model is made of
+    Session(module, sampling, end_ids=END)  # the comparison of the decoder runs here, and not below
     handle = module.model.embed_tokens.register_forward_hook(lambda _m, inputs, _o: shapes.append(inputs[0].shape))
     requests = groups()
     try:
@@ -208,7 +208,7 @@ def of_family(family, **more):
         ("Llama", {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}}, False),
     ],
 )
-def test_families_say_what_their_own_forward_says(family, more, plain):
+def test_families_give_the_logits_of_their_own_forward(family, more, plain):
     module = of_family(family, **more)
     assert (decoder(module) is not None) == plain
     requests = groups(4, 2)
@@ -216,7 +216,7 @@ def test_families_say_what_their_own_forward_says(family, more, plain):
         assert trajectory.logprobs == pytest.approx(by_trainer(module, trajectory, 1.0), abs=1e-4)
 
 
-def test_whoever_takes_part_in_the_forward_is_not_passed_by():
+def test_a_model_with_hooks_or_another_forward_has_no_decoder():
     module = of_family("Llama")
     assert decoder(module) is not None
     handle = module.model.layers[1].register_forward_hook(lambda _m, _i, output: output * 1.0)

@@ -1,4 +1,4 @@
-"""A session's rows say what they would say alone, however they were opened, forked, extended or stepped."""
+"""A session's rows get the tokens they would get alone, however they were opened, forked, extended or stepped."""
 
 import pytest
 import torch
@@ -18,7 +18,7 @@ def alone(module, prompt, seed, new=20, end=frozenset()):
     return generate(module, [prompt], end_ids=set(end), max_new_tokens=new, temperature=1.0, seeds=[seed])[0].ids
 
 
-def test_rows_opened_at_different_times_say_what_they_say_alone(module):
+def test_rows_opened_at_different_times_equal_rows_alone(module):
     session = Session(module, WARM, end_ids=set())
     first = session.open([20, 30, 40], [1, 2])
     session.step(5)
@@ -30,7 +30,7 @@ def test_rows_opened_at_different_times_say_what_they_say_alone(module):
     assert {row.finish for row in first + later} == {"length"}
 
 
-def test_forks_go_on_from_one_state_without_computing_it_again(module):
+def test_forks_continue_one_state_without_computing_it_again(module):
     shapes = []
     session = Session(module, WARM, end_ids=set())
     handle = module.model.embed_tokens.register_forward_hook(lambda _m, inputs, _o: shapes.append(inputs[0].shape))
@@ -48,7 +48,7 @@ def test_forks_go_on_from_one_state_without_computing_it_again(module):
     assert other.ids[:6] == parent.ids[:6] and other.ids != parent.ids
 
 
-def test_groups_of_any_size_hold_their_prompts_once_and_say_what_their_rows_say_alone(module):
+def test_groups_of_any_size_store_their_prompts_once_and_equal_rows_alone(module):
     session = Session(module, WARM, end_ids=END)
     prompts, sizes = [[20, 30, 40], [50] * 9, [60, 61]], [5, 1, 3]
     rows = [session.open(prompt, range(size)) for prompt, size in zip(prompts, sizes, strict=True)]
@@ -88,7 +88,7 @@ def test_a_model_is_compared_with_its_own_logits_once_until_it_is_made_of_someth
 
 
 @pytest.mark.parametrize("steps", [4, 99])
-def test_an_extended_row_says_what_a_row_with_that_prompt_says(module, steps):
+def test_an_extended_row_equals_a_row_with_that_prompt(module, steps):
     session = Session(module, WARM, end_ids=set())
     beside = session.open([90, 91], [5])[0]
     row = session.open([20, 30, 40], [1])[0]
@@ -142,7 +142,7 @@ def test_training_can_go_on_between_two_steps(module):
 
 @pytest.fixture(scope="module")
 def convolving():
-    """Layers whose states are no lists of positions."""
+    """A model whose layers do not keep one state per position."""
     from transformers import Lfm2Config, Lfm2ForCausalLM
 
     torch.manual_seed(0)
@@ -159,7 +159,7 @@ def convolving():
     return Lfm2ForCausalLM(config).eval()
 
 
-def test_states_that_are_no_lists_of_positions_enter_together(convolving):
+def test_rows_of_recurrent_layers_start_together(convolving):
     prompts = [[20, 30, 40], [50] * 9, [20, 30, 40], [60]]
     trajectories = generate(convolving, prompts, end_ids=END, max_new_tokens=20, temperature=1.0, batch=3)
     assert [t.ids for t in trajectories] == [alone(convolving, p, seed, end=END) for seed, p in enumerate(prompts)]

@@ -1,4 +1,4 @@
-"""What is taken for the answer."""
+"""The text of an answer."""
 
 from luthier.sampling.text import answer_text
 

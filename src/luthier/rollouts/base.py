@@ -205,7 +205,7 @@ class Rollout:
         )
         for name, rows in (columns or {}).items():
             rollout.columns[name] = [_own_part(rows.get(row_id(own)), own) for own in trajectories]
-        # Samplers behind a server return no log-probabilities, or those of another temperature.
+        # A sampler behind a server returns no log-probabilities.
         if members and all(len(trajectory.logprobs) == len(trajectory.ids) for trajectory in trajectories):
             rollout.columns["sampler_logprobs"] = [numpy.array(trajectory.logprobs) for trajectory in trajectories]
         return rollout
@@ -306,6 +306,7 @@ def credit(chain: Sequence[Advantage], rollout: Rollout) -> Arrays:
         )
     values = rollout.start_values()
     for link in chain:
+        # A user's link may return an array [B] or lists of any length; both are checked here, not in the loss.
         computed = link.compute(rollout, values)
         values = rollout.spread(computed) if isinstance(computed, ndarray) else list(computed)
         if [numpy.shape(tokens) for tokens in values] != [(length,) for length in rollout.lengths]:
@@ -384,6 +385,7 @@ def rows_of(
     rows = []
     members = [member for group in groups for member in group.members]
     for index, trajectory in enumerate(member.trajectory for member in members):
+        # Left-out answers still count in `advantages`, which has an entry for every trajectory: hence the index.
         left_out = trajectory.finish == "error" or (mask_truncated and trajectory.finish == "length")
         if left_out or not trained_tokens(trajectory).any():
             continue

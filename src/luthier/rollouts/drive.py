@@ -107,7 +107,10 @@ def _round(active: Sequence[_PromptRun], sample: Sampler, judge: Judge, sampling
     prompt_of = [run.prompt for run in active for _ in run.requests]
     for index, request in enumerate(requests):
         groups.setdefault(request.group, (prompt_of[index], []))[1].append(index)
-    judged = judge([(prompt, [trajectories[i] for i in indices]) for prompt, indices in groups.values()])
+    asked: list[tuple[Prompt, list[Trajectory]]] = []
+    for prompt, indices in groups.values():
+        asked.append((prompt, [trajectories[index] for index in indices]))
+    judged = judge(asked)
     scored: dict[int, Scored] = {}
     for (prompt, indices), scores in zip(groups.values(), judged, strict=True):
         if len(scores) != len(indices):

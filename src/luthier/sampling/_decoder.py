@@ -7,6 +7,7 @@ qualify: `decoder_of` checks the structure, then compares logits with the model'
 
 from __future__ import annotations
 
+from operator import attrgetter
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -39,7 +40,8 @@ class Decoder:
         self.embed, self.norm = forward.inner.get_input_embeddings(), model.norm
         self.width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         self.groups = config.num_key_value_heads
-        self.layers = [[getattr(layer, name) for name in LAYER_MODULES] for layer in model.layers]
+        # Looked up once: an attribute of a torch module costs a search through three dictionaries.
+        self.layers = [attrgetter(*LAYER_MODULES)(layer) for layer in model.layers]
         # The model computes the angles of each step anew; here all positions are computed once, and a step reads them.
         like = torch.zeros(1, dtype=forward.dtype, device=forward.device)
         cosine, sine = model.rotary_emb(like, torch.arange(forward.context, device=forward.device)[None])

@@ -93,6 +93,7 @@ class SharedPrefixes:
         """[rows·H,repeats,X] → [prefixes·H,group·repeats,X], for `stored` [prefixes·H,longest,D]."""
         heads, repeats, width = len(stored) // len(self.states), *rows.shape[1:]
         split = rows.reshape(-1, heads * repeats, width)
+        # Padding rows stay zero. Their products are computed and never read.
         if self.query_index is not None:
             padded = split.new_zeros((len(self.states) * self.group, *split.shape[1:]))
             split = padded.index_copy_(0, self.query_index, split)
@@ -121,9 +122,9 @@ class SharedPrefixes:
         if count <= capacity[0] and longest <= capacity[2]:
             return
         size = max(count, capacity[0]), max(longest, capacity[2])
-        self.layers = [
-            (_zeros(size, stored[0]), _zeros(size, stored[1])) for stored in self.states[0].layers if stored is not None
-        ]
+        # All prefixes come from one model, so the first one says which layers keep keys and values.
+        layers = [stored for stored in self.states[0].layers if stored is not None]
+        self.layers = [(_zeros(size, keys), _zeros(size, values)) for keys, values in layers]
         for prefix, state in enumerate(self.states):
             self._store(prefix, state)
 
@@ -144,6 +145,7 @@ class SharedPrefixes:
         self.query_index = None if in_order else torch.tensor(positions, device=like.device)
         lengths = [state.length for state in self.states]
         self.longest = max(lengths)
+        # Buffers behind a shorter prefix hold zeros or an older prefix: softmax must not see these positions.
         self.bias = None
         if min(lengths) < self.longest:
             columns = torch.arange(self.longest, device=like.device)

@@ -9,7 +9,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -86,9 +86,9 @@ class HttpSampler:
         trajectories: dict[int, Trajectory] = {}
         pool = ThreadPoolExecutor(self.concurrency)
         try:
-            jobs = {
-                pool.submit(self._continue, request, sampling, replies): index for index, request in enumerate(requests)
-            }
+            jobs: dict[Future[Trajectory], int] = {}
+            for index, request in enumerate(requests):
+                jobs[pool.submit(self._continue, request, sampling, replies)] = index
             for job in as_completed(jobs):
                 trajectories[jobs[job]] = job.result()
                 if progress is not None:

@@ -90,6 +90,7 @@ class Session:
         self.rows: list[SessionRow] = []
         self.finished: dict[SessionRow, Prefilled] = {}
         self.shared_prefix: tuple[list[int], Prefilled] | None = None
+        # For one row: buffers grow with the rows that are added, and the comparison of `decoder_of` needs few.
         self.cache = open_cache(self.forward, 1)
         with sampling_mode(module):
             if isinstance(self.cache, Slots):
@@ -299,6 +300,7 @@ class Session:
     def _drop(self, index: int) -> None:
         """Remove a running row from the cache."""
         assert self.logits is not None
+        # `remove` moves the last row into the gap, so rows and logits follow its order.
         order = self.cache.remove({index})
         self.rows = [self.rows[old] for old in order]
         self.logits = self.logits[order] if order else None

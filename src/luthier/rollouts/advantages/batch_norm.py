@@ -31,5 +31,5 @@ class BatchNorm(Advantage):
 
     def compute(self, rollout: Rollout, values: Arrays) -> ndarray:
         rewards = rollout.totals(values)
-        std = mean_and_std(rewards)[1]
+        std = mean_and_std(rewards)[1]  # of the rewards as they are: groups of different difficulty widen it
         return less_group_means(rewards, rollout.by_group(self.kind)) / (std + self.epsilon)

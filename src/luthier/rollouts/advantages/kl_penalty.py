@@ -34,6 +34,7 @@ class KlPenalty(Advantage):
 
     def compute(self, rollout: Rollout, values: Arrays) -> Arrays:
         old, reference = rollout.columns["old_logprobs"], rollout.columns["logprobs:initial"]
+        # Forced tokens that are not trained were not chosen by the policy, so they cost nothing.
         penalised = []
         for index, (rewards, trained) in enumerate(zip(values, rollout.trained, strict=True)):
             penalised.append(rewards - self.beta * numpy.where(trained, old[index] - reference[index], 0.0))

@@ -112,6 +112,7 @@ class Prefix(Strategy):
         low, high = sorted((self.low(ctx.progress), self.high))
         lengths = []
         for index in range(self.hybrids):
+            # Negative indices: the seeds of requests use 0 and up.
             draw = float(numpy.random.default_rng(ctx.seed(0, -1 - index)).beta(self.a, self.b))
             lengths.append(self.length(low + (high - low) * draw, len(demonstration)))
         ordinary = [prompt.request() for _ in range(self.group - self.hybrids)]
