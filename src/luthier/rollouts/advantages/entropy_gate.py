@@ -31,18 +31,18 @@ class EntropyGate(Advantage):
         0.8,
         ge=0,
         le=1,
-        description="Share of the trained prefix tokens whose advantage becomes 0. Larger learns fewer tokens of the "
+        description="Share of the trained prefix tokens whose advantage becomes 0. Larger trains fewer tokens of the "
         "gold answer; the paper has 0.8.",
     )
     first: Literal["low", "high"] = Field(
         "low",
-        description="Which prefix tokens are dropped first: those of `low` entropy, so that uncertain ones are learned"
-        " (the paper's), or of `high` (a control).",
+        description="Which prefix tokens are dropped first: those of `low` entropy, so that uncertain tokens are "
+        "trained (the paper's), or those of `high` entropy (a control).",
     )
     over: Literal["rollout", "answer"] = Field(
         "rollout",
-        description="What the share is taken of: all prefix tokens of the `rollout`, or those of each `answer`. The "
-        "released code takes each micro-batch.",
+        description="The share counts all prefix tokens of the `rollout`, or those of each `answer`. The released code "
+        "counts those of each micro-batch.",
     )
 
     def compute(self, rollout: Rollout, values: Arrays) -> Arrays:

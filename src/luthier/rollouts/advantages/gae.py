@@ -30,15 +30,15 @@ class Gae(Advantage):
         1.0,
         ge=0,
         le=1,
-        description="Discount γ per token of what is still to come. Smaller credits early tokens less for a late "
-        "reward; TRL has 1.",
+        description="Discount γ per token of later rewards. Smaller credits early tokens less for a late reward; TRL "
+        "has 1.",
     )
     lam: float = Field(
         0.95,
         ge=0,
         le=1,
-        description="Decay λ per token of later errors of the values. 1 trusts rewards (no bias, more noise), 0 the "
-        "next value alone. TRL has 0.95.",
+        description="Decay λ per token of later temporal-difference errors. 1 relies on rewards (no bias, more "
+        "noise), 0 on the next value alone. TRL has 0.95.",
     )
 
     def compute(self, rollout: Rollout, values: Arrays) -> Arrays:

@@ -28,8 +28,8 @@ class KlPenalty(Advantage):
     beta: float = Field(
         0.05,
         ge=0,
-        description="Reward taken off per nat of log p_old - log p_initial, token by token. Larger stays nearer to the"
-        " initial model; TRL's RLOO and PPO have 0.05.",
+        description="Reward subtracted per nat of log p_old - log p_initial, token by token. Larger keeps the policy"
+        " closer to the initial model; TRL's RLOO and PPO have 0.05.",
     )
 
     def compute(self, rollout: Rollout, values: Arrays) -> Arrays:

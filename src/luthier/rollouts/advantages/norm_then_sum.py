@@ -33,14 +33,14 @@ class NormThenSum(Advantage):
 
     weights: dict[str, float] = Field(
         default_factory=dict,
-        description="Factor of each reward by name, applied behind its normalisation: 1 unless named, 0 leaves it out."
-        " Larger counts it more.",
+        description="Factor of each reward by name, applied after its normalisation: 1 unless named, 0 leaves the "
+        "reward out. Larger gives the reward more weight.",
     )
     epsilon: float = Field(
         1e-4,
         gt=0,
         description="Number added to each deviation, of a reward in its group and of the sum, before dividing by it. "
-        "Larger damps what hardly differs.",
+        "Larger damps rewards that hardly differ.",
     )
 
     def compute(self, rollout: Rollout, values: Arrays) -> ndarray:

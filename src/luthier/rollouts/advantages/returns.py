@@ -24,8 +24,8 @@ class Returns(Advantage):
         1.0,
         ge=0,
         le=1,
-        description="Discount γ per token of what is still to come: 1 credits a token with every later reward alike, "
-        "less with near ones more.",
+        description="Discount γ per token of later rewards. 1 credits a token equally with every later reward; smaller "
+        "credits it less with distant ones.",
     )
 
     def compute(self, rollout: Rollout, values: Arrays) -> Arrays:

@@ -32,13 +32,13 @@ class SplitPrefix(Advantage):
 
     alone: Literal["zero", "reward"] = Field(
         "zero",
-        description="Credit of the sampled tokens where no other answer has the same prefix: `zero`, or `reward`, the "
-        "answer's own without a baseline.",
+        description="Credit of the sampled tokens if no other answer has the same prefix: `zero`, or `reward`, the "
+        "answer's reward without a baseline.",
     )
     prefix: Literal["reward", "centred"] = Field(
         "reward",
-        description="What a prefix is credited with, less the mean reward of the answers without one: the answer's"
-        " reward, or (the released code) its reward already centred among the answers with this prefix.",
+        description="Credit of a prefix, before the mean reward of the answers without one is subtracted: the answer's"
+        " `reward`, or (the released code) its reward `centred` among the answers with this prefix.",
     )
 
     def compute(self, rollout: Rollout, values: Arrays) -> Arrays:

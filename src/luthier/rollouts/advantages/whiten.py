@@ -26,17 +26,17 @@ class Whiten(Advantage):
 
     shift: bool = Field(
         True,
-        description="Whether the mean is taken off too. False only scales, as PPO does with rewards.",
+        description="Whether the mean is subtracted. False only scales, as PPO does with rewards.",
     )
     over: Literal["tokens", "answers"] = Field(
         "tokens",
-        description="What mean and variance are taken over: all trained `tokens`, so that long answers count more, or "
-        "`answers`, once each.",
+        description="Mean and variance are over all trained `tokens`, so that long answers count more, or over "
+        "`answers`, which count once each.",
     )
     epsilon: float = Field(
         1e-8,
         gt=0,
-        description="Number added to the variance before its root is taken, against a division by 0. Larger damps "
+        description="Number added to the variance before the square root, against a division by 0. Larger damps "
         "advantages that hardly differ.",
     )
 

@@ -54,18 +54,18 @@ class Branch(Strategy):
     group: int = Field(
         8,
         ge=2,
-        description="Answers sampled at once, without a hint or behind one. More tells low rates of success apart, at "
-        "a cost in proportion.",
+        description="Answers of one group, without or with a hint. More measure low success rates better; the cost "
+        "grows in proportion.",
     )
     episodes: int = Field(
         10,
         ge=1,
-        description="Parts that the gold answer is cut into; a hint is the first few, never all. More makes hints "
+        description="Parts that the gold answer is cut into; a hint is the first few, never all. More parts make hints "
         "finer and the search longer; the paper has 10.",
     )
     cut: Literal["sentences", "tokens"] = Field(
         "sentences",
-        description="Where parts of the gold answer may end: `sentences`, behind a sentence or a line, or `tokens`, "
+        description="Where parts of the gold answer may end: `sentences`, after a sentence or a line, or `tokens`, "
         "anywhere.",
     )
     success: float = Field(
@@ -77,7 +77,7 @@ class Branch(Strategy):
         None,
         gt=0,
         le=1,
-        description="Share of successes that makes a group worth learning from. Larger leads to longer hints; null is "
+        description="Share of successes from which a group is trained on. Larger leads to longer hints; null is "
         "1 / `group`, one success.",
     )
     plenty: float | None = Field(
@@ -95,7 +95,7 @@ class Branch(Strategy):
     warm_start: bool = Field(
         True,
         description="Whether the search begins with the record's last hint and the next shorter one, which saves "
-        "groups when a record comes again.",
+        "groups when a record is drawn again.",
     )
     keep_failed: bool = Field(
         False,

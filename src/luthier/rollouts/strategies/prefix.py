@@ -39,8 +39,8 @@ class Prefix(Strategy):
     group: int = Field(
         8,
         ge=2,
-        description="Answers to each prompt, hybrids included. More steadies the comparison, at a cost in proportion; "
-        "8 is the group of the paper's control.",
+        description="Answers to each prompt, hybrids included. More make the comparison less noisy; the cost grows in "
+        "proportion. The paper's control has 8.",
     )
     hybrids: int = Field(
         1,
@@ -52,8 +52,8 @@ class Prefix(Strategy):
         0.95,
         ge=0,
         le=1,
-        description="Upper bound of the share of the gold answer that is given, and first value of the lower bound. "
-        "Larger imitates more; the paper has 0.95.",
+        description="Upper bound of the prefix's share of the gold answer, and first value of the lower bound. Larger "
+        "imitates more; the paper has 0.95.",
     )
     end: float = Field(
         0.05,
@@ -72,7 +72,7 @@ class Prefix(Strategy):
     least: int = Field(
         0,
         ge=0,
-        description="Smallest number of tokens that a prefix has; the last token of the gold answer is never given.",
+        description="Smallest number of tokens of a prefix; a prefix never contains the gold answer's last token.",
     )
     a: float = Field(
         1.0,

@@ -29,15 +29,15 @@ class Http(SamplerPart):
         pattern=r"^https?://",
         description="Address of the server up to and including the version, such as http://127.0.0.1:8000/v1.",
     )
-    model: str = Field(description="Name by which the server knows the model that should answer.")
+    model: str = Field(description="The server's name of the model that answers.")
     endpoint: Literal["chat", "completions"] = Field(
         "chat",
-        description="`chat` sends messages, which the server writes in its model's template; `completions` sends the "
-        "prompt as the recipe's model reads it.",
+        description="`chat` sends messages, and the server applies its model's template; `completions` sends the "
+        "prompt in the template of the recipe's model.",
     )
     api_key_env: str | None = Field(
         None,
-        description="Environment variable that holds the server's key; the key itself never stands in a recipe. Null "
+        description="Environment variable that holds the server's key; a recipe never contains the key itself. Null "
         "sends none.",
     )
     concurrency: int = Field(
@@ -59,7 +59,7 @@ class Http(SamplerPart):
     )
     extra: dict[str, Any] = Field(
         default_factory=dict,
-        description="Further fields of each request, as the server knows them, such as `{repetition_penalty: 1.1}`.",
+        description="Further fields of each request, as the server names them, such as `{repetition_penalty: 1.1}`.",
     )
 
     def make(self, asking: Asking) -> Sampler:
