@@ -98,20 +98,20 @@ class Session:
                 # The model's own forward cannot read prefixes, so they need our decoder.
                 self.cache.prefixes = SharedPrefixes() if self.cache.decoder else None
         self.logits: Tensor | None = None  # [rows,V], of each row's next token
-        self.context: AbstractContextManager[None] | None = None
+        self.entered_mode: AbstractContextManager[None] | None = None
 
     def __enter__(self) -> Session:
-        self.context = sampling_mode(self.module)
-        self.context.__enter__()
+        self.entered_mode = sampling_mode(self.module)
+        self.entered_mode.__enter__()
         return self
 
     def __exit__(self, *error: Any) -> None:
-        assert self.context is not None
-        self.context.__exit__(*error)
-        self.context = None
+        assert self.entered_mode is not None
+        self.entered_mode.__exit__(*error)
+        self.entered_mode = None
 
     def _sampling_mode(self) -> AbstractContextManager[None]:
-        return sampling_mode(self.module) if self.context is None else nullcontext()
+        return sampling_mode(self.module) if self.entered_mode is None else nullcontext()
 
     @property
     def can_add(self) -> bool:
