@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from luthier import parts
-from luthier.data.generated.sums import Sums
+from luthier.datasets.sums import Sums
 from luthier.engine import master_weights
 from luthier.engine.master_weights import MasterWeights, Rounding
 

@@ -6,7 +6,6 @@ import io
 import numpy
 import pytest
 
-from luthier.parts import build
 from luthier.vision.pictures import as_text, grid, pixels, png
 
 image = pytest.importorskip("PIL.Image")
@@ -36,13 +35,3 @@ def test_a_grid_keeps_every_picture():
     sheet = grid(many, columns=3, scale=2)
     assert sheet.shape == (2 * 3 * 2, 3 * 3 * 2)
     assert [int(sheet[3 + 6 * (i // 3), 3 + 6 * (i % 3)]) for i in range(5)] == [20, 40, 60, 80, 100]
-
-
-def test_digits_carry_their_class_in_every_form():
-    rows = build("dataset", {"kind": "digits", "count": 12, "classes": 5}).rows()
-    assert len(rows) == 12 and len(build("dataset", {"kind": "digits", "count": 7, "classes": 5}).rows()) == 7
-    held = {name: stream.values for name, stream in rows[8].streams.items()}
-    assert held["label"] == 3 and held["caption"].tolist() == [0, 5, 1]
-    assert held["pooled"].tolist() == [0, 0, 0, 1, 0] and held["text"].shape == (1, 5) and held["text"][0, 3] == 1
-    other = build("dataset", {"kind": "digits", "count": 12, "classes": 5, "seed": 1}).rows()
-    assert not numpy.array_equal(other[8].streams["image"].values, held["image"])

@@ -9,8 +9,8 @@ from typing import Any, ClassVar
 
 from pydantic import Field
 
-from luthier.data.generated._order_words import MONTHS, NUMBERS, TEST, TRAIN, Words
-from luthier.data.generated.base import Dataset, Split, draw_records
+from luthier.datasets._order_words import MONTHS, NUMBERS, TEST, TRAIN, Words
+from luthier.datasets.base import Dataset, Split, draw_records
 from luthier.types import Record
 
 INSTRUCTION = "Reply in JSON: name, items (product, count, price), currency, due (MM-DD), express."

@@ -5,8 +5,8 @@ import random
 import pytest
 
 from luthier import parts
-from luthier.data.generated.base import Dataset, as_record
-from luthier.data.generated.pairs import Pairs, with_slip
+from luthier.datasets.base import Dataset, as_record
+from luthier.datasets.pairs import Pairs, with_slip
 from luthier.errors import DataError
 
 STRINGS = {"kind": "strings", "tasks": ["sort", "count"], "count": 40}

@@ -7,8 +7,8 @@ from typing import Any, ClassVar
 
 from pydantic import Field
 
-from luthier.data.generated._retain_items import NUMBERS, QUESTIONS
-from luthier.data.generated.base import Dataset, as_record
+from luthier.datasets._retain_items import NUMBERS, QUESTIONS
+from luthier.datasets.base import Dataset, as_record
 from luthier.types import Record
 
 

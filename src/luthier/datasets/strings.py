@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from luthier.data.generated.base import Dataset, Split, belongs, draw_records
+from luthier.datasets.base import Dataset, Split, belongs, draw_records
 from luthier.types import Record
 
 Task = Literal["copy", "reverse", "sort", "compare", "count", "shift", "upper"]

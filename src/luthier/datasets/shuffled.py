@@ -8,7 +8,7 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field
 
-from luthier.data.generated.base import Dataset
+from luthier.datasets.base import Dataset
 from luthier.errors import DataError
 from luthier.parts import part_field
 from luthier.types import Record

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
-from luthier.data.generated.base import Dataset, Split, belongs, draw_records
+from luthier.datasets.base import Dataset, Split, belongs, draw_records
 from luthier.types import Record
 
 Problem = tuple[str, list[str], int]  # the question, its worked steps, the result

@@ -3,8 +3,8 @@
 import pytest
 
 from luthier import parts
-from luthier.data.generated.base import Dataset, as_record
-from luthier.data.generated.shuffled import Shuffled
+from luthier.datasets.base import Dataset, as_record
+from luthier.datasets.shuffled import Shuffled
 from luthier.errors import DataError
 
 SUMS = {"kind": "sums", "count": 60, "style": "plain"}

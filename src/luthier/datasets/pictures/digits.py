@@ -8,9 +8,9 @@ from typing import ClassVar
 import numpy
 from pydantic import Field
 
+from luthier.datasets.pictures.base import ArrayDataset
 from luthier.types import Row, Stream
 from luthier.vision.digits import CLASSES, digit_rows
-from luthier.vision.generated.base import ArrayDataset
 
 FIRST_WORD = 2  # 0 and 1 begin and end a caption, as in the vocabularies of text towers
 

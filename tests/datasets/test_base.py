@@ -2,8 +2,8 @@ import random
 
 import pytest
 
-from luthier.data.generated.base import belongs, draw_records
 from luthier.data.sources import load_records
+from luthier.datasets.base import belongs, draw_records
 from luthier.errors import DataError
 from luthier.parts import build, catalogue
 
