@@ -1,1 +1,1 @@
-"""Data sets made from a seed, with answers that can be checked. One part per file; `{kind: orders, count: 400}`."""
+"""Generated data sets: a seed decides the records, a program checks the answers; `{kind: orders, count: 400}`."""

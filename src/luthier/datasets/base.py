@@ -1,4 +1,4 @@
-"""What generated data sets share: records drawn one by one, each from a seed of its own."""
+"""The base class of generated data sets, and their draw: each attempt at a record has a seed of its own."""
 
 from __future__ import annotations
 
@@ -14,60 +14,61 @@ from luthier.parts import Part
 from luthier.types import Record, Shape
 
 Split = Literal["train", "test"]
-MISSES = 2000  # draws in a row that gave nothing new before a data set counts as exhausted
+MISSES = 2000  # attempts in a row without a new record, after which a data set counts as exhausted
 
 
 class Dataset(Part):
-    """A data set made from options and a seed; the same options give the same records everywhere."""
+    """Records of text made from options and a seed: the same options give the same records on every machine."""
 
     SLOT: ClassVar[str] = "dataset"
 
     @abstractmethod
     def records(self) -> list[Record]:
-        """All records, in order. They carry no id yet: the content's hash becomes it."""
+        """All records, in order, without ids: `load_records` makes an id from the hash of the content."""
 
 
 def draw_records(
     name: str, draw: Callable[[random.Random], Mapping[str, Any] | None], count: int, seed: int, split: Split
 ) -> list[Record]:
-    """Draw `count` different records; a smaller count gives a prefix of a larger one.
+    """Draw `count` records with different prompts; a smaller count gives a prefix of a larger one.
 
     Args:
-        name: the data set's, part of every draw's seed and of the records' origin.
-        draw: makes the columns of one record from a generator, or None where it belongs to the other split.
-        count: how many.
-        seed: another seed, other records.
-        split: part of every draw's seed too.
+        name: name of the data set; it enters the seed of every attempt and the origin of every record.
+        draw: makes the columns of one record from a generator, or returns None for a record of the other split.
+        count: number of records.
+        seed: seed of the data set; every attempt derives its own from it.
+        split: enters the seed of every attempt.
 
     Raises:
-        DataError: the options allow fewer different records than asked for.
+        DataError: the options allow fewer different records than `count`.
     """
-    found: dict[str, Record] = {}
+    drawn: dict[str, Record] = {}
     attempt = misses = 0
-    while len(found) < count:
+    while len(drawn) < count:
+        # A generator for each attempt: a change in how one record is drawn leaves all others as they were.
         fields = draw(random.Random(f"{name}:{split}:{seed}:{attempt}"))
         attempt += 1
         key = json.dumps(fields.get("messages", fields.get("prompt"))) if fields else ""
-        if fields is None or key in found:
+        if fields is None or key in drawn:
             misses += 1
             if misses > MISSES:
                 raise DataError(
-                    f"{name} has only {len(found)} different records of the {count} asked for.",
+                    f"{name} has only {len(drawn)} different records of the {count} asked for.",
                     "Ask for fewer (`count`) or allow more variety in its options.",
                 )
             continue
         misses = 0
-        found[key] = as_record(fields, f"{name}:{split}:{len(found) + 1}")
-    return list(found.values())
+        drawn[key] = as_record(fields, f"{name}:{split}:{len(drawn) + 1}")
+    return list(drawn.values())
 
 
 def as_record(fields: Mapping[str, Any], origin: str) -> Record:
-    """A record without an id, its shape told by its columns."""
+    """A record without an id; its columns decide its shape."""
     shape: Shape = "messages" if "messages" in fields else "prompt_completion"
     return Record("", shape, dict(fields), origin)
 
 
 def belongs(content: str, split: Split) -> bool:
-    """Whether content is in a split: one in five is `test`, by its hash, whatever the seed."""
+    """Whether content belongs to a split: its hash puts one in five into `test`, whatever the seed of the data set."""
     is_test = sha256_number(content, 4) % 5 == 0
     return is_test == (split == "test")

@@ -21,10 +21,9 @@ class Mix(Dataset):
 
     of: list[Annotated[Dataset, part_field("dataset")]] = Field(
         min_length=1,
-        description="Generated data sets that are joined, one behind the other, each a block of its own; training "
-        "shuffles.",
+        description="Generated data sets, joined one after the other; training shuffles their records.",
     )
 
     def records(self) -> list[Record]:
-        """All records of all sets, one set after the other; training shuffles."""
+        """The records of all sets, one set after the other."""
         return [record for dataset in self.of for record in dataset.records()]

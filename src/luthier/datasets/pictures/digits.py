@@ -1,4 +1,4 @@
-"""Digits of 8×8 pixels, drawn here."""
+"""Pictures of digits with their class, for models of every modality that reads pictures."""
 
 from __future__ import annotations
 
@@ -12,14 +12,15 @@ from luthier.datasets.pictures.base import ArrayDataset
 from luthier.types import Row, Stream
 from luthier.vision.digits import CLASSES, digit_rows
 
-FIRST_WORD = 2  # 0 and 1 begin and end a caption, as in the vocabularies of text towers
+FIRST_WORD = 2
+"""Token id of the word "zero": ids 0 and 1 begin and end a caption, as in the vocabularies of text encoders."""
 
 
 class Digits(ArrayDataset):
-    """Digits of 8×8 pixels in [-1, 1] with their class in every form that a model may be told it.
+    """Digits of 8×8 pixels in [-1, 1] with their class in every form that a model may read.
 
-    Arrays: `image` [1,8,8], `label`, `caption` [3] (token ids: begin, the digit's word, end), and as cached prompt
-    embeddings `text` [1,classes] and `pooled` [classes], which is 1 at the label.
+    Arrays: `image` [1,8,8], `label`, `caption` [3] (token ids: begin, the digit's word, end), and, in place of cached
+    prompt embeddings, the one-hot vectors `text` [1,classes] and `pooled` [classes].
     """
 
     SETTINGS: ClassVar = ({"count": 20}, {"count": 30}, {"count": 20, "seed": 1}, {"count": 20, "classes": 4})
@@ -33,7 +34,7 @@ class Digits(ArrayDataset):
     seed: int = Field(
         0,
         ge=0,
-        description="Seed of the drawing: the same seed gives the same pictures everywhere, another one others.",
+        description="Seed of the drawing: each seed gives its own pictures, the same on every machine.",
     )
     classes: int = Field(
         CLASSES,
@@ -43,12 +44,16 @@ class Digits(ArrayDataset):
     )
 
     def rows(self) -> list[Row]:
-        """All digits, class after class in turn; a smaller count gives the first of a larger one."""
-        return [self._told(row) for row in digit_rows(self.count, self.seed, self.classes)]
+        """All digits, one class after the other in turn; a smaller count gives the first of a larger one."""
+        return [self._with_conditions(row) for row in digit_rows(self.count, self.seed, self.classes)]
 
-    def _told(self, row: Row) -> Row:
+    def _with_conditions(self, row: Row) -> Row:
         label = int(row.streams["label"].values)
-        one = numpy.zeros(self.classes, dtype=numpy.float32)
-        one[label] = 1.0
-        forms = {"caption": numpy.array([0, FIRST_WORD + label, 1]), "text": one[None], "pooled": one}
-        return replace(row, streams={**row.streams, **{name: Stream(v, "row") for name, v in forms.items()}})
+        one_hot = numpy.zeros(self.classes, dtype=numpy.float32)
+        one_hot[label] = 1.0
+        conditions = {
+            "caption": Stream(numpy.array([0, FIRST_WORD + label, 1]), "row"),
+            "text": Stream(one_hot[None], "row"),
+            "pooled": Stream(one_hot, "row"),
+        }
+        return replace(row, streams={**row.streams, **conditions})
