@@ -77,7 +77,7 @@ def test_what_cannot_be_used_is_named(tmp_path):
     with pytest.raises(DataError, match="no array `labels`") as caught:
         load_rows({**saved(tmp_path), "columns": {"x": "labels"}}, tmp_path)
     assert "Did you mean `label`" in caught.value.hint
-    with pytest.raises(DataError, match="is no file of them"):
+    with pytest.raises(DataError, match="file holds none"):
         load_rows("some.jsonl", tmp_path)
     with pytest.raises(DataError, match="There is no file"):
         load_rows("none.npz", tmp_path)

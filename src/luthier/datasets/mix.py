@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import chain
 from typing import Annotated, ClassVar
 
 from pydantic import Field
@@ -26,4 +27,4 @@ class Mix(Dataset):
 
     def records(self) -> list[Record]:
         """The records of all sets, one set after the other."""
-        return [record for dataset in self.of for record in dataset.records()]
+        return [*chain.from_iterable(dataset.records() for dataset in self.of)]

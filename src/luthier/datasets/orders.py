@@ -39,10 +39,9 @@ class Order:
 
     def as_json(self) -> str:
         """The answer: one line, product names in the singular, prices as numbers."""
-        items = [
-            {"product": ordered.product, "count": ordered.count, "price": number(ordered.price)}
-            for ordered in self.items
-        ]
+        items = []
+        for ordered in self.items:
+            items.append({"product": ordered.product, "count": ordered.count, "price": number(ordered.price)})
         return json.dumps(
             {
                 "name": self.name,

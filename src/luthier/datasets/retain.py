@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from typing import Any, ClassVar
 
@@ -59,7 +60,7 @@ def numbers() -> list[dict[str, Any]]:
 
 def sums() -> list[dict[str, Any]]:
     """Twelve different sums of two small numbers."""
-    pairs = [(first, second) for first in range(2, 10) for second in range(2, 10)]
+    pairs = [*itertools.product(range(2, 10), repeat=2)]
     chosen = random.Random("retain:sums").sample(pairs, 12)
     return [_number(f"What is {first} + {second}?", str(first + second), "sums") for first, second in chosen]
 

@@ -23,7 +23,7 @@ GLYPHS = (
 
 def draw_digit(label: int, generator: numpy.random.Generator) -> numpy.ndarray:
     """One digit, float32 [8,8], from -1 (paper) to 1 (ink), at random moved and slanted, with uneven ink and noise."""
-    glyph = numpy.array([[character == "#" for character in line] for line in GLYPHS[label]], dtype=numpy.float64)
+    glyph = (numpy.array([list(line) for line in GLYPHS[label]]) == "#").astype(numpy.float64)
     down, right = 1 + generator.uniform(-0.7, 0.7), 2 + generator.uniform(-0.7, 0.7)
     slant = generator.uniform(-0.25, 0.25)
     rows, columns = numpy.mgrid[0:SIDE, 0:SIDE].astype(numpy.float64)
