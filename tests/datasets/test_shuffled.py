@@ -15,31 +15,34 @@ class Talks(Dataset):
         return [as_record({"messages": [{"role": "user", "content": "hello"}]}, "talks:1")]
 
 
-def made(**options):
+def shuffled_records(**options):
     return parts.build("dataset", {"kind": "shuffled", "of": SUMS, **options}).records()
 
 
 def test_a_share_of_the_answers_is_exchanged_and_marked():
-    whole = parts.build("dataset", SUMS).records()
-    found = made(share=0.2)
-    wrong = [one for one in found if one.fields.get("shuffled")]
-    assert len(found) == 60 and len(wrong) == 12
-    assert [one.fields["prompt"] for one in found] == [one.fields["prompt"] for one in whole]
-    assert sorted(one.fields["completion"] for one in found) == sorted(one.fields["completion"] for one in whole)
-    changed = [
-        one for one, other in zip(found, whole, strict=True) if one.fields["completion"] != other.fields["completion"]
-    ]
-    assert len(changed) >= 11 and all(one.fields["shuffled"] for one in changed)
+    originals = parts.build("dataset", SUMS).records()
+    records = shuffled_records(share=0.2)
+    wrong = [record for record in records if record.fields.get("shuffled")]
+    assert len(records) == 60 and len(wrong) == 12
+    assert [record.fields["prompt"] for record in records] == [record.fields["prompt"] for record in originals]
+    answers = [record.fields["completion"] for record in records]
+    gold = [record.fields["completion"] for record in originals]
+    assert sorted(answers) == sorted(gold)
+    changed = [index for index in range(60) if answers[index] != gold[index]]
+    assert len(changed) >= 11 and all(records[index].fields["shuffled"] for index in changed)
+
+
+def exchanged(**options):
+    return {index for index, record in enumerate(shuffled_records(**options)) if record.fields.get("shuffled")}
 
 
 def test_the_seed_chooses_and_the_share_counts():
-    names = [{i for i, one in enumerate(made(seed=seed)) if one.fields.get("shuffled")} for seed in (0, 1)]
-    assert names[0] != names[1]
-    assert sum(bool(one.fields.get("shuffled")) for one in made(share=1.0)) == 60
+    assert exchanged(seed=0) != exchanged(seed=1)
+    assert len(exchanged(share=1.0)) == 60
 
 
 def test_what_cannot_be_exchanged_is_said():
     with pytest.raises(DataError, match="none can be exchanged"):
-        made(share=0.01)
+        shuffled_records(share=0.01)
     with pytest.raises(DataError, match="prompt and completion"):
         Shuffled(of=Talks()).records()

@@ -11,18 +11,18 @@ from luthier.vision.pictures import as_text, grid, pixels, png
 image = pytest.importorskip("PIL.Image")
 
 
-def opened(data):
-    with image.open(io.BytesIO(data)) as found:
-        return numpy.array(found)
+def opened(file):
+    with image.open(io.BytesIO(file)) as picture:
+        return numpy.array(picture)
 
 
 @pytest.mark.parametrize("channels, shape", [(1, (5, 7)), (3, (5, 7, 3)), (16, (5, 7, 3)), (2, (5, 7))])
 def test_a_png_holds_the_values(channels, shape):
     values = numpy.random.default_rng(0).uniform(-1.2, 1.2, (channels, 5, 7))
-    shown = pixels(values)
-    assert shown.shape == shape and shown.dtype == numpy.uint8 and shown.min() == 0 and shown.max() == 255
-    assert numpy.array_equal(opened(png(shown)), shown)
-    assert numpy.array_equal(opened(base64.b64decode(as_text(shown).split(",")[1])), shown)
+    picture = pixels(values)
+    assert picture.shape == shape and picture.dtype == numpy.uint8 and picture.min() == 0 and picture.max() == 255
+    assert numpy.array_equal(opened(png(picture)), picture)
+    assert numpy.array_equal(opened(base64.b64decode(as_text(picture).split(",")[1])), picture)
 
 
 def test_the_span_is_what_is_white():
