@@ -39,7 +39,7 @@ class Ordered:
         epoch, index = divmod(position, len(self.rows_by_record))
         if not self.shuffled:
             return self.rows_by_record[index]
-        if epoch != self._epoch:
+        if epoch != self._epoch:  # positions are mostly asked for in turn: one sort serves an epoch
             self._order = data_order([record_rows[0].record for record_rows in self.rows_by_record], self.seed, epoch)
             self._epoch = epoch
         return self.rows_by_record[self._order[index]]
@@ -63,6 +63,7 @@ def positions(rows: Sequence[Row], layout: Layout) -> int:
 
 def data_order(records: Sequence[str], seed: int, epoch: int) -> list[int]:
     """A permutation of the records as indices, keyed by (seed, epoch, record id)."""
+    # The id decides between equal keys: sorting alone would leave these in the order of the rows.
     keys = [order(seed, epoch, record) for record in records]
     return sorted(range(len(records)), key=lambda index: (keys[index], records[index]))
 
@@ -71,6 +72,7 @@ def limited(items: Sequence[Item], limit: int | None, name: Callable[[Item], str
     """At most `limit` rows or records, in their order; their names alone decide which are kept."""
     if limit is None or len(items) <= limit:
         return list(items)
+    # Seed and epoch are fixed: every run that has this limit keeps the same rows.
     order_of_names = data_order([name(element) for element in items], 0, 0)
     return [items[index] for index in sorted(order_of_names[:limit])]
 
@@ -231,13 +233,15 @@ def collate(rows: Sequence[Row], layout: Layout = "padded", pad_id: int = 0, sid
     streams = _token_streams(rows)
     tokens = {name: numpy.full(shape, stream.pad, dtype=stream.values.dtype) for name, stream in streams.items()}
     for index, row in enumerate(rows):
-        span = slice(0, len(row.ids)) if side == "right" else slice(longest - len(row.ids), longest)
+        padding = longest - len(row.ids)
+        span = slice(0, len(row.ids)) if side == "right" else slice(padding, longest)
         ids[index, span] = row.ids
         example_of[index, span] = index
         if side == "left":
-            position_of[index] = numpy.maximum(position_of[index] - (longest - len(row.ids)), 0)
+            position_of[index] = numpy.maximum(position_of[index] - padding, 0)
         for name, values in tokens.items():
             values[index, span] = row.streams[name].values
+    # A causal model never sees padding on its right: only padding on the left needs a mask.
     mask = torch.from_numpy((example_of >= 0).astype(numpy.int64)) if side == "left" else None
     return _batch(rows, ids, position_of, example_of, tokens, mask)
 
@@ -247,6 +251,7 @@ def _token_streams(rows: Sequence[Row]) -> dict[str, Stream]:
 
 
 def _packed(rows: Sequence[Row]) -> Batch:
+    """Rows one after the other in [1,T]; restarting positions keep them apart, so there is no mask."""
     ids = numpy.concatenate([row.ids for row in rows])[None].astype(numpy.int64)
     position_of = numpy.concatenate([numpy.arange(len(row.ids), dtype=numpy.int64) for row in rows])[None]
     example_of = numpy.repeat(numpy.arange(len(rows), dtype=numpy.int64), [len(row.ids) for row in rows])[None]
@@ -266,7 +271,7 @@ def _shared(rows: Sequence[Row], pad_id: int) -> Batch:
     prompts = numpy.zeros(shape, dtype=bool)
     streams = _token_streams(rows)
     tokens = {name: numpy.full(shape, stream.pad, dtype=stream.values.dtype) for name, stream in streams.items()}
-    example = 0
+    example = 0  # counts rows over all lines, which need not have the same number of rows
     for index, line in enumerate(lines):
         prompts[index, : max(row.shared for row in line)] = True
         end = 0

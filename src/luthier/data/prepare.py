@@ -102,6 +102,7 @@ def prepare_with_report(
         return Prepared([], [], [], {}, {name: [] for name in SPLITS}, empty.impossible(str(error)))
     records = {record.id: record for record in chain.from_iterable(division.parts.values())}
     rendered = _render(list(records.values()), renderer, cache, problems if collect else None)
+    # Rows are cut after the cache, which so serves every `max_tokens` and `too_long`.
     fitted = {}
     for name, part in division.parts.items():
         rows_by_record = [rendered[record.id].rows for record in part if record.id in rendered]
@@ -215,6 +216,7 @@ def _fit(rows_by_record: Sequence[tuple[Row, ...]], records: Mapping[str, Record
     equal_pairs = dropped = truncated = no_target = 0
     for record_rows in rows_by_record:
         longest = max(len(row) for row in record_rows)
+        # Two equal answers hold no preference.
         if len(record_rows) == 2 and numpy.array_equal(record_rows[0].ids, record_rows[1].ids):
             equal_pairs += 1
         elif longest <= limit:
@@ -229,6 +231,7 @@ def _fit(rows_by_record: Sequence[tuple[Row, ...]], records: Mapping[str, Record
             dropped += 1
         else:
             short = tuple(_cut(row, limit) for row in record_rows)
+            # A pair with one answer cut away would compare an answer with nothing.
             if all(row.targets for row in short):
                 kept.append(short)
                 truncated += 1

@@ -112,6 +112,7 @@ def assign_ids(records: list[Record]) -> list[Record]:
     A suffix distinguishes identical records without ids: `ab12...`, `ab12...-2`.
     """
     own = [record.fields.get("id") for record in records]
+    # bool is a kind of int in Python: a column of flags is no column of ids.
     usable = all(isinstance(name, str | int) and not isinstance(name, bool) and name != "" for name in own)
     if records and usable and len({str(name) for name in own}) == len(own):
         return [replace(record, id=str(name)) for record, name in zip(records, own, strict=True)]
@@ -126,6 +127,7 @@ def assign_ids(records: list[Record]) -> list[Record]:
 
 def content_hash(record: Record) -> str:
     """Hex digest of the columns that a model reads and learns; ids, origins and further columns do not enter it."""
+    # `label` is no column of CONTENT_COLUMNS: it counts only where it is read, as true or false.
     columns = dict.fromkeys((*CONTENT_COLUMNS, *shape_columns()[record.shape]))
     content = {name: record.fields[name] for name in columns if record.fields.get(name) is not None}
     if (label := label_of(record)) is not None:
@@ -307,6 +309,7 @@ def _has_empty_answer(messages: list[dict[str, Any]]) -> bool:
 
 
 def _refuse_lone_surrogates(record: Record) -> None:
+    # JSON may escape half a pair (\ud83d): Python reads it, and whatever encodes the text later fails without a line.
     for name in dict.fromkeys((*CONTENT_COLUMNS, *shape_columns()[record.shape])):
         try:
             for text in _strings(record.fields.get(name)):

@@ -144,7 +144,7 @@ class ChatTemplate:
     def _span(self, messages: list[dict[str, Any]], index: int, tools: Any, full: str) -> tuple[Span | None, list[str]]:
         """The span of the answer at `index` in `full`, with its end of turn (None if unproven), and notes."""
         sentinel = SENTINEL
-        while sentinel in full:
+        while sentinel in full:  # a user's text may hold the word
             sentinel += "Z"
         placeholder = {"role": "assistant", "content": sentinel}
         marked = self.text([*messages[:index], placeholder, *messages[index + 1 :]], tools)

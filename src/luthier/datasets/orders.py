@@ -114,6 +114,7 @@ def draw_order(generator: random.Random, words: Words) -> Order:
 
 def draw_price(generator: random.Random) -> int:
     """A price in hundredths: whole numbers, halves and odd cents; one in eight is above a thousand."""
+    # Above a thousand, so that the form `{comma}` of `test` has a thousands separator.
     if generator.random() < 0.125:
         return 5000 * generator.randint(21, 80)
     whole = generator.randint(2, 99)

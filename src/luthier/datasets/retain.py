@@ -60,6 +60,7 @@ def numbers() -> list[dict[str, Any]]:
 
 def sums() -> list[dict[str, Any]]:
     """Twelve different sums of two small numbers."""
+    # A seed of their own: `count` and `seed` choose among the same twelve.
     pairs = [*itertools.product(range(2, 10), repeat=2)]
     chosen = random.Random("retain:sums").sample(pairs, 12)
     return [_number(f"What is {first} + {second}?", str(first + second), "sums") for first, second in chosen]
