@@ -75,6 +75,7 @@ class _WeightedLogProb(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, coefficients: Tensor) -> Tensor:
+        # A coefficient of 0 on a logit of -inf must contribute 0: 0 · -inf would be NaN.
         log_p = torch.log_softmax(logits, dim=-1).clamp_(min=-LOG_BOUND)
         expectation = torch.linalg.vecdot(coefficients, log_p)
         total = coefficients.sum(-1, keepdim=True)

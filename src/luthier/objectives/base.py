@@ -239,10 +239,13 @@ def _records(batch: Batch, rows: Sequence[int]) -> int:
 
 
 def total_of(terms: Iterable[Term], counts: Mapping[str, float]) -> Tensor | None:
-    """Σ coefficient × total / count; a unit whose global count is 0 contributes nothing. None without any term."""
-    pieces = [
-        term.coefficient * term.total / (1.0 if term.unit is None else counts[term.unit])
-        for term in terms
-        if term.unit is None or counts[term.unit]
-    ]
-    return torch.stack([piece.reshape(()) for piece in pieces]).sum() if pieces else None
+    """Σ coefficient × total / count, a scalar; None if there is no term.
+
+    A term whose unit has a global count of 0 is skipped: no row of the update has such a unit.
+    """
+    pieces: list[Tensor] = []
+    for term in terms:
+        count = 1.0 if term.unit is None else counts[term.unit]
+        if count:
+            pieces.append((term.coefficient * term.total / count).reshape(()))
+    return torch.stack(pieces).sum() if pieces else None

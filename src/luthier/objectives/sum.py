@@ -135,7 +135,10 @@ def members_of(objective: Objective) -> list[Objective]:
 
 def reads_of(objective: Objective) -> tuple[str, ...]:
     """All streams and references that an objective and its members read, each once."""
-    return tuple(dict.fromkeys(read for member in members_of(objective) for read in member.reads))
+    reads: dict[str, None] = {}  # a dict keeps the members' order, which a set would not
+    for member in members_of(objective):
+        reads |= dict.fromkeys(member.reads)
+    return tuple(reads)
 
 
 def judgement_of(objective: Objective) -> str:
@@ -153,7 +156,10 @@ def judgement_of(objective: Objective) -> str:
             f"`{judged[0].kind}` reads good and bad answers, and `{other.kind}` would learn both.",
             "Sum objectives that read both; `orpo` adds the likelihood of the chosen answers.",
         )
-    needs = list(dict.fromkeys(need for member in judged for need in member.NEEDS))
+    distinct: dict[str, None] = {}
+    for member in judged:
+        distinct |= dict.fromkeys(member.NEEDS)
+    needs = list(distinct)
     if len(needs) > 1 and set(needs) != {"pairs", "labels"}:
         raise RecipeError(
             f"The objectives of a sum read answers as `{needs[0]}` and as `{needs[1]}`.",

@@ -68,6 +68,7 @@ class TokenView:
 
     @property
     def weights(self) -> Tensor:
+        """Token weights, [n]."""
         return self.streams["weights"]
 
     def stream(self, name: str) -> Tensor:
@@ -86,7 +87,10 @@ class TokenView:
         return self.micro_batch.mean(values(self.micro_batch).detach())[self.piece]
 
     def logits_of(self, reference: str) -> Tensor:
-        """Logits [n,V] of a reference named in READS as `logits:<reference>`; no gradient."""
+        """Logits [n,V] of a reference named in READS as `logits:<reference>`; no gradient.
+
+        Only hidden states are cached for the micro-batch: its logits [N,V] would not fit in memory.
+        """
         handle, hidden = self.hidden_of[reference]
         return handle.logits(hidden)
 
@@ -127,9 +131,11 @@ def token_pass(
     rows, columns = batch.targets()
     targets = batch.ids[rows, columns]
     streams = {name: s.values[rows, columns] for name, s in batch.streams.items() if s.axis == "token"}
-    reads = {read for objective, _ in members for read in objective.reads}
+    reads: set[str] = set()
+    for objective, _ in members:
+        reads |= set(objective.reads)
     hidden_of = {}
-    for read in sorted(reads):  # sorted, so that every rank runs the references in one order
+    for read in sorted(reads):  # sorted, so that every rank runs the references in the same order
         kind, _, name = read.partition(":")
         if kind == "logits":
             hidden_of[name] = (policy.references[name], policy.references[name].hidden(batch))
@@ -179,13 +185,9 @@ class SequenceView:
 
     def index_select(self, rows: Tensor) -> SequenceView:
         """The view of the rows with these indices [k], in this order."""
-        return SequenceView(
-            logprob=self.logprob[rows],
-            count=self.count[rows],
-            streams={name: values[rows] for name, values in self.streams.items()},
-            reference_logprob={name: values[rows] for name, values in self.reference_logprob.items()},
-            update=self.update,
-        )
+        streams = {name: values[rows] for name, values in self.streams.items()}
+        reference_logprob = {name: values[rows] for name, values in self.reference_logprob.items()}
+        return SequenceView(self.logprob[rows], self.count[rows], streams, reference_logprob, self.update)
 
 
 def sequence_view(policy: TokenPolicy, batch: Batch, update: Update) -> SequenceView:
@@ -195,6 +197,7 @@ def sequence_view(policy: TokenPolicy, batch: Batch, update: Update) -> Sequence
     logprob = policy.head.map(policy.hidden(batch), lambda piece, logits: heads.target_logprob(logits, targets[piece]))
 
     def per_row(values: Tensor) -> Tensor:
+        # By the index of each position's row, since packed layouts hold several rows of data in a row of the batch.
         return torch.zeros(len(batch.examples), dtype=values.dtype, device=values.device).index_add(0, owner, values)
 
     reference_logprob = {}

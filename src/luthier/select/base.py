@@ -117,7 +117,7 @@ class Selector(Part):
 
     def chosen(self, scores: Tensor) -> list[int]:
         """Hook: indices of the candidates to keep, ascending; of equal scores the first is kept."""
-        count = max(1, int(self.keep * len(scores) + 0.5))
+        count = max(1, int(self.keep * len(scores) + 0.5))  # rounds half up, where `round` rounds half to even
         return sorted(torch.argsort(scores, descending=True, stable=True)[:count].tolist())
 
     def commit(self, kept: Pool) -> None:

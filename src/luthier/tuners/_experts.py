@@ -50,6 +50,7 @@ class ExpertLinear(Replacement):
         if not self.enabled:
             return base
         shares = self.shares(input)
+        # Forwards without gradient (references, scores) are not the training forward whose use is balanced.
         usage: Usage | None = context_value(USAGE)
         if usage is not None and torch.is_grad_enabled():
             usage.add(self, shares)

@@ -31,6 +31,7 @@ class SliceLinear(Replacement):
         index = index.to(linear.weight.device)
         self.register_buffer("index", index, persistent=False)
         self.register_buffer("origin", origin.to(index.device), persistent=False)
+        # A copy, for `switch(False)`: subtracting what training added would not restore the base bit for bit.
         start = linear.weight.detach().index_select(dim, index)
         self.register_buffer("start", start, persistent=False)
         self.slice = nn.Parameter(start.clone())
@@ -100,6 +101,7 @@ class _Product(torch.autograd.Function):
         dx = dy @ weight if ctx.needs_input_grad[0] else None
         grad_slice = None
         if saved is not None:
+            # A product of the slice's own size; the dense gradient [out,in] never exists.
             rows = dy if ctx.dim == 1 else _select_last(dy, ctx.index)
             grad_slice = rows.flatten(0, -2).T @ saved.flatten(0, -2)
         return dx, grad_slice, None, None, None, None

@@ -75,6 +75,7 @@ class LoRA(Tuner):
         return {"seed": inputs.seed}
 
     def apply(self, model: nn.Module, plan: dict[str, Any]) -> nn.Module:
+        # Models that do not generate get PEFT's generic wrapper: the causal one needs the method tested for here.
         config = peft.LoraConfig(
             task_type="CAUSAL_LM" if hasattr(model, "prepare_inputs_for_generation") else None,
             r=self.r,

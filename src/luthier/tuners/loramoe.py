@@ -223,7 +223,9 @@ class LoRAMoE(Tuner):
 
         Only Luthier loads the folder: a mixture that depends on the input has no form in transformers or PEFT.
         """
-        own = {f"{name}.{key}" for name, _ in _experts.experts_of(model) for key in ("down", "up", "router")}
+        own: set[str] = set()
+        for name, _ in _experts.experts_of(model):
+            own |= {f"{name}.{key}" for key in ("down", "up", "router")}
         values = {name: masters[name].detach().cpu().contiguous() for name in sorted(own)}
         safetensors.save_file(values, folder / VALUES)
         (folder / "tuner.json").write_text(json.dumps({"kind": self.kind, **self.model_dump()}, indent=2) + "\n")

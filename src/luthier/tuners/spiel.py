@@ -179,6 +179,7 @@ class Spiel(Tuner):
 
     def before_update(self, model: nn.Module, update: Update) -> None:
         """Open a window, or drop the gradients of an update that ran out of memory and is repeated."""
+        # A cycle of `every` updates begins with its window; entries move once the window's last update is done.
         within = (update.index - 1) % self.every
         for _, layer in _sparse.sparse_layers(model):
             if self.selection != "accumulated" or within >= self.window:
@@ -256,6 +257,7 @@ class _State:
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         for name, layer in self.layers.items():
+            # Checkpoints lie between updates, when `dense` and `pending` are None: they are not saved.
             layer.index.copy_(state[f"{name}/index"])
             layer.window = None
             if f"{name}/updates" in state:

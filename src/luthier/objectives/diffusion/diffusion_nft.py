@@ -79,6 +79,7 @@ class DiffusionNFT(Objective):
     def terms(self, policy: Any, batch: Batch, update: Update) -> list[Term]:
         wide = torch.promote_types(next(policy.module.parameters()).dtype, torch.float32)
         clean, sigma, r = (batch.streams[name].values.to(wide) for name in ("latent", "level", "optimality"))
+        # All three velocities are read at the same noised sample: the loss is a difference of velocities at one point.
         noise = draws.normal(update, batch.examples, 0, clean)
         x = levels.noised(clean, noise, sigma)
         condition, weight_sets = policy.condition(batch), update.state_of(self)

@@ -26,6 +26,7 @@ def ratio(logprob: Tensor, old: Tensor | None, record_mean: Tensor | None = None
     """
     difference = logprob - (logprob.detach() if old is None else old)
     if record_mean is not None:
+        # The value is the sequence's, the gradient the token's own: x - sg[x] is 0 with gradient 1.
         difference = record_mean + logprob - logprob.detach()
     return difference.clamp(-LOG_RATIO_BOUND, LOG_RATIO_BOUND).exp()
 

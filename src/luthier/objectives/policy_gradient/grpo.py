@@ -135,7 +135,9 @@ class GRPO(TokenObjective):
         if self.kl_coefficient:
             reference = view.stream("logprobs:initial")
             loss = loss + self.kl_coefficient * self._divergence(view.logprob, reference)
+            # Reported as k3 whatever the loss uses, so that runs with different estimators compare.
             view.meter("kl", surrogates.k3(view.logprob, reference, self.k3_clamp))
+        # The engine divides by the number of answers; the mean within an answer is taken here.
         if self.norm == "sequence":
             return loss / view.record_targets
         return loss / self.max_length if self.norm == "constant" else loss

@@ -100,6 +100,7 @@ class PPO(TokenObjective):
         return surrogates.clipped(rho, advantages, self.clip_low, self.clip_high)
 
     def hidden_terms(self, policy: Any, batch: Batch, hidden: Tensor, update: Update) -> list[Term]:
+        # `hidden` holds the states that predict the targets, so values[i] is the value before target i.
         values = policy.companions["values"].module(hidden if self.value_reaches_model else hidden.detach())
         old, returns = (batch.at_targets(name).to(values.dtype) for name in ("values", "returns"))
         loss = surrogates.value_loss(values, old, returns, self.value_clip)

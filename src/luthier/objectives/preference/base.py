@@ -64,6 +64,7 @@ class PairObjective(Objective):
 
 def pair_view(policy: TokenPolicy, batch: Batch, update: Update) -> PairView:
     """One forward over the pairs of a micro-batch, whose rows may be in any order; a pair drawn twice is two pairs."""
+    # One forward for both sides: the answers of a pair may share their prompt in a row of the batch.
     both = sequence_view(policy, batch, update)
     chosen: list[int] = []
     rejected: dict[str, list[int]] = {}
@@ -93,7 +94,7 @@ class LabelObjective(SequenceObjective):
         rows, columns = batch.targets()
         owner = batch.example_of[rows, columns]
         good = batch.streams["preferred"].values == 1
-        answers = owner.unique()
+        answers = owner.unique()  # an answer without targets (all truncated) is not in any count
         return {
             **super().units(batch),
             "answers": float(len(answers)),

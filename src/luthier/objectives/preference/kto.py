@@ -75,6 +75,7 @@ class KTO(LabelObjective):
 
     @property
     def reads(self) -> tuple[str, ...]:
+        # Answers after other prompts are in no precomputed column, so the initial model itself has to run.
         return (*self.READS, "logits:initial") if self.baseline == "kl" else self.READS
 
     def prepare(self, policy: TokenPolicy, update: Update) -> None:

@@ -36,9 +36,9 @@ class Auxiliary:
     @contextmanager
     def attached(self) -> Iterator[None]:
         """Register the hooks that add; leaving the context removes them."""
-        handles = [
-            module.register_forward_hook(self._hook(index, down)) for index, (module, down) in enumerate(self.sites)
-        ]
+        handles = []
+        for index, (module, down) in enumerate(self.sites):
+            handles.append(module.register_forward_hook(self._hook(index, down)))
         try:
             yield
         finally:

@@ -144,6 +144,7 @@ class LFU(Objective):
             auxiliaries.adapters(policy, self.layer_indices(policy))  # raises before training, not in update 1
 
     def units(self, batch: Batch) -> dict[str, float]:
+        # A count of its own: `mask: all` compares positions that are not targets.
         return self.base.units(batch) | {"compared": float(self.compared(batch).sum())}
 
     def prepare(self, policy: TokenPolicy, update: Update) -> None:
@@ -227,6 +228,7 @@ class LFU(Objective):
         with torch.no_grad():
             nll = policy.head.sum(hidden, lambda piece, logits: -heads.target_logprob(logits, targets[piece]))
         update.meter("auxiliary_nll", nll, "targets")
+        # A meter is a sum over the update divided by a count: norm × targets, summed, over all targets is the norm.
         update.meter("ascent_norm", norm * len(targets), "targets")
 
 

@@ -56,4 +56,5 @@ class Right(Subset):
     def _pick(self, right: list[int], candidates: Sequence[Candidate], key: str) -> int:
         if self.choice == "shortest":
             return min(right, key=lambda index: (len(candidates[index].row), index))
+        # Keyed by the record, so that adding or removing other records does not change this draw.
         return right[hash64(key) % len(right)]
