@@ -74,7 +74,7 @@ class Auxiliary:
         return norm
 
 
-class PushedAdapter:
+class PerturbedAdapter:
     """The trained adapters, whose weights p forwards inside `active()` read as p + shift; p itself never changes.
 
     The shift is a constant, so the gradient of such a forward with respect to p passes through p + shift. As with
@@ -133,7 +133,7 @@ def _norm(gradients: Sequence[Tensor]) -> float:
     return float(torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g) for g in gradients])))
 
 
-def adapters(policy: TokenPolicy, layers: Sequence[int]) -> PushedAdapter:
+def adapters(policy: TokenPolicy, layers: Sequence[int]) -> PerturbedAdapter:
     """The trained low-rank adapters of these layers.
 
     Raises:
@@ -152,7 +152,7 @@ def adapters(policy: TokenPolicy, layers: Sequence[int]) -> PushedAdapter:
             "lfu with `auxiliary: trained` perturbs the low-rank adapter that is trained; these layers have none.",
             "Train with tuner `lora`, or set `auxiliary: lora`, which adds temporary adapters.",
         )
-    return PushedAdapter(sites)
+    return PerturbedAdapter(sites)
 
 
 def make(policy: TokenPolicy, kind: Kind, layers: Sequence[int], rank: int, key: str) -> Auxiliary:

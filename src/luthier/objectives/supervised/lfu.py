@@ -50,7 +50,7 @@ class LFU(Objective):
 
     PAPER: ClassVar[str] = "arXiv 2511.13052"
     WHOLE_ROWS: ClassVar[bool] = True
-    DETACHED: ClassVar = ("hidden states at rest",)
+    DETACHED: ClassVar = ("hidden states without the ascent step",)
     SETTINGS: ClassVar = (
         {},
         {"base": "dft"},
@@ -125,7 +125,7 @@ class LFU(Objective):
 
     @property
     def weight(self) -> float:
-        """`coef`, or the published value for what is pushed."""
+        """`coef`, or the published value for this kind of auxiliary parameters."""
         if self.coef is not None:
             return self.coef
         return 0.1 if self.auxiliary == "steering" else 5.0
@@ -166,7 +166,7 @@ class LFU(Objective):
         update.sum_tensors(gradients)
         update.set_prepared(self, (auxiliary, auxiliary.ascend(gradients, self.step_size)))
 
-    def _auxiliary(self, policy: TokenPolicy, update: Update) -> auxiliaries.Auxiliary | auxiliaries.PushedAdapter:
+    def _auxiliary(self, policy: TokenPolicy, update: Update) -> auxiliaries.Auxiliary | auxiliaries.PerturbedAdapter:
         """The parameters that take this update's ascent step, before the step."""
         if self.auxiliary == "trained":
             return auxiliaries.adapters(policy, self.layer_indices(policy))
@@ -187,10 +187,10 @@ class LFU(Objective):
         auxiliary, norm = update.prepared_by(self)
         with _same_draws(batch, update), self._states(policy) as states:
             terms = self.base.terms(policy, batch, update)
-        with _same_draws(batch, update), auxiliary.active(), self._states(policy) as pushed:
+        with _same_draws(batch, update), auxiliary.active(), self._states(policy) as perturbed:
             hidden = policy.hidden(batch)
         mask = self.compared(batch)
-        distances = [self.distance(states[index][mask].detach(), pushed[index][mask]) for index in states]
+        distances = [self.distance(states[index][mask].detach(), perturbed[index][mask]) for index in states]
         distance = torch.stack(distances).mean(0)
         update.meter("consistency", distance.detach().sum(), "compared")
         self._report(policy, batch, update, hidden.detach(), norm)
@@ -216,10 +216,10 @@ class LFU(Objective):
         third = ("early", "middle", "late").index(self.layers)
         return list(range(third * count // 3, -(-(third + 1) * count // 3)))
 
-    def distance(self, states: Tensor, pushed: Tensor) -> Tensor:
+    def distance(self, states: Tensor, perturbed: Tensor) -> Tensor:
         """Squared distance of hidden states [n,D] in float32 or wider: [n]."""
         wide = torch.promote_types(states.dtype, torch.float32)
-        squares = (states.to(wide) - pushed.to(wide)).square()
+        squares = (states.to(wide) - perturbed.to(wide)).square()
         return squares.mean(-1) if self.reduction == "mean" else squares.sum(-1)
 
     def _report(self, policy: TokenPolicy, batch: Batch, update: Update, hidden: Tensor, norm: float) -> None:
