@@ -41,7 +41,12 @@ class Generate(Verb):
     data: Data = DATA
     generate: Blocks = None
     reward: Blocks = None
-    samples: Annotated[Count, Field(description="Answers to each record.")] = 1
+    samples: Annotated[
+        Count,
+        Field(
+            description="Answers that are sampled to each record; more cost more and give `select` more to choose from."
+        ),
+    ] = 1
     instruction: Annotated[
         str | None,
         AfterValidator(_instruction),
