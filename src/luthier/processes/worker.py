@@ -20,7 +20,7 @@ from luthier.modalities.open import open_workspace
 from luthier.recipe import Recipe, load_recipe, stages_of
 from luthier.run_folder import RunFolder, read_json, write_json
 from luthier.runs.journal import Journal
-from luthier.runs.run import Run
+from luthier.runs.run import Run, recipe_of_task
 from luthier.steps.evaluate import evaluate_sets
 from luthier.steps.run import carry_out
 from luthier.steps.verify import verify
@@ -29,8 +29,7 @@ from luthier.steps.verify import verify
 def work(folder: Path) -> dict[str, Any]:
     """Do the task of a folder and return its record."""
     task = read_json(folder / "task.json")
-    recipe = load_recipe(task["recipe"], overrides=[f"seed={task['seed']}"])
-    run = Run(recipe, folder, task["method"], task["sets"], Path(task["shared"]), world=World.join())
+    run = Run(recipe_of_task(task), folder, task["method"], task["sets"], Path(task["shared"]), world=World.join())
     # Of several ranks the command holds the folder. A worker may outlive a comparison that was killed.
     with RunFolder(folder).lock() if run.world.size == 1 else nullcontext():
         return carry_out(run) if task["do"] == "train" else _evaluate(run, task["methods"])

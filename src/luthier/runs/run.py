@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,9 +14,10 @@ import torch
 from rich.console import Console
 
 from luthier.engine.distributed import World
-from luthier.recipe import Recipe
+from luthier.recipe import Recipe, load_recipe
 from luthier.recipe.fingerprint import fingerprint
 from luthier.recipe.lock import versions
+from luthier.run_folder import read_json
 
 SETS = ("target", "retain", "validation")
 
@@ -62,6 +63,27 @@ class Run:
         started = time.perf_counter()
         yield
         self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started
+
+
+def recipe_of_task(task: Mapping[str, Any]) -> Recipe:
+    """The recipe of a run of a comparison, at the run's own seed.
+
+    Args:
+        task: the content of task.json.
+    """
+    return load_recipe(task["recipe"], overrides=[f"seed={task['seed']}"])
+
+
+def recipe_of_run(folder: Path) -> Recipe | None:
+    """The recipe that a run was started with; None for a folder that is no run.
+
+    `luthier run` keeps the recipe in lock.json. A run of a comparison keeps it in task.json.
+    """
+    if (folder / "lock.json").is_file():
+        return load_recipe(folder / "lock.json")
+    if (folder / "task.json").is_file():
+        return recipe_of_task(read_json(folder / "task.json"))
+    return None
 
 
 def hardware() -> dict[str, Any]:

@@ -22,6 +22,7 @@ from luthier.recipe import Recipe, load_recipe
 from luthier.recipe.modality import MODALITIES, modality_of
 from luthier.run_folder import append_jsonl
 from luthier.runs.journal import Journal
+from luthier.runs.run import recipe_of_run
 from luthier.steps.verify import refuse_others
 
 SAMPLES = 8
@@ -104,24 +105,25 @@ def evaluate_model(
 
 
 def _recipe(model: str, data: str, metric: str | None, overrides: list[str]) -> Recipe:
-    """The recipe of an evaluation: of a run's model what its lock says, of any other the defaults."""
-    folder, lock = Path(model) / "model", Path(model) / "lock.json"
+    """The recipe of an evaluation: of a run's model what the run's recipe says, of any other model the defaults."""
+    weights = Path(model) / "model"
     content: dict[str, Any] = {"model": model, "data": {"train": data}, "evaluate": {"metric": metric or "auto"}}
-    base = Path.cwd()
-    if folder.is_dir():
-        content["model"] = str(folder.resolve())
-    if folder.is_dir() and lock.is_file():
-        run = load_recipe(lock)
-        written, base = run.data, run.base
-        content["data"] = {"train": _absolute(data), **{key: written["data"][key] for key in ("render", "targets")}}
-        content |= {"generate": written["generate"], "seed": written["seed"]}
-        kept = {key: written["model"][key] for key in ("dtype", "attention", "remote_code")}
-        content["model"] = {"path": content["model"], **kept}
-        content["train"] = {"precision": written["train"]["precision"]}
-        content["evaluate"]["metric"] = metric or written["evaluate"]["metric"]
-    return load_recipe(content, overrides=overrides, base=base)
+    if not weights.is_dir():
+        return load_recipe(content, overrides=overrides, base=Path.cwd())
+    content["model"] = str(weights.resolve())
+    run = recipe_of_run(Path(model))
+    if run is None:
+        return load_recipe(content, overrides=overrides, base=Path.cwd())
+    written = run.data
+    content["data"] = {"train": _absolute(data), **{key: written["data"][key] for key in ("render", "targets")}}
+    content |= {"generate": written["generate"], "seed": written["seed"]}
+    kept = {key: written["model"][key] for key in ("dtype", "attention", "remote_code")}
+    content["model"] = {"path": content["model"], **kept}
+    content["train"] = {"precision": written["train"]["precision"]}
+    content["evaluate"]["metric"] = metric or written["evaluate"]["metric"]
+    return load_recipe(content, overrides=overrides, base=run.base)
 
 
 def _absolute(data: str) -> str:
-    """A file's whole path, since a run's part files are found from elsewhere; names of data sets as they are."""
+    """A file's absolute path, since paths of the run's recipe start from another folder; a data set's name as it is."""
     return str(Path(data).resolve()) if Path(data).exists() else data

@@ -43,9 +43,7 @@ class Generate(Verb):
     reward: Blocks = None
     samples: Annotated[
         Count,
-        Field(
-            description="Answers that are sampled to each record; more cost more and give `select` more to choose from."
-        ),
+        Field(description="Answers sampled for each record; more cost more and give `select` a wider choice."),
     ] = 1
     instruction: Annotated[
         str | None,
