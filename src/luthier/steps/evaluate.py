@@ -14,6 +14,7 @@ from luthier.data.render import Renderer
 from luthier.data.sources import load_records
 from luthier.engine.allocator import tune_allocator
 from luthier.errors import RecipeError
+from luthier.evals.answering import EvaluatedModel
 from luthier.evals.base import Evaluation
 from luthier.evals.evaluate import evaluate
 from luthier.modalities.base import Workspace, compute_dtype, find_device
@@ -86,22 +87,15 @@ def evaluate_model(
     records = limited(records, limit or settings.evaluate.limit, lambda record: record.id)
     if not records:
         raise RecipeError(f"{data} holds no records.")
+    asked = EvaluatedModel(loaded.module, loaded.tokenizer, renderer, settings.generate, settings.seed)
     with console.status(f"scoring {len(records)} records"):
-        found = evaluate(
-            loaded.module,
-            loaded.tokenizer,
-            renderer,
-            records,
-            settings.evaluate.metric,
-            settings.generate,
-            base=recipe.base,
-            seed=settings.seed,
-        )
-    score = f"{100 * found.mean:.1f}" if found.ranks else f"{found.mean:.4g}"
-    console.print(f"{found.name}: {score} on {found.n} records ({found.reason})")
-    for item in found.items[:4]:
+        evaluation = evaluate(asked, records, settings.evaluate.metric, base=recipe.base)
+    # A metric that does not rank (perplexity) has no share of 1 to show as a percentage.
+    score = f"{100 * evaluation.mean:.1f}" if evaluation.ranks else f"{evaluation.mean:.4g}"
+    console.print(f"{evaluation.name}: {score} on {evaluation.n} records ({evaluation.reason})")
+    for item in evaluation.items[:4]:
         console.print(f"  {item.id}: {item.prediction[:120]!r}  (gold: {item.reference[:80]!r})", markup=False)
-    return found
+    return evaluation
 
 
 def _recipe(model: str, data: str, metric: str | None, overrides: list[str]) -> Recipe:
