@@ -54,7 +54,7 @@ def flow(tmp_path_factory):
 def test_a_run_of_a_denoiser_made_from_a_config_is_told_who_evaluates_it(flow):
     folder, _ = flow
     write_json(folder / "lock.json", recipe("reward=auto").to_lock())
-    with pytest.raises(RecipeError, match="asks language models"):
+    with pytest.raises(RecipeError, match="scores language models"):
         evaluate_model(str(folder), data="x.jsonl", metric=None, limit=None, overrides=[], console=Console())
 
 
@@ -255,7 +255,7 @@ def test_check_says_what_a_recipe_trains(flow):
     fitting = re.search(r"methods that fit\n((?: {2}.*\n)+)", text)[1].split()
     assert {"flow", "diffusion_nft"} <= set(fitting) and not {"sft", "dft", "grpo", "siglip", "loramoe"} & set(fitting)
     assert "condition:" not in text and "records/s" in text and "estimated" not in text
-    with pytest.raises(RecipeError, match="one of the denoisers, and `luthier eval` asks language models"):
+    with pytest.raises(RecipeError, match="one of the denoisers, and `luthier eval` scores language models"):
         evaluate_model(
             str(flow[0] / "model"), data="sums", metric="auto", limit=None, overrides=[], console=Console(file=seen)
         )
