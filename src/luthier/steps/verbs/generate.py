@@ -1,4 +1,4 @@
-"""Generate: answers to records, judged."""
+"""Generate: sample answers to records, and judge them."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class Generate(Verb):
     ] = None
 
     def check(self, stage: Stage, columns: Collection[str]) -> None:
-        """Another model may answer where the step's own block says so: only then the rule for all steps is off."""
+        """Lets another model answer if the step's own block names it; the recipe's block may not."""
         if "sampler" not in (self.generate or {}):
             super().check(stage, columns)
 
@@ -68,7 +68,7 @@ class Generate(Verb):
         return getattr(self._sampler(stage), "url", None)
 
     def reach(self, stage: Stage, folder: Path | None = None) -> None:
-        """A step that has its answers needs nobody."""
+        """Reach the server, unless the step has written its answers already."""
         if folder is None or not any(folder.glob(f"steps/**/{stage.name}/{FILE}")):
             self._sampler(stage).reach()
 
@@ -76,12 +76,13 @@ class Generate(Verb):
         return parts.build("sampler", stage.recipe.settings.generate.sampler, stage.recipe.base)
 
     def run(self, work: Work, stage: Stage, folder: Path) -> None:
-        """Writes records.jsonl, one line per answer; reads it back where it is there."""
+        """Write records.jsonl, one line per answer; a file that is there already is read back."""
         path, workspace = folder / FILE, replace(work.language, recipe=stage.recipe)
         asked = self._asked(work, stage)
         total = len({candidate.record.id for candidate in asked}) * self.samples
         if not path.is_file():
-            answers.write_candidates(path, self._answered(work, stage, folder, asked, total))
+            answers.write_candidates(path, self._generate(work, stage, folder, asked, total))
+        # Read back even when just written, so that a resumed run has the same candidates bit for bit.
         candidates = answers.read_candidates(path, workspace)
         work.records[stage.name] = candidates
         rewards = [candidate.reward for candidate in candidates if candidate.reward is not None]
@@ -96,6 +97,7 @@ class Generate(Verb):
         work.note(stage, folder, facts)
 
     def _asked(self, work: Work, stage: Stage) -> list[Candidate]:
+        """The candidates of `data`, without records that the step `unless` has solved."""
         asked = work.inputs(stage)
         if self.unless is None:
             return asked
@@ -103,7 +105,7 @@ class Generate(Verb):
         solved = {candidate.record.id for candidate in earlier if (candidate.reward or 0) >= 1}
         return [candidate for candidate in asked if candidate.record.id not in solved]
 
-    def _answered(self, work: Work, stage: Stage, folder: Path, asked: list[Candidate], total: int) -> list[Candidate]:
+    def _generate(self, work: Work, stage: Stage, folder: Path, asked: list[Candidate], total: int) -> list[Candidate]:
         workspace, block = replace(work.language, recipe=stage.recipe), stage.recipe.settings.generate
         sample = answers.make_sampler(workspace, work.module(self.from_), block, work.run.shared)
         label, observe = work.label(folder), work.observer(folder)
