@@ -89,7 +89,7 @@ class Train(Verb):
         for member in members:
             if sampled := [read for read in streams if read in member.reads]:
                 raise RecipeError(
-                    f"`{member.kind}` reads `{sampled[0]}` of answers that the model samples itself, and the step"
+                    f"`{member.kind}` learns from `{sampled[0]}` of answers that the model samples itself, and the step"
                     f" `{stage.name}` trains on records.",
                     "Add `rl: {}` to the recipe (in a pipeline, `do: rl`), and define right answers by `reward:`.",
                 )
