@@ -176,10 +176,7 @@ class Rewards:
                     parts[index][member.name] = judged.value
                     totals[index] = (totals[index] or 0.0) + member.weight * judged.value
             # Only rewards later in the list read what this one passes on.
-            answers = [
-                replace(answer, passed={**answer.passed, **judged.passes})
-                for answer, judged in zip(answers, judgements, strict=True)
-            ]
+            answers = [_with_passed(*pair) for pair in zip(answers, judgements, strict=True)]
         return [RewardSum(total, named) for total, named in zip(totals, parts, strict=True)]
 
     def of_samples(self, samples: Tensor, condition: Mapping[str, Tensor]) -> Tensor:
@@ -222,6 +219,10 @@ class Rewards:
             for record in dict.fromkeys(answer.record.id for answer in answers):
                 self.log({"event": FAILED, "reward": member.name, "record": record, "error": told(error)})
             return [Judged(None)] * len(answers)
+
+
+def _with_passed(answer: Answer, judged: Judged) -> Answer:
+    return replace(answer, passed={**answer.passed, **judged.passes})
 
 
 def _judged(value: Any) -> Judged:

@@ -125,11 +125,14 @@ def _together(trained: Sequence[dict[str, Any]], others: Sequence[dict[str, Any]
         others: facts of the steps that do not train; their generated and scored tokens count too.
     """
     sums = ("updates", "records", "tokens", "targets", "target_tokens", "seconds", "skipped_updates")
-    total: dict[str, Any] = {name: sum(facts[name] for facts in trained) for name in sums}
+    total: dict[str, Any] = {}
+    for name in sums:
+        total[name] = sum(facts[name] for facts in trained)
     for name in ("looked_rows", "looked_tokens", "generated_tokens"):
         total[name] = sum(facts.get(name, 0) for facts in (*trained, *others))
     largest = ("peak_memory_bytes", "estimated_memory_bytes", "trainable_parameters")
-    total |= {name: max(facts[name] for facts in trained) for name in largest}
+    for name in largest:
+        total[name] = max(facts[name] for facts in trained)
     total["counts"] = trained[0]["counts"]
     total["tokens_per_second"] = total["tokens"] / total["seconds"] if total["seconds"] else None
     total["repeatable"] = all(facts["repeatable"] for facts in trained)

@@ -23,7 +23,7 @@ Status = Literal["done", "stopped"]
 From = Annotated[
     str,
     StepReference("model"),
-    Field(alias="from", description="The model: `base` (the recipe's), `newest`, or what an earlier step left."),
+    Field(alias="from", description="The model: `base` (the recipe's), `newest`, or an earlier step that left one."),
 ]
 
 
@@ -39,7 +39,7 @@ Data = Annotated[
     AfterValidator(_named),
     Field(
         description="The records, one name or a list: `data` (the recipe's, with their gold answers), `chunk` (in a"
-        " loop the round's share, and the default there), or what an earlier step left."
+        " loop the round's share, and the default there), or an earlier step that left some."
     ),
 ]
 
@@ -53,7 +53,7 @@ def _share(share: Any) -> Any:
 Share = Annotated[
     float | None,
     BeforeValidator(_share),
-    Field(description="Share of the budget, above 0 and at most 1; steps without one divide what is left."),
+    Field(description="Share of the budget, above 0 and at most 1; steps without a share divide the rest."),
 ]
 Blocks = Annotated[Any, Field(description="Keys of the recipe's block of this name, laid over it for this step alone.")]
 

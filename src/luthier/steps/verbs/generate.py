@@ -49,14 +49,14 @@ class Generate(Verb):
         str | None,
         AfterValidator(_instruction),
         Field(
-            description="How answers are asked for instead: text with `{prompt}`, and `{answer}` to show the gold"
-            " answer. What is trained on is always the record's own prompt."
+            description="Text that replaces the prompt while sampling, with `{prompt}` and, to show the gold answer,"
+            " `{answer}`. Training always uses the record's own prompt."
         ),
     ] = None
     unless: Annotated[
         str | None,
         StepReference("records"),
-        Field(description="Skips records to which that step already has a right answer (reward 1 or more)."),
+        Field(description="An earlier step; records to which it has a right answer (reward of 1 or more) are skipped."),
     ] = None
 
     def check(self, stage: Stage, columns: Collection[str]) -> None:

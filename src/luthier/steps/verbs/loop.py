@@ -29,15 +29,21 @@ class Loop(Verb):
 
     data: Data = DATA
     share: Share = None
-    rounds: Annotated[Count, Field(description="How often the body is carried out.")] = 2
+    rounds: Annotated[
+        Count,
+        Field(description="Number of times that the body is carried out; each round has an equal part of the records."),
+    ] = 2
     carry: Annotated[
         bool,
         Field(
-            description="The rounds are one training: one optimiser, one schedule over all rounds. Otherwise each round"
-            " starts both anew, on the model of the round before."
+            description="Whether all rounds are one training, with one optimiser and one schedule. Otherwise each round"
+            " starts both anew, on the model of the previous round."
         ),
     ] = False
-    steps: Annotated[dict[str, Any], Field(description="The body, written like the recipe's `steps`; one step trains.")]
+    steps: Annotated[
+        dict[str, Any],
+        Field(description="The body, written like the recipe's `steps`; exactly one of its steps trains."),
+    ]
 
     @property
     def repeats(self) -> int:
@@ -71,4 +77,7 @@ def _chunks(source: Sequence[Candidate], rounds: int, seed: int) -> list[list[Ca
     names = list(dict.fromkeys(candidate.record.id for candidate in source))
     ordered = [names[index] for index in batches.data_order(names, seed, 0)]
     chunk_of = {name: index * rounds // len(ordered) for index, name in enumerate(ordered)}
-    return [[candidate for candidate in source if chunk_of[candidate.record.id] == number] for number in range(rounds)]
+    chunks: list[list[Candidate]] = [[] for _ in range(rounds)]
+    for candidate in source:
+        chunks[chunk_of[candidate.record.id]].append(candidate)
+    return chunks

@@ -31,10 +31,13 @@ class Score(Verb):
     from_: From = NEWEST
     data: Data = DATA
     entropy: Annotated[
-        bool, Field(description="Also the mean entropy (nats) of the distributions that targets are predicted from.")
+        bool,
+        Field(
+            description="Whether to compute the mean entropy (nats) of the distributions that predict the targets, too."
+        ),
     ] = False
     reward: Annotated[
-        Blocks, Field(description="Rewards of this step alone; with them all answers are judged, not only gold ones.")
+        Blocks, Field(description="Rewards of this step alone; they judge all answers, not only gold ones.")
     ] = None
 
     @property

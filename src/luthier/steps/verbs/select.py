@@ -45,7 +45,7 @@ class Select(Verb):
     subset: Annotated[
         dict[str, Any],
         BeforeValidator(_subset),
-        Field(description="The part that chooses; likelihoods that it reads are those under the model `from`."),
+        Field(description="The subset that chooses; log-probabilities that it reads are those of the model `from`."),
     ]
 
     def named_parts(self) -> Iterable[tuple[str, str, Any]]:
