@@ -174,7 +174,7 @@ def _findings(recipe: Recipe, probe: bool) -> Iterator[Finding]:
             "Leave out --probe, or run the recipe with a small budget (budget.updates=3) and read its run.json.",
         )
     verify(stages)
-    if not is_language:
+    if not is_language:  # arrays have no text to examine and no memory estimate
         yield _network(recipe)
         yield _methods(recipe, None)
     else:
@@ -314,7 +314,7 @@ def _timing(recipe: Recipe) -> Timing:
         trainer, facts = training(Run(short, Path(folder)), workspace, events.append, lambda: False)
         trainer.train()
     events = [event for event in events if event["event"] == "update"]
-    if len(events) < 2:
+    if len(events) < 2:  # the first update only warms up
         raise RecipeError("The probe needs at least two updates; the data give one.")
     first, last = events[0], events[-1]
     seconds = last["seconds"] - first["seconds"]

@@ -31,6 +31,7 @@ def run_pipeline(work: Work, stages: Sequence[Stage]) -> Status:
     """
     _refuse_unmergeable(work, stages)
     loaded = work.workspace.loaded
+    # `folded`: an adapter was merged at loading, so an adapter of the next training alone is not the whole change.
     base = StepModel(loaded.module, None, loaded.weights_id, trainings=int(loaded.folded))
     work.models = {BASE: base, NEWEST: base}
     if work.run.recipe.settings.steps is None:

@@ -65,6 +65,7 @@ def carry_out(run: Run) -> dict[str, Any]:
     Raises:
         LuthierError: the run failed; run.json holds the message.
     """
+    # Every rank writes a journal; rank 0's is the one that users read.
     folder = run.folder if run.world.rank == 0 else run.folder / f"rank-{run.world.rank}"
     folder.mkdir(parents=True, exist_ok=True)
     try:
@@ -101,6 +102,7 @@ def _reach(stages: Sequence[Stage], folder: Path) -> None:
 def _carry_out(run: Run, folder: Path, journal: Journal, stop: Stop) -> dict[str, Any]:
     run.phase = journal.phase
     stages = stages_of(run.recipe)
+    # A mistake in the last step, or a server that is down, must not cost the training before it.
     verify(stages)
     _reach(stages, folder)
     with stop.at_once(), run.timed("load"):
@@ -112,7 +114,7 @@ def _carry_out(run: Run, folder: Path, journal: Journal, stop: Stop) -> dict[str
     work = Work(run, workspace, journal, stop)
     status = run_pipeline(work, stages)
     facts = work.summary()
-    if status == "stopped" or run.world.rank > 0:
+    if status == "stopped" or run.world.rank > 0:  # all ranks have the same weights: rank 0 alone saves and evaluates
         return run.record(status, **facts)
     model = work.models[NEWEST]
     model.save(folder / "model", workspace)

@@ -68,7 +68,7 @@ def training(
         stop_requested=stop_requested,
         span=span,
     )
-    if carried is not None:
+    if carried is not None:  # the model holds the weights rounded to its dtype; the float32 ones continue
         trainer.masters.load(carried.masters.state())
     return trainer, {
         "estimated_memory_bytes": workspace.estimate(policy.module, rows, frozen_bytes(policy)),

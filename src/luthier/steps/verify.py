@@ -27,7 +27,7 @@ def verify(stages: Sequence[Stage]) -> None:
             order that makes no sense, or that compare groups of one answer; a selection by losses that no step
             records; answers of another model where the trained model must answer; rewards of another modality.
     """
-    columns: set[str] = set()
+    columns: set[str] = set()  # grows in written order: a step reads only what earlier steps leave
     for stage in flat(stages):
         stage.verb.check(stage, columns)
         columns |= set(stage.verb.columns)
@@ -82,7 +82,7 @@ def refuse_misfits(stage: Stage, members: Sequence[Objective]) -> None:
 def _misfit(objective: str, wanted: str, model: str, modality: str) -> RecipeError:
     entries = parts.catalogue("objective")
     fitting = [entry.name for entry in entries if entry.constants.get("MODALITY", "language") == modality]
-    more = ", ..." if len(fitting) > 8 else ""
+    more = ", ..." if len(fitting) > 8 else ""  # a hint of one line
     return RecipeError(
         f"`{objective}` trains {MODALITIES[wanted].name}; {model} is one of the {MODALITIES[modality].name}.",
         f"`train.objective` of {MODALITIES[modality].name}: {', '.join(fitting[:8])}{more}.",

@@ -44,6 +44,7 @@ def train(work: Work, stage: Stage, folder: Path, probe: Probe = None) -> Status
     weights_id = source.weights_id
     if work.label(folder):  # hashing all weights takes time, and without steps nothing reads the id
         weights_id = derived_id(weights_id, stage, trainer.masters.of_model())
+    # Rounds that are one training change the weights once.
     model = StepModel(trainer.policy.module, trainer, weights_id, source.trainings + (not carried))
     work.leave_model(stage, model)
     work.carried[stage.name] = trainer

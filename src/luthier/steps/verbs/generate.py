@@ -109,7 +109,7 @@ class Generate(Verb):
         workspace, block = replace(work.language, recipe=stage.recipe), stage.recipe.settings.generate
         sample = answers.make_sampler(workspace, work.module(self.from_), block, work.run.shared)
         label, observe = work.label(folder), work.observer(folder)
-        work.journal.forget_after(0, label)
+        work.journal.forget_after(0, label)  # an earlier try may have logged failed rewards
         progress = work.journal.phase(f"generate {stage.name}", total)
         return answers.generate_candidates(
             workspace,

@@ -71,7 +71,7 @@ class Select(Verb):
         work.records[stage.name] = chosen
         sources = dict(Counter(candidate.source for candidate in chosen))
         facts: dict[str, Any] = {"candidates": len(candidates), "kept": len(chosen), "sources": sources}
-        if set(part.READS) - set(work.columns):
+        if set(part.READS) - set(work.columns):  # the model scored all candidates here, which is a cost
             tokens = sum(len(candidate.row) for candidate in candidates)
             facts |= {"looked_rows": len(candidates), "looked_tokens": tokens}
         facts = work.note(stage, folder, facts)
