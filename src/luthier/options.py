@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 PACKAGE = Path(__file__).parent
 WORDS = {"float": "number", "int": "whole number", "bool": "true or false", "str": "text", "dict": "block"}
@@ -94,7 +94,8 @@ def _parsed(path: Path) -> _Source:
 
 
 def _options(part: ast.ClassDef, source: _Source) -> dict[str, Option]:
-    options = {name: _option(name, node, source) for name, node in _fields(part)}
+    own = [_option(name, node, source) for name, node in _fields(part)]
+    options = {option.name: option for option in own}
     for base in part.bases:
         known = source.class_named(base.id) if isinstance(base, ast.Name) else None
         for name, option in (_options(*known) if known else {}).items():
@@ -112,16 +113,41 @@ def _fields(part: ast.ClassDef) -> Iterator[tuple[str, ast.AnnAssign]]:
 
 
 def _option(name: str, node: ast.AnnAssign, source: _Source) -> Option:
-    default, about = node.value, {}
-    if isinstance(node.value, ast.Call) and ast.unparse(node.value.func).endswith("Field"):
-        about = {keyword.arg: keyword.value for keyword in node.value.keywords if keyword.arg}
+    default, about = node.value, _annotated(node.annotation, source)
+    if _is_field(node.value):
+        about |= _keywords(node.value)
         default = node.value.args[0] if node.value.args else about.get("default")
     if (factory := about.get("default_factory")) is not None:
         default = factory.body if isinstance(factory, ast.Lambda) else ast.Call(factory, [], [])
     shown = None if default is None or ast.unparse(default) == "..." else _shown(default, source)
     description = about.get("description")
     text = description.value if isinstance(description, ast.Constant) and isinstance(description.value, str) else ""
-    return Option(name, _takes(node.annotation, about, source), shown, text)
+    alias = about.get("alias")
+    key = str(alias.value) if isinstance(alias, ast.Constant) else name
+    return Option(key, _takes(node.annotation, about, source), shown, text)
+
+
+def _is_field(node: ast.expr | None) -> TypeGuard[ast.Call]:
+    return isinstance(node, ast.Call) and ast.unparse(node.func).endswith("Field")
+
+
+def _keywords(call: ast.Call) -> dict[str, ast.expr]:
+    return {keyword.arg: keyword.value for keyword in call.keywords if keyword.arg}
+
+
+def _annotated(annotation: ast.expr, source: _Source) -> dict[str, ast.expr]:
+    """Keywords of each `Field` within `Annotated[...]`, outer ones before inner ones; an alias is followed."""
+    if isinstance(annotation, ast.Name):
+        alias = source.constant(annotation.id)
+        return _annotated(*alias) if alias else {}
+    if not isinstance(annotation, ast.Subscript) or not ast.unparse(annotation.value).endswith("Annotated"):
+        return {}
+    assert isinstance(annotation.slice, ast.Tuple)
+    inner, *metadata = annotation.slice.elts
+    about = _annotated(inner, source)
+    for call in metadata:
+        about |= _keywords(call) if _is_field(call) else {}
+    return about
 
 
 def _shown(default: ast.expr, source: _Source) -> str:

@@ -391,7 +391,7 @@ def test_what_it_weighs_changes_its_name(data):
 
 def test_a_step_after_it_is_refused_before_the_first(data):
     steps = {"warm": {"do": "train"}, "polish": {"do": "train"}}
-    with pytest.raises(RecipeError, match="`polish` trains what step `warm` left"):
+    with pytest.raises(RecipeError, match="`polish` trains the model of step `warm`"):
         run_recipe(recipe(data, steps=steps), data / "run", [])
     assert not (data / "run" / "metrics.jsonl").exists()
     run_recipe(recipe(data, steps={**steps, "polish": {"do": "train", "from": "base"}}), data / "apart", [])
