@@ -1,68 +1,43 @@
-"""How far a reader walks through the code: functions, files and changes of file that one training enters.
+"""How far a reader walks through the code: functions, files and changes of file of one training.
 
-    python bench/walk.py                                  # this tree; under a minute on one core
-    python bench/walk.py --json                           # the numbers alone
+    python bench/walk.py                     # one training record; under a minute on one core
+    python bench/walk.py --path rollout      # or `recipe`: is that list of docs/design.md entered in its order?
     git archive 8607436 | tar x -C /tmp/before && PYTHONPATH=/tmp/before/src python bench/walk.py
 
-The run is sft with LoRA on `nano`: 12 records, 4 updates, evaluation included, all in this process. `sys.setprofile` reports every
-call of a Python function in a file of the package; lambdas, comprehensions and module bodies are left out. A phase counts what is
-entered while its first function runs. The *main path* is a list of functions that one record passes on its way from the file
-to the step of the optimiser; the script checks that each is entered after the one before, and counts where the file changes. Both lists
-stand below: the one of commit 8607436 is that of its review, the other names for each of its stations the function that does this now.
+The training is sft with LoRA on `nano`: 12 records, 4 updates, evaluation included, all in this process.
+`sys.setprofile` reports every call of a Python function in a file of the package; lambdas, comprehensions, class and
+module bodies are left out, and the package is imported before. A phase has the functions that are entered while its
+first function runs; each counts once, where it is entered first. The *main path* is the first list under "call path"
+in docs/design.md: functions that a record passes on its way from the file to the step of the optimiser. The script
+fails unless each is entered after the one before. `changes` counts where the next function lies in another file,
+`returns` the changes to a file that was open before.
+
+BEFORE is the same path at commit 8607436; docs/design.md names for each of its functions the one that does this now.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import inspect
+import io
 import json
+import re
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from types import CodeType, FrameType
 from typing import Any
 
+PAGE = Path(__file__).resolve().parent.parent / "docs" / "design.md"
 RECORDS, HELD_OUT, UPDATES = 12, 4, 4
-NOW = """
-modalities/language/workspace.py: LanguageWorkspace.open
-data/prepare.py: prepare prepare_with_report _divide
-data/sources.py: load_records
-data/split.py: split_records
-data/prepare.py: _render
-data/render.py: Renderer.explain
-data/prepare.py: _fit
-steps/train.py: training
-modalities/language/workspace.py: LanguageWorkspace.rows training_rows
-modalities/language/columns.py: with_references with_fields
-modalities/language/workspace.py: LanguageWorkspace.source
-modalities/base.py: Workspace.source
-engine/source.py: Records.__init__
-engine/trainer.py: Trainer._one_update
-engine/source.py: Records.draw
-engine/budget.py: Budget.draw
-data/batches.py: Ordered.at
-engine/selection.py: Selection.keep
-engine/trainer.py: Trainer._update
-engine/micro_batches.py: MicroBatches.within_memory
-engine/trainer.py: Trainer._try_update _split_by_gradient
-engine/micro_batches.py: MicroBatches.batches
-data/batches.py: micro_batches collate
-engine/update.py: run_update count
-engine/couple.py: couple
-engine/update.py: _backward_all backward
-objectives/base.py: TokenObjective.terms
-models/policy.py: TokenPolicy.hidden
-objectives/views.py: token_pass
-models/kernels/head.py: Head.sum _ChunkedSum.forward _differentiated _through_linear
-objectives/base.py: TokenObjective.weighted
-objectives/supervised/sft.py: SFT.token_loss
-objectives/views.py: TokenView.logprob
-models/kernels/head.py: target_logprob
-objectives/base.py: total_of
-engine/master_weights.py: MasterWeights.step
-"""
+HEADINGS = {"record": "### 1.", "rollout": "### 2.", "recipe": "### 3."}
+STATIONS = re.compile(
+    r"^(?P<place>\d+\.|    -) `(?P<file>[\w/]+\.py)`: (?P<functions>`[\w.]+`(?:, `[\w.]+`)*)", re.MULTILINE
+)
 BEFORE = """
 steps/language.py: LanguageGround.stand
 data/prepare.py: prepare run _divide
@@ -81,7 +56,8 @@ engine/trainer.py: Trainer._one
 engine/source.py: Records.draw
 engine/budget.py: Budget.draw
 data/batches.py: Ordered.at
-engine/trainer.py: Trainer._select Trainer._update Trainer._within_memory Trainer._try_update Trainer._moving Trainer._batches
+engine/trainer.py: Trainer._select Trainer._update Trainer._within_memory Trainer._try_update
+engine/trainer.py: Trainer._moving Trainer._batches
 data/batches.py: micro_batches collate
 engine/update.py: run_update count
 engine/couple.py: couple
@@ -134,13 +110,24 @@ class Walk:
         if code not in self.names:
             path = Path(code.co_filename)
             name = code.co_qualname.replace("<locals>.", "")
-            ours = path.is_relative_to(self.package) and "<" not in name
+            is_function = code.co_flags & inspect.CO_OPTIMIZED and "<" not in name  # a class body is no function
+            ours = path.is_relative_to(self.package) and is_function
             self.names[code] = (str(path.relative_to(self.package)), name) if ours else None
         return self.names[code]
 
 
+def stations_of_page(name: str, nested: bool = False, page: Path = PAGE) -> list[Station]:
+    """The stations of one list of docs/design.md; `nested` ones are entered in the process of a run."""
+    section = page.read_text(encoding="utf-8").partition(f"\n{HEADINGS[name]}")[2].partition("\n#")[0]
+    stations = []
+    for match in STATIONS.finditer(section):
+        if nested == (match["place"] == "    -"):
+            stations += [(match["file"], function) for function in re.findall(r"`([\w.]+)`", match["functions"])]
+    return stations
+
+
 def stations_of(text: str) -> list[Station]:
-    """The stations of a path: one file a line, with the functions that are entered there one after the other."""
+    """The stations of BEFORE: one file a line, with the functions that are entered there one after the other."""
     lines = [line.partition(":") for line in text.strip().splitlines()]
     return [(file, function) for file, _, functions in lines for function in functions.split()]
 
@@ -156,64 +143,101 @@ def check_order(path: Sequence[Station], calls: Sequence[Station]) -> None:
 
 
 def size(stations: Sequence[Station]) -> dict[str, int]:
-    """Functions, their files, and how often the next function of the sequence lies in another file."""
+    """Functions, their files and packages, changes of file in this order, and returns to a file."""
     files = [file for file, _ in stations]
+    changes = sum(file != following for file, following in pairwise(files))
     return {
         "functions": len(stations),
         "files": len(set(files)),
         "packages": len({file.split("/")[0] for file in files}),
-        "changes_of_file": sum(file != following for file, following in pairwise(files)),
+        "changes": changes,
+        "returns": changes + 1 - len(set(files)),
     }
 
 
-def walk(folder: Path) -> Walk:
-    """Train and evaluate in this process while every call is noted."""
-    import luthier
-    from luthier.recipe import load_recipe
-    from luthier.steps.run import run_recipe
-
+def recipe_of(folder: Path) -> dict[str, Any]:
+    """The recipe of the training, with its data in `folder`."""
     pairs = [{"prompt": f"Say {number} twice.", "completion": f"{number} {number}"} for number in range(100, 116)]
     for name, chosen in (("train", pairs[:RECORDS]), ("test", pairs[-HELD_OUT:])):
         lines = [json.dumps(pair) for pair in chosen]
         (folder / f"{name}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    recipe = {
+    return {
         "model": "nano",
         "data": {"train": str(folder / "train.jsonl"), "test": str(folder / "test.jsonl"), "validation": None},
         "train": {"objective": "sft", "tuner": "lora", "batch": {"records": 4}},
         "budget": {"updates": UPDATES},
         "evaluate": {"metric": "exact"},
     }
+
+
+def train(folder: Path, **blocks: Any) -> None:
+    """Train and evaluate in this process."""
+    from luthier.recipe import load_recipe
+    from luthier.steps.run import run_recipe
+
+    run_recipe(load_recipe({**recipe_of(folder), **blocks}, [], []), folder / "run", ())
+
+
+def roll_out(folder: Path) -> None:
+    """Train on rollouts; the reward differs between answers, so that there is something to learn."""
+    rollout = {
+        "strategy": {"kind": "plain", "group": 4},
+        "advantages": ["group_norm"],
+        "generate": {"max_new_tokens": 16},
+    }
+    objective = {"objective": "grpo", "tuner": "lora", "batch": {"records": 2}}
+    train(folder, rl=rollout, reward="length", train=objective)
+
+
+def compare(folder: Path) -> None:
+    """Run the command `luthier compare`; the runs are processes of their own, which are not traced."""
+    from luthier.cli.app import main as command_line
+
+    recipe = {**recipe_of(folder), "compare": {"methods": ["sft", "dft"], "seeds": 1}}
+    (folder / "recipe.yaml").write_text(json.dumps(recipe), encoding="utf-8")
+    sys.argv = ["luthier", "compare", str(folder / "recipe.yaml"), f"out={folder / 'runs'}"]
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit):
+        command_line()
+
+
+def walk(job: Callable[[Path], None]) -> Walk:
+    """Do a job in a temporary folder while every call is noted."""
+    import luthier
+    import luthier.steps.run
+
     noted = Walk(Path(luthier.__file__).parent)
-    sys.setprofile(noted)
-    try:
-        run_recipe(load_recipe(recipe, [], []), folder / "run", ())
-    finally:
-        sys.setprofile(None)
+    with tempfile.TemporaryDirectory() as folder:
+        sys.setprofile(noted)
+        try:
+            job(Path(folder))
+        finally:
+            sys.setprofile(None)
     return noted
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--path", choices=HEADINGS, default="record", help="the list of docs/design.md to check")
+    parser.add_argument("--list", metavar="PHASE", help="list the functions that a phase enters, or `all`")
     parser.add_argument("--json", action="store_true", help="print the numbers as JSON")
-    parser.add_argument("--functions", metavar="PHASE", help="list the functions that a phase enters")
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        noted = walk(Path(folder))
-    path = stations_of(NOW if (noted.package / "modalities").is_dir() else BEFORE)
-    if arguments.functions:
-        chosen = noted.phases.get(arguments.functions, dict.fromkeys(noted.calls))
+    noted = walk({"record": train, "rollout": roll_out, "recipe": compare}[arguments.path])
+    if arguments.list:
+        chosen = noted.phases.get(arguments.list, dict.fromkeys(noted.calls))
         print("\n".join(f"{file}: {function}" for file, function in chosen))
         return
+
+    before = not (noted.package / "modalities").is_dir()
+    path = stations_of(BEFORE) if before else stations_of_page(arguments.path)
     check_order(path, noted.calls)
     sizes = {"main path": size(path), "whole run": size(list(dict.fromkeys(noted.calls)))}
-    sizes |= {phase: size(list(stations)) for phase, stations in noted.phases.items()}
+    sizes |= {phase: size(list(stations)) for phase, stations in noted.phases.items() if stations}
     if arguments.json:
         print(json.dumps(sizes, indent=1))
         return
-    print(f"{'':24}{'functions':>10}{'files':>7}{'packages':>10}{'changes of file':>17}")
+    print(f"{'':24}" + "".join(f"{name:>11}" for name in sizes["main path"]))
     for name, numbers in sizes.items():
-        functions, files, packages, changes = numbers.values()
-        print(f"{name:24}{functions:>10}{files:>7}{packages:>10}{changes:>17}")
+        print(f"{name:24}" + "".join(f"{number:>11}" for number in numbers.values()))
 
 
 if __name__ == "__main__":
