@@ -75,20 +75,28 @@ def command(
 
 
 def _refuse_changes(now: Recipe, then: Recipe, folder: Path) -> None:
-    before, after = _flat(then.data), _flat(now.data)
-    again = f"Resume it as it was started (luthier run {folder / 'lock.json'} --resume {folder}), or start a new run."
+    """Raise RunError for the first key or part file in which a recipe differs from that of the run in `folder`."""
+    from luthier.recipe.fingerprint import fingerprint
+
+    if fingerprint(now) == fingerprint(then):  # an older lock may write out other defaults that mean the same
+        return
+    before, after = _settings_by_path(then.data), _settings_by_path(now.data)
+    hint = f"Resume it as it was started (luthier run {folder / 'lock.json'} --resume {folder}), or start a new run."
     for path in sorted({*before, *after}):
         if before.get(path) != after.get(path):
             change = f"`{path}` was {before.get(path)!r}, now {after.get(path)!r}"
-            raise RunError(f"{folder} was started with another recipe: {change}.", again)
-    if sorted(now.text_of_parts.values()) != sorted(then.text_of_parts.values()):
-        raise RunError(f"{folder} was started with another version of {', '.join(now.text_of_parts)}.", again)
+            raise RunError(f"{folder} was started with another recipe: {change}.", hint)
+    raise RunError(f"{folder} was started with another version of {', '.join(now.text_of_parts)}.", hint)
 
 
-def _flat(data: dict[str, Any]) -> dict[str, Any]:
-    """Values by dotted path. Part files are left out: the lock's copy has another path, and texts are compared."""
-    from luthier.recipe.fingerprint import NOT_PART_OF_A_RUN  # which a resumed run may be asked differently
+def _settings_by_path(data: dict[str, Any]) -> dict[str, Any]:
+    """Settings by dotted path, without part files: the copy in a lock has another path, and texts are compared."""
+    from luthier.recipe.fingerprint import NOT_PART_OF_A_RUN  # keys that may change when a run is resumed
     from luthier.recipe.merge import dotted
 
-    values = dotted({key: block for key, block in data.items() if key not in NOT_PART_OF_A_RUN})
-    return {path: value for path, value in values.items() if not (isinstance(value, str) and value.endswith(".py"))}
+    settings = dotted({key: block for key, block in data.items() if key not in NOT_PART_OF_A_RUN})
+    return {path: setting for path, setting in settings.items() if not _names_part_file(setting)}
+
+
+def _names_part_file(setting: Any) -> bool:
+    return isinstance(setting, str) and setting.endswith(".py")

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from luthier.errors import RecipeError, nearest
 from luthier.recipe import Recipe, load_recipe, method_label
-from luthier.recipe.fingerprint import digest, file_digest, task_fingerprint
+from luthier.recipe.fingerprint import digest, evaluated_blocks, file_digest, task_fingerprint
 from luthier.recipe.modality import MODALITIES, modality_of
 
 BASE = "base"
@@ -319,7 +319,7 @@ def _bases(source: RecipeSource, cells: Sequence[Cell], files: Mapping[str, str]
 def _evaluated(recipe: Recipe) -> dict[str, Any]:
     """The blocks that an evaluation of the untrained model depends on."""
     kind = MODALITIES[modality_of(recipe.settings.model, recipe.base)]
-    return {name: recipe.data[name] for name in kind.evaluated}
+    return evaluated_blocks(recipe, kind.evaluated)
 
 
 def _tuning(
