@@ -72,7 +72,9 @@ def test_an_old_method_file_applies_as_the_package_s_does(folder, name):
         assert recipe.data == packaged.data
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "src" / "luthier" / "proofs").glob("*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "src" / "luthier" / "proofs").glob("*.yaml")), ids=lambda path: path.stem
+)
 def test_the_recipe_of_a_committed_proof_loads_under_each_of_its_methods(path):
     recipe = dict(read_proof(path.stem).recipe)
     methods = load_recipe(recipe).settings.compare.methods
