@@ -336,7 +336,7 @@ OWN = "luthier_part_"
 
 
 def place_in_part(error: BaseException) -> str | None:
-    """The deepest line of a user's part file that an error passed through, as `mine.py:7`; None where it is not theirs."""
+    """The deepest line of a user's part file that an error passed through, as `mine.py:7`; None if there is none."""
     line, trace = None, error.__traceback__
     while trace is not None:
         if str(trace.tb_frame.f_globals.get("__name__", "")).startswith(OWN):

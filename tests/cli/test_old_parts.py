@@ -79,7 +79,7 @@ def test_a_former_constant_of_a_base_class_in_the_same_file_is_refused(tmp_path,
         """
     )
     (tmp_path / "mine.py").write_text(text)
-    with pytest.raises(RecipeError, match="mine.py:6: the constant `FACE` is called `MODALITY` now"):
+    with pytest.raises(RecipeError, match=r"mine\.py:6: the constant `FACE` is called `MODALITY` now"):
         parts.build("objective", "./mine.py", tmp_path)
 
 
