@@ -120,8 +120,7 @@ def _option(name: str, node: ast.AnnAssign, source: _Source) -> Option:
         default = node.value.args[0] if node.value.args else about.get("default")
     if (factory := about.get("default_factory")) is not None:
         default = factory.body if isinstance(factory, ast.Lambda) else ast.Call(factory, [], [])
-    is_required = default is None or ast.unparse(default) == "..."
-    default_text = None if is_required else _default_text(default, source)
+    default_text = None if default is None or ast.unparse(default) == "..." else _default_text(default, source)
     description = about.get("description")
     text = description.value if isinstance(description, ast.Constant) and isinstance(description.value, str) else ""
     return Option(name, _takes(node.annotation, about, source), default_text, text)

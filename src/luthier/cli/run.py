@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -44,7 +45,7 @@ def command(
         _refuse_changes(loaded, load_recipe(read_json(folder.path / "lock.json")), folder.path)
     with folder.lock():
         if processes == 1:
-            from luthier.steps.run import run_recipe
+            from luthier.steps import run_recipe
 
             record = run_recipe(loaded, folder.path, loaded.settings.observe)
         else:
@@ -54,16 +55,22 @@ def command(
     if record["status"] == "stopped":
         typer.echo(f"stopped; to go on, give the same command with --resume {folder.path}", err=True)
         raise typer.Exit(STOPPED)
+    _print_record(record)
+    typer.echo(f"results: {folder.path}")
+
+
+def _print_record(record: Mapping[str, Any]) -> None:
+    """Print the scores, speed, memory and warnings of a finished run."""
     train = record["train"]
     for name in ("target", "retain"):
         scores = record["evaluation"].get(name)
         if scores is None and name == "target":
             typer.echo("target    not scored: no test record")
         if scores is not None:
-            value = f"{100 * scores['mean']:5.1f}" if scores["ranks"] else f"{scores['mean']:5.3g}"
-            typer.echo(f"{name:8}{value}  ({scores['n']} records, {scores['metric']})")
-    for name, value in record["evaluation"].get("further", {}).items():
-        typer.echo(f"{value:8.3g}  {name}")
+            mean = f"{100 * scores['mean']:5.1f}" if scores["ranks"] else f"{scores['mean']:5.3g}"
+            typer.echo(f"{name:8}{mean}  ({scores['n']} records, {scores['metric']})")
+    for name, mean in record["evaluation"].get("further", {}).items():
+        typer.echo(f"{mean:8.3g}  {name}")
     measured, estimated = train["peak_memory_bytes"] / 1e9, train["estimated_memory_bytes"]
     speed = f"{train['tokens_per_second']:,.0f} {train.get('counts', 'tokens')}/s"
     typer.echo(f"speed   {speed} over {train['seconds']:.0f} s of training")
@@ -71,7 +78,6 @@ def command(
     typer.echo(f"memory  {measured:.2f} GB at the peak{before}")
     for line in [*train.get("data", {}).get("warnings", []), *record.get("warnings", [])]:
         typer.echo(f"warning: {line}")
-    typer.echo(f"results: {folder.path}")
 
 
 def _refuse_changes(now: Recipe, then: Recipe, folder: Path) -> None:

@@ -70,7 +70,7 @@ def _without_added(block: Any) -> Any:
         return [_without_added(member) for member in block]
     if not isinstance(block, dict):
         return block
-    kind, kept = block.get("kind"), {}
+    kind, kept = str(block.get("kind")), {}
     for key, setting in block.items():
         if (kind, key) not in ADDED_OPTIONS or setting != ADDED_OPTIONS[kind, key]:
             kept[key] = _without_added(setting)
