@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from luthier.errors import RecipeError, nearest
 from luthier.recipe import Recipe, load_recipe, method_label
-from luthier.recipe.fingerprint import digest, file_digest, task_fingerprint
+from luthier.recipe.fingerprint import digest, evaluated_blocks, file_digest, task_fingerprint
 from luthier.recipe.modality import MODALITIES, modality_of
 
 BASE = "base"
@@ -330,7 +330,7 @@ def _bases(recipes: RecipeLoader, arms: Sequence[Arm], files: Mapping[str, str])
 def _evaluated(recipe: Recipe) -> dict[str, Any]:
     """The blocks that an evaluation of the untrained model depends on."""
     modality = MODALITIES[modality_of(recipe.settings.model, recipe.base)]
-    return {name: recipe.data[name] for name in modality.evaluated}
+    return evaluated_blocks(recipe, modality.evaluated)
 
 
 def _tuning(
