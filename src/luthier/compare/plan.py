@@ -95,6 +95,7 @@ class RecipeLoader:
 
     def at_seed(self, seed: int, methods: Sequence[str], extra: Sequence[str]) -> Recipe:
         """The resolved recipe with this seed, loaded once for all seeds."""
+        # `seed=0` also replaces a seed of the command line, which would override those of the comparison.
         return self.load(methods, [*extra, "seed=0"]).with_seed(seed)
 
     def _load(self, methods: Sequence[str], extra: Sequence[str]) -> Recipe:
@@ -136,16 +137,16 @@ class Plan:
 
     def to_json(self) -> dict[str, Any]:
         """The content of plan.json, for readers and for `--resume`: no resolved recipes."""
+        rows = []
+        for arm in self.arms:
+            rows.append({"label": arm.label, "folder": arm.folder, "method": arm.method, "axes": dict(arm.axes)})
         return {
             "name": self.name,
             "baseline": self.baseline,
             "seeds": list(self.seeds),
             "learning_rate": self.rule,
             "candidates": [dict(values) for values in self.candidates],
-            "cells": [
-                {"label": arm.label, "folder": arm.folder, "method": arm.method, "axes": dict(arm.axes)}
-                for arm in self.arms
-            ],
+            "cells": rows,
             "tasks": [task.folder for task in self.bases] + [task.folder for _, _, task in self.tuning],
             "data_files": dict(self.data_files),
         }
@@ -381,6 +382,7 @@ def data_files(recipe: Recipe) -> dict[str, str]:
 
 
 def _slug(text: str) -> str:
+    """The text as a name of a folder."""
     return re.sub(r"[^\w.+=,-]+", "-", text).strip("-.") or "cell"
 
 
