@@ -44,7 +44,7 @@ def test_sum_equals_full_logits(bias, hooked):
     output, hidden, targets = setup(bias)
     if hooked:
         output.register_forward_hook(lambda _module, _inputs, logits: 2.0 * logits)
-    assert Head(output).plain != hooked
+    assert Head(output).is_plain_linear != hooked
     full = -(torch.log_softmax(output(hidden), -1).gather(-1, targets[:, None])[:, 0] * torch.arange(17)).sum()
     chunked = Head(output).sum(hidden, lambda s, z: -target_logprob(z, targets[s]) * torch.arange(17)[s])
     assert torch.allclose(full, chunked, rtol=1e-12)
@@ -96,7 +96,7 @@ def test_sum_of_a_bfloat16_head_adds_up_in_float32():
     for head in (Head(output), Head(nn.Sequential(output))):
         head.output.weight = output.weight  # a sequence is no plain linear layer
         loss = head.sum(hidden, lambda s, z: -target_logprob(z, targets[s]))
-        found[head.plain] = gradients(loss, hidden, output.weight)
+        found[head.is_plain_linear] = gradients(loss, hidden, output.weight)
     for one, other in zip(found[True], found[False], strict=True):
         assert one.dtype == torch.bfloat16 and torch.equal(one, other)
 
