@@ -88,7 +88,7 @@ def test_without_pip_or_network_the_next_step_is_named(
 def test_a_cache_that_cannot_be_made_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (tmp_path / "file").touch()
     monkeypatch.setenv("LUTHIER_CACHE", str(tmp_path / "file"))
-    with pytest.raises(ModelError, match="cannot be made") as caught:
+    with pytest.raises(ModelError, match="cannot be created") as caught:
         bundled_path(SMOLLM2)
     assert "LUTHIER_CACHE" in str(caught.value.hint)
 
