@@ -10,6 +10,7 @@ from luthier import parts
 from luthier.conformance.tiny import tiny_rows
 from luthier.conformance.training import trainer
 from luthier.engine import checkpoints, selection
+from luthier.engine import trainer as training
 from luthier.engine.budget import Budget
 from luthier.engine.distributed import World
 from luthier.engine.trainer import Batching, Saving
@@ -140,15 +141,15 @@ def test_memory_that_runs_out_in_the_backward_trains_on_what_was_kept_before(mon
     choose = selection.choose
     monkeypatch.setattr(selection, "choose", lambda *given: chosen.append(choose(*given)) or chosen[-1])
     run = make(Counting(), budget=Budget("updates", 1))
-    attempt = run._try_update
+    run_update = training.run_update
 
-    def once(rows, *progress):
-        trained.append([row.id for row in rows])
+    def once(policy, objective, tuners, masters, update, **settings):
+        trained.append([row.id for row in update.rows])
         if len(trained) == 1:
             raise torch.OutOfMemoryError("no")
-        return attempt(rows, *progress)
+        return run_update(policy, objective, tuners, masters, update, **settings)
 
-    monkeypatch.setattr(run, "_try_update", once)
+    monkeypatch.setattr(training, "run_update", once)
     run.train()
     assert len(chosen) == 1 and trained[0] == trained[1] and int(run.selection.state.kept) == 4
 
