@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from luthier import parts
 from luthier.conformance.tiny import tiny_model, tiny_pairs, tiny_rows
 from luthier.engine import estimate as estimates
-from luthier.models.kernels.gradients import adding
+from luthier.models.kernels.gradients import accumulating_in_place
 from luthier.models.kernels.head import Head, target_logprob
 from luthier.tuners.base import TunerInputs
 
@@ -122,7 +122,7 @@ def test_the_heads_share_is_what_it_takes(way, positions, dtype):
     targets = torch.randint(0, 49152, (positions,))
     module = SimpleNamespace(get_output_embeddings=lambda: output)
     output.weight.grad = torch.zeros_like(output.weight)  # that of an earlier micro-batch
-    with Alive(output.weight, output.weight.grad) as alive, adding():
+    with Alive(output.weight, output.weight.grad) as alive, accumulating_in_place():
         getattr(Head(output), way)(hidden, lambda s, z: -target_logprob(z, targets[s])).sum().backward()
     estimate = estimates._head_bytes(module, positions, dtype.itemsize, full=True)
     assert 0.6 * estimate < alive.most < estimate

@@ -83,6 +83,7 @@ class Parts:
 
     def refuse_modality(self, modality: str) -> None:
         """Raise RecipeError for an objective, or a selector that reads the model, of another modality."""
+        # A selector that never reads the model works on every modality.
         selectors = [self.selector] if self.selector is not None and self.selector.FORWARD else []
         for part in (*members_of(self.objective), *selectors):
             if modality != part.MODALITY:
@@ -197,6 +198,7 @@ def tuned_policy(
 
 def apply_tuners(module: nn.Module, tuners: Sequence[Tuner], inputs: TunerInputs) -> nn.Module:
     """The module to train, with all tuners applied in order; every tuner's parameters require gradients."""
+    # Everything is frozen first, so that exactly what a tuner trains requires a gradient.
     module.requires_grad_(False)
     for tuner in tuners:
         trained = [p for p in module.parameters() if p.requires_grad]

@@ -110,6 +110,7 @@ class Budget:
         if self.unit == "tokens":
             tokens = sum(sum(map(len, record_rows)) for record_rows in ordered.rows_by_record)
             mean = tokens / len(ordered)
+            # Rounded up: a last update is needed for what remains.
             return max(0, round((self.amount - position.tokens) / (mean * self.kept * records) + 0.499))
         total = round(self.amount * len(ordered)) if self.unit == "epochs" else int(self.amount)
         return max(0, -(-(total - position.records) // records))

@@ -2,8 +2,8 @@
 
 Pass 1 computes the features of every micro-batch without gradient, gathers them over ranks, and computes the loss and
 its gradient with respect to the features, once. Pass 2 is the ordinary backward of each micro-batch: it computes the
-features again, with the same dropout, and multiplies them by that gradient. By the chain rule this is exact (as in
-GradCache, arXiv 2101.06983).
+features again, with the same dropout, and starts their backward from that gradient. By the chain rule this is exact
+(as in GradCache, arXiv 2101.06983).
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def _couple_at_once(
 ) -> float:
     """Forward and backward of the whole update in one graph, which fits in memory: nothing is computed twice."""
     (batch,) = update.batches
-    # The backward belongs to the context too: hooks that the objective set must still be there.
+    # The backward runs inside the context too: it may need hooks that the objective has set there.
     with objective.micro_batch_context(policy, batch, update):
         gathered = gather_features(policy, update, [_features(policy, part, batch, update)], world)
         loss = total_of(_terms(part, gathered, update, world), update.counts)
@@ -170,9 +170,9 @@ def _features(policy: Policy, part: CoupledObjective, batch: Batch, update: Upda
 def _terms(part: CoupledObjective, gathered: Gathered, update: Update, world: World) -> list[Term]:
     """The terms of the coupled loss."""
     # Its meters are collected apart: every rank computes the same ones, and their sum over ranks must count one.
-    own_meters = replace(update, meters={})
-    terms = part.coupled_loss(gathered.features, gathered.streams, own_meters)
-    for name, (unit, total) in own_meters.meters.items():
+    scratch = replace(update, meters={})
+    terms = part.coupled_loss(gathered.features, gathered.streams, scratch)
+    for name, (unit, total) in scratch.meters.items():
         update.meter(name, total if world.rank == 0 else 0.0, unit)
     return terms
 

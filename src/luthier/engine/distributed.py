@@ -73,6 +73,7 @@ class World:
 
 
 def _reduce(tensors: list[Tensor]) -> None:
+    # One message for many small tensors: each message costs a round trip.
     flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
     dist.all_reduce(flat)
     for tensor, piece in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):

@@ -50,6 +50,7 @@ def score(
     Raises:
         RecipeError: one of `wanted` is unknown.
     """
+    # A Reference reads in eval mode without gradient, whatever mode a training has left the module in.
     reader = policy if isinstance(policy, Reference) else Reference(policy)
     head, companions = reader.policy.head, reader.policy.companions
     known = [*VALUES, *companions]
@@ -117,6 +118,7 @@ def cached_column(file: Path, compute: Callable[[], Column]) -> Column:
 def column_key(weights_id: str, dtype: str, rows: Sequence[Row]) -> str:
     """Hash of all that a column depends on: weights, type, and the ids and targets of every row."""
     digest = hashlib.sha256(f"{weights_id}/{dtype}".encode())
+    # The stream `weights` decides which positions are targets.
     for row in rows:
         digest.update(row.id.encode() + row.ids.tobytes() + row.streams["weights"].values.tobytes())
     return digest.hexdigest()[:32]

@@ -24,8 +24,8 @@ class Kept:
     """The rows to train on, in data order, and how many candidates the model has read to choose them."""
 
     rows: Sequence[Row]
-    looked_rows: int = 0
-    looked_tokens: int = 0
+    scored_rows: int = 0
+    scored_tokens: int = 0
 
 
 @dataclass

@@ -57,7 +57,8 @@ class Trainer:
         self.parts.refuse_modality(self.policy.modality)
         self.masters = master_weights(self.policy, self.parts)
         self.states = PartStates(self.parts.names, self.policy)
-        # None of these keeps a method of the trainer: the circle would hold a finished training's memory.
+        # None of these keeps a method of the trainer: such a circle would hold a finished training's memory until a
+        # garbage collection.
         self.micro = MicroBatches(self.batching, self.world, self.masters.clear)
         selector = self.parts.selector
         selector_state = None if selector is None else self.states.of(selector)
@@ -117,7 +118,7 @@ class Trainer:
             self.save()
             raise
 
-        # Only now does the update count: an error before this line, and a kill, repeat it.
+        # Only now does the update count: after an error or a kill before this line a resumed run repeats it.
         position.seconds = self.position.seconds + time.perf_counter() - started
         position.targets = self.position.targets + int(report.counts["targets"])
         self.position = position
@@ -136,6 +137,7 @@ class Trainer:
     def _update(self, rows: Sequence[Row], progress: float, done: float) -> UpdateReport:
         """The update on these rows, cut smaller and tried again where memory runs out."""
         index = self.position.updates + 1
+        # Rows whose loss has no gradient count in every denominator, but need no forward.
         with_gradient, without_gradient = _split_by_gradient(self.parts, rows)
 
         def attempt() -> UpdateReport:
@@ -247,8 +249,8 @@ def advanced(position: Position, drawn: Drawn, kept: Kept) -> Position:
         records=position.records + drawn.records,
         tokens=position.tokens + sum(len(row) for row in kept.rows),
         seconds=position.seconds,
-        looked_rows=position.looked_rows + kept.looked_rows,
-        looked_tokens=position.looked_tokens + kept.looked_tokens,
+        looked_rows=position.looked_rows + kept.scored_rows,
+        looked_tokens=position.looked_tokens + kept.scored_tokens,
         generated_tokens=position.generated_tokens + drawn.generated,
     )
 

@@ -15,8 +15,8 @@ from luthier.engine.couple import couple, refuse_batch_statistics
 from luthier.engine.distributed import World
 from luthier.engine.master_weights import MasterWeights
 from luthier.errors import RunError
-from luthier.models.kernels.gradients import GradientSums, added_in_products, adding
-from luthier.models.kernels.lean import kept_lean
+from luthier.models.kernels.gradients import GradientSums, accumulating_in_place, added_in_products
+from luthier.models.kernels.lean import recompute_intermediates
 from luthier.models.policy import Policy
 from luthier.objectives.base import Objective, total_of
 from luthier.tuners.base import Tuner
@@ -74,12 +74,13 @@ def run_update(
     for tuner in tuners:
         tuner.before_update(policy.module, update)
 
+    # Coupled losses first: the backward of each micro-batch starts from the gradient of its features.
     masters.accumulate(several=len(update.batches) > 1 or world.size > 1)
     update.gradient, update.optimizer_state = masters.gradient, masters.optimizer_state
     coupled = couple(policy, objective, update, world)
     if not math.isfinite(coupled):  # the same number on every rank, so all raise
         raise _not_finite("loss", _records(update), update, world)
-    with added_in_products(policy.module), kept_lean(policy.module):
+    with added_in_products(policy.module), recompute_intermediates(policy.module):
         loss = _backward_all(policy, objective, tuners, update, masters.sums, world)
     # Gradients are summed over ranks, so what belongs to the update and to no record is added on one.
     if world.rank == 0:
@@ -166,7 +167,7 @@ def backward(
         loss = float(total.detach())
         # Inside the contexts: checkpointed layers are computed again here, with the hooks that a part has set.
         if total.requires_grad and math.isfinite(loss):
-            with adding(sums):
+            with accumulating_in_place(sums):
                 total.backward()
     return loss
 

@@ -29,6 +29,7 @@ class ParameterSet:
         parameters = dict(self.module.named_parameters())
         originals = {name: parameters[name].data for name in self.values}
         try:
+            # The data is replaced, not the parameter: tuners and optimisers hold the parameters themselves.
             for name, average in self.values.items():
                 parameters[name].data = average.to(originals[name].dtype)
             with reading(self.module):

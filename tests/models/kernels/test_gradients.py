@@ -9,7 +9,7 @@ from luthier import parts
 from luthier.engine.master_weights import MasterWeights
 from luthier.models.kernels import gradients
 from luthier.models.kernels import head as heads
-from luthier.models.kernels.gradients import GradientSums, added_in_products, adding
+from luthier.models.kernels.gradients import GradientSums, accumulating_in_place, added_in_products
 from luthier.models.kernels.head import Head, target_logprob
 
 
@@ -40,7 +40,7 @@ def gathered(module, run):
 
 
 def backward(loss):
-    with adding():
+    with accumulating_in_place():
         loss.backward()
 
 
@@ -116,7 +116,7 @@ def test_a_narrow_weight_that_somebody_else_watches_too_gets_its_gradient_from_a
     masters.accumulate(several=True)
     with added_in_products(net):
         for ids in BATCHES:
-            with adding(masters.sums):
+            with accumulating_in_place(masters.sums):
                 net[1](net[0](ids)).square().sum().backward()
     assert len(seen) == len(BATCHES)
 
@@ -167,7 +167,7 @@ def test_the_first_gradient_of_a_narrow_weight_overwrites_its_sum_and_the_others
         plain = -target_logprob(output(table(ids)).float(), targets).sum() / 3
         for weight, gradient in zip(weights, torch.autograd.grad(plain, weights), strict=True):
             wanted[weight] = wanted[weight] + gradient.float()
-        with added_in_products(nn.ModuleList([table])), adding(sums):
+        with added_in_products(nn.ModuleList([table])), accumulating_in_place(sums):
             hidden = table(ids)
             loss = Head(output).sum(hidden, lambda s, z, targets=targets: -target_logprob(z, targets[s])) / 3
             loss.backward()
@@ -180,6 +180,6 @@ def test_the_first_gradient_of_a_narrow_weight_overwrites_its_sum_and_the_others
 def test_the_first_gradient_in_a_sum_of_another_type_is_not_rounded_to_the_weights_type():
     weight = nn.Parameter(torch.zeros(3, dtype=torch.bfloat16))
     sums, gradient = GradientSums({weight: torch.float32}), torch.tensor([1.0, 1.5, 3.0], dtype=torch.bfloat16)
-    with adding(sums):
+    with accumulating_in_place(sums):
         assert gradients.add(weight, gradient.clone(), 1 / 3) is None
     assert torch.equal(sums.get(weight), gradient.float() * (1 / 3))

@@ -8,7 +8,7 @@ from torch import nn
 
 from luthier.errors import RecipeError
 from luthier.models.kernels import head as heads
-from luthier.models.kernels.gradients import adding
+from luthier.models.kernels.gradients import accumulating_in_place
 from luthier.models.kernels.head import Head, target_logprob
 
 
@@ -71,7 +71,7 @@ def test_gradients_of_several_backwards_add_up(bias, positions):
             else:
                 loss = Head(output).sum(hidden, lambda s, z: -target_logprob(z, targets[s]))
             before = output.weight.grad
-            with adding():
+            with accumulating_in_place():
                 (factor * loss).backward()
             if way == "chunked" and before is not None:
                 assert output.weight.grad is before
@@ -137,7 +137,7 @@ def test_gradients_of_a_trained_heads_map_are_added_to_what_is_there(bias, posit
         for factor in (3.0, 0.5):
             values = target_logprob(output(hidden), targets) if way == "full" else Head(output).map(hidden, value)
             before = output.weight.grad
-            with adding():
+            with accumulating_in_place():
                 (factor * values.exp().square().sum()).backward()
             if way == "chunked" and before is not None:
                 assert output.weight.grad is before

@@ -8,7 +8,7 @@ from transformers.models.gemma.modeling_gemma import GemmaMLP, GemmaRMSNorm
 from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm
 from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm
 
-from luthier.models.kernels.lean import form_of, kept_lean
+from luthier.models.kernels.lean import form_of, recompute_intermediates
 
 CONFIG = LlamaConfig(
     vocab_size=31,
@@ -41,7 +41,7 @@ def loss_and_gradients(model):
 def test_the_forward_is_the_same_and_gradients_are_those_of_autograd(dtype, most):
     model = made(dtype)
     wanted, gradients = loss_and_gradients(model)
-    with kept_lean(model):
+    with recompute_intermediates(model):
         found, others = loss_and_gradients(model)
     assert torch.equal(found, wanted)
     for name, gradient in gradients.items():
@@ -56,7 +56,7 @@ def test_of_a_norm_by_numbers(kind):
     norm.weight.data = torch.randn(6, generator=draw)
     slope = torch.randn(2, 5, 6, generator=draw)
     wanted = torch.autograd.grad(norm(x), (x, norm.weight), slope)
-    with kept_lean(norm):
+    with recompute_intermediates(norm):
         assert type(norm) is form_of(kind)
         found = torch.autograd.grad(norm(x), (x, norm.weight), slope)
     for one, other in zip(found, wanted, strict=True):
@@ -79,7 +79,7 @@ def test_less_is_kept():
 
     model = made(torch.bfloat16)
     plain = kept(model)
-    with kept_lean(model):
+    with recompute_intermediates(model):
         lean = kept(model)
     positions, norms, layers = IDS.numel(), 5, 2
     least = norms * positions * 16 * 4 + layers * positions * 24 * 2  # a float32 copy of each input, silu of each gate
@@ -91,7 +91,7 @@ def test_a_frozen_norm_passes_its_gradient_on():
     for name, parameter in model.named_parameters():
         parameter.requires_grad_("embed" in name or "gate" in name)
     _, wanted = loss_and_gradients(model)
-    with kept_lean(model):
+    with recompute_intermediates(model):
         _, found = loss_and_gradients(model)
     assert found.keys() == wanted.keys() and len(wanted) == 3
     assert all(torch.allclose(found[name], wanted[name], rtol=1e-4, atol=1e-7) for name in wanted)
@@ -107,7 +107,7 @@ def test_second_derivatives():
     model = made(torch.float32)
     model.set_attn_implementation("eager")
     wanted = second(model)
-    with kept_lean(model):
+    with recompute_intermediates(model):
         found = second(model)
     for one, other in zip(found, wanted, strict=True):
         assert torch.allclose(one, other, rtol=1e-3, atol=1e-5 * float(other.abs().max()))
@@ -127,7 +127,7 @@ def test_layers_that_compute_something_else_stay():
 def test_another_activation_is_left_to_the_layer():
     model = made(torch.float32, hidden_act="gelu")
     wanted, gradients = loss_and_gradients(model)
-    with kept_lean(model):
+    with recompute_intermediates(model):
         found, others = loss_and_gradients(model)
     name = "model.layers.0.mlp.gate_proj.weight"
     assert torch.equal(found, wanted) and torch.allclose(others[name], gradients[name], rtol=1e-4, atol=1e-7)

@@ -60,7 +60,7 @@ _SUMS: ContextVar[GradientSums | None] = ContextVar("sums", default=None)
 
 
 @contextmanager
-def adding(sums: GradientSums | None = None) -> Iterator[None]:
+def accumulating_in_place(sums: GradientSums | None = None) -> Iterator[None]:
     """Allow the backward inside to add to existing gradients in place: all of them go to `.grad` or to `sums`.
 
     Outside, autograd must get every gradient: `torch.autograd.grad` returns gradients and must not change `.grad`.
@@ -137,7 +137,7 @@ def add(weight: Tensor, gradient: Tensor, factor: float) -> Tensor | None:
 
 @contextmanager
 def added_in_products(module: nn.Module) -> Iterator[None]:
-    """Let the large linear layers and embeddings of a module add within the product, in `adding`; processors only.
+    """Let large linear layers and embeddings add within the product, in `accumulating_in_place`; on processors only.
 
     Subclasses of these layers keep their own forward. So does the output embedding, whose gradient `Head` adds.
     """

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 
 @contextmanager
-def kept_lean(module: nn.Module) -> Iterator[None]:
+def recompute_intermediates(module: nn.Module) -> Iterator[None]:
     """Let the norms and gated MLPs of a module keep their inputs only; on processors, in float32 or narrower.
 
     Transformers' norms compute in float32, so in float64 their gradients would differ from autograd's by its digits.
