@@ -8,7 +8,7 @@ from torch import nn
 
 from luthier import parts
 from luthier.conformance.base import apart
-from luthier.conformance.tiny import CLASSES, TINY_MODELS, TinyModel, seeded, tiny_rows
+from luthier.conformance.tiny import TINY_MODELS, TinyModel, seeded, tiny_rows
 from luthier.conformance.training import trained, trainer
 from luthier.engine.couple import couple, repeatable
 from luthier.engine.distributed import World
@@ -22,6 +22,7 @@ from luthier.tuners.full import Full
 from luthier.types import Term
 from luthier.update import Update
 from luthier.vision._encoders import DualEncoder
+from luthier.vision.digits import CLASSES
 from support.ranks import run_ranks
 
 EXACT = 1e-12

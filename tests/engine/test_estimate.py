@@ -108,7 +108,7 @@ class Alive(TorchDispatchMode):
         self.most = max(self.most, self.bytes)
         return made
 
-    def save_assets(self, size):
+    def leave(self, size):
         self.bytes -= size
 
 

@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 from luthier import parts
-from luthier.data.generated.sums import Sums
 from luthier.engine import master_weights
 from luthier.engine.master_weights import MasterWeights, Rounding
+from luthier.models.kernels.gradients import GradientSums
 
 ADAMW = parts.build("optimizer", {"kind": "adamw", "lr": 0.01, "weight_decay": 0.1})
 
@@ -113,8 +113,8 @@ def test_several_bfloat16_gradients_are_summed_in_float32():
 @pytest.mark.parametrize("several", [True, False])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_rank_without_rows_takes_part_with_zeros(dtype, several, monkeypatch):
-    start = Sums.start
-    monkeypatch.setattr(Sums, "start", lambda self, weight: start(self, weight).fill_(float("nan")))
+    start = GradientSums.start
+    monkeypatch.setattr(GradientSums, "start", lambda self, weight: start(self, weight).fill_(float("nan")))
     net, sent = model(dtype), []
     masters = MasterWeights(net.named_parameters(), ADAMW)
     masters.accumulate(several=several)

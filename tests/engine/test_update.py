@@ -98,12 +98,12 @@ def test_no_target_names_the_update():
 
 
 def test_clipping_bounds_the_norm_of_the_whole_update():
-    from luthier.rollouts.strategies.plain import Plain
+    from luthier.conformance.training import GradientDescent
 
     events = []
     sft = parts.build("objective", "sft")
     free = trained(sft, Full(), Batching(8, 40), observe=events.append)
     norm = torch.linalg.vector_norm(torch.stack([t.norm() for t in free.values()]))
     assert abs(events[0]["gradient_norm"] - float(norm)) < 1e-9 * float(norm)
-    clipped = trained(sft, Full(), Batching(8, 40), optimizer=Plain(clip=0.01))
+    clipped = trained(sft, Full(), Batching(8, 40), optimizer=GradientDescent(clip=0.01))
     assert abs(float(torch.linalg.vector_norm(torch.stack([t.norm() for t in clipped.values()]))) - 0.01) < 1e-6

@@ -21,7 +21,7 @@ def checkpointed(monkeypatch):
 
     def trained(*arguments, **options):
         with monkeypatch.context() as patch:
-            patch.setitem(tiny.TINY_MODELS, "token", replace(tiny.TINY_MODELS["token"], module=model))
+            patch.setitem(tiny.TINY_MODELS, "language", replace(tiny.TINY_MODELS["language"], module=model))
             return training.trained(*arguments, **options)
 
     return trained

@@ -6,13 +6,12 @@ import torch
 
 from luthier import parts
 from luthier.conformance.base import apart
-from luthier.conformance.tiny import tiny_model, tiny_rows
+from luthier.conformance.tiny import VOCABULARY, tiny_model, tiny_rows
 from luthier.conformance.training import trainer
 from luthier.engine.budget import Budget
 from luthier.engine.score import score
 from luthier.engine.source import Records
 from luthier.engine.trainer import Batching
-from luthier.models.nano.build import VOCABULARY
 from luthier.models.policy import TokenPolicy
 from luthier.rollouts.base import Rollout, build_chain, credit, rows_of
 from luthier.rollouts.drive import drive

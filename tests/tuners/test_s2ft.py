@@ -8,13 +8,12 @@ from torch.nn import functional
 from luthier import parts
 from luthier.conformance.base import apart
 from luthier.conformance.tiny import tiny_model, tiny_rows
-from luthier.conformance.training import trained, trainer
+from luthier.conformance.training import GradientDescent, trained, trainer
 from luthier.engine.assemble import Parts, refuse_excluded, tuned_policy
 from luthier.engine.budget import Budget
 from luthier.engine.trainer import Batching
 from luthier.errors import RecipeError
 from luthier.models.delta import WeightDelta, compose
-from luthier.rollouts.strategies.plain import Plain
 from luthier.tuners import _units
 from luthier.tuners._slices import SliceLinear, slices_of
 from luthier.tuners.base import TunerInputs
@@ -41,7 +40,7 @@ def logits(model):
 
 def run(tuner, updates=4, **more):
     sft = parts.build("objective", "sft")
-    more = {"optimizer": Plain(lr=0.5), "budget": Budget("updates", updates), "disturb": False} | more
+    more = {"optimizer": GradientDescent(lr=0.5), "budget": Budget("updates", updates), "disturb": False} | more
     made = trainer(sft, tuner, tiny_rows(), WHOLE, **more)
     losses = []
     made.observe = lambda event: losses.append(event["loss"])

@@ -2,8 +2,7 @@
 
 import numpy
 
-from luthier.conformance.tiny import CLASSES
-from luthier.vision.digits import GLYPHS, SIDE, digit_rows, draw_digit
+from luthier.vision.digits import CLASSES, GLYPHS, SIDE, digit_rows, draw_digit
 
 
 def test_drawn_from_the_seed_alone():

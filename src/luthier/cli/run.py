@@ -44,7 +44,7 @@ def command(
         _refuse_changes(loaded, load_recipe(read_json(folder.path / "lock.json")), folder.path)
     with folder.lock():
         if processes == 1:
-            from luthier.steps.run import run_recipe
+            from luthier.steps import run_recipe
 
             record = run_recipe(loaded, folder.path, loaded.settings.observe)
         else:

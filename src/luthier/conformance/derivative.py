@@ -16,10 +16,9 @@ from torch import Tensor
 
 from luthier.conformance.base import Failed, apart
 from luthier.conformance.needs_of import rows_for
-from luthier.conformance.tiny import RECORDS
+from luthier.conformance.tiny import RECORDS, VOCABULARY
 from luthier.conformance.training import TOLERANCE, trained, trainer
 from luthier.engine.trainer import Batching, Trainer
-from luthier.models.nano.build import VOCABULARY
 from luthier.objectives.base import Objective
 from luthier.types import Row
 

@@ -86,7 +86,7 @@ def _fill(column: Column, micro: Sequence[Row], owners: list[int], positions: li
     """Write values [n] of a micro-batch into its rows' entries of the column."""
     for owner, position, score in zip(owners, positions, values, strict=True):
         row = micro[owner]
-        column.setdefault(row.record, numpy.zeros(len(row), dtype=values.dtype))[position] = score
+        column.setdefault(row.id, numpy.zeros(len(row), dtype=values.dtype))[position] = score
 
 
 def with_column(rows: Iterable[Row], name: str, column: Column) -> list[Row]:

@@ -30,7 +30,7 @@ class Objective(Part):
 
     Hooks: `has_gradient`, `companions`, `start`, `prepare`, `micro_batch_context`, `update_terms`, `after_step`.
 
-    MODALITY names the kind of policy that it is given: "language", "contrastive" or "diffusion". NEEDS names what its data
+    MODALITY names the policy that it is given: "language", "contrastive" or "diffusion". NEEDS names what its data
     must have: "pairs" (of a chosen and a rejected answer), "labels" (each answer said to be good or bad; those of
     pairs are) or the FORM of another shape of several answers (`data/forms/`); without it such data give their good
     answers alone.

@@ -9,12 +9,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from luthier.compare.plan import BASE
 from luthier.engine.assemble import build_tuners
 from luthier.errors import RecipeError
 from luthier.modalities.language.answers import gold
 from luthier.recipe import Stage, flat
-from luthier.recipe.steps import DATA, NEWEST, names_in
+from luthier.recipe.steps import BASE, DATA, NEWEST, names_in
 from luthier.steps.model import StepModel
 from luthier.steps.verbs.base import Status
 from luthier.steps.work import Work

@@ -4,7 +4,6 @@ import math
 
 import pytest
 import torch
-from objectives.policy_gradient.test_rows_without_gradient import SOME, WHOLE, rows_with
 
 from luthier import parts
 from luthier.conformance.base import apart
@@ -16,6 +15,7 @@ from luthier.models.policy import TokenPolicy
 from luthier.objectives import _divergence
 from luthier.objectives.sum import build_objective
 from luthier.recipe import load_recipe
+from objectives.policy_gradient.test_rows_without_gradient import SOME, WHOLE, rows_with
 from support import bandit
 from support.oracle import gradient_of
 

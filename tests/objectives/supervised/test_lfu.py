@@ -322,7 +322,7 @@ def test_the_adapter_is_never_changed_by_the_push():
     update.counts = count(objective, update.batches, run.world)
     objective.prepare(run.policy, update)
     assert all(p.grad is None for p in run.policy.module.parameters())
-    with objective.scope(run.policy, batch, update):
+    with objective.micro_batch_context(run.policy, batch, update):
         total_of(objective.terms(run.policy, batch, update), update.counts).backward()
     assert all(torch.equal(p, before[name]) for name, p in run.policy.module.named_parameters())
     pushed = [p.grad for name, p in run.policy.module.named_parameters() if "lora_" in name]
@@ -340,7 +340,7 @@ def test_the_gradient_reaches_the_adapter_through_its_pushed_values():
     """Finite differences of the consistency with the plain states and the push held fixed."""
     objective = lfu(auxiliary="trained", coef=1.0, step_size=0.5)
     run, batch, update = prepared_adapter(objective, disturb=True)
-    with objective.scope(run.policy, batch, update):
+    with objective.micro_batch_context(run.policy, batch, update):
         total_of(objective.terms(run.policy, batch, update)[1:], update.counts).backward()
     where = (batch.weights != 0) & (batch.position_of > 0)
     with run.policy.layer_outputs([0, 1]) as found:
@@ -397,7 +397,7 @@ def test_the_states_of_the_tuple_are_compared():
     update.counts = count(objective, update.batches, run.world)
     objective.prepare(run.policy, update)
     auxiliary, _ = update.prepared_by(objective)
-    with objective.scope(run.policy, batch, update):
+    with objective.micro_batch_context(run.policy, batch, update):
         term = objective.terms(run.policy, batch, update)[1]
     with run.policy.state_tuple() as plain:
         run.policy.hidden(batch)
@@ -427,6 +427,6 @@ def test_the_ascent_is_not_seen_by_a_tuner_that_collects_gradients(kind):
         layer.window = Window()
     objective.prepare(run.policy, update)
     assert all(layer.window.dense is None for layer in layers)
-    with objective.scope(run.policy, batch, update):
+    with objective.micro_batch_context(run.policy, batch, update):
         total_of(objective.terms(run.policy, batch, update), update.counts).backward()
     assert all(bool(layer.window.dense.any()) for layer in layers)

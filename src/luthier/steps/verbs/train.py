@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from luthier.compare.plan import BASE
 from luthier.errors import RecipeError
 from luthier.parts import lazy
-from luthier.recipe.steps import DATA, NEWEST
+from luthier.recipe.steps import BASE, DATA, NEWEST
 from luthier.steps.verbs.base import Blocks, Data, From, Share, Status, Verb
 
 if TYPE_CHECKING:
