@@ -29,8 +29,8 @@ def estimate(module, tokens=100, **more):
 def test_full_fine_tuning_in_float32_takes_four_copies():
     module = tuned("full")
     weights = 4 * sum(p.numel() for p in module.parameters())
-    found = estimate(module)
-    assert (found.weights, found.gradients, found.optimizer) == (weights, weights, 2 * weights)
+    predicted = estimate(module)
+    assert (predicted.weights, predicted.gradients, predicted.optimizer) == (weights, weights, 2 * weights)
 
 
 def test_bfloat16_adds_masters():
@@ -95,18 +95,18 @@ class Alive(TorchDispatchMode):
     def __init__(self, *before):
         super().__init__()
         self.bytes = self.most = 0
-        self.seen = weakref.WeakSet([tensor.untyped_storage() for tensor in before])
+        self.counted = weakref.WeakSet([tensor.untyped_storage() for tensor in before])
 
-    def __torch_dispatch__(self, function, types, given=(), named=None):
-        made = function(*given, **(named or {}))
-        for tensor in (one for one in torch.utils._pytree.tree_leaves(made) if isinstance(one, torch.Tensor)):
+    def __torch_dispatch__(self, function, types, args=(), named=None):
+        output = function(*args, **(named or {}))
+        for tensor in (leaf for leaf in torch.utils._pytree.tree_leaves(output) if isinstance(leaf, torch.Tensor)):
             storage = tensor.untyped_storage()
-            if storage not in self.seen and storage.nbytes() >= 2**10:
-                self.seen.add(storage)
+            if storage not in self.counted and storage.nbytes() >= 2**10:
+                self.counted.add(storage)
                 self.bytes += storage.nbytes()
                 weakref.finalize(storage, self.leave, storage.nbytes())
         self.most = max(self.most, self.bytes)
-        return made
+        return output
 
     def leave(self, size):
         self.bytes -= size
@@ -116,7 +116,7 @@ class Alive(TorchDispatchMode):
 @pytest.mark.parametrize("positions", [40, 2000])
 @pytest.mark.parametrize("way", ["sum", "map"])
 def test_the_heads_share_is_what_it_takes(way, positions, dtype):
-    """SmolLM2-135M's vocabulary; few positions keep their slopes, many the weight's gradient."""
+    """SmolLM2-135M's vocabulary; few positions keep their gradients, many the weight's gradient."""
     output = nn.Linear(64, 49152, bias=False).to(dtype)
     hidden = torch.randn(positions, 64).to(dtype).requires_grad_()
     targets = torch.randint(0, 49152, (positions,))

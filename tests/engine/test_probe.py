@@ -1,4 +1,4 @@
-"""Probes: they look and leave no trace, see every k-th update, and are resumed with the training."""
+"""Probes change nothing, measure at every k-th update, and are resumed with the training."""
 
 import numpy
 import pytest
@@ -31,8 +31,8 @@ def test_a_probe_changes_no_bit_and_sees_the_start_and_every_kth_update():
     watched = make([probe])
     plain.train()
     watched.train()
-    one, other = weights(plain), weights(watched)
-    assert all(torch.equal(one[name], other[name]) for name in one)
+    left, right = weights(plain), weights(watched)
+    assert all(torch.equal(left[name], right[name]) for name in left)
     assert probe.updates == [0, 2, 4]
     column = probe.column()
     assert len(column) == 8 and all(values.shape == (3,) for values in column.values())

@@ -26,7 +26,7 @@ class Settings:
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A complete tiny model folder."""
     folder = tmp_path_factory.mktemp("models") / "tiny"
     config = LlamaConfig(
@@ -41,9 +41,9 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def folder(made: Path, tmp_path: Path) -> Path:
+def folder(saved: Path, tmp_path: Path) -> Path:
     """A copy that a test may damage."""
-    return Path(shutil.copytree(made, tmp_path / "tiny"))
+    return Path(shutil.copytree(saved, tmp_path / "tiny"))
 
 
 @pytest.fixture
