@@ -40,16 +40,16 @@ def test_a_kill_while_writing_leaves_the_previous_one(tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoints, "save_file", killed)
     with pytest.raises(KeyboardInterrupt):
         saved(tmp_path, 2)
-    found = checkpoints.newest(tmp_path)
-    assert found is not None and found.name == "update-00000001"
+    newest = checkpoints.newest(tmp_path)
+    assert newest is not None and newest.name == "update-00000001"
 
 
 def test_a_half_written_folder_is_never_taken_for_a_checkpoint(tmp_path):
     saved(tmp_path, 1)
     (tmp_path / ".half-update-00000002").mkdir()
     (tmp_path / "update-00000003").mkdir()
-    found = checkpoints.newest(tmp_path)
-    assert found is not None and found.name == "update-00000001"
+    newest = checkpoints.newest(tmp_path)
+    assert newest is not None and newest.name == "update-00000001"
 
 
 def test_a_full_disk_is_said_and_loses_nothing(tmp_path, monkeypatch):

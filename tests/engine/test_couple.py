@@ -131,12 +131,12 @@ def test_dropout_leaves_other_draws_alone():
     wanted = torch.rand(2)
     torch.manual_seed(3)
     with repeatable(update, update.batches[0]):
-        one = torch.rand(2)
+        first = torch.rand(2)
     assert torch.equal(torch.rand(2), wanted)
     with repeatable(update, update.batches[1]):
-        assert not torch.equal(torch.rand(2), one)
+        assert not torch.equal(torch.rand(2), first)
     with repeatable(update, update.batches[0]):
-        assert torch.equal(torch.rand(2), one)
+        assert torch.equal(torch.rand(2), first)
 
 
 def _with(make):
@@ -153,12 +153,12 @@ from luthier.objectives.contrastive.siglip import SigLIP
 from luthier.conformance.training import trained
 torch.set_num_threads(1)
 world = World.join()
-full, found = parts.build("tuner", "full"), {}
+full, reports = parts.build("tuner", "full"), {}
 for label, batching in (("split", Batching(8, 3)), ("one batch", Batching(8, 10_000))):
     events = []
-    found[label] = trained(SigLIP(same="label"), full, batching, world=world, observe=events.append)
-    found[label + "/loss"] = (events[0]["loss"], events[0]["text_found"])
-torch.save(found, f"{sys.argv[1]}/{world.rank}.pt")
+    reports[label] = trained(SigLIP(same="label"), full, batching, world=world, observe=events.append)
+    reports[label + "/loss"] = (events[0]["loss"], events[0]["text_found"])
+torch.save(reports, f"{sys.argv[1]}/{world.rank}.pt")
 torch.distributed.destroy_process_group()
 """
 
@@ -169,8 +169,8 @@ def test_two_ranks_equal_one(tmp_path):
     for rank in run_ranks(CHILD, tmp_path):
         for label in ("split", "one batch"):
             assert apart(whole, rank[label]) < EXACT
-            loss, found = rank[f"{label}/loss"]
-            assert abs(loss - events[0]["loss"]) < 1e-12 and abs(found - events[0]["text_found"]) < 1e-12
+            loss, hits = rank[f"{label}/loss"]
+            assert abs(loss - events[0]["loss"]) < 1e-12 and abs(hits - events[0]["text_found"]) < 1e-12
 
 
 class Normed(DualEncoder):

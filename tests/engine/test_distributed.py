@@ -18,12 +18,12 @@ from luthier.conformance.tiny import tiny_rows
 from luthier.conformance.training import trained
 torch.set_num_threads(1)
 world = World.join()
-found = {}
+reports = {}
 for entry in parts.catalogue("objective"):
     for label, batching in (("split", Batching(8, 40)), ("one batch", Batching(8, 10_000))):
         objective = parts.build("objective", entry.name)
-        found[f"{entry.name}/{label}"] = trained(objective, parts.build("tuner", "full"), batching, world=world)
-torch.save(found, f"{sys.argv[1]}/{world.rank}.pt")
+        reports[f"{entry.name}/{label}"] = trained(objective, parts.build("tuner", "full"), batching, world=world)
+torch.save(reports, f"{sys.argv[1]}/{world.rank}.pt")
 torch.distributed.destroy_process_group()
 """
 
@@ -72,28 +72,28 @@ def run(objective, name, **more):
     return trainer(objective, parts.build("tuner", "full"), tiny_rows(), Batching(8, 40), world=world,
                    saving=Saving(folder / name), **more)
 
-sft, found = parts.build("objective", "sft"), {}
+sft, reports = parts.build("objective", "sft"), {}
 calls = iter(range(100))
 stopped = run(sft, "stop", budget=Budget("updates", 9), stop_requested=lambda: world.rank == 1 and next(calls) == 1)
-found["stop"] = (stopped.train(), stopped.position.updates)
+reports["stop"] = (stopped.train(), stopped.position.updates)
 timed = run(sft, "seconds", budget=Budget("seconds", 0.3))
 timed.position.seconds = 0.2 * world.rank
-found["seconds"] = (timed.train(), timed.position.updates > 0)
+reports["seconds"] = (timed.train(), timed.position.updates > 0)
 due = run(sft, "due", budget=Budget("updates", 3))
 due.checkpoints._saved_at -= 1000 * world.rank
-found["due"] = (due.train(), due.position.updates)
+reports["due"] = (due.train(), due.position.updates)
 try:
     run(Poison(), "poison", budget=Budget("updates", 9)).train()
 except NotFinite as error:
-    found["poison"] = str(error)
-torch.save(found, folder / f"{world.rank}.pt")
+    reports["poison"] = str(error)
+torch.save(reports, folder / f"{world.rank}.pt")
 torch.distributed.destroy_process_group()
 """
 
 
 def test_ranks_stop_save_and_fail_together(tmp_path):
-    one, other = run_ranks(APART, tmp_path)
-    assert one == other
-    assert one["stop"] == ("stopped", 2) and one["due"] == ("done", 3) and one["seconds"] == ("done", True)
-    assert "loss of update 3" in one["poison"]
+    first, second = run_ranks(APART, tmp_path)
+    assert first == second
+    assert first["stop"] == ("stopped", 2) and first["due"] == ("done", 3) and first["seconds"] == ("done", True)
+    assert "loss of update 3" in first["poison"]
     assert [path.name for path in (tmp_path / "poison").iterdir()] == ["update-00000002"]

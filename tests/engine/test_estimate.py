@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from luthier import parts
 from luthier.conformance.tiny import tiny_model, tiny_pairs, tiny_rows
 from luthier.engine import estimate as estimates
-from luthier.models.kernels.gradients import adding
+from luthier.models.kernels.gradients import accumulating_in_place
 from luthier.models.kernels.head import Head, target_logprob
 from luthier.tuners.base import TunerInputs
 
@@ -29,8 +29,8 @@ def estimate(module, tokens=100, **more):
 def test_full_fine_tuning_in_float32_takes_four_copies():
     module = tuned("full")
     weights = 4 * sum(p.numel() for p in module.parameters())
-    found = estimate(module)
-    assert (found.weights, found.gradients, found.optimizer) == (weights, weights, 2 * weights)
+    predicted = estimate(module)
+    assert (predicted.weights, predicted.gradients, predicted.optimizer) == (weights, weights, 2 * weights)
 
 
 def test_bfloat16_adds_masters():
@@ -95,18 +95,18 @@ class Alive(TorchDispatchMode):
     def __init__(self, *before):
         super().__init__()
         self.bytes = self.most = 0
-        self.seen = weakref.WeakSet([tensor.untyped_storage() for tensor in before])
+        self.counted = weakref.WeakSet([tensor.untyped_storage() for tensor in before])
 
-    def __torch_dispatch__(self, function, types, given=(), named=None):
-        made = function(*given, **(named or {}))
-        for tensor in (one for one in torch.utils._pytree.tree_leaves(made) if isinstance(one, torch.Tensor)):
+    def __torch_dispatch__(self, function, types, args=(), named=None):
+        output = function(*args, **(named or {}))
+        for tensor in (leaf for leaf in torch.utils._pytree.tree_leaves(output) if isinstance(leaf, torch.Tensor)):
             storage = tensor.untyped_storage()
-            if storage not in self.seen and storage.nbytes() >= 2**10:
-                self.seen.add(storage)
+            if storage not in self.counted and storage.nbytes() >= 2**10:
+                self.counted.add(storage)
                 self.bytes += storage.nbytes()
                 weakref.finalize(storage, self.leave, storage.nbytes())
         self.most = max(self.most, self.bytes)
-        return made
+        return output
 
     def leave(self, size):
         self.bytes -= size
@@ -116,13 +116,13 @@ class Alive(TorchDispatchMode):
 @pytest.mark.parametrize("positions", [40, 2000])
 @pytest.mark.parametrize("way", ["sum", "map"])
 def test_the_heads_share_is_what_it_takes(way, positions, dtype):
-    """SmolLM2-135M's vocabulary; few positions keep their slopes, many the weight's gradient."""
+    """SmolLM2-135M's vocabulary; few positions keep their gradients, many the weight's gradient."""
     output = nn.Linear(64, 49152, bias=False).to(dtype)
     hidden = torch.randn(positions, 64).to(dtype).requires_grad_()
     targets = torch.randint(0, 49152, (positions,))
     module = SimpleNamespace(get_output_embeddings=lambda: output)
     output.weight.grad = torch.zeros_like(output.weight)  # that of an earlier micro-batch
-    with Alive(output.weight, output.weight.grad) as alive, adding():
+    with Alive(output.weight, output.weight.grad) as alive, accumulating_in_place():
         getattr(Head(output), way)(hidden, lambda s, z: -target_logprob(z, targets[s])).sum().backward()
     estimate = estimates._head_bytes(module, positions, dtype.itemsize, full=True)
     assert 0.6 * estimate < alive.most < estimate

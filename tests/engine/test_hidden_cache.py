@@ -38,9 +38,9 @@ def test_they_are_those_of_the_model(tmp_path, layout, side, dtype, most):
     states = computed(tmp_path, module)
     batch = collate(ROWS, layout, side=side)
     assert states.known
-    found, wanted = states.at(batch), Reference(TokenPolicy(module)).hidden(batch)
-    assert found.shape == wanted.shape and found.dtype == dtype
-    assert float((found - wanted).abs().max()) < most < float(wanted.abs().max())
+    cached, computed_anew = states.at(batch), Reference(TokenPolicy(module)).hidden(batch)
+    assert cached.shape == computed_anew.shape and cached.dtype == dtype
+    assert float((cached - computed_anew).abs().max()) < most < float(computed_anew.abs().max())
 
 
 def test_a_selector_may_leave_some_targets(tmp_path):
@@ -51,9 +51,9 @@ def test_a_selector_may_leave_some_targets(tmp_path):
         weights = row.streams["weights"].values * (numpy.arange(len(row)) % 3 == 0)
         fewer.append(replace(row, streams={"weights": Stream(weights, "token")}))
     batch = collate(fewer, "packed")
-    wanted = Reference(TokenPolicy(module)).hidden(batch)
-    assert 0 < len(wanted) < sum(row.targets for row in ROWS) // 2
-    assert float((states.at(batch) - wanted).abs().max()) < 1e-6
+    computed_anew = Reference(TokenPolicy(module)).hidden(batch)
+    assert 0 < len(computed_anew) < sum(row.targets for row in ROWS) // 2
+    assert float((states.at(batch) - computed_anew).abs().max()) < 1e-6
 
 
 def test_a_batch_without_targets_has_none(tmp_path):
@@ -77,7 +77,7 @@ def test_half_a_file_is_not_known(tmp_path):
     states = computed(tmp_path, tiny_model())
     states.file.write_bytes(states.file.read_bytes()[:-8])
     assert not states.known
-    assert [one.name for one in states.file.parent.iterdir()] == ["key"]
+    assert [path.name for path in states.file.parent.iterdir()] == ["key"]
 
 
 @pytest.mark.parametrize("tuner", ["lora", "full"])
@@ -88,8 +88,8 @@ def test_training_is_that_with_the_model_asked_at_every_update(tmp_path, tuner, 
     states = computed(tmp_path, tiny_model())
     bound = []
 
-    def recalling(module, *given, **more):
-        bound.append(tuned_policy(module, *given, **more, states=states))
+    def recalling(module, *arguments, **more):
+        bound.append(tuned_policy(module, *arguments, **more, states=states))
         return bound[-1]
 
     monkeypatch.setattr("luthier.conformance.training.tuned_policy", recalling)

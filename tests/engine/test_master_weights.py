@@ -36,8 +36,8 @@ def test_in_float32_equals_torch_adamw(monkeypatch):
         optimiser.zero_grad()
         theirs(batch(step, torch.float32)).square().sum().backward()
         optimiser.step()
-    for one, other in zip(ours.parameters(), theirs.parameters(), strict=True):
-        assert torch.equal(one, other)
+    for own, reference in zip(ours.parameters(), theirs.parameters(), strict=True):
+        assert torch.equal(own, reference)
 
 
 def test_bfloat16_moves_less_than_its_own_resolution_through_the_masters():
@@ -73,24 +73,24 @@ def test_a_step_far_below_bfloat16s_resolution_moves_the_model_on_average_as_in_
 def test_rounding_has_the_value_as_its_mean(sign, monkeypatch):
     monkeypatch.setattr(master_weights, "DRAWN", 1000)
     wide = torch.full((200, 100), sign * (1 + 0.3 * 2**-7))
-    found = torch.empty(200, 100, dtype=torch.bfloat16)
-    Rounding(3).round(wide, found)
-    assert set(found.float().unique().tolist()) == {sign * 1.0, sign * (1 + 2**-7)}
+    rounded = torch.empty(200, 100, dtype=torch.bfloat16)
+    Rounding(3).round(wide, rounded)
+    assert set(rounded.float().unique().tolist()) == {sign * 1.0, sign * (1 + 2**-7)}
     monkeypatch.setattr(master_weights, "DRAWN", 20_000)
-    Rounding(3).round(wide, found)
-    assert abs(float(found.double().mean()) - float(wide[0, 0])) < 4 * 2**-7 * (0.21 / 20_000) ** 0.5
+    Rounding(3).round(wide, rounded)
+    assert abs(float(rounded.double().mean()) - float(wide[0, 0])) < 4 * 2**-7 * (0.21 / 20_000) ** 0.5
 
 
 def test_rounding_leaves_what_bfloat16_holds_and_takes_any_layout():
     held = torch.randn(6, 4).bfloat16()
-    found = torch.empty(4, 6, dtype=torch.bfloat16).T
-    Rounding(1).round(held.float(), found)
-    assert torch.equal(found, held)
+    rounded = torch.empty(4, 6, dtype=torch.bfloat16).T
+    Rounding(1).round(held.float(), rounded)
+    assert torch.equal(rounded, held)
     wide = torch.randn(6, 4)
     flat = torch.empty(6, 4, dtype=torch.bfloat16)
     Rounding(1).round(wide, flat)
-    Rounding(1).round(wide, found)
-    assert torch.equal(found, flat)
+    Rounding(1).round(wide, rounded)
+    assert torch.equal(rounded, flat)
     again = torch.empty(6, 4, dtype=torch.bfloat16)
     Rounding(2).round(wide, again)
     assert not torch.equal(again, flat)
@@ -119,24 +119,24 @@ def test_a_rank_without_rows_takes_part_with_zeros(dtype, several, monkeypatch):
     masters = MasterWeights(net.named_parameters(), ADAMW)
     masters.accumulate(several=several)
     masters.reduce(SimpleNamespace(size=2, sum_tensors=lambda tensors: sent.extend(tensors)))
-    assert [one.shape for one in sent] == [p.shape for p in net.parameters()]
-    assert not any(one.any() for one in sent)
+    assert [tensor.shape for tensor in sent] == [p.shape for p in net.parameters()]
+    assert not any(tensor.any() for tensor in sent)
 
 
 def test_state_goes_round(tmp_path):
-    one, other = (MasterWeights(model(torch.bfloat16).named_parameters(), ADAMW) for _ in range(2))
-    one.accumulate(several=False)
-    for parameter in one.compute.values():
+    saved, resumed = (MasterWeights(model(torch.bfloat16).named_parameters(), ADAMW) for _ in range(2))
+    saved.accumulate(several=False)
+    for parameter in saved.compute.values():
         parameter.grad = torch.ones_like(parameter)
-    one.step([1.0], 1.0)
-    other.load(one.state())
-    assert all(torch.equal(one.compute[name], other.compute[name]) for name in one.compute)
-    assert any(not torch.equal(p, one.master[name].bfloat16()) for name, p in one.compute.items())
-    for masters in (one, other):
+    saved.step([1.0], 1.0)
+    resumed.load(saved.state())
+    assert all(torch.equal(saved.compute[name], resumed.compute[name]) for name in saved.compute)
+    assert any(not torch.equal(p, saved.master[name].bfloat16()) for name, p in saved.compute.items())
+    for masters in (saved, resumed):
         for parameter in masters.compute.values():
             parameter.grad = torch.full_like(parameter, 0.5)
         masters.step([1.0], 0.5)
-    assert all(torch.equal(one.compute[name], other.compute[name]) for name in one.compute)
+    assert all(torch.equal(saved.compute[name], resumed.compute[name]) for name in saved.compute)
 
 
 def test_norm_of_nothing_is_zero():

@@ -93,9 +93,9 @@ def test_a_checkpoint_that_numbers_its_parts_is_resumed_bit_for_bit(tmp_path):
 
 
 def test_what_a_part_prepares_is_found_under_its_name_though_nobody_named_it():
-    one, two = Counted(), Counted()
-    update = Update(1, 0, names=PartNames([("objective/counted/0", one)]))
-    update.set_prepared(one, "first")
-    update.set_prepared(two, "second")
-    assert (update.prepared_by(one), update.prepared_by(two)) == ("first", "second")
-    assert update.names.of(one) == "objective/counted/0" and update.names.of(two).startswith("unnamed/")
+    first, second = Counted(), Counted()
+    update = Update(1, 0, names=PartNames([("objective/counted/0", first)]))
+    update.set_prepared(first, "first")
+    update.set_prepared(second, "second")
+    assert (update.prepared_by(first), update.prepared_by(second)) == ("first", "second")
+    assert update.names.of(first) == "objective/counted/0" and update.names.of(second).startswith("unnamed/")

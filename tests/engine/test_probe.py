@@ -1,4 +1,4 @@
-"""Probes: they look and leave no trace, see every k-th update, and are resumed with the training."""
+"""Probes change nothing, measure at every k-th update, and are resumed with the training."""
 
 import numpy
 import pytest
@@ -31,8 +31,8 @@ def test_a_probe_changes_no_bit_and_sees_the_start_and_every_kth_update():
     watched = make([probe])
     plain.train()
     watched.train()
-    one, other = weights(plain), weights(watched)
-    assert all(torch.equal(one[name], other[name]) for name in one)
+    left, right = weights(plain), weights(watched)
+    assert all(torch.equal(left[name], right[name]) for name in left)
     assert probe.updates == [0, 2, 4]
     column = probe.column()
     assert len(column) == 8 and all(values.shape == (3,) for values in column.values())
@@ -44,7 +44,7 @@ def test_losses_are_of_each_record_alone():
     probe = LossCurves(rows, every=1, tokens=50)
     from luthier.engine.distributed import World
 
-    probe.look(TokenPolicy(model), 0, World())
+    probe.measure(TokenPolicy(model), 0, World())
     for row in rows:
         ids = torch.from_numpy(row.ids).long()[None]
         with torch.no_grad():
@@ -70,11 +70,11 @@ def test_a_resumed_training_has_the_whole_trajectory(tmp_path):
 
 def test_a_probe_that_writes_is_refused_and_generators_are_put_back():
     class Writes(LossCurves):
-        def look(self, policy, update, world):
+        def measure(self, policy, update, world):
             next(policy.module.parameters()).mul_(1.0)
-            return super().look(policy, update, world)
+            return super().measure(policy, update, world)
 
-    with pytest.raises(RunError, match="may only look"):
+    with pytest.raises(RunError, match="may only read"):
         make([Writes(tiny_rows(), every=1)]).train()
     module = tiny_model().train()
     torch.manual_seed(3)

@@ -20,17 +20,17 @@ ROWS = tiny_rows()
 
 def test_values_are_those_of_full_logits():
     model = tiny_model()
-    found = score(TokenPolicy(model), ROWS, ["logprobs", "entropy"], 50)
+    columns = score(TokenPolicy(model), ROWS, ["logprobs", "entropy"], 50)
     for row in ROWS:
         with torch.no_grad():
             log_p = torch.log_softmax(model(input_ids=torch.from_numpy(row.ids).long()[None]).logits[0], -1)
         targets = row.streams["weights"].values != 0
         targets[0] = False
-        for place in range(len(row)):
-            wanted = float(log_p[place - 1, row.ids[place]]) if targets[place] else 0.0
-            assert abs(found["logprobs"][row.id][place] - wanted) < 1e-6
-            wanted = float(-(log_p[place - 1].exp() * log_p[place - 1]).sum()) if targets[place] else 0.0
-            assert abs(found["entropy"][row.id][place] - wanted) < 1e-6
+        for position in range(len(row)):
+            wanted = float(log_p[position - 1, row.ids[position]]) if targets[position] else 0.0
+            assert abs(columns["logprobs"][row.id][position] - wanted) < 1e-6
+            wanted = float(-(log_p[position - 1].exp() * log_p[position - 1]).sum()) if targets[position] else 0.0
+            assert abs(columns["entropy"][row.id][position] - wanted) < 1e-6
 
 
 def test_modes_and_gradients_are_left_alone():
@@ -72,8 +72,8 @@ def test_computed_once(tmp_path):
         return {"a/b": numpy.arange(3.0), "file": numpy.ones(2)}
 
     for _ in range(2):
-        found = cached_column(tmp_path / "x" / "key.npz", compute)
-        assert {name: values.tolist() for name, values in found.items()} == {"a/b": [0, 1, 2], "file": [1, 1]}
+        column = cached_column(tmp_path / "x" / "key.npz", compute)
+        assert {name: values.tolist() for name, values in column.items()} == {"a/b": [0, 1, 2], "file": [1, 1]}
     assert len(calls) == 1
     assert [path.name for path in (tmp_path / "x").iterdir()] == ["key.npz"]
 

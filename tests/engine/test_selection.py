@@ -10,6 +10,7 @@ from luthier import parts
 from luthier.conformance.tiny import tiny_rows
 from luthier.conformance.training import trainer
 from luthier.engine import checkpoints, selection
+from luthier.engine import trainer as training
 from luthier.engine.budget import Budget
 from luthier.engine.distributed import World
 from luthier.engine.trainer import Batching, Saving
@@ -64,8 +65,8 @@ def test_keeping_everything_is_plain_training_to_the_last_bit(name):
     plain, whole = make(None), make(parts.build("selector", {"kind": name, "keep": 1.0}))
     plain.train()
     whole.train()
-    one, other = weights(plain), weights(whole)
-    assert all(torch.equal(one[key], other[key]) for key in one)
+    left, right = weights(plain), weights(whole)
+    assert all(torch.equal(left[key], right[key]) for key in left)
     assert plain.position.tokens == whole.position.tokens
 
 
@@ -126,7 +127,7 @@ def test_running_out_of_memory_does_not_select_twice(monkeypatch):
 
     chosen = []
     choose = selection.choose
-    monkeypatch.setattr(selection, "choose", lambda *given: chosen.append(choose(*given)) or chosen[-1])
+    monkeypatch.setattr(selection, "choose", lambda *arguments: chosen.append(choose(*arguments)) or chosen[-1])
     limited(monkeypatch, 50)
     events = []
     run = make(Careful(), Batching(8, 400), observe=events.append)
@@ -138,17 +139,17 @@ def test_running_out_of_memory_does_not_select_twice(monkeypatch):
 def test_memory_that_runs_out_in_the_backward_trains_on_what_was_kept_before(monkeypatch):
     chosen, trained = [], []
     choose = selection.choose
-    monkeypatch.setattr(selection, "choose", lambda *given: chosen.append(choose(*given)) or chosen[-1])
+    monkeypatch.setattr(selection, "choose", lambda *arguments: chosen.append(choose(*arguments)) or chosen[-1])
     run = make(Counting(), budget=Budget("updates", 1))
-    attempt = run._try_update
+    run_update = training.run_update
 
-    def once(rows, *progress):
-        trained.append([row.id for row in rows])
+    def once(policy, objective, tuners, masters, update, **settings):
+        trained.append([row.id for row in update.rows])
         if len(trained) == 1:
             raise torch.OutOfMemoryError("no")
-        return attempt(rows, *progress)
+        return run_update(policy, objective, tuners, masters, update, **settings)
 
-    monkeypatch.setattr(run, "_try_update", once)
+    monkeypatch.setattr(training, "run_update", once)
     run.train()
     assert len(chosen) == 1 and trained[0] == trained[1] and int(run.selection.state.kept) == 4
 
@@ -169,10 +170,10 @@ def test_an_update_that_is_not_finite_is_not_remembered(tmp_path):
     )  # fmt: skip
     with pytest.raises(NotFinite):
         broken.train()
-    found = checkpoints.newest(folder)
-    assert found is not None
+    newest = checkpoints.newest(folder)
+    assert newest is not None
     assert (
-        int(checkpoints.load(found).tensors["state/selector/test_selection/0/kept"]) == 4
+        int(checkpoints.load(newest).tensors["state/selector/test_selection/0/kept"]) == 4
     )  # of the first update alone
 
 
@@ -210,14 +211,14 @@ def test_of_equals_the_first_are_kept_in_data_order():
 
 
 def pair(name, lengths=(8, 12)):
-    rows = [tiny_rows(16)[place] for place in lengths]
-    return [replace(row, id=f"{name}/{place}", record=name) for place, row in enumerate(rows)]
+    rows = [tiny_rows(16)[index] for index in lengths]
+    return [replace(row, id=f"{name}/{index}", record=name) for index, row in enumerate(rows)]
 
 
 def test_a_pair_is_one_candidate_and_a_record_drawn_twice_is_two():
-    one, other, single = pair("one"), pair("other"), tiny_rows(1)
-    found = selection.group_drawn([*one, *single, *single, *other, *other])
-    assert [[row.id for row in record_rows] for record_rows in found] == [
+    first, second, single = pair("one"), pair("other"), tiny_rows(1)
+    grouped = selection.group_drawn([*first, *single, *single, *second, *second])
+    assert [[row.id for row in record_rows] for record_rows in grouped] == [
         ["one/0", "one/1"],
         ["record-0"],
         ["record-0"],
@@ -256,11 +257,11 @@ from luthier.engine.trainer import Batching
 from luthier.conformance.selector import CANDIDATES, _noted, _selecting
 torch.set_num_threads(1)
 world = World.join()
-found = {}
+kept = {}
 for entry in parts.catalogue("selector"):
     selector = parts.load("selector", entry.name)(**entry.constants["SETTINGS"][0])
-    found[entry.name] = _noted(_selecting(selector, Batching(CANDIDATES, 40), world=world))
-torch.save(found, f"{sys.argv[1]}/{world.rank}.pt")
+    kept[entry.name] = _noted(_selecting(selector, Batching(CANDIDATES, 40), world=world))
+torch.save(kept, f"{sys.argv[1]}/{world.rank}.pt")
 torch.distributed.destroy_process_group()
 """
 

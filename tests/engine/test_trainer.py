@@ -31,8 +31,8 @@ def weights(run):
     return {name: p.detach().clone() for name, p in run.masters.master.items()}
 
 
-def same(one, other):
-    return all(torch.equal(one[name], other[name]) for name in one)
+def same(left, right):
+    return all(torch.equal(left[name], right[name]) for name in left)
 
 
 def test_losses_fall():
@@ -60,8 +60,8 @@ def test_running_out_of_memory_halves_the_micro_batch(monkeypatch):
     run.train()
     assert run.micro.tokens == 50
     assert [e["tokens"] for e in events if e["event"] == "micro"] == [200, 100, 50]
-    one, other = weights(wanted), weights(run)
-    assert all(torch.allclose(one[n], other[n], rtol=1e-9, atol=1e-12) for n in one)
+    left, right = weights(wanted), weights(run)
+    assert all(torch.allclose(left[n], right[n], rtol=1e-9, atol=1e-12) for n in left)
 
 
 def test_memory_that_never_suffices_is_an_error(monkeypatch):
@@ -207,10 +207,10 @@ def test_finish_is_carried_out_once_on_the_weights_that_training_left(tmp_path):
                 parameter.data.mul_(2)
 
     def run():
-        made = trainer(SFT, Doubles(), tiny_rows(), Batching(3, 40), optimizer=ADAMW, saving=Saving(tmp_path))
-        made.resume()
-        assert made.train() == "done"
-        return {name: p.detach().clone() for name, p in made.policy.module.named_parameters()}
+        run = trainer(SFT, Doubles(), tiny_rows(), Batching(3, 40), optimizer=ADAMW, saving=Saving(tmp_path))
+        run.resume()
+        assert run.train() == "done"
+        return {name: p.detach().clone() for name, p in run.policy.module.named_parameters()}
 
     assert same(run(), run())
 

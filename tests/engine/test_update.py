@@ -86,9 +86,9 @@ def test_not_a_number_names_the_records_and_saves_the_state_before(tmp_path):
     named = str(caught.value).split("batch: ")[1].split(".")[0]
     row = next(row for row in tiny_rows() if row.id == named)
     assert 7 in row.ids
-    found = checkpoints.newest(tmp_path)
-    assert found is not None
-    saved = checkpoints.load(found)
+    newest = checkpoints.newest(tmp_path)
+    assert newest is not None
+    saved = checkpoints.load(newest)
     assert all(torch.equal(saved.tensors[f"master/{name}"], p) for name, p in before.items())
 
 

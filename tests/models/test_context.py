@@ -55,9 +55,9 @@ def test_same_draws_repeat_and_leave_others_alone():
     torch.manual_seed(3)
     wanted = drop(ones)
     torch.manual_seed(3)
-    found = []
+    draws = []
     for key in ("a", "a", "b"):
         with same_draws(key, torch.device("cpu")):
-            found.append(drop(ones))
-    assert torch.equal(found[0], found[1]) and not torch.equal(found[0], found[2])
+            draws.append(drop(ones))
+    assert torch.equal(draws[0], draws[1]) and not torch.equal(draws[0], draws[2])
     assert torch.equal(drop(ones), wanted)

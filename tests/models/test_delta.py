@@ -27,8 +27,8 @@ def bits(model):
     return {name: value.clone() for name, value in model.state_dict().items()}
 
 
-def same(one, other):
-    return all(torch.equal(one[name], other[name]) for name in one)
+def same(left, right):
+    return all(torch.equal(left[name], right[name]) for name in left)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -83,10 +83,10 @@ def test_saved_and_loaded(tmp_path):
     )
     delta.save(tmp_path / "delta.safetensors")
     again = WeightDelta.load(tmp_path / "delta.safetensors")
-    one, two = tiny_model(torch.float32), tiny_model(torch.float32)
-    delta.merge_into(one)
-    again.merge_into(two)
-    assert same(bits(one), bits(two)) and not same(bits(one), bits(model))
+    first, second = tiny_model(torch.float32), tiny_model(torch.float32)
+    delta.merge_into(first)
+    again.merge_into(second)
+    assert same(bits(first), bits(second)) and not same(bits(first), bits(model))
     (tmp_path / "other.safetensors").write_bytes(b"nothing")
     with pytest.raises(ModelError, match="cannot be read"):
         WeightDelta.load(tmp_path / "other.safetensors")
@@ -127,11 +127,11 @@ def test_disjoint_columns_do_not_interfere():
 
 def test_sets_are_chosen_and_never_scaled():
     model = tiny_model(torch.float32)
-    one, two = (WeightDelta({NORM: change(model, NORM, torch.full((32,), v), verb="set")}) for v in (1.0, 2.0))
+    first, second = (WeightDelta({NORM: change(model, NORM, torch.full((32,), v), verb="set")}) for v in (1.0, 2.0))
     with pytest.raises(RecipeError, match="Choose one"):
-        compose([(one, 1.0), (two, 1.0)])
-    assert compose([(one, 1.0), (two, 1.0)], {NORM: 1}).changes[NORM] is two.changes[NORM]
+        compose([(first, 1.0), (second, 1.0)])
+    assert compose([(first, 1.0), (second, 1.0)], {NORM: 1}).changes[NORM] is second.changes[NORM]
     with pytest.raises(RecipeError, match="no meaning"):
-        one.merge_into(model, coefficient=0.5)
+        first.merge_into(model, coefficient=0.5)
     with pytest.raises(RecipeError, match="another adds"):
-        compose([(one, 1.0), (WeightDelta({NORM: change(model, NORM, torch.ones(32))}), 1.0)])
+        compose([(first, 1.0), (WeightDelta({NORM: change(model, NORM, torch.ones(32))}), 1.0)])

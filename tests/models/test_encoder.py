@@ -19,10 +19,12 @@ def batch():
 
 
 def test_outputs_by_name(policy, batch):
-    found = policy.outputs(batch, ("image", "text", "bias"))
-    assert found["image"].shape == found["text"].shape == (5, 8) and found["image"].dtype == torch.float64
-    assert torch.equal(found["text"][0], found["text"][4]) and not torch.equal(found["image"][0], found["image"][4])
-    assert found["bias"].tolist() == [-1.0] * 5 and found["bias"].requires_grad
+    outputs = policy.outputs(batch, ("image", "text", "bias"))
+    assert outputs["image"].shape == outputs["text"].shape == (5, 8) and outputs["image"].dtype == torch.float64
+    assert torch.equal(outputs["text"][0], outputs["text"][4]) and not torch.equal(
+        outputs["image"][0], outputs["image"][4]
+    )
+    assert outputs["bias"].tolist() == [-1.0] * 5 and outputs["bias"].requires_grad
 
 
 def test_a_missing_output_is_named(policy, batch):

@@ -32,9 +32,9 @@ def test_every_layout_gives_the_hidden_states_of_the_record_alone(policy, layout
         batch = collate([row])
         alone |= by_record(batch, policy.hidden(batch).detach())
     together = collate(rows, layout, side=side)
-    found = by_record(together, policy.hidden(together).detach())
-    assert found.keys() == alone.keys()
-    assert max(float((found[key] - alone[key]).abs().max()) for key in alone) < 1e-12
+    together_states = by_record(together, policy.hidden(together).detach())
+    assert together_states.keys() == alone.keys()
+    assert max(float((together_states[key] - alone[key]).abs().max()) for key in alone) < 1e-12
 
 
 def test_head_over_hidden_is_the_models_own_logits(policy):
@@ -45,10 +45,10 @@ def test_head_over_hidden_is_the_models_own_logits(policy):
 
 
 def test_the_models_own_logits_are_never_computed(policy):
-    seen = []
-    policy.module.get_output_embeddings().register_forward_hook(lambda m, i, out: seen.append(out.shape))
+    shapes = []
+    policy.module.get_output_embeddings().register_forward_hook(lambda m, i, out: shapes.append(out.shape))
     policy.hidden(collate(tiny_rows()))
-    assert [shape[-2] for shape in seen] == [0]
+    assert [shape[-2] for shape in shapes] == [0]
 
 
 def test_a_model_that_changes_its_logits_is_refused(policy):
@@ -143,8 +143,8 @@ def test_families_give_the_same_hidden_states_in_every_layout(family):
         for row in rows:
             alone |= by_record(collate([row]), policy.hidden(collate([row])))
         for batch in (collate(rows), collate(rows, side="left"), collate(rows, "packed")):
-            found = by_record(batch, policy.hidden(batch))
-            assert max(float((found[key] - alone[key]).abs().max()) for key in alone) < 1e-12
+            together_states = by_record(batch, policy.hidden(batch))
+            assert max(float((together_states[key] - alone[key]).abs().max()) for key in alone) < 1e-12
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -160,9 +160,9 @@ def test_families_share_a_prompt_or_are_refused(family):
     assert any(row.shared for row in micro)
     shared, apiece = collate(micro, "shared"), collate(micro)
     with torch.no_grad():
-        one, other = by_record(shared, policy.hidden(shared)), by_record(apiece, policy.hidden(apiece))
-    assert one.keys() == other.keys()
-    assert max(float((one[key] - other[key]).abs().max()) for key in one) < 1e-12
+        shared_states, own_states = by_record(shared, policy.hidden(shared)), by_record(apiece, policy.hidden(apiece))
+    assert shared_states.keys() == own_states.keys()
+    assert max(float((shared_states[key] - own_states[key]).abs().max()) for key in shared_states) < 1e-12
 
 
 @pytest.mark.parametrize(
@@ -179,7 +179,7 @@ def test_families_read_embeddings_and_show_their_layers(family):
     policy = TokenPolicy(random_model(family, **FAMILIES[family]))
     checks.verify_embeddings(policy)
     batch = collate(tiny_rows(3), side="left")
-    with policy.layer_outputs([0, 1]) as found:
+    with policy.layer_outputs([0, 1]) as outputs:
         hidden = policy.hidden(batch, policy.embed(batch.ids))
     assert torch.allclose(hidden, policy.hidden(batch), atol=1e-10)
     # What transformers calls hidden states are the layers' inputs, and at the end the norm's output.
@@ -191,17 +191,17 @@ def test_families_read_embeddings_and_show_their_layers(family):
         use_cache=False,
     ).hidden_states
     real = batch.example_of >= 0
-    assert len(policy.layers) == 2 and torch.allclose(found[0][real], states[1][real], atol=1e-10)
-    assert found[1].shape == states[2].shape and not torch.allclose(found[1][real], states[2][real], atol=1e-3)
+    assert len(policy.layers) == 2 and torch.allclose(outputs[0][real], states[1][real], atol=1e-10)
+    assert outputs[1].shape == states[2].shape and not torch.allclose(outputs[1][real], states[2][real], atol=1e-3)
 
 
 def test_layers_of_forwards_without_gradient_are_not_collected(policy):
     batch = collate(tiny_rows(3))
-    with policy.layer_outputs([1]) as found:
+    with policy.layer_outputs([1]) as outputs:
         Reference(policy).hidden(batch)
-        assert not found
+        assert not outputs
         policy.hidden(batch)
-    assert list(found) == [1] and found[1].requires_grad
+    assert list(outputs) == [1] and outputs[1].requires_grad
     with policy.layer_outputs([0]) as again:
         pass
     assert not again

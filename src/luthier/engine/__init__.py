@@ -1,5 +1,5 @@
-"""The update and everything that makes it exact: precision, budget, distribution, checkpoints, memory.
+"""The update and all that makes it exact: precision, budget, distribution, checkpoints, memory.
 
 The engine moves, splits and counts streams by axis and never by name; it knows no method and no modality.
-This room imports levels 0 to 2 only.
+This package imports levels 0 to 2 only.
 """

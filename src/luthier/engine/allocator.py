@@ -1,4 +1,4 @@
-"""How the process allocates: what glibc keeps of freed memory, and how many kernels oneDNN keeps."""
+"""Allocation in this process: how much freed memory glibc keeps, and how many kernels oneDNN keeps."""
 
 from __future__ import annotations
 
@@ -12,15 +12,13 @@ PRODUCTS = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "64", "LRU_CACHE_CAPACITY": "64"}
 
 
 def tune_allocator() -> None:
-    """Let the C library keep up to KEPT_BYTES of freed memory for the tensors that come next, and oneDNN few kernels.
+    """Let glibc keep up to KEPT_BYTES of freed memory for the next tensors, and oneDNN few kernels.
 
-    For the whole process, before the first product.
+    Call once per process, before its first matrix product. Settings of the user are not changed.
 
-    glibc gives blocks of 32 MiB and more back at once, and the system hands out fresh pages that it clears one by one:
-    for a chunk of logits that takes longer than an exponential of them. What is left over where a tensor is aligned
-    joins its neighbours at once: kept for small blocks, it would leave every hole a little too small for the next
-    tensor. oneDNN writes code for every shape of a product in bfloat16, 0.65 MiB of it, and keeps the last 1024: a
-    micro-batch has some thirty, which seldom come again. Settings of the user's are left alone.
+    By default glibc returns blocks of 32 MiB and more to the system at once, and the system clears every page of the
+    next block: for a chunk of logits this takes longer than their exponential. oneDNN compiles 0.65 MiB of code for
+    every shape of a bfloat16 product and keeps the last 1024: a micro-batch has about thirty, which seldom return.
     """
     for name, capacity in PRODUCTS.items():
         os.environ.setdefault(name, capacity)
@@ -28,4 +26,6 @@ def tune_allocator() -> None:
     if hasattr(library, "mallopt") and not any(name in os.environ for name in SETTINGS):
         library.mallopt(MMAP_THRESHOLD, 2**30)
         library.mallopt(TRIM_THRESHOLD, KEPT_BYTES)
+        # Scraps from aligning a tensor join their neighbours at once. Kept in lists of small blocks they would leave
+        # every hole a little too small for the next tensor.
         library.mallopt(LARGEST_FAST, 0)

@@ -1,4 +1,4 @@
-"""The parts of one training: built once from the recipe, asked once what they need, and put onto a model."""
+"""The parts of one training: built once from the recipe, asked once for their needs, and applied to a model."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from luthier.update import PartNames
 
 @dataclass(frozen=True)
 class Parts:
-    """The parts of one training. Their state is kept by these very objects, so a training builds them once."""
+    """The parts of one training. States belong to these very objects, so a training builds them once."""
 
     objective: Objective
     tuners: tuple[Tuner, ...]
@@ -56,14 +56,14 @@ class Parts:
 
     @cached_property
     def needs(self) -> Needs:
-        """What these parts read."""
+        """The columns, references and fields that these parts read."""
         return Needs(self)
 
     @cached_property
     def names(self) -> PartNames:
         """slot/kind/position of every part that may keep state: members of the objective, tuners, selector.
 
-        The order is that in which older checkpoints number them.
+        Older checkpoints number parts in this order.
         """
         slots = {
             "objective": members_of(self.objective),
@@ -83,6 +83,7 @@ class Parts:
 
     def refuse_modality(self, modality: str) -> None:
         """Raise RecipeError for an objective, or a selector that reads the model, of another modality."""
+        # A selector that never reads the model works on every modality.
         selectors = [self.selector] if self.selector is not None and self.selector.FORWARD else []
         for part in (*members_of(self.objective), *selectors):
             if modality != part.MODALITY:
@@ -91,7 +92,7 @@ class Parts:
                 )
 
     def budget(self, recipe: Recipe) -> Budget:
-        """How far a training with these parts may go: of candidates only the kept share counts as trained."""
+        """The budget of a training with these parts; only the share that a selector keeps counts as trained."""
         budget = recipe.settings.budget
         keep = 1.0 if self.selector is None else self.selector.keep
         return Budget(budget.unit, budget.amount, keep)  # pyright: ignore[reportArgumentType]
@@ -99,7 +100,7 @@ class Parts:
 
 @dataclass(frozen=True)
 class Needs:
-    """What the parts of a training read; each part is asked once, when the answer first matters."""
+    """What the parts of a training read. Each part is asked once, when the answer is first needed."""
 
     parts: Parts
 
@@ -120,12 +121,12 @@ class Needs:
 
     @cached_property
     def references(self) -> frozenset[str]:
-        """References whose distributions the objective asks for in every forward."""
+        """References whose distributions the objective computes in every forward."""
         return frozenset(read.split(":")[1] for read in self.reads if read.startswith("logits:"))
 
     @cached_property
     def frozen_copy(self) -> bool:
-        """Whether a reference is a frozen copy: not every tuner gives the base model back while it is disabled."""
+        """Whether a reference must be a frozen copy, since disabling some tuner does not restore the base model."""
         return not all(tuner.DISABLING_RESTORES_BASE for tuner in self.parts.tuners)
 
     @cached_property
@@ -135,20 +136,24 @@ class Needs:
 
     @cached_property
     def whole_rows(self) -> str | None:
-        """The first part that looks at positions that are no targets, by its kind."""
+        """Kind of the first part that reads positions that are no targets, or None."""
         trained = (*members_of(self.parts.objective), *self.parts.tuners)
         return next((part.kind for part in trained if part.WHOLE_ROWS), None)
 
     @cached_property
     def judgement(self) -> str:
-        """How answers must be judged: in pairs, each by a label, or not at all. Raises RecipeError where mixed."""
+        """How answers must be judged: in pairs, each by a label, or not at all.
+
+        Raises:
+            RecipeError: members of the objective need different judgements.
+        """
         return judgement_of(self.parts.objective)
 
 
 def build_tuners(recipe: Recipe) -> list[Tuner]:
     """The recipe's tuners, in written order."""
     spec = recipe.settings.train.tuner
-    return [parts.build("tuner", item, recipe.base) for item in (spec if isinstance(spec, list) else [spec])]
+    return [parts.build("tuner", entry, recipe.base) for entry in (spec if isinstance(spec, list) else [spec])]
 
 
 def tuned_policy(
@@ -159,14 +164,15 @@ def tuned_policy(
     online: Collection[str] = (),
     states: HiddenStateCache | None = None,
 ) -> Any:
-    """Apply the tuners and bind the references that the objective reads, captured before any surgery.
+    """Apply the tuners, and bind the references that the objective reads.
 
-    `initial` is the module inside the tuners' `disabled()` when all of them restore the base, else a frozen copy.
+    `initial` is the module inside the tuners' `disabled()` if all of them restore the base, else a frozen copy, made
+    before the tuners change the module.
 
     Args:
-        make: what objectives see of a module; policy and references are made by it alike.
-        online: further references that are asked again and again, as those of rollouts are.
-        states: hidden states of `initial` at the training rows, where it is not asked again.
+        make: module → policy; references are policies of the same class.
+        online: names of further references that are computed at every update, as rollouts need them.
+        states: hidden states of `initial` at the training rows, if they are in a cache.
 
     Raises:
         RecipeError: the objective reads a reference that nothing provides, or two tuners exclude each other.
@@ -177,7 +183,7 @@ def tuned_policy(
         raise unknown_reference(unknown[0])
     frozen = None
     if wanted and chosen.needs.frozen_copy:
-        # Its hidden states are known where `states` are given: then the head is all that is asked.
+        # With hidden states in a cache the reference needs a head only, not a second model in memory.
         frozen = make(copy.deepcopy(module).requires_grad_(False).eval() if states is None else HeadOnly(module))
     module = apply_tuners(module, chosen.tuners, inputs)
     policy = make(module)
@@ -191,18 +197,19 @@ def tuned_policy(
 
 
 def apply_tuners(module: nn.Module, tuners: Sequence[Tuner], inputs: TunerInputs) -> nn.Module:
-    """The module to train; what an earlier tuner trains stays trained."""
+    """The module to train, with all tuners applied in order; every tuner's parameters require gradients."""
+    # Everything is frozen first, so that exactly what a tuner trains requires a gradient.
     module.requires_grad_(False)
     for tuner in tuners:
         trained = [p for p in module.parameters() if p.requires_grad]
         module = tuner.apply(module, tuner.plan(module, inputs))
-        for parameter in trained:  # PEFT freezes all but its own
+        for parameter in trained:  # PEFT freezes all parameters but its own
             parameter.requires_grad_(True)
     return module
 
 
 def master_weights(policy: Policy, chosen: Parts) -> MasterWeights:
-    """Master copies and optimisers of all that the tuners train and of the objective's companions.
+    """Master copies and optimisers of the tuners' parameters and of the objective's companions.
 
     Raises:
         RunError: the tuners leave nothing to train.
@@ -240,25 +247,26 @@ def refuse_excluded(tuners: Sequence[Tuner]) -> None:
 
 
 def refuse_other_rules(tuners: Sequence[Tuner], optimizer: Any) -> None:
-    """Raise RecipeError if the recipe names an optimiser and a tuner moves its parameters by a rule of its own."""
+    """Raise RecipeError if the recipe names an optimiser and a tuner has an update rule of its own."""
     own = [tuner for tuner in tuners if tuner.optimizer(optimizer) is not None]
     default = TrainSettings.model_fields["optimizer"].default["kind"]
     if own and optimizer.kind != default:
         raise RecipeError(
-            f"The tuner `{own[0].kind}` moves its parameters by a rule of its own, not by `{optimizer.kind}`.",
-            f"Leave train.optimizer.kind at `{default}`: learning rate, decay and clipping are taken from there.",
+            f"The tuner `{own[0].kind}` has an update rule of its own and does not use `{optimizer.kind}`.",
+            f"Leave train.optimizer.kind at `{default}`: the rule uses its learning rate, decay and clipping.",
         )
 
 
 def unknown_reference(name: str) -> RecipeError:
-    """The objective reads a reference that nothing provides."""
+    """The error for an objective that reads a reference which does not exist."""
     return RecipeError(f"The objective reads a reference called `{name}`.", "Known: `initial`.")
 
 
 def frozen_bytes(policy: Policy) -> int:
-    """Bytes of what its references keep of the model as it was, beside the model itself."""
-    kept = {id(reference.policy): reference.policy for reference in policy.references.values()}
-    return sum(weight_bytes(other.module) for other in kept.values() if other is not policy)
+    """Bytes of frozen copies that the policy's references keep of the model or its head."""
+    # Several references may share a copy.
+    frozen = {id(reference.policy): reference.policy for reference in policy.references.values()}
+    return sum(weight_bytes(other.module) for other in frozen.values() if other is not policy)
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""The budget: how far a run may go, in exactly one unit, and how far it has come."""
+"""The budget of a run, in exactly one unit, and the position that a run has reached."""
 
 from __future__ import annotations
 
@@ -15,10 +15,14 @@ Unit = Literal["epochs", "records", "tokens", "updates", "seconds"]
 
 @dataclass
 class Position:
-    """Where a run stands. `tokens` went through a backward pass; `seconds` were spent in updates.
+    """What a run has used so far; it travels with checkpoints.
 
-    `records` were drawn; where a selector chose among them, it `looked` at so many rows and tokens, which is cost;
-    so are the tokens `generated` for it.
+    Attributes:
+        records: drawn from the data, chosen by a selector or not.
+        tokens: went through a backward pass.
+        seconds: spent in updates.
+        looked_rows, looked_tokens: read by selectors and probes without gradient, which is cost.
+        generated_tokens: sampled for rollouts, which is cost.
     """
 
     updates: int = 0
@@ -36,10 +40,12 @@ class Position:
 
 @dataclass(frozen=True)
 class Budget:
-    """`amount` of `unit`; a record's tokens, of all its rows, count once per time it is trained on.
+    """`amount` of `unit`. The tokens of all rows of a record count every time that it is trained on.
 
-    `kept` is the share of drawn records that a selector will train on: a budget of tokens draws that many more.
     A budget of seconds depends on the machine and cannot be repeated bit for bit.
+
+    Attributes:
+        kept: the share of drawn records that a selector will train on; a budget of tokens draws more accordingly.
     """
 
     unit: Unit
@@ -51,7 +57,7 @@ class Budget:
         return self.unit != "seconds"
 
     def epochs(self, rows: Sequence[Row], records: int) -> float | None:
-        """How often each of these rows is trained on, in the mean; None where only time will tell."""
+        """How often each of these rows is trained on, in the mean; None for a budget of seconds."""
         if self.unit == "seconds":
             return None
         if self.unit == "tokens":
@@ -66,7 +72,11 @@ class Budget:
         return min(1.0, used / self.amount)
 
     def draw(self, ordered: Ordered, position: Position, records: int) -> list[RecordRows]:
-        """The next update's records: as many as that, fewer where the budget ends, none when it is spent."""
+        """The next update's records: `records` of them, fewer where the budget ends, none when it is spent.
+
+        Raises:
+            RunError: there is no record, or the budget is less than one record.
+        """
         if len(ordered) == 0:
             raise RunError("There is no record to train on.")
         if self.unit in ("updates", "seconds"):
@@ -82,6 +92,7 @@ class Budget:
         rows_by_record = [ordered.at(position.records + i) for i in range(max(0, records))]
         if self.unit != "tokens":
             return rows_by_record
+        # Whole records, since rows of a record stay together: the last may exceed the budget.
         kept, used = [], position.tokens
         for record_rows in rows_by_record:
             if used >= self.amount:
@@ -91,13 +102,15 @@ class Budget:
         return kept
 
     def updates(self, ordered: Ordered, position: Position, records: int) -> int | None:
-        """Updates still to come, or None where only time will tell."""
+        """Updates that remain, or None for a budget of seconds; for one of tokens an estimate from the mean length."""
         if self.unit == "seconds":
             return None
         if self.unit == "updates":
             return max(0, int(self.amount) - position.updates)
         if self.unit == "tokens":
-            mean = sum(len(row) for record_rows in ordered.rows_by_record for row in record_rows) / len(ordered)
+            tokens = sum(sum(map(len, record_rows)) for record_rows in ordered.rows_by_record)
+            mean = tokens / len(ordered)
+            # Rounded up: a last update is needed for what remains.
             return max(0, round((self.amount - position.tokens) / (mean * self.kept * records) + 0.499))
         total = round(self.amount * len(ordered)) if self.unit == "epochs" else int(self.amount)
         return max(0, -(-(total - position.records) // records))

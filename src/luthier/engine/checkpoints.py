@@ -1,4 +1,4 @@
-"""Checkpoints: everything a run needs to go on bit for bit, written so that a kill cannot spoil one."""
+"""Checkpoints: all that a run needs to continue bit for bit, written so that a kill cannot damage them."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from luthier.run_folder import sync
 
 STATE, META = "state.safetensors", "meta.json"
 SAVE_SECONDS = 300.0
-"""How far apart checkpoints are that `save.every: auto` writes."""
+"""Seconds between the checkpoints of `save.every: auto`."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Tensors by name and a JSON-able description."""
+    """Tensors by name, and a description that JSON can hold."""
 
     tensors: dict[str, Tensor]
     meta: dict[str, Any]
@@ -33,7 +33,12 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class Saving:
-    """Where checkpoints go, after how many updates ("auto": every SAVE_SECONDS; None: at the end), how many stay."""
+    """Folder of checkpoints, updates between them, and how many are kept.
+
+    Attributes:
+        every: in updates; "auto" for every SAVE_SECONDS, None for the end only.
+        fingerprint: of the recipe; a checkpoint of another one is refused.
+    """
 
     folder: Path
     every: int | Literal["auto"] | None = "auto"
@@ -42,10 +47,10 @@ class Saving:
 
 
 class Checkpoints:
-    """The checkpoints of one training: when one is due, and which position was saved last.
+    """The checkpoints of one training: whether one is due, and which position was saved last.
 
     Args:
-        saving: None where nothing is saved.
+        saving: None to save nothing.
     """
 
     def __init__(self, saving: Saving | None, world: World):
@@ -55,7 +60,7 @@ class Checkpoints:
         self._saved_update = -1
 
     def due(self, update: int) -> bool:
-        """Whether a checkpoint is to be written after this update, by this rank's clock."""
+        """Whether to write a checkpoint after this update, by this rank's clock."""
         if self.saving is None or self.saving.every is None:
             return False
         if self.saving.every == "auto":
@@ -63,7 +68,7 @@ class Checkpoints:
         return update % self.saving.every == 0
 
     def save(self, update: int, state: Callable[[], Checkpoint]) -> None:
-        """Write the state after an update (rank 0), unless it was saved already; all ranks wait for it.
+        """Write the state after an update (rank 0), unless it was saved already; all ranks wait.
 
         Raises:
             RunError: the disk is full; earlier checkpoints are untouched.
@@ -81,7 +86,7 @@ class Checkpoints:
         """The newest checkpoint, or None.
 
         Raises:
-            RunError: it was written under another recipe.
+            RunError: the checkpoint was written under another recipe.
         """
         path = None if self.saving is None else newest(self.saving.folder)
         if path is None or self.saving is None:
@@ -107,8 +112,9 @@ def save(folder: Path, update: int, checkpoint: Checkpoint, keep: int) -> Path:
     try:
         shutil.rmtree(half, ignore_errors=True)
         half.mkdir(parents=True)
-        save_file({k: v.contiguous() for k, v in checkpoint.tensors.items()}, half / STATE)
+        save_file({name: tensor.contiguous() for name, tensor in checkpoint.tensors.items()}, half / STATE)
         (half / META).write_text(json.dumps(checkpoint.meta))
+        # Data before the rename: else a power cut could leave the name in place of empty files.
         for path in (half / STATE, half / META, half):
             sync(path)
         if target.exists():
@@ -117,6 +123,7 @@ def save(folder: Path, update: int, checkpoint: Checkpoint, keep: int) -> Path:
         sync(folder)
     except Exception as error:
         shutil.rmtree(half, ignore_errors=True)
+        # safetensors raises an error of its own for a full disk.
         if isinstance(error, OSError) or "No space left" in str(error):
             raise RunError(
                 f"The checkpoint of update {update} could not be written to {folder}: {error}.",
@@ -129,18 +136,17 @@ def save(folder: Path, update: int, checkpoint: Checkpoint, keep: int) -> Path:
 
 
 def save_companions(companions: Mapping[str, Companion], folder: Path) -> None:
-    """Write each as `<name>.safetensors`: a result of the run, and no part of its model."""
+    """Write each companion as `<name>.safetensors`, apart from the model."""
     for name, companion in companions.items():
         folder.mkdir(parents=True, exist_ok=True)
-        save_file(
-            {key: v.contiguous() for key, v in companion.module.state_dict().items()}, folder / f"{name}.safetensors"
-        )
+        tensors = {key: tensor.contiguous() for key, tensor in companion.module.state_dict().items()}
+        save_file(tensors, folder / f"{name}.safetensors")
 
 
 def newest(folder: Path) -> Path | None:
     """The newest complete checkpoint under a folder, or None."""
-    found = _complete(folder)
-    return found[-1] if found else None
+    complete = _complete(folder)
+    return complete[-1] if complete else None
 
 
 def load(path: Path) -> Checkpoint:
@@ -149,4 +155,5 @@ def load(path: Path) -> Checkpoint:
 
 
 def _complete(folder: Path) -> list[Path]:
+    # Half-written ones have another name until they are renamed; numbers are padded, so names sort by update.
     return sorted(path for path in folder.glob("update-*") if (path / META).is_file())

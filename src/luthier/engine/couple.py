@@ -1,8 +1,9 @@
-"""The first of two passes, for losses in which the records of an update meet.
+"""The first of two passes, for coupled losses: those of all records of an update together.
 
-Pass 1 computes the features of every micro-batch without gradient, gathers them over ranks, and takes the loss
-and its gradient with respect to the features, once. Pass 2 is the ordinary backward of each micro-batch: it
-computes the features again, with the same dropout, and carries that gradient on. This is the chain rule, exact.
+Pass 1 computes the features of every micro-batch without gradient, gathers them over ranks, and computes the loss and
+its gradient with respect to the features, once. Pass 2 is the ordinary backward of each micro-batch: it computes the
+features again, with the same dropout, and starts their backward from that gradient. By the chain rule this is exact
+(as in GradCache, arXiv 2101.06983).
 """
 
 from __future__ import annotations
@@ -30,12 +31,12 @@ Tensors = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Gathered:
-    """What the records of an update bring to a coupled loss: those of all ranks, in the order of their names.
+    """Features and streams of all records of an update, over all ranks, in the order of the records' names.
 
     Attributes:
         features: float32 or wider, [R,...] over the R records of the update.
         streams: row streams of the batches, [R,...].
-        own: where the records of this rank stand among them, in the order of its micro-batches.
+        own: indices of this rank's records in that order, micro-batch after micro-batch.
     """
 
     features: Tensors
@@ -44,36 +45,39 @@ class Gathered:
 
 
 def couple(policy: Policy, objective: Objective, update: Update, world: World) -> float:
-    """Carry out pass 1 for every coupled member of the objective: leaves `update.feature_grads`, returns their loss.
+    """Pass 1 for every coupled member of the objective: sets `update.feature_grads`, returns the sum of their losses.
 
-    The loss is the same number on every rank. Parameters that a loss reads itself get their gradient here, on
-    rank 0. An update that is one batch on one rank is differentiated directly, without a second pass.
+    The loss is the same number on every rank. Parameters within a loss itself (a temperature) get their gradient here,
+    on rank 0. An update that is one batch on one rank is differentiated directly, without a second pass.
 
     Raises:
-        RunError: features that are not one per record.
+        RunError: a feature does not have one entry per record.
     """
     update.repeatable = partial(repeatable, update)
     one_forward = len(update.batches) == 1 and world.size == 1
     total = 0.0
     for part, factor in weighted_members(objective):
-        if isinstance(part, CoupledObjective):
-            carry_out = _couple_at_once if one_forward else _couple_in_two_passes
-            total += carry_out(policy, objective, part, factor, update, world)
+        if not isinstance(part, CoupledObjective):
+            continue
+        if one_forward:
+            total += _couple_at_once(policy, objective, part, factor, update, world)
+        else:
+            total += _couple_in_two_passes(policy, objective, part, factor, update, world)
     return total
 
 
 def _couple_at_once(
     policy: Policy, objective: Objective, part: CoupledObjective, factor: float, update: Update, world: World
 ) -> float:
-    """Forward and backward of the whole update: its graph fits, so nothing is computed twice."""
+    """Forward and backward of the whole update in one graph, which fits in memory: nothing is computed twice."""
     (batch,) = update.batches
-    # The backward belongs to the context too: hooks that the objective set must still be there.
+    # The backward runs inside the context too: it may need hooks that the objective has set there.
     with objective.micro_batch_context(policy, batch, update):
         gathered = gather_features(policy, update, [_features(policy, part, batch, update)], world)
         loss = total_of(_terms(part, gathered, update, world), update.counts)
         if loss is not None and loss.requires_grad:
             (factor * loss).backward()
-    distribute(update, part, {}, gathered.own)  # pass 2 finds nothing left to carry on
+    distribute(update, part, {}, gathered.own)  # no gradient is left for pass 2
     return 0.0 if loss is None else factor * float(loss.detach())
 
 
@@ -81,7 +85,12 @@ def _couple_in_two_passes(
     policy: Policy, objective: Objective, part: CoupledObjective, factor: float, update: Update, world: World
 ) -> float:
     """Features of each micro-batch without gradient, then the gradient with respect to them, for pass 2."""
-    features = [_look(policy, objective, part, batch, update) for batch in update.batches]
+    features = []
+    for batch in update.batches:
+        with torch.no_grad(), objective.micro_batch_context(policy, batch, update):
+            batch_features = _features(policy, part, batch, update)
+        # Detached: a feature may be a parameter itself, which requires a gradient even here.
+        features.append({name: feature.detach() for name, feature in batch_features.items()})
     gathered = gather_features(policy, update, features, world)
     loss, gradient = coupled_gradient(part, factor, gathered, update, world)
     distribute(update, part, gradient, gathered.own)
@@ -95,20 +104,27 @@ def gather_features(policy: Policy, update: Update, features: Sequence[Tensors],
         features: of each micro-batch by name, [records of the batch,...].
     """
     records = [record for batch in update.batches for record in batch.examples]
-    streams = [_row_streams(batch) for batch in update.batches]
-    ranks = [(records, joined(features), joined(streams))]
-    if world.size > 1:  # what travels must be on the processor
-        ranks = world.gather((records, _on_processor(ranks[0][1]), _on_processor(ranks[0][2])))
+    streams = []
+    for batch in update.batches:
+        streams.append({name: stream.values for name, stream in batch.streams.items() if stream.axis == "row"})
+    own_features, own_streams = joined(features), joined(streams)
+    ranks = [(records, own_features, own_streams)]
+    if world.size > 1:
+        # One message of Python objects, whose tensors must be on the processor.
+        ranks = world.gather((records, _on_processor(own_features), _on_processor(own_streams)))
+
+    all_records = [record for rank_records, _, _ in ranks for record in rank_records]
+    all_features = joined([rank_features for _, rank_features, _ in ranks])
+    all_streams = joined([rank_streams for _, _, rank_streams in ranks])
     device = next(policy.module.parameters()).device
-    # In one order, however the update was split: sums round the same, and no rank's part comes first.
-    order = _order([record for names, _, _ in ranks for record in names])
-    all_features = joined([theirs for _, theirs, _ in ranks])
-    all_streams = joined([theirs for _, _, theirs in ranks])
-    before = sum(len(names) for names, _, _ in ranks[: world.rank])
+    # By name, however the update was split: the loss then sums in one order and rounds alike.
+    by_name = sorted(range(len(all_records)), key=all_records.__getitem__)
+    order = torch.tensor(by_name, dtype=torch.long)
+    before = sum(len(rank_records) for rank_records, _, _ in ranks[: world.rank])
     return Gathered(
         features={name: widened(feature.to(device)[order]) for name, feature in all_features.items()},
         streams={name: stream.to(device)[order] for name, stream in all_streams.items()},
-        own=order.argsort()[before : before + len(records)],
+        own=order.argsort()[before : before + len(records)],  # the inverse permutation: record → its index
     )
 
 
@@ -117,9 +133,9 @@ def coupled_gradient(
 ) -> tuple[float, Tensors]:
     """`factor` × the coupled loss, and its gradient with respect to the features, [R,...] by name.
 
-    Every rank computes it over all records: cheaper than to send the gradient, and the same number everywhere.
+    Every rank computes both over all records: cheaper than sending the gradient, and the same number everywhere.
     """
-    # Labels and other integers have no gradient.
+    # Integer features (labels) have no gradient.
     floating = {name: feature for name, feature in gathered.features.items() if feature.is_floating_point()}
     leaves = {name: feature.requires_grad_() for name, feature in floating.items()}
     loss = total_of(_terms(part, gathered, update, world), update.counts)
@@ -129,53 +145,44 @@ def coupled_gradient(
 
 
 def distribute(update: Update, part: CoupledObjective, gradient: Tensors, own: Tensor) -> None:
-    """Leave each micro-batch of this rank its rows of the gradient, for pass 2."""
+    """Set the rows of the gradient that belong to each micro-batch of this rank, for pass 2."""
     cuts = own.split([len(batch.examples) for batch in update.batches])
-    update.set_feature_grads(part, [{name: rows[cut] for name, rows in gradient.items()} for cut in cuts])
-
-
-def _row_streams(batch: Batch) -> Tensors:
-    return {name: stream.values for name, stream in batch.streams.items() if stream.axis == "row"}
-
-
-def _look(policy: Policy, objective: Objective, part: CoupledObjective, batch: Batch, update: Update) -> Tensors:
-    with torch.no_grad(), objective.micro_batch_context(policy, batch, update):
-        found = _features(policy, part, batch, update)
-    return {name: values.detach() for name, values in found.items()}  # one may be a parameter itself
+    by_batch = []
+    for cut in cuts:
+        by_batch.append({name: rows[cut] for name, rows in gradient.items()})
+    update.set_feature_grads(part, by_batch)
 
 
 def _features(policy: Policy, part: CoupledObjective, batch: Batch, update: Update) -> Tensors:
+    # Pass 2 must see the very same features, dropout included: the gradient is of these.
     with repeatable(update, batch):
-        found = part.features(policy, batch)
-    for name, values in found.items():
-        if len(values) != len(batch.examples):
+        features = part.features(policy, batch)
+    for name, feature in features.items():
+        if len(feature) != len(batch.examples):
             raise RunError(
-                f"{type(part).__name__}.features gave `{name}` of shape {tuple(values.shape)} for"
+                f"{type(part).__name__}.features gave `{name}` of shape {tuple(feature.shape)} for"
                 f" {len(batch.examples)} records.",
                 "The first axis of a feature counts the records of the batch.",
             )
-    return found
+    return features
 
 
 def _terms(part: CoupledObjective, gathered: Gathered, update: Update, world: World) -> list[Term]:
-    """The coupled loss; all ranks compute the same, so its meters count on one."""
-    aside = replace(update, meters={})
-    terms = part.coupled_loss(gathered.features, gathered.streams, aside)
-    for name, (unit, total) in aside.meters.items():
+    """The terms of the coupled loss."""
+    # Its meters are collected apart: every rank computes the same ones, and their sum over ranks must count one.
+    scratch = replace(update, meters={})
+    terms = part.coupled_loss(gathered.features, gathered.streams, scratch)
+    for name, (unit, total) in scratch.meters.items():
         update.meter(name, total if world.rank == 0 else 0.0, unit)
     return terms
 
 
-def _order(records: Sequence[str]) -> Tensor:
-    """Places of the records by name: the loss sums in one order, however the update was split."""
-    return torch.tensor(sorted(range(len(records)), key=records.__getitem__), dtype=torch.long)
-
-
 def _differentiate(loss: Tensor, leaves: Tensors, world: World) -> Tensors:
-    """The gradient with respect to the leaves; on rank 0 also that of parameters within the loss."""
+    """The gradient with respect to the leaves; on rank 0 parameters within the loss get theirs too."""
     if not loss.requires_grad:
         return {}
     if world.rank == 0:
+        # Gradients are summed over ranks later: those of the loss's own parameters must be added on one.
         loss.backward()
         return {name: leaf.grad for name, leaf in leaves.items() if leaf.grad is not None}
     gradients = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
@@ -183,9 +190,10 @@ def _differentiate(loss: Tensor, leaves: Tensors, world: World) -> Tensors:
 
 
 def joined(pieces: Sequence[Tensors]) -> Tensors:
-    """Tensors of several batches one after the other, by name; a rank without a batch brings none."""
-    full = [piece for piece in pieces if piece]
-    return {name: torch.cat([piece[name] for piece in full]) for name in full[0]} if full else {}
+    """Tensors of several batches concatenated by name; a rank without a batch contributes none."""
+    filled = [piece for piece in pieces if piece]
+    names = filled[0] if filled else ()
+    return {name: torch.cat([piece[name] for piece in filled]) for name in names}
 
 
 def _on_processor(tensors: Tensors) -> Tensors:
@@ -193,15 +201,15 @@ def _on_processor(tensors: Tensors) -> Tensors:
 
 
 def repeatable(update: Update, batch: Batch) -> AbstractContextManager[None]:
-    """Random numbers (dropout) keyed by (seed, update, records), the same in both passes; others go on as before."""
+    """Dropout keyed by (seed, update, records), the same in both passes; draws outside are not affected."""
     return same_draws(f"{update.seed}/{update.index}/{'/'.join(batch.examples)}", batch.ids.device)
 
 
 def refuse_batch_statistics(module: nn.Module, pieces: int, ranks: int) -> None:
-    """Refuse a split update of a model that normalises by the statistics of what is in one forward.
+    """Refuse a split update of a model that normalises by the statistics of one forward (batch norm).
 
     Raises:
-        RunError: naming the layer.
+        RunError: such a layer is in training mode; the message names it.
     """
     if pieces == 1 and ranks == 1:
         return

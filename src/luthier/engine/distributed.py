@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 BUCKET = 2**23
-"""Elements reduced in one message (32 MiB in fp32): large enough to hide latency, small beside the model."""
+"""Elements reduced in one message (32 MiB in fp32): enough to hide latency, little compared with the model."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class World:
         return cls(dist.get_rank(), dist.get_world_size())
 
     def share(self, items: list) -> list:
-        """This rank's items: every size-th one, so that the longest are spread evenly."""
+        """This rank's items: every size-th, so that items sorted by length are spread evenly."""
         return items[self.rank :: self.size]
 
     def sum_numbers(self, numbers: dict[str, float]) -> dict[str, float]:
@@ -45,12 +45,12 @@ class World:
         names = dict.fromkeys(name for theirs in everyone for name in theirs)
         return {name: sum(theirs.get(name, 0.0) for theirs in everyone) for name in names}
 
-    def gather(self, item: Any) -> list[Any]:
-        """Everyone's item, in the order of ranks; its tensors must be on the processor."""
+    def gather(self, own: Any, /) -> list[Any]:
+        """The objects of all ranks, in the order of ranks; their tensors must be on the processor."""
         if self.size == 1:
-            return [item]
+            return [own]
         everyone: list[Any] = [None] * self.size
-        dist.all_gather_object(everyone, item)
+        dist.all_gather_object(everyone, own)
         return everyone
 
     def sum_tensors(self, tensors: Iterable[Tensor]) -> None:
@@ -59,6 +59,7 @@ class World:
             return
         waiting: list[Tensor] = []
         for tensor in tensors:
+            # One type per message: concatenating mixed types would convert the narrower ones.
             if waiting and (waiting[0].dtype != tensor.dtype or sum(t.numel() for t in waiting) > BUCKET):
                 _reduce(waiting)
                 waiting = []
@@ -72,6 +73,7 @@ class World:
 
 
 def _reduce(tensors: list[Tensor]) -> None:
+    # One message for many small tensors: each message costs a round trip.
     flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
     dist.all_reduce(flat)
     for tensor, piece in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):

@@ -1,4 +1,4 @@
-"""How the rows of an update are cut into forwards, and cut smaller where memory runs out."""
+"""Cuts the rows of an update into micro-batches, and into smaller ones where memory runs out."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Attempted = TypeVar("Attempted")
 
 @dataclass(frozen=True)
 class Batching:
-    """`records` per update; `tokens` per forward (padding included); how rows are laid out."""
+    """`records` per update, `tokens` per forward (padding included), and the layout of rows in a batch."""
 
     records: int = 16
     tokens: int = 2048
@@ -31,10 +31,10 @@ class MicroBatches:
     """Cuts rows into this rank's micro-batches.
 
     Attributes:
-        tokens: positions per forward now in force; checkpoints carry it.
+        tokens: current positions per forward, in checkpoints.
 
     Args:
-        clear: forgets the gradients of an attempt that ran out of memory.
+        clear: discards the gradients of an attempt that ran out of memory.
     """
 
     def __init__(self, batching: Batching, world: World, clear: Callable[[], None]):
@@ -48,7 +48,7 @@ class MicroBatches:
         return self.world.share(micro_batches(rows, self.tokens, layout))
 
     def collate(self, micro: Sequence[Row], layout: Layout) -> Batch:
-        """The batch that the rows of a micro-batch make, on the CPU."""
+        """The batch of the rows of a micro-batch, on the CPU."""
         return collate(micro, layout, self.batching.pad_id, self.batching.side)
 
     def batches(self, rows: Sequence[Row]) -> list[Batch]:
@@ -63,12 +63,13 @@ class MicroBatches:
         attempt: Callable[[], Attempted],
         observe: Callable[[dict[str, Any]], None],
     ) -> Attempted:
-        """Make the attempt; when memory runs out, forget its gradients and try again with half the micro-batch.
+        """The attempt's return value; when memory runs out, its gradients are discarded and the micro-batch halved.
 
-        `observe` is told when rows are cut smaller.
+        Args:
+            observe: receives an event when micro-batches become smaller.
 
         Raises:
-            RunError: it runs out with a single record per forward, or on one of several ranks.
+            RunError: memory runs out with a single record per forward, or on one of several ranks.
         """
         while True:
             try:
@@ -78,14 +79,14 @@ class MicroBatches:
                     raise
                 self._clear()
                 longest = max(positions(record, self.batching.layout) for record in group_by_record(rows))
-                # Ranks agree on how an update is cut: one of several cannot cut smaller by itself.
+                # One rank of several cannot cut smaller by itself: the others would wait for its sums forever.
                 if self.world.size > 1 or self.tokens <= longest:
                     raise RunError(
                         f"Out of memory at update {update} with micro-batches of {self.tokens} tokens (longest record:"
                         f" {longest}).",
                         "Lower train.batch.micro or data.max_tokens, or set train.checkpointing=true.",
                     ) from error
-            # Outside of `except`, so that the error and the tensors that its frames hold are gone.
+            # Outside of `except`: the error is gone, and with it the tensors that its frames held.
             self.tokens = max(longest, self.tokens // 2)
             observe({"event": "micro", "tokens": self.tokens, "update": update})
             if torch.cuda.is_available():
@@ -93,5 +94,6 @@ class MicroBatches:
 
 
 def _out_of_memory(error: BaseException) -> bool:
+    # On a processor torch raises a plain RuntimeError, known by its text only.
     text = str(error)
     return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in text

@@ -1,4 +1,4 @@
-"""What parts remember over the updates of a training, by the part's name."""
+"""The states that parts keep over the updates of a training, by the part's name."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from luthier.update import PartNames
 
 
 class PartStates:
-    """The mutable state of every part that has one, made by its `start`.
+    """The mutable state of every part that has one, created by its `start`.
 
     Args:
         names: parts by name, in the order in which older checkpoints number them.
-        policy: what `start` may look at.
+        policy: argument of `start`.
     """
 
     def __init__(self, names: PartNames, policy: Any):
@@ -35,7 +35,7 @@ class PartStates:
         return tensors
 
     def load(self, tensors: dict[str, Tensor]) -> None:
-        """Put back what `tensors` gave; of an older checkpoint, which numbers all parts in one row."""
+        """Restore what `tensors` returned, or an older checkpoint, which numbers all parts consecutively."""
         for number, (name, state) in enumerate(self.by_name.items()):
             if state is not None:
                 own = under(f"state/{name}/", tensors) or under(f"state/{number}/", tensors)

@@ -1,4 +1,4 @@
-"""Probes: guests of a training that look at the model every k updates and change nothing."""
+"""Probes: measurements of the model every k updates of a training, which change nothing."""
 
 from __future__ import annotations
 
@@ -12,20 +12,21 @@ import numpy
 import torch
 from torch import Tensor, nn
 
+from luthier.engine.budget import Position
 from luthier.engine.distributed import World
 from luthier.engine.score import score
 from luthier.errors import RunError
-from luthier.models.policy import reading
+from luthier.models.policy import Policy, reading
 from luthier.types import Row
 
 
 class Probe(Protocol):
-    """Looks at the model before the first update and after every `every`-th; its state is in the checkpoint."""
+    """Measures the model before the first update and after every `every`-th; its state is in the checkpoint."""
 
     every: int
 
-    def look(self, policy: Any, update: int, world: World) -> Sequence[Row]:
-        """Read the model, which is in eval mode and without gradient; returns the rows that were looked at."""
+    def measure(self, policy: Any, update: int, world: World) -> Sequence[Row]:
+        """Measure the model, in eval mode and without gradient; returns the rows that were read, which are cost."""
         ...
 
     def state_dict(self) -> dict[str, Tensor]: ...
@@ -33,13 +34,28 @@ class Probe(Protocol):
     def load_state_dict(self, state: dict[str, Tensor]) -> None: ...
 
 
+def run_probes(probes: Sequence[Probe], policy: Policy, position: Position, world: World) -> None:
+    """Let the probes measure that are due at this position, and count the rows that they read.
+
+    Raises:
+        RunError: a probe has changed a weight.
+    """
+    for probe in probes:
+        if position.updates % probe.every == 0:
+            with assert_unchanged(policy.module):
+                rows = probe.measure(policy, position.updates, world)
+            position.looked_rows += len(rows)
+            position.looked_tokens += sum(len(row) for row in rows)
+
+
 @contextmanager
 def assert_unchanged(module: nn.Module) -> Iterator[None]:
-    """Eval mode, no gradient, and every random generator as it was afterwards.
+    """Eval mode without gradient; afterwards every random generator has its old state.
 
     Raises:
         RunError: a weight was written to.
     """
+    # Versions count writes in place, and comparing them needs no copy of the weights.
     before = [parameter._version for parameter in module.parameters()]
     python, numbers = random.getstate(), numpy.random.get_state()
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
@@ -48,26 +64,28 @@ def assert_unchanged(module: nn.Module) -> Iterator[None]:
     random.setstate(python)
     numpy.random.set_state(numbers)
     if before != [parameter._version for parameter in module.parameters()]:
-        raise RunError("A probe changed the model; probes may only look.")
+        raise RunError("A probe changed the model; probes may only read it.")
 
 
 @dataclass
 class LossCurves:
-    """The mean loss per target of every row, again and again while a model learns: column `trajectory` of s2l.
+    """The mean loss per target of every row at several updates of a training: column `trajectory` of s2l.
 
-    Losses are of each row alone, in eval mode, whatever the training batch held. `points` losses take
-    8 · len(rows) bytes each.
+    Losses are of each row alone, in eval mode, independent of the training batches. Each measurement takes
+    8 · len(rows) bytes.
     """
 
     rows: Sequence[Row]
     every: int
     tokens: int = 4096
     updates: list[int] = field(default_factory=list)
-    losses: list[Tensor] = field(default_factory=list)  # of each moment, [n] float64
+    losses: list[Tensor] = field(default_factory=list)  # one per measurement, [n] float64
 
-    def look(self, policy: Any, update: int, world: World) -> Sequence[Row]:
-        found = score(policy, world.share(list(self.rows)), ["logprobs"], self.tokens)["logprobs"]
-        column = {name: values for theirs in world.gather(found) for name, values in theirs.items()}
+    def measure(self, policy: Any, update: int, world: World) -> Sequence[Row]:
+        share = score(policy, world.share(list(self.rows)), ["logprobs"], self.tokens)["logprobs"]
+        column: dict[str, numpy.ndarray] = {}
+        for rank_share in world.gather(share):
+            column |= rank_share
         means = [-float(column[row.id].sum(dtype=numpy.float64)) / max(1, row.targets) for row in self.rows]
         self.updates.append(update)
         self.losses.append(torch.tensor(means, dtype=torch.float64))

@@ -1,7 +1,7 @@
-"""The score pass: one look of a model, without gradient, at rows; its values become columns by record.
+"""The score pass: values of a model at the targets of rows, without gradient, as columns by record.
 
-Old and reference log-probabilities are born here and nowhere else; an objective that names them in READS
-finds them as token streams.
+Old and reference log-probabilities are computed here and nowhere else; an objective that names them in READS gets
+them as token streams.
 """
 
 from __future__ import annotations
@@ -45,11 +45,12 @@ def score(
     Args:
         wanted: "logprobs", "entropy", or the policy's companions by name ("values").
         tokens: positions per forward.
-        report: is told how many rows of all are done.
+        report: called with (rows done, all rows) after every forward.
 
     Raises:
-        RecipeError: an unknown value is wanted.
+        RecipeError: one of `wanted` is unknown.
     """
+    # A Reference reads in eval mode without gradient, whatever mode a training has left the module in.
     reader = policy if isinstance(policy, Reference) else Reference(policy)
     head, companions = reader.policy.head, reader.policy.companions
     known = [*VALUES, *companions]
@@ -61,7 +62,7 @@ def score(
     for micro in micro_batches(rows, tokens, layout):
         batch = collate(micro, layout).to(device)
         at = batch.targets()
-        targets, owners, places = batch.ids[at], batch.example_of[at], batch.position_of[at]
+        targets, owners, positions = batch.ids[at], batch.example_of[at], batch.position_of[at]
         hidden = reader.hidden(batch)
         for piece in head.chunks(hidden):
             logits = reader.logits(hidden[piece])
@@ -71,7 +72,9 @@ def score(
                 else:
                     with reading(companions[name].module) as companion:
                         values = companion(hidden[piece])
-                _place(columns[name], micro, owners[piece].tolist(), places[piece].tolist(), values.cpu().numpy())
+                indices = owners[piece].tolist(), positions[piece].tolist()
+                _fill(columns[name], micro, *indices, values.cpu().numpy())
+        # Rows without targets have a column too: all zeros.
         for column in columns.values():
             for row in micro:
                 column.setdefault(row.id, numpy.zeros(len(row), dtype=numpy.float32))
@@ -79,10 +82,11 @@ def score(
     return columns
 
 
-def _place(column: Column, micro: Sequence[Row], owners: list[int], places: list[int], values: numpy.ndarray) -> None:
-    for index, place, value in zip(owners, places, values, strict=True):
-        owner = micro[index]
-        column.setdefault(owner.id, numpy.zeros(len(owner), dtype=values.dtype))[place] = value
+def _fill(column: Column, micro: Sequence[Row], owners: list[int], positions: list[int], values: numpy.ndarray) -> None:
+    """Write values [n] of a micro-batch into its rows' entries of the column."""
+    for owner, position, score in zip(owners, positions, values, strict=True):
+        row = micro[owner]
+        column.setdefault(row.id, numpy.zeros(len(row), dtype=values.dtype))[position] = score
 
 
 def with_column(rows: Iterable[Row], name: str, column: Column) -> list[Row]:
@@ -91,28 +95,30 @@ def with_column(rows: Iterable[Row], name: str, column: Column) -> list[Row]:
 
 
 def cached_column(file: Path, compute: Callable[[], Column]) -> Column:
-    """A column from its file, or computed and written there in one step (each process at a file of its own)."""
+    """A column from its file; if there is none, it is computed, and written at once under its name."""
     if file.is_file():
         with numpy.load(file) as stored:
             pieces = numpy.split(stored["values"], stored["ends"][:-1])
             return dict(zip(stored["records"].tolist(), pieces, strict=True))
     column = compute()
     file.parent.mkdir(parents=True, exist_ok=True)
+    # By process: two runs that compute the same column do not write into each other's file.
     half = file.with_suffix(f".{os.getpid()}.npz")
     values = list(column.values())
     numpy.savez(
         half,
         records=numpy.array(list(column)),
         values=numpy.concatenate(values),
-        ends=numpy.cumsum([len(one) for one in values]),
+        ends=numpy.cumsum([len(row_values) for row_values in values]),
     )
     half.rename(file)
     return column
 
 
 def column_key(weights_id: str, dtype: str, rows: Sequence[Row]) -> str:
-    """What a column depends on: weights, type, and the ids and targets of every row."""
+    """Hash of all that a column depends on: weights, type, and the ids and targets of every row."""
     digest = hashlib.sha256(f"{weights_id}/{dtype}".encode())
+    # The stream `weights` decides which positions are targets.
     for row in rows:
         digest.update(row.id.encode() + row.ids.tobytes() + row.streams["weights"].values.tobytes())
     return digest.hexdigest()[:32]

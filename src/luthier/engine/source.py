@@ -1,4 +1,4 @@
-"""Where the rows of an update come from: records in data order, or anything else that can be drawn and resumed."""
+"""Sources of an update's rows: records in data order, or anything else that can be drawn and resumed."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from luthier.types import Row
 
 @dataclass(frozen=True)
 class Drawn:
-    """What one update is made of.
+    """The rows of one update, and what drawing them has cost.
 
     Attributes:
-        rows: what is trained on.
-        records: how many records (or prompts) of the data it uses up.
+        rows: candidates for training; a selector may keep some of them.
+        records: number of records (or prompts) of the data that they use up.
         facts: further numbers to report with the update.
-        generated: tokens that were sampled to draw it.
+        generated: number of tokens sampled for them.
     """
 
     rows: Sequence[Row]
@@ -40,27 +40,27 @@ class RowSource(Protocol):
         ...
 
     def draw(self, position: Position, records: int) -> Drawn | None:
-        """The next update's rows, of `records` records or prompts where the budget allows; None when it is spent.
+        """The next update's rows, of `records` records or prompts if the budget allows; None when it is spent.
 
-        Without rows the update is skipped and counted.
+        An update without rows is skipped, and counted.
         """
         ...
 
     def updates_left(self, position: Position, records: int) -> int | None:
-        """Updates still to come, or None where only time will tell."""
+        """Updates that remain, or None for a budget of seconds."""
         ...
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """What a resumed run needs besides the position: tensors, and plain values for JSON."""
+        """What a resumed run needs besides the position: tensors, and a mapping for JSON."""
         ...
 
     def load(self, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
-        """Put back what `state` gave."""
+        """Restore what `state` returned."""
         ...
 
 
 class Records:
-    """The records of a data set in the order of (seed, epoch, record id), or as written; the position is its state."""
+    """The records of a data set, ordered by (seed, epoch, record id) or as written; the position is all its state."""
 
     def __init__(self, rows: Sequence[Row], seed: int, budget: Budget, shuffled: bool = True):
         self.ordered = Ordered(rows, seed, shuffled)
@@ -71,11 +71,9 @@ class Records:
 
     def draw(self, position: Position, records: int) -> Drawn | None:
         rows_by_record = self.budget.draw(self.ordered, position, records)
-        return (
-            Drawn([row for record_rows in rows_by_record for row in record_rows], len(rows_by_record))
-            if rows_by_record
-            else None
-        )
+        if not rows_by_record:
+            return None
+        return Drawn([row for record_rows in rows_by_record for row in record_rows], len(rows_by_record))
 
     def updates_left(self, position: Position, records: int) -> int | None:
         return self.budget.updates(self.ordered, position, records)

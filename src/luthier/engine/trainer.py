@@ -1,4 +1,4 @@
-"""The training loop: draw rows until the budget is spent, update, report, save, and go on after a kill."""
+"""The training loop: draw rows until the budget is spent, update, report, save, and resume after a kill."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from luthier.engine.checkpoints import Checkpoint, Checkpoints, Saving
 from luthier.engine.distributed import World
 from luthier.engine.micro_batches import Batching, MicroBatches
 from luthier.engine.part_states import PartStates, under
-from luthier.engine.probe import Probe, assert_unchanged
+from luthier.engine.probe import Probe, run_probes
 from luthier.engine.selection import Kept, Selection
 from luthier.engine.source import Drawn, RowSource
 from luthier.engine.update import NotFinite, UpdateReport, run_update
@@ -28,14 +28,16 @@ from luthier.types import Row
 from luthier.update import Update
 
 SKIPPED = UpdateReport(loss=0.0, gradient_norm=0.0, counts={"targets": 0.0}, meters={})
-"""Report of an update without rows: a rollout gave nothing to learn from. It is counted and changes nothing."""
+"""Report of a skipped update: a rollout gave no rows to learn from. It counts, and changes nothing."""
 
 
 @dataclass
 class Trainer:
-    """Everything one training needs. `train` may be called once.
+    """One training: the loop, and all that it needs. `train` may be called once.
 
-    `span` is the part of a longer schedule that this training is: (0.5, 1) for the second of two equal rounds.
+    Attributes:
+        stop_requested: asked after every update; a stop saves the state.
+        span: the part of a longer schedule that this training covers: (0.5, 1) for the second of two equal rounds.
     """
 
     policy: Policy
@@ -55,10 +57,12 @@ class Trainer:
         self.parts.refuse_modality(self.policy.modality)
         self.masters = master_weights(self.policy, self.parts)
         self.states = PartStates(self.parts.names, self.policy)
+        # None of these keeps a method of the trainer: such a circle would hold a finished training's memory until a
+        # garbage collection.
         self.micro = MicroBatches(self.batching, self.world, self.masters.clear)
         selector = self.parts.selector
-        remembers = None if selector is None else self.states.of(selector)
-        self.selection = Selection(selector, remembers, self.policy, self.micro, self.seed)
+        selector_state = None if selector is None else self.states.of(selector)
+        self.selection = Selection(selector, selector_state, self.policy, self.micro, self.seed)
         self.checkpoints = Checkpoints(self.saving, self.world)
 
     @property
@@ -68,20 +72,23 @@ class Trainer:
 
     def train(self) -> Literal["done", "stopped"]:
         """Run to the end of the budget, or until `stop_requested`; either way the state is saved."""
-        self._mode(training=True)
+        set_training(self.policy, True)
         status: Literal["done", "stopped"] = "done"
         if self.position.updates == 0:
-            self._probe()
+            run_probes(self.probes, self.policy, self.position, self.world)
+
         while self._one_update():
-            self._probe()
-            stop, due = self._agreed()
+            run_probes(self.probes, self.policy, self.position, self.world)
+            stop, due = self._agree_over_ranks()
             if stop:
                 status = "stopped"
                 break
             if due:
                 self.save()
-        self._mode(training=False)
-        self.save()  # before `finish`, which a resumed run carries out again
+
+        set_training(self.policy, False)
+        # Saved before `finish`, which a resumed run calls again.
+        self.save()
         if status == "done":
             for tuner in self.tuners:
                 tuner.finish(self.policy.module)
@@ -94,11 +101,11 @@ class Trainer:
         if drawn is None:
             return False
 
-        # The selector looks at the candidates and moves on; where the update fails it goes back.
-        remembered = self.selection.remembered()
+        # The selector's state moves on with its choice, so it is copied first, for an update that fails.
+        selector_before = self.selection.snapshot()
         kept = self.selection.keep(drawn.rows, self.position.updates + 1, self.observe)
 
-        # The schedule is read at the middle of this update's share of the budget.
+        # The learning rate is that of the middle of this update's share of the budget: neither end is favoured.
         position = advanced(self.position, drawn, kept)
         done = self._scheduled(position)
         progress = (self._scheduled(self.position) + done) / 2
@@ -106,145 +113,144 @@ class Trainer:
         try:
             report = self._update(kept.rows, progress, done) if kept.rows else SKIPPED
         except NotFinite:
-            # Nothing has moved: what is saved is the state before this update.
-            self.selection.undo(remembered)
+            # No weight has changed. Saving here lets a resumed run begin with this very update.
+            self.selection.restore(selector_before)
             self.save()
             raise
 
-        # Only now does the update count: a stop or an error before this line repeats it.
+        # Only now does the update count: after an error or a kill before this line a resumed run repeats it.
         position.seconds = self.position.seconds + time.perf_counter() - started
         position.targets = self.position.targets + int(report.counts["targets"])
         self.position = position
-        self.observe(
-            update_event(
-                report,
-                position,
-                drawn,
-                kept if self.parts.selector is not None else None,
-                updates_left=self.source.updates_left(position, self.batching.records),
-                progress=self._spent(position),
-                learning_rate=self.parts.optimizer.lr * self.parts.schedule.factor(progress),
-            )
+        event = update_event(
+            report,
+            position,
+            drawn,
+            kept if self.parts.selector is not None else None,
+            updates_left=self.source.updates_left(position, self.batching.records),
+            progress=self.source.budget.spent(position, len(self.source)),
+            learning_rate=self.parts.optimizer.lr * self.parts.schedule.factor(progress),
         )
+        self.observe(event)
         return True
 
     def _update(self, rows: Sequence[Row], progress: float, done: float) -> UpdateReport:
         """The update on these rows, cut smaller and tried again where memory runs out."""
-        attempt = lambda: self._try_update(rows, progress, done)  # noqa: E731
-        return self.micro.within_memory(rows, self.position.updates + 1, attempt, self.observe)
-
-    def _try_update(self, rows: Sequence[Row], progress: float, done: float) -> UpdateReport:
         index = self.position.updates + 1
-        # Seeded anew, so that no generator's state is saved, and a repeated attempt draws the same.
-        seed_everything(self.seed, index, self.world.rank)
-        with_gradient, without = _split_by_gradient(self.parts, rows)
-        update = Update(
-            index=index,
-            seed=self.seed,
-            progress=progress,
-            done=done,
-            rows=rows,
-            batches=self.micro.batches(with_gradient),
-            without_gradient=self.micro.batches(without),
-            names=self.parts.names,
-            states=self.states.by_name,
-        )
-        return run_update(
-            self.policy,
-            self.parts.objective,
-            self.tuners,
-            self.masters,
-            update,
-            clip=self.parts.optimizer.clip,
-            factor=self.parts.schedule.factor(progress),
-            world=self.world,
-        )
+        # Rows whose loss has no gradient count in every denominator, but need no forward.
+        with_gradient, without_gradient = _split_by_gradient(self.parts, rows)
 
-    def _spent(self, position: Position) -> float:
-        return self.source.budget.spent(position, len(self.source))
+        def attempt() -> UpdateReport:
+            # Seeded anew: no generator's state is saved, and a repeated attempt draws the same.
+            seed_everything(self.seed, index, self.world.rank)
+            update = Update(
+                index=index,
+                seed=self.seed,
+                progress=progress,
+                done=done,
+                rows=rows,
+                batches=self.micro.batches(with_gradient),
+                without_gradient=self.micro.batches(without_gradient),
+                names=self.parts.names,
+                states=self.states.by_name,
+            )
+            return run_update(
+                self.policy,
+                self.parts.objective,
+                self.tuners,
+                self.masters,
+                update,
+                clip=self.parts.optimizer.clip,
+                factor=self.parts.schedule.factor(progress),
+                world=self.world,
+            )
+
+        return self.micro.within_memory(rows, index, attempt, self.observe)
 
     def _scheduled(self, position: Position) -> float:
-        """The place in the whole schedule, 0 to 1, of a position of this training."""
+        """Progress of a position of this training in the whole schedule, 0 to 1."""
         start, end = self.span
-        return start + (end - start) * self._spent(position)
+        return start + (end - start) * self.source.budget.spent(position, len(self.source))
 
-    def _agreed(self) -> tuple[bool, bool]:
-        """Whether to stop and whether to save, the same on all ranks: their clocks and signals differ."""
-        sums = self.world.sum_numbers(
-            {
-                "stop": float(self.stop_requested()),
-                "save": float(self.checkpoints.due(self.position.updates)),
-                "seconds": self.position.seconds / self.world.size,
-            }
-        )
+    def _agree_over_ranks(self) -> tuple[bool, bool]:
+        """(whether to stop, whether to save), the same on all ranks, whose clocks and signals differ."""
+        reports = {
+            "stop": float(self.stop_requested()),
+            "save": float(self.checkpoints.due(self.position.updates)),
+            "seconds": self.position.seconds / self.world.size,
+        }
+        sums = self.world.sum_numbers(reports)
+        # The mean over ranks: a budget of seconds must end at the same update everywhere.
         self.position.seconds = sums["seconds"]
         return bool(sums["stop"]), bool(sums["save"])
 
-    def _probe(self) -> None:
-        """Let the probes that are due look; what they looked at is cost."""
-        for probe in self.probes:
-            if self.position.updates % probe.every == 0:
-                with assert_unchanged(self.policy.module):
-                    rows = probe.look(self.policy, self.position.updates, self.world)
-                self.position.looked_rows += len(rows)
-                self.position.looked_tokens += sum(len(row) for row in rows)
-
-    def _mode(self, training: bool) -> None:
-        for module in (self.policy.module, *(companion.module for companion in self.policy.companions.values())):
-            module.train(training)
-
     def save(self) -> None:
         """Write a checkpoint (rank 0), unless this position already has one."""
-        self.checkpoints.save(self.position.updates, self._checkpoint)
-
-    def _checkpoint(self) -> Checkpoint:
-        drawn, source = self.source.state()
-        tensors = self.masters.state() | self.states.tensors()
-        for index, probe in enumerate(self.probes):
-            tensors |= {f"probe/{index}/{name}": value for name, value in probe.state_dict().items()}
-        tensors |= {f"source/{name}": value for name, value in drawn.items()}
-        meta = {"source": source, "position": self.position.to_json(), "micro_tokens": self.micro.tokens}
-        return Checkpoint(tensors, meta)
+        self.checkpoints.save(self.position.updates, lambda: state_of(self))
 
     def resume(self) -> bool:
-        """Go on from the newest checkpoint, if there is one.
+        """Continue from the newest checkpoint; False if there is none.
 
         Raises:
-            RunError: it was written under another recipe.
+            RunError: the checkpoint was written under another recipe.
         """
         checkpoint = self.checkpoints.restore()
-        if checkpoint is None:
-            return False
-        self.masters.load(checkpoint.tensors)
-        self.states.load(checkpoint.tensors)
-        for index, probe in enumerate(self.probes):
-            probe.load_state_dict(under(f"probe/{index}/", checkpoint.tensors))
-        self.source.load(under("source/", checkpoint.tensors), checkpoint.meta["source"])
-        self.position = Position(**checkpoint.meta["position"])
-        self.micro.tokens = checkpoint.meta["micro_tokens"]
-        return True
+        if checkpoint is not None:
+            load_state(self, checkpoint)
+        return checkpoint is not None
+
+
+def state_of(trainer: Trainer) -> Checkpoint:
+    """All that a resumed run needs to train to the same bits."""
+    drawn, source = trainer.source.state()
+    tensors = trainer.masters.state() | trainer.states.tensors()
+    for index, probe in enumerate(trainer.probes):
+        tensors |= {f"probe/{index}/{name}": tensor for name, tensor in probe.state_dict().items()}
+    tensors |= {f"source/{name}": tensor for name, tensor in drawn.items()}
+    # Micro-batches that memory has cut smaller stay so: another cut would round otherwise.
+    position, micro_tokens = trainer.position.to_json(), trainer.micro.tokens
+    return Checkpoint(tensors, {"source": source, "position": position, "micro_tokens": micro_tokens})
+
+
+def load_state(trainer: Trainer, checkpoint: Checkpoint) -> None:
+    """Restore what `state_of` returned."""
+    trainer.masters.load(checkpoint.tensors)
+    trainer.states.load(checkpoint.tensors)
+    for index, probe in enumerate(trainer.probes):
+        probe.load_state_dict(under(f"probe/{index}/", checkpoint.tensors))
+    trainer.source.load(under("source/", checkpoint.tensors), checkpoint.meta["source"])
+    trainer.position = Position(**checkpoint.meta["position"])
+    trainer.micro.tokens = checkpoint.meta["micro_tokens"]
+
+
+def set_training(policy: Policy, training: bool) -> None:
+    """Put the model and its companions into training or evaluation mode."""
+    policy.module.train(training)
+    for companion in policy.companions.values():
+        companion.module.train(training)
 
 
 def _split_by_gradient(parts: Parts, rows: Sequence[Row]) -> tuple[Sequence[Row], Sequence[Row]]:
-    """Rows whose loss has a gradient, and rows that are only counted; without any of the first all are forwarded."""
-    if any(tuner.WHOLE_ROWS for tuner in parts.tuners):  # its own terms are of every row
+    """(rows whose loss has a gradient, rows that are only counted); all are forwarded if none has a gradient."""
+    if any(tuner.WHOLE_ROWS for tuner in parts.tuners):  # the tuner's own terms need every row's forward
         return rows, []
-    having = [parts.objective.has_gradient(row) for row in rows]
-    if not any(having):
-        return rows, []
-    pairs = list(zip(rows, having, strict=True))
-    return [row for row, has in pairs if has], [row for row, has in pairs if not has]
+    with_gradient: list[Row] = []
+    without_gradient: list[Row] = []
+    for row in rows:
+        (with_gradient if parts.objective.has_gradient(row) else without_gradient).append(row)
+    # Meters are means over the rows that forwards read: without any forward the update would report none.
+    return (with_gradient, without_gradient) if with_gradient else (rows, [])
 
 
 def advanced(position: Position, drawn: Drawn, kept: Kept) -> Position:
-    """The position after an update of these rows, seconds and targets not yet counted."""
+    """The position after an update on the kept rows; seconds and targets are counted once the update is done."""
     return Position(
         updates=position.updates + 1,
         records=position.records + drawn.records,
         tokens=position.tokens + sum(len(row) for row in kept.rows),
         seconds=position.seconds,
-        looked_rows=position.looked_rows + kept.looked_rows,
-        looked_tokens=position.looked_tokens + kept.looked_tokens,
+        looked_rows=position.looked_rows + kept.scored_rows,
+        looked_tokens=position.looked_tokens + kept.scored_tokens,
         generated_tokens=position.generated_tokens + drawn.generated,
     )
 
@@ -259,7 +265,7 @@ def update_event(
     progress: float,
     learning_rate: float,
 ) -> dict[str, Any]:
-    """What an observer is told of an update; `kept` is None without a selector."""
+    """The event that observers get after an update; `kept` is None without a selector."""
     selected = {} if kept is None else {"kept": len(kept.rows), "looked_tokens": position.looked_tokens}
     return {
         "event": "update",
@@ -282,7 +288,7 @@ def update_event(
 
 
 def seed_everything(seed: int, update: int, rank: int) -> None:
-    """Seed every generator from (seed, update, rank): no generator state has to be saved."""
+    """Seed every generator from (seed, update, rank), so that no generator state has to be saved."""
     mixed = (seed * 1_000_003 + update) * 1_009 + rank
     torch.manual_seed(mixed)
     numpy.random.seed(mixed % 2**32)

@@ -1,4 +1,4 @@
-"""The memory that this process takes now, and took at its peak."""
+"""The memory of this process, now and at its peak."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import torch
 
 
 def reset_peak() -> None:
-    """Start measuring anew, where the system allows it (Linux: /proc/self/clear_refs)."""
+    """Reset the peak, where the system allows it (Linux: /proc/self/clear_refs)."""
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     library = ctypes.CDLL(None)
     if hasattr(library, "malloc_trim"):
-        library.malloc_trim(0)  # what is kept for later is not in use
+        library.malloc_trim(0)  # freed memory that the allocator keeps is not in use
     try:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:
@@ -23,7 +23,7 @@ def reset_peak() -> None:
 
 
 def peak() -> int:
-    """Peak bytes since `reset_peak`: of the GPU when there is one, else resident memory of this process."""
+    """Peak bytes since `reset_peak`: of the GPU if there is one, else resident memory of this process."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
     return _status("VmHWM") or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

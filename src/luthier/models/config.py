@@ -6,7 +6,7 @@ from typing import Any
 
 
 def text_config(model_or_config: Any) -> Any:
-    """The text decoder's configuration: the inner one of a model of text and images, else the whole.
+    """The text decoder's configuration: the inner one in a model of text and images, else the model's.
 
     Args:
         model_or_config: a module with `config`, or a configuration of transformers.

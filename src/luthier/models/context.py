@@ -1,4 +1,4 @@
-"""What layers may know of the forward that they are part of, also where checkpointing computes them again."""
+"""Values that the layers of a forward can read, also where activation checkpointing computes the layers again."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import nn
 from luthier.keyed import seed56
 
 ASIDE = "aside"
-"""Under this name the context of a forward says that its backward is of another loss than the one that is trained.
+"""Name of a context value: True where a forward's backward is of another loss than the trained one.
 
 A layer's own backward cannot tell: `ctx.needs_input_grad` is True for parameters that `autograd.grad` was not asked
 for.
@@ -23,13 +23,13 @@ _VALUES: ContextVar[Mapping[str, Any] | None] = ContextVar("forward", default=No
 
 
 def context_value(name: str) -> Any:
-    """The value that the forward in progress was given under this name, or None."""
+    """The value of this name in the forward in progress, or None."""
     return (_VALUES.get() or {}).get(name)
 
 
 @contextmanager
 def forward_context(**values: Any) -> Iterator[None]:
-    """Give the forwards run inside these values, next to those given further out."""
+    """Let layers of the forwards inside read these values, besides those of enclosing contexts."""
     token = _VALUES.set({**(_VALUES.get() or {}), **values})
     try:
         yield
@@ -38,7 +38,7 @@ def forward_context(**values: Any) -> Iterator[None]:
 
 
 class _RestoredContext(AbstractContextManager[None]):
-    """The values of a forward, for its recomputation; may be entered several times, also within one another."""
+    """The values of a forward, for its recomputation. Reentrant: checkpointed layers may be nested."""
 
     def __init__(self, values: Mapping[str, Any] | None):
         self.values = values
@@ -53,13 +53,14 @@ class _RestoredContext(AbstractContextManager[None]):
 
 def checkpoint_layers(module: nn.Module) -> None:
     """Keep no activations within layers: they are computed again in the backward, in the context of their forward."""
+    # Newer versions of transformers call the second by the first name.
     enable: Any = getattr(module, "activation_checkpointing_enable", None) or module.gradient_checkpointing_enable
     enable({"use_reentrant": False, "context_fn": lambda: (nullcontext(), _RestoredContext(_VALUES.get()))})
 
 
 @contextmanager
 def same_draws(key: str, device: torch.device) -> Iterator[None]:
-    """Dropout drawn from `key` alone: two forwards under one key drop the same. Draws outside go on as before."""
+    """Dropout drawn from `key` alone: two forwards under one key drop the same. Draws outside are not affected."""
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(seed56(key))
         yield

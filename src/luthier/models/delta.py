@@ -1,7 +1,7 @@
-"""A difference between two models: named, fp32, small where little changed, and undone bit for bit.
+"""The difference between two models: by tensor name, in fp32, sparse where little changed, undone bit for bit.
 
-A change either *adds* to a tensor (all of it, some flat positions, or some rows or columns) or *sets* it. Each
-carries a hash of the tensor that it was taken against, so that it is never put on another model unnoticed.
+A change either *adds* to a tensor (to all of it, to some flat positions, or to some rows or columns) or *sets* it.
+Each carries a hash of the tensor that it was computed against, so applying it to another model is an error.
 """
 
 from __future__ import annotations
@@ -22,20 +22,21 @@ from torch import Tensor, nn
 from luthier.errors import ModelError, RecipeError
 
 FORM = 1
+"""Version of the file format."""
 
 
 @dataclass(frozen=True)
 class Change:
-    """What happens to one tensor.
+    """The change of one tensor.
 
     Attributes:
         values: fp32. Dense: the tensor's shape. With `index`: [k] for flat positions, else the tensor's shape
             with k rows (`dim` 0) or columns (`dim` 1).
-        base: hash of the tensor that the change was taken against, see `tensor_hash`.
+        base: `tensor_hash` of the tensor that the change was computed against.
         shape: of the tensor.
-        verb: `add` to what is there, or `set` (dense only: heads, buffers).
-        index: k distinct places, or None: everywhere.
-        dim: what the places count: None flat positions, 0 rows, 1 columns.
+        verb: `add` to the tensor, or `set` it (dense only: heads, buffers).
+        index: k distinct indices, or None for a dense change.
+        dim: what the indices count: None flat positions, 0 rows, 1 columns.
     """
 
     values: Tensor
@@ -53,7 +54,7 @@ class Change:
         return tensor.flatten()[index] if self.dim is None else tensor.index_select(self.dim, index)
 
     def write(self, tensor: Tensor, entries: Tensor) -> None:
-        """Put entries as `read` gave them in their place."""
+        """Overwrite the entries of `tensor` that the change touches, with a shape as `read` returns it."""
         if self.index is None:
             tensor.copy_(entries)
         elif self.dim is None:
@@ -62,7 +63,7 @@ class Change:
             tensor.index_copy_(self.dim, self.index.to(tensor.device).long(), entries)
 
     def apply(self, tensor: Tensor, coefficient: float = 1.0) -> None:
-        """Change `tensor` in place; the sum is made in fp32 or wider and rounded once."""
+        """Change `tensor` in place; the sum is computed in fp32 or wider and rounded once."""
         values = self.values.to(tensor.device)
         if self.verb == "add":
             entries = self.read(tensor)
@@ -71,7 +72,7 @@ class Change:
         self.write(tensor, values.to(tensor.dtype))
 
     def dense(self) -> Tensor:
-        """The values as a tensor of the full shape, 0 where nothing changes."""
+        """The values in the tensor's shape, 0 where nothing changes."""
         full = torch.zeros(self.shape, dtype=self.values.dtype)
         self.write(full, self.values)
         return full
@@ -84,14 +85,14 @@ class WeightDelta:
     changes: Mapping[str, Change]
 
     def merge_into(self, model: nn.Module, coefficient: float = 1.0) -> None:
-        """Change the model for good.
+        """Change the model permanently.
 
         Args:
-            coefficient: of everything added.
+            coefficient: factor of everything added.
 
         Raises:
-            ModelError: the model lacks a tensor, or holds another than the one the delta was taken against.
-            RecipeError: a coefficient for a tensor that is set.
+            ModelError: the model lacks a tensor, or its tensor is not the one that the delta was computed against.
+            RecipeError: a coefficient other than 1 for a tensor that is set.
         """
         self._refuse_scaling(coefficient)
         with torch.no_grad():
@@ -100,11 +101,11 @@ class WeightDelta:
 
     @contextmanager
     def applied(self, model: nn.Module, coefficient: float = 1.0) -> Iterator[nn.Module]:
-        """The changed model inside the scope; after it the same bits as before. Raises as `merge_into`."""
+        """The changed model inside the scope; afterwards its old bits. Raises as `merge_into`."""
         self._refuse_scaling(coefficient)
         targets = self._targets(model)
-        with torch.no_grad():
-            kept = [change.read(tensor) for change, tensor in targets]
+        with torch.no_grad():  # old entries are restored, since subtracting the change again would round
+            originals = [change.read(tensor) for change, tensor in targets]
         try:
             with torch.no_grad():
                 for change, tensor in targets:
@@ -112,7 +113,7 @@ class WeightDelta:
             yield model
         finally:
             with torch.no_grad():
-                for (change, tensor), entries in zip(targets, kept, strict=True):
+                for (change, tensor), entries in zip(targets, originals, strict=True):
                     change.write(tensor, entries)
 
     def _refuse_scaling(self, coefficient: float) -> None:
@@ -121,25 +122,26 @@ class WeightDelta:
             raise RecipeError(f"{fixed[0]} is set, not added: a coefficient of {coefficient} has no meaning there.")
 
     def _targets(self, model: nn.Module) -> list[tuple[Change, Tensor]]:
+        # Tied weights have several names, and a delta may use any of them.
         tensors = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers())
         for name, change in self.changes.items():
             if name not in tensors:
                 raise ModelError(f"The delta changes {name}, which this model does not have.")
             if tensor_hash(tensors[name]) != change.base:
                 raise ModelError(
-                    f"The delta was taken against another {name} than this model's.",
-                    "Apply it to the model that it was trained from, before anything else changes that.",
+                    f"The delta was computed against another tensor {name} than this model's.",
+                    "Apply it to the model that it was trained from, before any other change of that model.",
                 )
         return [(change, tensors[name].detach()) for name, change in self.changes.items()]
 
     def save(self, file: Path) -> None:
-        """Write a safetensors file; places as int32 where they fit."""
+        """Write a safetensors file; indices are int32 where they fit."""
         tensors: dict[str, Tensor] = {}
         about = {}
         for name, change in self.changes.items():
             tensors[f"values/{name}"] = change.values.contiguous()
             if change.index is not None:
-                tensors[f"index/{name}"] = _small(change.index)
+                tensors[f"index/{name}"] = _narrow_index(change.index)
             about[name] = {"verb": change.verb, "dim": change.dim, "base": change.base, "shape": change.shape}
         file.parent.mkdir(parents=True, exist_ok=True)
         save_file(tensors, file, metadata={"luthier_delta": str(FORM), "changes": json.dumps(about)})
@@ -149,7 +151,7 @@ class WeightDelta:
         """Read what `save` wrote.
 
         Raises:
-            ModelError: it is no delta, or damaged.
+            ModelError: the file is no delta, or damaged.
         """
         try:
             with safe_open(file, framework="pt") as opened:
@@ -172,11 +174,11 @@ def compose(deltas: Sequence[tuple[WeightDelta, float]], choose: Mapping[str, in
     Sparse changes of one kind (positions, rows, columns) stay sparse; otherwise a tensor's sum is dense.
 
     Args:
-        deltas: with their coefficients; all taken against the same model.
-        choose: for a tensor that several deltas set, which of them (its place in `deltas`) is taken.
+        deltas: with their coefficients; all computed against the same model.
+        choose: for a tensor that several deltas set, the index in `deltas` of the one to use.
 
     Raises:
-        RecipeError: two deltas set a tensor and nothing is chosen, one sets what another adds to, or their
+        RecipeError: two deltas set a tensor and none is chosen, one sets a tensor that another adds to, or their
             bases differ.
     """
     names = list(dict.fromkeys(name for delta, _ in deltas for name in delta.changes))
@@ -184,46 +186,52 @@ def compose(deltas: Sequence[tuple[WeightDelta, float]], choose: Mapping[str, in
 
 
 def _composed(name: str, deltas: Sequence[tuple[WeightDelta, float]], chosen: int | None) -> Change:
-    found = [(place, delta.changes[name], c) for place, (delta, c) in enumerate(deltas) if name in delta.changes]
-    if len({change.base for _, change, _ in found}) > 1:
-        raise RecipeError(f"The deltas were taken against different tensors {name}.")
-    verbs = {change.verb for _, change, _ in found}
+    """The sum of the changes of one tensor, or the chosen one of several that set it."""
+    changes: dict[int, tuple[Change, float]] = {}
+    for position, (delta, coefficient) in enumerate(deltas):
+        if name in delta.changes:
+            changes[position] = delta.changes[name], coefficient
+    if len({change.base for change, _ in changes.values()}) > 1:
+        raise RecipeError(f"The deltas were computed against different tensors {name}.")
+    verbs = {change.verb for change, _ in changes.values()}
     if verbs == {"add"}:
-        return _sum([(change, c) for _, change, c in found])
+        return _sum(list(changes.values()))
     if len(verbs) > 1:
         raise RecipeError(f"One delta sets {name} and another adds to it.", "Compose deltas of one kind.")
-    if chosen is None and len(found) > 1:
-        raise RecipeError(f"{len(found)} deltas set {name}.", f"Choose one: choose={{'{name}': 0}}.")
-    taken = next((change for place, change, _ in found if chosen in (None, place)), None)
-    if taken is None:
+    if chosen is None and len(changes) > 1:
+        raise RecipeError(f"{len(changes)} deltas set {name}.", f"Choose one: choose={{'{name}': 0}}.")
+    position = next(iter(changes)) if chosen is None else chosen
+    if position not in changes:
         raise RecipeError(f"Delta {chosen} was chosen for {name} and does not set it.")
-    return taken
+    return changes[position][0]
 
 
-def _sum(found: Sequence[tuple[Change, float]]) -> Change:
-    """Places of one kind are united; anything else becomes dense."""
-    first = found[0][0]
-    indices = [change.index for change, _ in found if change.index is not None]
-    if len(indices) < len(found) or len({change.dim for change, _ in found}) > 1:
-        total = torch.stack([c * change.dense() for change, c in found]).sum(0)
+def _sum(changes: Sequence[tuple[Change, float]]) -> Change:
+    """Indices of one kind are united; changes of several kinds become dense."""
+    first = changes[0][0]
+    indices = [change.index for change, _ in changes if change.index is not None]
+    if len(indices) < len(changes) or len({change.dim for change, _ in changes}) > 1:
+        total = torch.stack([coefficient * change.dense() for change, coefficient in changes]).sum(0)
         return Change(total, first.base, first.shape)
-    index, places = torch.unique(torch.cat([index.long() for index in indices]), return_inverse=True)
-    dim = first.dim or 0
-    scaled = torch.cat([c * change.values for change, c in found], dim)
+    # Two deltas may touch the same row: `slots` maps every old index to its entry in the union.
+    index, slots = torch.unique(torch.cat([index.long() for index in indices]), return_inverse=True)
+    dim = first.dim or 0  # values of flat positions have one axis, [k]
+    scaled = torch.cat([coefficient * change.values for change, coefficient in changes], dim)
     shape = list(scaled.shape)
     shape[dim] = len(index)
-    return Change(
-        scaled.new_zeros(shape).index_add_(dim, places, scaled), first.base, first.shape, "add", index, first.dim
-    )
+    total = scaled.new_zeros(shape).index_add_(dim, slots, scaled)
+    return Change(total, first.base, first.shape, "add", index, first.dim)
 
 
 def tensor_hash(tensor: Tensor) -> str:
     """A hash of shape and values, the same whether the tensor was loaded as float32 or bfloat16."""
+    # Rounded to bfloat16: a model published in it and loaded as float32 has the same values, in other bits.
     rounded = tensor.detach().to(torch.bfloat16).cpu().reshape(-1).contiguous()
     digest = hashlib.sha256(str(tuple(tensor.shape)).encode())
     digest.update(rounded.view(torch.int16).numpy().tobytes())
     return digest.hexdigest()[:32]
 
 
-def _small(index: Tensor) -> Tensor:
+def _narrow_index(index: Tensor) -> Tensor:
+    """int32 where it suffices: half the file's size for indices."""
     return index.int() if not len(index) or int(index.max()) < 2**31 else index.long()

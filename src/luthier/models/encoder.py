@@ -1,4 +1,4 @@
-"""What the engine sees of an encoder, or of several that are trained together: named vectors of each record."""
+"""The policy of an encoder, or of several that are trained together: named vectors of each record."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class EncoderPolicy:
     Args:
         module: its forward takes named tensors and returns a mapping of named tensors [R,...].
         inputs: argument of the forward → row stream of the batch.
-        names: what objectives ask for → key of the forward's result, or a parameter of the module.
+        names: name in objectives → key of the forward's mapping, or a parameter of the module.
     """
 
     modality = "contrastive"
@@ -34,23 +34,25 @@ class EncoderPolicy:
         self.companions: dict[str, Companion] = {}
 
     def outputs(self, batch: Batch, names: Sequence[str]) -> dict[str, Tensor]:
-        """Outputs by name, [R,...] each. A parameter of the module is given once per record.
+        """Outputs by name, [R,...] each. A parameter of the module is repeated for every record.
 
         Raises:
             ModelError: the encoder has no such output.
         """
         streams = {argument: batch.streams[stream].values for argument, stream in self.inputs.items()}
-        found = self.module(**cast_inputs(self.module, streams))
+        module_outputs = self.module(**cast_inputs(self.module, streams))
         outputs = {}
         for name in names:
             key = self.names.get(name, name)
-            if key in found:
-                outputs[name] = found[key]
-            elif isinstance(held := getattr(self.module, key, None), nn.Parameter):
-                outputs[name] = held.reshape(1).expand(len(batch.examples))
+            if key in module_outputs:
+                outputs[name] = module_outputs[key]
+            elif isinstance(parameter := getattr(self.module, key, None), nn.Parameter):
+                # One per record, so that an output is cut and gathered by records like any other.
+                outputs[name] = parameter.reshape(1).expand(len(batch.examples))
             else:
+                known = ", ".join(map(str, module_outputs))
                 raise ModelError(
                     f"{type(self.module).__name__} has no output `{key}` (asked for as `{name}`).",
-                    f"Its outputs: {', '.join(map(str, found))}. Name the right one in `names` of EncoderPolicy.",
+                    f"Its outputs: {known}. Name the right one in `names` of EncoderPolicy.",
                 )
         return outputs

@@ -1,4 +1,4 @@
-"""What the engine sees of a language model: hidden states at the targets, and the head over them."""
+"""The policy of a language model: hidden states at the targets, and the head over them."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from luthier.types import Batch
 
 
 class Policy(Protocol):
-    """What engine, tuners and checkpoints see of any model: a module, and read-only references by name.
+    """The interface of any model for engine, tuners and checkpoints: a module, and read-only references by name.
 
-    `modality` says which objectives it serves: "language", "contrastive", "diffusion".
+    `modality` decides which objectives can train it: "language", "contrastive", "diffusion".
     """
 
     modality: str
@@ -31,10 +31,10 @@ class Policy(Protocol):
 
 @dataclass(frozen=True)
 class Companion:
-    """A module that an objective brings: trained beside the model, checkpointed, saved apart, never part of the model.
+    """A module that an objective adds: trained with the model, checkpointed, saved in a file of its own.
 
     Attributes:
-        module: where it turns hidden states [n,D] into numbers [n], a score pass gives them as a stream of its name.
+        module: if it maps hidden states [n,D] to numbers [n], a score pass can compute them as a stream of its name.
         rate: factor of the learning rate.
     """
 
@@ -45,12 +45,15 @@ class Companion:
 class TokenPolicy:
     """A causal language model as objectives see it.
 
-    `hidden(batch)` runs the model's own outermost forward (so adapters, prompts and hooks all take
-    part) and takes the input of its output embedding; the model's own logits are never computed.
+    `hidden(batch)` runs the model's outermost forward, so that adapters, prompts and hooks take part, and captures
+    the input of its output embedding; the model's own logits are never computed.
 
     Args:
-        temperature: what the head divides logits by. A policy that samples at a temperature is that
-            softmax: its losses and scores are of the distribution that it draws from.
+        temperature: divisor of the logits. The policy's distribution is the softmax at this temperature, so that
+            losses and scores are of the distribution that samples are drawn from.
+
+    Raises:
+        RecipeError: `temperature` is not positive.
     """
 
     modality = "language"
@@ -82,7 +85,7 @@ class TokenPolicy:
         """Hidden states [N,D] from which the N targets of the batch are predicted, in `batch.targets()` order.
 
         Args:
-            embeddings: [B,T,D], what the model reads in place of `embed(batch.ids)`.
+            embeddings: [B,T,D], the model's input instead of `embed(batch.ids)`.
         """
         inputs = {"input_ids": batch.ids} if embeddings is None else {"inputs_embeds": embeddings}
         mask = batch.attention_mask if batch.prompts is None else self.mask_of_shared(batch)
@@ -93,44 +96,45 @@ class TokenPolicy:
         """The decoder's layers, in order.
 
         Raises:
-            ModelError: no list of as many modules as the config has layers.
+            ModelError: the decoder holds no list of as many modules as its config has layers.
         """
         config = text_config(self.module)
         decoder: nn.Module = self.module.get_decoder()  # pyright: ignore[reportCallIssue]
-        lists = (part for part in decoder.modules() if isinstance(part, nn.ModuleList))
-        found = next((list(one) for one in lists if len(one) == config.num_hidden_layers), None)
-        if found is None:
-            raise ModelError(f"The {config.num_hidden_layers} layers of {type(decoder).__name__} were not found.")
-        return found
+        # Families name the list differently (`layers`, `h`, `blocks`); its length is in every config.
+        for module in decoder.modules():
+            if isinstance(module, nn.ModuleList) and len(module) == config.num_hidden_layers:
+                return list(module)
+        raise ModelError(f"The {config.num_hidden_layers} layers of {type(decoder).__name__} were not found.")
 
     @contextmanager
     def layer_outputs(self, layers: Sequence[int]) -> Iterator[dict[int, Tensor]]:
-        """Collect the outputs [B,T,D] of these layers in the forward with gradient that is run inside.
+        """Collect the outputs [B,T,D] of these layers in the forward with gradient that runs inside.
 
-        Forwards without gradient (of references) are not collected; nor is what checkpointing computes again.
+        Forwards without gradient (of references) are not collected, nor is the recomputation of checkpointed layers,
+        which runs in the backward.
         """
-        found: dict[int, Tensor] = {}
+        outputs: dict[int, Tensor] = {}
 
         def collector(index: int) -> Callable[..., None]:
             def collect(_layer: nn.Module, _inputs: Any, output: Any) -> None:
                 if torch.is_grad_enabled():
-                    found[index] = output[0] if isinstance(output, tuple) else output
+                    outputs[index] = output[0] if isinstance(output, tuple) else output
 
             return collect
 
         modules = self.layers
         handles = [modules[index].register_forward_hook(collector(index)) for index in layers]
         try:
-            yield found
+            yield outputs
         finally:
             for handle in handles:
                 handle.remove()
 
     @contextmanager
     def state_tuple(self) -> Iterator[dict[int, Tensor]]:
-        """Collect transformers' tuple of hidden states [B,T,D] in the forward with gradient that is run inside.
+        """Collect transformers' tuple of hidden states [B,T,D] in the forward with gradient that runs inside.
 
-        0 is what the first of K layers reads, 1 to K - 1 the outputs of layers, K that of the decoder, which is the
+        0 is the input of the first of K layers, 1 to K - 1 are outputs of layers, K is the output of the decoder: the
         last layer's behind the final norm.
         """
         states: dict[int, Tensor] = {}
@@ -162,31 +166,32 @@ class TokenPolicy:
         return self.module.get_input_embeddings()(ids)  # pyright: ignore[reportCallIssue]
 
     def input_of_head(self, inputs: dict[str, Tensor], mask: Tensor | None, positions: Tensor) -> Tensor:
-        """Hidden states [B,T,D] that enter the output embedding, from one forward of the model's own."""
+        """Hidden states [B,T,D] that enter the output embedding, from one forward of the model."""
         with head_input(self.output) as captured:
             self.module(**inputs, attention_mask=mask, position_ids=positions, use_cache=False)
         return captured[0]
 
     def mask_of_shared(self, batch: Batch) -> Tensor:
-        """[B,1,T,T], 0 where a position sees another (its own record so far, its row's prompt), else the lowest number.
+        """Additive mask [B,1,T,T] of a batch whose answers share prompts.
 
-        Padding sees itself, so that no position sees nothing.
+        0 where a position sees another (earlier ones of its own example, its row's prompt), else the lowest number.
         """
         assert batch.prompts is not None
         same = batch.example_of[:, :, None] == batch.example_of[:, None, :]
-        seen = ((same | batch.prompts[:, None, :]) & (batch.example_of >= 0)[:, :, None]).tril()
-        seen = seen | torch.eye(seen.shape[1], dtype=torch.bool, device=seen.device)
+        visible = ((same | batch.prompts[:, None, :]) & (batch.example_of >= 0)[:, :, None]).tril()
+        # Padding sees itself: a position that sees nothing has no softmax.
+        visible = visible | torch.eye(visible.shape[1], dtype=torch.bool, device=visible.device)
         dtype = next(self.module.parameters()).dtype
-        mask = torch.zeros(seen.shape, dtype=dtype, device=seen.device)
-        return mask.masked_fill_(~seen, torch.finfo(dtype).min)[:, None]
+        mask = torch.zeros(visible.shape, dtype=dtype, device=visible.device)
+        return mask.masked_fill_(~visible, torch.finfo(dtype).min)[:, None]
 
 
 class Reference:
     """A read-only policy: hidden states and logits without gradient, in eval mode, inside `scope`.
 
     Args:
-        policy: the trained policy (with `scope` switching its tuner off) or a frozen copy.
-        scope: context under which the module is the reference.
+        policy: the trained policy (`scope` then disables its tuner) or a frozen copy.
+        scope: context in which the module is the reference.
     """
 
     def __init__(self, policy: TokenPolicy, scope: Callable[[], AbstractContextManager[Any]] = nullcontext):
@@ -194,16 +199,16 @@ class Reference:
         self.scope = scope
 
     def hidden(self, batch: Batch) -> Tensor:
-        """As TokenPolicy.hidden, [N,D]."""
+        """Hidden states [N,D] at the targets, as `TokenPolicy.hidden`."""
         with self._scoped():
             return self.policy.hidden(batch)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Hidden states [n,D] → logits [n,V]."""
         head = self.policy.head
-        # A frozen plain linear layer is the same inside the scope, whose walk over all modules costs more than a chunk.
-        plain = type(head.output) is nn.Linear and not any(p.requires_grad for p in head.output.parameters())
-        with torch.no_grad() if plain else self._scoped():
+        # A frozen linear layer is the same inside the scope, whose walk over all modules costs more than a chunk.
+        frozen_linear = type(head.output) is nn.Linear and not any(p.requires_grad for p in head.output.parameters())
+        with torch.no_grad() if frozen_linear else self._scoped():
             return head.logits(hidden)
 
     @contextmanager
@@ -213,7 +218,7 @@ class Reference:
 
 
 class HeadOnly(nn.Module):
-    """What a reference keeps of a model that training will change, where its hidden states are known: its head."""
+    """The head of a model, as a frozen copy: all that a reference needs if its hidden states are in a cache."""
 
     def __init__(self, module: nn.Module):
         super().__init__()
@@ -226,28 +231,29 @@ class HeadOnly(nn.Module):
 
 @contextmanager
 def reading(module: nn.Module) -> Iterator[nn.Module]:
-    """The module in eval mode without gradients; every submodule returns to the mode that it was in."""
-    training = [piece for piece in module.modules() if piece.training]
-    for piece in training:
-        piece.training = False
+    """The module in eval mode without gradients; afterwards every submodule has its old mode."""
+    # By module: `module.train()` afterwards would also wake parts that a user has frozen in eval mode.
+    training = [submodule for submodule in module.modules() if submodule.training]
+    for submodule in training:
+        submodule.training = False
     try:
         with torch.no_grad():
             yield module
     finally:
-        for piece in training:
-            piece.training = True
+        for submodule in training:
+            submodule.training = True
 
 
 @contextmanager
 def head_input(output: nn.Module) -> Iterator[list[Tensor]]:
-    """Capture what enters the output embedding, and give it nothing to multiply."""
+    """Capture the input [B,T,D] of the output embedding, whose own product over all positions is skipped."""
     captured: list[Tensor] = []
 
-    def take(_module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    def capture(_module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         captured.append(inputs[0])
-        return (inputs[0][..., :0, :], *inputs[1:])
+        return (inputs[0][..., :0, :], *inputs[1:])  # no positions, so no logits [B,T,V]
 
-    handle = output.register_forward_pre_hook(take)
+    handle = output.register_forward_pre_hook(capture)
     try:
         yield captured
     finally:
@@ -255,6 +261,6 @@ def head_input(output: nn.Module) -> Iterator[list[Tensor]]:
 
 
 def cast_inputs(module: nn.Module, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Real-valued inputs in the type the module computes in; indices as they are."""
+    """Floating-point inputs in the module's type; indices as they are."""
     dtype = next(module.parameters()).dtype
     return {name: values.to(dtype) if values.is_floating_point() else values for name, values in inputs.items()}

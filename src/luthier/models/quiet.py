@@ -1,10 +1,10 @@
-"""Nothing but our own words on the screen."""
+"""Silences progress bars and notices of transformers."""
 
 from __future__ import annotations
 
 
 def quiet() -> None:
-    """Keep transformers' own bars and notices out of our output; its errors still reach us."""
+    """Keep transformers' bars and notices out of the output; its errors are still printed."""
     import warnings
 
     from transformers.utils import logging

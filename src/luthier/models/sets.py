@@ -1,4 +1,4 @@
-"""Parameter sets: other values for a model's trained parameters, taken on for the length of a forward pass."""
+"""Parameter sets: other values of a model's trained parameters, in use for the length of a forward pass."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from luthier.models.wide import widened
 
 
 class ParameterSet:
-    """A copy of the trained parameters, equal to them when it is made. What is not trained is shared.
+    """A copy of the trained parameters, equal to them at its creation. Untrained parameters are shared.
 
-    Values are kept in float32 or wider, so that a slow average moves. `using` is for reading only: gradients
-    belong to the parameters themselves.
+    Values are kept in float32 or wider: in bfloat16 a slow average would round back to where it was. `using` computes
+    no gradients, which belong to the parameters themselves.
     """
 
     def __init__(self, module: nn.Module):
@@ -25,28 +25,29 @@ class ParameterSet:
 
     @contextmanager
     def using(self) -> Iterator[None]:
-        """The module with these values, in eval mode and without gradient; on leaving, everything is as before."""
+        """The module with these values, in eval mode and without gradient; afterwards its own values and modes."""
         parameters = dict(self.module.named_parameters())
-        kept = {name: parameters[name].data for name in self.values}
+        originals = {name: parameters[name].data for name in self.values}
         try:
-            for name, value in self.values.items():
-                parameters[name].data = value.to(kept[name].dtype)
+            # The data is replaced, not the parameter: tuners and optimisers hold the parameters themselves.
+            for name, average in self.values.items():
+                parameters[name].data = average.to(originals[name].dtype)
             with reading(self.module):
                 yield
         finally:
-            for name, data in kept.items():
-                parameters[name].data = data
+            for name, original in originals.items():
+                parameters[name].data = original
 
     @torch.no_grad()
     def follow(self, decay: float) -> None:
-        """value ← decay · value + (1 - decay) · parameter."""
+        """Exponential moving average: value ← decay · value + (1 - decay) · parameter."""
         parameters = dict(self.module.named_parameters())
-        for name, value in self.values.items():
-            value.mul_(decay).add_(widened(parameters[name].detach()), alpha=1 - decay)
+        for name, average in self.values.items():
+            average.mul_(decay).add_(widened(parameters[name].detach()), alpha=1 - decay)
 
 
 class Sets:
-    """Several parameter sets by name, as the state of a part."""
+    """Several parameter sets by name, as the state that a part keeps in checkpoints."""
 
     def __init__(self, module: nn.Module, names: tuple[str, ...]):
         self.sets = {name: ParameterSet(module) for name in names}
@@ -55,9 +56,12 @@ class Sets:
         return self.sets[name]
 
     def state_dict(self) -> dict[str, Tensor]:
-        return {f"{label}/{name}": v for label, one in self.sets.items() for name, v in one.values.items()}
+        tensors = {}
+        for label, parameter_set in self.sets.items():
+            tensors |= {f"{label}/{name}": average for name, average in parameter_set.values.items()}
+        return tensors
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        for label, one in self.sets.items():
-            for name, value in one.values.items():
-                value.copy_(state[f"{label}/{name}"])
+        for label, parameter_set in self.sets.items():
+            for name, average in parameter_set.values.items():
+                average.copy_(state[f"{label}/{name}"])

@@ -17,8 +17,8 @@ def made_up(batch, heads, groups, length, width=8, dtype=torch.float64):
 
 def with_gradients(inputs, output):
     draw = torch.Generator().manual_seed(0)
-    slope = torch.randn(output.shape, generator=draw, dtype=torch.float64).to(output.dtype)
-    return [output.detach(), *torch.autograd.grad(output, inputs, slope)]
+    grad_out = torch.randn(output.shape, generator=draw, dtype=torch.float64).to(output.dtype)
+    return [output.detach(), *torch.autograd.grad(output, inputs, grad_out)]
 
 
 def causal(length):
@@ -30,36 +30,38 @@ def causal(length):
 def test_output_and_gradients_are_those_of_torch(heads, groups, kept, monkeypatch):
     monkeypatch.setattr(attention, "KEPT", kept)
     inputs = made_up(2, heads, groups, 7)
-    found = with_gradients(inputs, short_rows(*inputs, causal(7), 0.3))
-    wanted = with_gradients(inputs, scaled_dot_product_attention(*inputs, is_causal=True, scale=0.3, enable_gqa=True))
-    for one, other in zip(found, wanted, strict=True):
-        assert torch.allclose(one, other, rtol=0, atol=1e-12)
+    actual = with_gradients(inputs, short_rows(*inputs, causal(7), 0.3))
+    expected = with_gradients(inputs, scaled_dot_product_attention(*inputs, is_causal=True, scale=0.3, enable_gqa=True))
+    for left, right in zip(actual, expected, strict=True):
+        assert torch.allclose(left, right, rtol=0, atol=1e-12)
 
 
 def test_without_a_mask_every_position_is_seen():
     inputs = made_up(1, 2, 1, 5)
-    found, wanted = short_rows(*inputs, None, 0.5), scaled_dot_product_attention(*inputs, scale=0.5, enable_gqa=True)
-    assert torch.allclose(found, wanted, rtol=0, atol=1e-12)
+    actual, expected = short_rows(*inputs, None, 0.5), scaled_dot_product_attention(*inputs, scale=0.5, enable_gqa=True)
+    assert torch.allclose(actual, expected, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("kind", ["bool", "float"])
 def test_a_mask_of_each_record(kind):
     inputs = made_up(2, 4, 2, 6)
-    seen = torch.ones(2, 1, 6, 6, dtype=torch.bool).tril()
-    seen[1, :, :, 0] = False
-    seen[1, :, 0, 0] = True
-    mask = seen if kind == "bool" else torch.zeros(seen.shape, dtype=torch.float64).masked_fill(~seen, -1e30)
-    found = with_gradients(inputs, short_rows(*inputs, attention._additive(inputs[0], mask, True), 0.3))
-    wanted = with_gradients(inputs, scaled_dot_product_attention(*inputs, attn_mask=seen, scale=0.3, enable_gqa=True))
-    for one, other in zip(found, wanted, strict=True):
-        assert torch.allclose(one, other, rtol=0, atol=1e-12)
+    visible = torch.ones(2, 1, 6, 6, dtype=torch.bool).tril()
+    visible[1, :, :, 0] = False
+    visible[1, :, 0, 0] = True
+    mask = visible if kind == "bool" else torch.zeros(visible.shape, dtype=torch.float64).masked_fill(~visible, -1e30)
+    actual = with_gradients(inputs, short_rows(*inputs, attention._additive(inputs[0], mask, True), 0.3))
+    expected = with_gradients(
+        inputs, scaled_dot_product_attention(*inputs, attn_mask=visible, scale=0.3, enable_gqa=True)
+    )
+    for left, right in zip(actual, expected, strict=True):
+        assert torch.allclose(left, right, rtol=0, atol=1e-12)
 
 
 def test_a_position_that_sees_nothing_gives_numbers():
     inputs = made_up(1, 2, 2, 4, dtype=torch.bfloat16)
     mask = torch.zeros(1, 1, 4, 4, dtype=torch.bool)
-    for one in with_gradients(inputs, short_rows(*inputs, attention._additive(inputs[0], mask, True), 0.3)):
-        assert torch.isfinite(one).all()
+    for tensor in with_gradients(inputs, short_rows(*inputs, attention._additive(inputs[0], mask, True), 0.3)):
+        assert torch.isfinite(tensor).all()
 
 
 def tiny():
@@ -80,8 +82,8 @@ IDS = torch.tensor([[3, 9, 1, 30, 4, 7], [2, 2, 5, 8, 0, 0]])
 
 def loss_and_gradients(model, mask=None):
     model.zero_grad()
-    seen = torch.ones_like(IDS) if mask is None else mask
-    labels = IDS.masked_fill((seen * seen.roll(1, 1)) == 0, -100)  # padding predicts nothing either
+    visible = torch.ones_like(IDS) if mask is None else mask
+    labels = IDS.masked_fill((visible * visible.roll(1, 1)) == 0, -100)  # padding predicts nothing either
     loss = model(input_ids=IDS, labels=labels, attention_mask=mask).loss
     loss.backward()
     return [loss.detach(), *(p.grad.clone() for p in model.parameters())]
@@ -94,15 +96,15 @@ def test_a_model_is_no_further_from_float32_than_with_the_kernel_of_torch(mask):
     model = tiny().bfloat16()
     use_short_rows(model)
     assert model.config._attn_implementation == NAME
-    found = loss_and_gradients(model, mask)
-    apart = [sum(float((a - b.float()).square().sum()) for a, b in zip(wide, g, strict=True)) for g in (kernel, found)]
+    actual = loss_and_gradients(model, mask)
+    apart = [sum(float((a - b.float()).square().sum()) for a, b in zip(wide, g, strict=True)) for g in (kernel, actual)]
     assert 0 < apart[1] < 1.5 * apart[0]
 
 
 def test_what_it_does_not_fit_goes_to_the_kernel_of_torch(monkeypatch):
     used = []
     own = attention.short_rows
-    monkeypatch.setattr(attention, "short_rows", lambda *given: used.append(1) or own(*given))
+    monkeypatch.setattr(attention, "short_rows", lambda *arguments: used.append(1) or own(*arguments))
     model = tiny()
     use_short_rows(model)
     assert model.config._attn_implementation == "sdpa"  # float32
@@ -116,9 +118,9 @@ def test_what_it_does_not_fit_goes_to_the_kernel_of_torch(monkeypatch):
     model(input_ids=IDS)
     assert len(used) == 2
     monkeypatch.setattr(attention, "LONGEST", 6)
-    seen = model(input_ids=IDS[:, :-1], use_cache=True).past_key_values
+    cache = model(input_ids=IDS[:, :-1], use_cache=True).past_key_values
     assert len(used) == 4
-    model(input_ids=IDS[:, -1:], past_key_values=seen)
+    model(input_ids=IDS[:, -1:], past_key_values=cache)
     assert len(used) == 4
 
 

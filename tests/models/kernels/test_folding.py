@@ -41,7 +41,7 @@ def products(module):
     calls = []
     for name, piece in module.named_modules():
         if ".lora_A." in name:
-            piece.register_forward_hook(lambda *given: calls.append(1))
+            piece.register_forward_hook(lambda *_: calls.append(1))
     module(input_ids=IDS)
     return len(calls)
 
@@ -51,29 +51,29 @@ def test_the_answers_are_those_of_the_adapter(more):
     module = adapted(**more)
     before = {name: value.clone() for name, value in module.state_dict().items()}
     with torch.no_grad():
-        wanted = module(input_ids=IDS).logits
+        expected = module(input_ids=IDS).logits
         bare = plain()(input_ids=IDS).logits
         with folded_in(module):
-            found = module(input_ids=IDS).logits
+            actual = module(input_ids=IDS).logits
             assert products(module) == 0
-    torch.testing.assert_close(found, wanted, rtol=1e-9, atol=1e-9)
-    assert not torch.allclose(wanted, bare, atol=0.1)
+    torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-9)
+    assert not torch.allclose(expected, bare, atol=0.1)
     after = module.state_dict()
     assert all(torch.equal(before[name], after[name]) for name in before)
-    assert torch.equal(module(input_ids=IDS).logits, wanted) and products(module) > 0
+    assert torch.equal(module(input_ids=IDS).logits, expected) and products(module) > 0
 
 
 def test_training_goes_on_as_if_nothing_had_been():
-    def gradients(look):
+    def gradients(read_between):
         module = adapted()
-        if look:
+        if read_between:
             with folded_in(module):
                 module(input_ids=IDS)
         module(input_ids=IDS, labels=IDS).loss.backward()
         return [p.grad for p in module.parameters() if p.requires_grad]
 
-    one, other = gradients(True), gradients(False)
-    assert one and all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+    folded, unfolded = gradients(True), gradients(False)
+    assert folded and all(torch.equal(a, b) for a, b in zip(folded, unfolded, strict=True))
 
 
 def test_the_bits_return_when_something_fails_inside():
@@ -87,10 +87,10 @@ def test_the_bits_return_when_something_fails_inside():
 
 def test_within_another_scope_it_is_folded_once():
     module = adapted()
-    wanted = module(input_ids=IDS).logits
+    expected = module(input_ids=IDS).logits
     with folded_in(module):
         with folded_in(module):
-            torch.testing.assert_close(module(input_ids=IDS).logits, wanted, rtol=1e-9, atol=1e-9)
+            torch.testing.assert_close(module(input_ids=IDS).logits, expected, rtol=1e-9, atol=1e-9)
         assert products(module) == 0
     assert products(module) > 0
 
@@ -98,9 +98,9 @@ def test_within_another_scope_it_is_folded_once():
 def test_what_is_switched_off_stays_off():
     module = adapted()
     with torch.no_grad(), module.disable_adapter():
-        wanted = module(input_ids=IDS).logits
+        expected = module(input_ids=IDS).logits
         with folded_in(module):
-            assert torch.equal(module(input_ids=IDS).logits, wanted)
+            assert torch.equal(module(input_ids=IDS).logits, expected)
 
 
 @pytest.mark.filterwarnings("ignore:`lora_bias=True` was passed")
@@ -125,9 +125,9 @@ def test_left_alone(why, monkeypatch):
 def test_a_weight_that_the_embedding_shares_is_not_touched():
     module = adapted(plain(tied=True), target_modules=["q_proj", "lm_head"])
     with torch.no_grad():
-        wanted = module(input_ids=IDS).logits
+        expected = module(input_ids=IDS).logits
         with folded_in(module):
-            torch.testing.assert_close(module(input_ids=IDS).logits, wanted, rtol=1e-9, atol=1e-9)
+            torch.testing.assert_close(module(input_ids=IDS).logits, expected, rtol=1e-9, atol=1e-9)
 
 
 def test_sampler_and_scores_fold():
@@ -135,15 +135,15 @@ def test_sampler_and_scores_fold():
     calls = []
     for name, piece in module.named_modules():
         if ".lora_A." in name:
-            piece.register_forward_hook(lambda *given: calls.append(1))
+            piece.register_forward_hook(lambda *_: calls.append(1))
     prompts = IDS.tolist()
-    found = generate(module, prompts, end_ids=set(), max_new_tokens=5)
+    answers = generate(module, prompts, end_ids=set(), max_new_tokens=5)
     scores = choice_logprobs(module, prompts, [[[3], [4, 5]]] * 2)
     assert calls == []
     with torch.no_grad():
-        for prompt, one, score in zip(prompts, found, scores, strict=True):
+        for prompt, answer, score in zip(prompts, answers, scores, strict=True):
             ids = list(prompt)
-            for token in one.ids:
+            for token in answer.ids:
                 assert int(module(input_ids=torch.tensor([ids])).logits[0, -1].argmax()) == token
                 ids.append(token)
             logprobs = module(input_ids=torch.tensor([prompt])).logits[0, -1].float().log_softmax(-1)

@@ -9,7 +9,7 @@ from luthier import parts
 from luthier.engine.master_weights import MasterWeights
 from luthier.models.kernels import gradients
 from luthier.models.kernels import head as heads
-from luthier.models.kernels.gradients import GradientSums, added_in_products, adding
+from luthier.models.kernels.gradients import GradientSums, accumulating_in_place, added_in_products
 from luthier.models.kernels.head import Head, target_logprob
 
 
@@ -40,18 +40,18 @@ def gathered(module, run):
 
 
 def backward(loss):
-    with adding():
+    with accumulating_in_place():
         loss.backward()
 
 
 @pytest.mark.parametrize("padding", [None, 0])
 def test_the_sum_is_that_of_autograd(padding):
-    wanted = gathered(Net(padding), lambda loss: loss.backward())
+    expected = gathered(Net(padding), lambda loss: loss.backward())
     module = Net(padding)
     with added_in_products(module):
-        found = gathered(module, backward)
-    for name, gradient in wanted.items():
-        assert torch.allclose(found[name], gradient, rtol=0, atol=1e-12), name
+        actual = gathered(module, backward)
+    for name, gradient in expected.items():
+        assert torch.allclose(actual[name], gradient, rtol=0, atol=1e-12), name
         assert gradient.abs().sum() > 0
 
 
@@ -81,12 +81,12 @@ def test_a_model_with_its_head_tied_or_not(tied):
     )
     torch.manual_seed(0)
     model = LlamaForCausalLM(config).double()
-    wanted = {name: g.clone() for name, g in gathered(model, lambda loss: loss.backward()).items()}
+    expected = {name: g.clone() for name, g in gathered(model, lambda loss: loss.backward()).items()}
     model.zero_grad()
     with added_in_products(model):
-        found = gathered(model, backward)
-    for name, gradient in wanted.items():
-        assert torch.allclose(found[name], gradient, rtol=0, atol=1e-6 * float(gradient.abs().max())), name
+        actual = gathered(model, backward)
+    for name, gradient in expected.items():
+        assert torch.allclose(actual[name], gradient, rtol=0, atol=1e-6 * float(gradient.abs().max())), name
 
 
 def test_another_ones_backward_is_left_alone():
@@ -94,42 +94,42 @@ def test_another_ones_backward_is_left_alone():
     with added_in_products(module):
         backward(module(BATCHES[0]))
         before = module.second.weight.grad.clone()
-        (found,) = torch.autograd.grad(module(BATCHES[1]), [module.second.weight])
+        (actual,) = torch.autograd.grad(module(BATCHES[1]), [module.second.weight])
         assert torch.equal(module.second.weight.grad, before)
     module.zero_grad()
     module(BATCHES[1]).backward()
-    assert torch.allclose(found, module.second.weight.grad)
+    assert torch.allclose(actual, module.second.weight.grad)
 
 
 def test_a_weight_that_is_watched_gets_its_gradient_from_autograd():
-    module, seen = Net(), []
-    module.first.weight.register_post_accumulate_grad_hook(lambda p: seen.append(p.grad.clone()))
+    module, collected = Net(), []
+    module.first.weight.register_post_accumulate_grad_hook(lambda p: collected.append(p.grad.clone()))
     with added_in_products(module):
         gathered(module, backward)
-    assert len(seen) == len(BATCHES)
+    assert len(collected) == len(BATCHES)
 
 
 def test_a_narrow_weight_that_somebody_else_watches_too_gets_its_gradient_from_autograd():
-    net, seen = nn.ModuleList([nn.Embedding(7, 4), nn.Linear(4, 5, bias=False)]).bfloat16(), []
+    net, collected = nn.ModuleList([nn.Embedding(7, 4), nn.Linear(4, 5, bias=False)]).bfloat16(), []
     masters = MasterWeights(net.named_parameters(), parts.build("optimizer", "adamw"))
-    net[1].weight.register_post_accumulate_grad_hook(lambda p: seen.append(p.grad.clone()))
+    net[1].weight.register_post_accumulate_grad_hook(lambda p: collected.append(p.grad.clone()))
     masters.accumulate(several=True)
     with added_in_products(net):
         for ids in BATCHES:
-            with adding(masters.sums):
+            with accumulating_in_place(masters.sums):
                 net[1](net[0](ids)).square().sum().backward()
-    assert len(seen) == len(BATCHES)
+    assert len(collected) == len(BATCHES)
 
 
 def test_second_derivatives():
     module = Net()
     ids = BATCHES[0]
     with added_in_products(module):
-        (slope,) = torch.autograd.grad(module(ids), [module.first.weight], create_graph=True)
-        (found,) = torch.autograd.grad(slope.square().sum(), [module.second.weight])
-    (slope,) = torch.autograd.grad(module(ids), [module.first.weight], create_graph=True)
-    (wanted,) = torch.autograd.grad(slope.square().sum(), [module.second.weight])
-    assert torch.allclose(found, wanted, rtol=0, atol=1e-12)
+        (grad,) = torch.autograd.grad(module(ids), [module.first.weight], create_graph=True)
+        (actual,) = torch.autograd.grad(grad.square().sum(), [module.second.weight])
+    (grad,) = torch.autograd.grad(module(ids), [module.first.weight], create_graph=True)
+    (expected,) = torch.autograd.grad(grad.square().sum(), [module.second.weight])
+    assert torch.allclose(actual, expected, rtol=0, atol=1e-12)
 
 
 def test_layers_are_what_they_were_afterwards():
@@ -152,7 +152,7 @@ def test_small_layers_stay(monkeypatch):
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("first", [0, 5, 40])
 def test_the_first_gradient_of_a_narrow_weight_overwrites_its_sum_and_the_others_add(first, tied, monkeypatch):
-    """Few positions keep the slopes of their logits, many the weight's gradient; the first may ask for no gradient."""
+    """Few positions keep the gradients of their logits, many the weight's; the first may need no gradient."""
     monkeypatch.setitem(heads.CHUNK_BYTES, "cpu", 7 * 13 * 4)  # seven positions of a vocabulary of 13
     start = GradientSums.start
     monkeypatch.setattr(GradientSums, "start", lambda self, weight: start(self, weight).fill_(float("nan")))
@@ -161,25 +161,25 @@ def test_the_first_gradient_of_a_narrow_weight_overwrites_its_sum_and_the_others
     if tied:
         output.weight = table.weight
     weights = list(dict.fromkeys([table.weight, output.weight, output.bias]))
-    sums, wanted = GradientSums(dict.fromkeys(weights, torch.float32)), dict.fromkeys(weights, 0.0)
+    sums, expected = GradientSums(dict.fromkeys(weights, torch.float32)), dict.fromkeys(weights, 0.0)
     for positions in (first, 5, 40):
         ids, targets = torch.arange(positions) % 13, (torch.arange(positions) * 5) % 13
         plain = -target_logprob(output(table(ids)).float(), targets).sum() / 3
         for weight, gradient in zip(weights, torch.autograd.grad(plain, weights), strict=True):
-            wanted[weight] = wanted[weight] + gradient.float()
-        with added_in_products(nn.ModuleList([table])), adding(sums):
+            expected[weight] = expected[weight] + gradient.float()
+        with added_in_products(nn.ModuleList([table])), accumulating_in_place(sums):
             hidden = table(ids)
             loss = Head(output).sum(hidden, lambda s, z, targets=targets: -target_logprob(z, targets[s])) / 3
             loss.backward()
     for weight in weights:
-        found = sums.get(weight)
-        assert found.dtype == torch.float32 and weight.grad is None
-        assert torch.allclose(found, wanted[weight], rtol=0, atol=0.02 * float(wanted[weight].abs().max()))
+        actual = sums.get(weight)
+        assert actual.dtype == torch.float32 and weight.grad is None
+        assert torch.allclose(actual, expected[weight], rtol=0, atol=0.02 * float(expected[weight].abs().max()))
 
 
 def test_the_first_gradient_in_a_sum_of_another_type_is_not_rounded_to_the_weights_type():
     weight = nn.Parameter(torch.zeros(3, dtype=torch.bfloat16))
     sums, gradient = GradientSums({weight: torch.float32}), torch.tensor([1.0, 1.5, 3.0], dtype=torch.bfloat16)
-    with adding(sums):
+    with accumulating_in_place(sums):
         assert gradients.add(weight, gradient.clone(), 1 / 3) is None
     assert torch.equal(sums.get(weight), gradient.float() * (1 / 3))

@@ -8,7 +8,7 @@ from torch import nn
 
 from luthier.errors import RecipeError
 from luthier.models.kernels import head as heads
-from luthier.models.kernels.gradients import adding
+from luthier.models.kernels.gradients import accumulating_in_place
 from luthier.models.kernels.head import Head, target_logprob
 
 
@@ -44,25 +44,25 @@ def test_sum_equals_full_logits(bias, hooked):
     output, hidden, targets = setup(bias)
     if hooked:
         output.register_forward_hook(lambda _module, _inputs, logits: 2.0 * logits)
-    assert Head(output).plain != hooked
+    assert Head(output).is_plain_linear != hooked
     full = -(torch.log_softmax(output(hidden), -1).gather(-1, targets[:, None])[:, 0] * torch.arange(17)).sum()
     chunked = Head(output).sum(hidden, lambda s, z: -target_logprob(z, targets[s]) * torch.arange(17)[s])
     assert torch.allclose(full, chunked, rtol=1e-12)
-    wanted = gradients(3.0 * full, hidden, *output.parameters())
-    found = gradients(3.0 * chunked, hidden, *output.parameters())
-    for one, other in zip(wanted, found, strict=True):
-        assert torch.allclose(one, other, rtol=1e-10, atol=1e-13)
+    expected = gradients(3.0 * full, hidden, *output.parameters())
+    actual = gradients(3.0 * chunked, hidden, *output.parameters())
+    for left, right in zip(expected, actual, strict=True):
+        assert torch.allclose(left, right, rtol=1e-10, atol=1e-13)
 
 
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("positions", [5, 17, 40])
 def test_gradients_of_several_backwards_add_up(bias, positions):
-    """Few positions keep the slopes of their logits, many the weight's gradient; either is added to what is there."""
+    """Few positions keep the gradients of their logits, many the weight's; both are added to an existing gradient."""
     torch.manual_seed(0)
     output = nn.Linear(16, 13, bias=bias).double()
     hidden = torch.randn(positions, 16, dtype=torch.float64, requires_grad=True)
     targets = torch.randint(0, 13, (positions,))
-    found = {}
+    by_way = {}
     for way in ("full", "chunked"):
         output.zero_grad()
         for factor in (3.0, 0.5):
@@ -71,13 +71,13 @@ def test_gradients_of_several_backwards_add_up(bias, positions):
             else:
                 loss = Head(output).sum(hidden, lambda s, z: -target_logprob(z, targets[s]))
             before = output.weight.grad
-            with adding():
+            with accumulating_in_place():
                 (factor * loss).backward()
             if way == "chunked" and before is not None:
                 assert output.weight.grad is before
-        found[way] = [p.grad.clone() for p in output.parameters()]
-    for one, other in zip(found["full"], found["chunked"], strict=True):
-        assert torch.allclose(one, other, rtol=1e-10, atol=1e-13) and one.abs().sum() > 0
+        by_way[way] = [p.grad.clone() for p in output.parameters()]
+    for left, right in zip(by_way["full"], by_way["chunked"], strict=True):
+        assert torch.allclose(left, right, rtol=1e-10, atol=1e-13) and left.abs().sum() > 0
 
 
 def test_few_positions_hold_no_gradient_of_the_weights_size():
@@ -92,13 +92,13 @@ def test_sum_of_a_bfloat16_head_adds_up_in_float32():
     torch.manual_seed(0)
     output, targets = nn.Linear(5, 13, bias=False).bfloat16(), torch.randint(0, 13, (17,))
     hidden = torch.randn(17, 5).bfloat16().requires_grad_()
-    found = {}
+    by_form = {}
     for head in (Head(output), Head(nn.Sequential(output))):
         head.output.weight = output.weight  # a sequence is no plain linear layer
         loss = head.sum(hidden, lambda s, z: -target_logprob(z, targets[s]))
-        found[head.plain] = gradients(loss, hidden, output.weight)
-    for one, other in zip(found[True], found[False], strict=True):
-        assert one.dtype == torch.bfloat16 and torch.equal(one, other)
+        by_form[head.is_plain_linear] = gradients(loss, hidden, output.weight)
+    for left, right in zip(by_form[True], by_form[False], strict=True):
+        assert left.dtype == torch.bfloat16 and torch.equal(left, right)
 
 
 def test_the_size_of_a_chunk_is_that_of_the_device_and_of_a_device_that_is_not_named_the_processors(monkeypatch):
@@ -113,19 +113,19 @@ def test_map_equals_full_logits_and_keeps_the_graph():
     full = torch.log_softmax(output(hidden), -1).gather(-1, targets[:, None])[:, 0]
     mapped = Head(output).map(hidden, lambda s, z: target_logprob(z, targets[s]))
     assert torch.allclose(full, mapped, rtol=1e-12)
-    wanted = gradients(full.exp().prod(), hidden, output.weight)
-    for one, other in zip(wanted, gradients(mapped.exp().prod(), hidden, output.weight), strict=True):
-        assert torch.allclose(one, other, rtol=1e-10, atol=1e-15)
+    expected = gradients(full.exp().prod(), hidden, output.weight)
+    for left, right in zip(expected, gradients(mapped.exp().prod(), hidden, output.weight), strict=True):
+        assert torch.allclose(left, right, rtol=1e-10, atol=1e-15)
 
 
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("positions", [0, 5, 17, 40])
 def test_gradients_of_a_trained_heads_map_are_added_to_what_is_there(bias, positions):
-    """Few positions keep the slopes of their logits, many the weight's gradient."""
+    """Few positions keep the gradients of their logits, many the weight's gradient."""
     torch.manual_seed(0)
     output = nn.Linear(16, 13, bias=bias).double()
     hidden = torch.randn(positions, 16, dtype=torch.float64, requires_grad=True)
-    targets, found = torch.randint(0, 13, (positions,)), {}
+    targets, by_way = torch.randint(0, 13, (positions,)), {}
     for way in ("full", "chunked"):
         output.zero_grad()
         hidden.grad, asked = None, []
@@ -137,23 +137,23 @@ def test_gradients_of_a_trained_heads_map_are_added_to_what_is_there(bias, posit
         for factor in (3.0, 0.5):
             values = target_logprob(output(hidden), targets) if way == "full" else Head(output).map(hidden, value)
             before = output.weight.grad
-            with adding():
+            with accumulating_in_place():
                 (factor * values.exp().square().sum()).backward()
             if way == "chunked" and before is not None:
                 assert output.weight.grad is before
-        found[way] = [values.detach(), hidden.grad, *(p.grad.clone() for p in output.parameters())]
-    for one, other in zip(found["full"], found["chunked"], strict=True):
-        assert torch.allclose(one, other, rtol=1e-10, atol=1e-13) and (not positions or one.abs().sum() > 0)
+        by_way[way] = [values.detach(), hidden.grad, *(p.grad.clone() for p in output.parameters())]
+    for left, right in zip(by_way["full"], by_way["chunked"], strict=True):
+        assert torch.allclose(left, right, rtol=1e-10, atol=1e-13) and (not positions or left.abs().sum() > 0)
     assert sorted(i for piece in asked for i in range(piece.start, piece.stop)) == sorted([*range(positions)] * 4)
 
 
 @pytest.mark.parametrize("way", ["sum", "map"])
 def test_a_second_derivative_is_refused(way):
     output, hidden, targets = setup()
-    found = getattr(Head(output), way)(hidden, lambda s, z: -target_logprob(z, targets[s]))
-    (slope,) = torch.autograd.grad(found.square().sum(), [hidden], create_graph=True)
+    actual = getattr(Head(output), way)(hidden, lambda s, z: -target_logprob(z, targets[s]))
+    (grad,) = torch.autograd.grad(actual.square().sum(), [hidden], create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
-        slope.sum().backward()
+        grad.sum().backward()
 
 
 @pytest.mark.parametrize("trained", [True, False])
@@ -169,22 +169,22 @@ def test_without_a_gradient_the_function_sees_blocks_too(way, trained):
         return logits[:, 3]
 
     with torch.set_grad_enabled(not trained):
-        found = getattr(Head(output), way)(hidden.detach(), value)
-    wanted = output(hidden)[:, 3]
-    assert torch.allclose(found, wanted.sum() if way == "sum" else wanted, rtol=1e-12) and not found.requires_grad
+        actual = getattr(Head(output), way)(hidden.detach(), value)
+    expected = output(hidden)[:, 3]
+    assert torch.allclose(actual, expected.sum() if way == "sum" else expected, rtol=1e-12) and not actual.requires_grad
     assert max(rows) == 4 and sum(rows) == 17
 
 
 def test_one_chunk_is_alive_at_a_time(monkeypatch):
-    """The logits of one chunk, or their slopes, are gone before the next one's are made."""
+    """The logits of one chunk, or their gradients, are gone before the next one's are made."""
     output, hidden, targets = setup()
     alive, product = [], Head.product
 
     def counted(head, part):
-        assert not [one for one in alive if one() is not None]
-        made = product(head, part)
-        alive.append(weakref.ref(made))
-        return made
+        assert not [ref for ref in alive if ref() is not None]
+        logits = product(head, part)
+        alive.append(weakref.ref(logits))
+        return logits
 
     monkeypatch.setattr(Head, "product", counted)
     Head(output).sum(hidden, lambda s, z: -target_logprob(z, targets[s])).backward()
@@ -218,8 +218,8 @@ def test_map_of_a_frozen_head_asks_each_position_once(hooked):
     full = torch.log_softmax(output(hidden), -1).gather(-1, targets[:, None])[:, 0]
     mapped = Head(output).map(hidden, value)
     assert torch.allclose(full, mapped, rtol=1e-12)
-    (wanted,), (found,) = gradients(full.exp().prod(), hidden), gradients(mapped.exp().prod(), hidden)
-    assert torch.allclose(wanted, found, rtol=1e-10, atol=1e-15)
+    (expected,), (actual,) = gradients(full.exp().prod(), hidden), gradients(mapped.exp().prod(), hidden)
+    assert torch.allclose(expected, actual, rtol=1e-10, atol=1e-15)
     assert [i for piece in asked for i in range(piece.start, piece.stop)] == list(range(17))
 
 
@@ -227,10 +227,10 @@ def test_values_may_be_views_of_the_logits():
     """The logits are overwritten by their gradient, block by block; what the function returned must outlive that."""
     output, hidden, _ = setup()
     full = output(hidden)[:, 3]
-    found = Head(output).sum(hidden, lambda s, z: z[:, 3])
-    assert torch.allclose(found, full.sum(), rtol=1e-12)
-    wanted = gradients(full.sum(), hidden, output.weight)
-    assert all(torch.allclose(a, b) for a, b in zip(wanted, gradients(found, hidden, output.weight), strict=True))
+    actual = Head(output).sum(hidden, lambda s, z: z[:, 3])
+    assert torch.allclose(actual, full.sum(), rtol=1e-12)
+    expected = gradients(full.sum(), hidden, output.weight)
+    assert all(torch.allclose(a, b) for a, b in zip(expected, gradients(actual, hidden, output.weight), strict=True))
 
 
 def test_frozen_head_gives_only_the_hidden_gradient():
@@ -276,11 +276,11 @@ def test_sum_equals_torchs_linear_cross_entropy(bias, dtype, allowed):
     output, hidden = output.to(dtype), hidden.detach().to(dtype).requires_grad_()
     ours = Head(output).sum(hidden, lambda s, z: -target_logprob(z, targets[s])) / len(targets)
     parameters = [hidden, *output.parameters()]
-    found = [ours, *gradients(ours, *parameters)]
+    actual = [ours, *gradients(ours, *parameters)]
     for chunks in (None, nn.LinearCrossEntropyOptions(batch_chunk_size=4)):
         loss = theirs(hidden, output.weight, targets, linear_bias=output.bias, options=chunks)
-        wanted = [loss, *gradients(loss, *parameters)]
-        errors = [float(((a - b).norm() / b.norm()).detach()) for a, b in zip(found, wanted, strict=True)]
+        expected = [loss, *gradients(loss, *parameters)]
+        errors = [float(((a - b).norm() / b.norm()).detach()) for a, b in zip(actual, expected, strict=True)]
         how = "whole" if chunks is None else "in chunks"
         print(f"linear_cross_entropy, {dtype}, {how}: loss {errors[0]:.1e}, gradient {max(errors[1:]):.1e}")
         assert max(errors) <= allowed
@@ -316,10 +316,10 @@ def test_a_large_vocabulary_is_multiplied_in_pieces_without_gradient(positions, 
     output = nn.Linear(24, 9000, bias=bias)
     hidden = torch.randn(positions, 24, generator=draw)
     head, calls = Head(output), []
-    wanted = output(hidden)
-    output.forward = lambda given: calls.append(1) or wanted  # the module's own product
-    assert torch.allclose(head.logits(hidden), wanted) and calls == [1]
+    expected = output(hidden)
+    output.forward = lambda hidden: calls.append(1) or expected  # the module's own product
+    assert torch.allclose(head.logits(hidden), expected) and calls == [1]
     with torch.no_grad():
-        found = head.logits(hidden)
-    assert found.shape == wanted.shape and torch.allclose(found, wanted, atol=1e-5)
+        actual = head.logits(hidden)
+    assert actual.shape == expected.shape and torch.allclose(actual, expected, atol=1e-5)
     assert len(calls) == (2 if positions < 2 or bias else 1)

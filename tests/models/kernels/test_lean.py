@@ -8,7 +8,7 @@ from transformers.models.gemma.modeling_gemma import GemmaMLP, GemmaRMSNorm
 from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm
 from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm
 
-from luthier.models.kernels.lean import form_of, kept_lean
+from luthier.models.kernels.lean import form_of, recompute_intermediates
 
 CONFIG = LlamaConfig(
     vocab_size=31,
@@ -21,7 +21,7 @@ CONFIG = LlamaConfig(
 IDS = torch.tensor([[3, 9, 1, 30, 4, 7], [2, 2, 5, 8, 0, 11]])
 
 
-def made(dtype, **more):
+def tiny_llama(dtype, **more):
     torch.manual_seed(0)
     model = LlamaForCausalLM(LlamaConfig(**{**CONFIG.to_dict(), **more}))
     for name, parameter in model.named_parameters():
@@ -39,11 +39,11 @@ def loss_and_gradients(model):
 
 @pytest.mark.parametrize(("dtype", "most"), [(torch.float32, 1e-5), (torch.float64, 0.0), (torch.bfloat16, 0.03)])
 def test_the_forward_is_the_same_and_gradients_are_those_of_autograd(dtype, most):
-    model = made(dtype)
-    wanted, gradients = loss_and_gradients(model)
-    with kept_lean(model):
-        found, others = loss_and_gradients(model)
-    assert torch.equal(found, wanted)
+    model = tiny_llama(dtype)
+    expected, gradients = loss_and_gradients(model)
+    with recompute_intermediates(model):
+        actual, others = loss_and_gradients(model)
+    assert torch.equal(actual, expected)
     for name, gradient in gradients.items():
         apart = torch.linalg.vector_norm(others[name] - gradient) / torch.linalg.vector_norm(gradient)
         assert apart <= most, name
@@ -54,13 +54,13 @@ def test_of_a_norm_by_numbers(kind):
     draw = torch.Generator().manual_seed(1)
     norm, x = kind(6, eps=0.1), torch.randn(2, 5, 6, generator=draw, requires_grad=True)
     norm.weight.data = torch.randn(6, generator=draw)
-    slope = torch.randn(2, 5, 6, generator=draw)
-    wanted = torch.autograd.grad(norm(x), (x, norm.weight), slope)
-    with kept_lean(norm):
+    grad_out = torch.randn(2, 5, 6, generator=draw)
+    expected = torch.autograd.grad(norm(x), (x, norm.weight), grad_out)
+    with recompute_intermediates(norm):
         assert type(norm) is form_of(kind)
-        found = torch.autograd.grad(norm(x), (x, norm.weight), slope)
-    for one, other in zip(found, wanted, strict=True):
-        assert torch.allclose(one, other, rtol=0, atol=1e-6)
+        actual = torch.autograd.grad(norm(x), (x, norm.weight), grad_out)
+    for left, right in zip(actual, expected, strict=True):
+        assert torch.allclose(left, right, rtol=0, atol=1e-6)
     assert type(norm) is kind
 
 
@@ -77,9 +77,9 @@ def test_less_is_kept():
         assert alive.requires_grad
         return sum(sizes.values())
 
-    model = made(torch.bfloat16)
+    model = tiny_llama(torch.bfloat16)
     plain = kept(model)
-    with kept_lean(model):
+    with recompute_intermediates(model):
         lean = kept(model)
     positions, norms, layers = IDS.numel(), 5, 2
     least = norms * positions * 16 * 4 + layers * positions * 24 * 2  # a float32 copy of each input, silu of each gate
@@ -87,30 +87,30 @@ def test_less_is_kept():
 
 
 def test_a_frozen_norm_passes_its_gradient_on():
-    model = made(torch.float32)
+    model = tiny_llama(torch.float32)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_("embed" in name or "gate" in name)
-    _, wanted = loss_and_gradients(model)
-    with kept_lean(model):
-        _, found = loss_and_gradients(model)
-    assert found.keys() == wanted.keys() and len(wanted) == 3
-    assert all(torch.allclose(found[name], wanted[name], rtol=1e-4, atol=1e-7) for name in wanted)
+    _, expected = loss_and_gradients(model)
+    with recompute_intermediates(model):
+        _, actual = loss_and_gradients(model)
+    assert actual.keys() == expected.keys() and len(expected) == 3
+    assert all(torch.allclose(actual[name], expected[name], rtol=1e-4, atol=1e-7) for name in expected)
 
 
 def test_second_derivatives():
     def second(model):
         loss = model(inputs_embeds=model.get_input_embeddings()(IDS), labels=IDS).loss
         weights = [model.model.layers[0].mlp.gate_proj.weight, model.model.norm.weight]
-        slopes = torch.autograd.grad(loss, weights, create_graph=True)
-        return torch.autograd.grad(sum(slope.square().sum() for slope in slopes), weights)
+        grads = torch.autograd.grad(loss, weights, create_graph=True)
+        return torch.autograd.grad(sum(grad.square().sum() for grad in grads), weights)
 
-    model = made(torch.float32)
+    model = tiny_llama(torch.float32)
     model.set_attn_implementation("eager")
-    wanted = second(model)
-    with kept_lean(model):
-        found = second(model)
-    for one, other in zip(found, wanted, strict=True):
-        assert torch.allclose(one, other, rtol=1e-3, atol=1e-5 * float(other.abs().max()))
+    expected = second(model)
+    with recompute_intermediates(model):
+        actual = second(model)
+    for left, right in zip(actual, expected, strict=True):
+        assert torch.allclose(left, right, rtol=1e-3, atol=1e-5 * float(right.abs().max()))
 
 
 def test_layers_that_compute_something_else_stay():
@@ -125,12 +125,12 @@ def test_layers_that_compute_something_else_stay():
 
 
 def test_another_activation_is_left_to_the_layer():
-    model = made(torch.float32, hidden_act="gelu")
-    wanted, gradients = loss_and_gradients(model)
-    with kept_lean(model):
-        found, others = loss_and_gradients(model)
+    model = tiny_llama(torch.float32, hidden_act="gelu")
+    expected, gradients = loss_and_gradients(model)
+    with recompute_intermediates(model):
+        actual, others = loss_and_gradients(model)
     name = "model.layers.0.mlp.gate_proj.weight"
-    assert torch.equal(found, wanted) and torch.allclose(others[name], gradients[name], rtol=1e-4, atol=1e-7)
+    assert torch.equal(actual, expected) and torch.allclose(others[name], gradients[name], rtol=1e-4, atol=1e-7)
     assert form_of(GemmaMLP) is not None
 
 
@@ -139,7 +139,7 @@ def test_nothing_random_is_drawn_to_look_at_a_class():
         pass
 
     torch.manual_seed(5)
-    wanted = torch.rand(1)
+    expected = torch.rand(1)
     torch.manual_seed(5)
     assert form_of(NewRMSNorm) is not None
-    assert torch.equal(torch.rand(1), wanted)
+    assert torch.equal(torch.rand(1), expected)

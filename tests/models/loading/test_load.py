@@ -26,7 +26,7 @@ class Settings:
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A complete tiny model folder."""
     folder = tmp_path_factory.mktemp("models") / "tiny"
     config = LlamaConfig(
@@ -41,9 +41,9 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def folder(made: Path, tmp_path: Path) -> Path:
+def folder(saved: Path, tmp_path: Path) -> Path:
     """A copy that a test may damage."""
-    return Path(shutil.copytree(made, tmp_path / "tiny"))
+    return Path(shutil.copytree(saved, tmp_path / "tiny"))
 
 
 @pytest.fixture
@@ -222,7 +222,8 @@ def test_a_missing_weight_is_never_made_up(folder: Path):
     weights = load_file(folder / "model.safetensors")
     del weights["model.layers.0.mlp.up_proj.weight"]
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    assert "lacks the weight model.layers.0.mlp.up_proj.weight;" in failing(Settings("tiny"), folder.parent).message
+    message = failing(Settings("tiny"), folder.parent).message
+    assert "lacks the weight model.layers.0.mlp.up_proj.weight, which" in message
 
 
 def test_a_model_that_is_not_causal_is_refused(folder: Path):

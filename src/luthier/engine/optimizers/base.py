@@ -1,4 +1,4 @@
-"""The family of optimisers: how an update's gradient moves the weights."""
+"""The family of optimisers: rules by which an update's gradient moves the weights."""
 
 from __future__ import annotations
 
@@ -22,5 +22,5 @@ class Optimizer(Part):
     SLOT: ClassVar[str] = "optimizer"
 
     def make(self, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
-        """An optimiser over these master weights; its whole state stands in its `state_dict`."""
+        """An optimiser over these master weights; all its state must be in its `state_dict`."""
         raise RecipeError(f"{type(self).__name__} does not define `make(self, parameters)`.")

@@ -6,12 +6,12 @@ from collections.abc import Callable
 
 
 def warmed_up(progress: float, warmup: float, shape: Callable[[float], float]) -> float:
-    """Learning-rate factor: from 0 to 1 in a straight line over `warmup`, then `shape` of the share of the rest.
+    """Learning-rate factor: linear from 0 to 1 over `warmup`, then `shape`.
 
     Args:
         progress: share of the budget, 0 to 1.
         warmup: share of the budget, 0 to 1.
-        shape: factor at the share 0 to 1 of what comes after the warm-up.
+        shape: share of the budget after the warm-up, 0 to 1 → factor.
     """
     if progress < warmup:
         return progress / warmup

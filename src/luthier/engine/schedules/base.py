@@ -1,4 +1,4 @@
-"""The family of schedules: what the learning rate is multiplied by as training goes on."""
+"""The family of schedules: factors of the learning rate over the course of a training."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from luthier.parts import Part
 
 
 class Schedule(Part):
-    """A factor of the learning rate. Verb: `factor`; it is a function of progress alone and keeps nothing."""
+    """A factor of the learning rate. Verb: `factor`, a function of progress alone, without state."""
 
     SLOT: ClassVar[str] = "schedule"
 

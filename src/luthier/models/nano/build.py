@@ -1,7 +1,7 @@
 """Builds nano before training.
 
-One token per byte, so every text can be written and nothing is ever unknown; 264 tokens keep the
-embedding small. 4 layers of width 192 make 1.8 million parameters, 3.6 MB as bfloat16.
+One token per byte, so that every text can be encoded and no token is unknown; a vocabulary of 264 keeps the embedding
+small. 4 layers of width 192 have 1.8 million parameters, 3.6 MB as bfloat16.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ def untrained_nano(folder: Path, seed: int = 0) -> Path:
     """Write nano with random weights, its tokenizer and chat template into `folder`, and return it.
 
     Args:
-        folder: made if missing; files of the same names are replaced.
-        seed: of the weights; the global random state is left as it was.
+        folder: created if missing; files of the same names are replaced.
+        seed: of the weights; the global random state does not change.
     """
     import torch
     from transformers import LlamaForCausalLM
