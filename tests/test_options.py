@@ -11,7 +11,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from luthier.data.generated.base import Split
+from luthier.datasets.base import Split
 from luthier.parts import part_field
 from luthier.select.base import Selector
 from luthier.steps.verbs.base import From

@@ -120,7 +120,9 @@ def _family(
 ) -> Family:
     bases = [name for name in slots if slots[name] == slot]
     bases.sort(key=lambda name: name not in heads)  # the class that names the slot comes first
-    own = tuple(folders[name] for name in bases if name in heads)
+    named = tuple(folders[name] for name in bases if name in heads)
+    # `files` reads a folder with all below it: a folder inside another of the family would list its parts twice.
+    own = tuple(folder for folder in named if not any(Path(other) in Path(folder).parents for other in named))
     others = (folder for name, folder in folders.items() if heads[name] != slot)
     inner = tuple(other for other in others if any(Path(folder) in Path(other).parents for folder in own))
     constants = dict.fromkeys(constant for name in bases for constant in classes[name].constants)

@@ -94,7 +94,7 @@ def look(policy: Policy, selector: Selector, state: Any, rows: Sequence[Row], mi
     with reading(policy.module):
         for micro in micro_batches.cut(rows, "padded"):
             batch = micro_batches.collate(micro, "padded").to(device)
-            features = {name: values.cpu() for name, values in selector.look(policy, batch, state).items()}
+            features = {name: values.cpu() for name, values in selector.features(policy, batch, state).items()}
             for index, row in enumerate(micro):
                 found.append((place[id(row)], {name: values[index] for name, values in features.items()}))
     by_place = dict(pair for theirs in micro_batches.world.gather(found) for pair in theirs)

@@ -5,29 +5,31 @@ import random
 import pytest
 
 from luthier import parts
-from luthier.data.generated.base import Dataset, as_record
-from luthier.data.generated.pairs import Pairs, with_slip
+from luthier.datasets.base import Dataset, as_record
+from luthier.datasets.pairs import Pairs, with_slip
 from luthier.errors import DataError
 
 STRINGS = {"kind": "strings", "tasks": ["sort", "count"], "count": 40}
 
 
-def made(**options):
+def drawn_pairs(**options):
     return parts.build("dataset", {"kind": "pairs", "of": STRINGS, **options}).records()
 
 
 def test_the_gold_answer_is_chosen_and_a_near_one_rejected():
-    whole = parts.build("dataset", STRINGS).records()
-    for one, other in zip(made(), whole, strict=True):
-        assert one.shape == "preference" and "completion" not in one.fields
-        assert (one.fields["prompt"], one.fields["chosen"]) == (other.fields["prompt"], other.fields["completion"])
-        assert one.fields["rejected"] != one.fields["chosen"]
-        assert sorted(one.fields["rejected"]) == sorted(one.fields["chosen"]) or len(one.fields["rejected"]) == 0
+    originals = parts.build("dataset", STRINGS).records()
+    for pair, record in zip(drawn_pairs(), originals, strict=True):
+        assert pair.shape == "preference" and "completion" not in pair.fields
+        assert (pair.fields["prompt"], pair.fields["chosen"]) == (record.fields["prompt"], record.fields["completion"])
+        assert pair.fields["rejected"] != pair.fields["chosen"]
+        assert sorted(pair.fields["rejected"]) == sorted(pair.fields["chosen"]) or len(pair.fields["rejected"]) == 0
 
 
 def test_the_seed_decides_where_the_slip_is():
-    assert made() == made()
-    assert [one.fields["rejected"] for one in made(seed=1)] != [one.fields["rejected"] for one in made()]
+    assert drawn_pairs() == drawn_pairs()
+    assert [pair.fields["rejected"] for pair in drawn_pairs(seed=1)] != [
+        pair.fields["rejected"] for pair in drawn_pairs()
+    ]
 
 
 def test_a_slip_exchanges_neighbours_that_differ_or_drops_the_last():

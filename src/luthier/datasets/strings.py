@@ -1,4 +1,4 @@
-"""Small operations on strings of letters: what nano learns before anything else."""
+"""Small operations on strings of letters, the first task of the packaged model nano."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from luthier.data.generated.base import Dataset, Split, belongs, draw_records
+from luthier.datasets.base import Dataset, Split, belongs, draw_records
 from luthier.types import Record
 
 Task = Literal["copy", "reverse", "sort", "compare", "count", "shift", "upper"]
@@ -18,8 +18,8 @@ LETTERS = "abcdefghijklmnopqrstuvwxyz"
 class Strings(Dataset):
     """Copy, reverse, sort, compare, count, shift and upper-case strings of letters.
 
-    Prompts read `sort: dbca`; answers are checked letter for letter. One argument in five, by
-    its hash, is `test`, so no seed can leak a test string into training.
+    Prompts read `sort: dbca`; the metric compares answers letter for letter. The hash of the argument puts one in
+    five into `test`, so no seed leaks a test string into training.
     """
 
     SETTINGS: ClassVar = (
@@ -39,7 +39,7 @@ class Strings(Dataset):
     )
     seed: int = Field(
         0,
-        description="Seed of the draw: the same seed gives the same records everywhere, another one others.",
+        description="Seed of the draw: each seed gives its own records, the same on every machine.",
     )
     split: Split = Field(
         "train",
@@ -66,7 +66,7 @@ class Strings(Dataset):
         return self
 
     def records(self) -> list[Record]:
-        """Prompt and completion, the task's name, and `exact` as each record's metric."""
+        """Records of prompt and completion, with the name of the task and the metric `exact`."""
         return draw_records(self.kind, self.draw, self.count, self.seed, self.split)
 
     def draw(self, generator: random.Random) -> dict[str, Any] | None:
@@ -82,14 +82,15 @@ class Strings(Dataset):
 
 
 def solve(task: Task, text: str, generator: random.Random) -> tuple[str, str]:
-    """What follows the task's name in the prompt, and the right answer."""
+    """The argument that the prompt names after the task, and the right answer."""
     if task == "compare":
         other = _neighbour(text, generator)
         return f"{text} {other}", min(text, other)
     if task == "count":
+        # Random letters seldom repeat: without copies of the letter nearly every answer would be 1.
         letter = generator.choice(text)
-        places = generator.sample(range(len(text)), k=generator.randint(0, len(text) // 2))
-        text = "".join(letter if place in places else old for place, old in enumerate(text))
+        copies = generator.sample(range(len(text)), k=generator.randint(0, len(text) // 2))
+        text = "".join(letter if index in copies else old for index, old in enumerate(text))
         return f"{letter} in {text}", str(text.count(letter))
     answers = {
         "copy": text,
@@ -102,8 +103,8 @@ def solve(task: Task, text: str, generator: random.Random) -> tuple[str, str]:
 
 
 def _neighbour(text: str, generator: random.Random) -> str:
-    """A string with the same beginning, so that the first letter alone does not decide every time."""
-    place = generator.randrange(len(text))
-    others = [letter for letter in LETTERS if letter != text[place]]
-    rest = "".join(generator.choices(LETTERS, k=len(text) - place - 1))
-    return text[:place] + generator.choice(others) + rest
+    """A string that shares a random number of first letters with `text`, so that a comparison reads past the first."""
+    index = generator.randrange(len(text))
+    others = [letter for letter in LETTERS if letter != text[index]]
+    rest = "".join(generator.choices(LETTERS, k=len(text) - index - 1))
+    return text[:index] + generator.choice(others) + rest

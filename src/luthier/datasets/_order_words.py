@@ -1,5 +1,7 @@
-"""The words of `orders`. What a `train` message is written with never occurs in a `test` message's frame:
-wordings, layouts and number forms differ, so a model must have learned the task and not the sentences.
+"""The words of `orders`, for each split its own.
+
+Wordings, layouts and number forms of `test` never occur in `train`: a model that learned the sentences of `train`
+instead of the task fails.
 """
 
 from __future__ import annotations
@@ -17,15 +19,15 @@ NUMBERS = (
 
 @dataclass(frozen=True)
 class Words:
-    """Everything one split is written with. Templates name their fields in braces."""
+    """Vocabulary and sentence templates of one split. Templates name their fields in braces."""
 
     first: tuple[str, ...]
     last: tuple[str, ...]
     products: tuple[str, ...]
-    prices: dict[str, tuple[str, ...]]  # currency → forms of {p}
+    prices: dict[str, tuple[str, ...]]  # currency → templates of a price {p}
     dates: tuple[str, ...]
-    lines: tuple[str, ...]  # one item in prose
-    bullets: tuple[str, ...]  # one item in a list
+    lines: tuple[str, ...]  # an item in prose
+    bullets: tuple[str, ...]  # an item in a list
     openings: tuple[str, ...]
     due: tuple[str, ...]
     express: tuple[str, ...]

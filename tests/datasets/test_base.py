@@ -2,8 +2,8 @@ import random
 
 import pytest
 
-from luthier.data.generated.base import belongs, draw_records
 from luthier.data.sources import load_records
+from luthier.datasets.base import belongs, draw_records
 from luthier.errors import DataError
 from luthier.parts import build, catalogue
 
@@ -32,8 +32,8 @@ def test_draws_of_the_other_split_are_skipped():
         fields = {"prompt": str(generator.randrange(1000)), "completion": "."}
         return fields if belongs(fields["prompt"], "test") else None
 
-    found = draw_records("numbers", draw, 50, 0, "test")
-    assert all(belongs(record.fields["prompt"], "test") for record in found)
+    drawn = draw_records("numbers", draw, 50, 0, "test")
+    assert all(belongs(record.fields["prompt"], "test") for record in drawn)
 
 
 def test_one_in_five_is_held_out():
@@ -68,7 +68,7 @@ def test_the_global_random_state_neither_matters_nor_moves(name: str):
 @pytest.mark.parametrize("name", ["orders", "strings", "sums"])
 def test_no_test_prompt_occurs_in_training_whatever_the_seed(name: str):
     def contents(split: str, seed: int) -> set[str]:
-        made = build("dataset", {"kind": name, "count": 300, "split": split, "seed": seed}).records()
-        return {str(record.fields.get("messages", record.fields.get("prompt"))) for record in made}
+        records = build("dataset", {"kind": name, "count": 300, "split": split, "seed": seed}).records()
+        return {str(record.fields.get("messages", record.fields.get("prompt"))) for record in records}
 
     assert not contents("train", 0) & contents("test", 3)

@@ -3,7 +3,7 @@ import random
 import pytest
 from pydantic import ValidationError
 
-from luthier.data.generated.strings import TASKS, Strings, solve
+from luthier.datasets.strings import TASKS, Strings, solve
 
 
 @pytest.mark.parametrize(

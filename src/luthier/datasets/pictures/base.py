@@ -1,4 +1,4 @@
-"""The family of data sets of arrays: pictures and other tensors that are drawn by a program."""
+"""The base class of generated data sets of arrays: pictures and other tensors that a program draws."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from luthier.types import Row
 
 
 class ArrayDataset(Part):
-    """Rows of arrays made from options and a seed; the same options give the same rows everywhere. Verb: `rows`."""
+    """Rows of arrays made from options and a seed: the same options give the same rows everywhere. Verb: `rows`."""
 
     SLOT: ClassVar[str] = "dataset"
 
     def rows(self) -> list[Row]:
-        """All rows, in order, each with an id of its own; arrays are row streams."""
+        """All rows, in order: each has an id of its own and no tokens, and each of its arrays is a row stream."""
         raise RecipeError(f"{type(self).__name__} does not define `rows(self)`.")

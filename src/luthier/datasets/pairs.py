@@ -1,4 +1,4 @@
-"""Another data set as preference pairs: its answers, and the same answers with a slip."""
+"""Preference pairs of another data set: its answers, and the same answers with a slip."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field
 
-from luthier.data.generated.base import Dataset
+from luthier.datasets.base import Dataset
 from luthier.errors import DataError
 from luthier.parts import part_field
 from luthier.types import Record
@@ -17,8 +17,8 @@ from luthier.types import Record
 class Pairs(Dataset):
     """Right answers preferred to wrong ones: `{kind: pairs, of: {kind: strings, count: 500}}`.
 
-    The rejected answer is the right one with two neighbouring letters that differ exchanged, or without its last
-    letter where there are none: near enough that a model may have given it.
+    The rejected answer is the right one with two different neighbouring letters exchanged, or without its last letter
+    if all letters are equal: a mistake that a model may well make.
     """
 
     SETTINGS: ClassVar = (
@@ -28,16 +28,18 @@ class Pairs(Dataset):
     )
 
     of: Annotated[Dataset, part_field("dataset")] = Field(
-        description="Generated data set of prompts and answers; each answer becomes the chosen one beside a copy with "
-        "a slip.",
+        description="Generated data set of prompts and answers: its answers are the chosen ones, copies with a slip "
+        "the rejected ones.",
     )
-    seed: int = Field(0, description="Seed of where the slips stand; the chosen answers are the same for all seeds.")
+    seed: int = Field(
+        0, description="Seed of the positions of the slips; the chosen answers are the same for all seeds."
+    )
 
     def records(self) -> list[Record]:
         """The records of the other set, in its order, as preference pairs.
 
         Raises:
-            DataError: they are no text of prompt and completion.
+            DataError: a record of the other set has no completion that is text.
         """
         return [self._paired(record) for record in self.of.records()]
 
@@ -51,9 +53,10 @@ class Pairs(Dataset):
 
 
 def with_slip(text: str, draw: random.Random) -> str:
-    """The text with one pair of different neighbours exchanged, or without its last letter."""
-    places = [place for place in range(len(text) - 1) if text[place] != text[place + 1]]
-    if not places:
+    """The text with two different neighbouring letters exchanged, or without its last letter."""
+    # Equal neighbours are left out: exchanging them would make a pair of equal answers, which teaches nothing.
+    indices = [index for index in range(len(text) - 1) if text[index] != text[index + 1]]
+    if not indices:
         return text[:-1]
-    place = draw.choice(places)
-    return text[:place] + text[place + 1] + text[place] + text[place + 2 :]
+    index = draw.choice(indices)
+    return text[:index] + text[index + 1] + text[index] + text[index + 2 :]

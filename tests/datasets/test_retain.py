@@ -1,4 +1,4 @@
-from luthier.data.generated.retain import Retain
+from luthier.datasets.retain import Retain
 from luthier.parts import build
 
 

@@ -2,7 +2,7 @@ import re
 
 import pytest
 
-from luthier.data.generated.sums import STORIES, Sums
+from luthier.datasets.sums import STORIES, Sums
 
 
 @pytest.mark.parametrize("style", ["plain", "words", "both"])

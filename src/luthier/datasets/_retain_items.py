@@ -1,4 +1,4 @@
-"""The items of `retain`, written for Luthier: common knowledge and simple judgements, one item per line.
+"""The questions of `retain`, written for Luthier: common knowledge and simple judgements, one question per line.
 
 A line is `question | right answer | wrong answer | ...`.
 """
@@ -90,7 +90,7 @@ Boil the potatoes until they are soft. | Cooking | Music | Sports
 The president signed the treaty. | Politics | Sports | Weather
 """
 
-MODALITIES = """
+CATEGORIES = """
 hammer | Tool | Animal | Food
 bread | Food | Tool | Animal
 tiger | Animal | Tool | Food
@@ -107,7 +107,7 @@ QUESTIONS = {
     "facts": (FACTS, "{}"),
     "either or": (EITHER_OR, "{}"),
     "topics": (TOPICS, "What is the topic of this sentence? {}"),
-    "kinds": (MODALITIES, "Is this an animal, a food or a tool? {}"),
+    "kinds": (CATEGORIES, "Is this an animal, a food or a tool? {}"),
 }
 
 NUMBERS = """

@@ -8,10 +8,11 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
-from luthier.data.generated.base import Dataset, Split, belongs, draw_records
+from luthier.datasets.base import Dataset, Split, belongs, draw_records
 from luthier.types import Record
 
-Problem = tuple[str, list[str], int]  # the question, its worked steps, the result
+Problem = tuple[str, list[str], int]
+"""The question, its worked steps, the number that answers it."""
 NAMES = ("Mia", "Ben", "Ada", "Tom", "Eva", "Sam", "Lea", "Max", "Ida", "Jim")
 THINGS = ("apples", "books", "coins", "eggs", "pens", "stamps", "cards", "nuts", "shells", "bricks")
 
@@ -23,6 +24,7 @@ class Sums(Dataset):
     five, by its numbers' hash, is `test`.
     """
 
+    # Mostly `plain`: word problems do not read `terms`, and every option must change the records of some setting.
     SETTINGS: ClassVar = (
         {"count": 40, "style": "plain"},
         {"count": 30, "style": "plain"},
@@ -40,7 +42,7 @@ class Sums(Dataset):
     )
     seed: int = Field(
         0,
-        description="Seed of the draw: the same seed gives the same records everywhere, another one others.",
+        description="Seed of the draw: each seed gives its own records, the same on every machine.",
     )
     split: Split = Field(
         "train",
@@ -72,33 +74,34 @@ class Sums(Dataset):
     def draw(self, generator: random.Random) -> dict[str, Any] | None:
         """The columns of one record; None if it is in the other split."""
         style = generator.choice(("plain", "words")) if self.style == "both" else self.style
-        question, steps, result = (
-            chain(generator, self.terms, self.largest)
-            if style == "plain"
-            else generator.choice(STORIES)(generator, self.largest)
-        )
-        if not belongs("".join(letter for letter in question if letter.isdigit() or letter == " "), self.split):
+        if style == "plain":
+            question, steps, total = chain(generator, self.terms, self.largest)
+        else:
+            question, steps, total = generator.choice(STORIES)(generator, self.largest)
+        # Only the numbers decide the split: the same sum about other names or things is the same problem.
+        numbers = "".join(letter for letter in question if letter.isdigit() or letter == " ")
+        if not belongs(numbers, self.split):
             return None
-        answer = "\n".join([*steps, f"#### {result}"])
+        answer = "\n".join([*steps, f"#### {total}"])
         return {"prompt": question, "completion": answer, "metric": {"kind": "number", "after": "####"}}
 
 
 def chain(generator: random.Random, terms: int, largest: int) -> Problem:
-    """A chain of 2 to `terms` numbers added and taken away; no step goes below zero."""
+    """A sum of 2 to `terms` numbers, some of them negative; no intermediate total is below zero."""
     total = generator.randint(1, largest)
     text, steps = str(total), []
     for _ in range(generator.randint(2, terms) - 1):
-        value = generator.randint(1, largest)
-        sign = "-" if value <= total and generator.random() < 0.5 else "+"
-        after = total - value if sign == "-" else total + value
-        text += f"{sign}{value}"
-        steps.append(f"{total}{sign}{value}={after}")
+        term = generator.randint(1, largest)
+        sign = "-" if term <= total and generator.random() < 0.5 else "+"
+        after = total - term if sign == "-" else total + term
+        text += f"{sign}{term}"
+        steps.append(f"{total}{sign}{term}={after}")
         total = after
     return f"{text}=", steps, total
 
 
 def bought_and_gave(generator: random.Random, largest: int) -> Problem:
-    """Has some, gets more, gives some away."""
+    """Somebody has some things, buys more and gives some away."""
     name, friend = generator.sample(NAMES, 2)
     thing = generator.choice(THINGS)
     start, more = generator.randint(2, largest), generator.randint(2, largest)
@@ -109,7 +112,7 @@ def bought_and_gave(generator: random.Random, largest: int) -> Problem:
 
 
 def boxes(generator: random.Random, largest: int) -> Problem:
-    """Some boxes of the same size and a few loose ones."""
+    """Somebody has boxes of one size and some loose things."""
     name, thing = generator.choice(NAMES), generator.choice(THINGS)
     number, size, loose = generator.randint(2, 9), generator.randint(2, 12), generator.randint(1, largest)
     question = (
@@ -120,21 +123,21 @@ def boxes(generator: random.Random, largest: int) -> Problem:
 
 
 def sharing(generator: random.Random, largest: int) -> Problem:
-    """Two people put theirs together and share equally."""
-    one, two = generator.sample(NAMES, 2)
+    """Two people put their things together, and a group shares them equally."""
+    name, other = generator.sample(NAMES, 2)
     thing, people = generator.choice(THINGS), generator.randint(2, 6)
     each = generator.randint(2, max(2, 2 * largest // people))
     total = people * each
     first = generator.randint(1, total - 1)
     question = (
-        f"{one} brings {first} {thing} and {two} brings {total - first}. "
+        f"{name} brings {first} {thing} and {other} brings {total - first}. "
         f"They are shared equally by {people} people. How many does each get?"
     )
     return question, [f"{first}+{total - first}={total}", f"{total}/{people}={each}"], each
 
 
 def savings(generator: random.Random, largest: int) -> Problem:
-    """Saves the same every week and pays for something."""
+    """Somebody saves the same amount every week and pays for something."""
     name = generator.choice(NAMES)
     weeks, weekly = generator.randint(2, 9), generator.randint(2, 12)
     saved = weeks * weekly
@@ -146,11 +149,11 @@ def savings(generator: random.Random, largest: int) -> Problem:
 
 
 def difference(generator: random.Random, largest: int) -> Problem:
-    """One has so many more than the other; how many together?"""
-    one, two = generator.sample(NAMES, 2)
+    """One person has some more than another; the question asks for both together."""
+    name, other = generator.sample(NAMES, 2)
     thing = generator.choice(THINGS)
     few, more = generator.randint(1, largest), generator.randint(1, largest)
-    question = f"{one} has {few} {thing}. {two} has {more} more than {one}. How many {thing} do they have together?"
+    question = f"{name} has {few} {thing}. {other} has {more} more than {name}. How many {thing} do they have together?"
     return question, [f"{few}+{more}={few + more}", f"{few}+{few + more}={2 * few + more}"], 2 * few + more
 
 

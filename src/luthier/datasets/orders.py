@@ -9,8 +9,8 @@ from typing import Any, ClassVar
 
 from pydantic import Field
 
-from luthier.data.generated._order_words import MONTHS, NUMBERS, TEST, TRAIN, Words
-from luthier.data.generated.base import Dataset, Split, draw_records
+from luthier.datasets._order_words import MONTHS, NUMBERS, TEST, TRAIN, Words
+from luthier.datasets.base import Dataset, Split, draw_records
 from luthier.types import Record
 
 INSTRUCTION = "Reply in JSON: name, items (product, count, price), currency, due (MM-DD), express."
@@ -28,7 +28,7 @@ class OrderItem:
 
 @dataclass(frozen=True)
 class Order:
-    """What a message says and its JSON holds."""
+    """The content of a message and of its JSON."""
 
     name: str
     items: tuple[OrderItem, ...]
@@ -39,7 +39,9 @@ class Order:
 
     def as_json(self) -> str:
         """The answer: one line, product names in the singular, prices as numbers."""
-        items = [{"product": item.product, "count": item.count, "price": number(item.price)} for item in self.items]
+        items = []
+        for ordered in self.items:
+            items.append({"product": ordered.product, "count": ordered.count, "price": number(ordered.price)})
         return json.dumps(
             {
                 "name": self.name,
@@ -55,9 +57,8 @@ class Order:
 class Orders(Dataset):
     """Customer messages to JSON orders: names, items with counts and prices, a date, express or not.
 
-    The `test` split is written with other wordings, layouts and number forms than `train` ("a dozen",
-    "1.250,00 €", "the 3rd of May", changed minds, misleading numbers), so that a score on it says
-    something about the task and not about the sentences.
+    The split `test` has other wordings, layouts and number forms than `train` ("a dozen", "1.250,00 €", "the 3rd of
+    May", changed minds, misleading numbers), so its score measures the task rather than the memory of sentences.
     """
 
     SETTINGS: ClassVar = ({"count": 40}, {"count": 30}, {"count": 40, "seed": 1}, {"count": 40, "split": "test"})
@@ -69,7 +70,7 @@ class Orders(Dataset):
     )
     seed: int = Field(
         0,
-        description="Seed of the draw: the same seed gives the same records everywhere, another one others.",
+        description="Seed of the draw: each seed gives its own records, the same on every machine.",
     )
     split: Split = Field(
         "train",
@@ -78,11 +79,11 @@ class Orders(Dataset):
     )
 
     def records(self) -> list[Record]:
-        """Conversations of system (the schema), user (the message) and assistant (the JSON)."""
+        """Conversations of three turns: system (the schema), user (the message) and assistant (the JSON)."""
         return draw_records(self.kind, self.draw, self.count, self.seed, self.split)
 
     def draw(self, generator: random.Random) -> dict[str, Any]:
-        """The fields of one record."""
+        """The columns of one record: `messages`."""
         words = TRAIN if self.split == "train" else TEST
         order = draw_order(generator, words)
         return {
@@ -95,15 +96,15 @@ class Orders(Dataset):
 
 
 def draw_order(generator: random.Random, words: Words) -> Order:
-    """A random order, before anything is worded."""
+    """A random order of one or two items, without any wording."""
     amount = generator.choice((1, 1, 2))
-    items = tuple(
-        OrderItem(product, generator.choice((1, 2, 3, 4, 5, 6, 8, 10, 12, 15, 20, 40)), draw_price(generator))
-        for product in generator.sample(words.products, amount)
-    )
+    items = []
+    for product in generator.sample(words.products, amount):
+        count = generator.choice((1, 2, 3, 4, 5, 6, 8, 10, 12, 15, 20, 40))
+        items.append(OrderItem(product, count, draw_price(generator)))
     return Order(
         name=f"{generator.choice(words.first)} {generator.choice(words.last)}",
-        items=items,
+        items=tuple(items),
         currency=generator.choice(("EUR", "USD", "GBP")),
         month=generator.randint(1, 12),
         day=generator.randint(1, 28),
@@ -112,7 +113,8 @@ def draw_order(generator: random.Random, words: Words) -> Order:
 
 
 def draw_price(generator: random.Random) -> int:
-    """Hundredths: whole numbers, halves and odd cents; one in eight above a thousand."""
+    """A price in hundredths: whole numbers, halves and odd cents; one in eight is above a thousand."""
+    # Above a thousand, so that the form `{comma}` of `test` has a thousands separator.
     if generator.random() < 0.125:
         return 5000 * generator.randint(21, 80)
     whole = generator.randint(2, 99)
@@ -120,12 +122,12 @@ def draw_price(generator: random.Random) -> int:
 
 
 def number(price: int) -> int | float:
-    """Hundredths as a JSON number: 1250 → 12.5, 800 → 8."""
+    """A price in hundredths as a JSON number: 1250 → 12.5, 800 → 8."""
     return price // 100 if price % 100 == 0 else price / 100
 
 
 def write_message(generator: random.Random, words: Words, order: Order) -> str:
-    """Put an order into words: who, what, when, how fast, with some noise."""
+    """A message that says who orders what, when and how fast, sometimes with an irrelevant sentence."""
     name = order.name
     before = generator.random() < 0.5
     body, correction = write_items(generator, words, order)
@@ -147,29 +149,29 @@ def write_message(generator: random.Random, words: Words, order: Order) -> str:
 
 
 def write_items(generator: random.Random, words: Words, order: Order) -> tuple[str, str]:
-    """The items as prose or as a list, and the sentence that corrects a count (or nothing)."""
-    said, correction = list(order.items), ""
+    """The items as prose or as a list, and the sentence that corrects a count (empty for most messages)."""
+    written, correction = list(order.items), ""
     as_list = generator.random() < 0.35
     if not as_list and generator.random() < 0.12:
-        place = generator.randrange(len(said))
-        right = said[place]
+        # The customer changes their mind: the items state a wrong count, and only the correction has the right one.
+        index = generator.randrange(len(written))
+        right = written[index]
         wrong = right.count + generator.randint(1, 4)
-        said[place] = replace(right, count=wrong)
+        written[index] = replace(right, count=wrong)
         correction = generator.choice(words.corrections).format(
             n=right.count, items=plural(right.product, right.count), wrong=wrong
         )
-    templates = words.bullets if as_list else words.lines
-    template = generator.choice(templates)
-    texts = [
-        template.format(
-            n=write_count(generator, words, item.count, as_list or bool(correction)),
-            item=item.product,
-            items=plural(item.product, item.count),
-            price=write_price(generator, words, item.price, order.currency),
+    template = generator.choice(words.bullets if as_list else words.lines)
+    texts = []
+    for position, ordered in enumerate(written, 1):
+        text = template.format(
+            n=write_count(generator, words, ordered.count, digits=as_list or bool(correction)),
+            item=ordered.product,
+            items=plural(ordered.product, ordered.count),
+            price=write_price(generator, words, ordered.price, order.currency),
             k=position,
         )
-        for position, item in enumerate(said, 1)
-    ]
+        texts.append(text)
     opening = generator.choice(words.openings)
     if as_list:
         return f"{opening.rstrip(':')}:\n" + "\n".join(texts) + "\n", correction
@@ -177,13 +179,13 @@ def write_items(generator: random.Random, words: Words, order: Order) -> tuple[s
 
 
 def plural(product: str, count: int) -> str:
-    """Product names are chosen so that an s is all they need."""
+    """The product in the plural, where the count asks for it: every product name forms it with an s."""
     return product if count == 1 else f"{product}s"
 
 
-def write_count(generator: random.Random, words: Words, count: int, plain: bool) -> str:
-    """Digits; half the small numbers of prose are words, and in test messages sets such as "a dozen"."""
-    if plain or generator.random() < 0.5:
+def write_count(generator: random.Random, words: Words, count: int, digits: bool) -> str:
+    """A count in digits if `digits`, else half the time in words; `test` also has sets such as "a dozen"."""
+    if digits or generator.random() < 0.5:
         return str(count)
     if words is TEST and count in SETS:
         return SETS[count]
@@ -191,15 +193,15 @@ def write_count(generator: random.Random, words: Words, count: int, plain: bool)
 
 
 def write_price(generator: random.Random, words: Words, price: int, currency: str) -> str:
-    """A price in one of the split's forms; `{comma}` writes 1.250,00 as much of Europe does."""
-    value = number(price)
-    plain = str(value) if isinstance(value, int) else f"{value:.2f}"
+    """A price by one of the split's templates; `{comma}` stands for 1.250,00, as much of Europe writes it."""
+    amount = number(price)
+    point = str(amount) if isinstance(amount, int) else f"{amount:.2f}"
     comma = f"{price / 100:,.2f}".translate(str.maketrans(",.", ".,"))
-    return generator.choice(words.prices[currency]).format(p=plain, comma=comma)
+    return generator.choice(words.prices[currency]).format(p=point, comma=comma)
 
 
 def write_date(generator: random.Random, words: Words, order: Order) -> str:
-    """The due date in one of the split's forms."""
+    """The due date by one of the split's templates."""
     ending = {1: "st", 2: "nd", 3: "rd"}.get(order.day % 10, "th") if order.day not in (11, 12, 13) else "th"
     return generator.choice(words.dates).format(
         month=MONTHS[order.month - 1],

@@ -1,6 +1,6 @@
 import pytest
 
-from luthier.data.generated.mix import Mix
+from luthier.datasets.mix import Mix
 from luthier.errors import RecipeError
 from luthier.parts import build
 

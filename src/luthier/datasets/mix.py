@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from itertools import chain
 from typing import Annotated, ClassVar
 
 from pydantic import Field
 
-from luthier.data.generated.base import Dataset
+from luthier.datasets.base import Dataset
 from luthier.parts import part_field
 from luthier.types import Record
 
@@ -21,10 +22,9 @@ class Mix(Dataset):
 
     of: list[Annotated[Dataset, part_field("dataset")]] = Field(
         min_length=1,
-        description="Generated data sets that are joined, one behind the other, each a block of its own; training "
-        "shuffles.",
+        description="Generated data sets, joined one after the other; training shuffles their records.",
     )
 
     def records(self) -> list[Record]:
-        """All records of all sets, one set after the other; training shuffles."""
-        return [record for dataset in self.of for record in dataset.records()]
+        """The records of all sets, one set after the other."""
+        return [*chain.from_iterable(dataset.records() for dataset in self.of)]

@@ -4,8 +4,8 @@ import re
 
 import pytest
 
-from luthier.data.generated._order_words import NUMBERS, TEST, TRAIN, Words
-from luthier.data.generated.orders import (
+from luthier.datasets._order_words import NUMBERS, TEST, TRAIN, Words
+from luthier.datasets.orders import (
     Order,
     OrderItem,
     Orders,

@@ -1,4 +1,4 @@
-"""Another data set with a share of its answers exchanged."""
+"""Label noise: another data set with a share of its answers exchanged."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field
 
-from luthier.data.generated.base import Dataset
+from luthier.datasets.base import Dataset
 from luthier.errors import DataError
 from luthier.parts import part_field
 from luthier.types import Record
@@ -17,8 +17,8 @@ from luthier.types import Record
 class Shuffled(Dataset):
     """A data set with wrong labels: `{kind: shuffled, of: {kind: sums, count: 500}, share: 0.2}`.
 
-    The answers of a share of the records are passed round among them, so that their distribution stays and
-    none of them is right, except where two answers are equal. Those records carry the column `shuffled: true`.
+    Each record of the share gets the answer of another, so the distribution of answers stays and every exchanged
+    answer is wrong, unless two answers are equal. Exchanged records have the column `shuffled: true`.
     """
 
     SETTINGS: ClassVar = (
@@ -35,16 +35,16 @@ class Shuffled(Dataset):
         0.2,
         gt=0.0,
         le=1.0,
-        description="Share of the records that get another one's answer; at least two records. Larger makes more "
-        "labels wrong.",
+        description="Share of the records that get the answer of another record; at least two records. Larger makes "
+        "more labels wrong.",
     )
-    seed: int = Field(0, description="Seed of which records exchange their answers, and with which.")
+    seed: int = Field(0, description="Seed of the choice of records that exchange their answers.")
 
     def records(self) -> list[Record]:
         """The records of the other set, in its order.
 
         Raises:
-            DataError: fewer than two records are to be exchanged, or they are conversations of several turns.
+            DataError: the share is fewer than two records, or a record has no `completion`.
         """
         records = self.of.records()
         if any("completion" not in record.fields for record in records):
@@ -53,8 +53,9 @@ class Shuffled(Dataset):
         if count < 2:
             raise DataError(f"share {self.share} of {len(records)} records is {count}: none can be exchanged.")
         chosen = random.Random(f"shuffled:{self.seed}").sample(range(len(records)), count)
-        answers = [records[place].fields["completion"] for place in [*chosen[1:], chosen[0]]]
-        for place, answer in zip(chosen, answers, strict=True):
-            fields = {**records[place].fields, "completion": answer, "shuffled": True}
-            records[place] = replace(records[place], fields=fields)
+        # One cycle through all chosen records: a random permutation could leave some with their own answers.
+        answers = [records[index].fields["completion"] for index in [*chosen[1:], chosen[0]]]
+        for index, answer in zip(chosen, answers, strict=True):
+            fields = {**records[index].fields, "completion": answer, "shuffled": True}
+            records[index] = replace(records[index], fields=fields)
         return records
