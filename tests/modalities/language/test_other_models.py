@@ -127,8 +127,8 @@ def test_what_is_refused_is_left_out_and_told_unless_it_is_all(data):
     [
         ({"generate": "http"}, "evaluation scores the answers of its own model"),
         ({"rl": {"generate": "http"}, "train": {"objective": "grpo"}}, "learns from answers of the model in training"),
-        ({"steps": {"a": {"do": "train"}, "b": {"do": "evaluate", "generate": "http"}}}, "evaluation scores the answers"),
-        ({"steps": {"a": {"do": "generate"}, "b": {"do": "train"}}, "generate": "http"}, "evaluation scores the answers"),
+        ({"steps": {"a": {"do": "train"}, "b": {"do": "evaluate", "generate": "http"}}}, "an evaluation scores"),
+        ({"steps": {"a": {"do": "generate"}, "b": {"do": "train"}}, "generate": "http"}, "an evaluation scores"),
         (
             {"steps": {"a": {"do": "rl", "rl": {"generate": "http"}, "train": {"objective": "grpo"}}}},
             "`rl.generate.sampler` lets another model answer",
