@@ -204,7 +204,7 @@ def test_cached_latents_and_prompt_embeddings_from_a_file(tmp_path):
         (RecipeError, "the recipe has no `reward`", {**NFT, "reward": "auto"}),
         (RecipeError, "budget is in epochs", {**NFT, "budget": {"epochs": 1}}),
         (RecipeError, "reward `length` judges outputs of language models", {"reward": {"kind": "length"}}),
-        (RecipeError, "`loramoe` learns cannot be merged", {"train": {"objective": "flow", "tuner": "loramoe"}}),
+        (RecipeError, "`loramoe` cannot be merged", {"train": {"objective": "flow", "tuner": "loramoe"}}),
         (RecipeError, "exclude each other", {"model": {"path": "x", "config": TINY}}),
         (ModelError, "Did you mean `SD3Transformer2DModel`", {"model": {"config": {"_class_name": "SD3Transformer"}}}),
         (ModelError, "SD3Transformer2DModel cannot be made", {"model": {"config": {**TINY, "no_such_option": 1}}}),

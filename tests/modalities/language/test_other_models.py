@@ -125,13 +125,13 @@ def test_what_is_refused_is_left_out_and_told_unless_it_is_all(data):
 @pytest.mark.parametrize(
     "more, said",
     [
-        ({"generate": "http"}, "evaluation asks the model that it scores"),
+        ({"generate": "http"}, "evaluation scores the answers of its own model"),
         ({"rl": {"generate": "http"}, "train": {"objective": "grpo"}}, "learns from answers of the model in training"),
-        ({"steps": {"a": {"do": "train"}, "b": {"do": "evaluate", "generate": "http"}}}, "evaluation asks the model"),
-        ({"steps": {"a": {"do": "generate"}, "b": {"do": "train"}}, "generate": "http"}, "evaluation asks the model"),
+        ({"steps": {"a": {"do": "train"}, "b": {"do": "evaluate", "generate": "http"}}}, "an evaluation scores"),
+        ({"steps": {"a": {"do": "generate"}, "b": {"do": "train"}}, "generate": "http"}, "an evaluation scores"),
         (
             {"steps": {"a": {"do": "rl", "rl": {"generate": "http"}, "train": {"objective": "grpo"}}}},
-            "rl.generate.sampler has another one answer",
+            "`rl.generate.sampler` lets another model answer",
         ),
     ],
 )
@@ -149,7 +149,7 @@ def test_where_the_model_itself_must_answer_another_is_refused(data, more, said)
 
 def test_eval_refuses_another_model(data):
     other = ["generate.sampler.kind=http", "generate.sampler.url=http://127.0.0.1:9/v1", "generate.sampler.model=m"]
-    with pytest.raises(RecipeError, match="evaluation asks the model that it scores"):
+    with pytest.raises(RecipeError, match="evaluation scores the answers of its own model"):
         evaluate_model("nano", data="sums", metric="auto", limit=1, overrides=other, console=None)
 
 
