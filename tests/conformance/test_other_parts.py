@@ -364,4 +364,4 @@ def test_a_sampler_behind_a_server_is_checked_where_one_answers():
     with serving(lambda body, number: said(body["messages"][-1]["content"][:4])) as (url, asked):
         part = type("Served", (Http,), {"SETTINGS": ({"url": url, "model": "any"},), "__module__": __name__})
         outcomes = list(run_checks("sampler", part))
-    assert [outcome.seen for outcome in outcomes] == [""] * 3 and asked
+    assert [outcome.message for outcome in outcomes] == [""] * 3 and asked

@@ -15,9 +15,9 @@ from luthier.objectives.supervised.sft import SFT
 def test_every_pair_trains_or_is_refused_in_words():
     names = catalogued()
     found = trials(names)
-    assert [trial.seen for trial in found.values() if trial.verdict == "fault"] == []
+    assert [trial.message for trial in found.values() if trial.verdict == "fault"] == []
     assert set(all_pairs(names)) <= set(found)
-    assert all(trial.seen for trial in found.values() if trial.verdict == "refused")
+    assert all(trial.message for trial in found.values() if trial.verdict == "refused")
     page = Path(__file__).parents[2] / "docs" / "support.md"
     assert "\n".join(pair_tables(found)) in page.read_text(), "run `make support`"
 
@@ -54,7 +54,7 @@ def test_a_refusal_in_the_middle_is_a_fault(loss):
 
     loss(breaks)
     trial = attempt(SFT_AND_FULL)
-    assert trial.verdict == "fault" and "broke off after 1 update(s)" in trial.seen
+    assert trial.verdict == "fault" and "broke off after 1 update(s)" in trial.message
 
 
 def test_a_traceback_a_nan_and_a_standstill_are_faults(loss):
@@ -65,9 +65,9 @@ def test_a_traceback_a_nan_and_a_standstill_are_faults(loss):
     ):
         loss(made)
         trial = attempt(SFT_AND_FULL)
-        assert trial.verdict == "fault" and word in trial.seen and trial.seen.startswith("sft + full: ")
+        assert trial.verdict == "fault" and word in trial.message and trial.message.startswith("sft + full: ")
 
 
 def test_a_pair_of_another_kind_of_model_is_refused_by_name():
     trial = attempt((("objective", "siglip"), ("selector", "max_loss")))
-    assert trial.verdict == "refused" and "`max_loss` works on models of the kind `token`" in trial.seen
+    assert trial.verdict == "refused" and "`max_loss` works on models of the kind `token`" in trial.message

@@ -99,4 +99,4 @@ def test_planted_fault_is_caught(verb, name, check, words):
 def test_an_error_of_the_verb_is_an_outcome_with_its_line(verb):
     *others, last = run_checks("verb", verb("refusing"))
     assert all(outcome.passed for outcome in others)
-    assert not last.passed and "ValueError: not here (refusing.py:" in last.seen
+    assert not last.passed and "ValueError: not here (refusing.py:" in last.message

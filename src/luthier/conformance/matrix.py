@@ -78,7 +78,7 @@ def check_part(path: Path, console: Console) -> None:
         console.print(f"  {'[green]pass[/]' if outcome.passed else '[red]FAIL[/]'}  {outcome.check}")
         if not outcome.passed:
             failed += 1
-            console.print(f"        {outcome.seen}", style="red", markup=False, highlight=False)
+            console.print(f"        {outcome.message}", style="red", markup=False, highlight=False)
     if failed:
         raise RunError(f"{part.__name__} fails {failed} check(s) of the matrix.")
     console.print(f"{part.__name__} passes the matrix.")

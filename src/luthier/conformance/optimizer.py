@@ -24,7 +24,7 @@ def parameters() -> list[nn.Parameter]:
 
 
 def step(optimizer: torch.optim.Optimizer, tensors: list[nn.Parameter], number: int) -> None:
-    """One step by gradients that only its number decides."""
+    """One step; its gradients depend on its number alone."""
     draw = torch.Generator().manual_seed(100 + number)
     for tensor in tensors:
         tensor.grad = torch.randn(tensor.shape, generator=draw)
@@ -60,12 +60,12 @@ def check_movement(part: Any) -> None:
             if not bool(torch.isfinite(tensor).all()):
                 raise Failed(f"after one step a parameter of shape {tuple(start.shape)} is not finite")
             if torch.equal(tensor, start) == moves:
-                said = "does not move" if moves else "moves although the learning rate is 0"
-                raise Failed(f"a parameter of shape {tuple(start.shape)} {said}")
+                fault = "does not move" if moves else "moves although the learning rate is 0"
+                raise Failed(f"a parameter of shape {tuple(start.shape)} {fault}")
 
 
 def check_round_trip(part: Any) -> None:
-    """After `state_dict` and `load_state_dict` the next step is the same, bit for bit; the state is one of tensors."""
+    """After `state_dict` and `load_state_dict` the next step is the same, bit for bit."""
     tensors = parameters()
     optimizer = part.make(tensors)
     for number in range(STEPS):
@@ -75,14 +75,14 @@ def check_round_trip(part: Any) -> None:
     again.load_state_dict(copy.deepcopy(optimizer.state_dict()))
     step(optimizer, tensors, STEPS)
     step(again, copies, STEPS)
-    if not all(torch.equal(one, other) for one, other in zip(tensors, copies, strict=True)):
+    if not all(torch.equal(tensor, copied) for tensor, copied in zip(tensors, copies, strict=True)):
         raise Failed("after `load_state_dict` the next step differs: is there state outside `self.state`?")
 
 
 def checks(part: type[Any]) -> Iterator[tuple[str, Callable[[], None]]]:
     """The checks of an optimiser, in the order they are run."""
-    made = variants(part)
-    first = made[0]
+    optimizers = variants(part)
+    first = optimizers[0]
     sft, full = parts.build("objective", "sft"), parts.build("tuner", "full")
 
     def weights(optimizer: Any) -> dict[str, Tensor]:
@@ -93,4 +93,4 @@ def checks(part: type[Any]) -> Iterator[tuple[str, Callable[[], None]]]:
     yield "its state goes through `state_dict`", lambda: check_round_trip(first)
     yield "deterministic by seed", lambda: check_determinism(sft, full, first)
     yield "exact resume", lambda: check_resume(sft, full, first)
-    yield "every option changes something", lambda: check_options(made, weights)
+    yield "every option changes something", lambda: check_options(optimizers, weights)
