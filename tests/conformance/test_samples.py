@@ -73,7 +73,7 @@ def test_digit_and_a_sound_one_pass():
         (NotFinite, "a number", "finite"),
         (OneForAll, "a number", "one finite number each"),
         (Compares, "the same alone", "alone"),
-        (Scribbles, "the same alone", "something else|changed"),
+        (Scribbles, "the same alone", "another reward|changes the samples"),
         (Random, "the same alone", "second time"),
         (Idle, "every option", "most"),
     ],
@@ -83,7 +83,7 @@ def test_each_fault_is_found(part, check, words):
     import re
 
     failed = [one for name, one in outcomes(part).items() if name.startswith(check)]
-    assert len(failed) == 1 and not failed[0].passed and re.search(words, failed[0].seen), failed
+    assert len(failed) == 1 and not failed[0].passed and re.search(words, failed[0].message), failed
 
 
 def test_a_reward_of_other_samples_is_not_asked_further():

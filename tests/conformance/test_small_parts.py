@@ -220,8 +220,8 @@ class UnreadSubset(Subset):
         ("strategy", Careless, "memory", "after a resume"),
         ("strategy", UnreadStrategy, "every option", "`group`"),
         ("strategy", Needs, "without demonstrations", "lets prompts without them pass"),
-        ("subset", Repeats, "keeps given", "kept twice"),
-        ("subset", Outside, "keeps given", "not places"),
+        ("subset", Repeats, "keeps candidates", "kept twice"),
+        ("subset", Outside, "keeps candidates", "no indices of"),
         ("subset", RandomSubset, "deterministic", "random call"),
         ("subset", Overwrites, "deterministic", "copy them"),
         ("subset", FirstHalf, "independent", "in another order"),
@@ -238,7 +238,7 @@ def test_planted_fault_is_caught(slot, part, check, words, monkeypatch):
 
 def test_memory_outside_the_part_is_caught():
     ASKED.clear()
-    with pytest.raises(Failed, match="two plays with one seed differ"):
+    with pytest.raises(Failed, match="two rollouts with one seed differ"):
         next(found for name, found in checks_of("strategy", Elsewhere) if name.startswith("deterministic"))()
 
 
