@@ -108,6 +108,6 @@ def test_methods_tells_what_goes_together_and_why_not(command, result, here):
     shown = words(command("methods", "dft").out)
     assert "may go with half, slices, whole (" in shown
     assert "not with sft, siglip (both write train.objective.kind)" in shown
-    assert "not with siglip (of encoder policies; this one is of token policies)" in words(
+    assert "not with siglip (of contrastive policies; this one is of language policies)" in words(
         command("methods", "half").out
     )

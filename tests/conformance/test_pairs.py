@@ -5,13 +5,27 @@ from pathlib import Path
 
 import pytest
 
+from luthier import parts
 from luthier.conformance import pairs as conformance_pairs
 from luthier.conformance.pairs import all_pairs, attempt, catalogued, covering, trials
 from luthier.conformance.support_page import pair_tables
 from luthier.errors import RecipeError, RunError
 from luthier.objectives.supervised.sft import SFT
+from support.changed import changed_files, git, has_turn
 
 
+def test_combinations_whose_turn_it_is_train_or_are_refused_in_words():
+    """Those with a part that changed, and a share of the others: `make test-full` tries every pair."""
+    commit = git("rev-parse", "HEAD") or ""
+    names = catalogued()
+    members = [(slot, name) for slot, listed in names.items() for name in listed]
+    changed = {member for member in members if parts.find(*member).path in changed_files()}
+    chosen = [triple for triple in covering(names) if changed.intersection(triple) or has_turn(str(triple), commit)]
+    attempts = [attempt(triple) for triple in chosen]
+    assert chosen and [trial.message for trial in attempts if trial.verdict == "fault"] == []
+
+
+@pytest.mark.slow
 def test_every_pair_trains_or_is_refused_in_words():
     names = catalogued()
     found = trials(names)
@@ -70,4 +84,4 @@ def test_a_traceback_a_nan_and_a_standstill_are_faults(loss):
 
 def test_a_pair_of_another_kind_of_model_is_refused_by_name():
     trial = attempt((("objective", "siglip"), ("selector", "max_loss")))
-    assert trial.verdict == "refused" and "`max_loss` works on models of the kind `token`" in trial.message
+    assert trial.verdict == "refused" and "`max_loss` works on models of the modality `language`" in trial.message

@@ -15,11 +15,18 @@ from luthier.models.kernels.head import target_logprob
 from luthier.objectives.base import Objective, TokenObjective
 from luthier.tuners.full import Full
 from luthier.types import Term
+from support.changed import tried_now
 
-PARTS = [(slot, entry.name) for slot in checked_slots() for entry in parts.catalogue(slot)]
+
+def whole_matrix():
+    """Every part; those that neither changed nor have their turn at this commit are slow: `make test-full` has all."""
+    for slot in checked_slots():
+        for entry in parts.catalogue(slot):
+            marks = () if tried_now(entry) else (pytest.mark.slow,)
+            yield pytest.param(slot, entry.name, id=entry.name, marks=marks)
 
 
-@pytest.mark.parametrize("slot, name", PARTS, ids=[name for _, name in PARTS])
+@pytest.mark.parametrize("slot, name", whole_matrix())
 def test_part(slot, name):
     failed = [outcome for outcome in run_checks(slot, parts.load(slot, name)) if not outcome.passed]
     assert not failed

@@ -49,18 +49,18 @@ def test_a_part_is_asked_once():
 @pytest.mark.parametrize(
     "chosen, words",
     [
-        (parts_of("siglip", "full"), "`siglip` works on models of the kind `encoder`; this one is `token`"),
+        (parts_of("siglip", "full"), "`siglip` works on models of the modality `contrastive`; this one is `language`"),
         (parts_of("sft", "full", "s2ft"), "cannot be combined"),
         (parts_of("sft", "spiel", optimizer=GradientDescent()), "rule of its own"),
     ],
 )
 def test_conflicts_are_refused(chosen, words):
     with pytest.raises(RecipeError, match=words):
-        chosen.refuse_conflicts("token")
-    parts_of("sft", "lora", selector="max_loss").refuse_conflicts("token")
+        chosen.refuse_conflicts("language")
+    parts_of("sft", "lora", selector="max_loss").refuse_conflicts("language")
 
 
 def test_only_a_selector_that_reads_the_model_is_bound_to_a_modality():
     parts_of("siglip", "full", selector="random").refuse_conflicts("contrastive")
-    with pytest.raises(RecipeError, match="`max_loss` works on models of the kind `token`"):
+    with pytest.raises(RecipeError, match="`max_loss` works on models of the modality `language`"):
         parts_of("siglip", "full", selector="max_loss").refuse_conflicts("contrastive")

@@ -115,7 +115,7 @@ def test_a_run_that_was_stopped_behind_a_verb_of_ones_own_goes_on_to_the_same_bi
     steps |= {"short": {"do": "select", "subset": "./short.py"}, "polish": {"do": "train", "data": "short"}}
     settings = recipe(data, steps, budget={"updates": 9})
     whole = run_recipe(settings, data / "whole", [])
-    one, calls = Trainer._one, iter(range(1, 100))
+    one, calls = Trainer._one_update, iter(range(1, 100))
 
     def asked(self):
         if next(calls) == 8:  # in the last training
@@ -123,7 +123,7 @@ def test_a_run_that_was_stopped_behind_a_verb_of_ones_own_goes_on_to_the_same_bi
         return one(self)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "_one", asked)
+        patch.setattr(Trainer, "_one_update", asked)
         assert run_recipe(settings, data / "broken", [])["status"] == "stopped"
     again = run_recipe(settings, data / "broken", [])
     first, second = weights(data / "whole"), weights(data / "broken")

@@ -87,7 +87,7 @@ class Parts:
         for part in (*members_of(self.objective), *selectors):
             if modality != part.MODALITY:
                 raise RecipeError(
-                    f"`{part.kind}` works on models of the kind `{part.MODALITY}`; this one is `{modality}`."
+                    f"`{part.kind}` works on models of the modality `{part.MODALITY}`; this one is `{modality}`."
                 )
 
     def budget(self, recipe: Recipe) -> Budget:

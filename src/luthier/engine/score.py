@@ -82,7 +82,7 @@ def score(
 def _place(column: Column, micro: Sequence[Row], owners: list[int], places: list[int], values: numpy.ndarray) -> None:
     for index, place, value in zip(owners, places, values, strict=True):
         owner = micro[index]
-        column.setdefault(owner.record, numpy.zeros(len(owner), dtype=values.dtype))[place] = value
+        column.setdefault(owner.id, numpy.zeros(len(owner), dtype=values.dtype))[place] = value
 
 
 def with_column(rows: Iterable[Row], name: str, column: Column) -> list[Row]:

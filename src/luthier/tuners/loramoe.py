@@ -131,9 +131,8 @@ class LoRAMoE(Tuner):
     )
     pool: Literal["row", "micro_batch"] = Field(
         "row",
-        description="Whose entries of Z share one variance: those of one row, averaged over the rows of the update, or"
-        " (the released code) those of all rows of a micro-batch, averaged by its number of rows. `micro_batch`"
-        " depends on how the update is cut, and pushes where rows are of unequal length.",
+        description="Whose entries of Z share one variance: those of one row, or (the released code) those of all rows"
+        " of a micro-batch, which depends on how the update is cut and pushes where rows are of unequal length.",
     )
 
     @model_validator(mode="after")

@@ -144,7 +144,7 @@ def test_offline_the_hub_is_not_asked(monkeypatch: pytest.MonkeyPatch):
 
 MAKER = """
 import sys, time
-from luthier.models import bundled
+from luthier.models.loading import bundled
 def obtain(name, bundle, folder, say):
     print("made", flush=True)
     time.sleep(0.5)
@@ -217,7 +217,7 @@ def test_installing_rounds_to_bfloat16(place: str, tmp_path: Path, capsys: pytes
 
 def test_packaged_models_are_found_by_name_whatever_their_kind(tmp_path: Path):
     kinds = {name: modality_of(Model(path=name), tmp_path) for name in PACKAGED}
-    assert kinds == {"nano": "token", "nano-digits": "diffusion"}
+    assert kinds == {"nano": "language", "nano-digits": "diffusion"}
     assert all(bundled_path(name) == model_folder(name, tmp_path) for name in PACKAGED)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "config.json").write_text('{"model_type": "siglip"}')
