@@ -343,9 +343,9 @@ class Unforced(Own):
 )
 def test_planted_fault_is_caught(slot, part, check, words, monkeypatch):
     monkeypatch.setattr("luthier.conformance.texts.HOSTILE", ("", "9", "a" * 50))
-    found = next(found for name, found in checks_of(slot, part) if name.startswith(check))
+    run_check = next(function for name, function in checks_of(slot, part) if name.startswith(check))
     with pytest.raises(Failed, match=re.escape(words)):
-        found()
+        run_check()
 
 
 def test_an_honest_neighbour_of_the_faults_passes():

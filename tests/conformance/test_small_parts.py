@@ -231,9 +231,9 @@ class UnreadSubset(Subset):
 def test_planted_fault_is_caught(slot, part, check, words, monkeypatch):
     monkeypatch.setattr("luthier.conformance.texts.PATIENCE", 0.3)
     monkeypatch.setattr("luthier.conformance.texts.HOSTILE", ("", "9", "a" * 50))
-    found = next(found for name, found in checks_of(slot, part) if name.startswith(check))
+    run_check = next(function for name, function in checks_of(slot, part) if name.startswith(check))
     with pytest.raises(Failed, match=re.escape(words)):
-        found()
+        run_check()
 
 
 def test_memory_outside_the_part_is_caught():

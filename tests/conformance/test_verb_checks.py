@@ -84,7 +84,7 @@ def verb(tmp_path):
     "name, check, words",
     [
         ("undescribed", "every key", "the key `strength` has no description"),
-        ("lenient", "an unknown key", "`no_such_key` is taken"),
+        ("lenient", "an unknown key", "the key `no_such_key` is accepted"),
         ("unset", "runs in a pipeline", "the key `strength` has no default: write SETTINGS"),
         ("noisy", "runs in a pipeline", "two runs with one seed differ"),
         ("appending", "runs in a pipeline", "goes on in its folder ends otherwise"),

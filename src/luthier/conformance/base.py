@@ -31,7 +31,7 @@ def apart(expected: Mapping[str, Tensor], actual: Mapping[str, Tensor]) -> float
     largest = max(float(tensor.norm()) for tensor in expected.values())
     differences = []
     for name, tensor in expected.items():
-        # A tensor that is all rounding error beside the largest one must not count by its own tiny norm.
+        # The floor keeps a tensor of mere rounding error from counting by its own tiny norm.
         scale = max(float(tensor.norm()), 1e-6 * largest, 1e-300)
         differences.append(float((tensor - actual[name]).norm()) / scale)
     return max(differences)

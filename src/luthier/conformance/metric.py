@@ -59,7 +59,7 @@ def check_scores(metrics: Sequence[Metric]) -> None:
     for metric in metrics:
         scores = [score_of(metric, prediction, reference) for prediction, reference in PAIRS]
         if all(score is None for score in scores):
-            if metric.EXAMPLES:
+            if metric.EXAMPLES:  # these show that the metric scores something
                 continue
             raise Failed(f"{metric!r}: refuses every invented reference: write EXAMPLES of what it scores")
         for _, reference in PAIRS:
@@ -144,7 +144,7 @@ def check_pairs(metrics: Sequence[Metric]) -> None:
 
 
 def check_examples(part: type[Metric]) -> None:
-    """Every example of the part is worth what it says."""
+    """Every example of the part gets the score that EXAMPLES names."""
     for settings, described, worth in part.EXAMPLES:
         fields = dict(described)
         score = score_of(part(**settings), fields.pop("text"), fields.pop("gold"), fields)

@@ -31,10 +31,10 @@ def checks(part: type[Any]) -> Iterator[tuple[str, Callable[[], None]]]:
     yield "gradient: splits, padding side, packing", lambda: check_splits(objectives)
     yield "gradient: two ranks", lambda: check_ranks(first, full)
     yield "gradient: derivative of the loss, but for what is DETACHED", lambda: check_derivative(first, full)
-    whole = Batching(RECORDS, 10_000, "padded")
+    one_batch = Batching(RECORDS, 10_000, "padded")
     yield (
         "every option changes something",
-        lambda: check_options(objectives, lambda objective: now_and_later(objective, tuner_for(objective), whole)),
+        lambda: check_options(objectives, lambda objective: now_and_later(objective, tuner_for(objective), one_batch)),
     )
     yield "deterministic by seed", lambda: check_determinism(first, full)
     yield "exact resume", lambda: check_resume(first, full)
@@ -44,4 +44,5 @@ def checks(part: type[Any]) -> Iterator[tuple[str, Callable[[], None]]]:
         yield "no targets: refused", lambda: check_zero_targets(first, full)
     yield from checks_of_need(first)
     for name in ("full", "lora"):
+        # A resumed training exercises what a composition could break: forward, gradient, step and saved state.
         yield f"composes with {name}", lambda name=name: check_resume(first, parts.build("tuner", name))

@@ -1,4 +1,4 @@
-"""The checks of optimisers: what they move, and that their whole state goes through a checkpoint."""
+"""The checks of optimisers: what they move, and that all of their state goes through a checkpoint."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def check_interface(part: Any) -> None:
     if held != {id(tensor) for tensor in tensors}:
         raise Failed(f"the optimiser holds {len(held)} of {len(tensors)} parameters")
     if optimizer.defaults.get("lr") != part.lr:
-        raise Failed("`lr` is not the rate that the torch optimiser was made with: schedules multiply that one")
+        raise Failed("`lr` is not the learning rate of the torch optimiser: schedules multiply that rate")
 
 
 def check_movement(part: Any) -> None:
@@ -53,7 +53,7 @@ def check_movement(part: Any) -> None:
         tensors = parameters()
         before = [tensor.detach().clone() for tensor in tensors]
         optimizer = part.make(tensors)
-        for group in optimizer.param_groups:
+        for group in optimizer.param_groups:  # as the trainer applies a schedule
             group["lr"] = optimizer.defaults["lr"] * rate
         step(optimizer, tensors, 0)
         for tensor, start in zip(tensors, before, strict=True):

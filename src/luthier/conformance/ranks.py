@@ -38,7 +38,7 @@ class Meeting:
 
 @dataclass(frozen=True)
 class Peer(World):
-    """One of several ranks that live in one process."""
+    """One of several ranks that live in one process. Every operation waits until all ranks have called it."""
 
     meeting: Any = None
 

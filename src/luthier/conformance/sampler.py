@@ -99,11 +99,11 @@ def _check_answer(answer: Trajectory, request: Request, forced: Sequence[int] = 
 def check_order(part: SamplerPart) -> None:
     """In reverse order, and one by one, each request gets the same answer: the likeliest one, at temperature 0."""
     sample, asked = sampler_of(part), requests()
-    whole = [list(answer.ids) for answer in sample(asked, GREEDY)]
+    together = [list(answer.ids) for answer in sample(asked, GREEDY)]
     backwards = [list(answer.ids) for answer in sample(asked[::-1], GREEDY)][::-1]
     alone = [list(sample([request], GREEDY)[0].ids) for request in asked]
     for what, answers in (("in another order", backwards), ("one by one", alone)):
-        if answers != whole:
+        if answers != together:
             raise Failed(f"with the requests {what} an answer differs: does it depend on its neighbours?")
 
 

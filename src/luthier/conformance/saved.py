@@ -54,7 +54,7 @@ def _load(folder: Path) -> nn.Module:
     if (folder / TUNER_FILE).is_file():
         return load_tuned(folder, ModelSettings(path=str(folder), dtype="float32"))[0].eval()
 
-    if (folder / "adapter_config.json").is_file():
+    if (folder / "adapter_config.json").is_file():  # PEFT's format: a user would load it by PEFT
         import peft
 
         return peft.PeftModel.from_pretrained(tiny_model(torch.float32), str(folder)).eval()

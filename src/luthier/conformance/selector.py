@@ -46,7 +46,7 @@ def kept_records(selector: Selector, batching: Batching) -> list[list[str]]:
 
 def _noted(run: Trainer) -> list[list[str]]:
     kept: list[list[str]] = []
-    update = run._update
+    update = run._update  # the rows that reach an update are those that the selector kept
 
     def noting(rows: Sequence[Row], progress: float, done: float) -> Any:
         kept.append([row.id for row in rows])
@@ -67,40 +67,40 @@ def _selecting(selector: Selector, batching: Batching, **more: Any) -> Trainer:
 def check_selection_invariance(selectors: list[Selector]) -> None:
     """The kept records do not depend on splits, padding side or packing."""
     for selector in selectors:
-        whole = kept_records(selector, Batching(CANDIDATES, 10_000))
+        one_batch = kept_records(selector, Batching(CANDIDATES, 10_000))
         for name, layout in LAYOUTS.items():
-            if kept_records(selector, dataclasses.replace(layout, records=CANDIDATES)) != whole:
+            if kept_records(selector, dataclasses.replace(layout, records=CANDIDATES)) != one_batch:
                 raise Failed(f"{selector!r}: with {name} other records are kept: does a score depend on padding?")
 
 
 def check_selection_ranks(selector: Selector) -> None:
     """Two ranks keep the same records as one, update after update."""
     batching = Batching(CANDIDATES, 40)
-    whole = kept_records(selector, batching)
+    one_process = kept_records(selector, batching)
     meeting = Meeting(2)
     runs = [_selecting(selector, batching, world=Peer(rank, 2, meeting)) for rank in range(2)]
     with ThreadPoolExecutor(2) as pool:
         pending = [pool.submit(_noted, run) for run in runs]
         kept_by_rank = [future.result(timeout=120) for future in pending]
-    if any(kept != whole for kept in kept_by_rank):
+    if any(kept != one_process for kept in kept_by_rank):
         raise Failed("two ranks keep other records than one: does a score depend on more than its own record?")
 
 
 def check_selection_resume(selector: Selector) -> None:
     """Stopped after two updates and resumed, the same records are kept and the weights are bit-identical."""
     with tempfile.TemporaryDirectory() as folder:
-        whole = _selecting(selector, Batching(CANDIDATES, 40))
-        whole.train()
+        unstopped = _selecting(selector, Batching(CANDIDATES, 40))
+        unstopped.train()
         saving = Saving(Path(folder))
         calls = iter((False, True))
         _selecting(selector, Batching(CANDIDATES, 40), saving=saving, stop_requested=lambda: next(calls)).train()
-        again = _selecting(selector, Batching(CANDIDATES, 40), saving=saving)
-        again.resume()
-        again.train()
-    for name, master in whole.masters.master.items():
-        if not torch.equal(master, again.masters.master[name]):
+        resumed = _selecting(selector, Batching(CANDIDATES, 40), saving=saving)
+        resumed.resume()
+        resumed.train()
+    for name, master in unstopped.masters.master.items():
+        if not torch.equal(master, resumed.masters.master[name]):
             raise Failed(f"after a resume, {name} differs: is there state outside `start()`?")
-    if whole.position.looked_tokens != again.position.looked_tokens:
+    if unstopped.position.looked_tokens != resumed.position.looked_tokens:
         raise Failed("after a resume, the count of scored tokens differs")
 
 

@@ -108,12 +108,12 @@ def rollouts_of(strategy: Strategy, seed: int = 0) -> TinyRollouts:
 
 
 def by_record(groups: Sequence[Group]) -> dict[str, list[Any]]:
-    """Record id → its groups, each as row ids, rewards, context and facts: plain lists, to be compared."""
+    """Record id → its groups, each as row ids, rewards, context and facts, to be compared."""
     described: dict[str, list[Any]] = {}
     for group in groups:
         rows = [row_id(member.trajectory) for member in group.members]
-        plain = [rows, group.rewards, list(group.context), sorted(group.facts.items())]
-        described.setdefault(group.prompt.record.id, []).append(plain)
+        comparable = [rows, group.rewards, list(group.context), sorted(group.facts.items())]
+        described.setdefault(group.prompt.record.id, []).append(comparable)
     return described
 
 
@@ -137,14 +137,14 @@ def check_requests(strategies: Sequence[Strategy]) -> None:
 def _check_group(strategy: Strategy, group: Group) -> None:
     name = group.prompt.record.id
     if not group.members:
-        raise Failed(f"{strategy!r}: a group of {name} is empty: leave it out")
+        raise Failed(f"{strategy!r}: a group of {name} is empty: return only groups with members")
     question = [*group.prompt.ids, *group.context]
     for member in group.members:
         request = member.trajectory.request
         if request is None or request.record != name:
             raise Failed(f"{strategy!r}: a group of {name} holds an answer to another prompt")
         if list(request.prompt_ids) != question:
-            raise Failed(f"{strategy!r}: a member of a group of {name} saw another context than `context` says")
+            raise Failed(f"{strategy!r}: a member of a group of {name} saw a context other than `context`")
     if not all(math.isfinite(value) for value in group.facts.values()):
         raise Failed(f"{strategy!r}: a fact of a group of {name} is not a finite number")
 
@@ -202,9 +202,9 @@ def check_without_demonstrations(strategy: Strategy) -> None:
     except DataError:
         if "demonstrations" in strategy.NEEDS:
             return
-        raise Failed("prompts without demonstrations are refused, and NEEDS does not say so") from None
+        raise Failed("prompts without demonstrations are refused, and NEEDS does not name `demonstrations`") from None
     if "demonstrations" in strategy.NEEDS:
-        raise Failed("NEEDS says `demonstrations`, and `check` lets prompts without them pass")
+        raise Failed("NEEDS says `demonstrations`, and `check` does not refuse prompts without them")
     TinyRollouts(strategy, strategy.start()).roll(prompts, 0)
 
 

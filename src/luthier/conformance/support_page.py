@@ -16,13 +16,13 @@ from luthier.conformance.pairs import PAIRED, Combination, Trial, catalogued, tr
 HEAD = """# What works with what
 
 Every pair below was trained for three updates on a tiny model, or was refused before the first update, with the reason
-beneath the table. Each part stands under the first of its `SETTINGS`; an objective for encoders or denoisers brings a
+beneath the table. Each part has the first of its `SETTINGS`; an objective for encoders or denoisers brings a
 tiny model of that kind. Written by `make support`; a test fails when the parts have changed since.
 """
 
 CHECKED = """## What each part passes
 
-`luthier check ./mine.py` runs the same checks on a part of your own; [design.md](design.md) says what they are for.
+`luthier check ./mine.py` runs the same checks on a part of your own; [design.md](design.md) explains their purpose.
 """
 
 

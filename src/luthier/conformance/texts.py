@@ -29,7 +29,7 @@ def survived(judge: Any, text: str, judging: Callable[[], Any]) -> Any:
         return within(PATIENCE, judging)
     except TooSlow:
         raise Failed(f"{judge!r}: the answer {short(text)} takes more than {PATIENCE:g} s") from None
-    except Failed:
+    except Failed:  # `judging` checks its value itself
         raise
     except Exception as error:
         described = f"{type(error).__name__}: {str(error)[:200]}"

@@ -102,16 +102,17 @@ def trained(objective: Objective, tuner: Any, batching: Batching, rows: list[Row
 def check_invariance(objectives: list[Objective], tuner: Any) -> None:
     """The gradient does not depend on splits, padding side or packing."""
     for objective in objectives:
-        whole = trained(objective, tuner, Batching(RECORDS, 10_000, "padded"))
-        if not any(float(t.abs().max()) for t in whole.values()):
+        one_batch = trained(objective, tuner, Batching(RECORDS, 10_000, "padded"))
+        if not any(float(t.abs().max()) for t in one_batch.values()):
             raise Failed(f"{objective!r}: the gradient is zero everywhere")
         for name, batching in LAYOUTS.items():
-            error = apart(whole, trained(objective, tuner, batching))
+            error = apart(one_batch, trained(objective, tuner, batching))
             if not error <= TOLERANCE:
                 raise Failed(
                     f"{objective!r}: with {name} the gradient differs by {error:.1e} (allowed {TOLERANCE:.0e})."
                     " Does the loss use a mean over the chunk, or anything but its own position?"
                 )
+        # Only rows of tokens have prompts, and a part that reads whole rows refuses the layout.
         if tiny_model_of(objective).policy is TokenPolicy and not (objective.WHOLE_ROWS or tuner.WHOLE_ROWS):
             check_sharing(objective, tuner)
 
@@ -130,6 +131,7 @@ def tuner_for(objective: Objective) -> Any:
 def check_sharing(objective: Objective, tuner: Any) -> None:
     """The gradient does not depend on whether a common prompt is computed once or for each answer."""
     rows = rows_for(objective)
+    # Records of several rows, such as pairs, share their prompt already.
     rows = rows if any(row.record != row.id for row in rows) else with_common_prompts(rows)
     padded = trained(objective, tuner, Batching(RECORDS, 10_000, "padded"), rows)
     shared = trained(objective, tuner, Batching(RECORDS, 10_000, "shared"), rows)
@@ -180,16 +182,16 @@ def check_resume(objective: Objective, tuner: Any, optimizer: Any = None) -> Non
                 stop_requested=stop,
             )
 
-        whole = make(None, lambda: False)
-        whole.train()
+        unstopped = make(None, lambda: False)
+        unstopped.train()
         saving = Saving(Path(folder))
-        calls = iter((False, True))
+        calls = iter((False, True))  # it stops after two updates
         make(saving, lambda: next(calls)).train()
-        again = make(saving, lambda: False)
-        again.resume()
-        again.train()
-    for name, master in whole.masters.master.items():
-        if not torch.equal(master, again.masters.master[name]):
+        resumed = make(saving, lambda: False)
+        resumed.resume()
+        resumed.train()
+    for name, master in unstopped.masters.master.items():
+        if not torch.equal(master, resumed.masters.master[name]):
             raise Failed(f"after a resume, {name} differs: is there state outside `start()`?")
 
 
@@ -212,7 +214,7 @@ def check_zero_targets(objective: Objective, tuner: Any) -> None:
 def check_ranks(objective: Objective, tuner: Any) -> None:
     """Two ranks that divide an update's micro-batches both take the step that one process takes."""
     batching = Batching(RECORDS, 40, "padded")
-    whole = trained(objective, tuner, batching)
+    one_process = trained(objective, tuner, batching)
     meeting = Meeting(2)
     rows = rows_for(objective)
     runs = [trainer(objective, tuner, rows, batching, world=Peer(rank, 2, meeting)) for rank in range(2)]
@@ -223,6 +225,6 @@ def check_ranks(objective: Objective, tuner: Any) -> None:
     if errors:  # the cause rather than the broken barrier of the rank that waited for it
         raise next((error for error in errors if not isinstance(error, BrokenBarrierError)), errors[0])
     for run, start in zip(runs, starts, strict=True):
-        error = apart(whole, {name: p.detach() - start[name] for name, p in run.masters.master.items()})
+        error = apart(one_process, {name: p.detach() - start[name] for name, p in run.masters.master.items()})
         if not error <= TOLERANCE:
             raise Failed(f"on two ranks the gradient differs by {error:.1e} (allowed {TOLERANCE:.0e})")

@@ -30,6 +30,6 @@ def checks(part: type[Any]) -> Iterator[tuple[str, Callable[[], None]]]:
     yield "exact resume", lambda: check_resume(sft, first)
     yield "bfloat16 stays finite", lambda: check_bfloat16(sft, first)
     yield "saved, loaded, merged: same logits", lambda: check_save_and_load(first)
-    # dft has detached weights, asft a reference: the two things besides a plain loss that a tuner must leave right.
+    # dft detaches its weights and asft reads a reference: a tuner must keep both right.
     for name in ("dft", "asft"):
         yield f"composes with {name}", lambda name=name: check_resume(parts.build("objective", name), first)

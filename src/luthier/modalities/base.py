@@ -33,7 +33,7 @@ for cached latents on a GPU."""
 MICRO_TOKENS = {"cpu": 512, "cuda": 16384}
 """Positions per forward when `micro` is auto. On a CPU 512 is as fast as 4096 and takes 1 GB less (bench/micro.py)."""
 LARGE, MICRO_TOKENS_OF_LARGE = 50_000_000, 256
-"""Parameters from which a model on a CPU takes half as many positions: SmolLM2-135M needs 0.4 GiB less. Smaller models
+"""Parameters from which the CPU gets half as many positions: SmolLM2-135M needs 0.4 GiB less. Smaller models
 would only slow down."""
 
 

@@ -73,7 +73,7 @@ class ContrastiveWorkspace(ArrayWorkspace):
         say("preparing the data")
         prepared = prepare_rows(settings.data, recipe.base)
         workspace = cls(recipe, device, loaded, prepared, inputs_of(module, prepared.train[0]))
-        try:
+        try:  # now: during training the error would come after minutes, without naming the arrays
             workspace.embed(loaded.module, prepared.train[:1])
         except (RuntimeError, ValueError, IndexError) as error:
             reason, arrays = str(error).splitlines()[0], arrays_of(prepared.train)

@@ -22,7 +22,7 @@ from luthier.modalities.rollout import RolloutSource
 from luthier.types import Row, Stream
 
 OPTIMALITY = "optimality"
-"""The row stream that only samples of a rollout carry: an objective that reads it is given a rollout."""
+"""The row stream that only samples of a rollout carry: an objective that reads it needs a rollout."""
 Condition = Mapping[str, numpy.ndarray]
 Reward = Callable[[Tensor, Mapping[str, Tensor]], Tensor]
 """(samples [R,...], their conditions) → rewards [R]."""

@@ -243,7 +243,7 @@ class DiffusionWorkspace(ArrayWorkspace):
         if with_pictures and sample.ndim == 3:
             arrays = {"prediction": sample, "reference": row.streams["latent"].values}
             pictures = {name: as_text(pixels(array, self._span())) for name, array in arrays.items()}
-        # Labels can be read; of embeddings only the shape says anything.
+        # People can read labels; of embeddings, only the shape.
         condition = condition_of(row)
         labels = [f"{name} {array}" for name, array in condition.items() if numpy.ndim(array) == 0]
         shapes = [f"{name} {list(array.shape)}" for name, array in condition.items()]

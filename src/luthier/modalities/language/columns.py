@@ -168,6 +168,7 @@ def _logprobs(run: Run, model: LanguageModel, rows: Sequence[Row], loaded: Loade
     """Log-probabilities of the rows under a model, read from the cache that the runs of a comparison share."""
     policy = TokenPolicy(loaded.module)
     dtype = next(loaded.module.parameters()).dtype
+    # Type and layout belong to the key: both change the rounding.
     key = column_key(loaded.weights_id, f"{dtype}/{layout}", rows)
     tokens = micro_tokens(run.recipe, loaded.module, model.device)
     file = run.shared / "scores" / f"{key}.npz"

@@ -112,6 +112,7 @@ class Rollouts(RolloutSource):
         self.judge = make_judge(model, self.settings.generate, self.reward_log)
 
         self.by_id = {prompt.record.id: prompt for prompt in self.prompts}
+        # Budget and order work on rows, so every prompt becomes one.
         asked = [Row(prompt.record.id, numpy.array(prompt.ids, dtype=numpy.int32), {}) for prompt in self.prompts]
         self.ordered = Ordered(asked, self.seed)
         self.pending: list[Drawn] = []

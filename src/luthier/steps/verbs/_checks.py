@@ -26,7 +26,7 @@ TRIED = "tried"
 """Name of the step that is checked."""
 UNKNOWN = "no_such_key"
 MODELS, RECORDS = ("one", "other"), ("data", "answers")
-"""What the steps before the checked one leave."""
+"""Names of models and records that exist before the checked step."""
 MEASURED = ("seconds", "memory", "per_second")
 """Words in the names of facts that differ from run to run."""
 
@@ -52,7 +52,7 @@ def keys_tried(part: type[Verb]) -> dict[str, Any]:
 
 
 def _names_for(field: FieldInfo) -> tuple[str, ...] | None:
-    """Names of earlier steps that a key may hold, or None where the key is no reference."""
+    """Names of earlier steps that a key may hold; None if the key is no reference."""
     if StepReference("model") in field.metadata:
         return MODELS
     return RECORDS if StepReference("records") in field.metadata else None
@@ -72,11 +72,11 @@ def check_unknown_key(part: type[Verb]) -> None:
         build_verb(_name_of(part), {**keys, UNKNOWN: 1}, None)
     except ValidationError:
         return
-    raise Failed(f"the key `{UNKNOWN}` is taken: leave `extra` of `model_config` at forbid")
+    raise Failed(f"a step with the key `{UNKNOWN}` is accepted: keep `extra` of `model_config` at forbid")
 
 
 def check_repeats(part: type[Verb]) -> None:
-    """The pipeline ends the same in another folder, and when it is run again in its own folder, as after a stop."""
+    """The pipeline ends the same in another folder, and again in its own folder, as a run after a stop."""
     with TemporaryDirectory() as first, TemporaryDirectory() as second:
         expected = _outcome_of(part, Path(first))
         if _outcome_of(part, Path(second)) != expected:
