@@ -249,7 +249,7 @@ class Scripted(SamplerPart):
 
     def make(self, asking):
         def sample(requests, sampling, progress=None):
-            return [Trajectory(self.tokens(one, n), "stop", one.record) for n, one in enumerate(requests)]
+            return [Trajectory(self.tokens(request, n), "stop", request.record) for n, request in enumerate(requests)]
 
         return sample
 

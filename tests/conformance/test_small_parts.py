@@ -52,7 +52,7 @@ class Ranks(Reward):
     """Compares by place."""
 
     def score_group(self, answers):
-        return [float(place) for place in range(len(answers))]
+        return [float(index) for index in range(len(answers))]
 
 
 class Boasts(Reward):
@@ -187,8 +187,8 @@ class Overwrites(Subset):
     READS: ClassVar = ("logprobs",)
 
     def choose(self, candidates, columns, seed):
-        for one in candidates:
-            columns["logprobs"][one.row.id][0] = 0.0
+        for candidate in candidates:
+            columns["logprobs"][candidate.row.id][0] = 0.0
         return list(range(len(candidates)))
 
 
@@ -239,13 +239,15 @@ def test_planted_fault_is_caught(slot, part, check, words, monkeypatch):
 def test_memory_outside_the_part_is_caught():
     ASKED.clear()
     with pytest.raises(Failed, match="two rollouts with one seed differ"):
-        next(found for name, found in checks_of("strategy", Elsewhere) if name.startswith("deterministic"))()
+        next(check for name, check in checks_of("strategy", Elsewhere) if name.startswith("deterministic"))()
 
 
 @pytest.mark.parametrize("page, name, lines", [("rewards.md", "mine", 5), ("rollouts.md", "retry", 6)])
 def test_the_part_on_the_page_passes_the_matrix(tmp_path, page, name, lines):
     blocks = re.findall(r"```python\n(.*?)```", (DOCS / page).read_text(encoding="utf-8"), re.DOTALL)
-    (tmp_path / f"{name}.py").write_text(f'"""From the page."""\n{next(one for one in blocks if f"{name}.py" in one)}')
+    (tmp_path / f"{name}.py").write_text(
+        f'"""From the page."""\n{next(block for block in blocks if f"{name}.py" in block)}'
+    )
     console = Console(record=True, width=200)
     check_part(tmp_path / f"{name}.py", console)
     printed = console.export_text()
