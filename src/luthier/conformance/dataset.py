@@ -93,11 +93,11 @@ def check_determinism(dataset: Any) -> None:
 
 def check_splits(dataset: Any) -> None:
     """No question of `split: train` is one of `split: test`."""
-    questions = [
-        {question_and_answer(record)[0] for record in dataset.model_copy(update={"split": split}).records()}
-        for split in ("train", "test")
-    ]
-    if shared := questions[0] & questions[1]:
+    questions = {}
+    for split in ("train", "test"):
+        records = dataset.model_copy(update={"split": split}).records()
+        questions[split] = {question_and_answer(record)[0] for record in records}
+    if shared := questions["train"] & questions["test"]:
         raise Failed(f"{len(shared)} questions are in both splits, for example {sorted(shared)[0][:60]!r}")
 
 

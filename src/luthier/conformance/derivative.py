@@ -17,7 +17,7 @@ from torch import Tensor
 from luthier.conformance.base import Failed, apart
 from luthier.conformance.needs_of import rows_for
 from luthier.conformance.tiny import RECORDS, VOCABULARY
-from luthier.conformance.training import TOLERANCE, trained, trainer
+from luthier.conformance.training import TOLERANCE, trained, trainer, weights_of
 from luthier.engine.trainer import Batching, Trainer
 from luthier.objectives.base import Objective
 from luthier.types import Row
@@ -60,9 +60,9 @@ def _gradient(objective: Objective, tuner: Any) -> dict[str, Tensor]:
     """
     run = _run(objective, tuner)
     rates = {name: group.rate for group in run.masters.groups for name in group.parameters}
-    before = {name: master.detach().clone() for name, master in run.masters.master.items()}
+    before = weights_of(run)
     run.train()
-    return {name: (before[name] - master.detach()) / rates[name] for name, master in run.masters.master.items()}
+    return {name: (before[name] - after) / rates[name] for name, after in weights_of(run).items()}
 
 
 def _direction(gradient: dict[str, Tensor]) -> dict[str, Tensor]:

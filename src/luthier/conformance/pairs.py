@@ -17,7 +17,7 @@ from luthier import parts
 from luthier.conformance.base import variants
 from luthier.conformance.needs_of import rows_for
 from luthier.conformance.tiny import with_streams
-from luthier.conformance.training import trainer
+from luthier.conformance.training import trainer, weights_of
 from luthier.engine.budget import Budget
 from luthier.engine.trainer import Batching, Trainer
 from luthier.engine.update import NotFinite
@@ -87,7 +87,7 @@ def attempt(combination: Combination) -> Trial:
     try:
         run = prepared(dict(combination))
         run.observe = lambda event: updates.append(1) if event["event"] == "update" else None
-        before = {name: master.detach().clone() for name, master in run.masters.master.items()}
+        before = weights_of(run)
         run.train()
     except NotFinite as error:
         return Trial("fault", _describe(combination, str(error)))

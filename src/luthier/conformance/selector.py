@@ -17,7 +17,7 @@ from luthier import parts
 from luthier.conformance.base import Failed, check_options, variants
 from luthier.conformance.ranks import Meeting, Peer
 from luthier.conformance.tiny import RECORDS, tiny_rows
-from luthier.conformance.training import LAYOUTS, trainer
+from luthier.conformance.training import LAYOUTS, trainer, weights_of
 from luthier.engine.budget import Budget
 from luthier.engine.score import with_column
 from luthier.engine.trainer import Batching, Saving, Trainer
@@ -140,7 +140,7 @@ def checks(part: type[Any]) -> Iterator[tuple[str, Callable[[], None]]]:
     def weights(selector: Selector) -> dict[str, Tensor]:
         run = _selecting(selector, Batching(CANDIDATES, 10_000))
         run.train()
-        return {name: master.detach() for name, master in run.masters.master.items()}
+        return weights_of(run)
 
     yield "kept records: splits, padding side, packing", lambda: check_selection_invariance(selectors)
     yield "kept records: two ranks", lambda: check_selection_ranks(first)

@@ -43,7 +43,9 @@ def page(trials: Mapping[Combination, Trial], outcomes: Mapping[str, Mapping[str
         outcomes: slot → part → outcomes of its checks.
     """
     stamp = f"Catalogue: `{fingerprint()}`\n"
-    checked = [line for slot, by_part in outcomes.items() for line in check_table(slot, by_part)]
+    checked: list[str] = []
+    for slot, by_part in outcomes.items():
+        checked += check_table(slot, by_part)
     return "\n".join([HEAD, stamp, *pair_tables(trials), CHECKED, *checked])
 
 

@@ -91,12 +91,17 @@ def _trained(policy: TokenPolicy) -> Iterator[nn.Parameter]:
         yield from companion.module.parameters()
 
 
+def weights_of(run: Trainer) -> dict[str, Tensor]:
+    """A copy of the trained weights by name, in the precision of the optimiser."""
+    return {name: master.detach().clone() for name, master in run.masters.master.items()}
+
+
 def trained(objective: Objective, tuner: Any, batching: Batching, rows: list[Row] | None = None, **more: Any) -> dict:
     """The change of every trained weight by a training, by name; with the defaults minus the gradient."""
     run = trainer(objective, tuner, rows or rows_for(objective), batching, **more)
-    before = {name: p.detach().clone() for name, p in run.masters.master.items()}
+    before = weights_of(run)
     run.train()
-    return {name: (p.detach() - before[name]) for name, p in run.masters.master.items()}
+    return {name: after - before[name] for name, after in weights_of(run).items()}
 
 
 def check_invariance(objectives: list[Objective], tuner: Any) -> None:
@@ -218,13 +223,13 @@ def check_ranks(objective: Objective, tuner: Any) -> None:
     meeting = Meeting(2)
     rows = rows_for(objective)
     runs = [trainer(objective, tuner, rows, batching, world=Peer(rank, 2, meeting)) for rank in range(2)]
-    starts = [{name: p.detach().clone() for name, p in run.masters.master.items()} for run in runs]
+    starts = [weights_of(run) for run in runs]
     with ThreadPoolExecutor(2) as pool:
         pending = [pool.submit(meeting.attend, run.train) for run in runs]
     errors = [error for future in pending if (error := future.exception()) is not None]
     if errors:  # the cause rather than the broken barrier of the rank that waited for it
         raise next((error for error in errors if not isinstance(error, BrokenBarrierError)), errors[0])
     for run, start in zip(runs, starts, strict=True):
-        error = apart(one_process, {name: p.detach() - start[name] for name, p in run.masters.master.items()})
+        error = apart(one_process, {name: after - start[name] for name, after in weights_of(run).items()})
         if not error <= TOLERANCE:
             raise Failed(f"on two ranks the gradient differs by {error:.1e} (allowed {TOLERANCE:.0e})")

@@ -26,4 +26,5 @@ class RolloutSource:
 
     def shuffled(self, rows: Sequence[Row], number: int) -> list[Row]:
         """The rows in the order keyed by (seed, number, row id): a resumed run finds the same order."""
-        return [rows[index] for index in data_order([row.id for row in rows], self.seed, number)]
+        order = data_order([row.id for row in rows], self.seed, number)
+        return [rows[index] for index in order]

@@ -150,11 +150,11 @@ class DenoisedRollout(RolloutSource):
 
     def _conditions(self, prompts: Sequence[int], device: torch.device) -> dict[str, Tensor]:
         """Name → [groups * size, ...]: the condition of each prompt, once for each of its samples."""
-        repeated = [self.prompts[prompt] for prompt in prompts for _ in range(self.how.size)]
-        return {
-            name: torch.from_numpy(numpy.stack([condition[name] for condition in repeated])).to(device)
-            for name in self.prompts[0]
-        }
+        conditions = {}
+        for name in self.prompts[0]:
+            of_groups = numpy.stack([self.prompts[prompt][name] for prompt in prompts])
+            conditions[name] = torch.from_numpy(numpy.repeat(of_groups, self.how.size, axis=0)).to(device)
+        return conditions
 
     def _noise(self, rollout: int, groups: int) -> numpy.ndarray:
         """Noise [groups * size, *shape]; a key for each sample, so that none depends on how many there are."""

@@ -219,10 +219,10 @@ class DiffusionWorkspace(ArrayWorkspace):
 
     def _tensors(self, rows: Sequence[Row]) -> tuple[Tensor, dict[str, Tensor]]:
         """Clean samples [R,...] and conditions [R,...] on the device."""
-        stacked = {
-            name: torch.from_numpy(numpy.stack([row.streams[name].values for row in rows])).to(self.device)
-            for name in rows[0].streams
-        }
+        stacked = {}
+        for name in rows[0].streams:
+            array = numpy.stack([row.streams[name].values for row in rows])
+            stacked[name] = torch.from_numpy(array).to(self.device)
         return stacked.pop("latent"), {name.removeprefix(PREFIX): values for name, values in stacked.items()}
 
     def _noise(self, rows: Sequence[Row], use: str) -> Tensor:
@@ -274,7 +274,7 @@ def as_samples(prepared: Prepared) -> Prepared:
         condition: dict[str, Stream] = {PREFIX + key: stream for key, stream in row.streams.items() if key != name}
         return replace(row, streams={"latent": row.streams[name], **condition})
 
-    splits = {split: [renamed(row) for row in getattr(prepared, split)] for split in prepared.splits}
+    splits = {split: list(map(renamed, getattr(prepared, split))) for split in prepared.splits}
     return replace(prepared, **splits)
 
 

@@ -216,28 +216,35 @@ class Rollouts(RolloutSource):
         unscored = rows_of(groups, mask_truncated=masked)
         rollout = Rollout.of(groups, self.score_pass(unscored) if unscored else {})
         advantages = credit(self.chain, rollout)
-        columns = {name: [array.astype(numpy.float32) for array in arrays] for name, arrays in rollout.columns.items()}
+        columns = {}
+        for name, arrays in rollout.columns.items():
+            columns[name] = [array.astype(numpy.float32) for array in arrays]
         return rows_of(groups, advantages, columns, mask_truncated=masked)
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """The updates still to come of the rollout in force, and what the strategy remembers."""
-        rows = list({row.id: row for drawn in self.pending for row in drawn.rows}.values())
-        meta = {
+        rows: dict[str, Row] = {}  # several passes train on the same rows
+        pending = []
+        for drawn in self.pending:
+            names = [row.id for row in drawn.rows]
+            rows.update(zip(names, drawn.rows, strict=True))
+            pending.append([names, drawn.records, dict(drawn.facts)])
+        memory = None if self.memory is None else self.memory.state_dict()
+        return pack(list(rows.values())), {
             "rollout": self.rollout,
-            "memory": None if self.memory is None else self.memory.state_dict(),
-            "rows": [row.id for row in rows],
-            "pending": [[[row.id for row in drawn.rows], drawn.records, dict(drawn.facts)] for drawn in self.pending],
+            "memory": memory,
+            "rows": list(rows),
+            "pending": pending,
         }
-        return pack(rows), meta
 
     def load(self, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
         self.rollout = meta["rollout"]
         if self.memory is not None:
             self.memory.load_state_dict(meta["memory"])
         rows = {row.id: row for row in unpack(meta["rows"], tensors)}
-        self.pending = [
-            Drawn([rows[name] for name in names], records, facts) for names, records, facts in meta["pending"]
-        ]
+        self.pending = []
+        for names, records, facts in meta["pending"]:
+            self.pending.append(Drawn([rows[name] for name in names], records, facts))
 
 
 def pack(rows: Sequence[Row]) -> dict[str, Tensor]:
@@ -267,8 +274,8 @@ def unpack(names: Sequence[str], tensors: Mapping[str, Tensor]) -> list[Row]:
 
 def columns_read(settings: RL, reads: Sequence[str], chain: Sequence[Advantage]) -> list[str]:
     """The columns that score passes must give to each rollout."""
-    wanted = {*reads, *(column for link in chain for column in link.READS)}
-    wanted -= {"advantages", "sampler_logprobs", *(column for link in chain for column in link.WRITES)}
+    wanted = set(reads).union(*(link.READS for link in chain))
+    wanted -= {"advantages", "sampler_logprobs"}.union(*(link.WRITES for link in chain))
     chain_reads_old = any("old_logprobs" in link.READS for link in chain)
     if settings.updates * settings.passes == 1 and not chain_reads_old:
         wanted -= {"old_logprobs"}  # with one update per rollout the objective uses its own, detached

@@ -163,8 +163,7 @@ class LanguageWorkspace(Workspace, LanguageModel):
 def check_context(config: Any, max_tokens: int, prepared: Prepared) -> None:
     """Raise DataError for rows longer than the model's context, `max_position_embeddings` tokens."""
     context = getattr(config, "max_position_embeddings", None)
-    rows = [row for split in (prepared.train, prepared.validation, prepared.test) for row in split]
-    longest = max(rows, key=len)
+    longest = max((*prepared.train, *prepared.validation, *prepared.test), key=len)
     if context is not None and len(longest) > context:
         raise DataError(
             f"Record {longest.record} ({prepared.records[longest.record].origin}) has {len(longest)} tokens; the model"
