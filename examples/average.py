@@ -12,9 +12,7 @@ class Average(Verb):
     """Leaves a model whose weights are the mean of those of other models."""
 
     LEAVES: ClassVar = ("model",)
-    models: Annotated[
-        list[str], StepReference("model"), Field(min_length=2, description="The steps that left the models.")
-    ]
+    models: Annotated[list[str], StepReference("model"), Field(min_length=2, description="Steps that left the models.")]
 
     def run(self, work, stage, folder):
         """The mean is computed in float32; a run that goes on computes it once more."""
@@ -31,8 +29,7 @@ if __name__ == "__main__":
     from pathlib import Path
     from tempfile import TemporaryDirectory
 
-    from luthier import run
-    from luthier.recipe.load import load_recipe
+    from luthier import load_recipe, run
 
     steps = {"one": {"do": "train"}, "other": {"do": "train", "from": "base", "train": {"objective": "dft"}}}
     steps["mean"] = {"do": "./average.py", "models": ["one", "other"]}

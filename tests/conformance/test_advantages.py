@@ -61,6 +61,6 @@ class OneEach(Advantage):
     ],
 )
 def test_planted_fault_is_caught(part, check, words):
-    found = next(found for name, found in checks_of("advantage", part) if name.startswith(check))
+    run_check = next(function for name, function in checks_of("advantage", part) if name.startswith(check))
     with pytest.raises(Failed, match=re.escape(words)):
-        found()
+        run_check()

@@ -225,7 +225,7 @@ print(json.dumps({
     "refusal": refusal,
     "constants": [name for name in parts.constants_of("objective") if name == "LISTS_READ"],
     "user": slot_of_file(folder / "mine.py"),
-    "failed": [outcome.check + ": " + outcome.seen for outcome in run_checks("objective", part) if not outcome.passed],
+    "failed": [repr(outcome) for outcome in run_checks("objective", part) if not outcome.passed],
     "checks": [outcome.check for outcome in run_checks("objective", Blind) if not outcome.passed],
 }))
 """

@@ -249,7 +249,7 @@ class Scripted(SamplerPart):
 
     def make(self, asking):
         def sample(requests, sampling, progress=None):
-            return [Trajectory(self.tokens(one, n), "stop", one.record) for n, one in enumerate(requests)]
+            return [Trajectory(self.tokens(request, n), "stop", request.record) for n, request in enumerate(requests)]
 
         return sample
 
@@ -318,7 +318,7 @@ class Unforced(Own):
         ("dataset", RepeatedRecords, "every record once", "number 2 of 2"),
         ("dataset", RepeatedPictures, "every record once", "number 2 of 2"),
         ("dataset", RandomSet, "deterministic", "a random call"),
-        ("dataset", OneSplit, "splits", "stand in both splits"),
+        ("dataset", OneSplit, "splits", "are in both splits"),
         ("dataset", UnreadSeed, "every option", "`seed`"),
         ("metric", Percent, "scores from 0", "a score lies from 0 to 1"),
         ("metric", Severe, "scores from 0", "less than RIGHT"),
@@ -327,8 +327,8 @@ class Unforced(Own):
         ("metric", RandomMetric, "deterministic", "a random call"),
         ("metric", BoastsOf, "its examples", "is worth 1.0, and it is worth 0.0"),
         ("metric", UnreadSpace, "every option", "`ignore_space`"),
-        ("metric", First, "picks one", "another one is taken"),
-        ("metric", NotAPlace, "picks one", "no place of 3 choices"),
+        ("metric", First, "picks the same", "picks another one"),
+        ("metric", NotAPlace, "picks the same", "no index of 3 choices"),
         ("metric", Backwards, "pairs:", "where the rejected is"),
         ("metric", Constant, "finite values", "both worth 1"),
         ("sampler", Unordered, "one answer per", "keep the order"),
@@ -343,9 +343,9 @@ class Unforced(Own):
 )
 def test_planted_fault_is_caught(slot, part, check, words, monkeypatch):
     monkeypatch.setattr("luthier.conformance.texts.HOSTILE", ("", "9", "a" * 50))
-    found = next(found for name, found in checks_of(slot, part) if name.startswith(check))
+    run_check = next(function for name, function in checks_of(slot, part) if name.startswith(check))
     with pytest.raises(Failed, match=re.escape(words)):
-        found()
+        run_check()
 
 
 def test_an_honest_neighbour_of_the_faults_passes():
@@ -360,8 +360,8 @@ class Served(Http):
 
 
 def test_a_sampler_behind_a_server_is_checked_where_one_answers():
-    assert [outcome.check for outcome in run_checks("sampler", Served)] == ["somebody answers, or a refusal"]
+    assert [outcome.check for outcome in run_checks("sampler", Served)] == ["can be reached, or says so"]
     with serving(lambda body, number: said(body["messages"][-1]["content"][:4])) as (url, asked):
         part = type("Served", (Http,), {"SETTINGS": ({"url": url, "model": "any"},), "__module__": __name__})
         outcomes = list(run_checks("sampler", part))
-    assert [outcome.seen for outcome in outcomes] == [""] * 3 and asked
+    assert [outcome.message for outcome in outcomes] == [""] * 3 and asked

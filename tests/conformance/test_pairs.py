@@ -22,18 +22,18 @@ def test_combinations_whose_turn_it_is_train_or_are_refused_in_words():
     changed = {member for member in members if parts.find(*member).path in changed_files()}
     chosen = [triple for triple in covering(names) if changed.intersection(triple) or has_turn(str(triple), commit)]
     attempts = [attempt(triple) for triple in chosen]
-    assert chosen and [trial.seen for trial in attempts if trial.verdict == "fault"] == []
+    assert chosen and [trial.message for trial in attempts if trial.verdict == "fault"] == []
 
 
 @pytest.mark.slow
 def test_every_pair_trains_or_is_refused_in_words():
     names = catalogued()
-    found = trials(names)
-    assert [trial.seen for trial in found.values() if trial.verdict == "fault"] == []
-    assert set(all_pairs(names)) <= set(found)
-    assert all(trial.seen for trial in found.values() if trial.verdict == "refused")
+    by_pair = trials(names)
+    assert [trial.message for trial in by_pair.values() if trial.verdict == "fault"] == []
+    assert set(all_pairs(names)) <= set(by_pair)
+    assert all(trial.message for trial in by_pair.values() if trial.verdict == "refused")
     page = Path(__file__).parents[2] / "docs" / "support.md"
-    assert "\n".join(pair_tables(found)) in page.read_text(), "run `make support`"
+    assert "\n".join(pair_tables(by_pair)) in page.read_text(), "run `make support`"
 
 
 def test_the_triples_hold_every_pair_and_are_few():
@@ -46,7 +46,7 @@ def test_the_triples_hold_every_pair_and_are_few():
 @pytest.fixture
 def loss(monkeypatch):
     """Puts a loss of our own in the place of sft's."""
-    return lambda made: monkeypatch.setattr(SFT, "token_loss", made)
+    return lambda token_loss: monkeypatch.setattr(SFT, "token_loss", token_loss)
 
 
 SFT_AND_FULL = (("objective", "sft"), ("tuner", "full"))
@@ -68,20 +68,20 @@ def test_a_refusal_in_the_middle_is_a_fault(loss):
 
     loss(breaks)
     trial = attempt(SFT_AND_FULL)
-    assert trial.verdict == "fault" and "broke off after 1 update(s)" in trial.seen
+    assert trial.verdict == "fault" and "broke off after 1 update(s)" in trial.message
 
 
 def test_a_traceback_a_nan_and_a_standstill_are_faults(loss):
-    for made, word in (
+    for token_loss, word in (
         (lambda self, view: view.nonsense, "AttributeError"),
         (lambda self, view: view.logprob * float("nan"), "not a finite number"),
         (lambda self, view: view.logprob * 0, "nothing moved"),
     ):
-        loss(made)
+        loss(token_loss)
         trial = attempt(SFT_AND_FULL)
-        assert trial.verdict == "fault" and word in trial.seen and trial.seen.startswith("sft + full: ")
+        assert trial.verdict == "fault" and word in trial.message and trial.message.startswith("sft + full: ")
 
 
 def test_a_pair_of_another_kind_of_model_is_refused_by_name():
     trial = attempt((("objective", "siglip"), ("selector", "max_loss")))
-    assert trial.verdict == "refused" and "`max_loss` works on models of the modality `language`" in trial.seen
+    assert trial.verdict == "refused" and "`max_loss` works on models of the modality `language`" in trial.message

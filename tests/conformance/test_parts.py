@@ -228,10 +228,10 @@ SPLIT = "gradient: splits"
     ],
 )
 def test_planted_fault_is_caught(slot, part, check, words):
-    for name, found in checks_of(slot, part):
+    for name, run_check in checks_of(slot, part):
         if name.startswith(check):
             with pytest.raises((Failed, LuthierError), match=re.escape(words)):
-                found()
+                run_check()
             return
     raise AssertionError(f"no check is called {check}")
 

@@ -32,15 +32,15 @@ class OneForAll(Ink):
 
 class Compares(Ink):
     def score_samples(self, samples, condition):
-        found = super().score_samples(samples, condition)
-        return found - found.mean()
+        scores = super().score_samples(samples, condition)
+        return scores - scores.mean()
 
 
 class Scribbles(Ink):
     def score_samples(self, samples, condition):
-        found = super().score_samples(samples, condition)
+        scores = super().score_samples(samples, condition)
         samples.mul_(2)
-        return found
+        return scores
 
 
 class Random(Ink):
@@ -63,8 +63,8 @@ def outcomes(part):
 
 def test_digit_and_a_sound_one_pass():
     for part in (load("reward", "digit"), Ink):
-        found = outcomes(part)
-        assert len(found) == 3 and all(one.passed for one in found.values()), found
+        by_check = outcomes(part)
+        assert len(by_check) == 3 and all(outcome.passed for outcome in by_check.values()), by_check
 
 
 @pytest.mark.parametrize(
@@ -73,7 +73,7 @@ def test_digit_and_a_sound_one_pass():
         (NotFinite, "a number", "finite"),
         (OneForAll, "a number", "one finite number each"),
         (Compares, "the same alone", "alone"),
-        (Scribbles, "the same alone", "something else|changed"),
+        (Scribbles, "the same alone", "another reward|changes the samples"),
         (Random, "the same alone", "second time"),
         (Idle, "every option", "most"),
     ],
@@ -82,10 +82,10 @@ def test_digit_and_a_sound_one_pass():
 def test_each_fault_is_found(part, check, words):
     import re
 
-    failed = [one for name, one in outcomes(part).items() if name.startswith(check)]
-    assert len(failed) == 1 and not failed[0].passed and re.search(words, failed[0].seen), failed
+    failed = [outcome for name, outcome in outcomes(part).items() if name.startswith(check)]
+    assert len(failed) == 1 and not failed[0].passed and re.search(words, failed[0].message), failed
 
 
 def test_a_reward_of_other_samples_is_not_asked_further():
-    found = outcomes(OfPoints)
-    assert len(found) == 1 and all(one.passed for one in found.values())
+    by_check = outcomes(OfPoints)
+    assert len(by_check) == 1 and all(outcome.passed for outcome in by_check.values())

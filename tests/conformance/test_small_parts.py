@@ -52,7 +52,7 @@ class Ranks(Reward):
     """Compares by place."""
 
     def score_group(self, answers):
-        return [float(place) for place in range(len(answers))]
+        return [float(index) for index in range(len(answers))]
 
 
 class Boasts(Reward):
@@ -187,8 +187,8 @@ class Overwrites(Subset):
     READS: ClassVar = ("logprobs",)
 
     def choose(self, candidates, columns, seed):
-        for one in candidates:
-            columns["logprobs"][one.row.id][0] = 0.0
+        for candidate in candidates:
+            columns["logprobs"][candidate.row.id][0] = 0.0
         return list(range(len(candidates)))
 
 
@@ -220,8 +220,8 @@ class UnreadSubset(Subset):
         ("strategy", Careless, "memory", "after a resume"),
         ("strategy", UnreadStrategy, "every option", "`group`"),
         ("strategy", Needs, "without demonstrations", "lets prompts without them pass"),
-        ("subset", Repeats, "keeps given", "kept twice"),
-        ("subset", Outside, "keeps given", "not places"),
+        ("subset", Repeats, "keeps candidates", "kept twice"),
+        ("subset", Outside, "keeps candidates", "no indices of"),
         ("subset", RandomSubset, "deterministic", "random call"),
         ("subset", Overwrites, "deterministic", "copy them"),
         ("subset", FirstHalf, "independent", "in another order"),
@@ -231,21 +231,23 @@ class UnreadSubset(Subset):
 def test_planted_fault_is_caught(slot, part, check, words, monkeypatch):
     monkeypatch.setattr("luthier.conformance.texts.PATIENCE", 0.3)
     monkeypatch.setattr("luthier.conformance.texts.HOSTILE", ("", "9", "a" * 50))
-    found = next(found for name, found in checks_of(slot, part) if name.startswith(check))
+    run_check = next(function for name, function in checks_of(slot, part) if name.startswith(check))
     with pytest.raises(Failed, match=re.escape(words)):
-        found()
+        run_check()
 
 
 def test_memory_outside_the_part_is_caught():
     ASKED.clear()
-    with pytest.raises(Failed, match="two plays with one seed differ"):
-        next(found for name, found in checks_of("strategy", Elsewhere) if name.startswith("deterministic"))()
+    with pytest.raises(Failed, match="two rollouts with one seed differ"):
+        next(check for name, check in checks_of("strategy", Elsewhere) if name.startswith("deterministic"))()
 
 
 @pytest.mark.parametrize("page, name, lines", [("rewards.md", "mine", 5), ("rollouts.md", "retry", 6)])
 def test_the_part_on_the_page_passes_the_matrix(tmp_path, page, name, lines):
     blocks = re.findall(r"```python\n(.*?)```", (DOCS / page).read_text(encoding="utf-8"), re.DOTALL)
-    (tmp_path / f"{name}.py").write_text(f'"""From the page."""\n{next(one for one in blocks if f"{name}.py" in one)}')
+    (tmp_path / f"{name}.py").write_text(
+        f'"""From the page."""\n{next(block for block in blocks if f"{name}.py" in block)}'
+    )
     console = Console(record=True, width=200)
     check_part(tmp_path / f"{name}.py", console)
     printed = console.export_text()

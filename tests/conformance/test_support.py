@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from luthier.conformance import support_page as support
+from luthier.conformance.base import CheckOutcome
 from luthier.conformance.pairs import Trial, all_pairs, catalogued
-from luthier.proofs.claims import Outcome
 
 PAGE = Path(__file__).parents[2] / "docs" / "support.md"
 STALE = "the parts have changed: run `make support`"
@@ -35,16 +35,19 @@ def test_the_page_says_what_the_matrix_says(capsys):
 
 
 def test_a_reason_is_a_footnote_and_told_once():
-    found = {pair: Trial("yes") for pair in all_pairs(catalogued())}
+    by_pair = {pair: Trial("yes") for pair in all_pairs(catalogued())}
     for tuner in ("lora", "s2ft"):
-        found[("objective", "sft"), ("tuner", tuner)] = Trial("refused", "It cannot be.")
-    text = "\n".join(support.pair_tables(found))
+        by_pair[("objective", "sft"), ("tuner", tuner)] = Trial("refused", "It cannot be.")
+    text = "\n".join(support.pair_tables(by_pair))
     assert text.count("It cannot be.") == 1 and "1. It cannot be." in text
     row = next(line for line in text.splitlines() if line.startswith("| sft |"))
     assert row.count("refused (1)") == 2
 
 
 def test_a_check_that_fails_stands_out_and_one_that_is_not_there_is_empty():
-    outcomes = {"a": [Outcome("resume", False, "why"), Outcome("ranks", True, "")], "b": [Outcome("ranks", True, "")]}
+    outcomes = {
+        "a": [CheckOutcome("resume", False, "why"), CheckOutcome("ranks", True, "")],
+        "b": [CheckOutcome("ranks", True, "")],
+    }
     lines = "\n".join(support.check_table("objective", outcomes)).splitlines()
     assert "| a | **no** | yes |" in lines and "| b |  | yes |" in lines

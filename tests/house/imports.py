@@ -40,7 +40,7 @@ RANKS = {
     "modalities": 3.7,
     "steps": 4,
     "processes": 4.5,
-    "conformance": 4.5,
+    "conformance": 3.5,
     "compare": 5,
     "cli": 6,
     "__init__": 6,

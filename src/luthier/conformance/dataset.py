@@ -20,7 +20,8 @@ from luthier.types import Record, Row
 def contents(dataset: Any) -> list[str]:
     """A hash of each record or row, in order: all its columns, or all its arrays."""
     if hasattr(dataset, "records"):
-        return [_hash(json.dumps([one.shape, one.fields], sort_keys=True, default=str)) for one in dataset.records()]
+        columns = [[record.shape, record.fields] for record in dataset.records()]
+        return [_hash(json.dumps(fields, sort_keys=True, default=str)) for fields in columns]
     return [_hash(repr(sorted(_arrays(row)))) for row in dataset.rows()]
 
 
@@ -50,13 +51,13 @@ def _check_records(dataset: Any, records: Sequence[Record]) -> None:
         if not isinstance(record, Record):
             raise Failed(f"{dataset!r}: record {number} is a {type(record).__name__}: make them by `as_record`")
         if not record.origin:
-            raise Failed(f"{dataset!r}: record {number} has no origin, which messages name")
+            raise Failed(f"{dataset!r}: record {number} has no origin, which error messages name")
         try:
             read = make_record(record.fields, {}, record.origin)
         except DataError as error:
             raise Failed(f"{dataset!r}: record {number} cannot be read: {error.message}") from None
         if read.shape != record.shape:
-            raise Failed(f"{dataset!r}: record {number} says `{record.shape}`, and its columns are of `{read.shape}`")
+            raise Failed(f"{dataset!r}: record {number} has the shape `{record.shape}`, its columns `{read.shape}`")
 
 
 def _check_rows(dataset: Any, rows: Sequence[Row]) -> None:
@@ -72,15 +73,15 @@ def _check_rows(dataset: Any, rows: Sequence[Row]) -> None:
 
 
 def check_unique(datasets: Sequence[Any]) -> None:
-    """Ids differ: of rows and of records that bring one; of others the content, which becomes their id."""
+    """Ids differ. A record without an `id` is identified by its content, which becomes its id."""
     for dataset in datasets:
         if hasattr(dataset, "records"):
             names = [str(record.fields.get("id") or content_hash(record)) for record in dataset.records()]
         else:
             names = [row.id for row in dataset.rows()]
         if len(set(names)) < len(names):
-            twice = next(place for place, name in enumerate(names) if name in names[:place])
-            raise Failed(f"{dataset!r}: number {twice + 1} of {len(names)} is the same as one before it")
+            repeated = next(index for index, name in enumerate(names) if name in names[:index])
+            raise Failed(f"{dataset!r}: number {repeated + 1} of {len(names)} is the same as one before it")
 
 
 def check_determinism(dataset: Any) -> None:
@@ -92,12 +93,12 @@ def check_determinism(dataset: Any) -> None:
 
 def check_splits(dataset: Any) -> None:
     """No question of `split: train` is one of `split: test`."""
-    questions = [
-        {question_and_answer(record)[0] for record in dataset.model_copy(update={"split": split}).records()}
-        for split in ("train", "test")
-    ]
-    if shared := questions[0] & questions[1]:
-        raise Failed(f"{len(shared)} questions stand in both splits, for example {sorted(shared)[0][:60]!r}")
+    questions = {}
+    for split in ("train", "test"):
+        records = dataset.model_copy(update={"split": split}).records()
+        questions[split] = {question_and_answer(record)[0] for record in records}
+    if shared := questions["train"] & questions["test"]:
+        raise Failed(f"{len(shared)} questions are in both splits, for example {sorted(shared)[0][:60]!r}")
 
 
 def checks(part: type[Any]) -> Iterator[tuple[str, Callable[[], None]]]:

@@ -1,4 +1,4 @@
-"""The checks of metrics: on made-up answers, on answers that mean harm, on log-probabilities, and on EXAMPLES."""
+"""The checks of metrics: on invented answers, on hostile ones, on log-probabilities, and on the part's EXAMPLES."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ SURE, DOUBTFUL = (-1.0, 4), (-40.0, 4)
 
 def example_of(fields: Mapping[str, Any]) -> Record:
     """A record with these columns."""
-    return Record("record", "prompt_completion", {"prompt": "p", "completion": "c", **fields}, "made up")
+    return Record("record", "prompt_completion", {"prompt": "p", "completion": "c", **fields}, "invented")
 
 
 def score_of(metric: Metric, prediction: str, reference: str, fields: Mapping[str, Any] | None = None) -> float | None:
     """The score of an answer, or None where the metric refuses the reference by ValueError.
 
     Raises:
-        Failed: it is no finite number, or lies outside of 0 and 1 although the metric RANKS.
+        Failed: the score is no finite number, or outside of 0 to 1 although the metric RANKS.
     """
     try:
         score = metric.score(prediction, example_of(fields or {}), reference)
@@ -55,13 +55,13 @@ def _refuse_outside(metric: Metric, score: Any, what: str) -> None:
 
 
 def check_scores(metrics: Sequence[Metric]) -> None:
-    """Scores of made-up answers lie from 0 to 1, and a reference given as the answer counts as right."""
+    """Scores of invented answers lie from 0 to 1, and the reference as the answer counts as right."""
     for metric in metrics:
         scores = [score_of(metric, prediction, reference) for prediction, reference in PAIRS]
         if all(score is None for score in scores):
-            if metric.EXAMPLES:
+            if metric.EXAMPLES:  # these show that the metric scores something
                 continue
-            raise Failed(f"{metric!r}: refuses every made-up reference: give EXAMPLES of what it scores")
+            raise Failed(f"{metric!r}: refuses every invented reference: write EXAMPLES of what it scores")
         for _, reference in PAIRS:
             score = score_of(metric, reference, reference)
             if score is not None and metric.RANKS and score < metric.RIGHT and _rewards_reference(metric):
@@ -83,7 +83,7 @@ def _rewards_reference(metric: Metric) -> bool:
 
 
 def check_any_answer(metrics: Sequence[Metric]) -> None:
-    """Whatever a model writes there is a score in time; a reference may be refused by ValueError."""
+    """Any text of a model gets a score in time; a reference may be refused by ValueError."""
     for metric in metrics:
         for text in texts.HOSTILE:
             for prediction, reference in ((text, "42"), (text, '{"a": 1}'), (text, "a"), ("42", text)):
@@ -91,7 +91,7 @@ def check_any_answer(metrics: Sequence[Metric]) -> None:
 
 
 def check_pure(metric: Metric) -> None:
-    """The same answer is worth the same, in any order, and the record is left as it was."""
+    """The same answer gets the same score, in any order, and the record does not change."""
     fields = {"choices": ["a", "b"], "topic": "letters"}
     record = example_of(fields)
     before = copy.deepcopy(record.fields)
@@ -101,33 +101,33 @@ def check_pure(metric: Metric) -> None:
         except ValueError:
             continue
     if record.fields != before:
-        raise Failed("the columns of a record are changed: copy them")
+        raise Failed("`score` changes the columns of the record: copy them")
     forwards = [score_of(metric, *pair) for pair in PAIRS]
     backwards = [score_of(metric, *pair) for pair in PAIRS[::-1]][::-1]
     if forwards != backwards:
-        raise Failed("an answer is worth something else the second time: is there a random call, or memory?")
+        raise Failed("an answer gets another score the second time: is there a random call, or memory?")
 
 
 def check_choices(metrics: Sequence[Metric]) -> None:
-    """`pick` gives a place; the far likeliest of equally long choices is taken, whatever their order."""
+    """`pick` returns an index; it picks the by far likeliest of equally long choices, whatever their order."""
     for metric in metrics:
         for logprobs in LOGPROBS:
-            place = metric.pick(logprobs, CHOICES, TOKENS)
-            if not isinstance(place, int) or not 0 <= place < len(CHOICES):
-                raise Failed(f"{metric!r}: `pick` gives {place!r}, no place of {len(CHOICES)} choices")
+            index = metric.pick(logprobs, CHOICES, TOKENS)
+            if not isinstance(index, int) or not 0 <= index < len(CHOICES):
+                raise Failed(f"{metric!r}: `pick` returns {index!r}, no index of {len(CHOICES)} choices")
             backwards = metric.pick(logprobs[::-1], CHOICES[::-1], TOKENS[::-1])
-            if CHOICES[place] != CHOICES[::-1][backwards]:
-                raise Failed(f"{metric!r}: with the choices in another order another one is taken")
+            if CHOICES[index] != CHOICES[::-1][backwards]:
+                raise Failed(f"{metric!r}: with the choices in another order `pick` picks another one")
         if metric.pick((-0.1, -50.0, -60.0), ("a", "b", "c"), (2, 2, 2)) != 0:
-            raise Failed(f"{metric!r}: the far likeliest of equally long choices is not taken")
+            raise Failed(f"{metric!r}: `pick` does not pick the by far likeliest of equally long choices")
 
 
 def check_logprobs(metrics: Sequence[Metric]) -> None:
     """`of_logprobs` is finite and different for a likely and an unlikely reference; so is `combine` of both."""
     for metric in metrics:
         likely, unlikely = metric.of_logprobs(*SURE), metric.of_logprobs(*DOUBTFUL)
-        for what, value in (("a likely reference", likely), ("an unlikely reference", unlikely)):
-            _refuse_outside(metric, value, what)
+        for what, score in (("a likely reference", likely), ("an unlikely reference", unlikely)):
+            _refuse_outside(metric, score, what)
         if likely == unlikely:
             raise Failed(f"{metric!r}: a likely and an unlikely reference are both worth {likely:g}")
         _refuse_outside(metric, metric.combine([likely, unlikely], [SURE[1], DOUBTFUL[1]]), "both together")
@@ -144,7 +144,7 @@ def check_pairs(metrics: Sequence[Metric]) -> None:
 
 
 def check_examples(part: type[Metric]) -> None:
-    """Every example of the part is worth what it says."""
+    """Every example of the part gets the score that EXAMPLES names."""
     for settings, described, worth in part.EXAMPLES:
         fields = dict(described)
         score = score_of(part(**settings), fields.pop("text"), fields.pop("gold"), fields)
@@ -154,12 +154,13 @@ def check_examples(part: type[Metric]) -> None:
 
 
 def numbers_of(metric: Metric) -> dict[str, Tensor]:
-    """All that the metric says of the made-up answers and of its examples' answers."""
+    """All numbers of the metric on the invented answers and on those of its examples."""
     numbers: dict[str, list[float]] = {}
     if "generation" in metric.NEEDS:
-        own = [(one["text"], one["gold"], one) for _, one, _ in metric.EXAMPLES]
-        scores = [score_of(metric, *case) for case in [*((*pair, None) for pair in PAIRS), *own]]
-        numbers["scores"] = [-1.0 if score is None else score for score in scores]
+        scores = [score_of(metric, prediction, reference) for prediction, reference in PAIRS]
+        for _, example, _ in metric.EXAMPLES:
+            scores.append(score_of(metric, example["text"], example["gold"], example))
+        numbers["scores"] = [-1.0 if score is None else score for score in scores]  # -1: refused
     if "choices" in metric.NEEDS:
         numbers["choices"] = [float(metric.pick(logprobs, CHOICES, TOKENS)) for logprobs in LOGPROBS]
     if "logprobs" in metric.NEEDS:
@@ -170,7 +171,7 @@ def numbers_of(metric: Metric) -> dict[str, Tensor]:
 
 
 BY_NEED: Mapping[str, tuple[str, Callable[[Sequence[Metric]], None]]] = {
-    "choices": ("picks one of the choices, in any order", check_choices),
+    "choices": ("picks the same choice in any order", check_choices),
     "logprobs": ("finite values of log-probabilities", check_logprobs),
     "pairs": ("pairs: from 0 to 1, higher in the right order", check_pairs),
 }
@@ -182,7 +183,7 @@ def checks(part: type[Any]) -> Iterator[tuple[str, Callable[[], None]]]:
     if "generation" in part.NEEDS:
         yield "scores from 0 to 1, the reference is right", lambda: check_scores(metrics)
         yield "a score for any answer, in time", lambda: check_any_answer(metrics[:1])
-        yield "deterministic, leaves the record as it was", lambda: check_pure(metrics[0])
+        yield "deterministic, its input unchanged", lambda: check_pure(metrics[0])
     for need, (name, check) in BY_NEED.items():
         if need in part.NEEDS:
             yield name, lambda check=check: check(metrics)

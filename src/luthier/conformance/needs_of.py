@@ -1,4 +1,4 @@
-"""What an objective is tried on by what it NEEDS: the file of that name in `needs/` gives rows and further checks."""
+"""Rows and further checks of an objective by what it NEEDS: those of the file of that name in `needs/`."""
 
 from __future__ import annotations
 
@@ -17,27 +17,30 @@ FOLDER = Path(__file__).parent / "needs"
 
 
 def rows_for(objective: Objective, targets: bool = True) -> list[Row]:
-    """Tiny data of the kind that the objective NEEDS.
+    """Tiny rows of the form that the objective NEEDS, RECORDS records.
+
+    Args:
+        targets: False sets the weight of every token to 0.
 
     Raises:
-        RecipeError: it needs something that no file in `needs/` makes.
+        RecipeError: `needs/` has no file for that form.
     """
-    needed = judgement_of(objective)
-    if needed:
-        return _file_of(needed).rows(RECORDS, 0, targets)
+    form = judgement_of(objective)
+    if form:
+        return _module_of(form).rows(RECORDS, 0, targets)
     return tiny_model_of(objective).rows(RECORDS, 0) if targets else tiny_rows(targets=False)
 
 
 def checks_of_need(objective: Objective) -> Iterator[tuple[str, Callable[[], None]]]:
     """Further checks of objectives that read one form of judged answers; most forms have none."""
-    needed = judgement_of(objective)
-    checks = getattr(_file_of(needed), "checks", None) if needed else None
+    form = judgement_of(objective)
+    checks = getattr(_module_of(form), "checks", None) if form else None
     if checks is not None:
         yield from checks(objective)
 
 
-def _file_of(needed: str) -> Any:
-    if not (FOLDER / f"{needed}.py").is_file():
+def _module_of(form: str) -> Any:
+    if not (FOLDER / f"{form}.py").is_file():
         known = ", ".join(sorted(path.stem for path in FOLDER.glob("[!_]*.py")))
-        raise RecipeError(f"NEEDS names `{needed}`, of which there are no rows to try it on.", f"Known: {known}.")
-    return parts.lazy(f"luthier.conformance.needs.{needed}")
+        raise RecipeError(f"NEEDS names `{form}`, for which `conformance/needs/` has no rows.", f"Known: {known}.")
+    return parts.lazy(f"luthier.conformance.needs.{form}")

@@ -26,15 +26,15 @@ from luthier.engine.trainer import Batching
 def checks(part: type[Any]) -> Iterator[tuple[str, Callable[[], None]]]:
     """The checks of an objective, in the order they are run."""
     full = parts.build("tuner", "full")
-    variants_of_part = variants(part)
-    first = variants_of_part[0]
-    yield "gradient: splits, padding side, packing", lambda: check_splits(variants_of_part)
+    objectives = variants(part)
+    first = objectives[0]
+    yield "gradient: splits, padding side, packing", lambda: check_splits(objectives)
     yield "gradient: two ranks", lambda: check_ranks(first, full)
     yield "gradient: derivative of the loss, but for what is DETACHED", lambda: check_derivative(first, full)
-    whole = Batching(RECORDS, 10_000, "padded")
+    one_batch = Batching(RECORDS, 10_000, "padded")
     yield (
         "every option changes something",
-        lambda: check_options(variants_of_part, lambda variant: now_and_later(variant, tuner_for(variant), whole)),
+        lambda: check_options(objectives, lambda objective: now_and_later(objective, tuner_for(objective), one_batch)),
     )
     yield "deterministic by seed", lambda: check_determinism(first, full)
     yield "exact resume", lambda: check_resume(first, full)
@@ -44,4 +44,5 @@ def checks(part: type[Any]) -> Iterator[tuple[str, Callable[[], None]]]:
         yield "no targets: refused", lambda: check_zero_targets(first, full)
     yield from checks_of_need(first)
     for name in ("full", "lora"):
+        # A resumed training exercises what a composition could break: forward, gradient, step and saved state.
         yield f"composes with {name}", lambda name=name: check_resume(first, parts.build("tuner", name))

@@ -1,4 +1,4 @@
-"""The checks of optimisers: what they move, and that their whole state goes through a checkpoint."""
+"""The checks of optimisers: what they move, and that all of their state goes through a checkpoint."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def parameters() -> list[nn.Parameter]:
 
 
 def step(optimizer: torch.optim.Optimizer, tensors: list[nn.Parameter], number: int) -> None:
-    """One step by gradients that only its number decides."""
+    """One step; its gradients depend on its number alone."""
     draw = torch.Generator().manual_seed(100 + number)
     for tensor in tensors:
         tensor.grad = torch.randn(tensor.shape, generator=draw)
@@ -44,7 +44,7 @@ def check_interface(part: Any) -> None:
     if held != {id(tensor) for tensor in tensors}:
         raise Failed(f"the optimiser holds {len(held)} of {len(tensors)} parameters")
     if optimizer.defaults.get("lr") != part.lr:
-        raise Failed("`lr` is not the rate that the torch optimiser was made with: schedules multiply that one")
+        raise Failed("`lr` is not the learning rate of the torch optimiser: schedules multiply that rate")
 
 
 def check_movement(part: Any) -> None:
@@ -53,19 +53,19 @@ def check_movement(part: Any) -> None:
         tensors = parameters()
         before = [tensor.detach().clone() for tensor in tensors]
         optimizer = part.make(tensors)
-        for group in optimizer.param_groups:
+        for group in optimizer.param_groups:  # as the trainer applies a schedule
             group["lr"] = optimizer.defaults["lr"] * rate
         step(optimizer, tensors, 0)
         for tensor, start in zip(tensors, before, strict=True):
             if not bool(torch.isfinite(tensor).all()):
                 raise Failed(f"after one step a parameter of shape {tuple(start.shape)} is not finite")
             if torch.equal(tensor, start) == moves:
-                said = "does not move" if moves else "moves although the learning rate is 0"
-                raise Failed(f"a parameter of shape {tuple(start.shape)} {said}")
+                fault = "does not move" if moves else "moves although the learning rate is 0"
+                raise Failed(f"a parameter of shape {tuple(start.shape)} {fault}")
 
 
 def check_round_trip(part: Any) -> None:
-    """After `state_dict` and `load_state_dict` the next step is the same, bit for bit; the state is one of tensors."""
+    """After `state_dict` and `load_state_dict` the next step is the same, bit for bit."""
     tensors = parameters()
     optimizer = part.make(tensors)
     for number in range(STEPS):
@@ -75,14 +75,14 @@ def check_round_trip(part: Any) -> None:
     again.load_state_dict(copy.deepcopy(optimizer.state_dict()))
     step(optimizer, tensors, STEPS)
     step(again, copies, STEPS)
-    if not all(torch.equal(one, other) for one, other in zip(tensors, copies, strict=True)):
+    if not all(torch.equal(tensor, copied) for tensor, copied in zip(tensors, copies, strict=True)):
         raise Failed("after `load_state_dict` the next step differs: is there state outside `self.state`?")
 
 
 def checks(part: type[Any]) -> Iterator[tuple[str, Callable[[], None]]]:
     """The checks of an optimiser, in the order they are run."""
-    made = variants(part)
-    first = made[0]
+    optimizers = variants(part)
+    first = optimizers[0]
     sft, full = parts.build("objective", "sft"), parts.build("tuner", "full")
 
     def weights(optimizer: Any) -> dict[str, Tensor]:
@@ -93,4 +93,4 @@ def checks(part: type[Any]) -> Iterator[tuple[str, Callable[[], None]]]:
     yield "its state goes through `state_dict`", lambda: check_round_trip(first)
     yield "deterministic by seed", lambda: check_determinism(sft, full, first)
     yield "exact resume", lambda: check_resume(sft, full, first)
-    yield "every option changes something", lambda: check_options(made, weights)
+    yield "every option changes something", lambda: check_options(optimizers, weights)

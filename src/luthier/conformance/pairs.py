@@ -1,7 +1,7 @@
-"""The conformance matrix of pairs: objectives, tuners and selectors train with each other, or are refused in words.
+"""Trainings of pairs: objectives, tuners and selectors train with each other, or are refused by a LuthierError.
 
 A covering array of triples holds every pair of two slots. A triple that trains shows its three pairs at once; a pair
-that no trained triple shows is tried by itself, between `sft`, `full` and no selection.
+that no trained triple shows is trained by itself, completed by `sft`, `full` or no selection.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from luthier import parts
 from luthier.conformance.base import variants
 from luthier.conformance.needs_of import rows_for
 from luthier.conformance.tiny import with_streams
-from luthier.conformance.training import trainer
+from luthier.conformance.training import trainer, weights_of
 from luthier.engine.budget import Budget
 from luthier.engine.trainer import Batching, Trainer
 from luthier.engine.update import NotFinite
@@ -25,7 +25,7 @@ from luthier.errors import LuthierError
 
 PAIRED = ("objective", "tuner", "selector")
 PLAIN = {"objective": "sft", "tuner": "full"}
-"""What stands in the place that a pair leaves open."""
+"""Completes a pair that names no part of these slots."""
 
 UPDATES = 3
 Named = tuple[str, str]
@@ -36,10 +36,10 @@ Combination = tuple[Named, ...]
 
 @dataclass(frozen=True)
 class Trial:
-    """What came of training one combination."""
+    """The outcome of training one combination; `message` is the refusal, or describes the fault."""
 
     verdict: Literal["yes", "refused", "fault"]
-    seen: str = ""
+    message: str = ""
 
 
 def catalogued() -> dict[str, list[str]]:
@@ -49,11 +49,11 @@ def catalogued() -> dict[str, list[str]]:
 
 def all_pairs(names: Mapping[str, Sequence[str]]) -> list[Combination]:
     """Every pair of parts of two different slots."""
-    return [
-        ((one, first), (other, second))
-        for one, other in combinations(names, 2)
-        for first, second in product(names[one], names[other])
-    ]
+    pairs: list[Combination] = []
+    for slot, other in combinations(names, 2):
+        for first, second in product(names[slot], names[other]):
+            pairs.append(((slot, first), (other, second)))
+    return pairs
 
 
 def covering(names: Mapping[str, Sequence[str]]) -> Iterator[Combination]:
@@ -67,51 +67,56 @@ def covering(names: Mapping[str, Sequence[str]]) -> Iterator[Combination]:
 
 
 def trials(names: Mapping[str, Sequence[str]]) -> dict[Combination, Trial]:
-    """What came of every pair, and of each triple that did not train although its pairs do."""
+    """The outcome of every pair, and of each triple that did not train although its pairs do."""
     triples = {triple: attempt(triple) for triple in covering(names)}
-    trained = {pair for triple, trial in triples.items() if trial.verdict == "yes" for pair in combinations(triple, 2)}
-    found = {pair: Trial("yes") if pair in trained else attempt(pair) for pair in all_pairs(names)}
+    trained: set[Combination] = set()
     for triple, trial in triples.items():
-        if trial.verdict != "yes" and all(found[pair].verdict == "yes" for pair in combinations(triple, 2)):
-            found[triple] = trial
-    return found
+        if trial.verdict == "yes":
+            trained.update(combinations(triple, 2))
+    outcomes = {pair: Trial("yes") if pair in trained else attempt(pair) for pair in all_pairs(names)}
+    for triple, trial in triples.items():
+        if trial.verdict != "yes" and all(outcomes[pair].verdict == "yes" for pair in combinations(triple, 2)):
+            outcomes[triple] = trial
+    return outcomes
 
 
 def attempt(combination: Combination) -> Trial:
-    """Train some updates. A refusal in words must come before the first of them."""
+    """Train UPDATES updates. A LuthierError before the first of them is a refusal, and a later one a fault."""
     updates: list[int] = []
     run: Trainer | None = None
     try:
         run = prepared(dict(combination))
         run.observe = lambda event: updates.append(1) if event["event"] == "update" else None
-        before = {name: master.detach().clone() for name, master in run.masters.master.items()}
+        before = weights_of(run)
         run.train()
     except NotFinite as error:
-        return Trial("fault", _told(combination, str(error)))
+        return Trial("fault", _describe(combination, str(error)))
     except LuthierError as error:
         if updates:
-            return Trial("fault", _told(combination, f"broke off after {len(updates)} update(s): {error}"))
+            return Trial("fault", _describe(combination, f"broke off after {len(updates)} update(s): {error}"))
         return Trial("refused", error.message)
     except Exception as error:
-        return Trial("fault", _told(combination, f"{type(error).__name__}: {error}"))
+        return Trial("fault", _describe(combination, f"{type(error).__name__}: {error}"))
     masters = run.masters.master
     if not all(bool(torch.isfinite(master).all()) for master in masters.values()):
-        return Trial("fault", _told(combination, "weights are not finite"))
+        return Trial("fault", _describe(combination, "weights are not finite"))
     if all(torch.equal(master, before[name]) for name, master in masters.items()):
-        return Trial("fault", _told(combination, "nothing moved"))
+        return Trial("fault", _describe(combination, "nothing moved"))
     return Trial("yes")
 
 
 def prepared(names: Mapping[str, str]) -> Trainer:
     """A trainer of the tiny model of the objective's modality, each part under the first of its SETTINGS."""
-    made: dict[str, Any] = {slot: variants(parts.load(slot, name))[0] for slot, name in {**PLAIN, **names}.items()}
-    objective, selector = made["objective"], made.get("selector")
+    chosen: dict[str, Any] = {}
+    for slot, name in {**PLAIN, **names}.items():
+        chosen[slot] = variants(parts.load(slot, name))[0]
+    objective, selector = chosen["objective"], chosen.get("selector")
     rows = rows_for(objective)
     if selector is not None:
         rows = with_streams(rows, selector.reads())
     return trainer(
         objective,
-        made["tuner"],
+        chosen["tuner"],
         rows,
         Batching(4, 60, "padded"),
         dtype=torch.float32,
@@ -121,5 +126,5 @@ def prepared(names: Mapping[str, str]) -> Trainer:
     )
 
 
-def _told(combination: Combination, what: str) -> str:
+def _describe(combination: Combination, what: str) -> str:
     return f"{' + '.join(name for _, name in combination)}: {what}"

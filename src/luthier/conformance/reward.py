@@ -1,4 +1,4 @@
-"""The conformance matrix of rewards: on made-up answers, on answers that mean harm, and on the part's own EXAMPLES."""
+"""The checks of rewards: on invented answers, on hostile ones, and on the part's EXAMPLES."""
 
 from __future__ import annotations
 
@@ -29,37 +29,38 @@ TEXTS = (  # an answer, the gold answer, tokens: right and wrong, in the forms t
 )  # fmt: skip
 
 
-def made_up(part: type[Reward]) -> list[Answer]:
-    """The answers that a part is tried on: everyone's and those of its EXAMPLES."""
-    common = [{"text": text, "gold": gold, "tokens": tokens, **COLUMNS} for text, gold, tokens in TEXTS]
-    own = [one for _, given, _ in part.EXAMPLES for one in ([given] if isinstance(given, dict) else given)]
-    return [answer_of(one, f"record-{number}") for number, one in enumerate([*common, *own])]
+def sample_answers(part: type[Reward]) -> list[Answer]:
+    """The answers that a part is tried on: those of TEXTS and those of its EXAMPLES."""
+    descriptions = [{"text": text, "gold": gold, "tokens": tokens, **COLUMNS} for text, gold, tokens in TEXTS]
+    for _, described, _ in part.EXAMPLES:
+        descriptions += [described] if isinstance(described, dict) else described
+    return [answer_of(described, f"record-{number}") for number, described in enumerate(descriptions)]
 
 
 def answer_of(described: Mapping[str, Any], name: str = "record") -> Answer:
     """An answer from its description: text, gold, tokens, finish; anything else is a column of its record."""
     fields = dict(described)
     known = {key: fields.pop(key) for key in ("text", "gold", "tokens", "finish") if key in fields}
-    return Answer(record=Record(name, "prompt_completion", fields, "made up"), **known)
+    return Answer(record=Record(name, "prompt_completion", fields, "invented"), **known)
 
 
 def values_of(reward: Reward, answers: Sequence[Answer]) -> list[float | None]:
-    """What a reward says of one group, without the rest of it.
+    """The rewards of one group, without the parts and passed numbers of a `Judged`.
 
     Raises:
-        Failed: it is no finite number, and not None either.
+        Failed: a reward is neither a finite number nor None.
     """
-    found = [one.value if isinstance(one, Judged) else one for one in reward.score_group(answers)]
-    if len(found) != len(answers):
-        raise Failed(f"{len(found)} values for {len(answers)} answers")
-    for value, answer in zip(found, answers, strict=True):
-        if value is not None and not (isinstance(value, int | float) and math.isfinite(value)):
-            raise Failed(f"the answer {texts.short(answer.text)} is worth {value!r}: neither a number nor None")
-    return found
+    rewards = [judged.value if isinstance(judged, Judged) else judged for judged in reward.score_group(answers)]
+    if len(rewards) != len(answers):
+        raise Failed(f"{len(rewards)} values for {len(answers)} answers")
+    for number, answer in zip(rewards, answers, strict=True):
+        if number is not None and not (isinstance(number, int | float) and math.isfinite(number)):
+            raise Failed(f"the answer {texts.short(answer.text)} is worth {number!r}: neither a number nor None")
+    return rewards
 
 
 def check_any_answer(rewards: Sequence[Reward]) -> None:
-    """Whatever a model writes, and whatever a record lacks, there is a number or None in time."""
+    """Any text of a model, whatever column its record lacks, gets a number or None in time."""
     for reward in rewards:
         for text in texts.HOSTILE:
             for gold, columns in ((text, {}), ("42", {**COLUMNS, "tests": "assert True"})):
@@ -68,46 +69,54 @@ def check_any_answer(rewards: Sequence[Reward]) -> None:
 
 
 def check_pure(reward: Reward) -> None:
-    """The same answers are worth the same, and their records are left as they were."""
-    answers = made_up(type(reward))
+    """The same answers get the same rewards, and their records do not change."""
+    answers = sample_answers(type(reward))
     before = copy.deepcopy([answer.record.fields for answer in answers])
-    one, other = values_of(reward, answers), values_of(reward, answers)
-    if one != other:
-        raise Failed("the same answers are worth something else the second time: is there a random call, or memory?")
+    first, second = values_of(reward, answers), values_of(reward, answers)
+    if first != second:
+        raise Failed("the same answers get other rewards the second time: is there a random call, or memory?")
     if before != [answer.record.fields for answer in answers]:
-        raise Failed("the columns of a record are changed: copy them")
+        raise Failed("the reward changes the columns of a record: copy them")
 
 
 def check_batch(reward: Reward) -> None:
-    """An answer is worth the same alone and in a batch; where answers are compared, in any order of the group."""
-    answers = made_up(type(reward))
-    whole = values_of(reward, answers)
+    """An answer gets the same reward alone and in a batch; one that compares answers, in any order of the group."""
+    answers = sample_answers(type(reward))
+    together = values_of(reward, answers)
     if reward.compares:
         backwards = values_of(reward, answers[::-1])[::-1]
-        if whole != backwards:
-            raise Failed("with the answers of the group in another order an answer is worth something else")
+        if together != backwards:
+            raise Failed("with the answers of the group in another order an answer gets another reward")
         return
-    if whole != [values_of(reward, [answer])[0] for answer in answers[::-1]][::-1]:
-        raise Failed("an answer is worth something else alone than in a batch")
+    # Backwards, so that a reward with memory of the answer before shows as well.
+    alone = [values_of(reward, [answer])[0] for answer in answers[::-1]][::-1]
+    if together != alone:
+        raise Failed("an answer gets another reward alone than in a batch")
 
 
 def check_examples(part: type[Reward]) -> None:
-    """Every example of the part is worth what it says."""
-    for settings, given, value in part.EXAMPLES:
-        group, wanted = ([given], [value]) if isinstance(given, Mapping) else (given, value)
-        found = values_of(part(**settings), [answer_of(one) for one in group])
-        for one, said, worth in zip(group, wanted, found, strict=True):
-            if said != worth and not (said is not None and worth is not None and math.isclose(said, worth)):
-                told = json.dumps(one, ensure_ascii=False)
-                raise Failed(f"EXAMPLES says that {told} is worth {said}, and it is worth {worth}")
+    """Every example of the part gets the reward that EXAMPLES names."""
+    for settings, described, expected in part.EXAMPLES:
+        single = isinstance(described, Mapping)
+        group, expected_rewards = ([described], [expected]) if single else (described, expected)
+        rewards = values_of(part(**settings), [answer_of(example) for example in group])
+        for example, wanted, reward in zip(group, expected_rewards, rewards, strict=True):
+            if wanted != reward and not (wanted is not None and reward is not None and math.isclose(wanted, reward)):
+                shortened = json.dumps(example, ensure_ascii=False)
+                raise Failed(f"EXAMPLES says that {shortened} is worth {wanted}, and it is worth {reward}")
 
 
 def numbers_of(reward: Reward) -> dict[str, Tensor]:
-    """All values of the made-up answers and of each example's group, told apart from None."""
+    """All rewards of the sample answers and of each example's group: [N,2], the reward and whether it is None."""
     part = type(reward)
-    groups = [[answer_of(one) for one in given] for _, given, _ in part.EXAMPLES if not isinstance(given, Mapping)]
-    values = [value for group in [made_up(part), *groups] for value in values_of(reward, group)]
-    return {"values": torch.tensor([[value or 0.0, value is None] for value in values], dtype=torch.float64)}
+    groups = [sample_answers(part)]
+    for _, described, _ in part.EXAMPLES:
+        if not isinstance(described, Mapping):
+            groups.append([answer_of(example) for example in described])
+    rows = []
+    for group in groups:
+        rows += [[number or 0.0, number is None] for number in values_of(reward, group)]
+    return {"values": torch.tensor(rows, dtype=torch.float64)}
 
 
 def checks(part: type[Any]) -> Iterator[tuple[str, Callable[[], None]]]:
@@ -115,11 +124,11 @@ def checks(part: type[Any]) -> Iterator[tuple[str, Callable[[], None]]]:
     if part.MODALITY != "language":
         yield from samples.checks(part)
         return
-    made = variants(part)
-    yield "a number or None for any answer, in time", lambda: check_any_answer(made[:1])
-    yield "deterministic, leaves what it is given", lambda: check_pure(made[0])
-    yield "alone, in a batch, in any order: the same", lambda: check_batch(made[0])
-    common = Reward.model_fields  # what the engine reads
-    yield "every option changes something", lambda: check_options(made, numbers_of, common)
+    rewards = variants(part)
+    yield "a number or None for any answer, in time", lambda: check_any_answer(rewards[:1])
+    yield "deterministic, its input unchanged", lambda: check_pure(rewards[0])
+    yield "alone, in a batch, in any order: the same", lambda: check_batch(rewards[0])
+    read_by_engine = Reward.model_fields
+    yield "every option changes something", lambda: check_options(rewards, numbers_of, read_by_engine)
     if part.EXAMPLES:
         yield "its examples hold", lambda: check_examples(part)

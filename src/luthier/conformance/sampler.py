@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ LENGTH = 12
 """Tokens of an answer at most."""
 GREEDY, DRAWN = Sampling(max_new_tokens=LENGTH), Sampling(max_new_tokens=LENGTH, temperature=1.5)
 FORCED = 2
-"""Tokens of an answer that are given, where the sampler is the step's own model."""
+"""Tokens that a request forces, if the sampler is the model of the step itself."""
 
 
 @cache
@@ -34,7 +35,7 @@ def _language_model() -> tuple[Loaded, Renderer]:
 
 
 def sampler_of(part: SamplerPart) -> Sampler:
-    """What the part makes for the tiny model."""
+    """The sampler that the part makes for the tiny model."""
     loaded, renderer = _language_model()
     return part.make(Asking(loaded.module, loaded.tokenizer, renderer.end_ids, renderer.end_id, rows=3))
 
@@ -42,20 +43,20 @@ def sampler_of(part: SamplerPart) -> Sampler:
 def requests(seed: int = 0) -> list[Request]:
     """Two answers to each question, with seeds of their own."""
     _, renderer = _language_model()
-    asked = []
+    requests_made = []
     for number, question in enumerate(QUESTIONS):
         record = Record(f"record-{number}", "prompt_completion", {"prompt": question, "completion": "-"}, question)
         messages = {"messages": [{"role": "user", "content": question}]}
         for index in range(2):
             key = 1000 * seed + 10 * number + index
-            asked.append(
+            requests_made.append(
                 Request(renderer.prompt(record), record.id, group=record.id, seed=key, metadata=dict(messages))
             )
-    return asked
+    return requests_made
 
 
 def check_reach(part: SamplerPart) -> None:
-    """Someone is there to answer, or the absence is said as a RunError."""
+    """The sampler can be reached, or `reach` raises RunError."""
     try:
         part.reach()
     except RunError:
@@ -63,17 +64,17 @@ def check_reach(part: SamplerPart) -> None:
 
 
 def check_contract(part: SamplerPart) -> None:
-    """One answer for each request, in their order, of tokens that the model knows; none for none."""
+    """One answer to each request, in the order of requests, of token ids that the model knows; none to no request."""
     sample, asked = sampler_of(part), requests()
     answers = sample(asked, GREEDY)
     if len(answers) != len(asked):
         raise Failed(f"{len(answers)} answers to {len(asked)} requests")
     for request, answer in zip(asked, answers, strict=True):
         if answer.record != request.record:
-            raise Failed(f"where {request.record} was asked stands an answer to {answer.record}: keep the order")
+            raise Failed(f"the answer to {request.record} names {answer.record}: keep the order")
         _check_answer(answer, request)
     if list(sample([], GREEDY)):
-        raise Failed("there are answers although nothing was asked")
+        raise Failed("there are answers to an empty list of requests")
 
 
 def _check_answer(answer: Trajectory, request: Request, forced: Sequence[int] = ()) -> None:
@@ -92,26 +93,28 @@ def _check_answer(answer: Trajectory, request: Request, forced: Sequence[int] = 
     if not all(math.isfinite(value) and value <= 1e-6 for value in answer.logprobs):
         raise Failed("a log-probability is above 0 or not finite")
     if answer.request is not None and answer.request != request:
-        raise Failed("an answer names another request than the one in its place")
+        raise Failed("an answer names a request other than its own")
 
 
 def check_order(part: SamplerPart) -> None:
-    """Asked backwards, and one by one, each request gets the same answer: the likeliest one at temperature 0."""
+    """In reverse order, and one by one, each request gets the same answer: the likeliest one, at temperature 0."""
     sample, asked = sampler_of(part), requests()
-    whole = [list(answer.ids) for answer in sample(asked, GREEDY)]
+    together = [list(answer.ids) for answer in sample(asked, GREEDY)]
     backwards = [list(answer.ids) for answer in sample(asked[::-1], GREEDY)][::-1]
     alone = [list(sample([request], GREEDY)[0].ids) for request in asked]
     for what, answers in (("in another order", backwards), ("one by one", alone)):
-        if answers != whole:
-            raise Failed(f"with the requests {what} an answer is another one: does it depend on its neighbours?")
+        if answers != together:
+            raise Failed(f"with the requests {what} an answer differs: does it depend on its neighbours?")
 
 
 def check_seeds(part: SamplerPart) -> None:
     """At a temperature above 0 a request's seed alone decides its answer."""
     sample, asked = sampler_of(part), requests()
-    first, again, others = (
-        [list(answer.ids) for answer in sample(one, DRAWN)] for one in (asked, asked[::-1], requests(seed=1))
-    )
+
+    def drawn(batch: list[Request]) -> list[list[int]]:
+        return [list(answer.ids) for answer in sample(batch, DRAWN)]
+
+    first, again, others = drawn(asked), drawn(asked[::-1]), drawn(requests(seed=1))
     if first != again[::-1]:
         raise Failed("the same seeds give other answers: is there a random call that no request's seed decides?")
     if first == others:
@@ -122,10 +125,7 @@ def check_forced(part: SamplerPart) -> None:
     """An answer begins with the tokens that its request forces, which have log-probability 0."""
     tokenizer = _language_model()[0].tokenizer
     forced = tuple(tokenizer("ab", add_special_tokens=False)["input_ids"][:FORCED])
-    asked = [
-        Request(one.prompt_ids, one.record, forced, group=one.group, seed=one.seed, metadata=one.metadata)
-        for one in requests()
-    ]
+    asked = [replace(request, forced_ids=forced) for request in requests()]
     for request, answer in zip(asked, sampler_of(part)(asked, DRAWN), strict=True):
         _check_answer(answer, request, forced)
         if any(answer.logprobs[: len(forced)]):
@@ -133,18 +133,19 @@ def check_forced(part: SamplerPart) -> None:
 
 
 def checks(part: type[Any]) -> Iterator[tuple[str, Callable[[], None]]]:
-    """The checks of a sampler, in the order they are run; where nobody can be reached only the first.
+    """The checks of a sampler, in the order they are run; of one that cannot be reached only the first.
 
-    Seeds and forced tokens are the business of the step's own model: a server may know neither.
+    Seeds and forced tokens are checked if the sampler is the model of the step itself (OWN): a server may support
+    neither.
     """
     first: SamplerPart = variants(part)[0]
-    yield "somebody answers, or a refusal", lambda: check_reach(first)
+    yield "can be reached, or says so", lambda: check_reach(first)
     try:
         first.reach()
-    except Exception:  # which the first check tells
+    except Exception:  # the first check reports it
         return
     yield "one answer per request, in their order", lambda: check_contract(first)
     yield "an answer does not depend on its neighbours", lambda: check_order(first)
     if first.OWN:
         yield "a request's seed decides its answer", lambda: check_seeds(first)
-        yield "begins with what is forced", lambda: check_forced(first)
+        yield "begins with the forced tokens", lambda: check_forced(first)

@@ -1,4 +1,4 @@
-"""The conformance matrix of what a tuner leaves: saved, loaded and merged, the model is the same."""
+"""The check of what a tuner saves: loaded, and merged, the model is the same."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ from luthier.recipe.settings import Model as ModelSettings
 
 
 def check_save_and_load(tuner: Any) -> None:
-    """Saved, loaded by plain transformers or PEFT, and merged: the logits are the same.
+    """Saved, loaded by transformers or PEFT, and merged: the logits are the same within 1e-4.
 
-    A tuner that says it cannot be merged is loaded by itself, and refuses to merge in words.
+    A tuner whose MERGES is False is loaded by its own code, and its `merge` raises LuthierError.
     """
     run = trainer(parts.build("objective", "sft"), tuner, tiny_rows(), Batching(), dtype=torch.float32)
     run.train()
     ids = torch.arange(12)[None] % VOCABULARY
     with torch.no_grad(), tempfile.TemporaryDirectory() as name:
-        own = run.policy.module(input_ids=ids).logits
+        trained = run.policy.module(input_ids=ids).logits
         tuner.save(run.policy.module, run.masters.of_model(), Path(name))
         loaded = _load(Path(name))(input_ids=ids).logits
         merged = _merged(tuner, run.policy.module)(input_ids=ids).logits
     for what, logits in (("saved and loaded", loaded), ("merged", merged)):
-        error = float((logits - own).abs().max())
+        error = float((logits - trained).abs().max())
         if not error <= 1e-4:
             raise Failed(f"{what}: logits differ by {error:.1e}")
 
@@ -45,7 +45,7 @@ def _merged(tuner: Any, module: nn.Module) -> nn.Module:
         tuner.merge(module)
     except LuthierError:
         return module
-    raise Failed("MERGES is False, and yet it merges")
+    raise Failed("MERGES is False, and `merge` goes through")
 
 
 def _load(folder: Path) -> nn.Module:
@@ -54,7 +54,7 @@ def _load(folder: Path) -> nn.Module:
     if (folder / TUNER_FILE).is_file():
         return load_tuned(folder, ModelSettings(path=str(folder), dtype="float32"))[0].eval()
 
-    if (folder / "adapter_config.json").is_file():
+    if (folder / "adapter_config.json").is_file():  # PEFT's format: a user would load it by PEFT
         import peft
 
         return peft.PeftModel.from_pretrained(tiny_model(torch.float32), str(folder)).eval()

@@ -1,4 +1,4 @@
-"""The checks of schedules: a factor of the learning rate that progress alone decides."""
+"""The checks of schedules: a factor of the learning rate that depends on progress alone."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from torch import Tensor
 from luthier.conformance.base import Failed, check_options, variants
 
 POINTS = 200
-"""Moments of a training at which a schedule is asked, both ends among them."""
+"""Steps between the moments of a training at which the factor is computed; both ends are among the moments."""
 
 
 def factors(schedule: Any, order: Sequence[int] = range(POINTS + 1)) -> list[float]:
-    """The factor at evenly spaced moments, asked in this order and returned in the order of progress."""
+    """The factors at evenly spaced moments, computed in this order and returned in the order of progress."""
     by_point = {point: schedule.factor(point / POINTS) for point in order}
     return [by_point[point] for point in sorted(by_point)]
 
@@ -24,24 +24,24 @@ def factors(schedule: Any, order: Sequence[int] = range(POINTS + 1)) -> list[flo
 def check_range(schedules: Sequence[Any]) -> None:
     """A finite number from 0 to 1 at every moment, and above 0 at some."""
     for schedule in schedules:
-        values = factors(schedule)
-        for point, value in enumerate(values):
-            if not isinstance(value, int | float) or not math.isfinite(value):
-                raise Failed(f"{schedule!r}: at progress {point / POINTS:g} the factor is {value!r}, no finite number")
-            if not 0.0 <= value <= 1.0:
+        computed = factors(schedule)
+        for point, factor in enumerate(computed):
+            if not isinstance(factor, int | float) or not math.isfinite(factor):
+                raise Failed(f"{schedule!r}: at progress {point / POINTS:g} the factor is {factor!r}, no finite number")
+            if not 0.0 <= factor <= 1.0:
                 raise Failed(
-                    f"{schedule!r}: at progress {point / POINTS:g} the factor is {value:g}: it lies from 0 to 1, and"
+                    f"{schedule!r}: at progress {point / POINTS:g} the factor is {factor:g}: it lies from 0 to 1, and"
                     " the optimizer's `lr` is the highest rate"
                 )
-        if not any(values):
+        if not any(computed):
             raise Failed(f"{schedule!r}: the factor is 0 at every moment")
 
 
 def check_pure(schedule: Any) -> None:
-    """The same progress gives the same factor, whatever was asked before: a resumed run asks from the middle on."""
+    """The same progress gives the same factor, whatever calls came before: a resumed run starts in the middle."""
     forwards, backwards = factors(schedule), factors(schedule, range(POINTS, -1, -1))
     if forwards != backwards:
-        raise Failed("the factor depends on what was asked before: is there a counter, or a random call?")
+        raise Failed("the factor depends on earlier calls: is there a counter, or a random call?")
 
 
 def checks(part: type[Any]) -> Iterator[tuple[str, Callable[[], None]]]:

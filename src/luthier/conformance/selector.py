@@ -1,4 +1,4 @@
-"""The conformance matrix of selectors: what is kept depends on the data order and on nothing else."""
+"""The checks of selectors: which records are kept depends on the data order, and not on batching, ranks or stops."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from luthier import parts
 from luthier.conformance.base import Failed, check_options, variants
 from luthier.conformance.ranks import Meeting, Peer
 from luthier.conformance.tiny import RECORDS, tiny_rows
-from luthier.conformance.training import LAYOUTS, trainer
+from luthier.conformance.training import LAYOUTS, trainer, weights_of
 from luthier.engine.budget import Budget
 from luthier.engine.score import with_column
 from luthier.engine.trainer import Batching, Saving, Trainer
@@ -30,12 +30,12 @@ CANDIDATES = 10
 
 
 def selected_rows(selector: Selector, count: int = 2 * RECORDS) -> list[Row]:
-    """Records with every column that the selector reads: made-up log-probabilities, keyed by the column's name."""
+    """Records with every column that the selector reads: invented log-probabilities, keyed by the column's name."""
     rows = tiny_rows(count)
-    for read in selector.reads():
-        draw = numpy.random.default_rng(list(read.encode()))
+    for name in selector.reads():
+        draw = numpy.random.default_rng(list(name.encode()))
         column = {row.id: -3 * draw.random(len(row), dtype=numpy.float32) for row in rows}
-        rows = with_column(rows, read, column)
+        rows = with_column(rows, name, column)
     return rows
 
 
@@ -46,7 +46,7 @@ def kept_records(selector: Selector, batching: Batching) -> list[list[str]]:
 
 def _noted(run: Trainer) -> list[list[str]]:
     kept: list[list[str]] = []
-    update = run._update
+    update = run._update  # the rows that reach an update are those that the selector kept
 
     def noting(rows: Sequence[Row], progress: float, done: float) -> Any:
         kept.append([row.id for row in rows])
@@ -65,61 +65,61 @@ def _selecting(selector: Selector, batching: Batching, **more: Any) -> Trainer:
 
 
 def check_selection_invariance(selectors: list[Selector]) -> None:
-    """What is kept does not depend on splits, padding side or packing."""
+    """The kept records do not depend on splits, padding side or packing."""
     for selector in selectors:
-        whole = kept_records(selector, Batching(CANDIDATES, 10_000))
+        one_batch = kept_records(selector, Batching(CANDIDATES, 10_000))
         for name, layout in LAYOUTS.items():
-            found = kept_records(selector, dataclasses.replace(layout, records=CANDIDATES))
-            if found != whole:
+            if kept_records(selector, dataclasses.replace(layout, records=CANDIDATES)) != one_batch:
                 raise Failed(f"{selector!r}: with {name} other records are kept: does a score depend on padding?")
 
 
 def check_selection_ranks(selector: Selector) -> None:
     """Two ranks keep the same records as one, update after update."""
     batching = Batching(CANDIDATES, 40)
-    whole = kept_records(selector, batching)
+    one_process = kept_records(selector, batching)
     meeting = Meeting(2)
     runs = [_selecting(selector, batching, world=Peer(rank, 2, meeting)) for rank in range(2)]
     with ThreadPoolExecutor(2) as pool:
-        found = [one.result(timeout=120) for one in [pool.submit(_noted, run) for run in runs]]
-    if any(one != whole for one in found):
-        raise Failed("two ranks keep other records than one: does a score look at more than its own record?")
+        pending = [pool.submit(_noted, run) for run in runs]
+        kept_by_rank = [future.result(timeout=120) for future in pending]
+    if any(kept != one_process for kept in kept_by_rank):
+        raise Failed("two ranks keep other records than one: does a score depend on more than its own record?")
 
 
 def check_selection_resume(selector: Selector) -> None:
     """Stopped after two updates and resumed, the same records are kept and the weights are bit-identical."""
     with tempfile.TemporaryDirectory() as folder:
-        whole = _selecting(selector, Batching(CANDIDATES, 40))
-        whole.train()
+        unstopped = _selecting(selector, Batching(CANDIDATES, 40))
+        unstopped.train()
         saving = Saving(Path(folder))
         calls = iter((False, True))
         _selecting(selector, Batching(CANDIDATES, 40), saving=saving, stop_requested=lambda: next(calls)).train()
-        again = _selecting(selector, Batching(CANDIDATES, 40), saving=saving)
-        again.resume()
-        again.train()
-    for name, master in whole.masters.master.items():
-        if not torch.equal(master, again.masters.master[name]):
+        resumed = _selecting(selector, Batching(CANDIDATES, 40), saving=saving)
+        resumed.resume()
+        resumed.train()
+    for name, master in unstopped.masters.master.items():
+        if not torch.equal(master, resumed.masters.master[name]):
             raise Failed(f"after a resume, {name} differs: is there state outside `start()`?")
-    if whole.position.looked_tokens != again.position.looked_tokens:
-        raise Failed("after a resume, the tokens looked at are counted differently")
+    if unstopped.position.looked_tokens != resumed.position.looked_tokens:
+        raise Failed("after a resume, the count of scored tokens differs")
 
 
 def check_selection_share(selector: Selector) -> None:
-    """Of every pool the share `keep` goes on, at least one; what was looked at is counted."""
+    """Of every pool the share `keep` is trained on, at least one record; every scored candidate is counted."""
     run = _selecting(selector, Batching(CANDIDATES, 10_000), budget=Budget("updates", 1))
     events: list[dict[str, Any]] = []
     run.observe = events.append
     run.train()
     sizes = [min(selector.pool, CANDIDATES - start) for start in range(0, CANDIDATES, selector.pool)]
-    wanted = sum(max(1, int(selector.keep * size + 0.5)) for size in sizes)
-    if events[-1]["kept"] != wanted or run.position.records != CANDIDATES:
-        raise Failed(f"kept {events[-1]['kept']} of {CANDIDATES} candidates where keep={selector.keep} means {wanted}")
+    expected = sum(max(1, int(selector.keep * size + 0.5)) for size in sizes)
+    if events[-1]["kept"] != expected or run.position.records != CANDIDATES:
+        raise Failed(f"kept {events[-1]['kept']} of {CANDIDATES} candidates; keep={selector.keep} means {expected}")
     if run.position.looked_rows != CANDIDATES * selector.FORWARD:
-        raise Failed(f"{run.position.looked_rows} candidates are reported as looked at, not {CANDIDATES}")
+        raise Failed(f"{run.position.looked_rows} candidates are reported as scored, not {CANDIDATES}")
 
 
 def check_selection_keeps_nothing(part: type[Any]) -> None:
-    """A selector that keeps nothing ends the run in words."""
+    """An update whose selector keeps no record ends the run with a RunError."""
 
     class Nothing(part):
         def chosen(self, scores: Tensor) -> list[int]:
@@ -134,17 +134,17 @@ def check_selection_keeps_nothing(part: type[Any]) -> None:
 
 def checks(part: type[Any]) -> Iterator[tuple[str, Callable[[], None]]]:
     """The checks of a selector, in the order they are run."""
-    made = variants(part)
-    first = made[0]
+    selectors = variants(part)
+    first = selectors[0]
 
-    def weights(one: Selector) -> dict[str, Tensor]:
-        run = _selecting(one, Batching(CANDIDATES, 10_000))
+    def weights(selector: Selector) -> dict[str, Tensor]:
+        run = _selecting(selector, Batching(CANDIDATES, 10_000))
         run.train()
-        return {name: master.detach() for name, master in run.masters.master.items()}
+        return weights_of(run)
 
-    yield "kept records: splits, padding side, packing", lambda: check_selection_invariance(made)
+    yield "kept records: splits, padding side, packing", lambda: check_selection_invariance(selectors)
     yield "kept records: two ranks", lambda: check_selection_ranks(first)
-    yield "keeps its share, counts what it looked at", lambda: check_selection_share(first)
-    yield "every option changes something", lambda: check_options(made, weights)
+    yield "keeps its share, counts what it scored", lambda: check_selection_share(first)
+    yield "every option changes something", lambda: check_options(selectors, weights)
     yield "deterministic by seed, exact resume", lambda: check_selection_resume(first)
     yield "keeps nothing: refused", lambda: check_selection_keeps_nothing(part)

@@ -1,4 +1,4 @@
-"""The conformance matrix of strategies: made-up prompts of unequal difficulty, answered and judged by keyed numbers."""
+"""The checks of strategies: invented prompts of unequal difficulty, answered and judged by keyed numbers."""
 
 from __future__ import annotations
 
@@ -14,41 +14,44 @@ from torch import Tensor
 from luthier.conformance.base import Failed, check_options, variants
 from luthier.errors import DataError
 from luthier.keyed import uniform53
-from luthier.rollouts.base import Group, Prompt, Strategy
+from luthier.rollouts.base import Group, Prompt, Strategy, row_id
 from luthier.rollouts.drive import drive
 from luthier.types import Record, Request, Sampling, Scored, Trajectory
 
 END, SENTENCE = 0, 99
 """Tokens that end a turn and a sentence."""
 PROGRESS = (0.1, 0.5, 0.9)
-"""Where in the budget the rollouts of a play stand."""
+"""Share of the budget that is spent before each rollout."""
 HELP = (0.0, 0.3, 0.6, 0.9, 1.1, 2.0)
 """The share of a demonstration that a prompt needs before its answers become right; above 1 nothing helps."""
 
 
-def made_up(demonstrations: bool = True) -> list[Prompt]:
+def tiny_prompts(demonstrations: bool = True) -> list[Prompt]:
     """Twelve prompts, two of each difficulty; the last but one has a demonstration of one token, the last none."""
+    count = 2 * len(HELP)
     prompts = []
-    for number in range(2 * len(HELP)):
-        record = Record(f"record-{number}", "prompt_completion", {"prompt": "p", "completion": "c"}, "made up")
-        solution = [SENTENCE if place % 4 == 3 else 10 + place for place in range(18 + number)]
-        short = {2 * len(HELP) - 2: solution[:1], 2 * len(HELP) - 1: None}
-        prompts.append(Prompt(record, (5, 6 + number), short.get(number, solution) if demonstrations else None))
+    for number in range(count):
+        record = Record(f"record-{number}", "prompt_completion", {"prompt": "p", "completion": "c"}, "invented")
+        demonstration = [SENTENCE if position % 4 == 3 else 10 + position for position in range(18 + number)]
+        if number == count - 2:
+            demonstration = demonstration[:1]
+        without = number == count - 1 or not demonstrations
+        prompts.append(Prompt(record, (5, 6 + number), None if without else demonstration))
     return prompts
 
 
 @dataclass
-class Play:
-    """Rollouts of one strategy: what was asked for by row id, and the groups that came of it, by rollout."""
+class TinyRollouts:
+    """Rollouts of one strategy: its requests by row id, and the groups of each rollout."""
 
     strategy: Strategy
     memory: Any = None
-    asked: dict[str, Request] = field(default_factory=dict)
+    requests: dict[str, Request] = field(default_factory=dict)
     groups: list[list[Group]] = field(default_factory=list)
 
     def roll(self, prompts: Sequence[Prompt], number: int, seed: int = 0) -> None:
-        """One rollout more."""
-        found = drive(
+        """Add the rollout of this number."""
+        groups = drive(
             self.strategy,
             prompts,
             self.sample,
@@ -56,71 +59,77 @@ class Play:
             sampling=Sampling(max_new_tokens=8),
             seed=seed,
             rollout=number,
-            decode=lambda ids: "".join(".\n" if one == SENTENCE else "x" for one in ids),
+            decode=lambda ids: "".join(".\n" if token == SENTENCE else "x" for token in ids),
             end_ids={END},
             progress=PROGRESS[number],
             state=self.memory,
         )
-        self.groups.append(found)
+        self.groups.append(groups)
 
     def sample(self, requests: Sequence[Request], sampling: Sampling, progress: Any = None) -> list[Trajectory]:
-        """Each request goes on with tokens that its seed decides; one in forty breaks off in an error."""
-        found = []
+        """Each request goes on with tokens that depend on its seed; one in forty breaks off in an error."""
+        trajectories = []
         for request in requests:
-            self.asked[request.metadata["row"]] = request
+            self.requests[request.metadata["row"]] = request
             length = 1 + request.seed % 5
-            ids = [*request.forced_ids, *(50 + (request.seed >> place) % 7 for place in range(length)), END]
+            sampled = [50 + (request.seed >> position) % 7 for position in range(length)]
             broken = uniform53(request.seed, "error") < 1 / 40
-            found.append(Trajectory(ids, "error" if broken else "stop", request.record, request=request))
-        return found
+            finish = "error" if broken else "stop"
+            ids = [*request.forced_ids, *sampled, END]
+            trajectories.append(Trajectory(ids, finish, request.record, request=request))
+        return trajectories
 
     def judge(self, asked: Sequence[tuple[Prompt, Sequence[Trajectory]]]) -> list[list[Scored]]:
-        return [[Scored(one, _reward(prompt, one)) for one in answers] for prompt, answers in asked]
+        scored = []
+        for prompt, answers in asked:
+            scored.append([Scored(answer, _reward(prompt, answer)) for answer in answers])
+        return scored
 
 
-def _reward(prompt: Prompt, one: Trajectory) -> float | None:
-    """0, 0.7 or 1: the likelier the more of the demonstration was shown; None where the answer broke off."""
-    assert one.request is not None
-    if one.finish == "error":
+def _reward(prompt: Prompt, answer: Trajectory) -> float | None:
+    """0, 0.7 or 1: the more of the demonstration the request shows, the likelier a high one; None after an error."""
+    assert answer.request is not None
+    if answer.finish == "error":
         return None
-    shown = len(one.request.prompt_ids) - len(prompt.ids) + len(one.request.forced_ids)
-    needed = HELP[int(prompt.record.id.split("-")[1]) // 2] * (len(prompt.demonstration or ()) or 1)
-    chance = 0.0 if shown < needed else 0.3 + 0.6 * (shown - needed) / (len(prompt.demonstration or ()) or 1)
-    draw = uniform53(one.request.seed, "reward")
+    length = len(prompt.demonstration or ()) or 1
+    tokens_shown = len(answer.request.prompt_ids) - len(prompt.ids) + len(answer.request.forced_ids)
+    needed = HELP[int(prompt.record.id.split("-")[1]) // 2] * length
+    chance = 0.0 if tokens_shown < needed else 0.3 + 0.6 * (tokens_shown - needed) / length
+    draw = uniform53(answer.request.seed, "reward")
     return 0.0 if draw >= chance else 0.7 if draw >= chance / 2 else 1.0
 
 
-def played(strategy: Strategy, seed: int = 0) -> Play:
-    """Three rollouts of all made-up prompts."""
-    play = Play(strategy, strategy.start())
+def rollouts_of(strategy: Strategy, seed: int = 0) -> TinyRollouts:
+    """Three rollouts of all invented prompts."""
+    rollouts = TinyRollouts(strategy, strategy.start())
     for number in range(len(PROGRESS)):
-        play.roll(made_up(), number, seed)
-    return play
+        rollouts.roll(tiny_prompts(), number, seed)
+    return rollouts
 
 
-def told(groups: Sequence[Group]) -> dict[str, list[Any]]:
-    """What came of each prompt: its groups as rows, rewards, context and facts."""
-    found: dict[str, list[Any]] = {}
+def by_record(groups: Sequence[Group]) -> dict[str, list[Any]]:
+    """Record id → its groups, each as row ids, rewards, context and facts, to be compared."""
+    described: dict[str, list[Any]] = {}
     for group in groups:
-        rows = [one.trajectory.request.metadata["row"] for one in group.members if one.trajectory.request]
-        said = [rows, group.rewards, list(group.context), sorted(group.facts.items())]
-        found.setdefault(group.prompt.record.id, []).append(said)
-    return found
+        rows = [row_id(member.trajectory) for member in group.members]
+        comparable = [rows, group.rewards, list(group.context), sorted(group.facts.items())]
+        described.setdefault(group.prompt.record.id, []).append(comparable)
+    return described
 
 
 def check_requests(strategies: Sequence[Strategy]) -> None:
-    """What is asked for begins with the prompt; groups hold answers to their prompt that saw the same, each once."""
+    """A request begins with its prompt; a group holds answers to one prompt and context; no answer is in two groups."""
     for strategy in strategies:
-        play = played(strategy)
-        prompts = {prompt.record.id: prompt for prompt in made_up()}
-        for row, request in play.asked.items():
+        rollouts = rollouts_of(strategy)
+        prompts = {prompt.record.id: prompt for prompt in tiny_prompts()}
+        for row, request in rollouts.requests.items():
             prompt = prompts[row.split("#")[0]]
             if request.record != prompt.record.id or list(request.prompt_ids[: len(prompt.ids)]) != list(prompt.ids):
                 raise Failed(f"{strategy!r}: a request of {prompt.record.id} does not begin with its prompt")
-        for groups in play.groups:
-            used = [id(one.trajectory) for group in groups for one in group.members]
+        for groups in rollouts.groups:
+            used = [id(member.trajectory) for group in groups for member in group.members]
             if len(used) > len(set(used)):
-                raise Failed(f"{strategy!r}: an answer stands in two groups")
+                raise Failed(f"{strategy!r}: an answer is in two groups")
             for group in groups:
                 _check_group(strategy, group)
 
@@ -128,89 +137,97 @@ def check_requests(strategies: Sequence[Strategy]) -> None:
 def _check_group(strategy: Strategy, group: Group) -> None:
     name = group.prompt.record.id
     if not group.members:
-        raise Failed(f"{strategy!r}: a group of {name} is empty: leave it out")
-    asked = [*group.prompt.ids, *group.context]
-    for one in group.members:
-        request = one.trajectory.request
+        raise Failed(f"{strategy!r}: a group of {name} is empty: return only groups with members")
+    question = [*group.prompt.ids, *group.context]
+    for member in group.members:
+        request = member.trajectory.request
         if request is None or request.record != name:
             raise Failed(f"{strategy!r}: a group of {name} holds an answer to another prompt")
-        if list(request.prompt_ids) != asked:
-            raise Failed(f"{strategy!r}: a member of a group of {name} saw another context than `context` says")
+        if list(request.prompt_ids) != question:
+            raise Failed(f"{strategy!r}: a member of a group of {name} saw a context other than `context`")
     if not all(math.isfinite(value) for value in group.facts.values()):
         raise Failed(f"{strategy!r}: a fact of a group of {name} is not a finite number")
 
 
 def check_determinism(strategy: Strategy) -> None:
-    """The same seed asks for the same; a strategy that draws does so by its key."""
-    one, other = played(strategy), played(strategy)
-    if one.asked != other.asked or list(map(told, one.groups)) != list(map(told, other.groups)):
-        raise Failed("two plays with one seed differ: is there a random call other than by `ctx.seed`?")
+    """The same seed gives the same requests and groups."""
+    first, second = rollouts_of(strategy), rollouts_of(strategy)
+    if _differ(first, second):
+        raise Failed("two rollouts with one seed differ: is there a random call other than by `ctx.seed`?")
+
+
+def _differ(first: TinyRollouts, second: TinyRollouts) -> bool:
+    groups = [list(map(by_record, rollouts.groups)) for rollouts in (first, second)]
+    return first.requests != second.requests or groups[0] != groups[1]
 
 
 def check_order(strategy: Strategy) -> None:
-    """Prompts in another order, and one by one, are asked the same and end in the same groups."""
-    whole, backwards, alone = played(strategy), *(Play(strategy, strategy.start()) for _ in range(2))
+    """Prompts in another order, and one by one, give the same requests and groups."""
+    together = rollouts_of(strategy)
+    backwards, alone = TinyRollouts(strategy, strategy.start()), TinyRollouts(strategy, strategy.start())
     for number in range(len(PROGRESS)):
-        backwards.roll(made_up()[::-1], number)
+        backwards.roll(tiny_prompts()[::-1], number)
         alone.groups.append([])
-        for prompt in made_up():
+        for prompt in tiny_prompts():
             alone.roll([prompt], number)
             alone.groups[number] += alone.groups.pop()
-    for name, other in (("in another order", backwards), ("one by one", alone)):
-        if other.asked != whole.asked or list(map(told, other.groups)) != list(map(told, whole.groups)):
-            raise Failed(f"with the prompts {name} something else is asked: does memory reach from prompt to prompt?")
+    for how, other in (("in another order", backwards), ("one by one", alone)):
+        if _differ(together, other):
+            raise Failed(f"with the prompts {how} the requests differ: does memory reach from prompt to prompt?")
 
 
 def check_memory(strategy: Strategy) -> None:
-    """What is remembered goes through a checkpoint; the next rollout is the same as without a stop."""
-    whole = played(strategy)
-    stopped = Play(strategy, strategy.start())
+    """Memory goes through a checkpoint: the next rollout is the same as without a stop."""
+    unstopped = rollouts_of(strategy)
+    stopped = TinyRollouts(strategy, strategy.start())
     for number in range(len(PROGRESS) - 1):
-        stopped.roll(made_up(), number)
-    made = type(strategy)(**{name: getattr(strategy, name) for name in type(strategy).model_fields})
-    resumed = Play(made, made.start())
+        stopped.roll(tiny_prompts(), number)
+    # A new object, since state in the part itself would survive in the old one.
+    again = type(strategy)(**{name: getattr(strategy, name) for name in type(strategy).model_fields})
+    resumed = TinyRollouts(again, again.start())
     if (resumed.memory is None) != (stopped.memory is None):
         raise Failed("`start()` gives a memory only sometimes")
     if stopped.memory is not None:
         resumed.memory.load_state_dict(json.loads(json.dumps(stopped.memory.state_dict())))
-    resumed.roll(made_up(), len(PROGRESS) - 1)
-    if told(resumed.groups[0]) != told(whole.groups[-1]):
+    resumed.roll(tiny_prompts(), len(PROGRESS) - 1)
+    if by_record(resumed.groups[0]) != by_record(unstopped.groups[-1]):
         raise Failed("after a resume the next rollout differs: is there memory outside `start()`?")
 
 
 def check_without_demonstrations(strategy: Strategy) -> None:
-    """Prompts without any demonstration are played, or refused in words where the part says that it NEEDS them."""
-    prompts = made_up(demonstrations=False)
+    """Prompts without demonstrations are sampled, or refused by DataError if the part NEEDS demonstrations."""
+    prompts = tiny_prompts(demonstrations=False)
     try:
         strategy.check(prompts)
     except DataError:
         if "demonstrations" in strategy.NEEDS:
             return
-        raise Failed("prompts without demonstrations are refused, and NEEDS does not say so") from None
+        raise Failed("prompts without demonstrations are refused, and NEEDS does not name `demonstrations`") from None
     if "demonstrations" in strategy.NEEDS:
-        raise Failed("NEEDS says `demonstrations`, and `check` lets prompts without them pass")
-    Play(strategy, strategy.start()).roll(prompts, 0)
+        raise Failed("NEEDS says `demonstrations`, and `check` does not refuse prompts without them")
+    TinyRollouts(strategy, strategy.start()).roll(prompts, 0)
 
 
 def numbers_of(strategy: Strategy) -> dict[str, Tensor]:
-    """All that was asked and all that came of it, as numbers by what they are about."""
-    play = played(strategy)
-    found = {}
-    for row, request in play.asked.items():
+    """All requests and all groups as numbers, by row and by record."""
+    rollouts = rollouts_of(strategy)
+    numbers = {}
+    for row, request in rollouts.requests.items():
         ids = [*request.prompt_ids, -1, *request.forced_ids, request.train_forced]
-        found[row] = torch.tensor(ids, dtype=torch.float64)
-    for number, groups in enumerate(play.groups):
-        for name, said in told(groups).items():
-            found[f"{name}/{number}"] = torch.tensor([uniform53(json.dumps(said))], dtype=torch.float64)
-    return found
+        numbers[row] = torch.tensor(ids, dtype=torch.float64)
+    for number, groups in enumerate(rollouts.groups):
+        for record, described in by_record(groups).items():
+            hashed = uniform53(json.dumps(described))
+            numbers[f"{record}/{number}"] = torch.tensor([hashed], dtype=torch.float64)
+    return numbers
 
 
 def checks(part: type[Any]) -> Iterator[tuple[str, Callable[[], None]]]:
     """The checks of a strategy, in the order they are run."""
-    made = variants(part)
-    yield "requests and groups are well formed", lambda: check_requests(made)
-    yield "deterministic by seed", lambda: check_determinism(made[0])
-    yield "independent of the order and number of prompts", lambda: check_order(made[0])
-    yield "memory goes through a checkpoint", lambda: check_memory(made[0])
-    yield "every option changes something", lambda: check_options(made, numbers_of)
-    yield "without demonstrations: played or refused", lambda: check_without_demonstrations(made[0])
+    strategies = variants(part)
+    yield "requests and groups are well formed", lambda: check_requests(strategies)
+    yield "deterministic by seed", lambda: check_determinism(strategies[0])
+    yield "independent of the order and number of prompts", lambda: check_order(strategies[0])
+    yield "memory goes through a checkpoint", lambda: check_memory(strategies[0])
+    yield "every option changes something", lambda: check_options(strategies, numbers_of)
+    yield "without demonstrations: sampled or refused", lambda: check_without_demonstrations(strategies[0])

@@ -1,4 +1,4 @@
-"""Answers that mean harm: what a model may write and a judge of texts must survive, in time."""
+"""Hostile answers: texts that a model may write, and that a reward or metric must survive, in time."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ HOSTILE = (
     " " * LONG, "####" * LONG, "```json\n" * LONG, "\\frac{" * LONG, "-" * LONG, "%" * LONG, "1 1/2 " * LONG,
 )  # fmt: skip
 PATIENCE = 5.0
-"""Seconds for one value of the longest hostile answers."""
+"""Seconds that a reward or metric may take for one of the longest hostile answers."""
 
 
 def survived(judge: Any, text: str, judging: Callable[[], Any]) -> Any:
-    """What `judging` returns for this text.
+    """Call `judging`, which judges this text, and return its value.
 
     Raises:
-        Failed: it raises, or takes longer than PATIENCE.
+        Failed: the call raises, or takes longer than PATIENCE.
     """
     try:
         return within(PATIENCE, judging)
     except TooSlow:
         raise Failed(f"{judge!r}: the answer {short(text)} takes more than {PATIENCE:g} s") from None
-    except Failed:
+    except Failed:  # `judging` checks its value itself
         raise
     except Exception as error:
         described = f"{type(error).__name__}: {str(error)[:200]}"

@@ -1,4 +1,4 @@
-"""Tiny models and rows that parts are tried on: one model for each modality, and rows of every form of record."""
+"""Tiny models and rows that parts are tried on: a model of each modality, and rows of every form of answers."""
 
 from __future__ import annotations
 
@@ -25,11 +25,13 @@ from luthier.vision.digits import SIDE, digit_rows
 
 VOCABULARY, RECORDS = 61, 8
 CLASSES = 4
+COMMON_PROMPT = 5
+"""Tokens of a prompt that rows share: batches share it only with answers of at most 4 times its length, here 20."""
 
 
 @dataclass(frozen=True)
 class TinyModel:
-    """A model `module(dtype, seed)`, what objectives see of it, and rows `rows(count, seed)`."""
+    """A modality's model `module(dtype, seed)`, its policy `policy(module)`, and rows `rows(count, seed)`."""
 
     module: Callable[[torch.dtype, int], nn.Module]
     policy: Callable[[nn.Module], Any]
@@ -37,35 +39,38 @@ class TinyModel:
 
 
 def seeded(make: Callable[[], nn.Module], dtype: torch.dtype, seed: int) -> nn.Module:
-    """A module, the same for the same seed, whatever was drawn before."""
+    """A module in eval mode whose weights depend on the seed alone."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return make().to(dtype=dtype).eval()
 
 
 def dual_encoder(module: nn.Module) -> EncoderPolicy:
-    """Digits and their labels, seen through one space."""
+    """The policy of a dual encoder whose pictures are digits, and whose captions are their labels."""
     return EncoderPolicy(module, {"image": "image", "label": "label"})
 
 
 def latent_rows(rows: Sequence[Row]) -> list[Row]:
-    """Digits as clean samples under their labels."""
-    return [
-        replace(row, streams={"latent": row.streams["image"], PREFIX + "label": row.streams["label"]}) for row in rows
-    ]
+    """Digits as clean samples, their labels as conditions."""
+    latents = []
+    for row in rows:
+        streams = {"latent": row.streams["image"], PREFIX + "label": row.streams["label"]}
+        latents.append(replace(row, streams=streams))
+    return latents
 
 
 def _judged_rows(count: int, seed: int) -> list[Row]:
-    """Clean samples with a level and a judgement each, as a rollout brings them."""
+    """Clean samples, each with a level and a probability of being optimal, as in the rows of a rollout."""
     rows = []
     for index, row in enumerate(latent_rows(digit_rows(count, seed, CLASSES))):
-        level, r = Stream(0.1 + 0.8 * index / count, "row"), Stream(0.15 + 0.7 * (index * 5 % count) / count, "row")
-        rows.append(replace(row, streams={**row.streams, "level": level, "optimality": r}))
+        level = Stream(0.1 + 0.8 * index / count, "row")
+        optimality = Stream(0.15 + 0.7 * (index * 5 % count) / count, "row")
+        rows.append(replace(row, streams={**row.streams, "level": level, "optimality": optimality}))
     return rows
 
 
 def tiny_model(dtype: torch.dtype = torch.float64, seed: int = 0) -> nn.Module:
-    """A Llama with 2 layers, width 32 and tied embeddings, the same for the same seed."""
+    """A Llama with 2 layers, width 32 and tied embeddings; its weights depend on the seed alone."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     config = LlamaConfig(
@@ -82,7 +87,11 @@ def tiny_model(dtype: torch.dtype = torch.float64, seed: int = 0) -> nn.Module:
 
 
 def tiny_rows(count: int = RECORDS, seed: int = 0, targets: bool = True) -> list[Row]:
-    """Records of unequal length; the first tokens of each are its prompt, weights are not all 1."""
+    """Rows of unequal length, 6 to 21 tokens: 1 to 4 prompt tokens of weight 0, then targets of weight 0.5 or 1.
+
+    Args:
+        targets: False sets the weight of every token to 0.
+    """
     draw = numpy.random.default_rng(seed)
     rows = []
     for index in range(count):
@@ -95,7 +104,7 @@ def tiny_rows(count: int = RECORDS, seed: int = 0, targets: bool = True) -> list
 
 
 def tiny_pairs(count: int = RECORDS, seed: int = 0, targets: bool = True) -> list[Row]:
-    """Preference pairs: two continuations of one prompt, of unequal length."""
+    """Rows of preference pairs: two answers to one prompt, of unequal length."""
     draw = numpy.random.default_rng(seed)
     rows: list[Row] = []
     for index in range(count):
@@ -111,26 +120,27 @@ def tiny_pairs(count: int = RECORDS, seed: int = 0, targets: bool = True) -> lis
 
 
 def tiny_labelled(count: int = RECORDS, seed: int = 0, targets: bool = True) -> list[Row]:
-    """Records of one answer each, which every second of them says to be a good one."""
-    rows = tiny_rows(count, seed, targets)
-    return [row for place, one in enumerate(rows) for row in rows_of_record(one.id, [one], label=place % 2 == 0)]
+    """Rows of one answer each; every second answer, the first included, is labelled good."""
+    labelled: list[Row] = []
+    for index, row in enumerate(tiny_rows(count, seed, targets)):
+        labelled += rows_of_record(row.id, [row], label=index % 2 == 0)
+    return labelled
 
 
 def with_common_prompts(rows: Sequence[Row]) -> list[Row]:
-    """Every second row with the prompt of the one before it, long enough to be shared."""
-    found: list[Row] = []
-    for place, row in enumerate(rows):
-        start = rows[place - place % 2]
+    """The rows with prompts of COMMON_PROMPT tokens that rows 0 and 1, 2 and 3, ... have in common."""
+    changed: list[Row] = []
+    for index, row in enumerate(rows):
+        first = rows[index - index % 2]
         length = prompt_length(row)
-        ids = numpy.concatenate([numpy.resize(start.ids[: prompt_length(start)], 5), row.ids[length:]])
-        streams = {
-            name: replace(one, values=numpy.concatenate([numpy.zeros(5, one.values.dtype), one.values[length:]]))
-            if one.axis == "token"
-            else one
-            for name, one in row.streams.items()
-        }
-        found.append(replace(row, ids=ids, streams=streams))
-    return found
+        prompt = numpy.resize(first.ids[: prompt_length(first)], COMMON_PROMPT)
+        streams = dict(row.streams)
+        for name, stream in row.streams.items():
+            if stream.axis == "token":
+                zeros = numpy.zeros(COMMON_PROMPT, stream.values.dtype)
+                streams[name] = replace(stream, values=numpy.concatenate([zeros, stream.values[length:]]))
+        changed.append(replace(row, ids=numpy.concatenate([prompt, row.ids[length:]]), streams=streams))
+    return changed
 
 
 TINY_MODELS: Mapping[str, TinyModel] = {
@@ -154,26 +164,26 @@ def tiny_model_of(objective: Objective) -> TinyModel:
 
 
 def with_streams(rows: Sequence[Row], names: Sequence[str]) -> list[Row]:
-    """The rows with made-up values for token streams that they lack, such as a rollout would bring.
+    """The rows with random numbers in the token streams that they lack, such as those of a rollout.
 
-    Log-probabilities lie around those of a uniform distribution, other values around 0.
+    Log-probabilities lie around those of a uniform distribution, other numbers around 0.
     """
     filled = []
     for index, row in enumerate(rows):
-        made = dict(row.streams)
+        streams = dict(row.streams)
         for name in names:
             draw = numpy.random.default_rng([index, *name.encode()])
             centre = -math.log(VOCABULARY) if "logprobs" in name else 0.0
             values = draw.normal(centre, 0.5, len(row)).astype(numpy.float32)
-            made.setdefault(name, Stream(values, "token"))
-        filled.append(replace(row, streams=made))
+            streams.setdefault(name, Stream(values, "token"))
+        filled.append(replace(row, streams=streams))
     return filled
 
 
 def with_made_fields(rows: list[Row], names: Sequence[str]) -> list[Row]:
-    """The rows with made-up columns of the data, 0 or 1, as a tuner reads them."""
+    """The rows with random columns of the data, 0 or 1, as row streams `field:<name>`."""
     for name in names:
-        types = numpy.random.default_rng([*name.encode()]).integers(0, 2, len(rows)).astype(numpy.float32)
-        made = {row.id: Stream(value, "row") for row, value in zip(rows, types, strict=True)}
-        rows = [replace(row, streams={**row.streams, f"field:{name}": made[row.id]}) for row in rows]
+        numbers = numpy.random.default_rng([*name.encode()]).integers(0, 2, len(rows)).astype(numpy.float32)
+        by_id = {row.id: Stream(number, "row") for row, number in zip(rows, numbers, strict=True)}
+        rows = [replace(row, streams={**row.streams, f"field:{name}": by_id[row.id]}) for row in rows]
     return rows

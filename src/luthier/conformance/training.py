@@ -1,4 +1,4 @@
-"""Checks of what trains: the gradient under every cut, ranks, resuming, determinism, bfloat16, missing targets."""
+"""Checks of whatever trains: the gradient under any batching, ranks, resume, determinism, bfloat16, no targets."""
 
 from __future__ import annotations
 
@@ -39,7 +39,8 @@ LAYOUTS = {
 }
 TOLERANCE = 1e-9
 SHARING_TOLERANCE = 1e-5
-"""A shared prompt's gradients are added before the norms of transformers' models, which compute in float32."""
+"""With a shared prompt the rows' gradients are summed before they pass the norms, which transformers computes in
+float32."""
 
 
 class GradientDescent(Optimizer):
@@ -53,7 +54,12 @@ class GradientDescent(Optimizer):
 
 
 def trainer(objective: Objective, tuner: Any, rows: list[Row], batching: Batching, **more: Any) -> Trainer:
-    """A trainer of the tiny model of the objective's modality with these parts; `more` overrides its fields."""
+    """A trainer of the tiny model of the objective's modality with these parts.
+
+    Args:
+        more: `optimizer` (default: gradient descent at rate 1), `schedule`, `selector`, `budget` (one update), `dtype`
+            of the model (float64), `disturb`: False starts from the tuner's own weights; other fields of `Trainer`.
+    """
     dtype = more.pop("dtype", torch.float64)
     seed = more.get("seed", 0)
     modality = tiny_model_of(objective)
@@ -64,13 +70,13 @@ def trainer(objective: Objective, tuner: Any, rows: list[Row], batching: Batchin
     policy = tuned_policy(modality.module(dtype, 0), chosen, TunerInputs(seed, rows), make=modality.policy)
     if more.pop("disturb", True):
         _disturb(policy)
-    streams = [read for read in chosen.needs.reads if not read.startswith("logits:")]
+    streams = [column for column in chosen.needs.reads if not column.startswith("logits:")]
     source = Records(with_streams(rows, streams), seed, more.pop("budget", Budget("updates", 1)))
     return Trainer(policy, chosen, source, batching, **more)
 
 
 def _disturb(policy: Any) -> None:
-    """Move the trained weights off their start, where a zero adapter or a zero divergence would hide faults."""
+    """Add noise to the trained weights: at their start a zero adapter, or a zero divergence, would hide faults."""
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in _trained(policy):
@@ -85,72 +91,78 @@ def _trained(policy: TokenPolicy) -> Iterator[nn.Parameter]:
         yield from companion.module.parameters()
 
 
+def weights_of(run: Trainer) -> dict[str, Tensor]:
+    """A copy of the trained weights by name, in the precision of the optimiser."""
+    return {name: master.detach().clone() for name, master in run.masters.master.items()}
+
+
 def trained(objective: Objective, tuner: Any, batching: Batching, rows: list[Row] | None = None, **more: Any) -> dict:
-    """Weights after training, by name, minus weights before."""
+    """The change of every trained weight by a training, by name; with the defaults minus the gradient."""
     run = trainer(objective, tuner, rows or rows_for(objective), batching, **more)
-    before = {name: p.detach().clone() for name, p in run.masters.master.items()}
+    before = weights_of(run)
     run.train()
-    return {name: (p.detach() - before[name]) for name, p in run.masters.master.items()}
+    return {name: after - before[name] for name, after in weights_of(run).items()}
 
 
 def check_invariance(objectives: list[Objective], tuner: Any) -> None:
     """The gradient does not depend on splits, padding side or packing."""
     for objective in objectives:
-        whole = trained(objective, tuner, Batching(RECORDS, 10_000, "padded"))
-        if not any(float(t.abs().max()) for t in whole.values()):
+        one_batch = trained(objective, tuner, Batching(RECORDS, 10_000, "padded"))
+        if not any(float(t.abs().max()) for t in one_batch.values()):
             raise Failed(f"{objective!r}: the gradient is zero everywhere")
         for name, batching in LAYOUTS.items():
-            error = apart(whole, trained(objective, tuner, batching))
+            error = apart(one_batch, trained(objective, tuner, batching))
             if not error <= TOLERANCE:
                 raise Failed(
                     f"{objective!r}: with {name} the gradient differs by {error:.1e} (allowed {TOLERANCE:.0e})."
                     " Does the loss use a mean over the chunk, or anything but its own position?"
                 )
+        # Only rows of tokens have prompts, and a part that reads whole rows refuses the layout.
         if tiny_model_of(objective).policy is TokenPolicy and not (objective.WHOLE_ROWS or tuner.WHOLE_ROWS):
             check_sharing(objective, tuner)
 
 
 def check_splits(objectives: list[Objective]) -> None:
-    """As `check_invariance`, each objective under the tuner that it is tried with."""
+    """As `check_invariance`, each objective with `tuner_for` it."""
     for objective in objectives:
         check_invariance([objective], tuner_for(objective))
 
 
 def tuner_for(objective: Objective) -> Any:
-    """What an objective is tried with: full fine-tuning, unless it needs an adapter."""
+    """The tuner that an objective is tried with: full fine-tuning, unless it needs an adapter."""
     return parts.build("tuner", "lora" if objective.needs_adapter else "full")
 
 
 def check_sharing(objective: Objective, tuner: Any) -> None:
-    """The gradient does not depend on whether answers read their common prompt once or each for itself."""
+    """The gradient does not depend on whether a common prompt is computed once or for each answer."""
     rows = rows_for(objective)
+    # Records of several rows, such as pairs, share their prompt already.
     rows = rows if any(row.record != row.id for row in rows) else with_common_prompts(rows)
-    apiece, together = (
-        trained(objective, tuner, Batching(RECORDS, 10_000, layout), rows) for layout in ("padded", "shared")
-    )
-    error = apart(apiece, together)
+    padded = trained(objective, tuner, Batching(RECORDS, 10_000, "padded"), rows)
+    shared = trained(objective, tuner, Batching(RECORDS, 10_000, "shared"), rows)
+    error = apart(padded, shared)
     if not error <= SHARING_TOLERANCE:
         raise Failed(
             f"{objective!r}: with a prompt that is shared the gradient differs by {error:.1e} (allowed"
-            f" {SHARING_TOLERANCE:.0e}). Does it look at positions that are no targets? Then write WHOLE_ROWS = True."
+            f" {SHARING_TOLERANCE:.0e}). Does it read positions that are no targets? Then write WHOLE_ROWS = True."
         )
 
 
 def now_and_later(objective: Objective, tuner: Any, batching: Batching) -> dict[str, Tensor]:
-    """After one whole update, and after four small ones: an option may act only once weights have moved."""
+    """The change by one large update, and by four small ones: an option may act only once weights have moved."""
     later = {f"later/{name}": change for name, change in some_updates(objective, tuner).items()}
     return trained(objective, tuner, batching) | later
 
 
 def check_determinism(objective: Objective, tuner: Any, optimizer: Any = None) -> None:
     """The same seed gives the same bits."""
-    one, two = (some_updates(objective, tuner, optimizer) for _ in range(2))
-    if any(not torch.equal(one[name], two[name]) for name in one):
+    first, second = (some_updates(objective, tuner, optimizer) for _ in range(2))
+    if any(not torch.equal(first[name], second[name]) for name in first):
         raise Failed("two runs with one seed differ: is there a random call other than view.uniform?")
 
 
 def some_updates(objective: Objective, tuner: Any, optimizer: Any = None) -> dict[str, Tensor]:
-    """The weights' change in four small updates, by adamw unless another optimiser is given."""
+    """The change of the weights in four small updates, by adamw unless another optimiser is passed."""
     small = Batching(3, 40, "padded")
     return trained(objective, tuner, small, budget=Budget("updates", 4), optimizer=optimizer or _adamw())
 
@@ -175,16 +187,16 @@ def check_resume(objective: Objective, tuner: Any, optimizer: Any = None) -> Non
                 stop_requested=stop,
             )
 
-        whole = make(None, lambda: False)
-        whole.train()
+        unstopped = make(None, lambda: False)
+        unstopped.train()
         saving = Saving(Path(folder))
-        calls = iter((False, True))
+        calls = iter((False, True))  # it stops after two updates
         make(saving, lambda: next(calls)).train()
-        again = make(saving, lambda: False)
-        again.resume()
-        again.train()
-    for name, master in whole.masters.master.items():
-        if not torch.equal(master, again.masters.master[name]):
+        resumed = make(saving, lambda: False)
+        resumed.resume()
+        resumed.train()
+    for name, master in unstopped.masters.master.items():
+        if not torch.equal(master, resumed.masters.master[name]):
             raise Failed(f"after a resume, {name} differs: is there state outside `start()`?")
 
 
@@ -196,7 +208,7 @@ def check_bfloat16(objective: Objective, tuner: Any) -> None:
 
 
 def check_zero_targets(objective: Objective, tuner: Any) -> None:
-    """An update without any target is refused in words."""
+    """An update without any target raises RunError."""
     try:
         trained(objective, tuner, Batching(RECORDS, 10_000, "padded"), rows=rows_for(objective, targets=False))
     except RunError:
@@ -205,19 +217,19 @@ def check_zero_targets(objective: Objective, tuner: Any) -> None:
 
 
 def check_ranks(objective: Objective, tuner: Any) -> None:
-    """Two ranks, that share an update's micro-batches, both take the step of one process."""
+    """Two ranks that divide an update's micro-batches both take the step that one process takes."""
     batching = Batching(RECORDS, 40, "padded")
-    whole = trained(objective, tuner, batching)
+    one_process = trained(objective, tuner, batching)
     meeting = Meeting(2)
     rows = rows_for(objective)
     runs = [trainer(objective, tuner, rows, batching, world=Peer(rank, 2, meeting)) for rank in range(2)]
-    starts = [{name: p.detach().clone() for name, p in run.masters.master.items()} for run in runs]
+    starts = [weights_of(run) for run in runs]
     with ThreadPoolExecutor(2) as pool:
         pending = [pool.submit(meeting.attend, run.train) for run in runs]
-    errors = [error for one in pending if (error := one.exception()) is not None]
-    if errors:
+    errors = [error for future in pending if (error := future.exception()) is not None]
+    if errors:  # the cause rather than the broken barrier of the rank that waited for it
         raise next((error for error in errors if not isinstance(error, BrokenBarrierError)), errors[0])
     for run, start in zip(runs, starts, strict=True):
-        error = apart(whole, {name: p.detach() - start[name] for name, p in run.masters.master.items()})
+        error = apart(one_process, {name: after - start[name] for name, after in weights_of(run).items()})
         if not error <= TOLERANCE:
             raise Failed(f"on two ranks the gradient differs by {error:.1e} (allowed {TOLERANCE:.0e})")

@@ -1,4 +1,4 @@
-"""What steps stand on where records are arrays and not text."""
+"""Workspaces whose records are arrays and not text."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from luthier.types import Row
 
 SETS = {"target": "test", "validation": "validation"}
 PICTURES = 40
-"""Items of a set that keep their pictures."""
+"""Items of a set whose pictures are kept: the report shows no more, and each takes kilobytes in its file."""
 
 
-class ArrayGround(Workspace):
-    """A workspace whose rows have no tokens: their arrays are row streams."""
+class ArrayWorkspace(Workspace):
+    """A workspace whose rows have no tokens: every array of a record is a row stream."""
 
     def held_out(self, name: str) -> list[Row]:
-        """The rows of a set, at most `evaluate.limit`, in the order of their names."""
+        """The rows of a set, at most `evaluate.limit`, in the order of their ids; an unknown set has none."""
         rows = [] if name not in SETS else getattr(self.prepared, SETS[name])
         kept = limited(rows, self.recipe.settings.evaluate.limit, lambda row: row.id)
         return sorted(kept, key=lambda row: row.id)

@@ -28,19 +28,22 @@ from luthier.types import Row
 
 Log = Callable[[dict[str, Any]], None]
 MICRO_RECORDS = {"cpu": 256, "cuda": 16}
-"""Records per forward where they are no sequences of tokens: small ones on a processor, cached latents on a GPU."""
+"""Records per forward where records are arrays and not tokens. The numbers are for small records on a processor and
+for cached latents on a GPU."""
 MICRO_TOKENS = {"cpu": 512, "cuda": 16384}
 """Positions per forward when `micro` is auto. On a CPU 512 is as fast as 4096 and takes 1 GB less (bench/micro.py)."""
 LARGE, MICRO_TOKENS_OF_LARGE = 50_000_000, 256
-"""On a CPU a model of so many parameters takes half of that: 0.4 GiB less for SmolLM2-135M. Small ones slow down."""
+"""Parameters from which the CPU gets half as many positions: SmolLM2-135M needs 0.4 GiB less. Smaller models
+would only slow down."""
 
 
 @dataclass(frozen=True)
 class Workspace(ABC):
-    """A recipe's model and data, ready to train and evaluate: the one thing that differs between kinds of models.
+    """A recipe's model and data, ready to train and evaluate. A subclass for each modality.
 
-    `COUNTS` is what the length of a row counts; `WEIGHTS` the folder of the weights within that of a saved model;
-    `WHOLE` says that a model is always saved with its tuning folded in.
+    COUNTS: what the length of a row counts.
+    WEIGHTS: folder of the weights within the folder of a saved model; "" is that folder itself.
+    WHOLE: a model is always saved with its tuning merged.
     """
 
     recipe: Recipe
@@ -53,10 +56,10 @@ class Workspace(ABC):
 
     @abstractmethod
     def policy(self, module: nn.Module) -> Any:
-        """What objectives see of a module."""
+        """The view of a module that objectives and solvers work with."""
 
     def rows(self, run: Run, parts: Parts) -> list[Row]:
-        """The training rows with all that these parts read."""
+        """The training rows with every column that these parts read."""
         return self.prepared.train
 
     def source(self, parts: Parts, rows: list[Row], policy: Any, layout: Layout, log: Log) -> RowSource:
@@ -65,19 +68,24 @@ class Workspace(ABC):
         return Records(rows, self.recipe.settings.seed, parts.budget(self.recipe), shuffled)
 
     def states(self, run: Run, parts: Parts, rows: Sequence[Row]) -> HiddenStateCache | None:
-        """Hidden states of the initial model at the rows, where they are computed once rather than at every update."""
+        """Hidden states of the initial model at the rows, or None where the reference is run at every update."""
         return None
 
     def online_references(self, parts: Parts) -> Collection[str]:
-        """References that are asked again and again, besides those that the objective names."""
+        """References that run during training, besides those that the objective names."""
         return ()
 
     def tune(self, run: Run, parts: Parts, rows: list[Row], alone: bool) -> Any:
-        """The policy to train: the parts put onto the model. `alone`: no later training carries this one on."""
+        """The policy to train: the model with the tuners applied.
+
+        Args:
+            alone: no later training carries this one on. Otherwise the reference will meet other rows too, and hidden
+                states of these rows alone are not cached.
+        """
         settings, module = self.recipe.settings, self.loaded.module
         if settings.train.checkpointing:
             checkpoint_layers(module)
-        states = self.states(run, parts, rows) if alone else None  # else other rows will be asked of the reference too
+        states = self.states(run, parts, rows) if alone else None
         online = self.online_references(parts)
         return tuned_policy(module, parts, TunerInputs(settings.seed, rows), self.policy, online, states)
 
@@ -87,57 +95,61 @@ class Workspace(ABC):
 
     @property
     def pad_id(self) -> int:
-        """The token that padding is made of."""
+        """The token id at padded positions."""
         return 0
 
     def micro(self) -> int:
-        """Positions per forward."""
+        """Positions per forward (of arrays: records), as the recipe says; auto: by the device."""
         micro = self.recipe.settings.train.batch.micro
         return MICRO_RECORDS[self.device.type] if micro == "auto" else micro
 
     def estimate(self, module: nn.Module, rows: Sequence[Row], frozen: int) -> int | None:
-        """The predicted peak of training in bytes, or None where nothing can be said."""
+        """The predicted peak memory of training in bytes, or None where no prediction exists for the modality.
+
+        Args:
+            frozen: bytes of frozen copies of the model, such as references.
+        """
         return None
 
     def refuse_unfit(self, parts: Parts) -> None:
-        """Raise LuthierError for parts that cannot learn from these data."""
+        """Hook: raise LuthierError for parts that cannot learn from these data."""
         return
 
     def refuse_unscorable(self, sets: Sequence[str]) -> None:
-        """Raise LuthierError for what could not be evaluated after training, such as a set that is not there."""
+        """Hook: raise LuthierError for sets whose evaluation after training would fail, before training starts."""
         return
 
     @abstractmethod
     def score(self, module: nn.Module, name: str, journal: Journal) -> Evaluation | None:
-        """A module on the records of a set (target, retain, validation); None where there are none."""
+        """Evaluate a module on the records of a set (target, retain, validation); None if the set has no records."""
 
     def shown(self, module: nn.Module, sets: Sequence[str], journal: Journal) -> dict[str, Any]:
-        """Further numbers, which decide nothing."""
+        """Hook: further numbers for the report, on which no comparison is decided."""
         return {}
 
     @abstractmethod
     def save_assets(self, folder: Path) -> None:
-        """Write into a saved model's folder what belongs to it besides its weights."""
+        """Write the files besides the weights, such as a tokenizer, into the folder of a saved model."""
 
 
 def find_device() -> torch.device:
-    """A GPU when there is one (this process's own under torchrun), else the processor."""
+    """A GPU if the machine has any (under torchrun the process's own), else the CPU."""
     if torch.cuda.is_available():
         return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
     return torch.device("cpu")
 
 
 def compute_dtype(recipe: Recipe, device: torch.device) -> str:
-    """The type the model computes in: `train.precision`, else `model.dtype`, else bf16 where that is fast."""
+    """The type that the model computes in: `train.precision`, else `model.dtype`, else bfloat16 where it is fast."""
     settings = recipe.settings
-    for wanted in (settings.train.precision, settings.model.dtype):
-        if wanted != "auto":
-            return wanted
+    for dtype in (settings.train.precision, settings.model.dtype):
+        if dtype != "auto":
+            return dtype
     return "bfloat16" if fast_bfloat16(device) else "float32"
 
 
 def micro_tokens(recipe: Recipe, module: nn.Module, device: torch.device) -> int:
-    """Positions per forward."""
+    """Positions per forward of a language model: `train.batch.micro`; auto: by the device and the model's size."""
     micro = recipe.settings.train.batch.micro
     if micro != "auto":
         return micro

@@ -1,4 +1,4 @@
-"""From a recipe to its workspace: the table of what steps stand on for each kind of model."""
+"""From a recipe to its workspace: the table of modalities."""
 
 from __future__ import annotations
 
@@ -18,12 +18,20 @@ WORKSPACES: Mapping[str, type[LanguageWorkspace | DiffusionWorkspace | Contrasti
     "diffusion": DiffusionWorkspace,
     "contrastive": ContrastiveWorkspace,
 }
-"""By the modality that objectives name; `recipe/modality.py` has what a recipe may say of each."""
+"""Modality, as objectives name it → workspace. `recipe/modality.py` says which keys of a recipe each one takes."""
 
 
 def open_workspace(recipe: Recipe, cache: Path | None, say: Callable[[str], None] = lambda text: None) -> Workspace:
-    """Load the model and prepare the data of a recipe."""
-    tune_allocator()
+    """Load the model and prepare the data of a recipe.
+
+    Args:
+        cache: folder in which prepared data are kept, or None.
+        say: takes one line about each stage of the work.
+
+    Raises:
+        LuthierError: the model or the data cannot be used.
+    """
+    tune_allocator()  # oneDNN reads its settings at the first matrix product
     device = find_device()
-    made = WORKSPACES[modality_of(recipe.settings.model, recipe.base)]
-    return made.open(recipe, device, compute_dtype(recipe, device), cache, say)
+    workspace_class = WORKSPACES[modality_of(recipe.settings.model, recipe.base)]
+    return workspace_class.open(recipe, device, compute_dtype(recipe, device), cache, say)

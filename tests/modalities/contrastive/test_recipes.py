@@ -83,7 +83,7 @@ class _Silent:
         (RecipeError, "evaluate.sample: of image and text encoders", {"evaluate": {"sample": {"steps": 4}}}),
         (DataError, "holds text", {"data": {"train": "sums"}}),
         (ModelError, "cannot read the data", {"model": {"config": {"vision_config": {"num_channels": 3}}}}),
-        (ModelError, "siglip cannot be made", {"model": {"config": {"text_config": {"vocab_size": "many"}}}}),
+        (ModelError, "siglip cannot be built", {"model": {"config": {"text_config": {"vocab_size": "many"}}}}),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )

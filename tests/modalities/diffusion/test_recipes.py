@@ -208,7 +208,7 @@ def test_cached_latents_and_prompt_embeddings_from_a_file(tmp_path):
         (RecipeError, "exclude each other", {"model": {"path": "x", "config": TINY}}),
         (ModelError, "Did you mean `SD3Transformer2DModel`", {"model": {"config": {"_class_name": "SD3Transformer"}}}),
         (ModelError, "SD3Transformer2DModel cannot be made", {"model": {"config": {**TINY, "no_such_option": 1}}}),
-        (ModelError, "gives .* for a latent", {"model": {"config": {**TINY, "out_channels": 2}}}),
+        (ModelError, "returns .* for a latent", {"model": {"config": {**TINY, "out_channels": 2}}}),
         (ModelError, "cannot read the data", {"model": {"config": {**TINY, "joint_attention_dim": 11}}}),
         (DataError, "holds text", {"data": {"train": "sums"}}),
     ],
@@ -225,7 +225,7 @@ def test_an_embedding_that_is_missing_is_named(tmp_path):
     data = {"train": cached(tmp_path), "validation": None, "test": 3}
     data["train"]["columns"] = {"latent": "latents"}
     config = {**TINY, "in_channels": 4, "out_channels": 4}
-    with pytest.raises(ModelError, match="is told `text`, which the data do not have"):
+    with pytest.raises(ModelError, match="reads `text`, which the data do not have"):
         open_workspace(recipe(data=data, model={"config": config}), None)
 
 

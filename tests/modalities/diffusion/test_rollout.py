@@ -229,8 +229,8 @@ def test_solved_prompts_are_banned_and_dull_groups_dropped():
     assert drawn.facts["groups_kept"] == pytest.approx(1 / 3) and run.source.banned == {0: 0}
     assert {int(row.streams["condition:kind"].values) for row in drawn.rows} == {2}
     run.position.updates = 1
-    assert {0} & set(run.source._chosen(1)) == set()
-    assert 0 in run.source._chosen(0)  # a rollout that is sampled again draws what it drew
+    assert {0} & set(run.source._prompt_indices(1)) == set()
+    assert 0 in run.source._prompt_indices(0)  # a rollout that is sampled again draws what it drew
 
 
 class Told(torch.nn.Module):

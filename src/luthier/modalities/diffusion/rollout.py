@@ -18,10 +18,11 @@ from luthier.diffusion.solvers import SOLVERS
 from luthier.engine.budget import Budget, Position
 from luthier.engine.source import Drawn
 from luthier.errors import RunError
+from luthier.modalities.rollout import RolloutSource
 from luthier.types import Row, Stream
 
-DRAWN = "optimality"
-"""The row stream that only samples of a rollout carry: an objective that reads it is given a rollout."""
+OPTIMALITY = "optimality"
+"""The row stream that only samples of a rollout carry: an objective that reads it needs a rollout."""
 Condition = Mapping[str, numpy.ndarray]
 Reward = Callable[[Tensor, Mapping[str, Tensor]], Tensor]
 """(samples [R,...], their conditions) → rewards [R]."""
@@ -31,10 +32,17 @@ Reward = Callable[[Tensor, Mapping[str, Tensor]], Tensor]
 class Sampled:
     """How a rollout is drawn and used.
 
-    `shape` of a sample; `groups` prompts of `size` samples each; a solver in `steps` steps, of whose levels the
-    share `level_share` is trained on; `updates` per rollout; `decay` kind of `old`; `min_std` and `max_mean` of
-    the group filter (None: every group is kept, no prompt is ever banned); `forward`: samples per forward; `shift`:
-    how far the solver's levels lie towards the noise.
+    Attributes:
+        shape: of one sample.
+        groups, size: prompts per rollout, and samples of each prompt.
+        solver, steps: what draws a sample, in how many steps.
+        level_share: share of the solver's levels that is trained on.
+        updates: that a rollout is cut into.
+        decay: kind of the schedule by which `old` follows (`return_decay`).
+        adv_clip, adv_mode: of `optimality`.
+        min_std, max_mean: of the group filter; without `min_std` every group is kept and no prompt is ever banned.
+        forward: samples per forward.
+        shift: how far the solver's levels lie towards the noise.
     """
 
     shape: tuple[int, ...]
@@ -53,11 +61,14 @@ class Sampled:
     shift: float = 1.0
 
 
-class DenoisedRollout:
+class DenoisedRollout(RolloutSource):
     """Rows (sample, level) of a policy's own samples; a budget of updates.
 
     Every draw is keyed by (seed, rollout, prompt, sample), and `old` rests while a rollout is used, so a resumed
     run samples the rollout in force again and goes on with the same rows.
+
+    Raises:
+        RunError: the budget is not one of updates, or every prompt is solved.
     """
 
     def __init__(
@@ -71,21 +82,19 @@ class DenoisedRollout:
     ):
         if budget.unit != "updates":
             raise RunError(f"A rollout of a denoiser has a budget of updates, not of {budget.unit}.")
-        self.policy, self.prompts, self.reward, self.how = policy, list(prompts), reward, how
-        self.seed, self.budget = seed, budget
+        super().__init__(prompts, seed, budget)
+        self.policy, self.reward, self.how = policy, reward, how
         self.synced = 0  # the rollout for which `old` last moved
         self.banned: dict[int, int] = {}  # prompt → the rollout that solved it
         self._rollout: tuple[int, list[Row], dict[str, float]] | None = None
 
-    def __len__(self) -> int:
-        return len(self.prompts)
-
     def draw(self, position: Position, records: int) -> Drawn | None:
-        """An equal share of the rollout's rows; `records` is not asked for, a rollout has the size that it has."""
+        """An equal share of the rollout's rows. `records` has no effect: `groups` x `size` decide a rollout's size."""
         if position.updates >= self.budget.amount:
             return None
         index, part = divmod(position.updates, self.how.updates)
         if index > self.synced:
+            # Before the new rollout is sampled, since it comes from `old`. The authors' code counts optimiser steps.
             updates = index * self.how.updates
             self.policy.sets["old"].follow(return_decay(updates, self.how.decay))
             self.synced = index
@@ -103,73 +112,98 @@ class DenoisedRollout:
     def load(self, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
         self.synced, self.banned = meta["synced"], dict(meta["banned"])
 
-    def _chosen(self, index: int) -> list[int]:
-        """Prompts of a rollout, from the data order of those that are left; each comes again when all have come."""
-        left = [prompt for prompt in range(len(self.prompts)) if self.banned.get(prompt, index) >= index]
+    def _prompt_indices(self, rollout: int) -> list[int]:
+        """Prompts of a rollout, in the data order of those not yet solved; each comes again when all have come."""
+        # A prompt that this very rollout solved stays in: a resumed run must draw it again.
+        left = [prompt for prompt in range(len(self.prompts)) if self.banned.get(prompt, rollout) >= rollout]
         if not left:
             raise RunError("Every prompt is solved: there is nothing left to sample.", "Raise max_mean, or stop here.")
-        first = index * self.how.groups
-        chosen = []
-        for place in range(first, first + self.how.groups):
-            epoch, offset = divmod(place, len(left))
-            chosen.append(left[data_order([str(prompt) for prompt in left], self.seed, epoch)[offset]])
-        return chosen
+        first = rollout * self.how.groups
+        indices = []
+        for position in range(first, first + self.how.groups):
+            epoch, offset = divmod(position, len(left))
+            indices.append(left[data_order([str(prompt) for prompt in left], self.seed, epoch)[offset]])
+        return indices
 
-    def _sample(self, index: int) -> tuple[list[Row], dict[str, float]]:
+    def _sample(self, rollout: int) -> tuple[list[Row], dict[str, float]]:
         """The rows of a rollout and its numbers; prompts that it solved are banned from the next."""
-        how, chosen = self.how, self._chosen(index)
-        told = {
-            name: torch.from_numpy(numpy.stack([self.prompts[p][name] for p in chosen for _ in range(how.size)]))
-            for name in self.prompts[0]
-        }
-        noise = numpy.stack(
-            [self._keyed(index, g, k).standard_normal(how.shape) for g in range(len(chosen)) for k in range(how.size)]
-        )
+        how, prompts = self.how, self._prompt_indices(rollout)
         device = next(self.policy.module.parameters()).device
-        told = {name: values.to(device) for name, values in told.items()}
+        condition = self._conditions(prompts, device)
+        noise = torch.from_numpy(self._noise(rollout, len(prompts))).float().to(device)
         with self.policy.sets["old"].using():
-            clean = self.solve(torch.from_numpy(noise).float().to(device), told)
-            rewards = self.reward(clean, told).double().cpu().numpy().reshape(len(chosen), how.size)
-        kept = numpy.ones(len(chosen), dtype=bool)
+            clean = self.solve(noise, condition)
+            rewards = self.reward(clean, condition).double().cpu().numpy().reshape(len(prompts), how.size)
+
+        kept = numpy.ones(len(prompts), dtype=bool)
         if how.min_std is not None:
             kept, solved = group_filter(rewards, how.min_std, how.max_mean)
-            for g in numpy.flatnonzero(solved):
-                self.banned.setdefault(chosen[g], index)
-        r = optimality(advantages(rewards), how.adv_clip, how.adv_mode)
-        rows = self._rows(index, chosen, kept, clean.cpu().numpy(), r)
+            for group in numpy.flatnonzero(solved):
+                self.banned.setdefault(prompts[group], rollout)
+        optimal = optimality(advantages(rewards), how.adv_clip, how.adv_mode)
+        rows = self._rows(rollout, prompts, kept, clean.cpu().numpy(), optimal)
         return rows, {
             "reward": float(rewards.mean()),
             "groups_kept": float(kept.mean()),
             "banned": float(len(self.banned)),
         }
 
-    def solve(self, noise: Tensor, told: Mapping[str, Tensor]) -> Tensor:
-        """Samples from noise under the parameters in force, `forward` at a time."""
+    def _conditions(self, prompts: Sequence[int], device: torch.device) -> dict[str, Tensor]:
+        """Name → [groups * size, ...]: the condition of each prompt, once for each of its samples."""
+        conditions = {}
+        for name in self.prompts[0]:
+            of_groups = numpy.stack([self.prompts[prompt][name] for prompt in prompts])
+            conditions[name] = torch.from_numpy(numpy.repeat(of_groups, self.how.size, axis=0)).to(device)
+        return conditions
+
+    def _noise(self, rollout: int, groups: int) -> numpy.ndarray:
+        """Noise [groups * size, *shape]; a key for each sample, so that none depends on how many there are."""
+        drawn = []
+        for group in range(groups):
+            for sample in range(self.how.size):
+                drawn.append(self._generator(rollout, group, sample).standard_normal(self.how.shape))
+        return numpy.stack(drawn)
+
+    def solve(self, noise: Tensor, condition: Mapping[str, Tensor]) -> Tensor:
+        """Samples [R,...] from noise [R,...] under the parameters in force, `forward` at a time."""
         levels = solver_levels(self.how.steps, self.how.shift)
+        solver = SOLVERS[self.how.solver]
         pieces = []
         for start in range(0, len(noise), self.how.forward):
-            cut = slice(start, start + self.how.forward)
-            condition = {name: values[cut] for name, values in told.items()}
-            velocity = lambda x, level, condition=condition: self.policy.velocity(x, level, condition)  # noqa: E731
-            pieces.append(SOLVERS[self.how.solver](velocity, noise[cut], levels))
+            chunk = slice(start, start + self.how.forward)
+            of_chunk = {name: values[chunk] for name, values in condition.items()}
+            velocity = lambda x, level, of_chunk=of_chunk: self.policy.velocity(x, level, of_chunk)  # noqa: E731
+            pieces.append(solver(velocity, noise[chunk], levels))
         return torch.cat(pieces)
 
     def _rows(
-        self, index: int, chosen: Sequence[int], kept: numpy.ndarray, clean: numpy.ndarray, r: numpy.ndarray
+        self,
+        rollout: int,
+        prompts: Sequence[int],
+        kept: numpy.ndarray,
+        clean: numpy.ndarray,
+        optimal: numpy.ndarray,
     ) -> list[Row]:
-        """One row for each sample of a kept group and each of its levels, in an order keyed by the rollout."""
+        """One row for each sample of a kept group and each of its levels, in an order keyed by the rollout.
+
+        Args:
+            kept: which groups are trained on, bool [groups].
+            clean: the samples, [groups * size, *shape].
+            optimal: probability of being optimal, [groups, size].
+        """
         levels = numpy.array(solver_levels(self.how.steps, self.how.shift)[:-1], dtype=numpy.float32)
         trained = max(1, int(len(levels) * self.how.level_share))
         rows = []
-        for g, k in ((int(g), k) for g in numpy.flatnonzero(kept) for k in range(self.how.size)):
-            told = {PREFIX + name: Stream(values, "row") for name, values in self.prompts[chosen[g]].items()}
-            own = {"latent": Stream(clean[g * self.how.size + k], "row"), DRAWN: Stream(float(r[g, k]), "row")}
-            for j in self._keyed(index, g, k, 1).permutation(len(levels))[:trained]:
-                name = f"rollout-{index}/{g}/{k}/{j}"
-                streams = own | told | {"level": Stream(levels[j], "row")}
-                rows.append(Row(name, numpy.zeros(0, dtype=numpy.int32), streams))
-        order = data_order([row.id for row in rows], self.seed, index)
-        return [rows[place] for place in order]
+        for group in numpy.flatnonzero(kept).tolist():
+            condition = {PREFIX + name: Stream(array, "row") for name, array in self.prompts[prompts[group]].items()}
+            for sample in range(self.how.size):
+                latent = Stream(clean[group * self.how.size + sample], "row")
+                judged = {"latent": latent, OPTIMALITY: Stream(float(optimal[group, sample]), "row")}
+                for level in self._generator(rollout, group, sample, 1).permutation(len(levels))[:trained]:
+                    streams = judged | condition | {"level": Stream(levels[level], "row")}
+                    name = f"rollout-{rollout}/{group}/{sample}/{level}"
+                    rows.append(Row(name, numpy.zeros(0, dtype=numpy.int32), streams))
+        return self.shuffled(rows, rollout)
 
-    def _keyed(self, *key: int) -> numpy.random.Generator:
-        return numpy.random.default_rng([self.seed, *(int(one) for one in key)])
+    def _generator(self, *key: int) -> numpy.random.Generator:
+        return numpy.random.default_rng([self.seed, *key])

@@ -1,9 +1,9 @@
-"""Answers of a model: sampled, judged, kept as candidates on disk. What rl, generate and loops have in common."""
+"""Answers of a model: sampled, judged, written to disk as candidates. `rl`, `generate` and `loop` use these."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,10 +28,10 @@ from luthier.types import Candidate, Record, Request, Row, Sampler, Scored, Stre
 
 
 def make_sampler(model: LanguageModel, module: Any, block: GenerateSettings, folder: Path | None = None) -> Sampler:
-    """Who answers: the model itself, as it is at each call, or whom the block names.
+    """The sampler that the block names: the model in training, with its weights at each call, or another model.
 
     Raises:
-        RunError: nobody is there to answer.
+        RunError: the sampler cannot be reached.
     """
     part: SamplerPart = parts.build("sampler", block.sampler, model.recipe.base)
     part.reach()
@@ -40,7 +40,11 @@ def make_sampler(model: LanguageModel, module: Any, block: GenerateSettings, fol
 
 
 def make_judge(model: LanguageModel, block: GenerateSettings, log: Log = lambda line: None) -> Judge:
-    """The recipe's rewards as a judge of answers drawn by `block`; `auto` is the metric of their evaluation."""
+    """The recipe's rewards as a judge of answers drawn by `block`; `auto` is the metric of the evaluation.
+
+    Args:
+        log: takes an event for each reward that fails on an answer.
+    """
     settings, renderer = model.recipe.settings, model.renderer
     if settings.reward == "auto":
         return _by_metric(model, block)
@@ -60,53 +64,53 @@ def _by_metric(model: LanguageModel, block: GenerateSettings) -> Judge:
     metrics, _ = assign_metrics(list(records.values()), references, metric, model.recipe.base)
 
     def judge(asked: Sequence[tuple[Prompt, Sequence[Trajectory]]]) -> list[list[Scored]]:
-        return [[score(prompt.record, one) for one in answers] for prompt, answers in asked]
+        scored = []
+        for prompt, answers in asked:
+            scored.append([score(prompt.record, answer) for answer in answers])
+        return scored
 
-    def score(record: Record, one: Trajectory) -> Scored:
-        if one.finish == "error":
-            return Scored(one, None)
+    def score(record: Record, answer: Trajectory) -> Scored:
+        if answer.finish == "error":
+            return Scored(answer, None)
         metric = metrics[record.id]
-        cut_off = one.finish == "length"
-        value = 0.0 if cut_off else measure(metric, text_of(model, block, one.ids), record, references[record.id])
-        return Scored(one, value, {metric.kind: value})
+        # An answer that was cut off is wrong, whatever its beginning says.
+        reward = 0.0
+        if answer.finish != "length":
+            reward = measure(metric, text_of(model, block, answer.ids), record, references[record.id])
+        return Scored(answer, reward, {metric.kind: reward})
 
     return judge
 
 
 def text_of(model: LanguageModel, block: GenerateSettings, ids: Sequence[int]) -> str:
-    """What an answer says, without what ended it."""
-
-    def decode(ids: Sequence[int]) -> str:
-        return model.loaded.tokenizer.decode(ids, skip_special_tokens=True)
-
-    return answer_text(ids, model.renderer.end_ids, decode, block.stop)
+    """The text of an answer, without the end-of-turn token or stop string that ended it."""
+    return answer_text(ids, model.renderer.end_ids, model.decode, block.stop)
 
 
 def gold(model: LanguageModel) -> list[Candidate]:
     """The recipe's own training records as candidates, in their order."""
-    records = model.prepared.records
-    return [
-        Candidate(records[row.record], row, model.renderer.reference(records[row.record]), "data")
-        for row in model.prepared.train
-    ]
+    candidates = []
+    for row in model.prepared.train:
+        record = model.prepared.records[row.record]
+        candidates.append(Candidate(record, row, model.renderer.reference(record), "data"))
+    return candidates
 
 
 def in_request_order(model: LanguageModel, record: Record, instruction: str | None = None) -> Record:
-    """The record that asks for an answer to a record; an `instruction` may show its gold answer."""
+    """The record whose prompt is sent to the sampler: the record itself, or the instruction filled in with it."""
     if instruction is None:
         return record
-    question = question_and_answer(record)[0]
-    shown = instruction.replace("{prompt}", question).replace("{answer}", model.renderer.reference(record))
-    fields = {"prompt": shown, "completion": model.renderer.reference(record) or " "}
+    question, reference = question_and_answer(record)[0], model.renderer.reference(record)
+    prompt = instruction.replace("{prompt}", question).replace("{answer}", reference)
+    fields = {"prompt": prompt, "completion": reference or " "}
     return replace(record, shape="prompt_completion", fields=fields)
 
 
-def _request(model: LanguageModel, asked: Record, seed: int) -> Request:
-    """An answer to a record, asked for as ids and as a conversation."""
-    prompt = model.renderer.prompt(asked)
-    messages = messages_of(asked)
+def _request(model: LanguageModel, record: Record, seed: int) -> Request:
+    """A request for an answer to a record: as token ids, and as messages for samplers behind a server."""
+    messages = messages_of(record)
     before = {"messages": messages[: last_answer(messages)]}
-    return Request(prompt, asked.id, group=asked.id, seed=seed, metadata=before)
+    return Request(model.renderer.prompt(record), record.id, group=record.id, seed=seed, metadata=before)
 
 
 def generate_candidates(
@@ -120,46 +124,60 @@ def generate_candidates(
     progress: Callable[[int], None] | None = None,
     log: Log = lambda line: None,
 ) -> list[Candidate]:
-    """`samples` answers to each record. Rows hold the record's own prompt, whatever the instruction showed.
+    """`samples` answers to each record, judged. Rows hold the record's own prompt, even under an instruction.
+
+    Args:
+        name: of the step; part of the rows' ids and of the seeds.
+        asked: candidates whose records are answered, each record once.
+        instruction: text with `{prompt}`, and perhaps `{answer}`, that is asked in place of the prompt.
+        progress: takes the number of answers so far.
+        log: takes an event for each refused answer.
 
     Raises:
-        RunError: answers are missing that may come later, or all are; single ones that are refused are logged.
+        RunError: answers failed and may succeed later, or all were refused. Single refused ones are only logged.
     """
-    records = list({one.record.id: one.record for one in asked}.values())
+    records = list({candidate.record.id: candidate.record for candidate in asked}.values())
     settings = model.recipe.settings
-    requests = [
-        _request(model, in_request_order(model, record, instruction), seed63(settings.seed, name, record.id, index))
-        for record in records
-        for index in range(samples)
-    ]
-    found = sample(requests, settings.generate.sampling(), progress)
-    _look_for_answers(found, log)
-    found = [replace(one, request=request) for one, request in zip(found, requests, strict=True)]
-    groups = [found[start : start + samples] for start in range(0, len(found), samples)]
+    requests = []
+    for record in records:
+        record_asked = in_request_order(model, record, instruction)
+        for index in range(samples):
+            requests.append(_request(model, record_asked, seed63(settings.seed, name, record.id, index)))
+    trajectories = sample(requests, settings.generate.sampling(), progress)
+    _refuse_missing(trajectories, log)
+
+    answers = [replace(answer, request=request) for answer, request in zip(trajectories, requests, strict=True)]
+    groups = [answers[start : start + samples] for start in range(0, len(answers), samples)]
     prompts = [Prompt(record, model.renderer.prompt(record)) for record in records]
-    judged = judge(list(zip(prompts, groups, strict=True)))
-    return [
-        _candidate(model, prompt, one, f"{prompt.record.id}@{name}.{index}", name)
-        for prompt, scored in zip(prompts, judged, strict=True)
-        for index, one in enumerate(scored)
-        if one.trajectory.finish != "error"
-    ]
+    candidates = []
+    for prompt, scored in zip(prompts, judge(list(zip(prompts, groups, strict=True))), strict=True):
+        for index, answer in enumerate(scored):
+            if answer.trajectory.finish != "error":
+                row_id = f"{prompt.record.id}@{name}.{index}"
+                candidates.append(_candidate(model, prompt, answer, row_id, name))
+    return candidates
 
 
-def _look_for_answers(found: Sequence[Trajectory], log: Log) -> None:
-    """Log what was refused; raise RunError if anything may still come, or nothing came."""
-    missing = [(one, one.request.metadata if one.request else {}) for one in found if one.finish == "error"]
-    late = [more for _, more in missing if not more.get("refused")]
-    if late or (missing and len(missing) == len(found)):
-        why = (late or [more for _, more in missing])[0].get("error")
+def _refuse_missing(answers: Sequence[Trajectory], log: Log) -> None:
+    """Log the refused answers; raise RunError if failed ones may succeed later, or if all were refused."""
+    failed = [answer for answer in answers if answer.finish == "error"]
+    later = [answer for answer in failed if not _details(answer).get("refused")]
+    if later or (failed and len(failed) == len(answers)):
+        cause = _details((later or failed)[0]).get("error")
+        count, what = len(later) or len(failed), "are missing" if later else "were refused"
         raise RunError(
-            f"{len(late) or len(missing)} of {len(found)} answers {'are missing' if late else 'were refused'}: {why}.",
-            "Once it can answer, go on with `--resume`: the answers that came are kept."
-            if late
+            f"{count} of {len(answers)} answers {what}: {cause}.",
+            "Once the sampler answers again, go on with `--resume`: the answers so far are kept."
+            if later
             else "Change what is asked for in `generate:`, or the options of its `sampler`.",
         )
-    for one, more in missing:
-        log({"event": "refused", "record": one.record, "error": more.get("error")})
+    for answer in failed:
+        log({"event": "refused", "record": answer.record, "error": _details(answer).get("error")})
+
+
+def _details(answer: Trajectory) -> Mapping[str, Any]:
+    """What the sampler noted about a failed answer: `error`, and `refused` where another try would fail too."""
+    return answer.request.metadata if answer.request else {}
 
 
 def _candidate(model: LanguageModel, prompt: Prompt, scored: Scored, row: str, name: str) -> Candidate:
@@ -175,24 +193,26 @@ def _candidate(model: LanguageModel, prompt: Prompt, scored: Scored, row: str, n
 
 
 def write_candidates(path: Path, candidates: Sequence[Candidate]) -> None:
-    """One line each, whole or not at all."""
-    lines = [
-        {
-            "record": one.record.id,
-            "row": one.row.id,
-            "source": one.source,
-            "reward": one.reward,
-            "answer": one.answer,
-            "ids": one.row.ids.tolist(),
-            "prompt_tokens": int((one.row.streams["weights"].values == 0).sum()),
-        }
-        for one in candidates
-    ]
+    """JSON lines, one per candidate; the file appears complete or not at all."""
+    lines = []
+    for candidate in candidates:
+        weights = candidate.row.streams["weights"].values
+        lines.append(
+            {
+                "record": candidate.record.id,
+                "row": candidate.row.id,
+                "source": candidate.source,
+                "reward": candidate.reward,
+                "answer": candidate.answer,
+                "ids": candidate.row.ids.tolist(),
+                "prompt_tokens": int((weights == 0).sum()),
+            }
+        )
     write_text(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
 
 
 def read_candidates(path: Path, model: LanguageModel) -> list[Candidate]:
-    """What `write_candidates` wrote."""
+    """The candidates of a file that `write_candidates` wrote."""
     return [_read(line, model.prepared.records[line["record"]]) for line in read_jsonl(path)]
 
 

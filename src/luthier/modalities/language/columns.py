@@ -34,13 +34,13 @@ def with_references(
 ) -> list[Row]:
     """The rows with every column `logprobs:<reference>` that the objective reads.
 
-    They are read in the layout in which these are trained: in bfloat16 another one rounds otherwise.
+    The forward uses the layout of the training: in bfloat16 another layout rounds differently.
 
     Args:
-        layout: finds that layout by trying the model; called only where there is a column to read.
+        layout: determines that layout by trying the model; called only if there is a column to compute.
 
     Raises:
-        RecipeError: the reference is not `initial`, the model as it is before training.
+        RecipeError: a reference other than `initial`, the model before training.
     """
     if unknown := [name for name in columns if name != "logprobs:initial"]:
         raise unknown_reference(unknown[0].split(":")[1])
@@ -50,10 +50,10 @@ def with_references(
 
 
 def with_fields(rows: list[Row], records: Mapping[str, Record], names: Sequence[str]) -> list[Row]:
-    """The rows with these columns of their records, numbers, as row streams `field:<name>`.
+    """The rows with numeric columns of their records as row streams `field:<name>`.
 
     Raises:
-        DataError: a record lacks the column, or has no number there; names the record.
+        DataError: a record lacks the column or has no number there; the message names the record.
     """
     for name in names:
         rows = [_with_field(row, records[row.record], name) for row in rows]
@@ -62,21 +62,24 @@ def with_fields(rows: list[Row], records: Mapping[str, Record], names: Sequence[
 
 def _with_field(row: Row, record: Record, name: str) -> Row:
     try:
-        value = numpy.float32(record.fields[name])
+        number = numpy.float32(record.fields[name])
     except (KeyError, TypeError, ValueError):
-        found = repr(record.fields[name]) if name in record.fields else "nothing"
+        cell = repr(record.fields[name]) if name in record.fields else "nothing"
         raise DataError(
-            f"{record.origin}: record {record.id} has {found} in the column `{name}`; a number is needed.",
+            f"{record.origin}: record {record.id} has {cell} in the column `{name}`; a number is needed.",
             "The tuner reads this column of every training record.",
         ) from None
-    return replace(row, streams={**row.streams, f"field:{name}": Stream(value, "row")})
+    return replace(row, streams={**row.streams, f"field:{name}": Stream(number, "row")})
 
 
 def logprobs_of(run: Run, model: LanguageModel, rows: Sequence[Row], name: str) -> Column:
-    """Log-probabilities of the rows, as selectors look at them: `initial`, or of a model by name, folder or run folder.
+    """Log-probabilities of the rows under `initial` or another model, for selectors: row id → [T].
+
+    Args:
+        name: `initial`, or the model's name, folder or run folder.
 
     Raises:
-        ModelError: there is no such model, or its tokens are not those of the trained one.
+        ModelError: there is no such model, or its tokenizer is not that of the trained one.
     """
     if name == "initial":
         return _logprobs(run, model, rows, model.loaded, "padded")
@@ -88,39 +91,44 @@ def logprobs_of(run: Run, model: LanguageModel, rows: Sequence[Row], name: str) 
     if loaded.tokenizer.get_vocab() != model.loaded.tokenizer.get_vocab():
         raise ModelError(
             f"The reference {name} has another tokenizer than the model that is trained.",
-            "Use a model of the same family: rows are scored as they are tokenised.",
+            "Use a model of the same family: it scores the token ids of the trained model.",
         )
     return _logprobs(run, model, rows, loaded, "padded")
 
 
 RECALLED_BYTES = 4 * 2**30
-"""Most that hidden states of a reference may take on disk; above, the reference is asked at every update."""
+"""Most bytes on disk for the hidden states of a reference; above, the reference runs at every update."""
 
 
 def recalls(recipe: Recipe, parts: Parts, rows: Sequence[Row], module: nn.Module) -> bool:
-    """Whether the hidden states of `initial` at the rows are computed once: each row is learned from at least once.
+    """Whether the hidden states of `initial` are computed once for all rows, rather than at every update.
 
-    In bf16 they then carry the rounding of another batch than the trained model's. A budget in seconds pays for its
-    reference as it goes; a rollout's rows are new every time.
+    They are if every row is trained on at least once and the states fit RECALLED_BYTES. In bfloat16 they then carry the
+    rounding of another batch than the trained model's. Not for a budget in seconds, which the pass over all rows would
+    not be charged to, and not for rollouts, whose rows are new every time.
     """
     settings = recipe.settings
     if not parts.needs.references or settings.rl is not None:
         return False
     for member in members_of(parts.objective):
-        if any(read.startswith("logits:") for read in member.reads) and not _asks_at_rows(member):
+        reads_logits = any(column.startswith("logits:") for column in member.reads)
+        if reads_logits and not _reads_reference_at_rows(member):
             return False
     epochs = parts.budget(recipe).epochs(rows, settings.train.batch.records)
     weight: Tensor = module.get_output_embeddings().weight  # pyright: ignore
     return epochs is not None and epochs >= 1 and state_bytes(rows, weight.shape[1], weight.dtype) <= RECALLED_BYTES
 
 
-def _asks_at_rows(objective: Objective) -> bool:
-    """Whether it leaves to the engine what the reference is asked, and so asks it at the rows as they are."""
+def _reads_reference_at_rows(objective: Objective) -> bool:
+    """Whether the reference runs on the rows as they are: an objective with `terms` of its own may change them."""
     return isinstance(objective, TokenObjective) and type(objective).terms is TokenObjective.terms
 
 
 def initial_states(run: Run, model: LanguageModel, rows: Sequence[Row]) -> HiddenStateCache:
-    """Computed once per model and rows, kept while the runs of a comparison need them."""
+    """Hidden states of the initial model at the rows, computed once per model and rows.
+
+    The file stays as long as the runs of a comparison need it.
+    """
     module = model.loaded.module
     weight: Tensor = module.get_output_embeddings().weight  # pyright: ignore
     file = run.shared / "states" / column_key(model.loaded.weights_id, str(weight.dtype), rows)
@@ -133,7 +141,7 @@ def initial_states(run: Run, model: LanguageModel, rows: Sequence[Row]) -> Hidde
 
 
 def forget_states(policy: Any) -> None:
-    """Delete the hidden states of references that nobody will ask again."""
+    """Delete the hidden states of references that no later run will read."""
     for reference in policy.references.values():
         if isinstance(reference, CachedReference):
             reference.states.file.unlink(missing_ok=True)
@@ -141,22 +149,26 @@ def forget_states(policy: Any) -> None:
 
 @contextmanager
 def _once(run: Run, file: Path, known: bool) -> Iterator[None]:
-    """Time what makes a file, and note it beside it: a run that finds the file is told what it would have taken."""
-    note, before = file.with_suffix(".json"), run.seconds.get("score", 0.0)
+    """Time the computation of a cached file, and store the seconds next to it.
+
+    A run that reuses the file counts these seconds as `reused`: otherwise the method that runs first would look slower.
+    """
+    seconds_file, before = file.with_suffix(".json"), run.seconds.get("score", 0.0)
     if known:
-        spent = read_json(note)["seconds"] if note.is_file() else 0.0
+        spent = read_json(seconds_file)["seconds"] if seconds_file.is_file() else 0.0
         run.reused["score"] = run.reused.get("score", 0.0) + spent
         yield
         return
     with run.timed("score"):
         yield
-    write_json(note, {"seconds": run.seconds["score"] - before})
+    write_json(seconds_file, {"seconds": run.seconds["score"] - before})
 
 
 def _logprobs(run: Run, model: LanguageModel, rows: Sequence[Row], loaded: Loaded, layout: Layout) -> Column:
-    """Computed once per model and rows, then read from the cache that the runs of a comparison share."""
+    """Log-probabilities of the rows under a model, read from the cache that the runs of a comparison share."""
     policy = TokenPolicy(loaded.module)
     dtype = next(loaded.module.parameters()).dtype
+    # Type and layout belong to the key: both change the rounding.
     key = column_key(loaded.weights_id, f"{dtype}/{layout}", rows)
     tokens = micro_tokens(run.recipe, loaded.module, model.device)
     file = run.shared / "scores" / f"{key}.npz"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -21,3 +22,7 @@ class LanguageModel:
     loaded: Loaded
     prepared: Prepared
     renderer: Renderer
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of token ids, without special tokens."""
+        return self.loaded.tokenizer.decode(ids, skip_special_tokens=True)

@@ -4,82 +4,124 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy
 import torch
 from torch import Tensor
 
-from luthier.data.batches import Layout, Ordered, data_order
+from luthier.data.batches import Layout, Ordered
 from luthier.engine.assemble import Parts
-from luthier.engine.budget import Budget, Position
+from luthier.engine.budget import Position
 from luthier.engine.score import Column, score
 from luthier.engine.source import Drawn
 from luthier.errors import RunError
 from luthier.modalities.language.answers import make_judge, make_sampler
 from luthier.modalities.language.model import LanguageModel
+from luthier.modalities.rollout import RolloutSource
 from luthier.models.policy import TokenPolicy
 from luthier.parts import build
 from luthier.recipe.settings import RL
 from luthier.rewards.base import FAILED, Log, failure_in_words
-from luthier.rollouts.base import (
-    Advantage,
-    Group,
-    Judge,
-    Prompt,
-    Rollout,
-    Strategy,
-    build_chain,
-    credit,
-    rows_of,
-)
+from luthier.rollouts.base import Advantage, Group, Prompt, Rollout, build_chain, credit, rows_of
 from luthier.rollouts.drive import drive, measures, refill
-from luthier.types import Request, Row, Sampler, Sampling, Stream, Trajectory
-
-Columns = dict[str, Column]
+from luthier.types import Request, Row, Sampling, Stream, Trajectory
 
 
-@dataclass
-class Rollouts:
-    """Source of an `rl` step.
+@dataclass(frozen=True)
+class ScorePass:
+    """Forwards over the rows of a rollout for the columns that objective and advantages read.
 
     Attributes:
-        prompts: what is asked, in the order of the data.
-        settings: the recipe's `rl` block.
-        columns_of: the score pass: rows → columns that objective and advantages read.
-        has_gradient: whether the objective has a gradient on a row.
-        decode: token ids to text, for strategies.
+        columns: `old_logprobs` and other columns of the policy; `logprobs:<reference>`.
+        micro: positions per forward.
     """
 
-    prompts: Sequence[Prompt]
-    settings: RL
-    seed: int
-    budget: Budget
-    strategy: Strategy
-    chain: Sequence[Advantage]
-    sample: Sampler
-    judge: Judge
-    columns_of: Callable[[list[Row]], Columns]
-    has_gradient: Callable[[Row], bool]
-    decode: Callable[[Sequence[int]], str]
-    end_ids: set[int]
-    pending: list[Drawn] = field(default_factory=list)
-    rollout: int = 0
-    generated: int = 0  # tokens sampled for what is drawn now
-    failures: Sequence[str] = ()  # of rewards, in words
+    policy: TokenPolicy
+    columns: Sequence[str]
+    micro: int
+    layout: Layout = "padded"
 
-    def __post_init__(self) -> None:
+    def __call__(self, rows: list[Row]) -> dict[str, Column]:
+        """Column name → row id → [T], under the policy and the references as they are now."""
+        of_policy = {name: name for name in self.columns if not name.startswith("logprobs:")}
+        if "old_logprobs" in of_policy:
+            of_policy["old_logprobs"] = "logprobs"  # the policy has not moved since it drew the answers
+        columns: dict[str, Column] = {}
+        if of_policy:
+            scored = score(self.policy, rows, list(of_policy.values()), self.micro, self.layout)
+            columns |= {name: scored[quantity] for name, quantity in of_policy.items()}
+        for name in self.columns:
+            if name.startswith("logprobs:"):
+                reference = self.policy.references[name.split(":")[1]]
+                columns[name] = score(reference, rows, ["logprobs"], self.micro, self.layout)["logprobs"]
+        return columns
+
+
+class RewardLog:
+    """A log that hands every event on, and keeps the first failure of a reward in words (empty: none)."""
+
+    def __init__(self, log: Log):
+        self.log = log
+        self.first_failure = ""
+
+    def __call__(self, event: dict[str, Any]) -> None:
+        if not self.first_failure and event.get("event") == FAILED:
+            self.first_failure = f"`{event['reward']}` on {failure_in_words(event)}"
+        self.log(event)
+
+
+class Rollouts(RolloutSource):
+    """Source of an `rl` step of a language model.
+
+    A rollout gives `updates` x `passes` updates; those still to come are `pending`, and a checkpoint holds them.
+
+    Args:
+        rows: the training rows whose prompts are asked, their targets being the demonstrations.
+        policy: the model in training, which answers unless the recipe names another sampler.
+        micro: positions per forward of the score passes.
+        log: takes the events of rewards.
+
+    Raises:
+        DataError: the strategy needs demonstrations and there are none.
+        RecipeError: objective or advantages read a column that nothing can give.
+    """
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        parts: Parts,
+        rows: Sequence[Row],
+        policy: TokenPolicy,
+        micro: int,
+        log: Log,
+        layout: Layout = "padded",
+    ):
+        recipe = model.recipe
+        assert isinstance(recipe.settings.rl, RL)
+        super().__init__([prompt_of_rollout(model, row) for row in rows], recipe.settings.seed, parts.budget(recipe))
+        self.model, self.objective, self.settings = model, parts.objective, recipe.settings.rl
+        self.strategy = build("strategy", self.settings.strategy, recipe.base)
         self.strategy.check(self.prompts)
-        self.by_id = {prompt.record.id: prompt for prompt in self.prompts}
-        rows = [Row(prompt.record.id, numpy.array(prompt.ids, dtype=numpy.int32), {}) for prompt in self.prompts]
-        self.ordered = Ordered(rows, self.seed)
         self.memory = self.strategy.start()
+        self.chain = build_chain(self.settings.advantages, recipe.base)
+        self.score_pass = ScorePass(policy, columns_read(self.settings, parts.needs.reads, self.chain), micro, layout)
+        self.reward_log = RewardLog(log)
+        self.sampler = make_sampler(model, policy.module, self.settings.generate)
+        self.judge = make_judge(model, self.settings.generate, self.reward_log)
 
-    def __len__(self) -> int:
-        return len(self.prompts)
+        self.by_id = {prompt.record.id: prompt for prompt in self.prompts}
+        # Budget and order work on rows, so every prompt becomes one.
+        asked = [Row(prompt.record.id, numpy.array(prompt.ids, dtype=numpy.int32), {}) for prompt in self.prompts]
+        self.ordered = Ordered(asked, self.seed)
+        self.pending: list[Drawn] = []
+        self.rollout = 0
+        self.generated = 0  # tokens sampled for the update that is being drawn
 
     def draw(self, position: Position, records: int) -> Drawn | None:
+        # A budget of updates, tokens or seconds may end in the middle of a rollout. One of epochs or records was used
+        # up when the prompts were drawn, and the rollout's other updates are still due.
         if self.pending and self.budget.unit not in ("epochs", "records") and self._spent(position) >= 1.0:
             return None
         self.generated = 0
@@ -97,104 +139,116 @@ class Rollouts:
         return self.budget.spent(position, len(self))
 
     def _roll(self, position: Position, records: int) -> list[Drawn]:
-        """One rollout, cut into updates; nothing when the budget is spent."""
-        seen: Counter[str] = Counter()
+        """One rollout of `records` prompts, cut into updates; nothing when the budget is spent."""
+        occurrences: Counter[str] = Counter()
         cursor = replace(position)
 
-        def take(count: int) -> list[Prompt]:
+        def draw_prompts(count: int) -> list[Prompt]:
             drawn = self.budget.draw(self.ordered, cursor, count)
             cursor.records += len(drawn)
             return [self.by_id[record_rows[0].record] for record_rows in drawn]
 
-        def play(prompts: Sequence[Prompt]) -> list[Group]:
-            return self._play(prompts, seen, self._spent(position))
+        def answer(prompts: Sequence[Prompt]) -> list[Group]:
+            return self._drive(prompts, occurrences, self._spent(position))
 
         if self.settings.refill:
-            filled = refill(take, play, records, 1 + self.settings.refill)
-            groups, made = filled.groups, filled.all_groups
+            filled = refill(draw_prompts, answer, records, 1 + self.settings.refill)
+            groups, groups_drawn = filled.groups, filled.all_groups
         else:
-            groups = made = play(take(records))
+            groups = groups_drawn = answer(draw_prompts(records))
         used = cursor.records - position.records
         if not used:
             return []
         self.rollout += 1
-        return self._updates(groups, used, measures(made))
+        return self._updates(groups, used, measures(groups_drawn))
 
-    def _play(self, prompts: Sequence[Prompt], seen: Counter[str], progress: float) -> list[Group]:
+    def _drive(self, prompts: Sequence[Prompt], occurrences: Counter[str], progress: float) -> list[Group]:
         return drive(
             self.strategy,
             prompts,
-            self._counted,
+            self._sample_and_count,
             self.judge,
             sampling=self.settings.generate.sampling(),
             seed=self.seed,
             rollout=self.rollout,
-            decode=self.decode,
-            end_ids=self.end_ids,
+            decode=self.model.decode,
+            end_ids=self.model.renderer.end_ids,
             progress=progress,
             state=self.memory,
-            occurrences=seen,
+            occurrences=occurrences,
         )
 
-    def _counted(
+    def _sample_and_count(
         self, requests: Sequence[Request], sampling: Sampling, progress: Callable[[int], None] | None = None
     ) -> list[Trajectory]:
-        found = self.sample(requests, sampling, progress)
-        self.generated += sum(len(one.ids) for one in found) - sum(len(one.forced_ids) for one in requests)
-        return found
+        trajectories = self.sampler(requests, sampling, progress)
+        self.generated += sum(len(trajectory.ids) for trajectory in trajectories)
+        self.generated -= sum(len(request.forced_ids) for request in requests)
+        return trajectories
 
     def _updates(self, groups: Sequence[Group], used: int, facts: Mapping[str, float]) -> list[Drawn]:
         """The rollout's rows in keyed order, cut into `updates`, `passes` times; without a signal one empty update."""
         rows = self._rows(groups)
-        if not any(self.has_gradient(row) for row in rows):
+        if not any(self.objective.has_gradient(row) for row in rows):
             return [Drawn([], used, {**facts, "skipped": 1.0})]
-        found: list[Drawn] = []
+        updates: list[Drawn] = []
         count = min(self.settings.updates, len(rows))
         for number in range(self.settings.passes):
-            order = data_order([row.id for row in rows], self.seed, number)
-            pieces = numpy.array_split(numpy.array(order), count)
-            found += [Drawn([rows[place] for place in piece], 0) for piece in pieces]
-        found[0] = Drawn(found[0].rows, used, {**facts, "skipped": 0.0})
-        return found
+            shuffled = self.shuffled(rows, number)
+            for piece in numpy.array_split(numpy.arange(len(rows)), count):
+                updates.append(Drawn([shuffled[index] for index in piece], 0))
+        # The prompts count once: with the first update.
+        updates[0] = Drawn(updates[0].rows, used, {**facts, "skipped": 0.0})
+        return updates
 
     def _rows(self, groups: Sequence[Group]) -> list[Row]:
+        """The training rows of a rollout, with advantages and the columns that the objective reads."""
         masked = not self.settings.train_cut_off
-        if self.rollout == 1 and self.failures and not any(group.rewards for group in groups):
+        rewarded = any(group.rewards for group in groups)
+        if self.rollout == 1 and self.reward_log.first_failure and not rewarded:
             raise RunError(
-                f"No answer of the first rollout has a reward; the first failure: {self.failures[0]}.",
+                f"No answer of the first rollout has a reward; the first failure: {self.reward_log.first_failure}.",
                 "Correct the reward; `luthier check ./mine.py` tries one in a file of your own.",
             )
-        if not groups or (self.rollout > 1 and not any(group.rewards for group in groups)):
-            return []  # after the first rollout, one without any reward is a bad moment and not a bad recipe
-        scored = rows_of(groups, mask_truncated=masked)
-        rollout = Rollout.of(groups, self.columns_of(scored) if scored else {})
+        # A later rollout without any reward is bad luck, and not a bad recipe: training goes on with the next.
+        if not groups or (self.rollout > 1 and not rewarded):
+            return []
+        unscored = rows_of(groups, mask_truncated=masked)
+        rollout = Rollout.of(groups, self.score_pass(unscored) if unscored else {})
         advantages = credit(self.chain, rollout)
-        columns = {name: [value.astype(numpy.float32) for value in values] for name, values in rollout.columns.items()}
+        columns = {}
+        for name, arrays in rollout.columns.items():
+            columns[name] = [array.astype(numpy.float32) for array in arrays]
         return rows_of(groups, advantages, columns, mask_truncated=masked)
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """The updates still to come of the stored rollout, and what the strategy remembers."""
-        rows = list({row.id: row for drawn in self.pending for row in drawn.rows}.values())
-        meta = {
+        """The updates still to come of the rollout in force, and what the strategy remembers."""
+        rows: dict[str, Row] = {}  # several passes train on the same rows
+        pending = []
+        for drawn in self.pending:
+            names = [row.id for row in drawn.rows]
+            rows.update(zip(names, drawn.rows, strict=True))
+            pending.append([names, drawn.records, dict(drawn.facts)])
+        memory = None if self.memory is None else self.memory.state_dict()
+        return pack(list(rows.values())), {
             "rollout": self.rollout,
-            "memory": None if self.memory is None else self.memory.state_dict(),
-            "rows": [row.id for row in rows],
-            "pending": [[[row.id for row in one.rows], one.records, dict(one.facts)] for one in self.pending],
+            "memory": memory,
+            "rows": list(rows),
+            "pending": pending,
         }
-        return pack(rows), meta
 
     def load(self, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
         self.rollout = meta["rollout"]
         if self.memory is not None:
             self.memory.load_state_dict(meta["memory"])
         rows = {row.id: row for row in unpack(meta["rows"], tensors)}
-        self.pending = [
-            Drawn([rows[name] for name in names], records, facts) for names, records, facts in meta["pending"]
-        ]
+        self.pending = []
+        for names, records, facts in meta["pending"]:
+            self.pending.append(Drawn([rows[name] for name in names], records, facts))
 
 
 def pack(rows: Sequence[Row]) -> dict[str, Tensor]:
-    """Rows with the same token streams as a few tensors."""
+    """Rows that have the same token streams, joined end to end: a few tensors rather than several per row."""
     if not rows:
         return {}
     packed = {"lengths": torch.tensor([len(row) for row in rows])}
@@ -205,73 +259,26 @@ def pack(rows: Sequence[Row]) -> dict[str, Tensor]:
 
 
 def unpack(names: Sequence[str], tensors: Mapping[str, Tensor]) -> list[Row]:
-    """What `pack` packed."""
+    """The rows that `pack` joined, under these ids."""
     if not names:
         return []
     ends = numpy.cumsum(tensors["lengths"].numpy())[:-1]
     pieces = {name: numpy.split(tensor.numpy(), ends) for name, tensor in tensors.items() if name != "lengths"}
-    streams = [name.removeprefix("stream/") for name in pieces if name != "ids"]
-    return [
-        Row(name, pieces["ids"][i], {key: Stream(pieces[f"stream/{key}"][i], "token") for key in streams})
-        for i, name in enumerate(names)
-    ]
-
-
-def make_rollouts(
-    model: LanguageModel,
-    parts: Parts,
-    rows: Sequence[Row],
-    policy: TokenPolicy,
-    micro: int,
-    log: Log,
-    layout: Layout = "padded",
-) -> Rollouts:
-    """The source of an `rl` step for the model in training.
-
-    Raises:
-        DataError: the strategy needs demonstrations and there are none.
-        RecipeError: objective or advantages read a column that nothing can give.
-    """
-    recipe, renderer = model.recipe, model.renderer
-    settings = recipe.settings
-    assert isinstance(settings.rl, RL)
-    chain = build_chain(settings.rl.advantages, recipe.base)
-    wanted = columns_read(settings.rl, parts.needs.reads, chain)
-
-    failures: list[str] = []
-
-    def columns_of(rows: list[Row]) -> Columns:
-        return columns_for(policy, rows, wanted, micro, layout)
-
-    def hear(line: dict[str, Any]) -> None:
-        if not failures and line.get("event") == FAILED:
-            failures.append(f"`{line['reward']}` on {failure_in_words(line)}")
-        log(line)
-
-    return Rollouts(
-        prompts=[prompt_of_rollout(model, row) for row in rows],
-        settings=settings.rl,
-        seed=settings.seed,
-        budget=parts.budget(recipe),
-        strategy=build("strategy", settings.rl.strategy, recipe.base),
-        chain=chain,
-        sample=make_sampler(model, policy.module, settings.rl.generate),
-        judge=make_judge(model, settings.rl.generate, hear),
-        columns_of=columns_of,
-        has_gradient=parts.objective.has_gradient,
-        decode=lambda ids: model.loaded.tokenizer.decode(ids, skip_special_tokens=True),
-        end_ids=renderer.end_ids,
-        failures=failures,
-    )
+    keys = [key for key in pieces if key != "ids"]
+    rows = []
+    for index, name in enumerate(names):
+        streams = {key.removeprefix("stream/"): Stream(pieces[key][index], "token") for key in keys}
+        rows.append(Row(name, pieces["ids"][index], streams))
+    return rows
 
 
 def columns_read(settings: RL, reads: Sequence[str], chain: Sequence[Advantage]) -> list[str]:
     """The columns that score passes must give to each rollout."""
-    wanted = {*reads, *(read for link in chain for read in link.READS)}
-    wanted -= {"advantages", "sampler_logprobs", *(made for link in chain for made in link.WRITES)}
-    needed = any("old_logprobs" in link.READS for link in chain)
-    if settings.updates * settings.passes == 1 and not needed:
-        wanted -= {"old_logprobs"}  # with one update per rollout the objective takes its own, detached
+    wanted = set(reads).union(*(link.READS for link in chain))
+    wanted -= {"advantages", "sampler_logprobs"}.union(*(link.WRITES for link in chain))
+    chain_reads_old = any("old_logprobs" in link.READS for link in chain)
+    if settings.updates * settings.passes == 1 and not chain_reads_old:
+        wanted -= {"old_logprobs"}  # with one update per rollout the objective uses its own, detached
     return sorted(name for name in wanted if not name.startswith("logits:"))
 
 
@@ -279,22 +286,6 @@ def prompt_of_rollout(model: LanguageModel, row: Row) -> Prompt:
     """A training row as a question, its targets as the demonstration."""
     record = model.prepared.records[row.record]
     ids = model.renderer.prompt(record)
+    # Only a row that begins with the rendered prompt can be split there into a question and its answer.
     demonstration = row.ids[len(ids) :].tolist() if row.ids[: len(ids)].tolist() == ids else None
     return Prompt(record, ids, demonstration or None)
-
-
-def columns_for(
-    policy: TokenPolicy, rows: list[Row], wanted: Sequence[str], micro: int, layout: Layout = "padded"
-) -> Columns:
-    """Score passes for the columns that an rl step reads: of the policy as it is, and of its references."""
-    columns: Columns = {}
-    own = [name for name in wanted if not name.startswith("logprobs:")]
-    if own:
-        names = {"old_logprobs": "logprobs"}
-        found = score(policy, rows, [names.get(name, name) for name in own], micro, layout)
-        columns |= {name: found[names.get(name, name)] for name in own}
-    for name in wanted:
-        if name.startswith("logprobs:"):
-            reference = policy.references[name.split(":")[1]]
-            columns[name] = score(reference, rows, ["logprobs"], micro, layout)["logprobs"]
-    return columns

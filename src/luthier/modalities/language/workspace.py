@@ -1,4 +1,4 @@
-"""What steps stand on where the model is a language model: tokenizer, rendered text, answers."""
+"""Workspace of language models: tokenizer, rendered text, answers."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from luthier.evals.evaluate import evaluate, perplexity, refuse_unscorable
 from luthier.modalities.base import Log, Workspace, find_device, micro_tokens
 from luthier.modalities.language.columns import initial_states, logprobs_of, recalls, with_fields, with_references
 from luthier.modalities.language.model import LanguageModel
-from luthier.modalities.language.rollout import columns_read, make_rollouts
+from luthier.modalities.language.rollout import Rollouts, columns_read
 from luthier.models.checks import PADDED, can_share, verify_packing, verify_sharing
 from luthier.models.loading.load import folded, load_model
 from luthier.models.policy import TokenPolicy
@@ -52,7 +52,11 @@ class LanguageWorkspace(Workspace, LanguageModel):
     def open(
         cls, recipe: Recipe, device: torch.device, dtype: str, cache: Path | None, say: Callable[[str], None]
     ) -> LanguageWorkspace:
-        """Load the model and its tokenizer; render the data."""
+        """Load the model and its tokenizer; render the data.
+
+        Raises:
+            LuthierError: the model or the data cannot be used, or a row is longer than the model's context.
+        """
         settings = recipe.settings
         say("loading the model")
         loaded = folded(load_model(settings.model.model_copy(update={"dtype": dtype}), recipe.base, device))
@@ -63,7 +67,7 @@ class LanguageWorkspace(Workspace, LanguageModel):
         return cls(recipe, device, loaded, prepared, renderer)
 
     def records(self, split: str) -> list[Record]:
-        """The records of `validation` or `test`, at most `evaluate.limit`, chosen by content."""
+        """As `held_out`."""
         return held_out(self.recipe, self.prepared, split)
 
     def policy(self, module: nn.Module) -> TokenPolicy:
@@ -71,10 +75,10 @@ class LanguageWorkspace(Workspace, LanguageModel):
         return TokenPolicy(module, temperature=rl.generate.temperature if isinstance(rl, RL) else 1.0)
 
     def rows(self, run: Run, parts: Parts) -> list[Row]:
-        """The training rows with every column that objective, selector and tuners read; of a rollout the prompts."""
+        """The training rows with every column that objective, selector and tuners read; for `rl` without columns."""
         rows = training_rows(parts, self.prepared)
         if self.recipe.settings.rl is not None:
-            return rows
+            return rows  # only their prompts are used: the rows to score come with each rollout
         needs = parts.needs
         untuned = TokenPolicy(self.loaded.module)
         rows = with_references(run, self, rows, needs.columns, lambda: self.layout(untuned, parts))
@@ -85,7 +89,7 @@ class LanguageWorkspace(Workspace, LanguageModel):
     def source(self, parts: Parts, rows: list[Row], policy: Any, layout: Layout, log: Log) -> RowSource:
         if self.recipe.settings.rl is None:
             return super().source(parts, rows, policy, layout, log)
-        return make_rollouts(self, parts, rows, policy, self.micro(), log, layout)
+        return Rollouts(self, parts, rows, policy, self.micro(), log, layout)
 
     def states(self, run: Run, parts: Parts, rows: Sequence[Row]) -> HiddenStateCache | None:
         return initial_states(run, self, rows) if recalls(self.recipe, parts, rows, self.loaded.module) else None
@@ -98,21 +102,21 @@ class LanguageWorkspace(Workspace, LanguageModel):
         return {name.split(":")[1] for name in columns if name.startswith("logprobs:")}
 
     def layout(self, policy: TokenPolicy, parts: Parts) -> Layout:
-        """The layout that the recipe names; auto shares prompts where the model can and no part looks at them.
+        """The layout that the recipe names; `auto` shares prompts if the model can and no part reads whole rows.
 
         Raises:
-            ModelError, RecipeError: it cannot be had.
+            ModelError, RecipeError: the model or a part does not work with that layout.
         """
-        wanted, looking = self.recipe.settings.train.batch.layout, parts.needs.whole_rows
-        if wanted == "packed":
+        layout, reader = self.recipe.settings.train.batch.layout, parts.needs.whole_rows
+        if layout == "packed":
             verify_packing(policy)
             return "packed"
-        if wanted == "shared":
-            if looking is not None:
-                raise RecipeError(f"`{looking}` looks at whole records, which then cannot share a prompt.", PADDED)
+        if layout == "shared":
+            if reader is not None:
+                raise RecipeError(f"`{reader}` reads whole records, which then cannot share a prompt.", PADDED)
             verify_sharing(policy)
             return "shared"
-        return "shared" if wanted == "auto" and looking is None and can_share(policy) else "padded"
+        return "shared" if layout == "auto" and reader is None and can_share(policy) else "padded"
 
     @property
     def pad_id(self) -> int:
@@ -149,10 +153,9 @@ class LanguageWorkspace(Workspace, LanguageModel):
 
 
 def check_context(config: Any, max_tokens: int, prepared: Prepared) -> None:
-    """Refuse rows longer than the model can read."""
+    """Raise DataError for rows longer than the model's context, `max_position_embeddings` tokens."""
     context = getattr(config, "max_position_embeddings", None)
-    rows = [row for split in (prepared.train, prepared.validation, prepared.test) for row in split]
-    longest = max(rows, key=len)
+    longest = max((*prepared.train, *prepared.validation, *prepared.test), key=len)
     if context is not None and len(longest) > context:
         raise DataError(
             f"Record {longest.record} ({prepared.records[longest.record].origin}) has {len(longest)} tokens; the model"
@@ -162,15 +165,15 @@ def check_context(config: Any, max_tokens: int, prepared: Prepared) -> None:
 
 
 def retain_records(recipe: Recipe) -> list[Record]:
-    """The records that must not be forgotten, or none."""
-    evaluate = recipe.settings.evaluate
-    if evaluate.retain is None:
+    """The records of `evaluate.retain`, at most `evaluate.limit`; an empty list if the recipe names none."""
+    settings = recipe.settings.evaluate
+    if settings.retain is None:
         return []
-    return limited(load_records(evaluate.retain, recipe.base), evaluate.limit, lambda record: record.id)
+    return limited(load_records(settings.retain, recipe.base), settings.limit, lambda record: record.id)
 
 
 def held_out(recipe: Recipe, prepared: Prepared, split: str) -> list[Record]:
-    """The records of `validation` or `test`, at most `evaluate.limit`, chosen by content."""
+    """The records of `validation` or `test`, at most `evaluate.limit`, chosen by the hash of their content."""
     chosen = [prepared.records[name] for name in prepared.splits[split]]
     return limited(chosen, recipe.settings.evaluate.limit, lambda record: record.id)
 
@@ -184,7 +187,7 @@ def set_of(recipe: Recipe, prepared: Prepared, name: str) -> tuple[list[Record],
 
 
 def refuse_unscorable_sets(recipe: Recipe, prepared: Prepared, renderer: Renderer, sets: Sequence[str]) -> None:
-    """Raise LuthierError for what could not be evaluated after training."""
+    """Raise LuthierError for records of these sets that the metric could not score after training."""
     for name in sets:
         records, metric = set_of(recipe, prepared, name)
         if records:
@@ -192,66 +195,72 @@ def refuse_unscorable_sets(recipe: Recipe, prepared: Prepared, renderer: Rendere
 
 
 def training_rows(parts: Parts, prepared: Prepared) -> list[Row]:
-    """What the objective learns from: good and bad answers where it reads both, else the good ones.
+    """The rows that the objective learns from: good and bad answers if it reads both, else the good ones.
 
     Raises:
-        RecipeError: it reads both, and some training record does not say which its answer is; or all are bad.
+        RecipeError: the objective reads judged answers, and a training record has none of that form; or it reads good
+            answers, and every record has `label: false`.
     """
-    name, needed = members_of(parts.objective)[0].kind, parts.needs.judgement
-    if not needed:
+    name, form = members_of(parts.objective)[0].kind, parts.needs.judgement
+    if not form:
         rows = without_rejected(prepared.train)
         if prepared.train and not rows:
             raise RecipeError(
                 f"`{name}` learns from good answers, and every training record has `label: false`.",
-                "Bring answers with `label: true` too, or choose an objective that learns from labels, such as `kto`.",
+                "Add answers with `label: true`, or choose an objective that learns from labels, such as `kto`.",
             )
         return rows
-    other = next((row for row in prepared.train if not _fits(needed, row, prepared.records[row.record])), None)
-    if other is not None and needed not in ("pairs", "labels"):
-        raise _unfit(name, needed, prepared.records[other.record])
-    if other is not None:
-        where = f"record {other.record} ({prepared.records[other.record].origin})"
-        if needed == "pairs":
-            raise RecipeError(
-                f"`{name}` learns from pairs of a chosen and a rejected answer; {where} has one answer.",
-                "Bring data with the columns prompt, chosen and rejected, or choose another objective.",
-            )
-        if (label := prepared.records[other.record].fields.get("label")) is not None:
-            raise RecipeError(
-                f"`{name}` learns from answers that are labelled good or bad; the `label` of {where} is {label!r}.",
-                "Write it as true or false, without quotes. Cells of CSV files are always text: use JSON lines.",
-            )
-        raise RecipeError(
-            f"`{name}` learns from answers that are labelled good or bad; {where} has no `label`.",
-            "Bring data with the columns prompt, completion and label (true or false), or prompt, chosen and rejected.",
-        )
+    for row in prepared.train:
+        if not _fits(form, row, prepared.records[row.record]):
+            raise _unfit(name, form, prepared.records[row.record])
     return prepared.train
 
 
-def _fits(needed: str, row: Row, record: Record) -> bool:
-    """Whether the row's answer is judged as an objective needs it."""
-    form = form_of(record)
-    if needed == "labels":
-        return is_judged(row) and form in ("", "pairs")
-    return form == needed and is_paired(row)
+def _fits(form: str, row: Row, record: Record) -> bool:
+    """Whether the row's answer is judged in the form that an objective needs."""
+    form_of_data = form_of(record)
+    if form == "labels":
+        # Both answers of a pair are judged: the chosen one counts as good, the rejected one as bad.
+        return is_judged(row) and form_of_data in ("", "pairs")
+    return form_of_data == form and is_paired(row)
 
 
-def _unfit(name: str, needed: str, record: Record) -> RecipeError:
-    """An objective reads answers of a form that a record does not have."""
-    columns = next((columns for shape, columns in shape_columns().items() if form_of_shape(shape) == needed), ())
+def _unfit(name: str, form: str, record: Record) -> RecipeError:
+    """The error of a record whose answers do not have the form that the objective `name` needs."""
+    where = f"record {record.id} ({record.origin})"
+    if form == "pairs":
+        return RecipeError(
+            f"`{name}` learns from pairs of a chosen and a rejected answer; {where} has one answer.",
+            "Use data with the columns prompt, chosen and rejected, or choose another objective.",
+        )
+    if form == "labels" and (label := record.fields.get("label")) is not None:
+        return RecipeError(
+            f"`{name}` learns from answers that are labelled good or bad; the `label` of {where} is {label!r}.",
+            "Write true or false, without quotes. Cells of CSV files are always text: use JSON lines.",
+        )
+    if form == "labels":
+        return RecipeError(
+            f"`{name}` learns from answers that are labelled good or bad; {where} has no `label`.",
+            "Use data with the columns prompt, completion and label (true or false), or prompt, chosen and rejected.",
+        )
+    columns = next((columns for shape, columns in shape_columns().items() if form_of_shape(shape) == form), ())
     return RecipeError(
-        f"`{name}` learns from answers given as `{needed}`; record {record.id} ({record.origin}) is of the shape"
-        f" `{record.shape}`.",
-        f"Bring data with the columns {' and '.join(columns)}, or choose another objective."
+        f"`{name}` learns from answers of the form `{form}`; {where} has the shape `{record.shape}`.",
+        f"Use data with the columns {' and '.join(columns)}, or choose another objective."
         if columns
-        else f"No shape of records in data/forms/ has `FORM = {needed!r}`.",
+        else f"No shape of records in data/forms/ has `FORM = {form!r}`.",
     )
 
 
 def predicted_memory(recipe: Recipe, module: nn.Module, rows: Sequence[Row], frozen: int) -> estimate.Estimate:
-    """The peak that training `module` with its tuners applied will take; on the meta device too."""
+    """The predicted peak memory of training `module`, tuners applied; the module may be on the meta device.
+
+    Args:
+        frozen: bytes of frozen copies of the model, such as references.
+    """
     train = recipe.settings.train
     tokens = micro_tokens(recipe, module, find_device())
+    # The process as it is now holds the weights already, unless these are on the meta device.
     loaded = 0 if next(module.parameters()).is_meta else estimate.weight_bytes(module) + frozen
     return estimate.estimate(
         module,

@@ -24,6 +24,7 @@ class Rl(Verb):
     """Samples answers, judges them and trains on them."""
 
     LEAVES: ClassVar = ("model",)
+    SETTINGS: ClassVar = ({"train": {"objective": "grpo"}, "rl": {"generate": {"max_new_tokens": 4}}},)
     TRAINS: ClassVar = True
     OVERLAYS: ClassVar = ("train", "rl", "reward")
 

@@ -39,6 +39,7 @@ class Select(Verb):
     """Keeps some records, or some answers to them, in the order of a subset."""
 
     LEAVES: ClassVar = ("records",)
+    SETTINGS: ClassVar = ({"subset": {"kind": "grape"}},)
 
     from_: From = NEWEST
     data: Data = DATA
