@@ -1,6 +1,7 @@
-"""What a part's file says of its options, read with `ast`: what they take, their defaults and descriptions.
+"""The options of a part, read from its file with `ast`: types, ranges, defaults and descriptions.
 
-Nothing is imported: base classes, constants and type aliases are followed through `from luthier.… import …` lines.
+No part is imported, which would load torch. Base classes, constants and type aliases are followed through
+`from luthier.… import …` lines.
 """
 
 from __future__ import annotations
@@ -77,8 +78,8 @@ def _assigned(target: ast.expr, value: ast.expr) -> Iterator[tuple[str, ast.expr
     if isinstance(target, ast.Name):
         yield target.id, value
     elif isinstance(target, ast.Tuple) and isinstance(value, ast.Tuple):
-        for one_target, one_value in zip(target.elts, value.elts, strict=False):
-            yield from _assigned(one_target, one_value)
+        for name, assigned in zip(target.elts, value.elts, strict=False):
+            yield from _assigned(name, assigned)
 
 
 def read_options(path: Path, class_name: str) -> tuple[Option, ...]:
@@ -113,18 +114,19 @@ def _fields(part: ast.ClassDef) -> Iterator[tuple[str, ast.AnnAssign]]:
 
 
 def _option(name: str, node: ast.AnnAssign, source: _Source) -> Option:
+    # A plain default, `Field(default, ...)`, `Field(default=...)` and `Field(default_factory=...)` are all in use.
     default, about = node.value, _annotated(node.annotation, source)
     if _is_field(node.value):
         about |= _keywords(node.value)
         default = node.value.args[0] if node.value.args else about.get("default")
     if (factory := about.get("default_factory")) is not None:
         default = factory.body if isinstance(factory, ast.Lambda) else ast.Call(factory, [], [])
-    shown = None if default is None or ast.unparse(default) == "..." else _shown(default, source)
+    default_text = None if default is None or ast.unparse(default) == "..." else _default_text(default, source)
     description = about.get("description")
     text = description.value if isinstance(description, ast.Constant) and isinstance(description.value, str) else ""
     alias = about.get("alias")
     key = str(alias.value) if isinstance(alias, ast.Constant) else name
-    return Option(key, _takes(node.annotation, about, source), shown, text)
+    return Option(key, _takes(node.annotation, about, source), default_text, text)
 
 
 def _is_field(node: ast.expr | None) -> TypeGuard[ast.Call]:
@@ -150,10 +152,10 @@ def _annotated(annotation: ast.expr, source: _Source) -> dict[str, ast.expr]:
     return about
 
 
-def _shown(default: ast.expr, source: _Source) -> str:
+def _default_text(default: ast.expr, source: _Source) -> str:
     """A default as a recipe would write it; one that is computed as the file writes it."""
     if isinstance(default, ast.Name) and (known := source.constant(default.id)) is not None:
-        return _shown(*known)
+        return _default_text(*known)
     try:
         return written(ast.literal_eval(default))
     except ValueError:
@@ -177,7 +179,7 @@ def written(value: Any) -> str:
 def _takes(annotation: ast.expr, about: dict[str, ast.expr], source: _Source) -> str:
     """Type and range in words: "whole number ≥ 1", "number 0 to 1 or null"."""
     kind = _kind(annotation, source)
-    bounds = {sign: _shown(about[sign], source) for sign in ("ge", "gt", "le", "lt") if sign in about}
+    bounds = {sign: _default_text(about[sign], source) for sign in ("ge", "gt", "le", "lt") if sign in about}
     if not bounds:
         return kind
     signs = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
@@ -206,10 +208,10 @@ def _kind(annotation: ast.expr, source: _Source) -> str:
     inner = annotation.slice.elts if isinstance(annotation.slice, ast.Tuple) else [annotation.slice]
     outer = ast.unparse(annotation.value).rpartition(".")[2]
     if outer == "Literal":
-        return _any_of([_shown(value, source) for value in inner])
+        return _any_of([_default_text(value, source) for value in inner])
     if outer == "Annotated":
         fields = [call for call in inner[1:] if isinstance(call, ast.Call) and ast.unparse(call.func) == "part_field"]
-        return _shown(fields[0].args[0], source) if fields else _kind(inner[0], source)
+        return _default_text(fields[0].args[0], source) if fields else _kind(inner[0], source)
     return _composed(outer, [_kind(value, source) for value in inner]) or ast.unparse(annotation)
 
 

@@ -112,13 +112,13 @@ def test_draws_are_uniform_and_keyed():
         view.keys = torch.tensor([key])
         return view.uniform(4000)[0]
 
-    one = draws(0, 1)
-    assert torch.equal(one, draws(0, 1))
+    numbers = draws(0, 1)
+    assert torch.equal(numbers, draws(0, 1))
     for other in (draws(1, 1), draws(0, 2), draws(0, 1, key=124)):
-        assert not torch.equal(one, other)
-        assert abs(float(torch.corrcoef(torch.stack([one, other]))[0, 1])) < 0.06
-    assert float(one.min()) >= 0.0 and float(one.max()) < 1.0
-    assert abs(float(one.mean()) - 0.5) < 0.02 and abs(float(one.var()) - 1 / 12) < 0.005
+        assert not torch.equal(numbers, other)
+        assert abs(float(torch.corrcoef(torch.stack([numbers, other]))[0, 1])) < 0.06
+    assert float(numbers.min()) >= 0.0 and float(numbers.max()) < 1.0
+    assert abs(float(numbers.mean()) - 0.5) < 0.02 and abs(float(numbers.var()) - 1 / 12) < 0.005
 
 
 def test_keys_depend_on_record_and_position_only():

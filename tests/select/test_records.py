@@ -29,12 +29,12 @@ def candidate(prompt, answer, name, **fields):
 
 def with_chances(*pairs):
     """Candidates of one prompt with so many tokens of such a chance each, and their column."""
-    found, column = [], {}
+    candidates, column = [], {}
     for index, (tokens, chance) in enumerate(pairs):
-        one = candidate([1, 2], [3 + index] * tokens, f"r{index}")
-        found.append(one)
-        column[one.row.id] = numpy.array([0.0, 0.0] + [math.log(chance)] * tokens)
-    return found, {"logprobs": column}
+        answer = candidate([1, 2], [3 + index] * tokens, f"r{index}")
+        candidates.append(answer)
+        column[answer.row.id] = numpy.array([0.0, 0.0] + [math.log(chance)] * tokens)
+    return candidates, {"logprobs": column}
 
 
 def grape(**options):
@@ -50,7 +50,7 @@ def test_the_mean_prefers_the_likelier_tokens_and_the_sum_the_shorter_answer():
     assert grape(reduce="sum").choose(candidates, columns, 0) == [0]
 
 
-def test_one_candidate_stays_and_a_worse_one_changes_nothing():
+def test_one_memberstays_and_a_worse_one_changes_nothing():
     candidates, columns = with_chances((3, 0.4))
     assert grape().choose(candidates, columns, 0) == [0]
     candidates, columns = with_chances((3, 0.4), (3, 0.1))
@@ -63,10 +63,10 @@ def test_a_model_that_knows_nothing_scores_minus_log_v_and_order_decides():
     model = tiny_model()
     torch.nn.init.zeros_(model.lm_head.weight)
     candidates = [candidate([1, 2], [5, 6, 7][:size], f"r{size}") for size in (2, 3, 1)]
-    logprobs = score(TokenPolicy(model), [one.row for one in candidates], ["logprobs"], 1000)
-    for one in candidates:
-        values = logprobs["logprobs"][one.row.id]
-        assert abs(values.sum() / one.row.targets + math.log(61)) < 1e-6
+    logprobs = score(TokenPolicy(model), [member.row for member in candidates], ["logprobs"], 1000)
+    for member in candidates:
+        values = logprobs["logprobs"][member.row.id]
+        assert abs(values.sum() / member.row.targets + math.log(61)) < 1e-6
     assert grape().choose(candidates, logprobs, 0) == [0]
     assert grape().choose(candidates[::-1], logprobs, 0) == [0]
 
@@ -113,8 +113,8 @@ def test_the_score_is_minus_the_loss_of_the_record_alone_whatever_the_padding():
     for side in ("left", "right"):
         with torch.no_grad():
             batch = collate([row, *tiny_rows(8)[1:]], side=side)
-            found = loss.features(TokenPolicy(model), batch, None)["loss"]
-        assert abs(float(found[0]) + mean) < 1e-9
+            losses = loss.features(TokenPolicy(model), batch, None)["loss"]
+        assert abs(float(losses[0]) + mean) < 1e-9
 
 
 def test_the_model_decides_whose_answers_are_kept():
@@ -124,15 +124,15 @@ def test_the_model_decides_whose_answers_are_kept():
     styles = {"terse": lambda p: [30 + p[0], 60], "wordy": lambda p: [50, 51, 52, 30 + p[0], 53, 60]}
     pool = [candidate(p, f(p), f"{s}-{i}") for i, p in enumerate(prompts) for s, f in styles.items()]
     for style in styles:
-        rows = [one.row for one in pool if one.row.id.startswith(style)][:24]
+        rows = [member.row for member in pool if member.row.id.startswith(style)][:24]
         run = trainer(
             parts.build("objective", "sft"), parts.build("tuner", "full"), rows, Batching(8, 1000),
             optimizer=parts.build("optimizer", {"kind": "adamw", "lr": 1e-2}), dtype=torch.float32,
             budget=parts_budget(12),
         )  # fmt: skip
         run.train()
-        columns = score(run.policy, [one.row for one in pool], ["logprobs"], 1000)
-        kept = [pool[place].row.id for place in grape().choose(pool, columns, 0)]
+        columns = score(run.policy, [member.row for member in pool], ["logprobs"], 1000)
+        kept = [pool[index].row.id for index in grape().choose(pool, columns, 0)]
         assert len(kept) == 24
         assert sum(name.startswith(style) for name in kept) >= 0.95 * len(kept)
 
@@ -163,17 +163,19 @@ def curves(rows, seed=0):
     return numpy.exp(-draw.random((rows, 1)) * numpy.arange(6)) + 0.01 * draw.random((rows, 6))
 
 
-def same_partition(one, other):
+def same_partition(first, second):
     return (
-        len(set(zip(one.tolist(), other.tolist(), strict=True))) == len(set(one.tolist())) == len(set(other.tolist()))
+        len(set(zip(first.tolist(), second.tolist(), strict=True)))
+        == len(set(first.tolist()))
+        == len(set(second.tolist()))
     )
 
 
 def test_clusters_do_not_depend_on_the_order_of_the_moments():
     points = curves(80)
-    one, inertia = k_means(points, 5, 20, 0)
+    labels, inertia = k_means(points, 5, 20, 0)
     other, again = k_means(points[:, [3, 0, 5, 1, 4, 2]], 5, 20, 0)
-    assert same_partition(one, other) and abs(inertia - again) < 1e-9
+    assert same_partition(labels, other) and abs(inertia - again) < 1e-9
 
 
 def test_equal_records_are_in_one_cluster_and_groups_far_apart_are_found():
@@ -193,7 +195,7 @@ def choose(part, points, seed=0, fields=None):
     candidates = [
         candidate([1], [2], f"r{index:04}", **(fields[index] if fields else {})) for index in range(len(points))
     ]
-    column = {one.row.id: values for one, values in zip(candidates, points, strict=True)}
+    column = {member.row.id: values for member, values in zip(candidates, points, strict=True)}
     return part.choose(candidates, {"trajectory": column}, seed)
 
 
@@ -223,19 +225,19 @@ def test_the_order_of_candidates_changes_nothing_and_nan_counts_as_zero():
     points = curves(60)
     points[3] = numpy.nan
     candidates = [candidate([1], [2], f"r{index:04}") for index in range(60)]
-    column = {"trajectory": {one.row.id: values for one, values in zip(candidates, points, strict=True)}}
+    column = {"trajectory": {member.row.id: values for member, values in zip(candidates, points, strict=True)}}
     part = s2l(clusters=4, share=0.2)
-    one = {candidates[place].row.id for place in part.choose(candidates, column, 0)}
+    kept = {candidates[index].row.id for index in part.choose(candidates, column, 0)}
     turned = candidates[::-1]
-    assert one == {turned[place].row.id for place in part.choose(turned, column, 0)}
-    assert len(one) == 12
+    assert kept == {turned[index].row.id for index in part.choose(turned, column, 0)}
+    assert len(kept) == 12
 
 
 def test_strata_share_the_budget_and_a_missing_trajectory_is_named():
     points = curves(60)
     fields = [{"source": "small" if index < 6 else "large"} for index in range(60)]
     kept = choose(s2l(clusters=4, share=0.2, stratify_by="source"), points, fields=fields)
-    assert sum(place < 6 for place in kept) == 6 and len(kept) == 12
+    assert sum(index < 6 for index in kept) == 6 and len(kept) == 12
     with pytest.raises(DataError, match="1 records have no trajectory, such as r0001"):
         s2l().choose([candidate([1], [2], f"r{i:04}") for i in range(2)], {"trajectory": {"r0000": points[0]}}, 0)
 
@@ -250,19 +252,21 @@ def test_every_option_changes_something(name):
                   source=f"s{index // 40}")
         for index, size in enumerate(lengths)
     ]  # fmt: skip
-    sizes = {one.row.id: len(one.row) for one in rows}
+    sizes = {member.row.id: len(member.row) for member in rows}
     losses = 3 * draw.random((160, 5))
     losses[7] += 50  # a cluster of its own
     columns = {
         "logprobs": {name: -3 * draw.random(size) for name, size in sizes.items()},
-        "trajectory": {one.row.id: values for one, values in zip(rows, losses, strict=True)},
+        "trajectory": {member.row.id: values for member, values in zip(rows, losses, strict=True)},
     }
     chosen = [tuple(part(**options).choose(rows, columns, 0)) for options in part.SETTINGS]
     silent = set(part.model_fields)
-    made = [part(**options) for options in part.SETTINGS]
-    for i, one in enumerate(made):
+    variants = [part(**options) for options in part.SETTINGS]
+    for i, member in enumerate(variants):
         for j in range(i):
-            differing = {option for option in part.model_fields if getattr(one, option) != getattr(made[j], option)}
+            differing = {
+                option for option in part.model_fields if getattr(member, option) != getattr(variants[j], option)
+            }
             if len(differing) == 1 and chosen[i] != chosen[j]:
                 silent -= differing
     assert not silent, (silent, chosen)

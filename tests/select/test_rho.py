@@ -28,18 +28,18 @@ def features_of(model, reference):
 
 
 def test_a_reference_that_is_the_model_scores_zero():
-    _, found = features_of(tiny_model(), tiny_model())
-    assert found.abs().max() < 1e-12
+    _, reducible = features_of(tiny_model(), tiny_model())
+    assert reducible.abs().max() < 1e-12
 
 
 def test_the_score_is_the_difference_of_two_mean_losses():
     model, reference = tiny_model(), tiny_model(seed=3)
-    rows, found = features_of(model, reference)
+    rows, reducible = features_of(model, reference)
     loss = parts.build("selector", "max_loss")
     with torch.no_grad():
-        one, other = (loss.features(TokenPolicy(m), collate(rows), None)["loss"] for m in (model, reference))
-    assert torch.allclose(found, one - other, atol=1e-12)
-    assert float(found.abs().max()) > 1e-3
+        first, second = (loss.features(TokenPolicy(m), collate(rows), None)["loss"] for m in (model, reference))
+    assert torch.allclose(reducible, first - second, atol=1e-12)
+    assert float(reducible.abs().max()) > 1e-3
 
 
 def test_a_wrong_label_loses_to_one_that_can_be_learned():
@@ -47,8 +47,8 @@ def test_a_wrong_label_loses_to_one_that_can_be_learned():
     names = ("known", "wrong", "learnable")
     loss, known = torch.tensor([0.1, 6.0, 3.0]), torch.tensor([0.1, 6.0, 1.0])
     uniform = keyed_uniform(0, 1, names)
-    one = parts.build("selector", {"kind": "rho", "reference": "x", "keep": 0.34})
-    assert one.chosen(one.scores(Pool(names, {"reducible": loss - known}, uniform))) == [2]
+    rho = parts.build("selector", {"kind": "rho", "reference": "x", "keep": 0.34})
+    assert rho.chosen(rho.scores(Pool(names, {"reducible": loss - known}, uniform))) == [2]
     top = parts.build("selector", {"kind": "max_loss", "keep": 0.34})
     assert top.chosen(top.scores(Pool(names, {"loss": loss}, uniform))) == [1]
 
@@ -90,8 +90,8 @@ def test_a_run_folder_is_a_reference_and_a_missing_one_is_refused(tmp_path):
     folder = tmp_path / "earlier" / "model"
     workspace.loaded.module.save_pretrained(folder)
     workspace.loaded.tokenizer.save_pretrained(folder)
-    found = logprobs_of(run, workspace, workspace.prepared.train, str(tmp_path / "earlier"))
+    column = logprobs_of(run, workspace, workspace.prepared.train, str(tmp_path / "earlier"))
     initial = logprobs_of(run, workspace, workspace.prepared.train, "initial")
-    assert all((found[name] == initial[name]).all() for name in initial)
+    assert all((column[name] == initial[name]).all() for name in initial)
     with pytest.raises(ModelError, match="no model folder"):
         logprobs_of(run, workspace, workspace.prepared.train, "./nowhere")

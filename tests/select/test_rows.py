@@ -16,13 +16,13 @@ from luthier.select.rows.max_loss import drawn_by_rank
 
 def losses(rows, model):
     """Mean loss of each row by one plain forward over it alone."""
-    found = {}
+    means = {}
     for row in rows:
         ids = torch.from_numpy(row.ids).long()[None]
         logp = model(input_ids=ids).logits[0].log_softmax(-1)
         at = [t for t in range(1, len(row)) if row.streams["weights"].values[t] != 0]
-        found[row.id] = -sum(float(logp[t - 1, ids[0, t]].detach()) for t in at) / max(1, len(at))
-    return found
+        means[row.id] = -sum(float(logp[t - 1, ids[0, t]].detach()) for t in at) / max(1, len(at))
+    return means
 
 
 def pool_of(names, update=1, **features):
@@ -43,10 +43,10 @@ def test_max_loss_looks_at_the_mean_over_the_targets_of_each_record():
     rows, model = tiny_rows(6), tiny_model()
     selector = parts.build("selector", "max_loss")
     with torch.no_grad():
-        found = selector.features(TokenPolicy(model), collate(rows), None)["loss"]
+        loss = selector.features(TokenPolicy(model), collate(rows), None)["loss"]
     wanted = losses(rows, model)
-    assert all(abs(float(value) - wanted[row.id]) < 1e-12 for row, value in zip(rows, found, strict=True))
-    pool = pool_of([row.id for row in rows], loss=found)
+    assert all(abs(float(value) - wanted[row.id]) < 1e-12 for row, value in zip(rows, loss, strict=True))
+    pool = pool_of([row.id for row in rows], loss=loss)
     top = sorted(wanted, key=lambda name: -wanted[name])[:3]
     assert {pool.names[i] for i in selector.chosen(selector.scores(pool))} == set(top)
 
@@ -54,8 +54,8 @@ def test_max_loss_looks_at_the_mean_over_the_targets_of_each_record():
 def test_a_record_without_a_target_has_no_loss():
     with torch.no_grad():
         batch = collate(tiny_rows(2, targets=False))
-        found = parts.build("selector", "max_loss").features(TokenPolicy(tiny_model()), batch, None)
-    assert found["loss"].tolist() == [0.0, 0.0]
+        features = parts.build("selector", "max_loss").features(TokenPolicy(tiny_model()), batch, None)
+    assert features["loss"].tolist() == [0.0, 0.0]
 
 
 def test_pressure_draws_by_rank_with_the_chances_it_names():
@@ -72,8 +72,8 @@ def test_pressure_draws_by_rank_with_the_chances_it_names():
 @pytest.mark.parametrize("name", ["random", "max_loss"])
 def test_a_pool_is_cut_from_the_data_order(name):
     """Ten candidates in pools of 8 and 2: half of each, whatever the micro-batches."""
-    found = kept_records(parts.build("selector", name), Batching(10, 10_000))
-    assert [len(update) for update in found] == [5, 5, 5, 5]
+    kept = kept_records(parts.build("selector", name), Batching(10, 10_000))
+    assert [len(update) for update in kept] == [5, 5, 5, 5]
 
 
 @pytest.mark.parametrize("name", ["random", "max_loss"])

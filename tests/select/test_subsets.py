@@ -20,8 +20,8 @@ def test_first_right_takes_own_answers_then_rewrites_then_gold():
     rewrites = [candidate("b", 0, 1.0, "rewrites"), candidate("c", 0, 0.0, "rewrites")]
     gold = [candidate(name, 0, None, "data") for name in "abcd"]
     chosen = build("subset", "first_right").choose([*answers, *rewrites, *gold], {}, 0)
-    routes = [([*answers, *rewrites, *gold])[place] for place in chosen]
-    assert [(one.record.id, one.source) for one in routes] == [
+    routes = [([*answers, *rewrites, *gold])[index] for index in chosen]
+    assert [(member.record.id, member.source) for member in routes] == [
         ("a", "answers"),
         ("b", "rewrites"),
         ("c", "data"),
@@ -40,17 +40,17 @@ def test_right_draws_evenly_among_right_samples():
     """Verdicts [A, B, B, A] with A wanted: the first or the last, equally often over seeds."""
     samples = [candidate("a", index, reward) for index, reward in enumerate((1.0, 0.0, 0.0, 1.0))]
     part = build("subset", "right")
-    seen = Counter(part.choose(samples, {}, seed)[0] for seed in range(400))
-    assert set(seen) == {0, 3} and abs(seen[0] - 200) < 60
+    counts = Counter(part.choose(samples, {}, seed)[0] for seed in range(400))
+    assert set(counts) == {0, 3} and abs(counts[0] - 200) < 60
 
 
 def test_right_sorts_by_rate_stably_and_drops_the_unsolved():
     rates = {"a": (1, 0, 0, 0), "b": (1, 1, 1, 1), "c": (1, 1, 0, 0), "d": (1, 1, 1, 1), "e": (0, 0, 0, 0)}
-    samples = [candidate(name, i, float(one)) for name, found in rates.items() for i, one in enumerate(found)]
+    samples = [candidate(name, i, float(reward)) for name, rewards in rates.items() for i, reward in enumerate(rewards)]
     chosen = build("subset", "right").choose(samples, {}, 0)
-    assert [samples[place].record.id for place in chosen] == ["b", "d", "c", "a"]
+    assert [samples[index].record.id for index in chosen] == ["b", "d", "c", "a"]
     kept = build("subset", {"kind": "right", "order": "data"}).choose(samples, {}, 0)
-    assert [samples[place].record.id for place in kept] == ["a", "b", "c", "d"]
+    assert [samples[index].record.id for index in kept] == ["a", "b", "c", "d"]
 
 
 def test_right_takes_the_shortest_where_asked():

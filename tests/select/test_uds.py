@@ -74,14 +74,14 @@ def test_norms_and_sketches_of_a_micro_batch_are_those_of_each_record_alone(monk
         monkeypatch.setitem(heads.CHUNK_BYTES, "cpu", size)
     rows, model = tiny_rows(5), tiny_model()
     state = UDS.start(TokenPolicy(model))
-    found = features_of(UDS, rows, model)
+    features = features_of(UDS, rows, model)
     for index, row in enumerate(rows):
         logits = logits_of(row, model)
-        assert abs(float(found["norm"][index]) / float(torch.linalg.svdvals(logits).sum()) - 1) < 1e-9
+        assert abs(float(features["norm"][index]) / float(torch.linalg.svdvals(logits).sum()) - 1) < 1e-9
         across = state.across.columns(torch.arange(61))
         along = state.along.columns(torch.arange(len(logits)))
         wanted = (along @ logits @ across.T).flatten()
-        assert torch.allclose(found["sketch"][index].double(), wanted, rtol=1e-5, atol=1e-6)
+        assert torch.allclose(features["sketch"][index].double(), wanted, rtol=1e-5, atol=1e-6)
 
 
 def test_products_with_the_output_embedding_follow_its_training():
@@ -102,13 +102,13 @@ def test_a_bias_and_a_scale_of_the_head_are_in_the_logits(monkeypatch):
     model.config.logit_scale = 0.5
     draw = torch.randn(61, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     model.lm_head.bias = torch.nn.Parameter(draw, requires_grad=False)
-    one = features_of(UDS, rows, model)
+    through_weight = features_of(UDS, rows, model)
     monkeypatch.setattr(heads.Head, "linear", None)
-    other = features_of(UDS, rows, model)
-    assert torch.allclose(one["norm"], other["norm"], rtol=1e-9)
-    assert torch.allclose(one["sketch"], other["sketch"], rtol=1e-4, atol=1e-6)
+    in_pieces = features_of(UDS, rows, model)
+    assert torch.allclose(through_weight["norm"], in_pieces["norm"], rtol=1e-9)
+    assert torch.allclose(through_weight["sketch"], in_pieces["sketch"], rtol=1e-4, atol=1e-6)
     plain = features_of(UDS, rows[:1], tiny_model())["norm"]
-    assert not torch.allclose(one["norm"][:1], plain, rtol=0.01)
+    assert not torch.allclose(through_weight["norm"][:1], plain, rtol=0.01)
 
 
 def test_targets_alone_and_centred_logits():
@@ -182,22 +182,23 @@ def pool_of(norms, sketches, state, update=1):
 
 def test_without_diversity_the_ranking_is_that_of_the_norm():
     rows, model = tiny_rows(6), tiny_model()
-    found, state = features_of(OFF, rows, model), OFF.start(TokenPolicy(model))
-    state.ring.push(torch.randn(5, found["sketch"].shape[1], generator=torch.Generator().manual_seed(0)))
-    scores = OFF.scores(pool_of(found["norm"], found["sketch"], state))
-    assert torch.equal(scores, found["norm"])
+    features, state = features_of(OFF, rows, model), OFF.start(TokenPolicy(model))
+    state.ring.push(torch.randn(5, features["sketch"].shape[1], generator=torch.Generator().manual_seed(0)))
+    scores = OFF.scores(pool_of(features["norm"], features["sketch"], state))
+    assert torch.equal(scores, features["norm"])
 
 
 def test_only_what_was_kept_is_remembered():
     rows, model = tiny_rows(6), tiny_model()
-    found, state = features_of(UDS, rows, model), UDS.start(TokenPolicy(model))
-    pool = pool_of(found["norm"], found["sketch"], state)
+    features, state = features_of(UDS, rows, model), UDS.start(TokenPolicy(model))
+    pool = pool_of(features["norm"], features["sketch"], state)
     first = UDS.scores(pool)
-    assert torch.equal(first, found["norm"])  # an empty ring: the norm alone
+    assert torch.equal(first, features["norm"])  # an empty ring: the norm alone
     UDS.commit(pool.only([1, 4]))
     assert int(state.ring.pushed) == 2
-    wanted = (found["sketch"] - found["sketch"][1]).norm(dim=1) + (found["sketch"] - found["sketch"][4]).norm(dim=1)
-    assert torch.allclose(UDS.scores(pool), found["norm"] + 6.6 * wanted / 2, rtol=1e-5)
+    sketch = features["sketch"]
+    wanted = (sketch - sketch[1]).norm(dim=1) + (sketch - sketch[4]).norm(dim=1)
+    assert torch.allclose(UDS.scores(pool), features["norm"] + 6.6 * wanted / 2, rtol=1e-5)
 
 
 def test_a_record_longer_than_the_sketch_is_named():

@@ -203,7 +203,9 @@ def test_a_mistake_names_the_line_of_its_key(data):
 
 def test_a_tuning_that_cannot_be_merged_is_refused_before_it_is_averaged(data):
     tuner = {"train": {"tuner": {"kind": "loramoe"}}}
-    with pytest.raises(RecipeError, match="`mean` changes the model of step `other`, and `loramoe` cannot be merged"):
+    with pytest.raises(
+        RecipeError, match="Step `mean` changes the model of step `other`, and `loramoe` cannot be merged"
+    ):
         steps = {"one": TRAINED["one"], "other": {**TRAINED["other"], "train": tuner["train"]}, "mean": MEAN}
         run_recipe(recipe(data, steps), data / "run", [])
 

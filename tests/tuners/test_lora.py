@@ -34,11 +34,11 @@ def test_alpha_defaults_to_twice_the_rank():
 
 def test_the_seed_fixes_the_start_and_leaves_the_generator_alone():
     state = torch.get_rng_state()
-    one, two = trained_parameters(lora()), trained_parameters(lora())
+    first, second = trained_parameters(lora()), trained_parameters(lora())
     assert torch.equal(torch.get_rng_state(), state)
-    assert all(torch.equal(one[name], two[name]) for name in one)
+    assert all(torch.equal(first[name], second[name]) for name in first)
     other = dict(lora().parameters(lora().apply(tiny_model(), {"seed": 4})))
-    assert any(not torch.equal(one[name], other[name]) for name in one)
+    assert any(not torch.equal(first[name], other[name]) for name in first)
 
 
 def test_disabled_is_the_base():

@@ -58,17 +58,17 @@ def layer(experts=4, r=2, scale=3.0, seed=0, width=(6, 5)):
     generator = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        made = ExpertLinear(nn.Linear(*width).double(), experts, r, scale, 0.0, generator)
-        nn.init.normal_(made.up)
-    return made.requires_grad_(False)
+        mixture = ExpertLinear(nn.Linear(*width).double(), experts, r, scale, 0.0, generator)
+        nn.init.normal_(mixture.up)
+    return mixture.requires_grad_(False)
 
 
 def inputs(seed=0):
     return torch.randn(3, 7, 6, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def low_rank(made, x, down, up, scale):
-    return functional.linear(x, made.weight, made.bias) + scale * functional.linear(functional.linear(x, down), up)
+def low_rank(layer, x, down, up, scale):
+    return functional.linear(x, layer.weight, layer.bias) + scale * functional.linear(functional.linear(x, down), up)
 
 
 def test_at_first_the_model_is_the_base():
@@ -82,8 +82,8 @@ def test_at_first_the_model_is_the_base():
 
 def test_disabled_is_the_base_in_its_exact_bits():
     tuner, model = applied(tiny_model())
-    for _, made in experts_of(model):
-        nn.init.normal_(made.up.data)
+    for _, mixture in experts_of(model):
+        nn.init.normal_(mixture.up.data)
     base = logits(tiny_model())
     with tuner.disabled(model):
         assert torch.equal(logits(model), base)
@@ -91,33 +91,33 @@ def test_disabled_is_the_base_in_its_exact_bits():
 
 
 def test_the_sum_of_the_card():
-    made, x = layer(), inputs()
-    shares = torch.softmax(x @ made.router.T, -1)
-    downs, ups = made.down.split(2), made.up.split(2, dim=1)
-    expected = functional.linear(x, made.weight, made.bias)
+    mixture, x = layer(), inputs()
+    shares = torch.softmax(x @ mixture.router.T, -1)
+    downs, ups = mixture.down.split(2), mixture.up.split(2, dim=1)
+    expected = functional.linear(x, mixture.weight, mixture.bias)
     for i, (down, up) in enumerate(zip(downs, ups, strict=True)):
         expected = expected + 3.0 * shares[..., i : i + 1] * (x @ down.T @ up.T)
-    assert float((made(x) - expected).abs().max()) < 1e-12
+    assert float((mixture(x) - expected).abs().max()) < 1e-12
 
 
 @pytest.mark.parametrize("seed", [0, 1])
 def test_one_expert_is_lora_whatever_its_router(seed):
-    made, x = layer(experts=1, seed=seed), inputs()
-    assert float((made(x) - low_rank(made, x, made.down, made.up, 3.0)).abs().max()) < 1e-12
+    mixture, x = layer(experts=1, seed=seed), inputs()
+    assert float((mixture(x) - low_rank(mixture, x, mixture.down, mixture.up, 3.0)).abs().max()) < 1e-12
 
 
 def test_equal_experts_are_one_lora_whatever_the_router():
-    made, x = layer(), inputs()
+    mixture, x = layer(), inputs()
     with torch.no_grad():
-        made.down.copy_(made.down[:2].repeat(4, 1))
-        made.up.copy_(made.up[:, :2].repeat(1, 4))
-    assert float((made(x) - low_rank(made, x, made.down[:2], made.up[:, :2], 3.0)).abs().max()) < 1e-12
+        mixture.down.copy_(mixture.down[:2].repeat(4, 1))
+        mixture.up.copy_(mixture.up[:, :2].repeat(1, 4))
+    assert float((mixture(x) - low_rank(mixture, x, mixture.down[:2], mixture.up[:, :2], 3.0)).abs().max()) < 1e-12
 
 
 def test_a_uniform_router_is_lora_of_all_ranks_at_a_share_of_the_scale():
-    made, x = layer(), inputs()
-    nn.init.zeros_(made.router)
-    assert float((made(x) - low_rank(made, x, made.down, made.up, 3.0 / 4)).abs().max()) < 1e-12
+    mixture, x = layer(), inputs()
+    nn.init.zeros_(mixture.router)
+    assert float((mixture(x) - low_rank(mixture, x, mixture.down, mixture.up, 3.0 / 4)).abs().max()) < 1e-12
 
 
 def test_the_numbers_of_the_balance():
@@ -152,11 +152,11 @@ def test_the_least_imbalance_gives_home_the_larger_share(by_row):
 
 def test_experts_of_a_group_are_alike_and_groups_are_the_types():
     q = torch.rand(2, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    zero, one = (imbalance(expectations(torch.full((2,), t), 4, 0.1) * q) for t in (0.0, 1.0))
+    of_type_0, of_type_1 = (imbalance(expectations(torch.full((2,), t), 4, 0.1) * q) for t in (0.0, 1.0))
     within = imbalance(expectations(torch.zeros(2), 4, 0.1) * q[:, [1, 0, 3, 2]])
     across = imbalance(expectations(torch.zeros(2), 4, 0.1) * q[:, [2, 3, 0, 1]])
-    assert torch.allclose(within, zero, rtol=1e-12) and torch.allclose(across, one, rtol=1e-12)
-    assert not torch.allclose(zero, one, rtol=1e-3)
+    assert torch.allclose(within, of_type_0, rtol=1e-12) and torch.allclose(across, of_type_1, rtol=1e-12)
+    assert not torch.allclose(of_type_0, of_type_1, rtol=1e-3)
 
 
 def terms_of(tuner, model, batch):
@@ -174,12 +174,12 @@ def test_the_term_is_the_sum_over_rows_and_layers():
     term = terms_of(tuner, model, collate(rows))
     assert (term.unit, term.coefficient) == ("rows", 0.1)
     kept, total = {}, 0.0
-    for _, made in experts_of(model):
-        made.register_forward_hook(lambda m, x, y: kept.update({m: m.shares(x[0]).detach()}))
+    for _, mixture in experts_of(model):
+        mixture.register_forward_hook(lambda m, x, y: kept.update({m: m.shares(x[0]).detach()}))
     for row in rows:  # one at a time, without padding
         model(input_ids=torch.tensor(row.ids)[None].long())
-        for made in list(kept):
-            q = kept[made][0].sum(0)
+        for mixture in list(kept):
+            q = kept[mixture][0].sum(0)
             total += float(imbalance(expectations(torch.tensor([row.streams["field:task_type"].values]), 8, 0.1) * q))
     assert float(term.total.detach()) == pytest.approx(total, rel=1e-10)
     left = terms_of(tuner, model, collate(rows, side="left"))
@@ -217,8 +217,8 @@ def test_pooled_the_rows_of_a_micro_batch_are_balanced_together():
     assert float(term.total.detach()) == pytest.approx(4 * total, rel=1e-12)
     by_row, _ = applied(tiny_model(), **TYPED)
     assert float(terms_of(by_row, model, batch).total.detach()) != pytest.approx(4 * total, rel=1e-2)
-    one = collate(rows[:1])
-    pooled, apart_ = (terms_of(t, model, one).total.detach() for t in (tuner, by_row))
+    single = collate(rows[:1])
+    pooled, apart_ = (terms_of(t, model, single).total.detach() for t in (tuner, by_row))
     assert float(pooled) == pytest.approx(float(apart_), rel=1e-12)
 
 
@@ -235,17 +235,17 @@ def gradients(checkpointing, objective):
     if checkpointing:
         checkpoint_layers(run.policy.module)
     before = {name: p.detach().clone() for name, p in run.masters.master.items()}
-    seen = []
-    run.observe = seen.append
+    events = []
+    run.observe = events.append
     run.train()
-    return {name: p.detach() - before[name] for name, p in run.masters.master.items()}, seen[0]
+    return {name: p.detach() - before[name] for name, p in run.masters.master.items()}, events[0]
 
 
 @pytest.mark.parametrize("objective", ["sft", "lfu"])
 def test_checkpointing_changes_nothing(objective):
-    (plain, told), (again, told_again) = (gradients(on, objective) for on in (False, True))
+    (plain, reported), (again, reported_again) = (gradients(on, objective) for on in (False, True))
     assert apart(plain, again) < 1e-12
-    assert told["imbalance"] == pytest.approx(told_again["imbalance"], rel=1e-12) and told["imbalance"] > 0
+    assert reported["imbalance"] == pytest.approx(reported_again["imbalance"], rel=1e-12) and reported["imbalance"] > 0
 
 
 class Meets(CoupledObjective):
@@ -280,8 +280,8 @@ def toy(beta, seed, steps=600):
     generator = torch.Generator().manual_seed(seed + 100)
     plain = nn.Linear(16, 16, bias=False)
     nn.init.zeros_(plain.weight).requires_grad_(False)
-    made = ExpertLinear(plain, 4, 2, 1.0, 0.0, generator)
-    adam = torch.optim.Adam([made.down, made.up, made.router], lr=1e-2)
+    mixture = ExpertLinear(plain, 4, 2, 1.0, 0.0, generator)
+    adam = torch.optim.Adam([mixture.down, mixture.up, mixture.router], lr=1e-2)
 
     def batch(rows):
         types = torch.arange(rows) % 2
@@ -291,43 +291,43 @@ def toy(beta, seed, steps=600):
 
     for _ in range(steps):
         types, x, y = batch(8)
-        q = made.shares(x).sum(1)
-        loss = functional.mse_loss(made(x), y) + beta * imbalance(expectations(types, 4, 0.1) * q).mean()
+        q = mixture.shares(x).sum(1)
+        loss = functional.mse_loss(mixture(x), y) + beta * imbalance(expectations(types, 4, 0.1) * q).mean()
         adam.zero_grad()
         loss.backward()
         adam.step()
     with torch.no_grad():
         types, x, y = batch(512)
-        shares = made.shares(x)
+        shares = mixture.shares(x)
         lost = imbalance(expectations(types, 4, 0.1) * shares.sum(1)).mean()
         first = [float(shares[types == t][..., :2].sum(-1).mean()) for t in (0, 1)]
-        return float(functional.mse_loss(made(x), y)), float(lost), first
+        return float(functional.mse_loss(mixture(x), y)), float(lost), first
 
 
 @pytest.mark.parametrize("seed", [0, 1])
 def test_balance_is_bought_with_error(seed):
-    found = [toy(beta, seed) for beta in (0.0, 0.1, 1.0, 10.0)]
-    lost = [one[1] for one in found]
+    trials = [toy(beta, seed) for beta in (0.0, 0.1, 1.0, 10.0)]
+    lost = [trial[1] for trial in trials]
     assert all(more > less for more, less in itertools.pairwise(lost))
-    assert found[2][0] > found[0][0]
-    assert found[3][2][0] == pytest.approx(0.55, abs=0.03) and found[3][2][1] == pytest.approx(0.45, abs=0.03)
+    assert trials[2][0] > trials[0][0]
+    assert trials[3][2][0] == pytest.approx(0.55, abs=0.03) and trials[3][2][1] == pytest.approx(0.45, abs=0.03)
 
 
 def test_what_a_forward_notes():
     """`Usage` finds in a forward what the layer's shares sum to, and forwards without gradient leave nothing."""
-    made, batch = layer(), collate(tiny_rows(3))
+    mixture, batch = layer(), collate(tiny_rows(3))
     x = torch.randn(*batch.ids.shape, 6, dtype=torch.float64)
     usage = Usage(batch)
     with forward_context(**{USAGE: usage}):
         with torch.no_grad():
-            made(x)
+            mixture(x)
         assert not usage.by_layer
-        made(x[:1])
+        mixture(x[:1])
         assert not usage.by_layer
-        made(x)
-        made(x + 1)
-    expected = torch.stack([made.shares(x[i, : len(row.ids)]).sum(0) for i, row in enumerate(tiny_rows(3))])
-    assert torch.allclose(usage.by_layer[made], expected, rtol=1e-12)
+        mixture(x)
+        mixture(x + 1)
+    expected = torch.stack([mixture.shares(x[i, : len(row.ids)]).sum(0) for i, row in enumerate(tiny_rows(3))])
+    assert torch.allclose(usage.by_layer[mixture], expected, rtol=1e-12)
 
 
 @pytest.fixture
@@ -366,11 +366,11 @@ def test_a_run_leaves_what_eval_reads_and_nothing_trains_further(data, monkeypat
     monkeypatch.chdir(data)
     precision = ["train.precision=float32", "generate.max_new_tokens=8"]
     options = {"data": "data.jsonl", "metric": "exact", "limit": None, "overrides": precision, "console": Console()}
-    found = {item.id: item.prediction for item in evaluate_model("run", **options).items}
+    predictions = {item.id: item.prediction for item in evaluate_model("run", **options).items}
     base = {item.id: item.prediction for item in evaluate_model("nano", **options).items}
-    told = {line["id"]: line["prediction"] for line in read_jsonl(data / "run" / "evaluation.jsonl")}
-    assert len(told) == 4 and all(found[name] == text for name, text in told.items())
-    assert found != base
+    recorded = {line["id"]: line["prediction"] for line in read_jsonl(data / "run" / "evaluation.jsonl")}
+    assert len(recorded) == 4 and all(predictions[name] == text for name, text in recorded.items())
+    assert predictions != base
     with pytest.raises(RecipeError, match="cannot be trained further"):
         run_recipe(recipe(data, model=str(left)), data / "again", [])
 

@@ -40,13 +40,13 @@ def test_lora_trains_as_peft_does_and_peft_loads_it(rank_stabilised, tmp_path):
     more = {"optimizer": adamw, "budget": Budget("updates", UPDATES), "seed": 7, "disturb": False}
     run = trainer(parts.build("objective", "sft"), lora, rows(), Batching(RECORDS, 40), **more)  # in micro-batches
     start = {name: master.detach().clone() for name, master in run.masters.master.items()}
-    drawn = [run.source.ordered.at(place)[0] for place in range(UPDATES * RECORDS)]
+    drawn = [run.source.ordered.at(position)[0] for position in range(UPDATES * RECORDS)]
     run.train()
     options = {"r": 4, "lora_alpha": 6, "target_modules": "all-linear", "use_rslora": rank_stabilised}
     model, wanted = plain_peft(drawn, 7, **options)
-    found = {name: master.detach() - start[name] for name, master in run.masters.master.items()}
-    assert set(found) == set(wanted)
-    error = apart(wanted, found)
+    change = {name: master.detach() - start[name] for name, master in run.masters.master.items()}
+    assert set(change) == set(wanted)
+    error = apart(wanted, change)
 
     lora.save(run.policy.module, run.masters.of_model(), tmp_path)
     loaded = peft.PeftModel.from_pretrained(tiny_model(), str(tmp_path)).eval()

@@ -219,8 +219,8 @@ def test_counts_of_the_published_runs():
     def picked(targets, **config):
         with torch.device("meta"):
             model = LlamaForCausalLM(LlamaConfig(num_hidden_layers=32, hidden_size=4096, vocab_size=8, **config))
-        found = s2ft(targets=targets).plan(model, TunerInputs())["picked"]
-        return [sum(len(u) for name, u in found.items() if name.endswith(key)) for key in ("o_proj", "down_proj")]
+        units = s2ft(targets=targets).plan(model, TunerInputs())["picked"]
+        return [sum(len(u) for name, u in units.items() if name.endswith(key)) for key in ("o_proj", "down_proj")]
 
     seven = {"intermediate_size": 11008, "num_attention_heads": 32}
     assert picked({"o_proj": 0.052, "down_proj": 0.02}, **seven) == [53, 7045]
@@ -262,8 +262,8 @@ def test_padding_does_not_count_as_activation():
     both = activation_scores(model, layers, collate(rows))
     lengths = [len(row) for row in rows]
     assert lengths[0] != lengths[1]
-    for place, score in enumerate(both):
-        mean = (alone[0][place] * lengths[0] + alone[1][place] * lengths[1]) / sum(lengths)
+    for index, score in enumerate(both):
+        mean = (alone[0][index] * lengths[0] + alone[1][index] * lengths[1]) / sum(lengths)
         assert torch.allclose(score, mean, rtol=1e-5)
 
 

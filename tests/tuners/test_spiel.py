@@ -186,9 +186,9 @@ def run(tuner, updates=8, **more):
 @pytest.mark.parametrize("selection", ["accumulated", "momentum"])
 def test_invariants_at_every_update(selection):
     tuner = spiel(selection=selection, every=3, window=1, density=0.1, rate=0.9)
-    made = run(tuner)
-    layers = dict(sparse_layers(made.policy.module))
-    frozen = {n: p.detach().clone() for n, p in made.policy.module.named_parameters() if not p.requires_grad}
+    trained_run = run(tuner)
+    layers = dict(sparse_layers(trained_run.policy.module))
+    frozen = {n: p.detach().clone() for n, p in trained_run.policy.module.named_parameters() if not p.requires_grad}
     places = [{name: layer.index.clone() for name, layer in layers.items()}]
 
     def look(event):
@@ -202,11 +202,11 @@ def test_invariants_at_every_update(selection):
             assert int(changed.sum()) <= allowed
         places.append({name: layer.index.clone() for name, layer in layers.items()})
 
-    made.observe = look
-    made.train()
+    trained_run.observe = look
+    trained_run.train()
     moved = sum(int((places[0][name] != places[-1][name]).sum()) for name in layers)
     assert moved > 0
-    parameters = dict(made.policy.module.named_parameters())
+    parameters = dict(trained_run.policy.module.named_parameters())
     assert all(torch.equal(parameters[name], value) and parameters[name].grad is None for name, value in frozen.items())
 
 
@@ -222,10 +222,10 @@ def test_resumed_in_the_middle_it_is_bit_identical(tmp_path, selection, stopped_
     again.resume()
     assert again.position.updates == stopped_after
     again.train()
-    for (name, one), (_, other) in zip(
+    for (name, master), (_, other_master) in zip(
         sparse_layers(whole.policy.module), sparse_layers(again.policy.module), strict=True
     ):
-        assert torch.equal(one.index, other.index) and torch.equal(one.delta, other.delta), name
+        assert torch.equal(master.index, other_master.index) and torch.equal(master.delta, other_master.delta), name
         mine, yours = (m.masters.optimizer_state(f"{name}.delta") for m in (whole, again))
         assert mine.keys() == yours.keys() and all(torch.equal(mine[key], yours[key]) for key in mine)
 
@@ -244,18 +244,18 @@ def test_entries_do_not_depend_on_micro_batches(size):
 
 def test_saved_whole_and_alone(tmp_path):
     tuner = spiel(every=3, window=1, density=0.05)
-    made = run(tuner, dtype=torch.bfloat16)
-    made.train()
-    tuned, base = logits(made.policy.module), logits(tiny_model(torch.bfloat16))
-    with tuner.disabled(made.policy.module):
-        assert torch.equal(logits(made.policy.module), base)
-    tuner.save(made.policy.module, {}, tmp_path)
-    assert torch.equal(logits(made.policy.module), tuned) and not torch.equal(tuned, base)
+    trained_run = run(tuner, dtype=torch.bfloat16)
+    trained_run.train()
+    tuned, base = logits(trained_run.policy.module), logits(tiny_model(torch.bfloat16))
+    with tuner.disabled(trained_run.policy.module):
+        assert torch.equal(logits(trained_run.policy.module), base)
+    tuner.save(trained_run.policy.module, {}, tmp_path)
+    assert torch.equal(logits(trained_run.policy.module), tuned) and not torch.equal(tuned, base)
     delta, plain = WeightDelta.load(tmp_path / "delta" / "delta.safetensors"), tiny_model(torch.bfloat16)
     with delta.applied(plain):
         assert torch.equal(logits(plain), tuned)
     assert torch.equal(logits(plain), base)
-    assert torch.equal(logits(tuner.merge(made.policy.module)), tuned)
+    assert torch.equal(logits(tuner.merge(trained_run.policy.module)), tuned)
 
 
 def test_budget_and_places():
@@ -291,22 +291,22 @@ def planted(selection, seed):
         update.optimizer_state = lambda name: masters.optimizer_state("delta")
         tuner.after_step(layer, update)
     learned = torch.zeros(4096).index_copy(0, layer.index, layer.delta.detach())
-    found = float(torch.isin(places, layer.index).float().mean())
-    return found, float((learned - change).norm() / change.norm())
+    recovered = float(torch.isin(places, layer.index).float().mean())
+    return recovered, float((learned - change).norm() / change.norm())
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_a_planted_change_is_found(seed):
-    found, error = planted("accumulated", seed)
-    assert found >= 0.95 and error < 0.2
+    recovered, error = planted("accumulated", seed)
+    assert recovered >= 0.95 and error < 0.2
     fixed, far = planted("fixed", seed)
     assert fixed <= 0.1 and far > 0.9
 
 
 def test_momentum_finds_more_than_chance():
-    found = [planted("momentum", seed)[0] for seed in (0, 1, 2)]
+    recovered = [planted("momentum", seed)[0] for seed in (0, 1, 2)]
     fixed = [planted("fixed", seed)[0] for seed in (0, 1, 2)]
-    assert sum(found) > sum(fixed)
+    assert sum(recovered) > sum(fixed)
 
 
 def test_refusals():
@@ -324,9 +324,9 @@ def test_refusals():
 
 
 def test_an_option_that_sm3_lacks_is_refused_if_it_was_changed_and_passes_if_it_is_spelled_out():
-    made = parts.build("tuner", {"kind": "spiel", "selection": "momentum"})
+    tuner = parts.build("tuner", {"kind": "spiel", "selection": "momentum"})
     plain = parts.build("optimizer", {"kind": "adamw", "lr": 1e-3})
     spelled = parts.build("optimizer", {"kind": "adamw", **plain.model_dump()})
-    assert type(made.optimizer(spelled)) is type(made.optimizer(plain))
+    assert type(tuner.optimizer(spelled)) is type(tuner.optimizer(plain))
     with pytest.raises(RecipeError, match="betas"):
-        made.optimizer(parts.build("optimizer", {"kind": "adamw", "betas": [0.5, 0.9]}))
+        tuner.optimizer(parts.build("optimizer", {"kind": "adamw", "betas": [0.5, 0.9]}))

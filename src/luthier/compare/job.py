@@ -59,7 +59,7 @@ def compare(
     comparison = plan(recipe, methods=methods, seeds=seeds, baseline=baseline, overrides=overrides)
     console = console or Console()
     run_folder = _run_folder(comparison, folder)
-    with run_folder.lock():
+    with run_folder.lock():  # a second comparison in this folder would rename the runs of the first
         path = run_folder.path
         write_json(path / "plan.json", comparison.to_json())
         write_json(path / "lock.json", _lock(comparison))

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from luthier.errors import RecipeError, nearest
 from luthier.recipe import Recipe, load_recipe, method_label
-from luthier.recipe.fingerprint import digest, file_digest, task_fingerprint
+from luthier.recipe.fingerprint import digest, evaluated_blocks, file_digest, task_fingerprint
 from luthier.recipe.modality import MODALITIES, modality_of
 
 BASE = "base"
@@ -95,6 +95,7 @@ class RecipeLoader:
 
     def at_seed(self, seed: int, methods: Sequence[str], extra: Sequence[str]) -> Recipe:
         """The resolved recipe with this seed, loaded once for all seeds."""
+        # `seed=0` also replaces a seed of the command line, which would override those of the comparison.
         return self.load(methods, [*extra, "seed=0"]).with_seed(seed)
 
     def _load(self, methods: Sequence[str], extra: Sequence[str]) -> Recipe:
@@ -136,16 +137,16 @@ class Plan:
 
     def to_json(self) -> dict[str, Any]:
         """The content of plan.json, for readers and for `--resume`: no resolved recipes."""
+        rows = []
+        for arm in self.arms:
+            rows.append({"label": arm.label, "folder": arm.folder, "method": arm.method, "axes": dict(arm.axes)})
         return {
             "name": self.name,
             "baseline": self.baseline,
             "seeds": list(self.seeds),
             "learning_rate": self.rule,
             "candidates": [dict(values) for values in self.candidates],
-            "cells": [
-                {"label": arm.label, "folder": arm.folder, "method": arm.method, "axes": dict(arm.axes)}
-                for arm in self.arms
-            ],
+            "cells": rows,
             "tasks": [task.folder for task in self.bases] + [task.folder for _, _, task in self.tuning],
             "data_files": dict(self.data_files),
         }
@@ -330,7 +331,7 @@ def _bases(recipes: RecipeLoader, arms: Sequence[Arm], files: Mapping[str, str])
 def _evaluated(recipe: Recipe) -> dict[str, Any]:
     """The blocks that an evaluation of the untrained model depends on."""
     modality = MODALITIES[modality_of(recipe.settings.model, recipe.base)]
-    return {name: recipe.data[name] for name in modality.evaluated}
+    return evaluated_blocks(recipe, modality.evaluated)
 
 
 def _tuning(
@@ -381,6 +382,7 @@ def data_files(recipe: Recipe) -> dict[str, str]:
 
 
 def _slug(text: str) -> str:
+    """The text as a name of a folder."""
     return re.sub(r"[^\w.+=,-]+", "-", text).strip("-.") or "cell"
 
 

@@ -57,6 +57,7 @@ def assemble(
         rows.append(base_row(run, first_arm, several=len(base_runs) > 1))
     for arm in plan.arms:
         rows.append(method_row(plan, arm, runs_of[arm.folder], base_runs[arm.base], chosen))
+    # Holm needs the p values of all rows, so changes come after the rows.
     _add_changes(plan, rows, runs_of, base_runs)
 
     every_run = [*bases, *(run for _, _, run in tuning), *runs]
@@ -78,7 +79,7 @@ def assemble(
         "failures": [_failure(run) for run in every_run if not run.done],
         "samples": samples(plan, base_runs, runs_of),
         "scores": _scores(plan, base_runs, runs_of),
-        "curves": {arm.label: [_curve(run) for run in runs_of[arm.folder] if run.metrics] for arm in plan.arms},
+        "curves": {arm.label: _curves(runs_of[arm.folder]) for arm in plan.arms},
         "setup": setup(plan, [*runs, *bases]),
     }
 
@@ -130,6 +131,7 @@ def method_row(
         "target": target(done) if done else None,
         "validation": _mean_score(done, "validation"),
         "retain": _retained(done, base),
+        # A mean over a part of the seeds could not be compared with the score of all.
         "perplexity": fmean(perplexities) if done and None not in perplexities else None,
         "further": _further(done),
         "change": None,
@@ -139,7 +141,7 @@ def method_row(
 
 def target(runs: Sequence[RunOutcome]) -> dict[str, Any]:
     """Mean score on the held-out items with its 95% interval, and each seed's mean; all in [0, 1]."""
-    scores = [[item.score for item in run.items["target"]] for run in runs]
+    scores = [list(run.scores("target").values()) for run in runs]
     interval = stats.score_interval(scores)
     by_seed = [fmean(run) for run in scores]
     return {
@@ -161,7 +163,10 @@ def _mean_score(runs: Sequence[RunOutcome], set_name: str) -> float | None:
 def _further(runs: Sequence[RunOutcome]) -> dict[str, float]:
     """Means over runs of the numbers that never rank methods, by name."""
     numbers = [run.record.get("evaluation", {}).get("further", {}) for run in runs]
-    return {name: fmean(of_run[name] for of_run in numbers) for name in (numbers[0] if numbers else ())}
+    means = {}
+    for name in numbers[0] if numbers else ():
+        means[name] = fmean(of_run[name] for of_run in numbers)
+    return means
 
 
 def _retained(runs: Sequence[RunOutcome], base: RunOutcome) -> dict[str, Any] | None:
@@ -187,8 +192,11 @@ def _cost(runs: Sequence[RunOutcome]) -> dict[str, Any]:
     def mean(numbers: list[Any]) -> float | None:
         return None if None in numbers else fmean(numbers)
 
+    means = {}
+    for name in COSTS:
+        means[name] = mean([facts.get(name) for facts in train])
     return {
-        **{name: mean([facts.get(name) for facts in train]) for name in COSTS},
+        **means,
         # The highest, not the mean: the memory that a machine must have.
         "peak_memory_bytes": max((facts.get("peak_memory_bytes") or 0 for facts in train), default=0) or None,
         "estimated_memory_bytes": mean([facts.get("estimated_memory_bytes") for facts in train]),
@@ -225,6 +233,7 @@ def _add_changes(
         if untrained:
             baseline = [base_runs[arm.base]]
         else:
+            # At other axis values the budget or the data differ: only the baseline at the same values is comparable.
             same = next(other for other in plan.arms if other.method == plan.baseline and other.axes == arm.axes)
             baseline = runs_of[same.folder]
         difference = compared_arms(baseline, runs_of[arm.folder], untrained)
@@ -252,12 +261,20 @@ def compared_arms(
         # With one run on a side only two models can be compared: take those of one seed where there is one.
         pairs = [(a, b) for a in first for b in second if a.task.seed == b.task.seed] or [(first[0], second[0])]
         first, second = [pairs[0][0]], [pairs[0][1]]
-    by_item = [{item.id: item.score for item in run.items["target"]} for run in (*first, *second)]
-    common = sorted(set.intersection(*(set(scores) for scores in by_item)))
+    by_item = [run.scores("target") for run in (*first, *second)]
+    common, scores = _on_common_items(by_item)
     if not common:
         return None
-    scores = [[of_run[key] for key in common] for of_run in by_item]
     return stats.difference(scores[: len(first)], scores[len(first) :], untrained=untrained)
+
+
+def _on_common_items(by_item: Sequence[Mapping[str, float]]) -> tuple[list[str], list[list[float]]]:
+    """Ids of the items that all runs scored, and each run's scores of them: a paired test needs the same items."""
+    common = sorted(set.intersection(*map(set, by_item))) if by_item else []
+    scores = []
+    for of_run in by_item:
+        scores.append([of_run[key] for key in common])
+    return common, scores
 
 
 def _metric(runs: Sequence[RunOutcome]) -> dict[str, Any]:
@@ -287,8 +304,9 @@ def _nothing_to_keep(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def _tuning(plan: Plan, tuning: Sequence[tuple[str, int, RunOutcome]], chosen: Mapping[str, int]) -> dict[str, Any]:
     labels = {arm.folder: arm.label for arm in plan.arms}
-    runs = [
-        {
+    runs = []
+    for arm, index, run in tuning:
+        facts = {
             "label": labels[arm],
             "values": dict(plan.candidates[index]),
             "seed": run.task.seed,
@@ -297,8 +315,7 @@ def _tuning(plan: Plan, tuning: Sequence[tuple[str, int, RunOutcome]], chosen: M
             "chosen": chosen.get(arm) == index,
             "seconds": sum(seconds or 0 for seconds in run.record.get("seconds", {}).values()),
         }
-        for arm, index, run in tuning
-    ]
+        runs.append(facts)
     return {"runs": runs, "seconds": math.fsum(run["seconds"] for run in runs)}
 
 
@@ -324,18 +341,20 @@ def _scores(
             if arm.base == folder:
                 done[arm.label] = [run for run in runs_of[arm.folder] if run.done]
 
-        by_item: dict[str, list[dict[str, float]]] = {}
+        labels, by_item = [], []
         for label, runs in done.items():
-            if runs:
-                by_item[label] = [{item.id: item.score for item in run.items["target"]} for run in runs]
-
-        id_sets = [set(of_run) for of_runs in by_item.values() for of_run in of_runs]
-        items = sorted(set.intersection(*id_sets)) if id_sets else []
-        scores = {}
-        for label, of_runs in by_item.items():
-            scores[label] = [[of_run[key] for key in items] for of_run in of_runs]
+            labels += [label] * len(runs)
+            by_item += [run.scores("target") for run in runs]
+        items, of_runs = _on_common_items(by_item)
+        scores: dict[str, list[list[float]]] = {}
+        for label, of_run in zip(labels, of_runs, strict=True):
+            scores.setdefault(label, []).append(of_run)
         tables.append({"items": items, "scores": scores})
     return tables
+
+
+def _curves(runs: Sequence[RunOutcome]) -> list[dict[str, Any]]:
+    return [_curve(run) for run in runs if run.metrics]
 
 
 def _curve(run: RunOutcome) -> dict[str, Any]:

@@ -38,6 +38,10 @@ class RunOutcome:
     def error(self) -> str | None:
         return self.record.get("error")
 
+    def scores(self, name: str) -> dict[str, float]:
+        """The score of each item of a set, in [0, 1], by the item's id."""
+        return {item.id: item.score for item in self.items[name]}
+
     def mean(self, name: str) -> float | None:
         """The mean score on a set, in [0, 1]; None when the set was not evaluated."""
         return (self.record.get("evaluation", {}).get(name) or {}).get("mean")

@@ -48,7 +48,7 @@ def _ranked(items_of: Mapping[str, Mapping[str, Item]]) -> list[str]:
     within a group in the order of the data.
     """
     first_model = next(iter(items_of.values()), {})
-    common = [key for key in first_model if all(key in items for items in items_of.values())]
+    common = set(first_model).intersection(*items_of.values())
 
     def rank(key: str) -> int:
         scores = {label: items[key].score for label, items in items_of.items()}
@@ -58,7 +58,8 @@ def _ranked(items_of: Mapping[str, Mapping[str, Item]]) -> list[str]:
             return 0
         return 2 if base_score is None or base_score in trained else 1
 
-    return sorted(common, key=rank)
+    in_data_order = [key for key in first_model if key in common]
+    return sorted(in_data_order, key=rank)  # a stable sort keeps that order within a group
 
 
 def _sample(

@@ -25,9 +25,13 @@ def setup(plan: Plan, runs: Sequence[RunOutcome]) -> dict[str, Any]:
         "data": _data_facts(report_of(runs)),
         "versions": first.get("versions", {}),
         "hardware": first.get("hardware", {}),
-        "seconds": sum(value or 0 for record in done for value in record.get("seconds", {}).values()),
+        "seconds": sum(_seconds(record) for record in done),
         "repeatable": all(record["train"].get("repeatable", True) for record in done if "train" in record),
     }
+
+
+def _seconds(record: Mapping[str, Any]) -> float:
+    return sum(seconds or 0 for seconds in record.get("seconds", {}).values())
 
 
 def report_of(runs: Sequence[RunOutcome]) -> Mapping[str, Any]:
@@ -67,7 +71,7 @@ def differences(plan: Plan, chosen: Mapping[str, int]) -> list[dict[str, Any]]:
         writers[arm.label].update(dict.fromkeys(tuned, "tuned"))
 
     left_out = (*NOT_PART_OF_A_RUN, "seed")
-    paths = {path for settings in flat.values() for path in settings}
+    paths = set().union(*flat.values())
     compared = sorted(path for path in paths if path.split(".")[0] not in left_out)
     rows = [_difference(path, flat, writers) for path in compared]
     return [row for row in rows if row is not None]
@@ -94,10 +98,11 @@ def warnings(plan: Plan, runs: Sequence[RunOutcome]) -> list[str]:
     """Sentences that a reader needs before the table."""
     done = [run for run in runs if run.done]
     sentences = [*_unequal_data(plan, done), *report_of(done).get("warnings", [])]
-    sentences += [f"{run.task.folder}: {line}" for run in done for line in run.record.get("warnings", [])]
+    for run in done:
+        sentences += [f"{run.task.folder}: {line}" for line in run.record.get("warnings", [])]
     if "seconds" in plan.settings["budget"]:
         sentences.append("The budget is in seconds: another machine, or another load on this one, gives other results.")
-    items = {frozenset(item.id for item in run.items["target"]) for run in done}
+    items = {frozenset(run.scores("target")) for run in done}
     if len(items) > 1 and not plan.settings["compare"]["axes"]:
         sentences.append("The runs were not evaluated on the same items; comparisons use the items they share.")
     for key in ("versions", "hardware"):

@@ -117,10 +117,9 @@ def _alerts(results: Results) -> str:
 def _plots(results: Results) -> str:
     if not methods_of(results):
         return ""
-    key = "".join(
-        f'<li><span class="swatch" style="--colour: {colour}"></span>{html_text(label)}</li>'
-        for label, colour in colours(results).items()
-    )
+    key = ""
+    for label, colour in colours(results).items():
+        key += f'<li><span class="swatch" style="--colour: {colour}"></span>{html_text(label)}</li>'
     base = next((row["target"] for row in results["rows"] if row["kind"] == "base" and row["target"]), None)
     untrained = f"; untrained: 100% and {points(base['mean'])}." if base else "."
     ticks = "; ticks: seeds." if speaks_of_methods(results) else "."
@@ -165,10 +164,9 @@ def _items(results: Results) -> str:
 
 def _agreement(results: Results) -> str:
     """For each pair of rows the share of items on which both are right or both are not."""
-    arms = {
-        label: [fmean(column) >= 0.5 for column in zip(*runs, strict=True)]
-        for label, runs in results["scores"][0]["scores"].items()
-    }
+    arms = {}
+    for label, runs in results["scores"][0]["scores"].items():
+        arms[label] = [fmean(column) >= 0.5 for column in zip(*runs, strict=True)]
     if len(arms) < 3:  # of two rows the plot above shows as much
         return ""
     titles = "".join(f"<th>{html_name(label)}</th>" for label in arms)
@@ -187,6 +185,7 @@ def _agreement(results: Results) -> str:
 
 
 def _samples(results: Results) -> str:
+    # Pictures are compared in one table, texts one below the other.
     pictures = [sample for sample in results["samples"] if is_drawn(sample)]
     texts = [sample for sample in results["samples"] if not is_drawn(sample)]
     return _gallery(pictures, results) + _answers(texts, results)
@@ -206,7 +205,7 @@ def _answers(samples: Sequence[Mapping[str, Any]], results: Results) -> str:
     blocks = [sample_block(sample, colours(results)) for sample in samples]
     if not blocks:
         return ""
-    rest = blocks[OPEN_SAMPLES:]
+    rest = blocks[OPEN_SAMPLES:]  # folded in: sixteen answers of every method hide the sections below
     more = f"<details><summary>{len(rest)} more</summary>{''.join(rest)}</details>" if rest else ""
     return (
         '<h2>Answers side by side</h2><p class="hint">Items on which the models disagree come first, so this is no '

@@ -19,6 +19,8 @@ _LATEX = {
     "·": r"$\cdot$",
 }
 
+_LATEX_TABLE = str.maketrans(_LATEX)
+
 
 def points(share: float | None) -> str:
     """A share in [0, 1] as points: 0.8412 is 84.1."""
@@ -29,7 +31,7 @@ def signed(change: float | None) -> str:
     """A difference of shares as signed points: -0.019 is −1.9."""
     if change is None:
         return NONE
-    text = f"{100 * abs(change):.1f}"
+    text = f"{100 * abs(change):.1f}"  # a change that rounds to zero has no sign
     return text if text == "0.0" else f"{MINUS if change < 0 else '+'}{text}"
 
 
@@ -103,8 +105,10 @@ def html_name(text: object) -> str:
 
 def latex_text(text: object) -> str:
     """Text escaped for LaTeX."""
-    pieces = str(text).replace("\n", " ").split("--")  # which LaTeX would join to a dash
-    return "-{}-".join("".join(_LATEX.get(sign, sign) for sign in piece) for piece in pieces)
+    # LaTeX would join `--` of an option to a dash.
+    pieces = str(text).replace("\n", " ").split("--")
+    escaped = [piece.translate(_LATEX_TABLE) for piece in pieces]
+    return "-{}-".join(escaped)
 
 
 def markdown_text(text: object) -> str:

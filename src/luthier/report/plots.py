@@ -59,6 +59,7 @@ def target_plot(results: Results) -> str:
                 axes.plot(seeds, [height] * len(seeds), "|", color=colour, ms=11, mew=1.2)
             axes.plot(100 * score["mean"], height, _marker(index), color=colour, ms=7.5)
             _write_above(axes, 100 * score["mean"], height, f"{100 * score['mean']:.1f}")
+        # The untrained model has one evaluation and no seeds, so a line and no interval.
         if base is not None:
             axes.axvline(100 * base["target"]["mean"], color=BASE, ls=(0, (4, 3)), lw=1.4)
             _write_at_foot(axes, 100 * base["target"]["mean"], f"base {100 * base['target']['mean']:.1f}")
@@ -105,7 +106,7 @@ def curve_plot(results: Results, key: str, title: str) -> str | None:
         axes = figure.add_subplot()
         for index, label in rows:
             runs = curves[label]
-            if len(runs) > 1:
+            if len(runs) > 1:  # the only run would hide below its own mean
                 for run in runs:
                     axes.plot(*_points(run, key), color=series_colour(index), lw=0.8, alpha=0.3)
             if runs:
@@ -170,7 +171,7 @@ def items_plot(results: Results) -> str | None:
             colour = series_colour(methods[label]) if label in methods else BASE
             for start, length, score in _equal_neighbours([arms[label][index] for index in order]):
                 if score > 0:
-                    alpha = 0.15 + 0.85 * score
+                    alpha = 0.15 + 0.85 * score  # a share of the points must be visible too
                     axes.broken_barh([(start, length)], (height - 0.4, 0.8), color=colour, alpha=alpha, lw=0)
         axes.set_yticks(heights, [_short(label) for label in labels])
         axes.set_xlim(0, len(order))
@@ -264,8 +265,8 @@ def _svg(draw: Callable[[Figure], None], height: float, name: str, width: float 
     from matplotlib.figure import Figure
 
     style: dict[Any, Any] = {
-        "svg.fonttype": "none",
-        "svg.hashsalt": name,
+        "svg.fonttype": "none",  # text stays text: searchable, and in the page's font
+        "svg.hashsalt": name,  # fixed, so that the same results give the same bytes
         "font.family": "DejaVu Sans",
         "font.size": 10,
         "axes.titlesize": 10,

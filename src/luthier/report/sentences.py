@@ -85,6 +85,7 @@ def learning_rate_rule(results: Results) -> str:
         return f"tuned for each method on validation ({tried})"
     if rule["rule"] == "advice":
         return "each method's own advice where the recipe says nothing"
+    # A method may demand a rate of its own even under `same`; then no single number is true of all.
     common = next(iter(rates)) if len(rates) == 1 else None
     if common is None:
         return "the same for all except where a method fixes its own"

@@ -10,8 +10,8 @@ from typing import Any
 
 from luthier.report.numbers import html_name, html_text
 
-WORDS = re.compile(r"\s+|\w+|[^\w\s]")
-LONGEST_DIFF = 600  # words; a longer answer is shown without marks
+WORDS = re.compile(r"\s+|\w+|[^\w\s]")  # white space too, so that the pieces joined are the text
+LONGEST_DIFF = 600  # words; the time of a diff grows with the square, so a longer answer has no marks
 FENCE = re.compile(r"^```\w*\s*\n(.*)\n```\s*$", re.DOTALL)
 
 
@@ -110,6 +110,7 @@ def _marked_fields(answered: Mapping[str, Any], wanted: Mapping[str, Any]) -> st
     lines = []
     for key, value in answered.items():
         line = html_text(_field(key, value))
+        # As JSON, since 1 and true, or 1 and 1.0, are equal in Python and differ in an answer.
         same = key in wanted and json.dumps(value, sort_keys=True) == json.dumps(wanted[key], sort_keys=True)
         lines.append(line if same else f"<mark>{line}</mark>")
     lines += [f'<span class="gone">{html_text(key)} is missing</span>' for key in wanted if key not in answered]

@@ -73,6 +73,7 @@ def _missing(row: Mapping[str, Any], results: Results) -> str:
     if not row["failed"]:
         return ""
     runs = 1 if row["kind"] == "base" else len(results["seeds"])
+    # A mean over fewer seeds than its neighbours' must not look like theirs.
     return "failed" if row["failed"] == runs else f"{row['failed']} of {runs} runs failed"
 
 

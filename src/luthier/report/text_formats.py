@@ -65,7 +65,7 @@ def to_markdown(results: Results) -> str:
 
 def to_csv(results: Results) -> str:
     """One line per row of the table, its numbers unformatted: shares in [0, 1], seconds, bytes."""
-    axes = sorted({path for row in results["rows"] for path in row["axes"]})
+    axes = sorted(set().union(*(row["axes"] for row in results["rows"])))
     buffer = io.StringIO()
     writer = csv.DictWriter(buffer, _flat(results["rows"][0], axes).keys(), lineterminator="\n")
     writer.writeheader()

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import Field
 
 from luthier.errors import RecipeError
-from luthier.parts import Part, build, told
+from luthier.parts import Part, build, describe_error
 from luthier.rewards._guard import TooSlow, within
 from luthier.types import Record
 
@@ -217,7 +217,7 @@ class Rewards:
             return [_judged(value) for value in values]
         except (Exception, SystemExit, TooSlow) as error:  # not KeyboardInterrupt: Ctrl-C still ends the run
             for record in dict.fromkeys(answer.record.id for answer in answers):
-                self.log({"event": FAILED, "reward": member.name, "record": record, "error": told(error)})
+                self.log({"event": FAILED, "reward": member.name, "record": record, "error": describe_error(error)})
             return [Judged(None)] * len(answers)
 
 

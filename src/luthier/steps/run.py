@@ -80,7 +80,7 @@ def carry_out(run: Run) -> dict[str, Any]:
         if parts.place_in_part(error) is None:  # Luthier's own bug: its traceback is wanted
             raise
         failure = RunError(
-            f"A part in a file of your own raised {parts.told(error)}.",
+            f"A part in a file of your own raised {parts.describe_error(error)}.",
             "`luthier check ./FILE.py` tries it; `luthier --debug run ...` shows the traceback.",
         )
         write_json(folder / "run.json", run.record("failed", str(failure)))

@@ -66,17 +66,17 @@ def test_it_is_the_loss_of_transformers_siglip():
     own = model(pixel_values=pixels, input_ids=batch.streams["caption"].values, return_loss=True)
     assert float(term.total.detach()) / 5 == pytest.approx(float(own.loss.detach()), rel=1e-9)
     wanted = torch.autograd.grad(own.loss, [model.logit_scale, model.logit_bias])
-    found = torch.autograd.grad(term.total / 5, [model.logit_scale, model.logit_bias])
-    assert all(torch.allclose(a, b, rtol=1e-9) for a, b in zip(wanted, found, strict=True))
+    gradients = torch.autograd.grad(term.total / 5, [model.logit_scale, model.logit_bias])
+    assert all(torch.allclose(a, b, rtol=1e-9) for a, b in zip(wanted, gradients, strict=True))
 
 
 def retrieved(policy, rows):
     """Share of images whose nearest label is their own, and of labels whose nearest image bears it."""
     batch = collate(rows)
     with torch.no_grad():
-        found = policy.outputs(batch, ("image", "text"))
+        outputs = policy.outputs(batch, ("image", "text"))
     labels = batch.streams["label"].values
-    image, text = (torch.nn.functional.normalize(found[name], dim=-1) for name in ("image", "text"))
+    image, text = (torch.nn.functional.normalize(outputs[name], dim=-1) for name in ("image", "text"))
     similarity = image @ text.T
     return tuple(float((labels[similarity.argmax(axis)] == labels).double().mean()) for axis in (1, 0))
 

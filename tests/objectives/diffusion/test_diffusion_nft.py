@@ -68,12 +68,12 @@ def practical(trained, old, clean, noise, level, r, beta=1.0):
 
 def test_all_optimal_is_flow_matching():
     clean, noise, trained, old, level = drawn()
-    one, target = torch.ones(5, dtype=torch.float64), noise - clean
+    ones, target = torch.ones(5, dtype=torch.float64), noise - clean
     flow = (trained - target).square().mean(1)
-    assert torch.allclose(nft.theoretical(trained, old, target, one, 1.0), flow)
+    assert torch.allclose(nft.theoretical(trained, old, target, ones, 1.0), flow)
     size = (level[:, None] * (trained - target)).detach().abs().mean(1)  # the error of the clean sample
     wanted = 5.0 * level**2 * flow / size
-    assert torch.allclose(practical(trained, old, clean, noise, level, one), wanted)
+    assert torch.allclose(practical(trained, old, clean, noise, level, ones), wanted)
 
 
 def test_one_half_says_nothing():
@@ -92,21 +92,21 @@ def test_gradient_at_old_is_independent_of_beta_and_flips_with_r():
     trained, r = old.clone().requires_grad_(), torch.tensor([0.1, 0.4, 0.5, 0.8, 1.0], dtype=torch.float64)
     wanted = 2 * (2 * r - 1)[:, None] * (old - (noise - clean)) / 7  # a mean over 7 dimensions
     for beta in (1.0, 0.1):
-        for sign, given in ((1, r), (-1, 1 - r)):
-            loss = nft.theoretical(trained, old, noise - clean, given, beta) / beta
+        for sign, weights in ((1, r), (-1, 1 - r)):
+            loss = nft.theoretical(trained, old, noise - clean, weights, beta) / beta
             (gradient,) = torch.autograd.grad(loss.sum(), trained)
             assert torch.allclose(sign * gradient, wanted, atol=1e-12)
-    found = [
+    gradients = [
         torch.autograd.grad(practical(trained, old, clean, noise, level, r, b).sum(), trained)[0] for b in (1.0, 0.1)
     ]
-    assert torch.allclose(*found, atol=1e-12)
+    assert torch.allclose(*gradients, atol=1e-12)
 
 
 def test_the_self_normaliser_has_a_floor():
     clean, noise, trained, old, _ = drawn()
-    level, one = torch.full((5,), 1e-9, dtype=torch.float64), torch.ones(5, dtype=torch.float64)
+    level, ones = torch.full((5,), 1e-9, dtype=torch.float64), torch.ones(5, dtype=torch.float64)
     flow = (trained - (noise - clean)).square().mean(1)
-    assert torch.allclose(practical(trained, old, clean, noise, level, one), 5e-18 * flow / nft.FLOOR, rtol=1e-3)
+    assert torch.allclose(practical(trained, old, clean, noise, level, ones), 5e-18 * flow / nft.FLOOR, rtol=1e-3)
 
 
 def test_rewards_become_probabilities():
@@ -136,5 +136,5 @@ def test_decays():
 
 
 def test_equal_rewards_of_a_group_say_exactly_nothing():
-    found = advantages(numpy.array([[0.1] * 3, [0.55, 0.2, 0.4]]))
-    assert found[0].tolist() == [0.0] * 3 and optimality(found)[0].tolist() == [0.5] * 3
+    advantage = advantages(numpy.array([[0.1] * 3, [0.55, 0.2, 0.4]]))
+    assert advantage[0].tolist() == [0.0] * 3 and optimality(advantage)[0].tolist() == [0.5] * 3

@@ -32,14 +32,14 @@ def loss_of(objective, batch, module=None, seed=0, index=1):
 def test_of_a_denoiser_that_stands_still_it_is_the_velocity_squared():
     batch = collate(TINY_MODELS["diffusion"].rows(6, 0))
     module = Zero()
-    found = loss_of(Flow(), batch, module)
+    loss = loss_of(Flow(), batch, module)
     clean = batch.streams["latent"].values.double()
     noise = draws.normal(Update(1, 0), batch.examples, 0, clean)
     x, level, label = module.asked[0]
     sigma = level.reshape(-1, 1, 1, 1)
     assert torch.allclose(x, (1 - sigma) * clean + sigma * noise, atol=1e-12)
     assert torch.equal(label, batch.streams["condition:label"].values)
-    assert abs(found - float((noise - clean).square().mean((1, 2, 3)).sum())) < 1e-9
+    assert abs(loss - float((noise - clean).square().mean((1, 2, 3)).sum())) < 1e-9
 
 
 def test_draws_are_keyed_by_seed_update_record_and_draw():
@@ -56,11 +56,11 @@ def test_keyed_numbers_are_uniform_normal_and_independent():
     numbers = draws.uniform(Update(3, 5), records, 0, 64, like.device)
     assert float(numbers.min()) > 0 and float(numbers.max()) < 1
     assert abs(float(numbers.mean()) - 0.5) < 0.01 and abs(float(numbers.var()) - 1 / 12) < 0.002
-    one, two = (draws.normal(Update(3, 5), records, draw, like) for draw in (0, 1))
-    assert abs(float(one.mean())) < 0.02 and abs(float(one.std()) - 1) < 0.02
-    assert abs(float((one * two).mean())) < 0.02 and abs(float((one[:-1] * one[1:]).mean())) < 0.02
-    assert abs(float((one[:, :-1] * one[:, 1:]).mean())) < 0.02
-    assert abs(float((one.abs() > 1.96).double().mean()) - 0.05) < 0.01
+    first, second = (draws.normal(Update(3, 5), records, draw, like) for draw in (0, 1))
+    assert abs(float(first.mean())) < 0.02 and abs(float(first.std()) - 1) < 0.02
+    assert abs(float((first * second).mean())) < 0.02 and abs(float((first[:-1] * first[1:]).mean())) < 0.02
+    assert abs(float((first[:, :-1] * first[:, 1:]).mean())) < 0.02
+    assert abs(float((first.abs() > 1.96).double().mean()) - 0.05) < 0.01
 
 
 def test_logit_normal_levels_lie_in_the_middle():

@@ -81,10 +81,10 @@ def test_the_loss_is_of_the_weighted_targets_and_the_meter_of_all():
     wanted = {name: -p.grad for name, p in model.named_parameters() if p.grad is not None}
     events = []
     options = {"rows": rows, "observe": events.append, "disturb": False}
-    found = trained(entropy(), parts.build("tuner", "full"), WHOLE, **options)
+    change = trained(entropy(), parts.build("tuner", "full"), WHOLE, **options)
     assert events[0]["loss"] == pytest.approx(float(loss.detach()), abs=1e-6)
     assert events[0]["entropy"] == pytest.approx(float(h.detach().mean()), abs=1e-6)
-    assert apart(wanted, found) < 1e-5
+    assert apart(wanted, change) < 1e-5
 
 
 def test_the_temperature_is_the_samplers():
@@ -95,7 +95,7 @@ def test_the_temperature_is_the_samplers():
     run = trainer(entropy(), parts.build("tuner", "full"), rows, WHOLE, observe=events.append, disturb=False)
     run.policy.temperature = 0.5
     run.train()
-    mean = sum(float(one.sum()) for one in column.values()) / sum(row.targets for row in rows)
+    mean = sum(float(entropies.sum()) for entropies in column.values()) / sum(row.targets for row in rows)
     assert events[0]["entropy"] == pytest.approx(mean, abs=1e-6)
 
 
@@ -114,15 +114,15 @@ def test_where_no_answer_has_an_advantage_the_bonus_remains():
     rows = rows_with([0.0] * 4)
     change, event = event_of(added_to("grpo"), rows)
     spread, alone = event_of(entropy(), rows)
-    assert apart({name: BONUS * one for name, one in spread.items()}, change) < LINEAR
+    assert apart({name: BONUS * tensor for name, tensor in spread.items()}, change) < LINEAR
     assert event["loss"] == pytest.approx(BONUS * alone["loss"])
 
 
 def test_a_recipe_adds_it_by_its_coefficient(tmp_path):
     content = {"model": "nano", "data": {"train": "strings"}}
     content["train"] = {"objective": ["grpo", {"objective": "entropy", "coefficient": 0.01}]}
-    made = build_objective(load_recipe(content, base=tmp_path).settings.train.objective)
-    assert [(one.kind, factor) for one, factor in made.members] == [("grpo", 1.0), ("entropy", 0.01)]
+    summed = build_objective(load_recipe(content, base=tmp_path).settings.train.objective)
+    assert [(member.kind, factor) for member, factor in summed.members] == [("grpo", 1.0), ("entropy", 0.01)]
 
 
 @pytest.mark.parametrize("coefficient", [0.25, 1.0])

@@ -114,7 +114,7 @@ def _unweighted(row):
 def test_a_sequence_ratio_is_of_the_whole_record():
     """Against the formula of GSPO over records, differentiated as a whole."""
     rows = [_unweighted(row) for row in own(_mixed(), seed=5)]
-    found = trained(grpo(ratio="sequence", norm="sequence"), full(), WHOLE, rows=rows, disturb=False)
+    change = trained(grpo(ratio="sequence", norm="sequence"), full(), WHOLE, rows=rows, disturb=False)
     model = tiny_model()
     losses = []
     for row in rows:
@@ -126,8 +126,8 @@ def test_a_sequence_ratio_is_of_the_whole_record():
         losses.append(-torch.minimum(rho * advantage, rho.clamp(0.8, 1.2) * advantage))
     torch.stack(losses).mean().backward()
     wanted = {name: -p.grad for name, p in model.named_parameters() if p.grad is not None}
-    assert wanted.keys() == found.keys()
-    assert apart(wanted, found) < 1e-5
+    assert wanted.keys() == change.keys()
+    assert apart(wanted, change) < 1e-5
 
 
 def test_without_clipping_a_second_update_has_the_gradient_of_the_ratio():
@@ -191,25 +191,29 @@ def test_rows_without_advantages_are_refused_in_words(monkeypatch):
 def test_a_sum_with_sft():
     mixed = WeightedSum(members=((grpo(norm="constant"), 2.0), (parts.build("objective", "sft"), 0.5)))
     rows = own(_mixed(), seed=5)
-    one, two = (trained(o, full(), WHOLE, rows=rows) for o in (grpo(norm="constant"), parts.build("objective", "sft")))
-    assert apart({n: 2 * one[n] + 0.5 * two[n] for n in one}, trained(mixed, full(), WHOLE, rows=rows)) < LINEAR
+    first, second = (
+        trained(o, full(), WHOLE, rows=rows) for o in (grpo(norm="constant"), parts.build("objective", "sft"))
+    )
+    assert apart({n: 2 * first[n] + 0.5 * second[n] for n in first}, trained(mixed, full(), WHOLE, rows=rows)) < LINEAR
 
 
 def test_temperature_is_the_samplers():
     """Loss, score pass and sampler speak of one distribution: logits divided by the temperature."""
     rows = with_advantages(1.0)
     plain, warm = (TokenPolicy(tiny_model(), temperature) for temperature in (1.0, 0.5))
-    found = score(warm, rows, ["logprobs"], 50)["logprobs"]
+    column = score(warm, rows, ["logprobs"], 50)["logprobs"]
     for row in rows:
         with torch.no_grad():
             logits = plain.module(input_ids=torch.from_numpy(row.ids).long()[None]).logits[0] / 0.5
         log_p = torch.log_softmax(logits, -1)
         for t in range(1, len(row)):
             if row.streams["weights"].values[t]:
-                assert found[row.id][t] == pytest.approx(float(log_p[t - 1, row.ids[t]]), abs=1e-6)
+                assert column[row.id][t] == pytest.approx(float(log_p[t - 1, row.ids[t]]), abs=1e-6)
     checks.verify_head(warm)
     events = []
-    run = trainer(grpo(), full(), with_column(rows, "old_logprobs", found), WHOLE, observe=events.append, disturb=False)
+    run = trainer(
+        grpo(), full(), with_column(rows, "old_logprobs", column), WHOLE, observe=events.append, disturb=False
+    )
     run.policy.temperature = 0.5
     run.train()
     assert events[0]["ratio"] == pytest.approx(1.0, abs=1e-6)

@@ -32,5 +32,5 @@ def test_a_method_is_made_of_parts_that_fit(name, tmp_path):
 def test_they_differ_where_their_papers_do(tmp_path):
     (tmp_path / "recipe.yaml").write_text("model: nano\ndata: {train: strings}\n")
     settings = {name: load_recipe(tmp_path / "recipe.yaml", [name]).settings for name in METHODS}
-    made = [(s.train.model_dump_json(), s.rl.model_dump_json()) for s in settings.values()]
-    assert len(set(made)) == len(METHODS) and settings["dapo"].rl.refill and settings["ppo"].rl.passes == 4
+    dumps = [(s.train.model_dump_json(), s.rl.model_dump_json()) for s in settings.values()]
+    assert len(set(dumps)) == len(METHODS) and settings["dapo"].rl.refill and settings["ppo"].rl.passes == 4

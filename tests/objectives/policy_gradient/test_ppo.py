@@ -44,11 +44,11 @@ def test_the_surrogate_is_grpos():
 
 
 def test_the_value_loss_is_that_of_the_formula():
-    made, objective = rows(), ppo(value_coefficient=0.5, value_reaches_model=False, value_rate=1.0)
-    run = trainer(objective, full(), made, WHOLE, optimizer=GradientDescent())
+    records, objective = rows(), ppo(value_coefficient=0.5, value_reaches_model=False, value_rate=1.0)
+    run = trainer(objective, full(), records, WHOLE, optimizer=GradientDescent())
     head, loss, targets = run.policy.companions["values"].module, 0.0, 0
-    values = score(run.policy, made, ["values"], 10_000)["values"]
-    for row in made:
+    values = score(run.policy, records, ["values"], 10_000)["values"]
+    for row in records:
         for t in range(1, len(row)):
             weight = float(row.streams["weights"].values[t])
             if weight:
@@ -66,13 +66,13 @@ def test_the_value_loss_is_that_of_the_formula():
 def test_a_score_pass_gives_the_values_of_the_states_before_each_token():
     run = trainer(ppo(), full(), rows(), WHOLE)
     head = run.policy.companions["values"].module
-    found = score(run.policy, rows(), ["logprobs", "values"], 60)
+    columns = score(run.policy, rows(), ["logprobs", "values"], 60)
     row = rows()[3]
     with torch.no_grad():
         states = run.policy.module.model(input_ids=torch.from_numpy(row.ids).long()[None]).last_hidden_state[0]
     targets = [t for t in range(1, len(row)) if row.streams["weights"].values[t]]
     wanted = [float(head(states[t - 1 : t]).detach()) for t in targets]
-    assert found["values"][row.id][targets].tolist() == pytest.approx(wanted, rel=1e-5)
+    assert columns["values"][row.id][targets].tolist() == pytest.approx(wanted, rel=1e-5)
     with pytest.raises(RecipeError, match=r"Known: .*values"):
         score(run.policy, rows(), ["vaules"], 60)
 
@@ -83,13 +83,13 @@ def test_values_are_nothing_before_training():
 
 
 def test_the_head_has_its_own_rate_and_the_model_may_be_left_alone():
-    one, ten = (trained(ppo(value_rate=rate), full(), WHOLE, rows=rows()) for rate in (1.0, 10.0))
-    assert apart(model_part(one), model_part(ten)) == 0.0
-    assert torch.allclose(10 * one[HEAD[0]], ten[HEAD[0]])
+    slow, fast = (trained(ppo(value_rate=rate), full(), WHOLE, rows=rows()) for rate in (1.0, 10.0))
+    assert apart(model_part(slow), model_part(fast)) == 0.0
+    assert torch.allclose(10 * slow[HEAD[0]], fast[HEAD[0]])
     without = trained(ppo(value_reaches_model=False), full(), WHOLE, rows=rows())
     surrogate = trained(ppo(value_coefficient=0.0), full(), WHOLE, rows=rows())
     assert apart(model_part(surrogate), model_part(without)) < 1e-12
-    assert apart(model_part(ten), model_part(without)) > 1e-3
+    assert apart(model_part(fast), model_part(without)) > 1e-3
 
 
 def test_the_head_is_clipped_apart():
@@ -146,9 +146,9 @@ def test_a_sum_shares_the_pass_and_keeps_the_value_loss(monkeypatch):
         WeightedSum(members=((ppo(), 2.0), (parts.build("objective", "sft"), 0.5))), full(), WHOLE, rows=rows()
     )
     assert len(passes) == 1
-    one = trained(ppo(), full(), WHOLE, rows=rows())
-    two = trained(parts.build("objective", "sft"), full(), WHOLE, rows=rows())
-    assert apart({name: 2 * one[name] + 0.5 * two.get(name, 0) for name in one}, both) < 1e-6
+    of_ppo = trained(ppo(), full(), WHOLE, rows=rows())
+    of_sft = trained(parts.build("objective", "sft"), full(), WHOLE, rows=rows())
+    assert apart({name: 2 * of_ppo[name] + 0.5 * of_sft.get(name, 0) for name in of_ppo}, both) < 1e-6
     with pytest.raises(RecipeError, match="companion module called `values`"):
         trained(WeightedSum(members=((ppo(), 1.0), (ppo(), 1.0))), full(), WHOLE, rows=rows())
 

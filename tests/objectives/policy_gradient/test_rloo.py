@@ -22,20 +22,20 @@ def rloo(**options):
 
 def rows(seed):
     """Answers with weights 1, advantages of both signs, and log-probabilities of a model made from `seed`."""
-    found = []
+    answers = []
     for index, row in enumerate(tiny_rows()):
         weights = (row.streams["weights"].values != 0).astype("float32")
         advantages = Stream(weights * 0 + (1.0 if index % 3 else -0.5), "token")
         row.streams["weights"].values[:] = weights
-        found.append(type(row)(row.id, row.ids, {**row.streams, "advantages": advantages}))
-    column = score(TokenPolicy(tiny_model(seed=seed)), found, ["logprobs"], 50)["logprobs"]
-    return with_column(found, "old_logprobs", column)
+        answers.append(type(row)(row.id, row.ids, {**row.streams, "advantages": advantages}))
+    column = score(TokenPolicy(tiny_model(seed=seed)), answers, ["logprobs"], 50)["logprobs"]
+    return with_column(answers, "old_logprobs", column)
 
 
-def by_formula(made, low, high):
+def by_formula(answers, low, high):
     """Gradient and loss of the mean over answers, differentiated as written."""
     model, losses = tiny_model(), []
-    for row in made:
+    for row in answers:
         log_p = torch.log_softmax(model(input_ids=torch.from_numpy(row.ids).long()[None]).logits[0].double(), -1)
         at = [t for t in range(1, len(row)) if row.streams["weights"].values[t]]
         old = torch.from_numpy(row.streams["old_logprobs"].values[at]).double()
@@ -49,15 +49,15 @@ def by_formula(made, low, high):
 
 @pytest.mark.parametrize("low, high", [(0.2, 0.2), (0.9, 1e6)])
 def test_the_gradient_is_of_whole_answers(low, high):
-    made = rows(seed=5)
+    answers = rows(seed=5)
     events = []
     options = {"clip_low": low, "clip_high": high}
-    found = trained(
-        rloo(**options), parts.build("tuner", "full"), WHOLE, rows=made, disturb=False, observe=events.append
+    change = trained(
+        rloo(**options), parts.build("tuner", "full"), WHOLE, rows=answers, disturb=False, observe=events.append
     )
-    loss, wanted = by_formula(made, low, high)
+    loss, wanted = by_formula(answers, low, high)
     assert events[0]["loss"] == pytest.approx(loss, rel=1e-5)
-    assert apart(wanted, found) < 1e-5
+    assert apart(wanted, change) < 1e-5
 
 
 class Reinforce(TokenObjective):
@@ -69,18 +69,18 @@ class Reinforce(TokenObjective):
 
 
 def test_one_update_per_rollout_is_reinforce(monkeypatch):
-    made, full = rows(seed=0), parts.build("tuner", "full")
-    wanted = trained(Reinforce(), full, WHOLE, rows=made, disturb=False)
-    assert apart(wanted, trained(rloo(), full, WHOLE, rows=made, disturb=False)) < 1e-6
+    answers, full = rows(seed=0), parts.build("tuner", "full")
+    wanted = trained(Reinforce(), full, WHOLE, rows=answers, disturb=False)
+    assert apart(wanted, trained(rloo(), full, WHOLE, rows=answers, disturb=False)) < 1e-6
     monkeypatch.setattr(type(rloo()), "READS", ("advantages",))
     without = [
-        type(row)(row.id, row.ids, {k: s for k, s in row.streams.items() if k != "old_logprobs"}) for row in made
+        type(row)(row.id, row.ids, {k: s for k, s in row.streams.items() if k != "old_logprobs"}) for row in answers
     ]
     assert apart(wanted, trained(rloo(), full, WHOLE, rows=without, disturb=False)) < 1e-6
 
 
 def test_no_split_changes_the_gradient():
-    made, full = with_streams(rows(seed=5), []), parts.build("tuner", "full")
-    whole = trained(rloo(), full, WHOLE, rows=made)
+    answers, full = with_streams(rows(seed=5), []), parts.build("tuner", "full")
+    whole = trained(rloo(), full, WHOLE, rows=answers)
     for batching in (Batching(8, 1), Batching(8, 10_000, "padded", "left"), Batching(8, 40, "packed")):
-        assert apart(whole, trained(rloo(), full, batching, rows=made)) < 1e-9
+        assert apart(whole, trained(rloo(), full, batching, rows=answers)) < 1e-9

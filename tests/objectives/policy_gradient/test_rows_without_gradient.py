@@ -28,15 +28,15 @@ def rows_with(advantages):
 @pytest.fixture
 def read(monkeypatch):
     """Records that were read by a forward."""
-    seen = []
+    forwarded = []
     plain = TokenPolicy.hidden
 
     def hidden(self, batch, *more):
-        seen.extend(batch.examples)
+        forwarded.extend(batch.examples)
         return plain(self, batch, *more)
 
     monkeypatch.setattr(TokenPolicy, "hidden", hidden)
-    return seen
+    return forwarded
 
 
 SOME = [1.0, 0.0, -0.5, 0.0, 0.0, 2.0]
@@ -59,7 +59,7 @@ def run(spec, rows, batching=WHOLE):
 def test_the_gradient_and_the_loss_are_as_if_all_had_been_read(monkeypatch, read, spec, batching):
     rows = rows_with(SOME)
     change, event = run(spec, rows, batching)
-    assert set(read) == {rows[place].id for place in (0, 2, 5)}
+    assert set(read) == {rows[index].id for index in (0, 2, 5)}
     monkeypatch.setattr(type(parts.build("objective", spec)), "has_gradient", lambda self, row: True)
     everything, other = run(spec, rows, batching)
     assert set(read) == {row.id for row in rows}
@@ -91,4 +91,4 @@ def test_an_update_that_would_read_nothing_reads_everything(read):
     rows = rows_with([0.0, 0.0])
     change, _ = run({"kind": "grpo"}, rows)
     assert set(read) == {row.id for row in rows}
-    assert all(not torch.any(one) for one in change.values())
+    assert all(not torch.any(tensor) for tensor in change.values())

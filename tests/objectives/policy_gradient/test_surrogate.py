@@ -8,8 +8,8 @@ from luthier.objectives.policy_gradient import _surrogate as s
 PI, OLD, REFERENCE = (torch.tensor(p, dtype=torch.float64) for p in ((0.5, 0.3, 0.2), (0.4, 0.3, 0.3), (0.4, 0.4, 0.2)))
 
 
-def close(found, wanted, within=1e-6):
-    return torch.allclose(found, torch.tensor(wanted, dtype=torch.float64), rtol=0, atol=within)
+def close(computed, wanted, within=1e-6):
+    return torch.allclose(computed, torch.tensor(wanted, dtype=torch.float64), rtol=0, atol=within)
 
 
 def test_ratios():
@@ -29,8 +29,8 @@ def test_the_gradient_of_a_sequence_ratio_is_that_of_its_geometric_mean():
     logprob = PI.log().requires_grad_()
     whole = (logprob - OLD.log()).mean().exp()
     by_token = s.ratio(logprob, OLD.log(), (logprob - OLD.log()).mean().detach().expand(3)).mean()
-    wanted, found = (torch.autograd.grad(value, logprob)[0] for value in (whole, by_token))
-    assert float(by_token.detach()) == pytest.approx(float(whole.detach())) and torch.allclose(wanted, found)
+    wanted, computed = (torch.autograd.grad(value, logprob)[0] for value in (whole, by_token))
+    assert float(by_token.detach()) == pytest.approx(float(whole.detach())) and torch.allclose(wanted, computed)
 
 
 def test_a_ratio_that_explodes_stays_a_number():
@@ -41,18 +41,18 @@ def test_a_ratio_that_explodes_stays_a_number():
 
 
 def test_clipping():
-    rho, one = s.ratio(PI.log(), OLD.log()), torch.ones(3, dtype=torch.float64)
-    assert close(s.clipped(rho, one, 0.2, 0.2), [-1.2, -1.0, -2 / 3])
-    assert close(s.clipped(rho, one, 0.2, 0.28), [-1.25, -1.0, -2 / 3])
-    assert close(s.clipped(rho, -one, 0.2, 0.2), [1.25, 1.0, 0.8])
-    assert close(s.is_clipped(rho, one, 0.2, 0.2), [1.0, 0.0, 0.0])
-    assert close(s.is_clipped(rho, -one, 0.2, 0.2), [0.0, 0.0, 1.0])
-    assert close(s.clipped(rho, one, 1e9, 1e9), (-rho).tolist())
+    rho, ones = s.ratio(PI.log(), OLD.log()), torch.ones(3, dtype=torch.float64)
+    assert close(s.clipped(rho, ones, 0.2, 0.2), [-1.2, -1.0, -2 / 3])
+    assert close(s.clipped(rho, ones, 0.2, 0.28), [-1.25, -1.0, -2 / 3])
+    assert close(s.clipped(rho, -ones, 0.2, 0.2), [1.25, 1.0, 0.8])
+    assert close(s.is_clipped(rho, ones, 0.2, 0.2), [1.0, 0.0, 0.0])
+    assert close(s.is_clipped(rho, -ones, 0.2, 0.2), [0.0, 0.0, 1.0])
+    assert close(s.clipped(rho, ones, 1e9, 1e9), (-rho).tolist())
 
 
 def test_clipping_means_as_another_implementation_gives_them():
-    rho, one = s.ratio(PI.log(), OLD.log()), torch.ones(3, dtype=torch.float64)
-    means = [s.clipped(rho, sign * one, 0.2, high).mean() for sign, high in ((1, 0.2), (1, 0.28), (-1, 0.2))]
+    rho, ones = s.ratio(PI.log(), OLD.log()), torch.ones(3, dtype=torch.float64)
+    means = [s.clipped(rho, sign * ones, 0.2, high).mean() for sign, high in ((1, 0.2), (1, 0.28), (-1, 0.2))]
     assert close(torch.stack(means), [-0.955556, -0.972222, 1.016667])
 
 
@@ -94,8 +94,8 @@ def test_which_divergence_each_gradient_belongs_to():
     forward = (REFERENCE * (log_r - log_p)).sum()
     for name, exact in (("k2", reverse), ("k3", forward)):
         sampled = (PI * s.ESTIMATORS[name](log_p, log_r)).sum()
-        wanted, found = (torch.autograd.grad(v, logits, retain_graph=True)[0] for v in (exact, sampled))
-        assert torch.allclose(wanted, found, atol=1e-12)
+        wanted, sampled_gradient = (torch.autograd.grad(v, logits, retain_graph=True)[0] for v in (exact, sampled))
+        assert torch.allclose(wanted, sampled_gradient, atol=1e-12)
 
 
 def kl_after(loss_of, seed=0, steps=3000):

@@ -33,12 +33,12 @@ GRPO = {
 
 
 def rows():
-    found = []
+    answers = []
     for index, row in enumerate(with_streams(tiny_rows(), STREAMS)):
         row.streams["weights"].values[:] = row.streams["weights"].values != 0
         advantages = numpy.full(len(row), (-1.0) ** index * (1 + index) / 4, dtype=numpy.float32)
-        found.append(type(row)(row.id, row.ids, {**row.streams, "advantages": Stream(advantages, "token")}))
-    return found
+        answers.append(type(row)(row.id, row.ids, {**row.streams, "advantages": Stream(advantages, "token")}))
+    return answers
 
 
 class Peer:

@@ -60,7 +60,7 @@ def test_gradients_and_weights():
     slope = 0.1 / (1 + math.exp(0.05)) / (1 + math.exp(-0.05))  # of r = 1 against z = 0.5
     _, (good, bad), _ = loss_and_gradients(kto(), 0.5)
     assert good == pytest.approx(-slope) and 0 < bad < slope
-    plain, weighted = (loss_and_gradients(one, 0.5) for one in (kto(), kto(desirable_weight=3, undesirable_weight=0)))
+    plain, weighted = (loss_and_gradients(part, 0.5) for part in (kto(), kto(desirable_weight=3, undesirable_weight=0)))
     assert weighted[0] == [3 * plain[0][0], 0] and weighted[1] == [pytest.approx(3 * good), 0]
 
 

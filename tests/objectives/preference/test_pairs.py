@@ -65,8 +65,8 @@ def test_the_order_of_the_rows_does_not_matter():
 
     wanted = by_pair(pairs)
     mixed = [pairs[i] for i in numpy.random.default_rng(0).permutation(len(pairs))]
-    for found in (by_pair(pairs[::-1]), by_pair(mixed)):
-        assert found == pytest.approx(wanted)
+    for permuted in (by_pair(pairs[::-1]), by_pair(mixed)):
+        assert permuted == pytest.approx(wanted)
 
 
 def test_a_pair_is_one_record_of_an_update():
@@ -75,17 +75,17 @@ def test_a_pair_is_one_record_of_an_update():
     units = DPO.units(batch)
     assert units["records"] == 8 and units["targets"] == sum(row.targets for row in pairs)
     assert units["chosen_targets"] == sum(row.targets for row in without_rejected(pairs))
-    seen = []
+    events = []
     run = trainer(
         DPO,
         parts.build("tuner", "full"),
         tiny_pairs(7),
         Batching(3, 40),
-        observe=seen.append,
+        observe=events.append,
         budget=Budget("epochs", 2),
     )
     run.train()
-    assert [event["records"] for event in seen] == [3, 6, 9, 12, 14]
+    assert [event["records"] for event in events] == [3, 6, 9, 12, 14]
     assert run.position.tokens == 2 * sum(len(row) for row in tiny_pairs(7))
 
 
@@ -184,7 +184,7 @@ def accuracy(policy, rows):
 
 def test_dpo_learns_what_is_preferred():
     train, test = with_reference(comparisons(200, 0)), with_reference(comparisons(100, 1))
-    seen = []
+    events = []
     run = trainer(
         DPO,
         parts.build("tuner", "full"),
@@ -194,9 +194,9 @@ def test_dpo_learns_what_is_preferred():
         disturb=False,
         optimizer=ADAMW,
         budget=Budget("epochs", 4),
-        observe=seen.append,
+        observe=events.append,
     )
     assert accuracy(run.policy, train) == accuracy(run.policy, test) == 0.5
     run.train()
-    assert seen[0]["loss"] == pytest.approx(0.6931, abs=1e-3)
+    assert events[0]["loss"] == pytest.approx(0.6931, abs=1e-3)
     assert accuracy(run.policy, train) > 0.9 and accuracy(run.policy, test) > 0.9

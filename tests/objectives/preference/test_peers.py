@@ -29,18 +29,18 @@ def test_pairs_equal_trl(name, tmp_path):
     trl = pytest.importorskip("trl")
     spec, more = PAIRS[name]
     pairs = tiny_pairs()
-    found = ours(spec, pairs)
+    computed = ours(spec, pairs)
     options = {"disable_dropout": False, **more}
-    peer = trl_trainer(trl.DPOTrainer, trl.DPOConfig, found.model, tmp_path, PAIR, options, ref_model=initial())
+    peer = trl_trainer(trl.DPOTrainer, trl.DPOConfig, computed.model, tmp_path, PAIR, options, ref_model=initial())
     chosen, rejected = sides(pairs)
     ids, mask, targets = padded([*chosen, *rejected])
     inputs = {"input_ids": ids, "attention_mask": mask, "completion_mask": targets}
     loss = peer._compute_loss(peer.model.train(), inputs, False)
     loss.backward()
-    agree(name, found, loss, peer.model)
-    assert found.event["accuracy"] == pytest.approx(peer._metrics["train"]["rewards/accuracies"][0])
+    agree(name, computed, loss, peer.model)
+    assert computed.event["accuracy"] == pytest.approx(peer._metrics["train"]["rewards/accuracies"][0])
     if name == "dpo":
-        assert found.event["margin"] == pytest.approx(peer._metrics["train"]["rewards/margins"][0], rel=1e-5)
+        assert computed.event["margin"] == pytest.approx(peer._metrics["train"]["rewards/margins"][0], rel=1e-5)
 
 
 KTO = {
@@ -54,9 +54,9 @@ def test_kto_equals_trl(name, tmp_path):
     trl = pytest.importorskip("trl")
     options, more = KTO[name]
     rows = tiny_labelled(seed=2)
-    found = ours({"kind": "kto", **options}, rows)
+    computed = ours({"kind": "kto", **options}, rows)
     more = {"disable_dropout": False, **more}
-    peer = trl_trainer(trl.KTOTrainer, trl.KTOConfig, found.model, tmp_path, LABELLED, more, ref_model=initial())
+    peer = trl_trainer(trl.KTOTrainer, trl.KTOConfig, computed.model, tmp_path, LABELLED, more, ref_model=initial())
     ids, mask, targets = padded(rows)
     others = mismatched(rows, "0/1")
     names = ("KL_input_ids", "KL_attention_mask", "KL_completion_mask")
@@ -67,12 +67,12 @@ def test_kto_equals_trl(name, tmp_path):
         inputs = {key: value for key, value in inputs.items() if key not in names}
     loss = peer._compute_loss(peer.model.train(), inputs, False)
     loss.backward()
-    agree(name, found, loss, peer.model)
+    agree(name, computed, loss, peer.model)
     theirs = peer._metrics["train"]
-    assert found.event["kl"] == pytest.approx(theirs["kl"][0], abs=1e-5)
-    assert found.event["kl"] > 0.05 or options.get("baseline") == "zero"
-    assert found.event["good_reward"] == pytest.approx(theirs["rewards/chosen"][0], rel=1e-5)
-    assert found.event["bad_reward"] == pytest.approx(theirs["rewards/rejected"][0], rel=1e-5)
+    assert computed.event["kl"] == pytest.approx(theirs["kl"][0], abs=1e-5)
+    assert computed.event["kl"] > 0.05 or options.get("baseline") == "zero"
+    assert computed.event["good_reward"] == pytest.approx(theirs["rewards/chosen"][0], rel=1e-5)
+    assert computed.event["bad_reward"] == pytest.approx(theirs["rewards/rejected"][0], rel=1e-5)
 
 
 def pair_inputs(pairs):
@@ -87,12 +87,12 @@ def test_simpo_equals_trl(tmp_path):
     pytest.importorskip("trl")
     from trl.experimental.cpo import CPOConfig, CPOTrainer
 
-    found = ours({"kind": "simpo", "gamma": 0.7}, tiny_pairs())
+    computed = ours({"kind": "simpo", "gamma": 0.7}, tiny_pairs())
     options = {"loss_type": "simpo", "cpo_alpha": 0.0, "simpo_gamma": 0.7, "beta": 2.0, "disable_dropout": False}
-    peer = trl_trainer(CPOTrainer, CPOConfig, found.model, tmp_path, PAIR, options)
+    peer = trl_trainer(CPOTrainer, CPOConfig, computed.model, tmp_path, PAIR, options)
     loss, _ = peer.get_batch_loss_metrics(peer.model.train(), pair_inputs(tiny_pairs()))
     loss.backward()
-    agree("simpo", found, loss, peer.model)
+    agree("simpo", computed, loss, peer.model)
 
 
 def test_orpo_equals_trl(tmp_path):
@@ -101,12 +101,12 @@ def test_orpo_equals_trl(tmp_path):
     from trl.experimental.orpo import ORPOConfig, ORPOTrainer
 
     pairs = [one_token_of_prompt(row) for row in tiny_pairs()]
-    found = ours({"kind": "orpo", "weight": 0.5}, pairs)
+    computed = ours({"kind": "orpo", "weight": 0.5}, pairs)
     options = {"beta": 0.5, "disable_dropout": False}
-    peer = trl_trainer(ORPOTrainer, ORPOConfig, found.model, tmp_path, PAIR, options)
+    peer = trl_trainer(ORPOTrainer, ORPOConfig, computed.model, tmp_path, PAIR, options)
     loss, _ = peer.get_batch_loss_metrics(peer.model.train(), pair_inputs(pairs))
     loss.backward()
-    agree("orpo", found, loss, peer.model)
+    agree("orpo", computed, loss, peer.model)
 
 
 def one_token_of_prompt(row):

@@ -38,8 +38,8 @@ def of_losses(objective, losses=(1.0, 2.0, 4.0)):
     return weights.detach(), float(loss.detach()), gradient
 
 
-def close(found, wanted):
-    return torch.allclose(found, torch.tensor(wanted).double(), atol=1e-6)
+def close(computed, wanted):
+    return torch.allclose(computed, torch.tensor(wanted).double(), atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -52,8 +52,8 @@ def close(found, wanted):
     ],
 )
 def test_card(decay, weights, loss, gradient):
-    found = of_losses(ift(decay=decay))
-    assert close(found[0], weights) and abs(found[1] - loss) < 1e-6 and close(found[2], gradient)
+    computed = of_losses(ift(decay=decay))
+    assert close(computed[0], weights) and abs(computed[1] - loss) < 1e-6 and close(computed[2], gradient)
 
 
 def test_card_detached():
@@ -139,9 +139,9 @@ def test_guesses_are_of_the_position_itself():
     for token in range(61):
         ids[at] = token
         guesses, _ = greedy_guesses(policy, collate([replace(row, ids=ids.copy())]))
-        place = [int(c) for c in collate([row]).targets()[1]].index(at)
-        before.append(tuple(guesses[: place + 1].tolist()))
-        after.append(tuple(guesses[place + 1 :].tolist()))
+        index = [int(c) for c in collate([row]).targets()[1]].index(at)
+        before.append(tuple(guesses[: index + 1].tolist()))
+        after.append(tuple(guesses[index + 1 :].tolist()))
     assert len(set(before)) == 1 and len(set(after)) > 1
 
 
@@ -177,8 +177,8 @@ def test_residual_by_progress_and_noise():
 def test_residual_warms_up_over_a_number_of_updates_and_then_stays():
     """The released code: a straight line over the first updates, counted from 0."""
     objective = ift(residual=0.4, residual_start=0.1, residual_warmup=4)
-    found = [objective.residual_at(Update(index, 0, progress=0.9)) for index in range(1, 8)]
-    assert found == pytest.approx([0.1, 0.175, 0.25, 0.325, 0.4, 0.4, 0.4])
+    residuals = [objective.residual_at(Update(index, 0, progress=0.9)) for index in range(1, 8)]
+    assert residuals == pytest.approx([0.1, 0.175, 0.25, 0.325, 0.4, 0.4, 0.4])
     with pytest.raises(RecipeError, match="residual_start"):
         ift(residual_warmup=4)
 

@@ -53,22 +53,22 @@ def test_without_a_step_or_a_coefficient_it_is_its_base(kind, off):
 
 @pytest.mark.parametrize("kind", MODALITIES)
 def test_before_the_step_the_additions_do_nothing(kind):
-    seen = reported(lfu(auxiliary=kind, step_size=0.0))
-    assert seen["consistency"] == 0.0 and seen["auxiliary_nll"] == seen["nll"]
+    meters = reported(lfu(auxiliary=kind, step_size=0.0))
+    assert meters["consistency"] == 0.0 and meters["auxiliary_nll"] == meters["nll"]
 
 
 @pytest.mark.parametrize("kind", MODALITIES)
 def test_the_step_raises_the_loss_by_its_size_times_the_gradient(kind):
     small = 1e-4
-    seen = reported(lfu(auxiliary=kind, step_size=small))
-    slope = (seen["auxiliary_nll"] - seen["nll"]) / small
-    assert slope == pytest.approx(seen["ascent_norm"], rel=1e-2) and seen["ascent_norm"] > 1e-3
+    meters = reported(lfu(auxiliary=kind, step_size=small))
+    slope = (meters["auxiliary_nll"] - meters["nll"]) / small
+    assert slope == pytest.approx(meters["ascent_norm"], rel=1e-2) and meters["ascent_norm"] > 1e-3
 
 
 @pytest.mark.parametrize("kind", MODALITIES)
 def test_consistency_grows_with_the_square_of_the_step(kind):
-    one, ten = (reported(lfu(auxiliary=kind, step_size=size))["consistency"] for size in (1e-4, 1e-3))
-    assert ten / one == pytest.approx(100, rel=0.05)
+    small, large = (reported(lfu(auxiliary=kind, step_size=size))["consistency"] for size in (1e-4, 1e-3))
+    assert large / small == pytest.approx(100, rel=0.05)
 
 
 def prepared(objective, rows=None):
@@ -95,12 +95,12 @@ def test_low_rank_additions_are_fresh_in_each_update_and_repeatable():
     from luthier.objectives.supervised import _auxiliary
 
     policy = trainer(lfu(), full(), tiny_rows(), WHOLE).policy
-    one, same, other = (_auxiliary.make(policy, "lora", [0, 1], 8, key) for key in ("0/1", "0/1", "0/2"))
-    downs = [[down for _, down in made.sites] for made in (one, same, other)]
+    first, same, other = (_auxiliary.make(policy, "lora", [0, 1], 8, key) for key in ("0/1", "0/1", "0/2"))
+    downs = [[down for _, down in auxiliary.sites] for auxiliary in (first, same, other)]
     assert all(torch.equal(a, b) for a, b in zip(downs[0], downs[1], strict=True))
     assert not any(torch.equal(a, b) for a, b in zip(downs[0], downs[2], strict=True))
     assert all(down.shape[0] == 8 and float(down.abs().max()) > 0 for down in downs[0])
-    assert not any(value.any() for value in one.values)
+    assert not any(value.any() for value in first.values)
 
 
 def consistency(objective, policy, batch, update, targets):

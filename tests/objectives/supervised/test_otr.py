@@ -38,9 +38,9 @@ def close(gradient, wanted, atol=1e-6):
     ],
 )
 def test_card_exact(temperature, mismatch, loss, gradient):
-    found = gradient_of(otr(estimator="exact", sampling_temperature=temperature, mismatch_reward=mismatch))
-    assert loss is None or abs(found[0] - loss) < 1e-6
-    assert close(found[1], gradient)
+    computed = gradient_of(otr(estimator="exact", sampling_temperature=temperature, mismatch_reward=mismatch))
+    assert loss is None or abs(computed[0] - loss) < 1e-6
+    assert close(computed[1], gradient)
 
 
 def test_at_temperature_one_it_is_a_multiple_of_dft():
@@ -98,9 +98,9 @@ def test_counts_and_single_samples_give_one_loss():
     rewards = 1.1 * (sampled == 1).double() - 0.1
     wanted = -(rewards * torch.log_softmax(view.logits, -1).gather(-1, sampled)).mean()
     gradient = torch.autograd.grad(wanted, view.logits)[0][0]
-    found = gradient_of(otr())
-    assert abs(found[0] - float(wanted.detach())) < 1e-12
-    assert torch.allclose(found[1], gradient, atol=1e-12)
+    computed = gradient_of(otr())
+    assert abs(computed[0] - float(wanted.detach())) < 1e-12
+    assert torch.allclose(computed[1], gradient, atol=1e-12)
 
 
 @pytest.mark.parametrize("estimator", ["sampled", "exact"])
@@ -120,8 +120,8 @@ def test_draws_are_tokens_that_can_occur():
 
 
 def test_draws_repeat_by_seed_and_update():
-    one, same, other = (gradient_of(otr(), update=Update(index, 0))[0] for index in (3, 3, 4))
-    assert one == same != other
+    first, same, other = (gradient_of(otr(), update=Update(index, 0))[0] for index in (3, 3, 4))
+    assert first == same != other
     keys = torch.tensor([5, 6])
     assert torch.equal(keyed_uniform(keys, Update(1, 0), 3)[1:], keyed_uniform(keys[1:], Update(1, 0), 3))
 
@@ -130,7 +130,7 @@ def test_each_record_counts_the_same():
     full, whole, rows = parts.build("tuner", "full"), Batching(3, 10_000), tiny_rows(3)
     together = trained(otr(), full, whole, rows)
     alone = [trained(otr(), full, Batching(1), [row]) for row in rows]
-    mean = {name: sum(one[name] for one in alone) / 3 for name in together}
+    mean = {name: sum(change[name] for change in alone) / 3 for name in together}
     assert apart(together, mean) < 1e-6  # transformers' norm computes in float32
     assert apart(together, trained(otr(normalization="token"), full, whole, rows)) > 1e-2
 
@@ -138,8 +138,8 @@ def test_each_record_counts_the_same():
 def test_weighted_log_probability():
     z = torch.randn(5, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
     one_hot = torch.nn.functional.one_hot(torch.arange(5), 7).double()
-    found = _divergence.weighted_logprob(z, one_hot)
-    assert torch.allclose(found, target_logprob(z, torch.arange(5)), atol=1e-12)
+    computed = _divergence.weighted_logprob(z, one_hot)
+    assert torch.allclose(computed, target_logprob(z, torch.arange(5)), atol=1e-12)
     assert torch.autograd.gradcheck(lambda x: _divergence.weighted_logprob(x, one_hot * 0.3 - 0.1), (z,))
 
 

@@ -20,18 +20,18 @@ def rows():
 def test_equals_trl(loss, tmp_path):
     trl = pytest.importorskip("trl")
     name = {"nll": "sft", "dft": "dft"}[loss]
-    found = ours(name, rows())
-    peer = trl_trainer(trl.SFTTrainer, trl.SFTConfig, found.model, tmp_path, ("text",), {"loss_type": loss})
+    computed = ours(name, rows())
+    peer = trl_trainer(trl.SFTTrainer, trl.SFTConfig, computed.model, tmp_path, ("text",), {"loss_type": loss})
     ids, mask, targets = padded(rows())
     inputs = {"input_ids": ids, "attention_mask": mask, "labels": labelled(ids, targets)}
     theirs = peer.compute_loss(peer.model.train(), inputs, num_items_in_batch=targets.sum())
     theirs.backward()
-    agree(f"{name}, TRL", found, theirs, peer.model)
+    agree(f"{name}, TRL", computed, theirs, peer.model)
 
 
 def test_sft_equals_transformers():
-    found = ours("sft", rows())
+    computed = ours("sft", rows())
     ids, mask, targets = padded(rows())
-    theirs = found.model(input_ids=ids, attention_mask=mask, labels=labelled(ids, targets)).loss
+    theirs = computed.model(input_ids=ids, attention_mask=mask, labels=labelled(ids, targets)).loss
     theirs.backward()
-    agree("sft, transformers", found, theirs, found.model)
+    agree("sft, transformers", computed, theirs, computed.model)
