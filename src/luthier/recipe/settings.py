@@ -277,8 +277,9 @@ class Settings(Block):
         any_of(AUTO_SCHEMA, *PARTS_SCHEMA["anyOf"]),
     ] = Field(
         default="auto",
-        description="What a good answer or sample is: a reward, ./mine.py, or a list whose weighted sum counts; auto is "
-        "the metric of the evaluation (language models). Rollouts of diffusion models need one; it also scores them.",
+        description="What a good answer or sample is: a reward, ./mine.py, or a list whose weighted sum counts; auto "
+        "is the metric of the evaluation (language models). Rollouts of diffusion models need a reward; it also scores "
+        "the evaluation.",
     )
     steps: Annotated[
         dict[str, dict[str, Any]] | None, PlainValidator(_steps), any_of({"type": "object"}, NULL_SCHEMA)
