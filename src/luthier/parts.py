@@ -248,8 +248,10 @@ def constants_of(slot: str) -> tuple[str, ...]:
     """
     common = [name for name in Part.__annotations__ if name.isupper()]
     chosen = [families()[slot]] if slot in families() else list(families().values())
-    declared = [name for family in chosen for name in family.constants]
-    return tuple(dict.fromkeys([*common, *declared]))
+    names = dict.fromkeys(common)
+    for family in chosen:
+        names |= dict.fromkeys(family.constants)
+    return tuple(names)
 
 
 def read_entry(slot: str, path: Path) -> Entry:

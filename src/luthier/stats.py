@@ -75,7 +75,9 @@ def difference(baseline: Scores, other: Scores, *, untrained: bool = False, leve
 
 def _over_seeds(baseline: Scores, other: Scores, untrained: bool, level: float) -> Difference:
     arms = [other] if untrained else [baseline, other]
-    over_seeds = sum(variance(fmean(run) for run in arm) / len(arm) for arm in arms)
+    over_seeds = 0.0
+    for arm in arms:
+        over_seeds += variance(fmean(run) for run in arm) / len(arm)
     changes = [b - a for a, b in zip(item_means(baseline), item_means(other), strict=True)]
     error = _standard_error(changes, over_seeds)
     degrees = sum(len(arm) - 1 for arm in arms)
@@ -187,11 +189,12 @@ def sign_flip_p(changes: Sequence[float]) -> float:
     if len(moved) <= EXACT_FLIPS:
         sums = [abs(total) for total in _sums_of_flips(moved)]
         return sum(flipped >= observed for flipped in sums) / len(sums)
-    # Blocks of eight items with their 256 sums make one flip cost N/8 look-ups.
+    # With the 256 sums of every block of eight items one flip costs N/8 look-ups instead of N draws.
     blocks = [moved[start : start + 8] for start in range(0, len(moved), 8)]
     tables = [_sums_of_flips(block) for block in blocks]
-    draw = random.Random(0)
-    hits = sum(abs(math.fsum(draw.choice(table) for table in tables)) >= observed for _ in range(RANDOM_FLIPS))
+    draw, hits = random.Random(0), 0
+    for _ in range(RANDOM_FLIPS):
+        hits += abs(math.fsum(draw.choice(table) for table in tables)) >= observed
     return (hits + 1) / (RANDOM_FLIPS + 1)  # the observed signs are one of the flips
 
 

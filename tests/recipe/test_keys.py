@@ -121,7 +121,7 @@ def test_the_schema_takes_the_recipes_of_the_package_and_not_their_faults():
         ("train.batch.records=x", "train.batch.records: Records per update"),
         ("train.batch.micro=0", "train.batch.micro: Tokens"),
         ("generate.top_p=2", "generate.top_p: Tokens are drawn"),
-        ("data.train.limit=0", "data.train.limit: At most so many records"),
+        ("data.train.limit=0", "data.train.limit: The greatest number of records"),
         ("data.too_long=dropp", "Did you mean `drop`?"),
     ],
 )

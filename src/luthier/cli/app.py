@@ -1,4 +1,4 @@
-"""The command `luthier`: the list of its commands, and how errors are shown."""
+"""The command `luthier`: its subcommands, and the output of errors."""
 
 from __future__ import annotations
 

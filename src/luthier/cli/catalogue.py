@@ -58,10 +58,24 @@ def parts_of(method: Method) -> list[Entry]:
     from luthier import parts
     from luthier.recipe.settings import expand, part_specs
 
-    steps = [{key: block for key, block in step.items() if isinstance(block, Mapping)} for step in _steps(method)]
-    blocks = [method.method.data, *map(expand, steps)]
-    specs = [(slot, spec) for block in blocks for _, slot, spec in part_specs(block) if "kind" in spec]
-    return [parts.find(slot, spec["kind"], method.path.parent) for slot, spec in specs]
+    blocks = [method.method.data]
+    for step in _steps(method):
+        blocks.append(expand({key: block for key, block in step.items() if isinstance(block, Mapping)}))
+    entries: list[Entry] = []
+    for block in blocks:
+        for _, slot, spec in part_specs(block):
+            if "kind" in spec:  # else the method sets an option of the recipe's own part
+                entries.append(parts.find(slot, spec["kind"], method.path.parent))
+    return entries
+
+
+def all_parts() -> Iterator[Entry]:
+    """The catalogue's entries of all slots, in the order in which recipes are written."""
+    from luthier import parts
+    from luthier.recipe.settings import slots
+
+    for slot in slots():
+        yield from parts.catalogue(slot)
 
 
 def group_of(method: Method) -> str:

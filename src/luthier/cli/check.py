@@ -1,4 +1,4 @@
-"""`luthier check`: what is wrong with a recipe or a part file, before anything is trained."""
+"""`luthier check`: mistakes in a recipe or a part file, reported before anything is trained."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def command(
         typer.Option("--methods", help="Methods to try on the recipe: sft,dft or all (default: those of the recipe)."),
     ] = None,
 ) -> None:
-    """Look at a recipe, its data and the memory it needs, without training; or at a part file (./mine.py)."""
+    """Check a recipe, its data and the memory that it needs, without training; or a part file (./mine.py)."""
     if recipe.endswith(".py"):
         _check_part(Path(recipe))
         return

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import textwrap
 from collections.abc import Mapping
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -33,14 +34,14 @@ def _list_all() -> None:
     from luthier.recipe.settings import slots
 
     groups = grouped(Path.cwd())
-    typer.echo("methods (luthier compare RECIPE --methods sft,dft; `+` composes; `methods NAME` tells more)")
+    typer.echo("methods (luthier compare RECIPE --methods sft,dft; `+` composes; `methods NAME` shows one)")
     typer.echo("needs: columns of a record, a reward, a reference (the initial model, or one that the recipe names)")
-    typer.echo("time: training beside sft (denoisers: flow) in the proof, on a small model; larger ones: docs/speed.md")
-    typer.echo("proof: what was shown, and how many of the claims that were written before hold")
-    lines = [line for group in groups.values() for line in group]
-    widths = [
-        max((len(getattr(line, key)) for line in lines), default=0) for key in ("name", "needs", "cost", "evidence")
-    ]
+    typer.echo("time: of training, relative to sft (diffusion: flow) in the proof, on a small model; see docs/speed.md")
+    typer.echo("proof: its verdict, and how many of the claims that were written before it ran hold")
+    widths = [0, 0, 0, 0]  # of all groups together, so that their columns are aligned
+    for line in chain.from_iterable(groups.values()):
+        cells = (line.name, line.needs, line.cost, line.evidence)
+        widths = [max(width, len(cell)) for width, cell in zip(widths, cells, strict=True)]
     for heading, group in groups.items():
         typer.echo(f"\n{heading}")
         for line in group:
@@ -59,9 +60,9 @@ def _table(rows: list[tuple[str, str]]) -> None:
 
 def _show(name: str) -> None:
     from luthier import parts
+    from luthier.cli.catalogue import all_parts
     from luthier.recipe import list_methods
     from luthier.recipe.methods import slot_of_file
-    from luthier.recipe.settings import slots
 
     if name.endswith(".py"):
         path = Path(name)
@@ -70,7 +71,7 @@ def _show(name: str) -> None:
         show_part(parts.read_entry(slot_of_file(path), path.resolve()))
         return
     methods = [method for method in list_methods(Path.cwd()) if method.name == name]
-    entries = [entry for slot in slots() for entry in parts.catalogue(slot) if entry.name == name]
+    entries = [entry for entry in all_parts() if entry.name == name]
     if not methods and not entries:
         raise _unknown(name)
     for method in methods:
@@ -83,12 +84,10 @@ def _show(name: str) -> None:
 
 
 def _unknown(name: str) -> RecipeError:
-    from luthier import parts
+    from luthier.cli.catalogue import all_parts
     from luthier.recipe import list_methods
-    from luthier.recipe.settings import slots
 
-    known = {method.name for method in list_methods(Path.cwd())}
-    known |= {entry.name for slot in slots() for entry in parts.catalogue(slot)}
+    known = {method.name for method in list_methods(Path.cwd())} | {entry.name for entry in all_parts()}
     close = nearest(name, known)
     hint = f"Did you mean `{close}`?" if close else "`luthier methods` lists all."
     return RecipeError(f"There is no method or part called `{name}`.", hint)
@@ -118,7 +117,7 @@ def _show_method(method: Method) -> None:
 def _free(method: Method, others: list[Method]) -> list[str]:
     """The methods that share no key with this one and train models of the same modality, in one line."""
     names = ", ".join(other.name for other in others if _why_not(method, other) is None)
-    return [f"{names} (no key in common; `luthier check` tells whether a recipe carries both)"] if names else []
+    return [f"{names} (no key in common; `luthier check` reports whether they fit a recipe)"] if names else []
 
 
 def _excluded(method: Method, others: list[Method]) -> list[str]:
@@ -212,10 +211,10 @@ NARROW, WIDE = 72, 120
 def _option_lines(entry: Entry) -> list[str]:
     """A table of two columns: `name = default`, and the meaning with type and range, wrapped."""
     columns = min(max(shutil.get_terminal_size().columns, NARROW), WIDE)
-    lefts = [
-        f"{option.name} (required)" if option.default is None else f"{option.name} = {option.default}"
-        for option in entry.described
-    ]
+    lefts = []
+    for option in entry.described:
+        default = " (required)" if option.default is None else f" = {option.default}"
+        lefts.append(f"{option.name}{default}")
     left_width = max((len(left) for left in lefts if len(left) <= columns // 3), default=0)
     lines: list[str] = []
     for left, option in zip(lefts, entry.described, strict=True):

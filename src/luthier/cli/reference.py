@@ -1,4 +1,4 @@
-"""The option tables of the documentation, written from the parts' own descriptions: `make reference`.
+"""The option tables of the documentation, generated from the parts' own descriptions by `make reference`.
 
 `reference/parts.md` lists all parts. On any other page the lines between `<!-- options:NAME -->` and
 `<!-- /options -->` are replaced by the table of that part; a name that several slots have is `SLOT/NAME`.
@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from luthier import parts
+from luthier.cli.catalogue import all_parts
 from luthier.errors import RecipeError, nearest
 from luthier.parts import Entry
 from luthier.recipe.settings import slots
@@ -43,7 +44,8 @@ def parts_page(docs: Path) -> str:
     sections = [HEAD]
     for slot in slots():
         sections.append(f"## {slot}\n")
-        sections += [section for entry in parts.catalogue(slot) for section in _section(entry, docs)]
+        for entry in parts.catalogue(slot):
+            sections += _section(entry, docs)
     return "\n".join(sections)
 
 
@@ -62,7 +64,11 @@ def table(entry: Entry) -> str:
     for option in entry.described:
         default = "required" if option.default is None else f"`{option.default}`"
         rows.append((f"`{option.name}`", option.takes, default, option.description))
-    return "".join(f"| {' | '.join(cell.replace('|', BAR) for cell in row)} |\n" for row in rows)
+    lines = []
+    for row in rows:
+        cells = [cell.replace("|", BAR) for cell in row]
+        lines.append(f"| {' | '.join(cells)} |\n")
+    return "".join(lines)
 
 
 def with_tables(text: str, path: Path) -> str:
@@ -80,7 +86,7 @@ def with_tables(text: str, path: Path) -> str:
 
 def _named(name: str, path: Path) -> Entry:
     slot, _, short = name.rpartition("/")
-    entries = {f"{key}/{entry.name}": entry for key in slots() for entry in parts.catalogue(key)}
+    entries = {f"{entry.slot}/{entry.name}": entry for entry in all_parts()}
     matches = [full for full, entry in entries.items() if full == name or (not slot and entry.name == short)]
     if len(matches) > 1:
         raise RecipeError(f"{path}: several parts are called `{name}`.", f"Write one of {', '.join(matches)}.")

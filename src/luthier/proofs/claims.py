@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Any, Literal
@@ -101,7 +101,7 @@ def judge(claim: Claim, of: Measured, against: Measured | None = None) -> Verdic
     trained = [arm for arm, name in ((of, claim.of), (against, claim.against)) if arm and name != UNTRAINED]
     fewest = min((len(arm.by_seed) for arm in trained), default=0)
     if fewest < 2:
-        return Verdict("undecided", None, None, None, f"{fewest} seed(s) done; it takes two to tell a method")
+        return Verdict("undecided", None, None, None, f"{fewest} seed(s) done; a claim about a method needs two")
     interval = _interval(claim, of, against)
     if interval is None:
         return Verdict("undecided", None, None, None, "the arms share too few seeds or items")
@@ -131,16 +131,24 @@ def _of_items(claim: Claim, of: Measured, against: Measured | None) -> tuple[flo
     common = sorted(set.intersection(*(set(run) for run in runs)))
     if not common:
         return None
-    scores = [[run[item] for item in common] for run in of.items.values()]
+    scores = _in_order(of, common)
     if against is None:
         interval = stats.score_interval(scores, LEVEL)
         return fmean(fmean(run) for run in scores), interval.low, interval.high
-    other = [[run[item] for item in common] for run in against.items.values()]
+    other = _in_order(against, common)
     if claim.of == UNTRAINED:  # `difference` takes the untrained arm as its baseline, so that the signs are reversed
         reverse = stats.difference(scores, other, untrained=True, level=LEVEL)
         return -reverse.delta, -reverse.high, -reverse.low
     change = stats.difference(other, scores, untrained=claim.against == UNTRAINED, level=LEVEL)
     return change.delta, change.low, change.high
+
+
+def _in_order(arm: Measured, items: Sequence[str]) -> list[list[float]]:
+    """Scores [S][N] of these items, in this order, for each seed."""
+    scores = []
+    for run in arm.items.values():
+        scores.append([run[item] for item in items])
+    return scores
 
 
 def _of_seeds(claim: Claim, of: Measured, against: Measured | None) -> list[float]:

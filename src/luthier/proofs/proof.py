@@ -30,7 +30,7 @@ class Proof:
 
     @property
     def result(self) -> Path:
-        """Where the committed result lies."""
+        """The path of the committed result."""
         return self.path.with_suffix(".json")
 
 
@@ -45,7 +45,7 @@ def read_proof(name: str) -> Proof:
         known = sorted(file.stem for file in results.FOLDER.glob("*.yaml"))
         close = nearest(name, known)
         hint = f"Did you mean `{close}`?" if close else f"There are proofs of {', '.join(known) or 'none'}."
-        raise RecipeError(f"There is no proof of `{name}`.", f"{hint} docs/proofs.md tells how to write one.")
+        raise RecipeError(f"There is no proof of `{name}`.", f"{hint} docs/proofs.md explains how to write one.")
     written = yaml.parse(path.read_text(encoding="utf-8"), path.name).data
     for key in KEYS:
         if not isinstance(written, dict) or not written.get(key):

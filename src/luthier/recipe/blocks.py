@@ -17,6 +17,7 @@ from luthier.recipe import specs
 class Block(BaseModel):
     """A frozen block of the recipe that refuses unknown keys and never converts text to numbers."""
 
+    # `defer_build`: a command that validates no recipe does not wait for the validators.
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, defer_build=True)
 
 
@@ -81,8 +82,8 @@ class Source(Block):
     )
     limit: Count | None = Field(
         default=None,
-        description="At most so many records, chosen by content: a larger limit keeps those of a smaller one. null "
-        "takes all.",
+        description="The greatest number of records. They are chosen by content: a larger limit keeps those of a "
+        "smaller one. null uses all.",
     )
     split: str | None = Field(default=None, description="The split of a hub data set, such as `train`.")
     config: str | None = Field(
@@ -135,7 +136,7 @@ class Model(Block):
     config: dict[str, Any] | None = Field(
         default=None,
         description="What the model's library (diffusers or transformers) writes into config.json, in place of `path`: "
-        "the model is made with random weights. For denoisers and encoders.",
+        "the model is made with random weights. For diffusion models and encoders.",
     )
     seed: int = Field(
         default=0,
@@ -150,7 +151,7 @@ class Model(Block):
     dtype: Literal["auto", "float32", "bfloat16", "float64"] = Field(
         default="auto",
         description="The type of the weights when the model is loaded for an evaluation; auto takes bfloat16 where the "
-        "device computes fast in it, else float32. A training takes `train.precision` before it.",
+        "device computes fast in it, else float32. In a training `train.precision` comes first.",
     )
     attention: Literal["auto", "sdpa", "eager"] = Field(
         default="auto",
@@ -241,8 +242,8 @@ class BatchSettings(Block):
     )
     layout: Literal["auto", "packed", "padded", "shared"] = Field(
         default="auto",
-        description="How rows stand in a forward pass: `padded` to one length, `packed` one behind the other, `shared` "
-        "with a prompt read once for all its answers; auto shares where model and parts allow, else pads.",
+        description="The layout of rows in a forward pass: `padded` to one length, `packed` one behind the other, "
+        "`shared` with a prompt read once for all its answers; auto shares where model and parts allow, else pads.",
     )
 
 
@@ -254,7 +255,9 @@ class Save(Block):
         description="Updates between two checkpoints; auto saves every 5 minutes, null only at the end. Lower it to "
         "lose less when a run is stopped.",
     )
-    keep: Count = Field(default=2, description="The newest so many checkpoints stay on disk; older ones are removed.")
+    keep: Count = Field(
+        default=2, description="The number of newest checkpoints that stay on disk; older ones are removed."
+    )
 
 
 class TrainSettings(Block):

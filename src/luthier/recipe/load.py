@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,7 @@ def load_recipe(
     command_line = replace(written, data=expand(written.data))
     check_keys(command_line)
     folders = tuple(dict.fromkeys((Path.cwd(), start.base)))
-    patches = [patch for name in methods for patch in find_method(name, folders)]
+    patches = list(chain.from_iterable(find_method(name, folders) for name in methods))
     refuse_steps(patches, start.merged)
     refuse_conflicts(patches)
     for layer in (*(patch.method for patch in patches), command_line):
@@ -92,7 +93,7 @@ def _read(path: Path | str | Mapping[str, Any], base: Path | None) -> _Start:
         document = yaml.Document(dict(path), {})
     else:
         file = find_recipe(path)
-        bundled = file.parent == BUNDLED
+        bundled = file.parent == BUNDLED  # the user's files lie in the current folder, not in the package
         name, folder, label = file.stem, Path.cwd() if bundled else file.parent, f"recipe {file.name}"
         document = _read_file(file)
     if lock.is_lock(document.data):

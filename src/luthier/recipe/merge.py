@@ -83,7 +83,9 @@ class Merged:
     def writings(self) -> Callable[[Key], bool]:
         """`written` for many keys: the origins are read once, so that later changes do not count."""
         leaves = {leaf for leaf, origin in self.origins.items() if origin != DEFAULT}
-        above = {leaf[:length] for leaf in leaves for length in range(len(leaf) + 1)}
+        above: set[Key] = set()
+        for leaf in leaves:
+            above.update(leaf[:length] for length in range(len(leaf) + 1))
         return lambda key: key in above or any(key[:length] in leaves for length in range(len(key)))
 
     def _merge(self, old: dict[str, Any], new: dict[str, Any], path: Key, layer: Layer) -> None:
@@ -96,6 +98,7 @@ class Merged:
                 self._replace(old, key, value, layer.origin)
 
     def _replace(self, block: dict[str, Any], key: Key, value: Any, origin: Any) -> None:
+        # The old setting may have been a block: the origins of all its leaves go with it.
         for leaf in [leaf for leaf in self.origins if leaf[: len(key)] == key]:
             del self.origins[leaf]
         block[key[-1]] = settings.copy(value)

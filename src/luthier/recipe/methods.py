@@ -64,13 +64,15 @@ def _read_named(name: str, folders: tuple[Path, ...]) -> Method:
             raise RecipeError(f"There is no method file {name}.", f"Looked in {folders[0]}.")
         return method_of_part(path.resolve()) if name.endswith(".py") else read_method(path)
     packaged = FOLDER / f"{name}.yaml"
-    own = next((path for path in (folder / f"{name}.yaml" for folder in folders) if _is_method(path)), None)
+    candidates = [folder / f"{name}.yaml" for folder in folders]
+    own = next((path for path in candidates if _is_method(path)), None)
     if own is not None and packaged.is_file() and not own.samefile(packaged):
         raise RecipeError(f"The method `{name}` exists twice: in Luthier and in {own}.", "Rename yours.")
     if own is not None or packaged.is_file():
         return read_method(own or packaged)
     known = {path.stem for path in FOLDER.glob("*.yaml")}
-    known |= {path.stem for folder in folders for path in folder.glob("*.yaml") if _is_method(path)}
+    for folder in folders:
+        known.update(path.stem for path in folder.glob("*.yaml") if _is_method(path))
     close = nearest(name, known)
     hint = f"Did you mean `{close}`?" if close else f"Known: {', '.join(sorted(known)) or 'none'}."
     raise RecipeError(f"There is no method called `{name}`.", hint)
@@ -220,7 +222,7 @@ def apply_advice(merged: Merged, methods: list[Method], defaults: Layer) -> None
     Raises:
         RecipeError: two methods advise different values for one key that nobody wrote.
     """
-    intended = Merged()
+    intended = Merged()  # the recipe that the methods were written for: the defaults, and nothing of the user's
     for layer in (defaults, *(method.advice for method in methods), *(method.method for method in methods)):
         intended.add(layer)
     advised: dict[tuple[str, ...], tuple[str, Any]] = {}

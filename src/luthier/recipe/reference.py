@@ -14,10 +14,10 @@ INTRODUCTION = """# The keys of a recipe
 <!-- Written by `make reference` from the descriptions in src/luthier/recipe/: change them there. -->
 
 Every key with the values that it takes, its default and what it does. `luthier keys KEY` prints the same;
-`luthier schema` prints a JSON schema for editors. A key stands in the blocks that its dots name, or on the command
-line: `train.batch.records=32`. A key that takes a *part* takes its name, or a block of `kind` and the part's options
-(`luthier methods NAME` lists them). A *source of records* has the keys of `data.train` wherever it stands. The keys of
-`steps` are told in [pipelines.md](../pipelines.md).
+`luthier schema` prints a JSON schema for editors. The dots of a key name the blocks that it is written in; on the
+command line it is one word: `train.batch.records=32`. A key that takes a *part* takes its name, or a block of `kind`
+and the part's options (`luthier methods NAME` lists them). Every *source of records* has the keys of `data.train`. The
+keys of `steps` are described in [pipelines.md](../pipelines.md).
 
 `extends` names a recipe, by file or bundled name, that this one adds to.
 """

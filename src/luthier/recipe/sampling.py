@@ -1,4 +1,4 @@
-"""Blocks of a recipe about what a model samples: answers, images of a denoiser, and the rollouts of an `rl` step."""
+"""Blocks of a recipe about sampling: answers, samples of a diffusion model, and the rollouts of an `rl` step."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ AutoNumber = Annotated[
 
 
 class Sample(Block):
-    """How a denoiser's samples are drawn in an evaluation: by a solver, in some steps from noise to a sample."""
+    """How the samples of a diffusion model are drawn in an evaluation: the solver, and its steps from noise."""
 
     solver: Literal["euler", "dpm2"] = Field(
         default="dpm2", description="The solver from noise to a sample: `dpm2` is of second order, `euler` of first."
@@ -96,10 +96,10 @@ class Sample(Block):
 
 
 class Denoise(Block):
-    """A rollout of a denoiser: samples of `groups` conditions, judged by `reward`, are trained on for some updates."""
+    """A rollout of a diffusion model: samples of `groups` conditions are scored by `reward` and trained on."""
 
     kind: Literal["denoise"] = Field(
-        default="denoise", description="The kind of rollout; a recipe of a denoiser need not write it."
+        default="denoise", description="The kind of rollout; a recipe of a diffusion model need not write it."
     )
     groups: Count = Field(
         default=8, description="Conditions (prompts) per rollout. More make an update less noisy and cost samples."

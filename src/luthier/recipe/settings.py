@@ -76,7 +76,7 @@ PARTS: dict[Path, str] = {
 SOURCES: tuple[Path, ...] = (("data", "train"), ("data", "validation"), ("data", "test"), ("evaluate", "retain"))
 LISTS: tuple[Path, ...] = (("train", "objective"), ("train", "tuner"), ("rl", "advantages"), ("reward",))
 AUTO: tuple[Path, ...] = (("reward",), ("evaluate", "metric"))
-"""Where `auto` may stand instead of a part."""
+"""Keys that may be `auto` instead of a part."""
 
 
 def slots() -> tuple[str, ...]:
@@ -138,8 +138,8 @@ class EvaluateSettings(Block):
         dict[str, Any] | None, PlainValidator(source_or_null), any_of(*SOURCE_SCHEMA["anyOf"], NULL_SCHEMA)
     ] = Field(
         default=None,
-        description="Records of what training must not make the model forget, scored beside the target; `retain` is "
-        "a bundled set of short questions, null scores none.",
+        description="Records that measure forgetting, scored in addition to the test records; `retain` is a bundled "
+        "set of short questions, null scores none.",
     )
     limit: Count | None = Field(
         default=None,
@@ -148,11 +148,11 @@ class EvaluateSettings(Block):
     )
     perplexity: bool = Field(
         default=True,
-        description="true shows the perplexity of the test answers beside the score. It never ranks methods; false "
-        "saves one pass over them.",
+        description="true reports the perplexity of the test answers, too. It never ranks methods; false saves one "
+        "pass over them.",
     )
     sample: Sample | None = Field(
-        default=None, description="How a denoiser's samples are drawn to be scored. Of denoisers only."
+        default=None, description="How samples are drawn to be scored. For diffusion models only."
     )
 
 
@@ -229,6 +229,7 @@ class Compare(Block):
     @model_validator(mode="before")
     @classmethod
     def _tune_is_a_rule(cls, value: Any) -> Any:
+        # Whoever writes values to try means them to be tried: `learning_rate: tune` need not be written too.
         if isinstance(value, Mapping) and value.get("tune") is not None and "learning_rate" not in value:
             return {**value, "learning_rate": "tune"}
         return value
@@ -267,8 +268,8 @@ class Settings(Block):
     ] = Field(
         default=None,
         description="How the model's own samples become training rows; null trains on the records. Language models "
-        "and denoisers have a grammar each, told by `kind`. With a denoiser it is read by objectives that learn from "
-        "samples (`diffusion_nft`), and by no other.",
+        "and diffusion models have a grammar each, chosen by `kind`. Of diffusion models it is read by objectives that "
+        "learn from samples (`diffusion_nft`), and by no other.",
     )
     reward: Annotated[
         Literal["auto"] | list[dict[str, Any]],
@@ -277,7 +278,8 @@ class Settings(Block):
     ] = Field(
         default="auto",
         description="What a good answer or sample is: a reward, ./mine.py, or a list whose weighted sum counts; auto "
-        "is the metric of the evaluation (language models). A denoiser's rollouts need one, which scores it, too.",
+        "is the metric of the evaluation (language models). Rollouts of diffusion models need a reward; it also scores "
+        "the evaluation.",
     )
     steps: Annotated[
         dict[str, dict[str, Any]] | None, PlainValidator(_steps), any_of({"type": "object"}, NULL_SCHEMA)

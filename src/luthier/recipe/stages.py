@@ -84,7 +84,7 @@ def _recipe_of(recipe: Recipe, name: str, verb: Any, share: float) -> Recipe:
     if share and recipe.settings.budget.unit != "updates":
         merged.data["budget"] = {recipe.settings.budget.unit: recipe.settings.budget.amount * share}
     elif share:
-        merged.data["budget"] = {"updates": max(1, round(recipe.settings.budget.amount * share))}
+        merged.data["budget"] = {"updates": max(1, round(recipe.settings.budget.amount * share))}  # a whole number
     return resolve(merged, recipe.name, recipe.base)
 
 

@@ -242,6 +242,7 @@ def _divide_budget(steps: Mapping[str, _Step], scope: _Scope) -> None:
     blocks = {name: step.block for name, step in steps.items() if _shares(step.verb)}
     written = sum(block.get("share") or 0 for block in blocks.values())
     without = [block for block in blocks.values() if block.get("share") is None]
+    # 1e-9: shares such as 0.7, 0.2 and 0.1 add up to a little more than 1 in floating point.
     if written > 1 + 1e-9 or (without and written >= 1):
         message = f"the shares of the steps add up to {written:g}, and {len(without)} step(s) have none"
         raise StepError(scope.path, message)

@@ -38,7 +38,7 @@ class _Loader(yaml.SafeLoader):
     """PyYAML's loader without the implicit types of YAML 1.1."""
 
 
-_Loader.yaml_implicit_resolvers = {}
+_Loader.yaml_implicit_resolvers = {}  # those of 1.1 read `off` as false, `5e-6` as text and `1:30` as 90
 
 
 _SCHEMA = (
@@ -66,7 +66,7 @@ def parse(text: str, name: str) -> Document:
         RecipeError: malformed text, a key written twice or not text, an unknown tag; with the line.
     """
     document = _parsed(text, name)
-    return Document(copy.deepcopy(document.data), document.lines)
+    return Document(copy.deepcopy(document.data), document.lines)  # callers change what they read
 
 
 @cache
