@@ -2,7 +2,7 @@
 
 from typing import ClassVar
 
-from luthier.data.generated.base import Dataset, Split, draw_records
+from luthier.datasets.base import Dataset, Split, draw_records
 
 
 class Echo(Dataset):

@@ -11,7 +11,7 @@ class Middling(Selector):
 
     SETTINGS: ClassVar = ({}, {"keep": 0.25}, {"pool": 3}, {"warmup": 2})
 
-    def look(self, policy, batch, state):
+    def features(self, policy, batch, state):
         """Mean loss per target of each record of a micro-batch, without gradient."""
         return {"loss": loss_by_record(policy, batch)}
 
@@ -33,4 +33,4 @@ if __name__ == "__main__":
         record = run_recipe(
             load_recipe({"extends": "small.yaml", **recipe}, base=Path(__file__).parent), Path(folder), []
         )
-    print(f"{record['train']['looked_rows']} records were looked at, half of them trained on")
+    print(f"{record['train']['looked_rows']} records were scored, half of them trained on")

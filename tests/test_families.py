@@ -60,6 +60,19 @@ def test_a_family_within_another_keeps_its_parts(tmp_path):
     assert stems == {"outer": ["one"], "inner": ["two"], "third": ["three"]}
 
 
+def test_a_second_base_class_below_a_familys_folder_lists_no_part_twice(tmp_path):
+    head = 'from typing import ClassVar\n\n\nclass {name}:\n    SLOT: ClassVar[str] = "outer"\n'
+    files = {
+        "sets/base.py": head.format(name="Texts"),
+        "sets/one.py": "",
+        "sets/deep/base.py": head.format(name="Arrays"),
+        "sets/deep/two.py": "",
+    }
+    family = families(plant(tmp_path, files))["outer"]
+    assert set(family.bases) == {"Texts", "Arrays"}
+    assert sorted(path.stem for path in family.files(tmp_path)) == ["one", "two"]
+
+
 def test_every_slot_of_a_recipe_is_a_family():
     assert set(PARTS.values()) | {"subset", "dataset"} <= set(families())
     assert slots()[:3] == ("objective", "tuner", "selector") and set(slots()) == set(families())
@@ -80,8 +93,8 @@ def test_every_base_class_has_the_constants_that_it_declares():
         ("from luthier.select.subset import Subset", "subset"),
         ("from luthier.engine.schedules.base import Schedule", "schedule"),
         ("from luthier.engine.optimizers.base import Optimizer", "optimizer"),
-        ("from luthier.data.generated.base import Dataset", "dataset"),
-        ("from luthier.vision.generated.base import ArrayDataset", "dataset"),
+        ("from luthier.datasets.base import Dataset", "dataset"),
+        ("from luthier.datasets.pictures.base import ArrayDataset", "dataset"),
         ("from luthier.evals.base import Metric", "metric"),
         ("from luthier.sampling.samplers.base import SamplerPart", "sampler"),
         ("from luthier.objectives.supervised.sft import SFT", "objective"),

@@ -10,7 +10,7 @@ import torch
 
 from luthier import keyed
 from luthier.data.batches import collate, data_order, mismatched
-from luthier.data.generated.base import belongs
+from luthier.datasets.base import belongs
 from luthier.models.context import same_draws
 from luthier.objectives._draws import position_keys
 from luthier.objectives.base import Update

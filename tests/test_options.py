@@ -11,9 +11,10 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from luthier.data.generated.base import Split
+from luthier.datasets.base import Split
 from luthier.parts import part_field
 from luthier.select.base import Selector
+from luthier.steps.verbs.base import From
 from luthier.vision.digits import CLASSES
 
 Order = Literal["rising", "falling", "none"]
@@ -68,13 +69,22 @@ def test_own_options_come_first_and_replace_those_of_the_family(tmp_path):
         ("a: typing.Optional[int] = None", "whole number or null", "null"),
         ("a: Union[int, str] = 1", "whole number or text", "1"),
         ("a: Literal[FIRST, 4] = 3", "3 or 4", "3"),
-        ("a: Annotated[int, Field(gt=0)] = 1", "whole number", "1"),
+        ("a: Annotated[int, Field(gt=0)] = 1", "whole number > 0", "1"),
         ("a: Callable[[int], int] = FIRST", "Callable[[int], int]", "3"),
         ("a: Annotated[Any, part_field('reward')] = 'math'", "reward", "math"),
     ],
 )
 def test_types_and_defaults_are_told_as_in_a_recipe(tmp_path, field, takes, default):
     assert options_of(tmp_path, field)["a"] == Option("a", takes, default, "")
+
+
+def test_a_field_in_an_annotation_or_an_alias_describes_the_option(tmp_path):
+    annotated = "Annotated[int, Field(ge=1, description='Of the annotation.')]"
+    own = options_of(tmp_path, f"a: {annotated} = 2", f"b: {annotated} = Field(2, description='Of the default.')")
+    assert own["a"] == Option("a", "whole number ≥ 1", "2", "Of the annotation.")
+    assert own["b"] == Option("b", "whole number ≥ 1", "2", "Of the default.")
+    shared = options_of(tmp_path, "from_: From = 'newest'")  # an alias of another file, whose key is no name in Python
+    assert shared["from"].description.startswith("The model") and "from_" not in shared
 
 
 def test_descriptions_that_are_no_literals_are_left_empty(tmp_path):
@@ -84,7 +94,7 @@ def test_descriptions_that_are_no_literals_are_left_empty(tmp_path):
 @pytest.mark.parametrize("slot", families())
 def test_the_files_say_of_all_parts_what_pydantic_knows(slot):
     for entry in parts.catalogue(slot):
-        fields = parts.load(slot, entry.name).model_fields
+        fields = {field.alias or name: field for name, field in parts.load(slot, entry.name).model_fields.items()}
         assert {option.name for option in entry.described} == set(fields), entry.name
         for option in entry.described:
             field = fields[option.name]

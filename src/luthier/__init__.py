@@ -1,6 +1,6 @@
 """Luthier: compare ways of fine-tuning a model, on your model, your data, one budget.
 
-Importing it loads nothing heavy: each public name comes from its room when first used.
+Importing it loads nothing heavy: each public name is imported from its package when it is first used.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-_HOMES = {
+_MODULES = {
     "CoupledObjective": "luthier.objectives.base",
     "LuthierError": "luthier.errors",
     "Metric": "luthier.evals.base",
@@ -56,34 +56,34 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in _MODULES:
         raise AttributeError(f"module 'luthier' has no attribute {name!r}")
     from luthier.parts import lazy
 
-    return getattr(lazy(_HOMES[name]), _RENAMED.get(name, name))
+    return getattr(lazy(_MODULES[name]), _RENAMED.get(name, name))
 
 
-class _Room(ModuleType):
-    """The room `luthier.compare`, which is also the public function of that name."""
+class _CallablePackage(ModuleType):
+    """The package `luthier.compare`, which is also the public function of that name."""
 
     def __call__(self, *arguments: Any, **options: Any) -> Any:
         return self.compare(*arguments, **options)
 
 
 class _Package(ModuleType):
-    """Makes `luthier.compare` both the room and the function, whichever is imported first."""
+    """Makes `luthier.compare` both the package and the function, whichever is imported first."""
 
     @property
     def compare(self) -> ModuleType:
-        import luthier.compare  # noqa: F401 - loads the room
+        import luthier.compare  # noqa: F401 - loads the package
 
-        room = sys.modules["luthier.compare"]
-        room.__class__ = _Room
-        return room
+        package = sys.modules["luthier.compare"]
+        package.__class__ = _CallablePackage
+        return package
 
     @compare.setter
-    def compare(self, room: ModuleType) -> None:
-        """The import system binds a room to its package; the property answers instead."""
+    def compare(self, package: ModuleType) -> None:
+        """Do nothing: the import system sets a package on its parent, and the property would be lost."""
 
 
 sys.modules[__name__].__class__ = _Package

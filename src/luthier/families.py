@@ -1,7 +1,7 @@
 """Families of parts, read from the files with `ast`: the slots, the folders of their parts, their constants.
 
-A family is told by its base class: a class in a file called `base.py` that declares `SLOT`. Its parts lie below the
-folder of that file, or below the folder that `FOLDER` names there. No list of families exists.
+A class in a file called `base.py` that declares `SLOT` makes a family. The family's parts lie below the folder of that
+file, or below the folder that `FOLDER` names there. No list of families exists.
 """
 
 from __future__ import annotations
@@ -34,7 +34,9 @@ class Family:
 
     def files(self, package: Path = PACKAGE) -> list[Path]:
         """The family's part files: neither SHARED_FILES nor files whose name starts with an underscore."""
-        paths = (path for folder in self.folders for path in sorted((package / folder).rglob("*.py")))
+        paths: list[Path] = []
+        for folder in self.folders:
+            paths += sorted((package / folder).rglob("*.py"))
         return [path for path in paths if _is_part(path) and not self._is_inner(path.relative_to(package))]
 
     def holds(self, module: str) -> bool:
@@ -69,8 +71,11 @@ def families(package: Path = PACKAGE) -> Mapping[str, Family]:
     classes: dict[str, _Class] = {}
     for path in sorted(package.rglob("base.py")):
         classes.update(_classes(path, package))
-    heads = {name: _text(described.constants["SLOT"]) for name, described in classes.items() if _is_head(described)}
-    folders = {name: _folder(classes[name]) for name in heads}
+    heads, folders = {}, {}
+    for name, described in classes.items():
+        if described.constants.get("SLOT") is not None:
+            heads[name] = _text(described.constants["SLOT"])
+            folders[name] = _folder(described)
     slots = {name: slot for name in classes if (slot := _slot(name, classes, heads)) is not None}
     return {slot: _family(slot, classes, heads, folders, slots) for slot in dict.fromkeys(heads.values())}
 
@@ -88,10 +93,6 @@ def _constants(node: ast.ClassDef) -> Iterator[tuple[str, ast.expr | None]]:
             continue
         if line.target.id.isupper() and "ClassVar" in ast.unparse(line.annotation):
             yield line.target.id, line.value
-
-
-def _is_head(described: _Class) -> bool:
-    return described.constants.get("SLOT") is not None
 
 
 def _folder(described: _Class) -> str:
@@ -119,12 +120,18 @@ def _family(
     slots: Mapping[str, str],
 ) -> Family:
     bases = [name for name in slots if slots[name] == slot]
-    bases.sort(key=lambda name: name not in heads)  # the class that names the slot comes first
-    own = tuple(folders[name] for name in bases if name in heads)
-    others = (folder for name, folder in folders.items() if heads[name] != slot)
-    inner = tuple(other for other in others if any(Path(folder) in Path(other).parents for folder in own))
-    constants = dict.fromkeys(constant for name in bases for constant in classes[name].constants)
-    return Family(slot, own, inner, tuple(bases), tuple(name for name in constants if name not in OF_FAMILIES))
+    bases.sort(key=lambda name: name not in heads)  # messages name the first: the class that declares the slot
+    named = tuple(folders[name] for name in bases if name in heads)
+    # `files` reads a folder with all below it: a folder inside another of the family would list its parts twice.
+    own = tuple(folder for folder in named if not any(Path(other) in Path(folder).parents for other in named))
+    inner = []  # folders below this family's that hold the parts of another one
+    for name, folder in folders.items():
+        if heads[name] != slot and any(Path(above) in Path(folder).parents for above in own):
+            inner.append(folder)
+    constants: dict[str, None] = {}
+    for name in bases:
+        constants.update(dict.fromkeys(classes[name].constants))
+    return Family(slot, own, tuple(inner), tuple(bases), tuple(name for name in constants if name not in OF_FAMILIES))
 
 
 def last_name(base: ast.expr) -> str:
@@ -137,27 +144,35 @@ def last_name(base: ast.expr) -> str:
 
 
 def slot_of_class(tree: ast.Module, name: str) -> str | None:
-    """The slot of a class in a part file, by its base classes: of a family, of a packaged part, or of the same file."""
+    """The slot of a class in a part file, or None.
+
+    Its base classes tell it: those of a family, a part of the package, or a class of the same file that has such bases.
+    """
     local = {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
     known = _base_classes(tree) | _imported_parts(tree)
-    seen: set[str] = set()
+    visited: set[str] = set()  # a file may hold classes that name each other as bases by mistake
     waiting = [name]
     while waiting:
         current = waiting.pop(0)
         if current in known and current not in local:
             return known[current]
-        if current in local and current not in seen:
-            seen.add(current)
+        if current in local and current not in visited:
+            visited.add(current)
             waiting += [last_name(base) for base in local[current].bases]
     return None
 
 
 def _base_classes(tree: ast.Module) -> dict[str, str]:
     """Base classes with their slots, under their own names and under those that the file imports them as."""
-    known = {base: family.slot for family in families().values() for base in family.bases}
-    imports = [node for node in tree.body if isinstance(node, ast.ImportFrom)]
-    renamed = [alias for node in imports for alias in node.names if alias.asname and alias.name in known]
-    return known | {str(alias.asname): known[alias.name] for alias in renamed}
+    known: dict[str, str] = {}
+    for family in families().values():
+        known.update(dict.fromkeys(family.bases, family.slot))
+    renamed: dict[str, str] = {}
+    for node in tree.body:
+        for alias in node.names if isinstance(node, ast.ImportFrom) else ():
+            if alias.asname and alias.name in known:
+                renamed[alias.asname] = known[alias.name]
+    return known | renamed
 
 
 def _imported_parts(tree: ast.Module) -> dict[str, str]:

@@ -14,7 +14,7 @@ Piece = str | int | bytes
 
 
 def order(*key: Piece) -> bytes:
-    """Eight bytes to sort by: things sorted by their own keys stand in a random order that only the keys decide."""
+    """Eight bytes to sort by: sorting things by their own keys is a shuffle that only the keys decide."""
     return _digest(key, 8)
 
 

@@ -1,6 +1,7 @@
-"""What a part's file says of its options, read with `ast`: what they take, their defaults and descriptions.
+"""The options of a part, read from its file with `ast`: types, ranges, defaults and descriptions.
 
-Nothing is imported: base classes, constants and type aliases are followed through `from luthier.… import …` lines.
+No part is imported, which would load torch. Base classes, constants and type aliases are followed through
+`from luthier.… import …` lines.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 PACKAGE = Path(__file__).parent
 WORDS = {"float": "number", "int": "whole number", "bool": "true or false", "str": "text", "dict": "block"}
@@ -77,8 +78,8 @@ def _assigned(target: ast.expr, value: ast.expr) -> Iterator[tuple[str, ast.expr
     if isinstance(target, ast.Name):
         yield target.id, value
     elif isinstance(target, ast.Tuple) and isinstance(value, ast.Tuple):
-        for one_target, one_value in zip(target.elts, value.elts, strict=False):
-            yield from _assigned(one_target, one_value)
+        for name, assigned in zip(target.elts, value.elts, strict=False):
+            yield from _assigned(name, assigned)
 
 
 def read_options(path: Path, class_name: str) -> tuple[Option, ...]:
@@ -94,7 +95,8 @@ def _parsed(path: Path) -> _Source:
 
 
 def _options(part: ast.ClassDef, source: _Source) -> dict[str, Option]:
-    options = {name: _option(name, node, source) for name, node in _fields(part)}
+    own = [_option(name, node, source) for name, node in _fields(part)]
+    options = {option.name: option for option in own}
     for base in part.bases:
         known = source.class_named(base.id) if isinstance(base, ast.Name) else None
         for name, option in (_options(*known) if known else {}).items():
@@ -112,22 +114,48 @@ def _fields(part: ast.ClassDef) -> Iterator[tuple[str, ast.AnnAssign]]:
 
 
 def _option(name: str, node: ast.AnnAssign, source: _Source) -> Option:
-    default, about = node.value, {}
-    if isinstance(node.value, ast.Call) and ast.unparse(node.value.func).endswith("Field"):
-        about = {keyword.arg: keyword.value for keyword in node.value.keywords if keyword.arg}
+    # A plain default, `Field(default, ...)`, `Field(default=...)` and `Field(default_factory=...)` are all in use.
+    default, about = node.value, _annotated(node.annotation, source)
+    if _is_field(node.value):
+        about |= _keywords(node.value)
         default = node.value.args[0] if node.value.args else about.get("default")
     if (factory := about.get("default_factory")) is not None:
         default = factory.body if isinstance(factory, ast.Lambda) else ast.Call(factory, [], [])
-    shown = None if default is None or ast.unparse(default) == "..." else _shown(default, source)
+    default_text = None if default is None or ast.unparse(default) == "..." else _default_text(default, source)
     description = about.get("description")
     text = description.value if isinstance(description, ast.Constant) and isinstance(description.value, str) else ""
-    return Option(name, _takes(node.annotation, about, source), shown, text)
+    alias = about.get("alias")
+    key = str(alias.value) if isinstance(alias, ast.Constant) else name
+    return Option(key, _takes(node.annotation, about, source), default_text, text)
 
 
-def _shown(default: ast.expr, source: _Source) -> str:
+def _is_field(node: ast.expr | None) -> TypeGuard[ast.Call]:
+    return isinstance(node, ast.Call) and ast.unparse(node.func).endswith("Field")
+
+
+def _keywords(call: ast.Call) -> dict[str, ast.expr]:
+    return {keyword.arg: keyword.value for keyword in call.keywords if keyword.arg}
+
+
+def _annotated(annotation: ast.expr, source: _Source) -> dict[str, ast.expr]:
+    """Keywords of each `Field` within `Annotated[...]`, outer ones before inner ones; an alias is followed."""
+    if isinstance(annotation, ast.Name):
+        alias = source.constant(annotation.id)
+        return _annotated(*alias) if alias else {}
+    if not isinstance(annotation, ast.Subscript) or not ast.unparse(annotation.value).endswith("Annotated"):
+        return {}
+    assert isinstance(annotation.slice, ast.Tuple)
+    inner, *metadata = annotation.slice.elts
+    about = _annotated(inner, source)
+    for call in metadata:
+        about |= _keywords(call) if _is_field(call) else {}
+    return about
+
+
+def _default_text(default: ast.expr, source: _Source) -> str:
     """A default as a recipe would write it; one that is computed as the file writes it."""
     if isinstance(default, ast.Name) and (known := source.constant(default.id)) is not None:
-        return _shown(*known)
+        return _default_text(*known)
     try:
         return written(ast.literal_eval(default))
     except ValueError:
@@ -151,7 +179,7 @@ def written(value: Any) -> str:
 def _takes(annotation: ast.expr, about: dict[str, ast.expr], source: _Source) -> str:
     """Type and range in words: "whole number ≥ 1", "number 0 to 1 or null"."""
     kind = _kind(annotation, source)
-    bounds = {sign: _shown(about[sign], source) for sign in ("ge", "gt", "le", "lt") if sign in about}
+    bounds = {sign: _default_text(about[sign], source) for sign in ("ge", "gt", "le", "lt") if sign in about}
     if not bounds:
         return kind
     signs = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
@@ -180,10 +208,10 @@ def _kind(annotation: ast.expr, source: _Source) -> str:
     inner = annotation.slice.elts if isinstance(annotation.slice, ast.Tuple) else [annotation.slice]
     outer = ast.unparse(annotation.value).rpartition(".")[2]
     if outer == "Literal":
-        return _any_of([_shown(value, source) for value in inner])
+        return _any_of([_default_text(value, source) for value in inner])
     if outer == "Annotated":
         fields = [call for call in inner[1:] if isinstance(call, ast.Call) and ast.unparse(call.func) == "part_field"]
-        return _shown(fields[0].args[0], source) if fields else _kind(inner[0], source)
+        return _default_text(fields[0].args[0], source) if fields else _kind(inner[0], source)
     return _composed(outer, [_kind(value, source) for value in inner]) or ast.unparse(annotation)
 
 

@@ -1,8 +1,8 @@
 """Parts: how a name in a recipe becomes an object. This file alone imports by name.
 
-A part is one file holding one public class whose name equals the file's stem but for case and
-underscores. Nothing is registered: families (families.py) and the catalogue are read from the files with `ast`, and
-a part is imported only when it is used.
+A part is one file that holds one public class, named like the file but for case and underscores. Nothing is
+registered: families (families.py) and the catalogue are read from the files with `ast`, and a part is imported only
+when it is used.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import hashlib
 import importlib
 import importlib.util
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -21,8 +21,8 @@ from typing import Any, ClassVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 
-from luthier.errors import RecipeError, nearest
-from luthier.families import PACKAGE, families
+from luthier.errors import LuthierError, RecipeError, nearest
+from luthier.families import PACKAGE, families, last_name
 from luthier.options import Option, read_options
 
 RENAMED_CONSTANTS: Mapping[str, tuple[str, str]] = {
@@ -41,9 +41,9 @@ class _Lazy(ModuleType):
 
     def __getattr__(self, name: str) -> Any:
         module = importlib.import_module(self.__name__)
-        value = getattr(module, name)
-        self.__dict__[name] = value
-        return value
+        attribute = getattr(module, name)
+        self.__dict__[name] = attribute  # so that this method is not called for it again
+        return attribute
 
 
 def lazy(name: str) -> Any:
@@ -52,7 +52,7 @@ def lazy(name: str) -> Any:
 
 
 class Part(BaseModel):
-    """Frozen options plus the verbs of a family. Options never hold state.
+    """Frozen options, and the methods of a family. Options never hold state.
 
     Literal class constants describe it to the catalogue: PAPER, NEEDS, SETTINGS (option sets that the conformance
     matrix exercises), SAME_RESULT (options that change how something is computed, not the result), and those that the
@@ -112,39 +112,45 @@ def build(slot: str, spec: Any, base: Path | None = None) -> Any:
     if not isinstance(spec, Mapping) or not isinstance(spec.get("kind"), str):
         raise RecipeError(f"{slot}: expected a name or a block with `kind`, found {spec!r}")
     options = {key: value for key, value in spec.items() if key != "kind"}
-    made = load(slot, spec["kind"], base)
-    unknown = [key for key in options if key not in made.model_fields]
+    part_class = load(slot, spec["kind"], base)
+    unknown = [key for key in options if key not in part_class.model_fields]
     if unknown:
-        close = nearest(unknown[0], list(made.model_fields))
-        known = ", ".join(made.model_fields) or "none"
+        close = nearest(unknown[0], list(part_class.model_fields))
+        known = ", ".join(part_class.model_fields) or "none"
         hint = f"Did you mean `{close}`?" if close else f"Its options are: {known}."
         raise RecipeError(f"{slot} `{spec['kind']}` has no option `{unknown[0]}`.", hint)
     try:
-        part = made(**options)
+        part = part_class(**options)
     except ValidationError as error:
         first = error.errors()[0]
         path = ".".join(str(piece) for piece in first["loc"]) or "options"
         what, hint = in_words(first)
-        found = "" if first["type"] == "missing" else f" (found {first.get('input')!r})"
-        raise RecipeError(f"{slot}.{path}: {what}{found}.", hint) from None
-    for name, value in options.items():
-        if (wanted := _converted(value, getattr(part, name))) is not None:
-            raise RecipeError(f"{slot}.{name}: expected {wanted} (found {value!r}).")
+        written = "" if first["type"] == "missing" else f" (found {first.get('input')!r})"
+        raise RecipeError(f"{slot}.{path}: {what}{written}.", hint) from None
+    # Pydantic takes "1" and true for numbers, so that a recipe's typing mistake would pass in silence.
+    for name, setting in options.items():
+        if (expected := _expected_instead(setting, getattr(part, name))) is not None:
+            raise RecipeError(f"{slot}.{name}: expected {expected} (found {setting!r}).")
     return part
 
 
-def _converted(given: Any, taken: Any) -> str | None:
-    """What was wanted where pydantic took text or a truth value for a number, or one of these for a truth value."""
-    if isinstance(given, list | tuple) and isinstance(taken, list | tuple):
-        return next((found for pair in zip(given, taken, strict=False) if (found := _converted(*pair))), None)
-    if isinstance(given, Mapping) and isinstance(taken, Mapping):
-        return next((found for key in given if (found := _converted(given[key], taken.get(key)))), None)
-    if isinstance(taken, bool):
-        return None if isinstance(given, bool) else "true or false"
-    return "a number" if isinstance(taken, int | float) and isinstance(given, bool | str) else None
+def _expected_instead(written: Any, option: Any) -> str | None:
+    """Which type an option has, where pydantic converted what was written to it; None where nothing was converted."""
+    if isinstance(written, list | tuple) and isinstance(option, list | tuple):
+        pairs = list(zip(written, option, strict=False))
+    elif isinstance(written, Mapping) and isinstance(option, Mapping):
+        pairs = [(setting, option.get(key)) for key, setting in written.items()]
+    elif isinstance(option, bool):
+        return None if isinstance(written, bool) else "true or false"
+    else:
+        return "a number" if isinstance(option, int | float) and isinstance(written, bool | str) else None
+    for pair in pairs:
+        if (expected := _expected_instead(*pair)) is not None:
+            return expected
+    return None
 
 
-PLAIN = {
+FAULTS = {
     "missing": "needs a value: it has no default",
     "int_type": "expected a whole number",
     "int_parsing": "expected a whole number",
@@ -164,7 +170,11 @@ PLAIN = {
 
 
 def in_words(fault: Mapping[str, Any]) -> tuple[str, str | None]:
-    """What pydantic found wrong with a value, and a hint where a known word is near."""
+    """One of pydantic's errors as a sentence, and a hint where a known word is near.
+
+    Args:
+        fault: a member of `ValidationError.errors()`.
+    """
     details = fault.get("ctx", {})
     if fault["type"] == "value_error":
         return str(details["error"]), None
@@ -173,24 +183,31 @@ def in_words(fault: Mapping[str, Any]) -> tuple[str, str | None]:
         close = nearest(str(fault.get("input")), expected.replace("'", "").replace(" or ", ", ").split(", "))
         return f"expected {expected}", f"Did you mean `{close}`?" if close else None
     words = str(fault["msg"]).replace("Input should be", "must be")
-    return PLAIN.get(fault["type"]) or words[:1].lower() + words[1:], None
+    return FAULTS.get(fault["type"]) or words[:1].lower() + words[1:], None
 
 
 def load(slot: str, name: str, base: Path | None = None) -> type[Any]:
-    """Import the class of a part by name or file, without building it."""
+    """Import the class of a part by name or file, without building it.
+
+    Raises:
+        RecipeError: there is no such part, its file cannot be imported, or its class is no part.
+    """
     entry = find(slot, name, base)
-    module = _import(entry.path)
-    made = getattr(module, entry.class_name)
-    if not (isinstance(made, type) and issubclass(made, Part)):
+    part_class = getattr(_import(entry.path), entry.class_name)
+    if not (isinstance(part_class, type) and issubclass(part_class, Part)):
         raise RecipeError(
             f"{slot}: {entry.class_name} in {entry.path.name} is no part.",
             f"Derive it from the base class of its family, as the {slot} parts of the package are.",
         )
-    return made
+    return part_class
 
 
 def find(slot: str, name: str, base: Path | None = None) -> Entry:
-    """The catalogue entry of a part, without importing it."""
+    """The catalogue entry of a part, by name or file, without importing it.
+
+    Raises:
+        RecipeError: there is no such part or file.
+    """
     if name.endswith(".py"):
         path = Path(name) if Path(name).is_absolute() or base is None else base / name
         if not _is_file(path):
@@ -243,36 +260,66 @@ def read_entry(slot: str, path: Path) -> Entry:
         raise RecipeError(f"{path}:{error.lineno or 1}: not valid Python: {error.msg}.") from None
     except ValueError as error:  # bytes that are no UTF-8, or NUL
         raise RecipeError(f"{path} is not valid Python: {error}.") from None
-    wanted = path.stem.replace("_", "").lower()
-    classes = [node for node in tree.body if isinstance(node, ast.ClassDef)]
-    match = [node for node in classes if node.name.lower() == wanted]
-    if not match:
-        names = ", ".join(node.name for node in classes) or "no class"
-        raise RecipeError(
-            f"{slot}: {path.name} holds {names}.",
-            f"A part file holds one class named like the file, here `{path.stem.title().replace('_', '')}`.",
-        )
-    about = (ast.get_docstring(match[0]) or ast.get_docstring(tree) or "").split("\n")[0]
+    part = _class_of_file(tree, slot, path)
+    _refuse_renamed(slot, tree, part, path)
+    about = (ast.get_docstring(part) or ast.get_docstring(tree) or "").split("\n")[0]
     options, constants = [], {}
-    for node in match[0].body:
+    for name, node in _assignments(part):
+        if name in constants_of(slot) and node.value is not None:
+            constants[name] = _literal(node.value, f"{path}:{node.lineno}: {name}")
+        elif isinstance(node, ast.AnnAssign) and not name.startswith("_") and not name.isupper():
+            options.append(name)
+    return Entry(slot, path.stem, path, part.name, about, tuple(options), constants)
+
+
+def _class_of_file(tree: ast.Module, slot: str, path: Path) -> ast.ClassDef:
+    """The class whose name is the file's but for case and underscores."""
+    name = path.stem.replace("_", "").lower()
+    classes = [node for node in tree.body if isinstance(node, ast.ClassDef)]
+    for node in classes:
+        if node.name.lower() == name:
+            return node
+    names = ", ".join(node.name for node in classes) or "no class"
+    raise RecipeError(
+        f"{slot}: {path.name} holds {names}.",
+        f"A part file holds one class named like the file, here `{path.stem.title().replace('_', '')}`.",
+    )
+
+
+def _assignments(part: ast.ClassDef) -> Iterator[tuple[str, ast.AnnAssign | ast.Assign]]:
+    """Names and nodes of what a class assigns or annotates."""
+    for node in part.body:
         if not isinstance(node, ast.AnnAssign | ast.Assign):
             continue
         target = node.target if isinstance(node, ast.AnnAssign) else node.targets[0]
-        if not isinstance(target, ast.Name):
-            continue
-        _refuse_renamed(slot, target.id, f"{path}:{node.lineno}")
-        if target.id in constants_of(slot) and node.value is not None:
-            constants[target.id] = _literal(node.value, f"{path}:{node.lineno}: {target.id}")
-        elif isinstance(node, ast.AnnAssign) and not target.id.startswith("_") and not target.id.isupper():
-            options.append(target.id)
-    return Entry(slot, path.stem, path, match[0].name, about, tuple(options), constants)
+        if isinstance(target, ast.Name):
+            yield target.id, node
 
 
-def _refuse_renamed(slot: str, name: str, where: str) -> None:
-    """Raise RecipeError for a constant that has another name now."""
-    if name in RENAMED_CONSTANTS and name not in constants_of(slot):
-        new, values = RENAMED_CONSTANTS[name]
-        raise RecipeError(f"{where}: the constant `{name}` is called `{new}` now.", f"Write `{new}`. {values}")
+def _refuse_renamed(slot: str, tree: ast.Module, part: ast.ClassDef, path: Path) -> None:
+    """Raise RecipeError for a constant under its former name, in the class or in a base class of the same file.
+
+    Nothing reads a former name, so that the part would train as if the constant were not there.
+    """
+    known = constants_of(slot)
+    for node in _with_local_bases(tree, part):
+        for name, assignment in _assignments(node):
+            if name in RENAMED_CONSTANTS and name not in known:
+                new, values = RENAMED_CONSTANTS[name]
+                raise RecipeError(
+                    f"{path}:{assignment.lineno}: the constant `{name}` is called `{new}` now.",
+                    f"Write `{new}`. {values}",
+                )
+
+
+def _with_local_bases(tree: ast.Module, part: ast.ClassDef) -> list[ast.ClassDef]:
+    """A class, and the classes of its file that it derives from."""
+    local = {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
+    chain = [part]
+    for node in chain:  # which grows on the way
+        bases = [local[name] for name in map(last_name, node.bases) if name in local]
+        chain += [base for base in bases if base not in chain]
+    return chain
 
 
 def _literal(node: ast.expr, where: str) -> Any:
@@ -285,26 +332,31 @@ def _literal(node: ast.expr, where: str) -> Any:
 
 
 OWN = "luthier_part_"
-"""What the module names of part files outside the package start with."""
+"""Prefix of the module names of part files outside the package."""
 
 
 def place_in_part(error: BaseException) -> str | None:
-    """The deepest line of a user's own part file that an error went through, as `mine.py:7`."""
-    place, trace = None, error.__traceback__
+    """The deepest line of a user's part file that an error passed through, as `mine.py:7`; None if there is none."""
+    line, trace = None, error.__traceback__
     while trace is not None:
         if str(trace.tb_frame.f_globals.get("__name__", "")).startswith(OWN):
-            place = f"{Path(trace.tb_frame.f_code.co_filename).name}:{trace.tb_lineno}"
+            line = f"{Path(trace.tb_frame.f_code.co_filename).name}:{trace.tb_lineno}"
         trace = trace.tb_next
-    return place
+    return line
 
 
-def told(error: BaseException) -> str:
-    """An error that is not ours in one line, with the place in the user's part file that it comes from."""
-    place = place_in_part(error)
-    return f"{type(error).__name__}: {error}" + (f" ({place})" if place else "")
+def describe_error(error: BaseException) -> str:
+    """Type and message of any error in one line, with the line of the user's part file that it comes from."""
+    line = place_in_part(error)
+    return f"{type(error).__name__}: {error}" + (f" ({line})" if line else "")
 
 
 def _import(path: Path) -> ModuleType:
+    """The module of a part file.
+
+    A user's file is imported under a name that holds the hash of its text, so that an edited file is another module
+    and two files of one name do not meet.
+    """
     if PACKAGE in path.parents:
         name = ".".join(("luthier", *path.relative_to(PACKAGE).with_suffix("").parts))
         return importlib.import_module(name)
@@ -319,6 +371,12 @@ def _import(path: Path) -> ModuleType:
     try:
         spec.loader.exec_module(module)
     except Exception as error:
-        del sys.modules[name]
-        raise RecipeError(f"{path} cannot be imported: {type(error).__name__}: {error}.") from error
+        del sys.modules[name]  # a module that failed half-way would be taken for a whole one next time
+        if isinstance(error, LuthierError):  # such as a hook under its former name
+            raise RecipeError(f"{path}: {error.message}", error.hint) from error
+        moved = isinstance(error, ImportError) and str(error.name).startswith("luthier")
+        raise RecipeError(
+            f"{path} cannot be imported: {type(error).__name__}: {error}.",
+            "docs/renames.md lists the files and names that changed." if moved else None,
+        ) from error
     return module

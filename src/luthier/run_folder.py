@@ -18,13 +18,17 @@ from luthier.errors import RunError
 
 @dataclass(frozen=True)
 class RunFolder:
-    """`runs/<name>/<n>/`, the home of everything one command computes."""
+    """`runs/<name>/<n>/`, the folder of everything that one command computes."""
 
     path: Path
 
     @classmethod
     def create(cls, out: Path, name: str) -> RunFolder:
-        """Make the next numbered folder under `out/name`; safe against others doing the same."""
+        """Make the next numbered folder under `out/name`; several processes may do so at once.
+
+        Raises:
+            RunError: the folder cannot be made.
+        """
         parent = out / name
         try:
             parent.mkdir(parents=True, exist_ok=True)
@@ -33,7 +37,7 @@ class RunFolder:
                 path = parent / str(max(taken, default=0) + 1)
                 try:
                     path.mkdir()
-                except FileExistsError:
+                except FileExistsError:  # another process took the number in between
                     continue
                 return cls(path)
         except OSError as error:
@@ -78,15 +82,15 @@ class RunFolder:
             yield
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Replace a JSON file in one step: readers see the old or the new one, also after a power cut.
+def write_json(path: Path, content: Any) -> None:
+    """Replace a JSON file in one step: readers see the old file or the new one, also after a power cut.
 
     Numbers that JSON does not know (NaN, infinity) are written as null.
 
     Raises:
         RunError: the disk is full or the file cannot be written; the previous file is still there.
     """
-    write_text(path, json.dumps(_finite(value), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    write_text(path, json.dumps(_finite(content), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def write_text(path: Path, text: str) -> None:
@@ -98,7 +102,7 @@ def write_text(path: Path, text: str) -> None:
             handle.flush()
             os.fsync(handle.fileno())
         os.replace(temporary, path)
-        sync(path.parent)
+        sync(path.parent)  # the new name is an entry of the folder, which has to reach the disk too
     except OSError as error:
         temporary.unlink(missing_ok=True)
         kept = "The previous version of the file is unchanged." if path.exists() else "Nothing was written."
@@ -119,16 +123,16 @@ def read_json(path: Path) -> Any:
         raise RunError(f"{path} is damaged: {error}.") from None
 
 
-def append_jsonl(path: Path, value: Any) -> None:
+def append_jsonl(path: Path, content: Any) -> None:
     """Add one line. A torn last line, left by a crash, is cut off first; a failed write leaves no torn line.
 
     Raises:
         RunError: the disk is full or the file cannot be written; all earlier lines are still there.
     """
-    line = json.dumps(_finite(value), ensure_ascii=False, allow_nan=False).encode("utf-8", "backslashreplace") + b"\n"
+    line = json.dumps(_finite(content), ensure_ascii=False, allow_nan=False).encode("utf-8", "backslashreplace") + b"\n"
     try:
         with open(path, "r+b" if path.exists() else "w+b", buffering=0) as handle:
-            end = _whole_lines(handle)
+            end = _end_of_lines(handle)
             handle.truncate(end)
             handle.seek(end)
             try:
@@ -141,7 +145,7 @@ def append_jsonl(path: Path, value: Any) -> None:
 
 
 def read_jsonl(path: Path) -> list[Any]:
-    """All whole lines; [] when the file does not exist yet. A last line without its end is left out.
+    """The records of all complete lines; [] when the file does not exist yet. A torn last line is left out.
 
     Raises:
         RunError: a line in the middle is damaged.
@@ -150,35 +154,35 @@ def read_jsonl(path: Path) -> list[Any]:
         text = path.read_bytes()
     except FileNotFoundError:
         return []
-    values = []
+    records = []
     for number, line in enumerate(text.split(b"\n")[:-1], start=1):
         try:
-            values.append(json.loads(line))
+            records.append(json.loads(line))
         except ValueError as error:
             raise RunError(f"{path}:{number} is damaged: {error}.") from None
-    return values
+    return records
 
 
-def _whole_lines(handle: Any) -> int:
+def _end_of_lines(handle: Any) -> int:
     """Length of the file without a torn last line."""
     end = handle.seek(0, os.SEEK_END)
     while end > 0:
         start = max(0, end - 4096)
         handle.seek(start)
-        found = handle.read(end - start).rfind(b"\n")
-        if found >= 0:
-            return start + found + 1
+        newline = handle.read(end - start).rfind(b"\n")
+        if newline >= 0:
+            return start + newline + 1
         end = start
     return 0
 
 
 def _write_all(handle: Any, content: bytes) -> None:
-    while content:
+    while content:  # an unbuffered write may end early, for instance on a full disk
         content = content[handle.write(content) :]
 
 
 def sync(path: Path) -> None:
-    """Have the disk hold what was written to a file or done in a folder, before anything goes on."""
+    """Wait until the disk holds a file's content, or the entries of a folder."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -186,16 +190,17 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _finite(value: Any) -> Any:
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    return [_finite(item) for item in value] if isinstance(value, list | tuple) else value
+def _finite(content: Any) -> Any:
+    """A copy in which numbers that JSON does not know are None."""
+    if isinstance(content, float):
+        return content if math.isfinite(content) else None
+    if isinstance(content, dict):
+        return {key: _finite(below) for key, below in content.items()}
+    return [_finite(member) for member in content] if isinstance(content, list | tuple) else content
 
 
 def cannot_write(path: Path, error: OSError, kept: str) -> RunError:
-    """A file could not be written, and what that leaves."""
+    """The error for a file that could not be written; `kept` says in a sentence what is still there."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return RunError(
             f"No space left on the disk while writing {path}. {kept}", "Make room, then go on with --resume."

@@ -1,4 +1,4 @@
-"""Intervals and tests: all that a table of this project may claim rests on this file. Pure Python.
+"""The intervals and tests behind every table. Pure Python.
 
 Shapes: an arm is `scores[S][N]`, one list of N item scores in [0, 1] per seed; the items of two arms
 are the same, in the same order.
@@ -6,8 +6,8 @@ are the same, in the same order.
 The rule for a difference of two arms over S seeds and N items:
 SE^2 = max((seed variance of a + seed variance of b) / S, variance of the item differences / N),
 where an item's difference is taken between its means over seeds; t with 2(S-1) degrees of freedom;
-Holm over all comparisons of one table. With one seed nothing is known about another training run, so
-only a statement about these two models on these items is left: an exact paired test over items.
+Holm over all comparisons of one table. One seed says nothing about another training run, so that only a statement
+about these two models on these items is left: an exact paired test over items.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Interval:
 
 @dataclass(frozen=True)
 class Difference:
-    """`other - baseline`: what was seen and what it speaks about.
+    """`other - baseline`, with its interval and test.
 
     `about` is "methods" when both arms have at least two seeds (an untrained baseline needs none) and
     "models" otherwise. `p` is two-sided and not yet adjusted for the other rows of a table.
@@ -136,15 +136,15 @@ def score_interval(scores: Scores, level: float = 0.95) -> Interval:
     """
     items, mean = item_means(scores), fmean(fmean(run) for run in scores)
     if all(score in (0.0, 1.0) for run in scores for score in run):
-        found = wilson(mean, len(items), level)
+        interval = wilson(mean, len(items), level)
     else:
         reach = student_quantile(0.5 + level / 2, max(1, len(items) - 1)) * _standard_error(items, 0.0)
-        found = Interval(mean - reach, mean + reach)
+        interval = Interval(mean - reach, mean + reach)
     if len(scores) > 1:
         spread = math.sqrt(variance(fmean(run) for run in scores) / len(scores))
         reach = student_quantile(0.5 + level / 2, len(scores) - 1) * spread
-        found = Interval(min(found.low, mean - reach), max(found.high, mean + reach))
-    return Interval(max(0.0, found.low), min(1.0, found.high))
+        interval = Interval(min(interval.low, mean - reach), max(interval.high, mean + reach))
+    return Interval(max(0.0, interval.low), min(1.0, interval.high))
 
 
 def mean_interval(values: Sequence[float], level: float = 0.95) -> Interval:
@@ -183,16 +183,22 @@ def sign_flip_p(changes: Sequence[float]) -> float:
         return 1.0
     if len({abs(change) for change in moved}) == 1:
         return _binomial_p(sum(change > 0 for change in moved), len(moved))
-    seen = abs(math.fsum(moved)) - 1e-9
+    observed = abs(math.fsum(moved)) - 1e-9  # flips that give the same sum count, whatever the order of its rounding
     if len(moved) <= EXACT_FLIPS:
-        sums = [abs(math.fsum(flipped)) for flipped in itertools.product(*((c, -c) for c in moved))]
-        return sum(value >= seen for value in sums) / len(sums)
+        sums = [abs(total) for total in _sums_of_flips(moved)]
+        return sum(flipped >= observed for flipped in sums) / len(sums)
     # Blocks of eight items with their 256 sums make one flip cost N/8 look-ups.
     blocks = [moved[start : start + 8] for start in range(0, len(moved), 8)]
-    tables = [[math.fsum(flipped) for flipped in itertools.product(*((c, -c) for c in block))] for block in blocks]
+    tables = [_sums_of_flips(block) for block in blocks]
     draw = random.Random(0)
-    hits = sum(abs(math.fsum(draw.choice(table) for table in tables)) >= seen for _ in range(RANDOM_FLIPS))
-    return (hits + 1) / (RANDOM_FLIPS + 1)
+    hits = sum(abs(math.fsum(draw.choice(table) for table in tables)) >= observed for _ in range(RANDOM_FLIPS))
+    return (hits + 1) / (RANDOM_FLIPS + 1)  # the observed signs are one of the flips
+
+
+def _sums_of_flips(changes: Sequence[float]) -> list[float]:
+    """The sum of n differences under each of the 2^n choices of their signs."""
+    signs = ((change, -change) for change in changes)
+    return [math.fsum(flipped) for flipped in itertools.product(*signs)]
 
 
 def _binomial_p(wins: int, n: int) -> float:
@@ -244,7 +250,7 @@ def incomplete_beta(x: float, a: float, b: float) -> float:
 def _beta_fraction(x: float, a: float, b: float) -> float:
     """1 + d1/(1 + d2/(1 + ...)) by the modified Lentz algorithm."""
     tiny = 1e-300
-    value, c, d = 1.0, 1.0, 0.0
+    fraction, c, d = 1.0, 1.0, 0.0
     for step in range(1, 2_000):
         m = step // 2
         if step % 2 == 0:
@@ -253,7 +259,7 @@ def _beta_fraction(x: float, a: float, b: float) -> float:
             term = -(a + m) * (a + b + m) * x / ((a + 2 * m) * (a + 2 * m + 1))
         d = 1 / ((1 + term * d) or tiny)
         c = (1 + term / c) or tiny
-        value *= c * d
+        fraction *= c * d
         if abs(c * d - 1) < 1e-15:
             break
-    return value
+    return fraction

@@ -1,4 +1,4 @@
-"""The nouns every room shares, and the legend of shape letters. Nothing here imports torch.
+"""The types that all packages share, and the legend of shape letters. Nothing here imports torch.
 
 Shapes: B rows of a batch, T positions of a row, N target positions, R records in a batch,
 V vocabulary, D width of the hidden state, S seeds.
@@ -28,7 +28,7 @@ Shape = str
 
 @dataclass(frozen=True)
 class Record:
-    """One line a user brought, before tokenisation. `id` never changes through any transform.
+    """One line of the user's data, before tokenisation. No transform changes `id`.
 
     `fields` by shape — messages: `messages` (list of {role, content}); prompt_completion: `prompt`,
     `completion` (both str, or both lists of messages; `label`, true or false, may say whether it is a good one);
@@ -64,7 +64,7 @@ class Row:
     id: str  # differs for every row
     ids: numpy.ndarray  # int32 [T]
     streams: Mapping[str, Stream]
-    record: str = ""  # what it shares with other rows of one record; its own id where it is alone
+    record: str = ""  # the id that all rows of one record share; its own `id` where it is the only one
     shared: int = 0
 
     def __post_init__(self) -> None:
@@ -72,7 +72,7 @@ class Row:
             object.__setattr__(self, "record", self.id)
 
     def silent(self, name: str) -> bool:
-        """Whether a stream is there and 0 everywhere."""
+        """Whether the row has this stream, and it is 0 everywhere."""
         return name in self.streams and not self.streams[name].values.any()
 
     def __len__(self) -> int:
@@ -134,7 +134,10 @@ class Batch:
         return self.streams[name].values[self.targets()]
 
     def to(self, device: Any) -> Batch:
-        """The batch on a device; its targets are found here and move along."""
+        """The batch on a device.
+
+        Its targets are found before the move: `nonzero` on a GPU would wait for all work before it.
+        """
         streams = {k: replace(s, values=s.values.to(device)) for k, s in self.streams.items()}
         mask = None if self.attention_mask is None else self.attention_mask.to(device)
         moved = replace(
@@ -200,8 +203,8 @@ class Trajectory:
         ids: tokens after the prompt, forced ones included, the end-of-turn token included.
         finish: "stop" (end of turn or a stop string), "length" (budget of tokens used up), "error".
         logprobs: log-probability of each id under the policy that sampled, at the sampling temperature; 0 for
-            forced ids; empty where the sampler does not tell.
-        request: what was asked for.
+            forced ids; empty where the sampler reports none.
+        request: the request that it answers.
     """
 
     ids: list[int]
@@ -233,7 +236,7 @@ class Candidate:
     """An answer to a record that could be trained on.
 
     Attributes:
-        record: what was asked, with its gold answer.
+        record: the record with its prompt and its gold answer.
         row: prompt and this answer as tokens; its id is unique among candidates.
         answer: its text.
         source: "data" for the gold answer, else the step that generated it.

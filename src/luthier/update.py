@@ -1,4 +1,4 @@
-"""One update of a training, as its parts see it: what objectives and tuners are handed at every step of it."""
+"""One update of a training as objectives and tuners see it: its rows, counts, gradients and what parts keep."""
 
 from __future__ import annotations
 
@@ -18,8 +18,7 @@ class PartNames:
     """The name of each part of a training, slot/kind/position: the same in every process that reads the recipe.
 
     Two members of a sum may have the same options and are then equal, so a part is recognised by being the same
-    object. A part that was not named at the start (one that another part builds on the way) is named when it is
-    first asked for.
+    object. A part that another part builds during the training is named when its name is first asked for.
     """
 
     def __init__(self, named: Iterable[tuple[str, Part]] = ()):
@@ -100,5 +99,5 @@ class Update:
 
         A tensor's value is read when the update is reported: on a GPU reading it here would wait for the whole forward.
         """
-        value = total.detach().double() if hasattr(total, "detach") else float(total)
-        self.meters.setdefault(name, [unit, 0.0])[1] += value
+        summand = total.detach().double() if hasattr(total, "detach") else float(total)
+        self.meters.setdefault(name, [unit, 0.0])[1] += summand

@@ -116,7 +116,7 @@ def test_no_success_at_all_is_an_error_with_the_log(recipe, worker, monkeypatch)
 def test_the_lock_repeats_the_comparison(recipe, worker, monkeypatch):
     report, *_ = run(recipe, worker, monkeypatch, methods=["sft", "dft"], seeds=[4, 7], baseline="dft")
     again = plan(report.parent / "lock.json")
-    assert ([cell.label for cell in again.cells], again.seeds, again.baseline) == (["sft", "dft"], (4, 7), "dft")
+    assert ([arm.label for arm in again.arms], again.seeds, again.baseline) == (["sft", "dft"], (4, 7), "dft")
 
 
 def test_a_folder_of_something_else_is_left_alone(recipe, worker, monkeypatch):

@@ -23,20 +23,18 @@ def test_methods_times_seeds_seed_by_seed(recipe):
 def test_one_budget_for_all_whatever_a_method_advises(recipe):
     recipe.write_text("model: nano\ndata: {train: data.jsonl}\n")
     found = plan(recipe, methods=["sft", "wide"])
-    assert [cell.settings["budget"] for cell in found.cells] == [{"epochs": 2.0}] * 2
+    assert [arm.settings["budget"] for arm in found.arms] == [{"epochs": 2.0}] * 2
 
 
 @pytest.mark.parametrize(("rule", "expected"), [("same", [2e-4, 2e-4]), ("advice", [2e-4, 5e-5])])
 def test_learning_rate_rules(recipe, rule, expected):
     found = plan(recipe, methods=["sft", "wide"], overrides=[f"compare.learning_rate={rule}"])
-    assert [cell.learning_rate for cell in found.cells] == expected
+    assert [arm.learning_rate for arm in found.arms] == expected
 
 
 def test_advice_does_not_overrule_what_the_user_wrote(recipe):
     overrides = ["compare.learning_rate=advice", "train.optimizer.lr=1e-3"]
-    assert [cell.learning_rate for cell in plan(recipe, methods=["sft", "wide"], overrides=overrides).cells] == [
-        1e-3
-    ] * 2
+    assert [arm.learning_rate for arm in plan(recipe, methods=["sft", "wide"], overrides=overrides).arms] == [1e-3] * 2
 
 
 def test_tuning_sees_validation_only_and_the_winner_is_used(recipe):
@@ -59,13 +57,13 @@ def test_tuning_sees_validation_only_and_the_winner_is_used(recipe):
 def test_axes_make_cells_and_a_base_for_each_set_of_items(recipe):
     overrides = ["compare.axes={data.train.limit: [50, 100]}"]
     found = plan(recipe, methods=["sft", "dft"], overrides=overrides)
-    assert [cell.label for cell in found.cells] == [
+    assert [arm.label for arm in found.arms] == [
         "sft, limit=50",
         "dft, limit=50",
         "sft, limit=100",
         "dft, limit=100",
     ]
-    assert [cell.settings["data"]["train"]["limit"] for cell in found.cells] == [50, 50, 100, 100]
+    assert [arm.settings["data"]["train"]["limit"] for arm in found.arms] == [50, 50, 100, 100]
     assert [[*base.methods] for base in found.bases] == [
         ["sft, limit=50", "dft, limit=50"],
         ["sft, limit=100", "dft, limit=100"],
@@ -81,9 +79,9 @@ def test_methods_compose_and_part_files_are_methods(recipe):
         "from luthier.objectives.base import TokenObjective\n\n\nclass Soft(TokenObjective):\n    power: float = 2.0\n"
     )
     found = plan(recipe, methods=["dft+wide", "./soft.py"])
-    assert [cell.label for cell in found.cells] == ["dft+wide", "soft"]
-    assert found.cells[0].settings["train"]["tuner"]["r"] == 64
-    assert found.cells[1].settings["train"]["objective"]["kind"].endswith("soft.py")
+    assert [arm.label for arm in found.arms] == ["dft+wide", "soft"]
+    assert found.arms[0].settings["train"]["tuner"]["r"] == 64
+    assert found.arms[1].settings["train"]["objective"]["kind"].endswith("soft.py")
 
 
 def test_a_fingerprint_follows_what_is_computed(recipe):
@@ -116,7 +114,7 @@ def test_a_loaded_recipe_plans_the_same(recipe):
     loaded = load_recipe(recipe, [], ["train.optimizer.lr=1e-3"])
     ours, theirs = plan(loaded, methods=["dft"]), plan(recipe, methods=["dft"], overrides=["train.optimizer.lr=1e-3"])
     assert ours.runs({})[0].fingerprint == theirs.runs({})[0].fingerprint
-    assert [cell.learning_rate for cell in plan(load_recipe(recipe), methods=["wide"]).cells] == [2e-4]
+    assert [arm.learning_rate for arm in plan(load_recipe(recipe), methods=["wide"]).arms] == [2e-4]
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,9 @@ import torch
 
 from luthier.conformance.base import Failed
 from luthier.conformance.matrix import checks_of, run_checks
-from luthier.data.generated.base import Dataset, as_record
-from luthier.data.generated.strings import Strings
+from luthier.datasets.base import Dataset, as_record
+from luthier.datasets.pictures.base import ArrayDataset
+from luthier.datasets.strings import Strings
 from luthier.engine.optimizers.base import Optimizer
 from luthier.engine.schedules.base import Schedule
 from luthier.evals.base import Metric
@@ -22,7 +23,6 @@ from luthier.evals.metrics.preference_accuracy import PreferenceAccuracy
 from luthier.sampling.samplers.base import SamplerPart
 from luthier.sampling.samplers.http import Http
 from luthier.types import Row, Stream, Trajectory
-from luthier.vision.generated.base import ArrayDataset
 from support.served import said, serving
 
 CALLS = count()

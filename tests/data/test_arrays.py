@@ -66,9 +66,9 @@ def test_copies_are_dropped_or_told_apart(tmp_path):
 
 def test_test_records_that_were_trained_on_are_reported(tmp_path):
     source = saved(tmp_path)
-    found = prepare_rows(Data(train=source, validation=None, test={**source, "limit": 4}), tmp_path)
-    assert found.report.leakage["test"]["exact"] == 4
-    assert all(row.id.startswith("test/") for row in found.test)
+    prepared = prepare_rows(Data(train=source, validation=None, test={**source, "limit": 4}), tmp_path)
+    assert prepared.report.leakage["test"]["exact"] == 4
+    assert all(row.id.startswith("test/") for row in prepared.test)
 
 
 def test_what_cannot_be_used_is_named(tmp_path):
@@ -77,7 +77,7 @@ def test_what_cannot_be_used_is_named(tmp_path):
     with pytest.raises(DataError, match="no array `labels`") as caught:
         load_rows({**saved(tmp_path), "columns": {"x": "labels"}}, tmp_path)
     assert "Did you mean `label`" in caught.value.hint
-    with pytest.raises(DataError, match="is no file of them"):
+    with pytest.raises(DataError, match="file holds none"):
         load_rows("some.jsonl", tmp_path)
     with pytest.raises(DataError, match="There is no file"):
         load_rows("none.npz", tmp_path)

@@ -24,11 +24,11 @@ ROWS = tiny_rows(20)
 
 def test_order_is_keyed_by_seed_epoch_and_record():
     names = [row.id for row in ROWS]
-    one = data_order(names, 0, 0)
-    assert sorted(one) == list(range(20)) and one == data_order(names, 0, 0)
-    assert one != data_order(names, 1, 0) and one != data_order(names, 0, 1)
+    first = data_order(names, 0, 0)
+    assert sorted(first) == list(range(20)) and first == data_order(names, 0, 0)
+    assert first != data_order(names, 1, 0) and first != data_order(names, 0, 1)
     without = data_order(names[:-1], 0, 0)
-    assert [names[i] for i in one if i != 19] == [names[i] for i in without]
+    assert [names[i] for i in first if i != 19] == [names[i] for i in without]
 
 
 def test_every_epoch_has_every_record_once_and_any_position_can_be_reached():
@@ -55,13 +55,13 @@ def test_the_rows_of_a_pair_are_never_separated(layout, tokens):
     whole = {record_rows[0].record: 2 for record_rows in group_by_record(pairs)}
     cut = micro_batches(pairs, tokens, layout)
     assert len(cut) == 1 if tokens == 10_000 else len(cut) > 1
-    found = Counter()
+    counts = Counter()
     for micro in cut:
         inside = Counter(row.record for row in micro)
         assert set(inside.values()) == {2}
         assert positions(micro, layout) <= tokens or len(inside) == 1
-        found += inside
-    assert found == whole
+        counts += inside
+    assert counts == whole
     assert cut == micro_batches(pairs[::-1], tokens, layout)
 
 
@@ -79,8 +79,8 @@ def test_pairs_are_drawn_whole_in_the_order_of_their_records():
 
 
 def test_the_cut_does_not_depend_on_the_order_drawn():
-    one = [[row.id for row in micro] for micro in micro_batches(ROWS, 64, "padded")]
-    assert one == [[row.id for row in micro] for micro in micro_batches(ROWS[::-1], 64, "padded")]
+    forwards = [[row.id for row in micro] for micro in micro_batches(ROWS, 64, "padded")]
+    assert forwards == [[row.id for row in micro] for micro in micro_batches(ROWS[::-1], 64, "padded")]
 
 
 @pytest.mark.parametrize("layout, side", [("padded", "right"), ("padded", "left"), ("packed", "right")])
@@ -127,23 +127,23 @@ def split_at_answer(row):
 def test_mismatched_answers_stand_once_each_behind_a_prompt_of_others():
     rows = [*tiny_pairs(), *ROWS]
     longest = max(map(len, rows))
-    found = mismatched(rows, "0/1")
+    rows_by_id = mismatched(rows, "0/1")
     prompts = [split_at_answer(row)[0] for row in rows]
-    assert list(found) == [row.id for row in rows]
+    assert list(rows_by_id) == [row.id for row in rows]
     for row in rows:
-        other = found[row.id]
+        other = rows_by_id[row.id]
         (prompt, answer), at = split_at_answer(row), prompt_length(other)
         assert other.ids[:at].tolist() in prompts and other.ids[:at].tolist() != prompt
         assert other.ids[at:].tolist() == answer[: longest - at] and len(other) <= longest and other.record == other.id
         weights = row.streams["weights"].values[len(prompt) :][: longest - at]
         assert other.streams["weights"].values.tolist() == [0] * at + weights.tolist()
-    behind = {split_at_answer(one)[0].__repr__() for one in found.values()}
+    behind = {split_at_answer(row_behind)[0].__repr__() for row_behind in rows_by_id.values()}
     assert len(behind) == len({repr(prompt) for prompt in prompts})  # every prompt has answers of one other
 
 
 def test_mismatching_knows_prompts_and_a_key_and_nothing_of_the_order():
-    def ids(found):
-        return {name: row.ids.tolist() for name, row in found.items()}
+    def ids(rows_by_id):
+        return {name: row.ids.tolist() for name, row in rows_by_id.items()}
 
     whole = ids(mismatched(ROWS, "0/1"))
     assert ids(mismatched([*ROWS[::-1], *ROWS[:3]], "0/1")) == whole != ids(mismatched(ROWS, "0/2"))
@@ -154,6 +154,6 @@ def test_a_batch_that_moves_takes_its_targets_along():
     """To look for them on a GPU would be to wait for it."""
     batch = collate(ROWS[:4])
     moved = batch.to("meta")
-    assert all(one.device.type == "meta" and len(one) == len(batch.targets()[0]) for one in moved.targets())
+    assert all(indices.device.type == "meta" and len(indices) == len(batch.targets()[0]) for indices in moved.targets())
     again = batch.to("cpu")
-    assert all(torch.equal(one, other) for one, other in zip(again.targets(), batch.targets(), strict=True))
+    assert all(torch.equal(indices, other) for indices, other in zip(again.targets(), batch.targets(), strict=True))

@@ -29,16 +29,16 @@ def bad(tmp_path):
 
 
 def printed(show, *args, **options):
-    out = io.StringIO()
-    show(*args, Console(file=out, width=200, **options))
-    return out.getvalue()
+    screen = io.StringIO()
+    show(*args, Console(file=screen, width=200, **options))
+    return screen.getvalue()
 
 
 def test_every_bad_record_is_listed_and_the_rest_examined(bad, make_tokenizer):
     report = examine(settings(), Renderer(make_tokenizer("gemma")), bad)
-    where = {kind: [message.split(": ")[0] for message in found] for kind, found in report.problems.items()}
-    places = {"unreadable": 61, "empty": 62, "not_utf8": 63, "unrendered": 64}
-    assert where == {kind: [f"data.jsonl:{number}"] for kind, number in places.items()}
+    origins = {kind: [message.split(": ")[0] for message in messages] for kind, messages in report.problems.items()}
+    lines = {"unreadable": 61, "empty": 62, "not_utf8": 63, "unrendered": 64}
+    assert origins == {kind: [f"data.jsonl:{number}"] for kind, number in lines.items()}
     assert report.counts["train"] == 60 and report.dropped == {"train": 1} and report.duplicates == 1
     assert len(report.warnings) >= 5
 
@@ -76,7 +76,8 @@ def test_a_complaint_about_every_record_is_made_once_with_what_to_do(tmp_path, m
 
 def test_complaints_that_differ_are_told_apart_and_the_rest_is_counted(tmp_path, make_tokenizer):
     refused = [{"messages": [{"role": f"r{number % 12}", "content": "x"}]} for number in range(20)]
-    (tmp_path / "data.jsonl").write_text("".join(json.dumps(one) + "\n" for one in refused) + line(0).decode() + "\n")
+    text = "".join(json.dumps(record) + "\n" for record in refused)
+    (tmp_path / "data.jsonl").write_text(text + line(0).decode() + "\n")
     report = examine(settings(), Renderer(make_tokenizer("chatml")), tmp_path)
     complaints = grouped(next(iter(report.problems.values())))
     assert [len(complaint.origins) for complaint in complaints] == [2] * 8 + [1] * 4
@@ -85,8 +86,8 @@ def test_complaints_that_differ_are_told_apart_and_the_rest_is_counted(tmp_path,
 
 def test_targets_are_green_or_between_marks():
     preview = [("<user>\n", False), ("hi", False), ("yes", True), ("</s>", True)]
-    plain = printed(print_preview, preview)
-    assert "⏎\nhi⟦yes</s>⟧" in plain
+    uncoloured = printed(print_preview, preview)
+    assert "⏎\nhi⟦yes</s>⟧" in uncoloured
     coloured = printed(print_preview, preview, force_terminal=True, color_system="standard")
     assert ("⟦" not in coloured and "\x1b[32myes" in coloured) or "\x1b[1;32myes" in coloured
 

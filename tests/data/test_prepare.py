@@ -1,5 +1,6 @@
 import json
 from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 from types import SimpleNamespace
 
 import numpy
@@ -20,7 +21,7 @@ def row(index, answer="Tom has 7 apples."):
 @pytest.fixture
 def setting(tmp_path):
     def make(rows=(), name="data.jsonl", **changes):
-        (tmp_path / name).write_text("".join(json.dumps(one) + "\n" for one in rows))
+        (tmp_path / name).write_text("".join(json.dumps(row_fields) + "\n" for row_fields in rows))
         defaults = {"train": name, "validation": "10%", "test": "15%", "split_seed": 0, "max_tokens": 200}
         return SimpleNamespace(**(defaults | {"too_long": "drop", "deduplicate": True} | changes))
 
@@ -33,16 +34,17 @@ def renderer(make_tokenizer):
 
 
 def test_rows_records_and_splits_belong_together(setting, renderer, tmp_path):
-    done = prepare(setting([row(index) for index in range(100)]), renderer, tmp_path)
-    assert set(done.records) == {name for ids in done.splits.values() for name in ids} and len(done.records) == 100
+    prepared = prepare(setting([row(index) for index in range(100)]), renderer, tmp_path)
+    assert sorted(prepared.records) == sorted(chain(*prepared.splits.values())) and len(prepared.records) == 100
     for name in ("train", "validation", "test"):
-        rows = getattr(done, name)
-        assert [one.id for one in rows] == done.splits[name] and len(rows) == done.report.counts[name] > 0
-    one = done.train[0]
-    assert renderer.reference(done.records[one.id]) in renderer.tokenizer.decode(one.ids.tolist())
-    report = done.report
-    assert report.target_tokens == sum(one.targets for one in done.train) and 0 < report.target_share < 1
-    assert report.lengths["max"] == max(len(one) for one in [*done.train, *done.validation, *done.test])
+        rows = getattr(prepared, name)
+        assert [rendered.id for rendered in rows] == prepared.splits[name]
+        assert len(rows) == prepared.report.counts[name] > 0
+    rendered = prepared.train[0]
+    assert renderer.reference(prepared.records[rendered.id]) in renderer.tokenizer.decode(rendered.ids.tolist())
+    report = prepared.report
+    assert report.target_tokens == sum(rendered.targets for rendered in prepared.train) and 0 < report.target_share < 1
+    assert report.lengths["max"] == max(map(len, [*prepared.train, *prepared.validation, *prepared.test]))
     assert json.loads(json.dumps(report.to_json()))["read"] == 100
 
 
@@ -54,8 +56,8 @@ def test_too_long_is_dropped_truncated_or_an_error(setting, renderer, tmp_path):
     assert "max_tokens 180 drops 1 of 41" in dropped.report.warnings[0]
     cut = prepare(setting(rows, **limit, too_long="truncate"), renderer, tmp_path)
     assert len(cut.train) == 41 and cut.report.truncated == {"train": 1}
-    assert max(len(one) for one in cut.train) == 180
-    assert all(len(one.streams["weights"].values) == len(one) for one in cut.train)
+    assert max(len(rendered) for rendered in cut.train) == 180
+    assert all(len(rendered.streams["weights"].values) == len(rendered) for rendered in cut.train)
     with pytest.raises(DataError, match=r"data\.jsonl:41: record \w+ has \d+ tokens, more than data\.max_tokens 180"):
         prepare(setting(rows, **limit, too_long="error"), renderer, tmp_path)
 
@@ -110,10 +112,10 @@ def test_the_cache_gives_the_same_rows_and_is_never_stale(setting, renderer, tmp
     with monkeypatch.context() as patch:
         patch.setattr(Renderer, "explain", lambda *_: pytest.fail("rendered again"))
         second = prepare(setting(rows, max_tokens=150), renderer, tmp_path, cache)
-    for one, other in zip(first.train, second.train, strict=True):
-        assert one.id == other.id and numpy.array_equal(one.ids, other.ids)
-        assert one.ids.dtype == other.ids.dtype
-        assert numpy.array_equal(one.streams["weights"].values, other.streams["weights"].values)
+    for row_before, row_after in zip(first.train, second.train, strict=True):
+        assert row_before.id == row_after.id and numpy.array_equal(row_before.ids, row_after.ids)
+        assert row_before.ids.dtype == row_after.ids.dtype
+        assert numpy.array_equal(row_before.streams["weights"].values, row_after.streams["weights"].values)
     assert second.report.notes == first.report.notes
     prepare(setting([*rows[1:], row(0, answer="No.")]), renderer, tmp_path, cache)
     prepare(setting(rows), Renderer(renderer.tokenizer, targets="all"), tmp_path, cache)
@@ -123,13 +125,13 @@ def test_the_cache_gives_the_same_rows_and_is_never_stale(setting, renderer, tmp
 
 
 def test_many_may_write_the_cache_at_once(setting, renderer, tmp_path):
-    data, cache = setting([row(index) for index in range(20)]), tmp_path / "cache"
+    settings, cache = setting([row(index) for index in range(20)]), tmp_path / "cache"
     with ThreadPoolExecutor(4) as pool:
-        done = list(pool.map(lambda _: prepare(data, renderer, tmp_path, cache), range(4)))
-    assert len({one.report.tokens for one in done}) == 1
+        every = list(pool.map(lambda _: prepare(settings, renderer, tmp_path, cache), range(4)))
+    assert len({prepared.report.tokens for prepared in every}) == 1
     assert [path.suffix for path in cache.iterdir()] == [".npz"]
-    everything = [*done[0].records.values()]
-    assert read_cache(cache, renderer, [content_hash(one) for one in everything[:-1]]) is None
+    everything = [*every[0].records.values()]
+    assert read_cache(cache, renderer, [content_hash(prepared) for prepared in everything[:-1]]) is None
 
 
 def test_a_template_with_the_date_is_cached_for_a_day(make_tokenizer, setting, tmp_path, monkeypatch):
@@ -139,8 +141,8 @@ def test_a_template_with_the_date_is_cached_for_a_day(make_tokenizer, setting, t
 
     template = "{{ strftime_now('%Y') }}{% for m in messages %}{{ m.content }}</s>{% endfor %}"
     renderer, cache = Renderer(make_tokenizer(template)), tmp_path / "cache"
-    data = setting([row(index) for index in range(10)])
-    prepare(data, renderer, tmp_path, cache)
+    settings = setting([row(index) for index in range(10)])
+    prepare(settings, renderer, tmp_path, cache)
 
     class Tomorrow(datetime.date):
         @classmethod
@@ -148,7 +150,7 @@ def test_a_template_with_the_date_is_cached_for_a_day(make_tokenizer, setting, t
             return datetime.date(2100, 1, 1)
 
     monkeypatch.setattr(module, "date", Tomorrow)
-    prepare(data, renderer, tmp_path, cache)
+    prepare(settings, renderer, tmp_path, cache)
     assert len(list(cache.iterdir())) == 2
 
 
@@ -170,16 +172,16 @@ def pair(index, chosen="Yes.", rejected="No, no, no."):
 def test_pairs_are_one_record_of_two_rows(setting, renderer, tmp_path):
     rows = [pair(index) for index in range(40)]
     first = prepare(setting(rows, validation=8, test=None), renderer, tmp_path, tmp_path / "cache")
-    assert first.report.counts == {"train": 32, "validation": 8, "test": 0} and first.report.shapes == {
-        "preference": 40
-    }
+    assert first.report.counts == {"train": 32, "validation": 8, "test": 0}
+    assert first.report.shapes == {"preference": 40}
     assert len(first.train) == 64 and len(first.splits["train"]) == 32
     assert {row.record for row in first.train} == set(first.splits["train"]) <= set(first.records)
     assert len(first.report.previews) == 2 and first.report.previews[0] != first.report.previews[1]
     again = prepare(setting(rows, validation=8, test=None), renderer, tmp_path, tmp_path / "cache")
-    for one, other in zip(first.train, again.train, strict=True):
-        assert (one.id, one.record, one.ids.tolist()) == (other.id, other.record, other.ids.tolist())
-        assert one.streams["preferred"].values == other.streams["preferred"].values
+    for row_before, row_after in zip(first.train, again.train, strict=True):
+        assert (row_before.id, row_before.record) == (row_after.id, row_after.record)
+        assert numpy.array_equal(row_before.ids, row_after.ids)
+        assert row_before.streams["preferred"].values == row_after.streams["preferred"].values
 
 
 def test_a_pair_is_dropped_or_cut_as_a_whole(setting, renderer, tmp_path):
@@ -213,13 +215,15 @@ def test_labels_travel_with_the_rows(setting, renderer, tmp_path):
     first, again = (
         prepare(setting(rows, validation=None, test=None), renderer, tmp_path, tmp_path / "cache") for _ in range(2)
     )
-    for done in (first, again):
-        labels = {done.records[one.id].origin: one.streams.get("preferred") for one in done.train}
-        found = {origin.rsplit(":")[1]: None if label is None else label.values for origin, label in labels.items()}
-        assert found == {str(i + 1): i % 3 == 0 for i in range(30)} | dict.fromkeys(("31", "32", "33"))
-        assert done.report.labelled_bad == 20
-        assert any("20 of 33 training records have `label: false`" in words for words in done.report.warnings)
-    assert len(without_rejected(first.train)) == 13 and all(one.record == one.id for one in first.train)
+    for prepared in (first, again):
+        labels = {
+            prepared.records[rendered.id].origin: rendered.streams.get("preferred") for rendered in prepared.train
+        }
+        values = {origin.rsplit(":")[1]: None if label is None else label.values for origin, label in labels.items()}
+        assert values == {str(i + 1): i % 3 == 0 for i in range(30)} | dict.fromkeys(("31", "32", "33"))
+        assert prepared.report.labelled_bad == 20
+        assert any("20 of 33 training records have `label: false`" in words for words in prepared.report.warnings)
+    assert len(without_rejected(first.train)) == 13 and all(rendered.record == rendered.id for rendered in first.train)
 
 
 @pytest.mark.parametrize("bad, count", [("Bad", 10), (0, 10), ("0", 10), ("spam", 0), (2, 0), (True, 0), (False, 0)])
@@ -232,5 +236,5 @@ def test_labels_that_only_seem_to_say_bad_are_told(bad, count, setting, renderer
 
 def test_the_same_answer_with_another_label_is_another_record(setting, renderer, tmp_path):
     rows = [labelled(0, True), labelled(0, False), labelled(0, False)]
-    done = prepare(setting(rows, validation=None, test=None), renderer, tmp_path)
-    assert sorted(float(one.streams["preferred"].values) for one in done.train) == [0, 1]
+    prepared = prepare(setting(rows, validation=None, test=None), renderer, tmp_path)
+    assert sorted(float(rendered.streams["preferred"].values) for rendered in prepared.train) == [0, 1]

@@ -41,11 +41,11 @@ def lines(draw):
         record |= draw(st.dictionaries(st.sampled_from(COLUMNS), VALUE, max_size=2))
     raw = json.dumps(record, ensure_ascii=draw(st.booleans())).encode("utf-8", "surrogatepass")
     if kind == "damaged":
-        place = draw(st.integers(0, len(raw)))
+        position = draw(st.integers(0, len(raw)))
         inserted = draw(
             st.sampled_from([b"", b"\xff", b"\xef\xbb\xbf", b"\x00", b"\r", b",", b"[" * 3000, b"NaN", b"1e999"])
         )
-        raw = raw[:place] + inserted + raw[place + draw(st.integers(0, 40)) :]
+        raw = raw[:position] + inserted + raw[position + draw(st.integers(0, 40)) :]
     return raw
 
 
@@ -56,11 +56,11 @@ def test_any_lines_are_records_or_a_problem_of_their_line(tmp_path_factory, rows
     path.write_bytes(raw)
     records, problems = scan_records(path.name, path.parent)
     kept = {record.origin for record in records}
-    told = [re.match(r"any\.jsonl:\d+", problem.message) for problem in problems]
-    assert all(told) or "the data set is empty" in problems[-1].message
-    assert kept.isdisjoint(match[0] for match in told if match)
+    matches = [re.match(r"any\.jsonl:\d+", problem.message) for problem in problems]
+    assert all(matches) or "the data set is empty" in problems[-1].message
+    assert kept.isdisjoint(match[0] for match in matches if match)
     written = sum(bool(line.decode("utf-8-sig", "replace").strip()) for line in raw.split(b"\n"))
-    assert len(records) + sum(match is not None for match in told) in (written, 0 if not records else written)
+    assert len(records) + sum(match is not None for match in matches) in (written, 0 if not records else written)
     if problems:
         with pytest.raises(DataError) as caught:
             load_records(path.name, path.parent)
@@ -139,13 +139,13 @@ def conversations(draw):
 def runs(tokenizer, row):
     """The text of each run of targets, without white space and what ends a turn."""
     ids, weights = row.ids.tolist(), row.streams["weights"].values
-    found: list[list[int]] = []
-    for place, one in enumerate(ids):
-        if weights[place]:
-            if place == 0 or not weights[place - 1]:
-                found.append([])
-            found[-1].append(one)
-    return [tokenizer.decode(run, skip_special_tokens=False) for run in found]
+    target_runs: list[list[int]] = []
+    for index, token in enumerate(ids):
+        if weights[index]:
+            if index == 0 or not weights[index - 1]:
+                target_runs.append([])
+            target_runs[-1].append(token)
+    return [tokenizer.decode(run, skip_special_tokens=False) for run in target_runs]
 
 
 @pytest.mark.parametrize("backend", ["byte_level", "metaspace"])
@@ -156,26 +156,28 @@ def test_the_targets_of_any_conversation_are_its_answers(make_tokenizer, family,
     record = Record("r", "messages", {"messages": messages}, "any.jsonl:1")
     renderer = Renderer(tokenizer)
     try:
-        found = renderer.explain(record)
+        rendering = renderer.explain(record)
     except DataError as error:
         assert error.message.startswith("any.jsonl:1: record r: ") and len(error.message) > 40
         return
-    answers = [one["content"] for one in messages[: last_answer(messages) + 1] if one["role"] == "assistant"]
+    answers = [
+        message["content"] for message in messages[: last_answer(messages) + 1] if message["role"] == "assistant"
+    ]
     wanted = [squeeze(answer) for answer in answers]
-    said = [squeeze(run) for run in runs(tokenizer, found.row)]
+    decoded = [squeeze(run) for run in runs(tokenizer, rendering.row)]
     ends = {squeeze(token) for token in tokenizer.all_special_tokens}
-    ends |= {""} if family == "plain" or UNCLOSED in found.notes else set()
+    ends |= {""} if family == "plain" or UNCLOSED in rendering.notes else set()
     if answers:
-        assert found.row.ids[-1] in renderer.end_ids and found.row.streams["weights"].values[-1] == 1
-    if ALTERED not in found.notes:
-        assert _matches("".join(said), wanted, ends), (said, wanted)
+        assert rendering.row.ids[-1] in renderer.end_ids and rendering.row.streams["weights"].values[-1] == 1
+    if ALTERED not in rendering.notes:
+        assert _matches("".join(decoded), wanted, ends), (decoded, wanted)
 
 
-def _matches(said, wanted, ends):
+def _matches(text, wanted, ends):
     """Whether a text is the wanted answers in their order, each with one of these marks behind it."""
     if not wanted:
-        return said == ""
-    if not said.startswith(wanted[0]):
+        return text == ""
+    if not text.startswith(wanted[0]):
         return False
-    rest = said[len(wanted[0]) :]
+    rest = text[len(wanted[0]) :]
     return any(rest.startswith(end) and _matches(rest[len(end) :], wanted[1:], ends) for end in ends)

@@ -138,12 +138,12 @@ def test_reasoning_that_the_template_leaves_out_is_reported(make_tokenizer):
     assert rendering.notes == (UNREASONED,) and runs(renderer, rendering.row) == ["Yes.<|im_end|>"]
 
 
-@pytest.mark.parametrize("given", ["<think>\n", "<think>\n\n</think>\n\n"])
-def test_a_thought_that_the_generation_prompt_opens_or_skips_is_trained_from_where_it_differs(make_tokenizer, given):
+@pytest.mark.parametrize("opening", ["<think>\n", "<think>\n\n</think>\n\n"])
+def test_a_thought_that_the_generation_prompt_opens_or_skips_is_trained_from_where_it_differs(make_tokenizer, opening):
     template = (
         "{% for m in messages %}{% if m.role == 'user' %}<|user|>{{ m.content }}{% else %}<|assistant|>"
         "{% if '<think>' not in m.content %}<think>\n\n</think>\n\n{% endif %}{{ m.content }}</s>{% endif %}"
-        "{% endfor %}{% if add_generation_prompt %}<|assistant|>" + given + "{% endif %}"
+        "{% endfor %}{% if add_generation_prompt %}<|assistant|>" + opening + "{% endif %}"
     )
     renderer = Renderer(make_tokenizer(template))
     record = pair(completion="<think>\nIs it 42?\n</think>\n\n42")

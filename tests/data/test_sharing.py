@@ -27,7 +27,7 @@ def answers(prompt: list[int], *lengths: int, start: int = 0) -> list[Row]:
     """Rows of one prompt with answers of these lengths."""
     rows = []
     for index, length in enumerate(lengths):
-        own = [(11 * start + 7 * index + 3 * place) % 61 for place in range(length)]
+        own = [(11 * start + 7 * index + 3 * offset) % 61 for offset in range(length)]
         weights = numpy.repeat(numpy.array([0, 1], numpy.float32), [len(prompt), length])
         ids = numpy.array([*prompt, *own], dtype=numpy.int32)
         rows.append(Row(f"{prompt[0]}/{start + index}", ids, {"weights": Stream(weights, "token")}))
@@ -75,7 +75,7 @@ def test_every_row_once_atoms_whole_and_the_limit_kept(rows, tokens):
     assert sum(row.shared for micro in cut for row in micro) > 0 or tokens == 1
     for micro in cut:
         assert positions(micro, "shared") <= tokens or len({row.record for row in micro}) == 1
-        assert all(micro[place].shared == 0 for place in [0])
+        assert micro[0].shared == 0
     apart = [{row.record for row in micro} for micro in cut]
     assert sum(map(len, apart)) == len(group_by_record(rows))
     assert cut == micro_batches(rows[::-1], tokens, "shared")
@@ -109,10 +109,10 @@ def test_the_mask_lets_answers_see_the_prompt_and_themselves_only():
     embeddings = policy.embed(batch.ids).detach().requires_grad_()
     rows, columns = batch.targets()
     hidden = policy.hidden(batch, embeddings)
-    for record in range(len(ROWS)):
-        (seen,) = torch.autograd.grad(
-            hidden[batch.example_of[rows, columns] == record].sum(), embeddings, retain_graph=True
+    for example in range(len(ROWS)):
+        (gradient,) = torch.autograd.grad(
+            hidden[batch.example_of[rows, columns] == example].sum(), embeddings, retain_graph=True
         )
-        touched = set(seen.abs().sum(-1)[0].nonzero()[:, 0].tolist())
-        own = ((batch.example_of[0] == record) | batch.prompts[0]).nonzero()[:, 0].tolist()
+        touched = set(gradient.abs().sum(-1)[0].nonzero()[:, 0].tolist())
+        own = ((batch.example_of[0] == example) | batch.prompts[0]).nonzero()[:, 0].tolist()
         assert touched == set(own) - {max(own)}

@@ -149,15 +149,14 @@ def test_a_mistyped_bundled_data_set_offers_its_name(tmp_path):
 @pytest.mark.parametrize("sign", [";", "\t"])
 def test_cells_separated_by_something_else_are_named(tmp_path, sign):
     (tmp_path / "data.csv").write_text(f"prompt{sign}completion\na{sign}b\n")
-    with pytest.raises(
-        DataError, match=rf"data\.csv:1: .*separated by {sign!r} and not by commas".replace("\\t", r"\\t")
-    ):
+    message = rf"data\.csv:1: .*{sign!r} separates its cells instead of commas".replace("\\t", r"\\t")
+    with pytest.raises(DataError, match=message):
         load_records("data.csv", tmp_path)
 
 
 def test_unknown_kinds_of_file_and_folders_are_refused(tmp_path):
     (tmp_path / "data.xml").write_text("<a/>")
-    with pytest.raises(DataError, match=r"`\.xml` is not a kind"):
+    with pytest.raises(DataError, match=r"`\.xml` is not a format"):
         load_records("data.xml", tmp_path)
     with pytest.raises(DataError, match="is a folder"):
         load_records(str(tmp_path), tmp_path)

@@ -21,7 +21,7 @@ def records(count, start=0):
 
 def where(split):
     parts = {"train": split.train, "validation": split.validation, "test": split.test}
-    return {one.id: name for name, part in parts.items() for one in part}
+    return {member.id: name for name, part in parts.items() for member in part}
 
 
 def test_shares_are_about_right_and_nothing_is_lost():
@@ -59,7 +59,8 @@ def test_no_split_asked_none_made():
 
 
 def test_exact_duplicates_are_removed_and_counted():
-    double = [*records(50), *(record(index + 100, prompt=one.fields["prompt"]) for index, one in enumerate(records(5)))]
+    copies = [record(index + 100, prompt=original.fields["prompt"]) for index, original in enumerate(records(5))]
+    double = [*records(50), *copies]
     split = split_records(double, None, None)
     assert split.duplicates == 5 and len(split.train) == 50
     assert len(split_records(double, None, None, deduplicate=False).train) == 55
@@ -68,15 +69,17 @@ def test_exact_duplicates_are_removed_and_counted():
 def test_near_duplicates_stay_together():
     base = records(200)
     variants = []
-    for index, one in enumerate(base[:60]):
-        words = one.fields["prompt"].split()
+    for index, original in enumerate(base[:60]):
+        words = original.fields["prompt"].split()
         words[3] = "changed"
-        variants += [record(1000 + index, " ".join(words)), record(2000 + index, one.fields["prompt"].upper() + "!")]
+        variants.append(record(1000 + index, " ".join(words)))
+        variants.append(record(2000 + index, original.fields["prompt"].upper() + "!"))
     split = split_records([*base, *variants], "20%", "20%")
-    place = where(split)
-    assert all(place[str(index)] == place[str(1000 + index)] == place[str(2000 + index)] for index in range(60))
+    split_of = where(split)
+    for index in range(60):
+        assert split_of[str(index)] == split_of[str(1000 + index)] == split_of[str(2000 + index)]
     assert len(split.groups) == 60 and set(split.groups) == {3}
-    assert len(set(place.values())) == 3
+    assert len(set(split_of.values())) == 3
 
 
 def test_what_all_records_share_makes_no_duplicates():
@@ -93,11 +96,12 @@ def test_one_question_for_all_does_not_send_all_to_one_split():
 
 def test_groups_do_not_depend_on_the_order():
     base = records(100)
-    variants = [record(1000 + index, one.fields["prompt"] + " end") for index, one in enumerate(base[:30])]
+    variants = [record(1000 + index, original.fields["prompt"] + " end") for index, original in enumerate(base[:30])]
     every = [*base, *variants]
     shuffled = random.Random(1).sample(every, len(every))
     first, other = (
-        {frozenset(some[index].id for index in group) for group in near_duplicates(some)} for some in (every, shuffled)
+        {frozenset(order[index].id for index in group) for group in near_duplicates(order)}
+        for order in (every, shuffled)
     )
     assert first == other and sum(len(group) == 2 for group in first) == 30
 

@@ -41,19 +41,19 @@ MAKERS = {
 }
 
 
-def made(name, dtype=torch.float64):
+def network(name, dtype=torch.float64):
     return seeded(MAKERS[name], dtype, 0)
 
 
 def rows(count=6):
-    found = []
+    drawn = []
     for index in range(count):
         draw = numpy.random.default_rng(index)
         values = {"latent": (4, 8, 8), "condition:text": (5, 32), "condition:pooled": (32,)}
         streams = {n: Stream(draw.standard_normal(shape).astype(numpy.float32), "row") for n, shape in values.items()}
         streams |= {"level": Stream(0.1 + 0.1 * index, "row"), "optimality": Stream(0.15 * index, "row")}
-        found.append(Row(f"r{index}", numpy.zeros(0, dtype=numpy.int32), streams))
-    return found
+        drawn.append(Row(f"r{index}", numpy.zeros(0, dtype=numpy.int32), streams))
+    return drawn
 
 
 def inputs(dtype=torch.float64):
@@ -65,31 +65,31 @@ def inputs(dtype=torch.float64):
 
 @pytest.mark.parametrize("name, call", [("sd3", stable_diffusion_3), ("flux", flux)])
 def test_it_predicts_like_x_for_each_row_by_itself(name, call):
-    policy = DenoiserPolicy(made(name))
+    policy = DenoiserPolicy(network(name))
     assert policy.call is call
-    x, level, told = inputs()
-    whole = policy.velocity(x, level, told)
-    assert whole.shape == x.shape
-    alone = policy.velocity(x[1:2], level[1:2], {key: values[1:2] for key, values in told.items()})
-    assert torch.allclose(whole[1:2], alone, atol=1e-5)
-    other = policy.velocity(x, level.flip(0), told)
-    assert not torch.allclose(whole, other, atol=1e-6)
+    x, level, condition = inputs()
+    together = policy.velocity(x, level, condition)
+    assert together.shape == x.shape
+    alone = policy.velocity(x[1:2], level[1:2], {key: values[1:2] for key, values in condition.items()})
+    assert torch.allclose(together[1:2], alone, atol=1e-5)
+    other = policy.velocity(x, level.flip(0), condition)
+    assert not torch.allclose(together, other, atol=1e-6)
 
 
 def test_flux_patches_are_those_of_its_pipeline():
     pipeline = diffusers.FluxPipeline
-    x, level, told = inputs(torch.float32)
-    seen = {}
+    x, level, condition = inputs(torch.float32)
+    arguments = {}
 
     class Echo(torch.nn.Module):
         def forward(self, hidden_states, **more):
-            seen.update(more, hidden_states=hidden_states)
+            arguments.update(more, hidden_states=hidden_states)
             return (hidden_states,)
 
-    assert torch.equal(flux(Echo(), x, level, told), x)  # unpacked as packed
-    assert torch.equal(seen["hidden_states"], pipeline._pack_latents(x, 3, 4, 8, 8))
-    assert torch.equal(seen["img_ids"], pipeline._prepare_latent_image_ids(3, 4, 4, x.device, x.dtype))
-    assert seen.keys() <= inspect.signature(diffusers.FluxTransformer2DModel.forward).parameters.keys()
+    assert torch.equal(flux(Echo(), x, level, condition), x)  # unpacked as packed
+    assert torch.equal(arguments["hidden_states"], pipeline._pack_latents(x, 3, 4, 8, 8))
+    assert torch.equal(arguments["img_ids"], pipeline._prepare_latent_image_ids(3, 4, 4, x.device, x.dtype))
+    assert arguments.keys() <= inspect.signature(diffusers.FluxTransformer2DModel.forward).parameters.keys()
 
 
 @pytest.mark.parametrize("name", ["sd3", "flux"])
@@ -97,7 +97,7 @@ def test_the_gradient_does_not_depend_on_the_split(name):
     changes = []
     for micro in (6, 2):
         chosen = Parts(Flow(), (parts.build("tuner", "full"),), GradientDescent(), parts.build("schedule", "constant"))
-        policy = tuned_policy(made(name), chosen, TunerInputs(), make=DenoiserPolicy)
+        policy = tuned_policy(network(name), chosen, TunerInputs(), make=DenoiserPolicy)
         before = {key: p.detach().clone() for key, p in policy.module.named_parameters()}
         Trainer(policy, chosen, Records(rows(), 0, Budget("updates", 1)), Batching(6, micro)).train()
         changes.append({key: p.detach() - before[key] for key, p in policy.module.named_parameters()})
@@ -110,26 +110,28 @@ def test_lora_and_nft_on_a_transformer():
     objective = DiffusionNFT(kl_weight=0.1)
     adamw = parts.build("optimizer", {"kind": "adamw", "lr": 1e-3})
     chosen = Parts(objective, (lora,), adamw, parts.build("schedule", "constant"))
-    policy = tuned_policy(made("sd3", torch.float32), chosen, TunerInputs(), make=DenoiserPolicy)
+    policy = tuned_policy(network("sd3", torch.float32), chosen, TunerInputs(), make=DenoiserPolicy)
     assert policy.call is stable_diffusion_3
     events = []
     source = Records(rows(), 0, Budget("updates", 4))
     Trainer(policy, chosen, source, Batching(6, 3), observe=events.append).train()
     assert events[0]["kl"] == events[0]["from_old"] == 0.0 and events[3]["kl"] > 0
     assert set(policy.sets["old"].values) == {n for n, p in policy.module.named_parameters() if p.requires_grad}
-    x, level, told = inputs(torch.float32)
+    x, level, condition = inputs(torch.float32)
     with policy.sets["initial"].using(), policy.module.disable_adapter():
-        without = policy.velocity(x, level, told)
+        without = policy.velocity(x, level, condition)
     with policy.sets["initial"].using():
-        assert torch.allclose(policy.velocity(x, level, told), without, atol=1e-6)
+        assert torch.allclose(policy.velocity(x, level, condition), without, atol=1e-6)
 
 
 def test_saved_by_diffusers_loaded_here(tmp_path):
-    module = made("sd3", torch.float32)
+    module = network("sd3", torch.float32)
     module.save_pretrained(tmp_path / "sd3")
-    x, level, told = inputs(torch.float32)
+    x, level, condition = inputs(torch.float32)
     loaded = load_denoiser(tmp_path / "sd3").eval()
-    assert torch.equal(DenoiserPolicy(loaded).velocity(x, level, told), DenoiserPolicy(module).velocity(x, level, told))
+    assert torch.equal(
+        DenoiserPolicy(loaded).velocity(x, level, condition), DenoiserPolicy(module).velocity(x, level, condition)
+    )
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "config.json").write_text('{"_class_name": "UNet2DModel"}')
     with pytest.raises(ModelError, match="UNet2DModel"):
@@ -137,7 +139,7 @@ def test_saved_by_diffusers_loaded_here(tmp_path):
 
 
 def test_a_set_is_taken_on_and_laid_down_again():
-    module = made("sd3", torch.float32).train()
+    module = network("sd3", torch.float32).train()
     held = ParameterSet(module)
     weight = next(module.parameters())
     with torch.no_grad():

@@ -50,7 +50,7 @@ class Counting(Selector):
     def start(self, policy):
         return Counting.State()
 
-    def look(self, policy, batch, state):
+    def features(self, policy, batch, state):
         return {"length": torch.ones(len(batch.examples), dtype=torch.float64) * batch.ids.numel() * 0}
 
     def scores(self, pool):
@@ -121,9 +121,9 @@ def limited(monkeypatch, largest):
 
 def test_running_out_of_memory_does_not_select_twice(monkeypatch):
     class Careful(Counting):
-        def look(self, policy, batch, state):
+        def features(self, policy, batch, state):
             policy.hidden(batch)
-            return super().look(policy, batch, state)
+            return super().features(policy, batch, state)
 
     chosen = []
     choose = selection.choose

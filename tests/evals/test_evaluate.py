@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from luthier.errors import RecipeError
+from luthier.evals.answering import EvaluatedModel
 from luthier.evals.base import EvaluationError, Item
 from luthier.evals.evaluate import evaluate, perplexity
 from luthier.sampling.native import generate
@@ -26,8 +27,8 @@ def own_answer(module, letters, renderer):
 
 @pytest.fixture
 def run(module, letters, renderer, settings):
-    def evaluated(records, metric, generate=settings, **more):
-        return evaluate(module, letters, renderer, records, metric, generate, **more)
+    def evaluated(records, metric, generate=settings, seed=0, **more):
+        return evaluate(EvaluatedModel(module, letters, renderer, generate, seed), records, metric, **more)
 
     return evaluated
 

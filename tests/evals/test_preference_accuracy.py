@@ -6,6 +6,7 @@ import pytest
 
 from luthier import parts
 from luthier.data.pairs import rows_of_record
+from luthier.evals.answering import EvaluatedModel
 from luthier.evals.auto import choose_metric
 from luthier.evals.base import EvaluationError
 from luthier.evals.evaluate import evaluate
@@ -27,7 +28,7 @@ def score(module, letters, renderer, settings, record):
     renderer.explain = explain
 
     def evaluated(records, metric="auto"):
-        return evaluate(module, letters, renderer, records, metric, settings)
+        return evaluate(EvaluatedModel(module, letters, renderer, settings), records, metric)
 
     return evaluated
 

@@ -15,6 +15,7 @@ from luthier.errors import RecipeError
 from luthier.objectives._draws import position_keys
 from luthier.objectives.base import SequenceObjective, TokenObjective, Update
 from luthier.objectives.sum import WeightedSum, build_objective, reads_of
+from luthier.select.base import Selector
 from support.oracle import view_of
 
 WHOLE = Batching(8, 10_000)
@@ -181,6 +182,7 @@ def test_state_lives_in_checkpoints(tmp_path):
         (TokenObjective, "moves", "has_gradient"),
         (TokenObjective, "scope", "micro_batch_context"),
         (type(full()), "around", "micro_batch_context"),
+        (Selector, "look", "features"),
     ],
 )
 def test_a_hook_under_its_old_name_is_refused(base, old, new):

@@ -78,7 +78,7 @@ def test_every_proof_of_the_package_can_be_read_and_its_result_is_of_it():
         names = {name.split("+")[0] for name in compared["methods"]} | {"base"}
         assert proof.method in names
         if "axes" in compared:
-            names = {cell.label for cell in plan(dict(proof.recipe)).cells} | {"base"}
+            names = {arm.label for arm in plan(dict(proof.recipe)).arms} | {"base"}
         for claim in proof.claims.values():
             assert {claim.of, claim.against or "base"} <= names
         if proof.result.is_file():

@@ -5,8 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from luthier.errors import RecipeError
-from luthier.recipe import aliases as elsewhere
-from luthier.recipe import load, load_recipe, merge
+from luthier.recipe import aliases, load, load_recipe, merge
 from luthier.recipe.settings import Settings
 
 PART = '''
@@ -25,11 +24,11 @@ class {name}(TokenObjective):
 
 
 def test_names_of_other_tools_lead_to_keys_that_exist():
-    for ours, names in elsewhere.NAMES.items():
-        assert ours in merge._places(ours.rpartition(".")[2], Settings, ()), ours
-        taken = [name for name in names if merge._places(name, Settings, ())]
+    for key, names in aliases.NAMES_ELSEWHERE.items():
+        assert key in merge.keys_named(key.rpartition(".")[2], Settings, ()), key
+        taken = [name for name in names if merge.keys_named(name, Settings, ())]
         assert taken in ([], ["learning_rate"])  # compare.learning_rate is a rule, and nobody means it by this
-    assert len(elsewhere.OURS) == sum(map(len, elsewhere.NAMES.values()))
+    assert len(aliases.ALIASES) == sum(map(len, aliases.NAMES_ELSEWHERE.values()))
 
 
 def test_a_short_recipe(workshop):

@@ -57,7 +57,7 @@ def test_tokens_beside_training_have_a_column_where_there_are_any(several, spend
     shown = [line.split(" | ") for line in to_markdown(changed).splitlines() if line.startswith("| ")]
     assert shown[0][6] == "other tok" and [cells[6] for cells in shown[2:]] == ["–", "–", "1,234,567", "–"]
     assert len({len(cells) for cells in shown}) == 1
-    assert "looked at to choose, or generated, outside the budget: dft 1,234,567." in to_markdown(changed)
+    assert "tokens scored to select rows, or generated; outside the budget: dft 1,234,567." in to_markdown(changed)
     assert "1,234,567" in to_html(changed)
     line = list(csv.DictReader(io.StringIO(to_csv(changed))))[2]
     assert (line["looked_tokens"], line["generated_tokens"]) == ("1200000", "34567")

@@ -386,7 +386,7 @@ def test_digit_judges_pictures_by_their_label():
     apart = both.by_name(pictures, {"label": label})
     assert list(apart) == ["digit", "digit_2", "digit_3"] and torch.equal(apart["digit_2"], other)
     assert torch.equal(apart["digit_3"], right) and torch.allclose(both.total(apart), right + 0.5 * other)
-    with pytest.raises(RecipeError, match=r"judges pictures of shape \[1, 8, 8\]"):
+    with pytest.raises(RecipeError, match=r"judges images of shape \[1, 8, 8\]"):
         judge.of_samples(pictures, {})
     with pytest.raises(RecipeError, match="does not define `score_samples"):
         build_rewards("length").of_samples(pictures, {"label": label})

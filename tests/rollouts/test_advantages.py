@@ -9,12 +9,12 @@ from luthier.rollouts.base import Rollout, build_chain, credit, rows_of
 from support.scripted import rollout, with_parts
 
 
-def advantages(chain, made):
-    return credit(build_chain(chain), made)
+def advantages(chain, sampled):
+    return credit(build_chain(chain), sampled)
 
 
-def firsts(chain, made):
-    return [float(one[0]) for one in advantages(chain, made)]
+def firsts(chain, sampled):
+    return [float(tokens[0]) for tokens in advantages(chain, sampled)]
 
 
 def near(*values):
@@ -31,9 +31,9 @@ def test_group_norm_uses_the_unbiased_deviation():
 def test_center_and_leave_one_out():
     assert firsts("center", rollout([1, 0, 0, 0])) == near(0.75, -0.25, -0.25, -0.25)
     assert firsts("leave_one_out", rollout([1, 0, 0, 0])) == near(1, -1 / 3, -1 / 3, -1 / 3)
-    made = rollout([3, 1, 4], [1, 5])
-    assert firsts("leave_one_out", made) == near(
-        *(factor * one for factor, one in zip([1.5] * 3 + [2] * 2, firsts("center", made), strict=True))
+    sampled = rollout([3, 1, 4], [1, 5])
+    assert firsts("leave_one_out", sampled) == near(
+        *(factor * centred for factor, centred in zip([1.5] * 3 + [2] * 2, firsts("center", sampled), strict=True))
     )
 
 
@@ -45,9 +45,9 @@ def test_the_groups_of_prefix_rft():
 
 
 def test_batch_norm_divides_by_the_deviation_of_all_rewards():
-    made = rollout([1, 0], [3, 3])
+    sampled = rollout([1, 0], [3, 3])
     std = numpy.std([1, 0, 3, 3], ddof=1) + 1e-4
-    assert firsts("batch_norm", made) == near(0.5 / std, -0.5 / std, 0, 0)
+    assert firsts("batch_norm", sampled) == near(0.5 / std, -0.5 / std, 0, 0)
 
 
 def test_an_answer_without_reward_is_credited_with_nothing_and_does_not_move_the_others():
@@ -58,8 +58,8 @@ def test_an_answer_without_reward_is_credited_with_nothing_and_does_not_move_the
 
 
 def test_a_scalar_is_given_to_every_token():
-    made = advantages("center", rollout([1, 0], lengths=[3, 1]))
-    assert [one.tolist() for one in made] == [[0.5] * 3, [-0.5]]
+    per_token = advantages("center", rollout([1, 0], lengths=[3, 1]))
+    assert [tokens.tolist() for tokens in per_token] == [[0.5] * 3, [-0.5]]
 
 
 def test_a_group_of_one_is_refused_where_answers_are_compared():
@@ -74,81 +74,81 @@ COLUMNS = {"values": [[0.1, 0.2, 0.5]]}
 
 def test_gae_and_its_returns():
     for lam, wanted in ((0.95, (0.83625, 0.775, 0.5)), (1, (0.9, 0.8, 0.5)), (0, (0.1, 0.3, 0.5))):
-        made = rollout([1], lengths=[3], columns=COLUMNS)
-        assert advantages([{"kind": "gae", "lam": lam}], made)[0].tolist() == near(*wanted)
+        sampled = rollout([1], lengths=[3], columns=COLUMNS)
+        assert advantages([{"kind": "gae", "lam": lam}], sampled)[0].tolist() == near(*wanted)
         if lam == 1:
-            assert made.columns["returns"][0].tolist() == near(1, 1, 1)
-    made = rollout([1], lengths=[3], columns=COLUMNS)
-    assert advantages(["gae", "whiten"], made)[0].tolist() == near(0.73985, 0.39784, -1.13769)
-    assert made.columns["returns"][0].tolist() == near(0.93625, 0.975, 1.0)
-    row = rows_of(made.groups, advantages("gae", made), made.columns)[0]
+            assert sampled.columns["returns"][0].tolist() == near(1, 1, 1)
+    sampled = rollout([1], lengths=[3], columns=COLUMNS)
+    assert advantages(["gae", "whiten"], sampled)[0].tolist() == near(0.73985, 0.39784, -1.13769)
+    assert sampled.columns["returns"][0].tolist() == near(0.93625, 0.975, 1.0)
+    row = rows_of(sampled.groups, advantages("gae", sampled), sampled.columns)[0]
     assert row.streams["returns"].values.tolist() == near(0, 0, 0.93625, 0.975, 1.0)
 
 
 def test_gae_with_gamma_and_without_reward():
     """By hand: delta = (0 + .5·.2 - .1, 0 + .5·.5 - .2, 1 - .5), lam 0."""
-    made = rollout([1], lengths=[3], columns=COLUMNS)
-    assert advantages([{"kind": "gae", "lam": 0, "gamma": 0.5}], made)[0].tolist() == near(0, 0.05, 0.5)
-    made = rollout([None, 1], lengths=[2, 1], columns={"values": [[0.3, 0.4], [0.2]]})
-    assert [one.tolist() for one in advantages("gae", made)] == [[0, 0], near(0.8)]
-    assert [one.tolist() for one in made.columns["returns"]] == [near(0.3, 0.4), near(1)]
+    sampled = rollout([1], lengths=[3], columns=COLUMNS)
+    assert advantages([{"kind": "gae", "lam": 0, "gamma": 0.5}], sampled)[0].tolist() == near(0, 0.05, 0.5)
+    sampled = rollout([None, 1], lengths=[2, 1], columns={"values": [[0.3, 0.4], [0.2]]})
+    assert [tokens.tolist() for tokens in advantages("gae", sampled)] == [[0, 0], near(0.8)]
+    assert [tokens.tolist() for tokens in sampled.columns["returns"]] == [near(0.3, 0.4), near(1)]
 
 
 def test_values_outside_trained_tokens_play_no_part():
     """A context-like prefix of two tokens that are given and not trained."""
-    given = rollout([1], lengths=[5], columns={"values": [[9, 9, 0.1, 0.2, 0.5]]})
-    given.trained[0][:2] = False
-    assert advantages("gae", given)[0].tolist() == near(0, 0, 0.83625, 0.775, 0.5)
-    assert advantages(["gae", "whiten"], given)[0].tolist() == near(0, 0, 0.73985, 0.39784, -1.13769)
+    sampled = rollout([1], lengths=[5], columns={"values": [[9, 9, 0.1, 0.2, 0.5]]})
+    sampled.trained[0][:2] = False
+    assert advantages("gae", sampled)[0].tolist() == near(0, 0, 0.83625, 0.775, 0.5)
+    assert advantages(["gae", "whiten"], sampled)[0].tolist() == near(0, 0, 0.73985, 0.39784, -1.13769)
 
 
 def test_reinforce_plus_plus():
     """r_t = -beta (lp_old - lp_ref) and R at the end; the return is summed backwards and whitened over all tokens."""
     columns = {"old_logprobs": [[-1, -2], [-1, -1, -1]], "logprobs:initial": [[-2, -2], [-1, -3, -1]]}
-    made = rollout([1, 0], lengths=[2, 3], columns=columns)
+    sampled = rollout([1, 0], lengths=[2, 3], columns=columns)
     chain = [{"kind": "kl_penalty", "beta": 0.1}, {"kind": "returns", "gamma": 0.5}]
-    plain = advantages(chain, made)
-    assert [one.tolist() for one in plain] == [near(-0.1 + 0.5, 1), near(-0.1, -0.2, 0)]
+    plain = advantages(chain, sampled)
+    assert [tokens.tolist() for tokens in plain] == [near(-0.1 + 0.5, 1), near(-0.1, -0.2, 0)]
     flat = numpy.concatenate(plain)
     white = (flat - flat.mean()) / math.sqrt(flat.var(ddof=1) + 1e-8)
-    assert numpy.concatenate(advantages([*chain, "whiten"], made)).tolist() == near(*white)
+    assert numpy.concatenate(advantages([*chain, "whiten"], sampled)).tolist() == near(*white)
 
 
 def test_reinforce_plus_plus_with_baseline():
-    made = rollout([1, 0], lengths=[1, 3])
+    sampled = rollout([1, 0], lengths=[1, 3])
     flat = numpy.array([0.5, -0.5, -0.5, -0.5])
     white = (flat - flat.mean()) / flat.std(ddof=1)
-    assert numpy.concatenate(advantages(["center", "whiten"], made)).tolist() == near(*white)
+    assert numpy.concatenate(advantages(["center", "whiten"], sampled)).tolist() == near(*white)
 
 
 def test_whiten_by_answer_and_without_shift():
-    made = rollout([1, 0], lengths=[1, 3])
+    sampled = rollout([1, 0], lengths=[1, 3])
     flat = numpy.array([0.5, -0.5]) / math.sqrt(0.5)
-    found = advantages(["center", {"kind": "whiten", "over": "answers"}], made)
-    assert [one.tolist() for one in found] == [near(flat[0]), near(*[flat[1]] * 3)]
+    per_token = advantages(["center", {"kind": "whiten", "over": "answers"}], sampled)
+    assert [tokens.tolist() for tokens in per_token] == [near(flat[0]), near(*[flat[1]] * 3)]
     kept = advantages(["returns", {"kind": "whiten", "shift": False}], rollout([3, 1], lengths=[1, 1]))
     assert numpy.concatenate(kept).tolist() == near(2 + 1 / math.sqrt(2), 2 - 1 / math.sqrt(2))
-    one = advantages(["returns", "whiten"], rollout([3], lengths=[1]))
-    assert one[0].tolist() == [3]
+    single = advantages(["returns", "whiten"], rollout([3], lengths=[1]))
+    assert single[0].tolist() == [3]
 
 
 def test_rloo_with_the_penalty_in_the_reward():
     """R_i - beta Σ_t (lp_old - lp_ref), then leave one out; by hand."""
     columns = {"old_logprobs": [[-1, -1], [-2, -1]], "logprobs:initial": [[-2, -2], [-1, -1]]}
-    made = rollout([1, 0], columns=columns)
+    sampled = rollout([1, 0], columns=columns)
     chain = [{"kind": "kl_penalty", "beta": 0.1}, "leave_one_out"]
-    assert firsts(chain, made) == near((1 - 0.2) - (0 + 0.1), (0 + 0.1) - (1 - 0.2))
+    assert firsts(chain, sampled) == near((1 - 0.2) - (0 + 0.1), (0 + 0.1) - (1 - 0.2))
 
 
 def test_the_penalty_leaves_out_what_was_not_trained():
-    made = rollout([1], lengths=[2], columns={"old_logprobs": [[-5, -1]], "logprobs:initial": [[-1, -1]]})
-    made.trained[0][0] = False
-    assert advantages(["kl_penalty", "returns"], made)[0].tolist() == [0, 1]
+    sampled = rollout([1], lengths=[2], columns={"old_logprobs": [[-5, -1]], "logprobs:initial": [[-1, -1]]})
+    sampled.trained[0][0] = False
+    assert advantages(["kl_penalty", "returns"], sampled)[0].tolist() == [0, 1]
 
 
 def test_normalise_then_sum():
     """By hand: each reward is normalised in its group, weighted, summed, and normalised over the rollout."""
-    made = with_parts(
+    sampled = with_parts(
         rollout([2, 0], [5, 1]), {"small": [0.1, 0, 0.2, 0.2], "large": [0, 100, 300, 100], "large.x": [1, 2, 3, 4]}
     )
 
@@ -157,39 +157,39 @@ def test_normalise_then_sum():
         return (values - values.mean()) / (values.std(ddof=1) + 1e-4)
 
     small, large = numpy.concatenate([z([0.1, 0]), z([0.2, 0.2])]), numpy.concatenate([z([0, 100]), z([300, 100])])
-    assert firsts("norm_then_sum", made) == near(*z(small + large))
+    assert firsts("norm_then_sum", sampled) == near(*z(small + large))
     chain = [{"kind": "norm_then_sum", "weights": {"small": 2.0, "large": 0.0}}]
-    assert firsts(chain, made) == near(*z(2 * small))
+    assert firsts(chain, sampled) == near(*z(2 * small))
     with pytest.raises(RecipeError, match="no reward `other`"):
-        firsts([{"kind": "norm_then_sum", "weights": {"other": 1}}], made)
+        firsts([{"kind": "norm_then_sum", "weights": {"other": 1}}], sampled)
 
 
 def test_prefixes_credited_apart():
     """Three plain answers, one alone with its prefix of two tokens, two that share one of three."""
-    made = rollout([1, 0, 0, 1, 1, 0], lengths=[2, 2, 2, 3, 5, 5], forced=[0, 0, 0, 2, 3, 3])
+    sampled = rollout([1, 0, 0, 1, 1, 0], lengths=[2, 2, 2, 3, 5, 5], forced=[0, 0, 0, 2, 3, 3])
     third = 1 / 3
     wanted = [
         near(*[2 * third] * 2), near(-third, -third), near(-third, -third),
         near(2 * third, 2 * third, 0), near(third, third, third, 0.5, 0.5), near(*[-third / 2] * 3, -0.5, -0.5),
     ]  # fmt: skip
-    assert [one.tolist() for one in advantages("split_prefix", made)] == wanted
-    alone = advantages([{"kind": "split_prefix", "alone": "reward"}], made)
+    assert [tokens.tolist() for tokens in advantages("split_prefix", sampled)] == wanted
+    alone = advantages([{"kind": "split_prefix", "alone": "reward"}], sampled)
     assert alone[3].tolist() == near(2 * third, 2 * third, 1)
-    assert [one.tolist() for one in advantages("split_prefix", rollout([1, 0], forced=[1, 2]))] == [[0, 0]] * 2
+    assert [tokens.tolist() for tokens in advantages("split_prefix", rollout([1, 0], forced=[1, 2]))] == [[0, 0]] * 2
 
 
 def test_prefixes_credited_as_the_second_variant_of_the_released_code_does():
     """The answers' scores are centred among those that began alike before the free ones' mean is taken off."""
     second = {"kind": "split_prefix", "prefix": "centred"}
-    made = rollout([1, 0, 0, 1, 0, 0, 0, 1], lengths=[2] * 7 + [3], forced=[0] * 7 + [2])
-    assert advantages([second], made)[-1].tolist() == near(-2 / 7, -2 / 7, 0)
-    assert advantages("split_prefix", made)[-1].tolist() == near(5 / 7, 5 / 7, 0)
+    sampled = rollout([1, 0, 0, 1, 0, 0, 0, 1], lengths=[2] * 7 + [3], forced=[0] * 7 + [2])
+    assert advantages([second], sampled)[-1].tolist() == near(-2 / 7, -2 / 7, 0)
+    assert advantages("split_prefix", sampled)[-1].tolist() == near(5 / 7, 5 / 7, 0)
     two = rollout([1, 0, 1, 0], lengths=[2, 2, 3, 3], forced=[0, 0, 2, 2])
     assert [value.tolist() for value in advantages([second], two)[2:]] == [near(0, 0, 0.5), near(-0.5, -0.5, -0.5)]
     assert [value.tolist()[0] for value in advantages("split_prefix", two)[2:]] == near(0.25, -0.25)
     first = [{"kind": "split_prefix", "alone": "reward", "prefix": prefix} for prefix in ("reward", "centred")]
-    one, other = (advantages([chain], made) for chain in first)
-    assert [value.tolist() for value in one] == [value.tolist() for value in other]
+    first_form, other = (advantages([chain], sampled) for chain in first)
+    assert [value.tolist() for value in first_form] == [value.tolist() for value in other]
 
 
 ENTROPY = (0.1, 2, 0.3, 0.05, 1.5, 0.7, 0.2, 0.9, 1.1, 0.4)
@@ -198,8 +198,8 @@ ENTROPY = (0.1, 2, 0.3, 0.05, 1.5, 0.7, 0.2, 0.9, 1.1, 0.4)
 def test_the_entropy_gate_keeps_the_most_uncertain_fifth():
     """The card's ten prefix tokens: only indices 1 and 4 keep their advantage; what was sampled is untouched."""
     columns = {"entropy": [[*ENTROPY, 0.0, 0.0], [0.0, 0.0]]}
-    made = rollout([1, 0], lengths=[12, 2], forced=[10, 0], columns=columns)
-    gated = advantages(["center", "entropy_gate"], made)
+    sampled = rollout([1, 0], lengths=[12, 2], forced=[10, 0], columns=columns)
+    gated = advantages(["center", "entropy_gate"], sampled)
     assert gated[0].nonzero()[0].tolist() == [1, 4, 10, 11]
     assert gated[1].tolist() == [-0.5, -0.5]
     assert gated[0][[1, 4, 10, 11]].tolist() == [0.5] * 4
@@ -207,31 +207,31 @@ def test_the_entropy_gate_keeps_the_most_uncertain_fifth():
 
 def test_the_gate_spans_the_whole_rollout_or_each_answer():
     columns = {"entropy": [[1, 2, 3, 4, 9], [5, 6, 7, 8, 0]]}
-    made = rollout([1, 0], lengths=[5, 5], forced=[4, 4], columns=columns)
+    sampled = rollout([1, 0], lengths=[5, 5], forced=[4, 4], columns=columns)
     half = {"kind": "entropy_gate", "drop": 0.5}
-    assert [one.nonzero()[0].tolist() for one in advantages(["center", half], made)] == [[4], [0, 1, 2, 3, 4]]
-    each = advantages(["center", {**half, "over": "answer"}], made)
-    assert [one.nonzero()[0].tolist() for one in each] == [[2, 3, 4], [2, 3, 4]]
-    high = advantages(["center", {**half, "first": "high"}], made)
-    assert [one.nonzero()[0].tolist() for one in high] == [[0, 1, 2, 3, 4], [4]]
+    assert [tokens.nonzero()[0].tolist() for tokens in advantages(["center", half], sampled)] == [[4], [0, 1, 2, 3, 4]]
+    each = advantages(["center", {**half, "over": "answer"}], sampled)
+    assert [tokens.nonzero()[0].tolist() for tokens in each] == [[2, 3, 4], [2, 3, 4]]
+    high = advantages(["center", {**half, "first": "high"}], sampled)
+    assert [tokens.nonzero()[0].tolist() for tokens in high] == [[0, 1, 2, 3, 4], [4]]
 
 
 def test_an_answer_without_a_row_does_not_fill_the_gate():
     """Cut off and masked: its prefix has no entropy, and is not among the tokens that are dropped."""
     groups = rollout([1, 0], lengths=[4, 4], forced=[4, 4]).groups
-    made = Rollout.of(groups, {"entropy": {"r0#0.0.1": numpy.array([0, 0, 1.0, 2, 3, 4])}})
-    gated = advantages(["center", {"kind": "entropy_gate", "drop": 0.5}], made)
+    sampled = Rollout.of(groups, {"entropy": {"r0#0.0.1": numpy.array([0, 0, 1.0, 2, 3, 4])}})
+    gated = advantages(["center", {"kind": "entropy_gate", "drop": 0.5}], sampled)
     assert gated[1].nonzero()[0].tolist() == [2, 3]
 
 
 def test_the_limits_of_the_gate():
     """Nothing dropped is the plain advantage; everything dropped freezes the prefix; no prefix, no change."""
     columns = {"entropy": [[1, 2, 9], [5, 6, 0]]}
-    made = rollout([1, 0], lengths=[3, 3], forced=[2, 0], columns=columns)
-    plain = advantages("center", made)
-    none, all_ = (advantages(["center", {"kind": "entropy_gate", "drop": d}], made) for d in (0, 1))
-    assert all(numpy.array_equal(one, other) for one, other in zip(plain, none, strict=True))
-    assert [one.nonzero()[0].tolist() for one in all_] == [[2], [0, 1, 2]]
+    sampled = rollout([1, 0], lengths=[3, 3], forced=[2, 0], columns=columns)
+    plain = advantages("center", sampled)
+    none, all_ = (advantages(["center", {"kind": "entropy_gate", "drop": d}], sampled) for d in (0, 1))
+    assert all(numpy.array_equal(tokens, other) for tokens, other in zip(plain, none, strict=True))
+    assert [tokens.nonzero()[0].tolist() for tokens in all_] == [[2], [0, 1, 2]]
     free = rollout([1, 0], lengths=[3, 3], columns=columns)
     assert numpy.array_equal(advantages(["center", "entropy_gate"], free), advantages("center", free))
 
@@ -239,7 +239,7 @@ def test_the_limits_of_the_gate():
 def test_a_chain_in_a_senseless_order_is_refused():
     with pytest.raises(RecipeError, match="`group_norm` starts from rewards, and `center`"):
         advantages(["center", "group_norm"], rollout([1, 0]))
-    with pytest.raises(RecipeError, match="`kl_penalty` leaves rewards"):
+    with pytest.raises(RecipeError, match="`kl_penalty` returns rewards"):
         columns = {"old_logprobs": [[0, 0]] * 2, "logprobs:initial": [[0, 0]] * 2}
         advantages(["kl_penalty"], rollout([1, 0], columns=columns))
     with pytest.raises(RecipeError, match="`entropy_gate` changes advantages"):
@@ -259,23 +259,23 @@ def probe(name):
         "old_logprobs": [[-1, -2, -1], [-1, -1, -1, -3], [-2, -1], [0, 0]],
         "logprobs:initial": [[-2, -2, -1], [-1, -3, -1, -1], [-1, -1], [0, -1]],
     }
-    made = rollout([3, 0.5], [1, 0], lengths=[3, 4, 2, 2], forced=[2, 3, 0, 0], columns=columns)
-    made = with_parts(made, {"one": [1, 0, 1, 0], "two": [2, 0.5, 0, 0]})
+    sampled = rollout([3, 0.5], [1, 0], lengths=[3, 4, 2, 2], forced=[2, 3, 0, 0], columns=columns)
+    sampled = with_parts(sampled, {"one": [1, 0, 1, 0], "two": [2, 0.5, 0, 0]})
     before = {"entropy_gate": ["center"], "whiten": ["returns"]}.get(name, [])
     behind = ["returns"] if name == "kl_penalty" else []
-    return lambda part: numpy.concatenate(credit([*build_chain(before), part, *build_chain(behind)], made))
+    return lambda part: numpy.concatenate(credit([*build_chain(before), part, *build_chain(behind)], sampled))
 
 
 @pytest.mark.parametrize("name", [entry.name for entry in catalogue("advantage")])
 def test_every_option_changes_some_advantage(name):
     part = load("advantage", name)
     run = probe(name)
-    made = [part(**settings) for settings in part.SETTINGS]
-    values = [run(one) for one in made]
+    links = [part(**settings) for settings in part.SETTINGS]
+    values = [run(link) for link in links]
     silent = set(part.model_fields)
-    for i, one in enumerate(made):
+    for i, link in enumerate(links):
         for j in range(i):
-            differing = {option for option in silent if getattr(one, option) != getattr(made[j], option)}
+            differing = {option for option in silent if getattr(link, option) != getattr(links[j], option)}
             if len(differing) == 1 and not numpy.allclose(values[i], values[j], atol=1e-9):
                 silent -= differing
     assert silent == set()
@@ -311,12 +311,12 @@ def test_an_advantage_says_whether_it_compares_the_answers_of_a_group(name):
 @pytest.mark.parametrize("reward, count", [(0.1, 3), (0.55, 6), (0.7, 7), (0.962, 4)])
 def test_equal_rewards_are_credited_with_exactly_nothing(chain, reward, count):
     """Their mean is not always the reward itself, to the last bit."""
-    one = rollout([reward] * count, [reward] * count)
-    one = with_parts(one, {"good": [reward] * 2 * count})
-    assert [value.tolist() for value in advantages(chain, one)] == [[0.0, 0.0]] * 2 * count
+    equal = rollout([reward] * count, [reward] * count)
+    equal = with_parts(equal, {"good": [reward] * 2 * count})
+    assert [value.tolist() for value in advantages(chain, equal)] == [[0.0, 0.0]] * 2 * count
     if chain[-1] == "whiten":  # which sees no groups
         return
     beside = rollout([reward] * count, [1.0, 0.0, 0.3])
     beside = with_parts(beside, {"good": [*[reward] * count, 1.0, 0.0, 0.3]})
-    found = [value.tolist() for value in advantages(chain, beside)]
-    assert found[:count] == [[0.0, 0.0]] * count and all(any(value) for value in found[count:])
+    per_token = [value.tolist() for value in advantages(chain, beside)]
+    assert per_token[:count] == [[0.0, 0.0]] * count and all(any(value) for value in per_token[count:])

@@ -28,14 +28,14 @@ class Twice(Strategy):
 
     def rounds(self, prompt, ctx):
         first = yield [prompt.request(), prompt.request()]
-        if any(one.reward for one in first):
+        if any(answer.reward for answer in first):
             return [Grouped(prompt, tuple(first))]
         second = yield [prompt.request(context=[7]), prompt.request(context=[7])]
         return [Grouped(prompt, tuple(second), (7,), {"hinted": 1.0})]
 
 
 class Forced(Strategy):
-    """One free answer and one that begins as given."""
+    """One free answer and one with forced tokens."""
 
     train: bool = True
 
@@ -62,7 +62,7 @@ def won(trajectory):
 
 def test_all_prompts_advance_in_lock_step_and_a_round_sees_its_rewards():
     groups, sampler = play(Twice(), [prompt("easy"), prompt("hard"), prompt("hard2")], hinted, won)
-    assert [[one.record for one in asked] for asked in sampler.asked] == [
+    assert [[request.record for request in asked] for asked in sampler.asked] == [
         ["easy"] * 2 + ["hard"] * 2 + ["hard2"] * 2,
         ["hard"] * 2 + ["hard2"] * 2,
     ]
@@ -81,19 +81,19 @@ def test_all_prompts_advance_in_lock_step_and_a_round_sees_its_rewards():
 def test_seeds_depend_on_seed_rollout_record_round_and_index_and_on_no_other_prompt():
     _, together = play(Twice(), [prompt("easy"), prompt("hard")], hinted, won)
     _, alone = play(Twice(), [prompt("hard")], hinted, won)
-    seeds = [one.seed for asked in alone.asked for one in asked]
-    assert seeds == [one.seed for asked in together.asked for one in asked if one.record == "hard"]
+    seeds = [request.seed for asked in alone.asked for request in asked]
+    assert seeds == [request.seed for asked in together.asked for request in asked if request.record == "hard"]
     assert len(set(seeds)) == 4
     for change in ({"seed": 2}, {"rollout": 1}):
         _, other = play(Twice(), [prompt("hard")], hinted, won, **change)
-        assert not set(seeds) & {one.seed for asked in other.asked for one in asked}
+        assert not set(seeds) & {request.seed for asked in other.asked for request in asked}
 
 
 def test_a_record_drawn_twice_in_a_rollout_is_sampled_anew():
-    seen = Counter()
-    first, one = play(Twice(), [prompt("hard")], hinted, won, seen=seen)
-    second, two = play(Twice(), [prompt("hard")], hinted, won, seen=seen)
-    assert one.asked[0][0].seed != two.asked[0][0].seed
+    occurrences = Counter()
+    first, sampler = play(Twice(), [prompt("hard")], hinted, won, occurrences=occurrences)
+    second, again = play(Twice(), [prompt("hard")], hinted, won, occurrences=occurrences)
+    assert sampler.asked[0][0].seed != again.asked[0][0].seed
     names = [row.id for row in rows_of([*first, *second])]
     assert names == ["hard#0.1.0", "hard#0.1.1", "hard#0~1.1.0", "hard#0~1.1.1"]
 
@@ -108,24 +108,26 @@ def test_requests_of_a_prompt_share_a_group_and_those_with_other_names_are_judge
 
     def count(asked):
         sizes.append([len(answers) for _, answers in asked])
-        return [[Scored(one, float(place)) for place, one in enumerate(answers)] for _, answers in asked]
+        return [[Scored(answer, float(index)) for index, answer in enumerate(answers)] for _, answers in asked]
 
     sampler = Sampler(lambda request: [1])
     settings = {"sampling": Sampling(), "seed": 0, "rollout": 0, "decode": str, "end_ids": {END}}
     groups = drive(Apart(), [prompt("a"), prompt("b")], sampler, count, **settings)
     assert sizes == [[2, 1, 2, 1]]
-    assert [one.reward for one in groups[0].members] == [0, 0, 1]
+    assert [answer.reward for answer in groups[0].members] == [0, 0, 1]
     assert len({request.group for request in sampler.asked[0]}) == 4
 
 
-def test_rows_hold_prompt_context_and_completion_and_a_value_stands_at_its_own_token():
-    groups, _ = play(Forced(), [prompt(ids=(5, 6))], lambda request: [8, END], lambda one: float(one.ids[0] == 3))
+def test_rows_hold_prompt_context_and_answer_and_each_value_is_at_its_own_token():
+    groups, _ = play(
+        Forced(), [prompt(ids=(5, 6))], lambda request: [8, END], lambda trajectory: float(trajectory.ids[0] == 3)
+    )
     columns = {
         "old_logprobs": {"a#0.0.0": numpy.array([0, 0, -1.0, -2]), "a#0.0.1": numpy.array([0, 0, -3.0, -4, -5, -6])}
     }
-    made = Rollout.of(groups, columns)
-    assert [one.tolist() for one in made.columns["old_logprobs"]] == [[-1, -2], [-3, -4, -5, -6]]
-    rows = rows_of(groups, credit([Keep()], made), made.columns)
+    sampled = Rollout.of(groups, columns)
+    assert [tokens.tolist() for tokens in sampled.columns["old_logprobs"]] == [[-1, -2], [-3, -4, -5, -6]]
+    rows = rows_of(groups, credit([Keep()], sampled), sampled.columns)
     assert [row.ids.tolist() for row in rows] == [[5, 6, 8, END], [5, 6, 3, 4, 8, END]]
     streams = {name: stream.values.tolist() for name, stream in rows[1].streams.items()}
     assert streams == {
@@ -139,8 +141,8 @@ def test_rows_hold_prompt_context_and_completion_and_a_value_stands_at_its_own_t
     assert batch.at_targets("advantages").tolist() == [0, 0, 1, 1, 1, 1]
 
 
-def test_forced_tokens_are_targets_only_where_the_request_says_so():
-    groups, _ = play(Forced(train=False), [prompt()], lambda request: [8, END], lambda one: 1.0)
+def test_forced_tokens_are_targets_only_if_the_request_trains_them():
+    groups, _ = play(Forced(train=False), [prompt()], lambda request: [8, END], lambda trajectory: 1.0)
     row = rows_of(groups)[1]
     assert row.streams["weights"].values.tolist() == [0, 0, 0, 0, 1, 1]
     assert row.targets == 2
@@ -155,10 +157,10 @@ def test_the_context_of_a_group_is_part_of_the_question():
 
 
 def test_truncated_and_failed_answers_can_be_left_out():
-    groups, _ = play(Forced(), [prompt()], lambda request: [8], lambda one: 1.0)
+    groups, _ = play(Forced(), [prompt()], lambda request: [8], lambda trajectory: 1.0)
     members = tuple(
-        replace(one, trajectory=replace(one.trajectory, finish=finish))
-        for one, finish in zip(groups[0].members, ("length", "error"), strict=True)
+        replace(answer, trajectory=replace(answer.trajectory, finish=finish))
+        for answer, finish in zip(groups[0].members, ("length", "error"), strict=True)
     )
     cut = [replace(groups[0], members=members)]
     assert [row.id for row in rows_of(cut)] == ["a#0.0.0"]
@@ -166,23 +168,23 @@ def test_truncated_and_failed_answers_can_be_left_out():
 
 
 def test_a_chain_starts_from_the_reward_at_the_last_token_and_ends_without_nan():
-    made = rollout([1.0, None, 3.0], lengths=[2, 3, 1])
-    assert [one.tolist() for one in made.start_values()[::2]] == [[0, 1], [3]]
-    assert [one.tolist() for one in credit([Keep()], made)] == [[1, 1], [0, 0, 0], [3]]
+    sampled = rollout([1.0, None, 3.0], lengths=[2, 3, 1])
+    assert [tokens.tolist() for tokens in sampled.start_values()[::2]] == [[0, 1], [3]]
+    assert [tokens.tolist() for tokens in credit([Keep()], sampled)] == [[1, 1], [0, 0, 0], [3]]
 
 
 def test_sampler_logprobs_become_a_column_where_all_have_them():
-    groups, _ = play(Forced(), [prompt()], lambda request: [8], lambda one: 1.0)
+    groups, _ = play(Forced(), [prompt()], lambda request: [8], lambda trajectory: 1.0)
     assert "sampler_logprobs" not in Rollout.of(groups).columns
     members = tuple(
-        replace(one, trajectory=replace(one.trajectory, logprobs=[-0.5] * len(one.trajectory.ids)))
-        for one in groups[0].members
+        replace(answer, trajectory=replace(answer.trajectory, logprobs=[-0.5] * len(answer.trajectory.ids)))
+        for answer in groups[0].members
     )
-    made = Rollout.of([replace(groups[0], members=members)])
-    assert made.columns["sampler_logprobs"][1].tolist() == [-0.5] * 3
+    sampled = Rollout.of([replace(groups[0], members=members)])
+    assert sampled.columns["sampler_logprobs"][1].tolist() == [-0.5] * 3
 
 
-def test_mistakes_are_told_in_words():
+def test_mistakes_raise_clear_errors():
     with pytest.raises(RunError, match=r"has a reward.*r0"):
         credit([Keep()], rollout([None, None]))
     with pytest.raises(RecipeError, match="empty"):
@@ -218,20 +220,20 @@ def test_a_strategy_without_end_and_a_sampler_that_leaves_answers_out_are_refuse
                 yield [prompt.request()]
 
     with pytest.raises(RunError, match="more than"):
-        play(Endless(), [prompt()], lambda request: [1], lambda one: 1.0)
+        play(Endless(), [prompt()], lambda request: [1], lambda trajectory: 1.0)
     settings = {"sampling": Sampling(), "seed": 0, "rollout": 0, "decode": str, "end_ids": {END}}
     with pytest.raises(RunError, match="0 continuations for 2"):
         drive(Twice(), [prompt()], lambda requests, sampling: [], judge(won), **settings)
 
     def forgets(requests, sampling):
-        return [Trajectory([1], "stop", one.record) for one in requests]
+        return [Trajectory([1], "stop", request.record) for request in requests]
 
     with pytest.raises(RunError, match="forced"):
         drive(Forced(), [prompt()], forgets, judge(won), **settings)
 
 
 def test_refill_draws_until_enough_groups_have_unequal_rewards():
-    """DAPO: 5 prompts are needed for 2 groups that teach something; those in between are dropped."""
+    """DAPO: 2 groups with unequal rewards need 5 prompts; the groups in between are dropped."""
     stock = [prompt(name) for name in ("flat1", "good1", "flat2", "flat3", "good2", "good3")]
     drawn = []
 
@@ -243,13 +245,13 @@ def test_refill_draws_until_enough_groups_have_unequal_rewards():
     def deal(prompts):
         rewards = {True: (1.0, 0.0), False: (0.0, 0.0)}
         return [
-            Grouped(one, tuple(Scored(None, value) for value in rewards[one.record.id.startswith("good")]))
-            for one in prompts
+            Grouped(question, tuple(Scored(None, value) for value in rewards[question.record.id.startswith("good")]))
+            for question in prompts
         ]
 
-    found = refill(draw, deal, wanted=2)
-    assert [group.prompt.record.id for group in found.groups] == ["good1", "good2"]
-    assert (found.prompts, len(found.made)) == (5, 5)
+    refilled = refill(draw, deal, wanted=2)
+    assert [group.prompt.record.id for group in refilled.groups] == ["good1", "good2"]
+    assert (refilled.prompts, len(refilled.all_groups)) == (5, 5)
     drawn.clear()
     assert [group.prompt.record.id for group in refill(draw, deal, wanted=2, tries=2).groups] == ["good1"]
     drawn.clear()
@@ -270,8 +272,8 @@ def test_a_chain_is_built_from_what_a_recipe_writes(tmp_path):
         "    def compute(self, rollout, values):\n        return [self.scale * value for value in values]\n"
     )
     chain = build_chain(["./mine.py", {"kind": "./mine.py", "scale": 3.0}], tmp_path)
-    made = rollout([1.0, 0.0])
-    assert [one.tolist() for one in credit(chain, made)] == [[0, 3], [0, 0]]
+    sampled = rollout([1.0, 0.0])
+    assert [tokens.tolist() for tokens in credit(chain, sampled)] == [[0, 3], [0, 0]]
     assert len(build_chain("./mine.py", tmp_path)) == 1
 
 

@@ -25,7 +25,7 @@ DEMONSTRATION = list(range(20, 30))
 CONSTANT = {"kind": "grpo", "norm": "constant", "max_length": 16}
 
 
-def groups_of(strategy, reward=lambda one: float(sum(one.ids) % 2), **options):
+def groups_of(strategy, reward=lambda trajectory: float(sum(trajectory.ids) % 2), **options):
     """Groups of four prompts, sampled by the tiny model; an answer is good where its tokens add up to an odd number."""
     prompts = [prompt(f"r{i}", ids=(5, 6 + i), demonstration=DEMONSTRATION) for i in range(4)]
     part = parts.build("strategy", {"kind": strategy, "group": 4, **options})
@@ -61,22 +61,22 @@ def columns_of(rows, names):
 def test_without_a_prefix_the_gradient_is_that_of_dr_grpo():
     """Ratio 0: the same samples, hence the same rows and the same gradient."""
     chains = (["center", {"kind": "entropy_gate"}], ["center"])
-    found = []
+    gradients = []
     for strategy, options, chain in (("prefix", {"high": 0, "end": 0}, chains[0]), ("plain", {}, chains[1])):
         groups = groups_of(strategy, **options)
-        made = Rollout.of(groups, {"entropy": columns_of(rows_of(groups), ["entropy"])["entropy"]})
-        found.append(gradient(CONSTANT, rows_of(groups, credit(build_chain(chain), made))))
-    assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
-    assert apart(found[1], {name: 0 * value for name, value in found[1].items()}) > 0.5
+        sampled = Rollout.of(groups, {"entropy": columns_of(rows_of(groups), ["entropy"])["entropy"]})
+        gradients.append(gradient(CONSTANT, rows_of(groups, credit(build_chain(chain), sampled))))
+    assert all(torch.equal(gradients[0][name], gradients[1][name]) for name in gradients[0])
+    assert apart(gradients[1], {name: 0 * value for name, value in gradients[1].items()}) > 0.5
 
 
 def test_a_frozen_prefix_gets_no_gradient_and_the_rest_keeps_its_own():
     """drop 1: as if the prefix had been context, the divisor being the same constant."""
     groups = groups_of("prefix", high=0.5, end=0.5)
-    made = Rollout.of(groups, {"entropy": columns_of(rows_of(groups), ["entropy"])["entropy"]})
-    rows = rows_of(groups, credit(build_chain(["center", {"kind": "entropy_gate", "drop": 1}]), made))
+    sampled = Rollout.of(groups, {"entropy": columns_of(rows_of(groups), ["entropy"])["entropy"]})
+    rows = rows_of(groups, credit(build_chain(["center", {"kind": "entropy_gate", "drop": 1}]), sampled))
     frozen = gradient(CONSTANT, rows)
-    free = gradient(CONSTANT, rows_of(groups, credit(build_chain("center"), made)))
+    free = gradient(CONSTANT, rows_of(groups, credit(build_chain("center"), sampled)))
     for row in rows:
         row.streams["weights"].values[row.streams["forced"].values == 1] = 0
     assert apart(gradient(CONSTANT, rows), frozen) < 1e-12
@@ -86,7 +86,7 @@ def test_a_frozen_prefix_gets_no_gradient_and_the_rest_keeps_its_own():
 def test_with_advantage_one_a_prefix_is_learned_as_sft_learns_it():
     """L = D - 1, hybrid rows only, A = 1: the part that comes from prefix tokens is the gradient of sft."""
     groups = groups_of("prefix", hybrids=4, high=1.0, end=1.0)
-    rows = rows_of(groups, [numpy.ones(len(one.trajectory.ids)) for group in groups for one in group.members])
+    rows = rows_of(groups, [numpy.ones(len(answer.trajectory.ids)) for group in groups for answer in group.members])
     for row in rows:
         assert row.ids[2:11].tolist() == DEMONSTRATION[:9]
         row.streams["weights"].values[row.streams["forced"].values == 0] = 0
@@ -98,17 +98,17 @@ def test_the_ratio_is_one_on_every_token_at_the_first_step(strategy):
     """Old log-probabilities of a score pass, demonstration's tokens included, change nothing before a step is made."""
     groups = groups_of(strategy)
     plain = rows_of(groups)
-    made = Rollout.of(groups, {"old_logprobs": columns_of(plain, ["logprobs"])["logprobs"]})
-    values = credit(build_chain("group_norm"), made)
-    with_old = gradient("grpo", rows_of(groups, values, made.columns))
+    sampled = Rollout.of(groups, {"old_logprobs": columns_of(plain, ["logprobs"])["logprobs"]})
+    values = credit(build_chain("group_norm"), sampled)
+    with_old = gradient("grpo", rows_of(groups, values, sampled.columns))
     assert apart(gradient("grpo", rows_of(groups, values)), with_old) < 1e-12
 
 
 def test_a_hint_is_context_and_gets_no_gradient():
     """Branched rows: the targets are what was sampled, and nothing of the hint."""
     strategy = parts.build("strategy", {"kind": "branch", "cut": "tokens", "group": 4})
-    helped = lambda one: float(len(one.request.prompt_ids) > 4 and one.request.seed % 2)  # noqa: E731
-    groups, _ = play(strategy, [prompt(ids=(5, 6), demonstration=DEMONSTRATION)], lambda one: [7, 8, 0], helped)
+    helped = lambda trajectory: float(len(trajectory.request.prompt_ids) > 4 and trajectory.request.seed % 2)  # noqa: E731
+    groups, _ = play(strategy, [prompt(ids=(5, 6), demonstration=DEMONSTRATION)], lambda request: [7, 8, 0], helped)
     assert groups and groups[0].context
     for row in rows_of(groups):
         hint = len(groups[0].context)
@@ -116,13 +116,15 @@ def test_a_hint_is_context_and_gets_no_gradient():
     assert max(DEMONSTRATION) < VOCABULARY
 
 
-def test_an_answer_has_the_log_probabilities_that_its_sampler_told():
-    """With a hint in the context, and behind a prefix: the score pass over the rows agrees with the sampler."""
-    helped = lambda one: float(len(one.request.prompt_ids) > 4 and one.request.seed % 2)  # noqa: E731
+def test_the_score_pass_agrees_with_the_samplers_log_probabilities():
+    """With a hint in the context, and behind a prefix."""
+    helped = lambda trajectory: float(len(trajectory.request.prompt_ids) > 4 and trajectory.request.seed % 2)  # noqa: E731
     for groups in (groups_of("branch", helped, cut="tokens"), groups_of("prefix")):
         policy = TokenPolicy(tiny_model())
-        made = Rollout.of(groups, {"now": score(policy, rows_of(groups), ["logprobs"], 10_000)["logprobs"]})
-        assert any(group.context for group in groups) or any(forced.any() for forced in made.forced)
-        for told, found, forced in zip(made.columns["sampler_logprobs"], made.columns["now"], made.forced, strict=True):
-            assert abs(told - found)[~forced].max() < 1e-5
-            assert found[forced].all() and not told[forced].any()
+        sampled = Rollout.of(groups, {"now": score(policy, rows_of(groups), ["logprobs"], 10_000)["logprobs"]})
+        assert any(group.context for group in groups) or any(forced.any() for forced in sampled.forced)
+        for sampled_logprobs, scored_logprobs, forced in zip(
+            sampled.columns["sampler_logprobs"], sampled.columns["now"], sampled.forced, strict=True
+        ):
+            assert abs(sampled_logprobs - scored_logprobs)[~forced].max() < 1e-5
+            assert scored_logprobs[forced].all() and not sampled_logprobs[forced].any()

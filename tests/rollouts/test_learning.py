@@ -28,21 +28,21 @@ def bandit(chain, shuffled=False, seed=0, updates=60):
         def answer(request, p=p):
             return [int(numpy.random.default_rng(request.seed).choice(5, p=p[request.prompt_ids[0]]))]
 
-        def reward(one, rewards=rewards):
-            return float(next(rewards) if rewards else one.ids[0] == right[one.request.prompt_ids[0]])
+        def reward(trajectory, rewards=rewards):
+            return float(next(rewards) if rewards else trajectory.ids[0] == right[trajectory.request.prompt_ids[0]])
 
         groups, _ = play(build("strategy", "plain"), prompts, answer, reward, rollout=number, seed=seed)
-        made = Rollout.of(groups)
-        asked = [one.trajectory.request.prompt_ids[0] for one in made.members]
-        made.columns["values"] = [values[[one]] for one in asked]
-        made.columns["old_logprobs"] = [
-            numpy.log(p[[k], one.trajectory.ids]) for k, one in zip(asked, made.members, strict=True)
+        sampled = Rollout.of(groups)
+        asked = [member.trajectory.request.prompt_ids[0] for member in sampled.members]
+        sampled.columns["values"] = [values[[question]] for question in asked]
+        sampled.columns["old_logprobs"] = [
+            numpy.log(p[[k], member.trajectory.ids]) for k, member in zip(asked, sampled.members, strict=True)
         ]
-        made.columns["logprobs:initial"] = [numpy.log([0.2]) for _ in asked]
+        sampled.columns["logprobs:initial"] = [numpy.log([0.2]) for _ in asked]
         gradient = numpy.zeros_like(logits)
-        for k, one, advantage in zip(asked, made.members, credit(links, made), strict=True):
-            gradient[k] += advantage[0] * ((numpy.arange(5) == one.trajectory.ids[0]) - p[k]) / 8
-        for k, returns in zip(asked, made.columns.get("returns", []), strict=False):
+        for k, member, advantage in zip(asked, sampled.members, credit(links, sampled), strict=True):
+            gradient[k] += advantage[0] * ((numpy.arange(5) == member.trajectory.ids[0]) - p[k]) / 8
+        for k, returns in zip(asked, sampled.columns.get("returns", []), strict=False):
             values[k] += 0.1 * (returns[0] - values[k])
         logits += gradient
     return float(softmax(logits)[numpy.arange(10), right].mean())
@@ -79,14 +79,14 @@ def pull(chain, columns, steps=3000):
             for i in range(64)
         ),
     )
-    made = Rollout.of([group])
+    sampled = Rollout.of([group])
     for _ in range(steps):
         p = softmax(logits)
         ids = draw.choice(3, 64, p=p)
         if columns:
-            made.columns["old_logprobs"] = [numpy.log(p[[i]]) for i in ids]
-            made.columns["logprobs:initial"] = [reference[[i]] for i in ids]
-        advantages = numpy.concatenate(credit(links, made))
+            sampled.columns["old_logprobs"] = [numpy.log(p[[i]]) for i in ids]
+            sampled.columns["logprobs:initial"] = [reference[[i]] for i in ids]
+        advantages = numpy.concatenate(credit(links, sampled))
         logits = logits + 0.05 * (advantages[:, None] * (numpy.eye(3)[ids] - p)).mean(0)
     p = softmax(logits)
     return float((p * (numpy.log(p) - reference)).sum())
@@ -103,22 +103,22 @@ def chain_of_decisions(strategy, chain, updates=200, steps=20):
     """Twenty binary decisions that must all match, a table of logits, Dr.GRPO; the chance of success at the end."""
     logits = numpy.zeros((steps, 2))
     expert = numpy.random.default_rng(1000).integers(0, 2, steps)
-    solution = [10 + int(one) for one in expert]
-    given, links = [prompt(ids=(5,), demonstration=solution)], build_chain(chain)
+    solution = [10 + int(bit) for bit in expert]
+    prompts, links = [prompt(ids=(5,), demonstration=solution)], build_chain(chain)
     for number in range(updates):
         p = softmax(logits)
 
         def answer(request, p=p):
             start = len(request.forced_ids)
             draws = numpy.random.default_rng(request.seed).random(steps)[start:]
-            return [10 + int(one) for one in draws < p[start:, 1]]
+            return [10 + int(bit) for bit in draws < p[start:, 1]]
 
         more = {"rollout": number, "progress": number / updates}
-        groups, _ = play(strategy, given, answer, lambda one: float(list(one.ids) == solution), **more)
-        made = Rollout.of(groups)
-        made.columns["entropy"] = [-(p * numpy.log(p)).sum(1) for _ in made.members]
-        for one, advantage in zip(made.members, credit(links, made), strict=True):
-            taken = numpy.array(one.trajectory.ids) - 10
+        groups, _ = play(strategy, prompts, answer, lambda trajectory: float(list(trajectory.ids) == solution), **more)
+        sampled = Rollout.of(groups)
+        sampled.columns["entropy"] = [-(p * numpy.log(p)).sum(1) for _ in sampled.members]
+        for member, advantage in zip(sampled.members, credit(links, sampled), strict=True):
+            taken = numpy.array(member.trajectory.ids) - 10
             logits = logits + 60.0 / 160 * advantage[:, None] * (numpy.eye(2)[taken] - p)
     return float(numpy.prod(softmax(logits)[numpy.arange(steps), expert]))
 

@@ -14,11 +14,11 @@ RECIPE = "model: nano\ndata: {train: {kind: strings, count: 20}}\nbudget: {updat
 def test_methods_of_rollouts_resolve(tmp_path, name, strategy, chain, norm):
     file = tmp_path / "recipe.yaml"
     file.write_text(RECIPE)
-    data = load_recipe(file, methods=[name]).data
-    assert data["rl"]["strategy"]["kind"] == strategy
-    assert [one["kind"] for one in data["rl"]["advantages"]] == chain
-    assert (data["train"]["objective"]["kind"], data["train"]["objective"]["norm"]) == ("grpo", norm)
-    check_chain(build_chain(data["rl"]["advantages"]))
+    resolved = load_recipe(file, methods=[name]).data
+    assert resolved["rl"]["strategy"]["kind"] == strategy
+    assert [link["kind"] for link in resolved["rl"]["advantages"]] == chain
+    assert (resolved["train"]["objective"]["kind"], resolved["train"]["objective"]["norm"]) == ("grpo", norm)
+    check_chain(build_chain(resolved["rl"]["advantages"]))
     assert "arXiv" in find_method(name, (tmp_path,))[0].about
 
 

@@ -13,9 +13,12 @@ TWENTY = tuple(range(10, 30))
 
 
 def asked(sampler):
-    """Everything that was wanted of the sampler."""
+    """All requests that the sampler got, by round."""
     return [
-        [(tuple(one.prompt_ids), tuple(one.forced_ids), one.train_forced, one.seed) for one in round]
+        [
+            (tuple(request.prompt_ids), tuple(request.forced_ids), request.train_forced, request.seed)
+            for request in round
+        ]
         for round in sampler.asked
     ]
 
@@ -25,7 +28,9 @@ def index_of(trajectory):
 
 
 def test_plain_asks_for_a_group():
-    groups, sampler = play(build("strategy", {"kind": "plain", "group": 3}), [prompt()], lambda one: [END], index_of)
+    groups, sampler = play(
+        build("strategy", {"kind": "plain", "group": 3}), [prompt()], lambda request: [END], index_of
+    )
     assert [len(round) for round in sampler.asked] == [3]
     assert [group.rewards for group in groups] == [[0, 1, 2]]
 
@@ -35,8 +40,8 @@ def test_plain_asks_for_a_group():
 
 def test_the_schedule_of_the_prefix():
     strategy = build("strategy", "prefix")
-    found = [strategy.low(step / 100) for step in (0, 25, 50, 75, 100)]
-    assert found == [pytest.approx(value, abs=1e-6) for value in (0.95, 0.818198, 0.5, 0.181802, 0.05)]
+    lows = [strategy.low(step / 100) for step in (0, 25, 50, 75, 100)]
+    assert lows == [pytest.approx(value, abs=1e-6) for value in (0.95, 0.818198, 0.5, 0.181802, 0.05)]
     means = [(strategy.low(step / 100) + strategy.high) / 2 for step in (0, 50, 100)]
     assert means == [pytest.approx(value) for value in (0.95, 0.725, 0.5)]
     half = build("strategy", {"kind": "prefix", "horizon": 0.5})
@@ -53,9 +58,9 @@ def test_the_length_of_the_prefix():
     assert least.length(0.5, 3) == 2
 
 
-def test_one_answer_of_the_group_goes_on_from_the_demonstration():
+def test_one_answer_of_the_group_continues_the_demonstration():
     strategy = build("strategy", {"kind": "prefix", "group": 4, "high": 0.5, "end": 0.5})
-    groups, sampler = play(strategy, [prompt(demonstration=TWENTY)], lambda one: [8, END], index_of)
+    groups, sampler = play(strategy, [prompt(demonstration=TWENTY)], lambda request: [8, END], index_of)
     assert [(forced, train) for _, forced, train, _ in asked(sampler)[0]] == [((), False)] * 3 + [(TWENTY[:10], True)]
     assert groups[0].facts == {"prefix": 0.5, "plain_reward": 1.0, "hybrid_reward": 3.0}
     row = rows_of(groups, credit(build_chain("center"), Rollout.of(groups)))[3]
@@ -70,7 +75,7 @@ def test_ratios_lie_between_the_bounds_and_are_keyed():
 
     def shares(progress, **more):
         prompts = [prompt(f"p{i}", demonstration=range(1000)) for i in range(50)]
-        _, sampler = play(strategy, prompts, lambda one: [END], index_of, progress=progress, **more)
+        _, sampler = play(strategy, prompts, lambda request: [END], index_of, progress=progress, **more)
         return [len(forced) / 1000 for _, forced, _, _ in asked(sampler)[0] if forced]
 
     late = shares(1.0)
@@ -85,15 +90,15 @@ def test_without_a_prefix_it_is_plain_to_the_last_bit():
     plain = build("strategy", {"kind": "plain", "group": 4})
     for options, demonstration in (({"high": 0, "end": 0}, TWENTY), ({}, None), ({}, (3,)), ({"hybrids": 0}, TWENTY)):
         strategy = build("strategy", {"kind": "prefix", "group": 4, **options})
-        given = [prompt(demonstration=demonstration)]
-        groups, sampler = play(strategy, given, lambda one: [one.seed % 7, END], index_of)
-        others, other = play(plain, given, lambda one: [one.seed % 7, END], index_of)
+        prompts = [prompt(demonstration=demonstration)]
+        groups, sampler = play(strategy, prompts, lambda request: [request.seed % 7, END], index_of)
+        others, other = play(plain, prompts, lambda request: [request.seed % 7, END], index_of)
         assert asked(sampler) == asked(other)
         assert [row.ids.tolist() for row in rows_of(groups)] == [row.ids.tolist() for row in rows_of(others)]
         assert [row.targets for row in rows_of(groups)] == [row.targets for row in rows_of(others)]
 
 
-def test_strategies_that_need_demonstrations_say_so():
+def test_strategies_that_need_demonstrations_refuse_prompts_without_any():
     for name in ("prefix", "branch"):
         with pytest.raises(DataError, match=f"`{name}`.*the first is a"):
             build("strategy", name).check([prompt()])
@@ -104,11 +109,11 @@ def test_strategies_that_need_demonstrations_say_so():
 
 
 def halfway(threshold):
-    """Half of a group succeeds where at least so many episodes of two tokens are shown."""
+    """Half of a group succeeds behind a hint of at least so many episodes of two tokens."""
 
     def reward(trajectory):
-        shown = (len(trajectory.request.prompt_ids) - 2) // 2
-        return float(shown >= threshold and index_of(trajectory) % 2 == 0)
+        episodes = (len(trajectory.request.prompt_ids) - 2) // 2
+        return float(episodes >= threshold and index_of(trajectory) % 2 == 0)
 
     return reward
 
@@ -120,7 +125,7 @@ def probes(sampler):
 def branch(reward, state=None, demonstration=TWENTY, **options):
     strategy = build("strategy", {"kind": "branch", "cut": "tokens", **options})
     more = {} if state is None else {"state": state}
-    return play(strategy, [prompt(demonstration=demonstration)], lambda one: [8, END], reward, **more)
+    return play(strategy, [prompt(demonstration=demonstration)], lambda request: [8, END], reward, **more)
 
 
 def test_the_search_finds_the_shortest_hint_that_helps():
@@ -149,7 +154,7 @@ def test_where_every_hint_helps_the_first_episode_is_shown():
 
 
 def test_where_it_succeeds_unaided_or_has_no_hint_it_is_plain_to_the_last_bit():
-    plain, other = play(build("strategy", "plain"), [prompt()], lambda one: [8, END], halfway(0))
+    plain, other = play(build("strategy", "plain"), [prompt()], lambda request: [8, END], halfway(0))
     for options in ({}, {"episodes": 1}, {"demonstration": None}):
         groups, sampler = branch(halfway(0), **options)
         assert asked(sampler) == asked(other)
@@ -161,17 +166,17 @@ def test_where_it_succeeds_unaided_or_has_no_hint_it_is_plain_to_the_last_bit():
 
 def test_a_branched_group_has_advantages_of_mean_zero_and_one_that_is_positive():
     groups, _ = branch(halfway(7))
-    found = [one[0] for one in credit(build_chain("group_norm"), Rollout.of(groups))]
-    assert sum(found) == pytest.approx(0, abs=1e-12)
-    assert max(found) > 0
+    credits = [tokens[0] for tokens in credit(build_chain("group_norm"), Rollout.of(groups))]
+    assert sum(credits) == pytest.approx(0, abs=1e-12)
+    assert max(credits) > 0
 
 
 def test_a_hint_that_makes_every_answer_right_teaches_nothing():
     def reward(trajectory):
-        shown = (len(trajectory.request.prompt_ids) - 2) // 2
-        return float(shown >= 6) or float(shown == 5 and index_of(trajectory) == 0)
+        episodes = (len(trajectory.request.prompt_ids) - 2) // 2
+        return float(episodes >= 6) or float(episodes == 5 and index_of(trajectory) == 0)
 
-    assert branch(lambda one: float(len(one.request.prompt_ids) >= 2 + 12))[0] == []
+    assert branch(lambda trajectory: float(len(trajectory.request.prompt_ids) >= 2 + 12))[0] == []
     groups, _ = branch(reward, enough=0.5)
     assert groups[0].context == TWENTY[:10]  # 1 of 8 right: less than enough, but not nothing
 
@@ -202,21 +207,23 @@ def test_early_stop_takes_the_first_hint_within_the_band():
 
 def test_unaided_success_can_be_asked_to_be_higher():
     assert probes(branch(halfway(0), enough=0.6)[1]) == [5, 7, 8, 9]
-    assert probes(branch(lambda one: 0.4)[1]) == [5, 7, 8, 9]
-    assert probes(branch(lambda one: 0.4, success=0.3)[1]) == []
+    assert probes(branch(lambda trajectory: 0.4)[1]) == [5, 7, 8, 9]
+    assert probes(branch(lambda trajectory: 0.4, success=0.3)[1]) == []
 
 
 def test_several_prompts_search_in_the_same_rounds():
     strategy = build("strategy", {"kind": "branch", "cut": "tokens"})
     prompts = [prompt(name, demonstration=TWENTY) for name in ("a", "b", "c")]
     needed = {"a": 0, "b": 7, "c": 1}
-    groups, sampler = play(strategy, prompts, lambda one: [8], lambda one: halfway(needed[one.record])(one))
+    groups, sampler = play(
+        strategy, prompts, lambda request: [8], lambda trajectory: halfway(needed[trajectory.record])(trajectory)
+    )
     assert [len(round) for round in sampler.asked] == [24, 16, 16, 16]
     assert [len(group.context) for group in groups] == [0, 14, 2]
 
 
 def letters(ids):
-    return "".join(chr(one) for one in ids)
+    return "".join(chr(code) for code in ids)
 
 
 def test_episodes_end_where_sentences_do():
@@ -245,8 +252,8 @@ def chain_run(strategy, seed, updates=400, steps=20):
     """The tabular chain: binary decisions, all of which must match; success, share of hints, rollouts by update."""
     logits = numpy.zeros((steps, 2))
     expert = numpy.random.default_rng(seed + 1000).integers(0, 2, steps)
-    solution = [10 + int(one) for one in expert]
-    given = [prompt(ids=(5,), demonstration=solution)]
+    solution = [10 + int(bit) for bit in expert]
+    prompts = [prompt(ids=(5,), demonstration=solution)]
     state, curve, hints, count = strategy.start(), [], [], 0
 
     def chances():
@@ -255,23 +262,23 @@ def chain_run(strategy, seed, updates=400, steps=20):
     def answer(request):
         start = len(request.prompt_ids) - 1
         draws = numpy.random.default_rng(request.seed).random(steps)[start:]
-        return [10 + int(one) for one in draws < chances()[start:]]
+        return [10 + int(bit) for bit in draws < chances()[start:]]
 
     def reward(trajectory):
         return float([*trajectory.request.prompt_ids[1:], *trajectory.ids] == solution)
 
     for number in range(updates):
         more = {"state": state, "seed": seed, "rollout": number}
-        groups, sampler = play(strategy, given, answer, reward, **more)
+        groups, sampler = play(strategy, prompts, answer, reward, **more)
         count += sum(len(round) for round in sampler.asked)
-        made = Rollout.of(groups)
+        sampled = Rollout.of(groups)
         gradient = numpy.zeros_like(logits)
-        for one, advantage in zip(made.members, credit(build_chain("group_norm"), made), strict=True):
-            start = len(one.trajectory.request.prompt_ids) - 1
+        for member, advantage in zip(sampled.members, credit(build_chain("group_norm"), sampled), strict=True):
+            start = len(member.trajectory.request.prompt_ids) - 1
             p = chances()[start:]
-            taken = numpy.array(one.trajectory.ids) - 10
+            taken = numpy.array(member.trajectory.ids) - 10
             per_step = numpy.stack([(taken == 0) - (1 - p), (taken == 1) - p], 1) * advantage[:, None]
-            gradient[start:] += per_step / len(taken) / len(made.members)
+            gradient[start:] += per_step / len(taken) / len(sampled.members)
         logits += 5.0 * gradient
         hints.append(groups[0].facts.get("hint", 0.0) if groups else 0.0)
         p = chances()

@@ -1,4 +1,4 @@
-"""A tiny random Llama, shared by the tests of this room."""
+"""A tiny random Llama, shared by the tests of sampling."""
 
 import pytest
 import torch

@@ -33,30 +33,32 @@ def test_answers_come_in_order_and_side_by_side():
         barrier.wait(10)
         return completion(body["prompt"].upper(), "length" if "3" in body["prompt"] else "stop")
 
-    seen = []
+    progress = []
     with serving(answer) as (url, asked):
         sampler = HttpSampler(url, "tiny", Letters(), concurrency=4, token="secret")
-        found = sampler(asking(8), Sampling(20, 0.5, top_p=0.9, min_p=0.1, stop=("#",)), seen.append)
-    assert [Letters().decode(t.ids) for t in found] == [f"FASK {i}: F" for i in range(8)]
-    assert [t.finish for t in found] == ["length" if i == 3 else "stop" for i in range(8)]
-    assert [t.record for t in found] == [f"r{i}" for i in range(8)] and seen == [*range(1, 9)]
-    assert {one["path"] for one in asked} == {"/v1/completions"} and {one["token"] for one in asked} == {
-        "Bearer secret"
-    }
+        trajectories = sampler(asking(8), Sampling(20, 0.5, top_p=0.9, min_p=0.1, stop=("#",)), progress.append)
+    assert [Letters().decode(t.ids) for t in trajectories] == [f"FASK {i}: F" for i in range(8)]
+    assert [t.finish for t in trajectories] == ["length" if i == 3 else "stop" for i in range(8)]
+    assert [t.record for t in trajectories] == [f"r{i}" for i in range(8)] and progress == [*range(1, 9)]
+    assert {request["path"] for request in asked} == {"/v1/completions"} and {
+        request["token"] for request in asked
+    } == {"Bearer secret"}
     wanted = {"model": "tiny", "max_tokens": 20, "temperature": 0.5, "top_p": 0.9, "min_p": 0.1, "stop": ["#"]}
-    assert all(wanted.items() <= one.items() for one in asked) and {one["seed"] for one in asked} == {*range(8)}
+    assert all(wanted.items() <= request.items() for request in asked) and {request["seed"] for request in asked} == {
+        *range(8)
+    }
 
 
-def test_ids_that_the_server_names_are_taken():
+def test_token_ids_of_the_server_are_used():
     with serving(lambda body, number: completion("ignored", token_ids=[5, 6])) as (url, _):
         assert HttpSampler(url, "tiny", Letters())(asking(1), Sampling())[0].ids == [ord("F"), 5, 6]
 
 
 @pytest.mark.parametrize("broken", [(503, b"busy"), (429, b""), (200, b"{not json")])
-def test_what_may_pass_is_asked_again(broken):
+def test_errors_that_may_pass_are_retried(broken):
     with serving(lambda body, number: broken if number < 3 else completion("fine")) as (url, asked):
-        found = HttpSampler(url, "tiny", Letters(), wait=0.01)(asking(1), Sampling())[0]
-    assert found.finish == "stop" and len(asked) == 3
+        trajectory = HttpSampler(url, "tiny", Letters(), wait=0.01)(asking(1), Sampling())[0]
+    assert trajectory.finish == "stop" and len(asked) == 3
 
 
 @pytest.mark.parametrize(
@@ -69,16 +71,16 @@ def test_what_may_pass_is_asked_again(broken):
         ((200, b"[]"), 1, "not a completion"),
     ],
 )
-def test_what_does_not_pass_is_an_error_of_that_request_alone(reply, calls, reason):
+def test_a_permanent_failure_is_an_error_of_that_request_alone(reply, calls, reason):
     with serving(lambda body, n: reply if "ask 1" in body["prompt"] else completion("fine")) as (url, asked):
-        found = HttpSampler(url, "tiny", Letters(), retries=2, wait=0.01)(asking(3), Sampling())
-    assert [t.finish for t in found] == ["stop", "error", "stop"]
-    assert found[1].ids == [ord("F")] and reason in found[1].request.metadata["error"]
-    assert sum("ask 1" in one["prompt"] for one in asked) == calls
-    assert found[1].request.metadata["refused"] is (calls == 1)
+        trajectories = HttpSampler(url, "tiny", Letters(), retries=2, wait=0.01)(asking(3), Sampling())
+    assert [t.finish for t in trajectories] == ["stop", "error", "stop"]
+    assert trajectories[1].ids == [ord("F")] and reason in trajectories[1].request.metadata["error"]
+    assert sum("ask 1" in request["prompt"] for request in asked) == calls
+    assert trajectories[1].request.metadata["refused"] is (calls == 1)
 
 
-def test_a_server_that_hangs_or_is_not_there_is_an_error():
+def test_a_server_that_hangs_or_is_down_is_an_error():
     release = threading.Event()
 
     def answer(body, number):
@@ -87,8 +89,8 @@ def test_a_server_that_hangs_or_is_not_there_is_an_error():
 
     with serving(answer) as (url, asked):
         start = time.perf_counter()
-        found = HttpSampler(url, "tiny", Letters(), retries=1, wait=0.01, limit=0.2)(asking(1), Sampling())[0]
-        assert found.finish == "error" and 0.4 <= time.perf_counter() - start < 5 and len(asked) == 2
+        trajectory = HttpSampler(url, "tiny", Letters(), retries=1, wait=0.01, limit=0.2)(asking(1), Sampling())[0]
+        assert trajectory.finish == "error" and 0.4 <= time.perf_counter() - start < 5 and len(asked) == 2
         release.set()
     assert HttpSampler(url, "tiny", Letters(), retries=0)(asking(1), Sampling())[0].finish == "error"
 
@@ -119,19 +121,24 @@ class Opened(Letters):
         return {"input_ids": [*([ord("^")] if add_special_tokens else []), *map(ord, text)]}
 
 
-def test_what_the_servers_tokenizer_puts_in_front_is_not_sent_twice():
+def test_tokens_that_the_servers_tokenizer_adds_are_not_sent_twice():
     with serving(lambda body, number: completion("x")) as (url, asked):
         sampler = HttpSampler(url, "tiny", Opened())
-        found = sampler([Request([*map(ord, "^^a")], "two"), Request([*map(ord, "a^")], "none")], Sampling())
-    assert {one["prompt"] for one in asked} == {"^a", "a^"} and found[0].ids == [ord("x")]
+        trajectories = sampler([Request([*map(ord, "^^a")], "two"), Request([*map(ord, "a^")], "none")], Sampling())
+    assert {request["prompt"] for request in asked} == {"^a", "a^"} and trajectories[0].ids == [ord("x")]
 
 
 def test_an_answer_that_ended_gets_the_end_token_and_loses_what_follows_a_stop_string():
     replies = {"0": ("fine", "stop"), "1": ("cut o", "length"), "2": ("one#two", "stop"), "3": ("late#", "length")}
     with serving(lambda body, number: completion(*replies[body["prompt"][4]])) as (url, _):
-        found = HttpSampler(url, "tiny", Letters(), end=0)(asking(4), Sampling(stop=("##", "#")))
-    assert [Letters().decode(one.ids) for one in found] == ["Ffine\0", "Fcut o", "Fone\0", "Flate\0"]
-    assert [one.finish for one in found] == ["stop", "length", "stop", "stop"]
+        trajectories = HttpSampler(url, "tiny", Letters(), end=0)(asking(4), Sampling(stop=("##", "#")))
+    assert [Letters().decode(trajectory.ids) for trajectory in trajectories] == [
+        "Ffine\0",
+        "Fcut o",
+        "Fone\0",
+        "Flate\0",
+    ]
+    assert [trajectory.finish for trajectory in trajectories] == ["stop", "length", "stop", "stop"]
 
 
 def test_a_chat_model_is_sent_messages_and_further_fields():
@@ -143,23 +150,25 @@ def test_a_chat_model_is_sent_messages_and_further_fields():
     requests = [Request([1], f"r{i}", seed=i, metadata={"messages": messages}) for i in range(3)]
     with serving(answer) as (url, asked):
         sampler = HttpSampler(url, "tiny", Letters(), endpoint="chat", concurrency=1, extra={"top_k": 5})
-        found = sampler(requests, Sampling())
+        trajectories = sampler(requests, Sampling())
         with pytest.raises(ValueError, match="completions"):
             sampler(asking(1), Sampling())
-    assert [Letters().decode(one.ids) for one in found] == ["HELLO", "HELLO", ""]
-    assert found[2].finish == "error" and "not a completion" in found[2].request.metadata["error"]
-    assert all(one["path"] == "/v1/chat/completions" and one["top_k"] == 5 for one in asked)
-    assert all("prompt" not in one for one in asked)
+    assert [Letters().decode(trajectory.ids) for trajectory in trajectories] == ["HELLO", "HELLO", ""]
+    assert trajectories[2].finish == "error" and "not a completion" in trajectories[2].request.metadata["error"]
+    assert all(request["path"] == "/v1/chat/completions" and request["top_k"] == 5 for request in asked)
+    assert all("prompt" not in request for request in asked)
 
 
-def test_when_nobody_listens_the_rest_is_not_tried():
+def test_when_no_server_listens_waiting_requests_are_not_sent():
     with serving(lambda body, number: completion("")) as (url, _):
         pass
     start = time.perf_counter()
-    found = HttpSampler(url, "tiny", Letters(), concurrency=1, retries=2, wait=0.1)(asking(50), Sampling())
+    trajectories = HttpSampler(url, "tiny", Letters(), concurrency=1, retries=2, wait=0.1)(asking(50), Sampling())
     assert time.perf_counter() - start < 2  # the tries of one request, not of fifty: 0.3 s and not 15
-    assert {one.finish for one in found} == {"error"} and "refused" in found[49].request.metadata["error"]
-    assert found[49].request.metadata["refused"] is False
+    assert {trajectory.finish for trajectory in trajectories} == {"error"} and "refused" in trajectories[
+        49
+    ].request.metadata["error"]
+    assert trajectories[49].request.metadata["refused"] is False
 
 
 def test_an_interruption_waits_for_no_one():
@@ -176,12 +185,12 @@ def test_an_interruption_waits_for_no_one():
             sampler(asking(40), Sampling(), stop)
         assert time.perf_counter() - start < 2
         time.sleep(1)
-        seen = len(asked)
+        count = len(asked)
         time.sleep(1)
-        assert seen == len(asked) < 10  # what was under way gives up too
+        assert count == len(asked) < 10  # what was under way gives up too
 
 
-def test_a_server_is_there_or_says_who_may_call():
+def test_reach_accepts_any_reply_but_a_refused_key():
     for status in (200, 404, 500):
         with serving(None, models=(status, b"")) as (url, _):
             HttpSampler(url, "tiny", Letters()).reach()

@@ -46,14 +46,18 @@ class Served:
 
     def requests(self, questions=QUESTIONS):
         fields = [{"prompt": text, "completion": "-"} for text in questions]
-        records = [Record(text, "prompt_completion", one, text) for text, one in zip(questions, fields, strict=True)]
+        records = [
+            Record(text, "prompt_completion", content, text) for text, content in zip(questions, fields, strict=True)
+        ]
         return [
-            Request(self.renderer.prompt(one), one.id, metadata={"messages": [{"role": "user", "content": one.id}]})
-            for one in records
+            Request(
+                self.renderer.prompt(record), record.id, metadata={"messages": [{"role": "user", "content": record.id}]}
+            )
+            for record in records
         ]
 
-    def text(self, one, stop=()):
-        return answer_text(one.ids, self.renderer.end_ids, self.tokenizer.decode, stop)
+    def text(self, trajectory, stop=()):
+        return answer_text(trajectory.ids, self.renderer.end_ids, self.tokenizer.decode, stop)
 
 
 @pytest.fixture(scope="module")
@@ -63,44 +67,48 @@ def nano(server):
 
 @pytest.mark.parametrize("endpoint", ["completions", "chat"])
 def test_greedy_answers_are_the_native_samplers_in_their_order(nano, endpoint):
-    requests, sampling, seen = nano.requests(), Sampling(48), []
+    requests, sampling, progress = nano.requests(), Sampling(48), []
     here = nano.here(requests, sampling)
-    there = nano.sampler(endpoint=endpoint, concurrency=3)(requests, sampling, seen.append)
-    assert seen == [*range(1, len(requests) + 1)] and [one.record for one in there] == QUESTIONS
-    assert [one.ids for one in there] == [one.ids for one in here]
-    assert [one.finish for one in there] == [one.finish for one in here]
-    assert len({tuple(one.ids) for one in there}) > 3 and "stop" in {one.finish for one in there}
+    there = nano.sampler(endpoint=endpoint, concurrency=3)(requests, sampling, progress.append)
+    assert progress == [*range(1, len(requests) + 1)] and [trajectory.record for trajectory in there] == QUESTIONS
+    assert [trajectory.ids for trajectory in there] == [trajectory.ids for trajectory in here]
+    assert [trajectory.finish for trajectory in there] == [trajectory.finish for trajectory in here]
+    assert len({tuple(trajectory.ids) for trajectory in there}) > 3 and "stop" in {
+        trajectory.finish for trajectory in there
+    }
 
 
 @pytest.mark.parametrize("endpoint", ["completions", "chat"])
 def test_stop_strings_and_the_most_tokens_end_an_answer(nano, endpoint):
     requests, sampler = nano.requests(), nano.sampler(endpoint=endpoint)
-    full = [nano.text(one) for one in nano.here(requests, Sampling(48))]
+    full = [nano.text(trajectory) for trajectory in nano.here(requests, Sampling(48))]
     stop = (full[0][2],)
     stopped = sampler(requests, Sampling(48, stop=stop))
-    assert [nano.text(one) for one in stopped] == [text.split(stop[0])[0] for text in full]
+    assert [nano.text(trajectory) for trajectory in stopped] == [text.split(stop[0])[0] for text in full]
     assert nano.text(stopped[0]) != full[0] and stopped[0].finish == "stop"
     short = sampler(requests, Sampling(2))
-    assert [one.finish for one in short] == ["length"] * len(requests)
-    assert [one.ids for one in short] == [one.ids for one in nano.here(requests, Sampling(2))]
+    assert [trajectory.finish for trajectory in short] == ["length"] * len(requests)
+    assert [trajectory.ids for trajectory in short] == [
+        trajectory.ids for trajectory in nano.here(requests, Sampling(2))
+    ]
 
 
-def test_forced_tokens_are_gone_on_behind(nano):
+def test_forced_tokens_are_continued(nano):
     forced = nano.tokenizer("#### ", add_special_tokens=False)["input_ids"]
-    requests = [Request(one.prompt_ids, one.record, forced_ids=forced) for one in nano.requests()]
+    requests = [Request(request.prompt_ids, request.record, forced_ids=forced) for request in nano.requests()]
     here, there = nano.here(requests, Sampling(16)), nano.sampler()(requests, Sampling(16))
-    assert [one.ids for one in here] == [one.ids for one in there]
-    assert all(one.ids[: len(forced)] == forced for one in there)
+    assert [trajectory.ids for trajectory in here] == [trajectory.ids for trajectory in there]
+    assert all(trajectory.ids[: len(forced)] == forced for trajectory in there)
 
 
-def test_what_it_refuses_is_an_error_with_its_reason(nano):
+def test_a_refused_request_is_an_error_with_the_servers_reason(nano):
     requests = nano.requests()[:2]
     refused = nano.sampler()(requests, Sampling(4, 1.0, min_p=0.1))
-    assert [one.finish for one in refused] == ["error", "error"]
+    assert [trajectory.finish for trajectory in refused] == ["error", "error"]
     assert "422" in refused[0].request.metadata["error"] and "min_p" in refused[0].request.metadata["error"]
     assert refused[0].request.metadata["refused"]
     broken = nano.sampler(retries=1)([Request([], "empty"), requests[0]], Sampling(4))  # answers 500 to no prompt
-    assert [one.finish for one in broken] == ["error", "length"]
+    assert [trajectory.finish for trajectory in broken] == ["error", "length"]
     assert "500" in broken[0].request.metadata["error"] and not broken[0].request.metadata["refused"]
 
 
@@ -112,7 +120,9 @@ def test_requests_wait_for_a_server_that_is_still_starting(nano, tmp_path):
             late.sampler().reach()
         sampler = late.sampler(retries=9)  # 0.1 + 0.2 + ... + 25.6 seconds
         there = sampler(requests, Sampling(24))
-    assert [one.ids for one in there] == [one.ids for one in nano.here(requests, Sampling(24))]
+    assert [trajectory.ids for trajectory in there] == [
+        trajectory.ids for trajectory in nano.here(requests, Sampling(24))
+    ]
 
 
 def test_replies_are_read_from_the_journal_when_the_server_is_gone(nano, tmp_path):
@@ -120,9 +130,13 @@ def test_replies_are_read_from_the_journal_when_the_server_is_gone(nano, tmp_pat
     half = nano.sampler(journal=journal)(requests[:3], Sampling(24))
     gone = Served(nano.folder, f"http://127.0.0.1:{free_port()}/v1")
     again = gone.sampler(journal=journal, retries=0)(requests, Sampling(24))
-    assert [one.finish == "error" for one in again] == [False] * 3 + [True] * 3
+    assert [trajectory.finish == "error" for trajectory in again] == [False] * 3 + [True] * 3
     whole = nano.sampler(journal=journal)(requests, Sampling(24))
-    assert [one.ids for one in whole[:3]] == [one.ids for one in half] == [one.ids for one in again[:3]]
+    assert (
+        [trajectory.ids for trajectory in whole[:3]]
+        == [trajectory.ids for trajectory in half]
+        == [trajectory.ids for trajectory in again[:3]]
+    )
     assert len(journal.read_text().splitlines()) == len(requests)
 
 
@@ -136,7 +150,7 @@ def changed(folder, **files):
     return folder
 
 
-def test_a_token_that_tokenizers_put_in_front_is_read_once(server, tmp_path):
+def test_a_token_that_tokenizers_add_is_read_once(server, tmp_path):
     def opened(tokenizer):
         opening = {"id": "<|user|>", "ids": [user], "tokens": ["<|user|>"]}
         single = [{"SpecialToken": {"id": "<|user|>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}]
@@ -157,16 +171,20 @@ def test_a_token_that_tokenizers_put_in_front_is_read_once(server, tmp_path):
 
 
 def test_a_temperature_counts_where_the_model_is_one_that_samples(nano, server, tmp_path):
-    """This server takes the model's own word for whether tokens are drawn."""
-    drawing = Served(changed(tmp_path / "drawing", generation_config=lambda one: one.update(do_sample=True)), server)
+    """`transformers serve` samples only if the model's generation config says `do_sample`."""
+    drawing = Served(
+        changed(tmp_path / "drawing", generation_config=lambda config: config.update(do_sample=True)), server
+    )
     question = nano.requests()[:1] * 4
-    requests = [Request(one.prompt_ids, one.record, seed=seed) for seed, one in enumerate(question)]
+    requests = [Request(request.prompt_ids, request.record, seed=seed) for seed, request in enumerate(question)]
 
     def answers(model, **more):
-        return [tuple(one.ids) for one in model.sampler(concurrency=1, **more)(requests, Sampling(24, 2.0))]
+        return [
+            tuple(trajectory.ids) for trajectory in model.sampler(concurrency=1, **more)(requests, Sampling(24, 2.0))
+        ]
 
     greedy = nano.here(requests, Sampling(24))
-    assert answers(nano) == [tuple(one.ids) for one in greedy]
+    assert answers(nano) == [tuple(trajectory.ids) for trajectory in greedy]
     drawn = answers(drawing)
     assert len(set(drawn)) > 1 and drawn == answers(drawing)  # one at a time, seeds are kept
     asked = json.dumps({"do_sample": True, "eos_token_id": nano.tokenizer.eos_token_id})

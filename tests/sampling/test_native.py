@@ -1,4 +1,4 @@
-"""Generation equals transformers' token for token, and no row feels its neighbours."""
+"""Generation equals transformers' token for token, and no row depends on the others."""
 
 import random
 
@@ -18,7 +18,7 @@ def ragged_prompts(count, seed=0):
 
 
 def by_transformers(module, prompt, new):
-    out = module.generate(
+    generated = module.generate(
         torch.tensor([prompt]),
         attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
         do_sample=False,
@@ -26,21 +26,21 @@ def by_transformers(module, prompt, new):
         eos_token_id=sorted(END),
         pad_token_id=0,
     )
-    return out[0, len(prompt) :].tolist()
+    return generated[0, len(prompt) :].tolist()
 
 
 def test_a_common_prefix_is_run_once(module):
     head = ragged_prompts(1)[0] * 3
     prompts = [head + tail for tail in ragged_prompts(8, seed=4)] + [head]
-    generate(module, [[20]], end_ids=END, max_new_tokens=1)  # by now it is known what the model is made of
-    seen = []
-    handle = module.model.embed_tokens.register_forward_hook(lambda _m, inputs, _o: seen.append(inputs[0].shape))
+    generate(module, [[20]], end_ids=END, max_new_tokens=1)  # the comparison of the decoder runs here, and not below
+    shapes = []
+    handle = module.model.embed_tokens.register_forward_hook(lambda _m, inputs, _o: shapes.append(inputs[0].shape))
     try:
-        found = generate(module, prompts, end_ids=END, max_new_tokens=12)
+        trajectories = generate(module, prompts, end_ids=END, max_new_tokens=12)
     finally:
         handle.remove()
-    assert [t.ids for t in found] == [by_transformers(module, prompt, 12) for prompt in prompts]
-    assert seen[0] == (1, len(head) - 1) and seen[1][0] == 9 and seen[1][1] <= 41
+    assert [t.ids for t in trajectories] == [by_transformers(module, prompt, 12) for prompt in prompts]
+    assert shapes[0] == (1, len(head) - 1) and shapes[1][0] == 9 and shapes[1][1] <= 41
 
 
 @pytest.fixture(scope="module")
@@ -50,11 +50,11 @@ def wanted(module):
 
 @pytest.mark.parametrize("batch", [1, 5, None])
 def test_greedy_equals_transformers(module, wanted, batch):
-    found = generate(module, ragged_prompts(20), end_ids=END, max_new_tokens=60, batch=batch)
-    assert [trajectory.ids for trajectory in found] == wanted
+    trajectories = generate(module, ragged_prompts(20), end_ids=END, max_new_tokens=60, batch=batch)
+    assert [trajectory.ids for trajectory in trajectories] == wanted
     assert len({len(ids) for ids in wanted}) > 5
-    assert {trajectory.finish for trajectory in found} == {"stop", "length"}
-    for trajectory in found:
+    assert {trajectory.finish for trajectory in trajectories} == {"stop", "length"}
+    for trajectory in trajectories:
         assert (trajectory.ids[-1] in END) == (trajectory.finish == "stop")
 
 
@@ -71,13 +71,13 @@ def test_draws_do_not_depend_on_the_batch(module):
 
 def test_draws_follow_the_distribution(module):
     prompt, count = [20, 30, 40], 3000
-    found = generate(
+    trajectories = generate(
         module, [prompt] * count, end_ids=set(), max_new_tokens=1, temperature=2.0, seeds=list(range(count)), batch=500
     )
     with torch.no_grad():
         wanted = (module(torch.tensor([prompt])).logits[0, -1].double() / 2.0).softmax(-1)
-    seen = torch.bincount(torch.tensor([t.ids[0] for t in found]), minlength=128) / count
-    assert (seen - wanted).abs().max() < 4 * (wanted * (1 - wanted) / count).sqrt().max()
+    frequencies = torch.bincount(torch.tensor([t.ids[0] for t in trajectories]), minlength=128) / count
+    assert (frequencies - wanted).abs().max() < 4 * (wanted * (1 - wanted) / count).sqrt().max()
 
 
 def test_uniform_is_spread():
@@ -100,17 +100,23 @@ def test_mode_returns_and_no_gradient_state_remains(module):
 
 
 def test_progress_and_record_names(module):
-    seen = []
-    found = generate(
-        module, ragged_prompts(7), end_ids=END, max_new_tokens=9, batch=3, progress=seen.append, records=list("abcdefg")
+    progress = []
+    trajectories = generate(
+        module,
+        ragged_prompts(7),
+        end_ids=END,
+        max_new_tokens=9,
+        batch=3,
+        progress=progress.append,
+        records=list("abcdefg"),
     )
-    assert seen == [1, 2, 3, 4, 5, 6, 7]
-    assert [t.record for t in found] == list("abcdefg")
+    assert progress == [1, 2, 3, 4, 5, 6, 7]
+    assert [t.record for t in trajectories] == list("abcdefg")
 
 
 def test_the_context_is_a_limit(module):
-    found = generate(module, [[20] * 250, [30] * 3], end_ids=set(), max_new_tokens=20)
-    assert [len(t.ids) for t in found] == [6, 20]
+    trajectories = generate(module, [[20] * 250, [30] * 3], end_ids=set(), max_new_tokens=20)
+    assert [len(t.ids) for t in trajectories] == [6, 20]
     for prompt in ([], [20] * 256):
         with pytest.raises(DataError, match="Record broken"):
             generate(module, [prompt], end_ids=set(), max_new_tokens=2, records=["broken"])
@@ -141,5 +147,5 @@ def test_a_sliding_window_model_equals_transformers():
     )
     model = MistralForCausalLM(config).eval()
     prompts = ragged_prompts(9, seed=3)
-    found = generate(model, prompts, end_ids=END, max_new_tokens=40)
-    assert [t.ids for t in found] == [by_transformers(model, prompt, 40) for prompt in prompts]
+    trajectories = generate(model, prompts, end_ids=END, max_new_tokens=40)
+    assert [t.ids for t in trajectories] == [by_transformers(model, prompt, 40) for prompt in prompts]

@@ -27,16 +27,16 @@ def groups(count=6, size=8):
     return [Request(p, f"r{i}", group=f"g{i}", seed=100 * i + k) for i, p in enumerate(prompts) for k in range(size)]
 
 
-def by_trainer(module, found, temperature):
+def by_trainer(module, trajectory, temperature):
     """Log-probabilities of sampled ids as training computes them: the policy's hidden states and its head."""
-    ids = [*found.request.prompt_ids, *found.ids]
-    start = len(found.request.prompt_ids)
-    weights = numpy.array([0.0] * start + [1.0] * len(found.ids), dtype="float32")
+    ids = [*trajectory.request.prompt_ids, *trajectory.ids]
+    start = len(trajectory.request.prompt_ids)
+    weights = numpy.array([0.0] * start + [1.0] * len(trajectory.ids), dtype="float32")
     batch = collate([Row("r", numpy.array(ids, dtype="int32"), {"weights": Stream(weights, "token")})])
     policy = TokenPolicy(module, temperature)
     with torch.no_grad():
         hidden = policy.hidden(batch)
-        return target_logprob(policy.head.logits(hidden), torch.tensor(found.ids)).tolist()
+        return target_logprob(policy.head.logits(hidden), torch.tensor(trajectory.ids)).tolist()
 
 
 @pytest.mark.parametrize("wrapped", [False, True])
@@ -53,15 +53,15 @@ def test_logprobs_are_those_of_the_trainer(wrapped):
     trajectories = sampler(requests, Sampling(max_new_tokens=25, temperature=0.7, top_p=0.9))
     assert module.training and all(piece.training for piece in module.modules())
     module.eval()
-    for found in trajectories:
-        assert found.logprobs == pytest.approx(by_trainer(module, found, 0.7), abs=1e-4)
-        assert min(found.logprobs) < -1
+    for trajectory in trajectories:
+        assert trajectory.logprobs == pytest.approx(by_trainer(module, trajectory, 0.7), abs=1e-4)
+        assert min(trajectory.logprobs) < -1
 
 
 def test_a_group_reads_its_prompt_once_and_rows_enter_as_others_leave(module):
     shapes = []
     sampling = Sampling(max_new_tokens=40, temperature=1.0)
-    Session(module, sampling, end_ids=END)  # by now it is known what the model is made of
+    Session(module, sampling, end_ids=END)  # the comparison of the decoder runs here, and not below
     handle = module.model.embed_tokens.register_forward_hook(lambda _m, inputs, _o: shapes.append(inputs[0].shape))
     requests = groups()
     try:
@@ -77,18 +77,18 @@ def test_a_group_reads_its_prompt_once_and_rows_enter_as_others_leave(module):
     alone = [NativeSampler(module, END)([request], sampling)[0] for request in requests]
     assert [t.ids for t in few] == [t.ids for t in alone]
     assert [t.request for t in few] == requests and [t.record for t in few] == [r.record for r in requests]
-    for one, other in zip(few, alone, strict=True):
-        assert one.logprobs == pytest.approx(other.logprobs, abs=1e-4)
+    for batched, other in zip(few, alone, strict=True):
+        assert batched.logprobs == pytest.approx(other.logprobs, abs=1e-4)
 
 
 def test_forced_ids_are_given_and_the_rest_follows_as_if_they_had_been_drawn(module):
     sampling = Sampling(max_new_tokens=12, temperature=1.0)
     whole = NativeSampler(module, set())([Request([20, 30, 40], "r", seed=3)], sampling)[0]
     forced = Request([20, 30, 40], "r", forced_ids=whole.ids[:5], seed=3)
-    found = NativeSampler(module, set())([forced, Request([20, 30], "s")], sampling)[0]
-    assert found.ids[:12] == whole.ids and len(found.ids) == 5 + 12
-    assert list(found.logprobs[:5]) == [0.0] * 5
-    assert found.logprobs[5:12] == pytest.approx(whole.logprobs[5:], abs=1e-5)
+    trajectory = NativeSampler(module, set())([forced, Request([20, 30], "s")], sampling)[0]
+    assert trajectory.ids[:12] == whole.ids and len(trajectory.ids) == 5 + 12
+    assert list(trajectory.logprobs[:5]) == [0.0] * 5
+    assert trajectory.logprobs[5:12] == pytest.approx(whole.logprobs[5:], abs=1e-5)
 
 
 def test_filters_keep_what_their_definitions_keep():
@@ -146,13 +146,13 @@ class Pieces:
 def test_a_stop_string_is_found_at_its_last_token(text, stop, at):
     tokens = list(b"prompt at ")
     watch = StopWatch(Pieces(), stop, tokens, len(tokens))
-    found = None
-    for place, byte in enumerate(text.encode()):
+    stopped_at = None
+    for index, byte in enumerate(text.encode()):
         tokens.append(byte)
-        if watch.found():
-            found = text.encode()[: place + 1].decode()
+        if watch.reached():
+            stopped_at = text.encode()[: index + 1].decode()
             break
-    assert found == at
+    assert stopped_at == at
 
 
 def test_stop_strings_end_a_continuation(module):
@@ -165,18 +165,18 @@ def test_stop_strings_end_a_continuation(module):
     plain = NativeSampler(module, set())(requests, free)
     chosen = plain[0].ids[10:12]
     stop = f"<{chosen[0]}><{chosen[1]}>"
-    found = NativeSampler(module, set(), Letters())(requests, Sampling(30, 1.0, stop=(stop,)))
-    assert found[0].ids == plain[0].ids[:12] and found[0].finish == "stop"
-    for one, other in zip(found[1:], plain[1:], strict=True):
-        assert one.ids == other.ids[: len(one.ids)]
-        assert (one.finish == "stop") == (stop in Letters().decode(one.ids))
+    stopped = NativeSampler(module, set(), Letters())(requests, Sampling(30, 1.0, stop=(stop,)))
+    assert stopped[0].ids == plain[0].ids[:12] and stopped[0].finish == "stop"
+    for trajectory, other in zip(stopped[1:], plain[1:], strict=True):
+        assert trajectory.ids == other.ids[: len(trajectory.ids)]
+        assert (trajectory.finish == "stop") == (stop in Letters().decode(trajectory.ids))
     assert cut("a b stop c", ("stop", "c")) == "a b " and cut("abc", ("x",)) == "abc"
     with pytest.raises(ModelError, match="no tokenizer"):
         NativeSampler(module, set())(requests, Sampling(stop=("x",)))
 
 
 def decoder(module):
-    return Session(module, Sampling(), end_ids=set()).cached.decoder
+    return Session(module, Sampling(), end_ids=set()).cache.decoder
 
 
 def of_family(family, **more):
@@ -208,15 +208,15 @@ def of_family(family, **more):
         ("Llama", {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}}, False),
     ],
 )
-def test_families_say_what_their_own_forward_says(family, more, plain):
+def test_families_give_the_logits_of_their_own_forward(family, more, plain):
     module = of_family(family, **more)
     assert (decoder(module) is not None) == plain
     requests = groups(4, 2)
-    for found in NativeSampler(module, END, batch=5)(requests, Sampling(20, 1.0)):
-        assert found.logprobs == pytest.approx(by_trainer(module, found, 1.0), abs=1e-4)
+    for trajectory in NativeSampler(module, END, batch=5)(requests, Sampling(20, 1.0)):
+        assert trajectory.logprobs == pytest.approx(by_trainer(module, trajectory, 1.0), abs=1e-4)
 
 
-def test_whoever_takes_part_in_the_forward_is_not_passed_by():
+def test_a_model_with_hooks_or_another_forward_has_no_decoder():
     module = of_family("Llama")
     assert decoder(module) is not None
     handle = module.model.layers[1].register_forward_hook(lambda _m, _i, output: output * 1.0)

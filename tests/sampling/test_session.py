@@ -1,4 +1,4 @@
-"""A session's rows say what they would say alone, however they were opened, forked, extended or stepped."""
+"""A session's rows get the tokens they would get alone, however they were opened, forked, extended or stepped."""
 
 import pytest
 import torch
@@ -18,7 +18,7 @@ def alone(module, prompt, seed, new=20, end=frozenset()):
     return generate(module, [prompt], end_ids=set(end), max_new_tokens=new, temperature=1.0, seeds=[seed])[0].ids
 
 
-def test_rows_opened_at_different_times_say_what_they_say_alone(module):
+def test_rows_opened_at_different_times_equal_rows_alone(module):
     session = Session(module, WARM, end_ids=set())
     first = session.open([20, 30, 40], [1, 2])
     session.step(5)
@@ -30,10 +30,10 @@ def test_rows_opened_at_different_times_say_what_they_say_alone(module):
     assert {row.finish for row in first + later} == {"length"}
 
 
-def test_forks_go_on_from_one_state_without_computing_it_again(module):
-    seen = []
+def test_forks_continue_one_state_without_computing_it_again(module):
+    shapes = []
     session = Session(module, WARM, end_ids=set())
-    handle = module.model.embed_tokens.register_forward_hook(lambda _m, inputs, _o: seen.append(inputs[0].shape))
+    handle = module.model.embed_tokens.register_forward_hook(lambda _m, inputs, _o: shapes.append(inputs[0].shape))
     try:
         parent = session.open([20, 30, 40], [1])[0]
         session.step(6)
@@ -42,24 +42,24 @@ def test_forks_go_on_from_one_state_without_computing_it_again(module):
         session.step(99)
     finally:
         handle.remove()
-    assert seen == [(1, 3)] + [(1, 1)] * 6 + [(3, 1)] * 13
+    assert shapes == [(1, 3)] + [(1, 1)] * 6 + [(3, 1)] * 13
     assert same.ids == parent.ids == alone(module, [20, 30, 40], 1)
     assert same.logprobs == pytest.approx(parent.logprobs, abs=1e-5)
     assert other.ids[:6] == parent.ids[:6] and other.ids != parent.ids
 
 
-def test_groups_of_any_size_hold_their_prompts_once_and_say_what_their_rows_say_alone(module):
+def test_groups_of_any_size_store_their_prompts_once_and_equal_rows_alone(module):
     session = Session(module, WARM, end_ids=END)
     prompts, sizes = [[20, 30, 40], [50] * 9, [60, 61]], [5, 1, 3]
     rows = [session.open(prompt, range(size)) for prompt, size in zip(prompts, sizes, strict=True)]
-    assert isinstance(session.cached, Slots) and session.cached.trunks
-    assert [state.length for state in session.cached.trunks.states] == [3, 9, 2]
+    assert isinstance(session.cache, Slots) and session.cache.prefixes
+    assert [state.length for state in session.cache.prefixes.states] == [3, 9, 2]
     session.step()
     late = session.open(prompts[1], [7, 8])
-    assert session.cached.trunks.group > 2 and session.cached.trunks.places is not None
+    assert session.cache.prefixes.group > 2 and session.cache.prefixes.query_index is not None
     while session.rows:
         running = {(*row.tokens[: row.start], row in late) for row in session.rows}  # a prompt read twice is held twice
-        assert len(session.cached.trunks.states) == len(running)
+        assert len(session.cache.prefixes.states) == len(running)
         session.step()
     for prompt, row in [(p, row) for p, group in zip(prompts, rows, strict=True) for row in group]:
         assert row.ids == alone(module, prompt, row.seed, end=END)
@@ -71,24 +71,24 @@ def test_groups_of_any_size_hold_their_prompts_once_and_say_what_their_rows_say_
 
 def test_a_model_is_compared_with_its_own_logits_once_until_it_is_made_of_something_else(module):
     Session(module, WARM, end_ids=set())
-    seen = []
-    handle = module.model.embed_tokens.register_forward_hook(lambda *_: seen.append(1))
+    calls = []
+    handle = module.model.embed_tokens.register_forward_hook(lambda *_: calls.append(1))
     mlp = module.model.layers[0].mlp
     before = mlp.act_fn
     try:
         Session(module, WARM, end_ids=set())
-        assert not seen
+        assert not calls
         mlp.act_fn = torch.nn.GELU()
         for _ in range(2):
             Session(module, WARM, end_ids=set())
     finally:
         mlp.act_fn = before
         handle.remove()
-    assert len(seen) == PROBE + 1
+    assert len(calls) == PROBE + 1
 
 
 @pytest.mark.parametrize("steps", [4, 99])
-def test_an_extended_row_says_what_a_row_with_that_prompt_says(module, steps):
+def test_an_extended_row_equals_a_row_with_that_prompt(module, steps):
     session = Session(module, WARM, end_ids=set())
     beside = session.open([90, 91], [5])[0]
     row = session.open([20, 30, 40], [1])[0]
@@ -142,7 +142,7 @@ def test_training_can_go_on_between_two_steps(module):
 
 @pytest.fixture(scope="module")
 def convolving():
-    """Layers whose states are no lists of positions."""
+    """A model whose layers do not keep one state per position."""
     from transformers import Lfm2Config, Lfm2ForCausalLM
 
     torch.manual_seed(0)
@@ -159,10 +159,10 @@ def convolving():
     return Lfm2ForCausalLM(config).eval()
 
 
-def test_states_that_are_no_lists_of_positions_enter_together(convolving):
+def test_rows_of_recurrent_layers_start_together(convolving):
     prompts = [[20, 30, 40], [50] * 9, [20, 30, 40], [60]]
-    found = generate(convolving, prompts, end_ids=END, max_new_tokens=20, temperature=1.0, batch=3)
-    assert [t.ids for t in found] == [alone(convolving, p, seed, end=END) for seed, p in enumerate(prompts)]
+    trajectories = generate(convolving, prompts, end_ids=END, max_new_tokens=20, temperature=1.0, batch=3)
+    assert [t.ids for t in trajectories] == [alone(convolving, p, seed, end=END) for seed, p in enumerate(prompts)]
     for prompt in prompts:
         greedy = generate(convolving, [prompt], end_ids=set(), max_new_tokens=9)[0].ids
         with torch.no_grad():

@@ -1,14 +1,14 @@
-"""What is taken for the answer."""
+"""The text of an answer."""
 
 from luthier.sampling.text import answer_text
 
 
 def decode(ids):
-    return "".join(chr(one) for one in ids)
+    return "".join(chr(code) for code in ids)
 
 
 def ids(text):
-    return [ord(one) for one in text]
+    return [ord(letter) for letter in text]
 
 
 def test_the_end_token_and_everything_from_the_first_stop_string_is_left_out():

@@ -113,7 +113,7 @@ def test_the_score_is_minus_the_loss_of_the_record_alone_whatever_the_padding():
     for side in ("left", "right"):
         with torch.no_grad():
             batch = collate([row, *tiny_rows(8)[1:]], side=side)
-            found = loss.look(TokenPolicy(model), batch, None)["loss"]
+            found = loss.features(TokenPolicy(model), batch, None)["loss"]
         assert abs(float(found[0]) + mean) < 1e-9
 
 

@@ -19,25 +19,25 @@ from luthier.steps.train import training
 RHO = parts.build("selector", {"kind": "rho", "reference": "held-out"})
 
 
-def looked(model, reference):
+def features_of(model, reference):
     rows = tiny_rows(8)
     column = score(TokenPolicy(reference), rows, ["logprobs"], 10_000)["logprobs"]
     rows = with_column(rows, "logprobs:held-out", column)
     with torch.no_grad():
-        return rows, RHO.look(TokenPolicy(model), collate(rows), None)["reducible"]
+        return rows, RHO.features(TokenPolicy(model), collate(rows), None)["reducible"]
 
 
 def test_a_reference_that_is_the_model_scores_zero():
-    _, found = looked(tiny_model(), tiny_model())
+    _, found = features_of(tiny_model(), tiny_model())
     assert found.abs().max() < 1e-12
 
 
 def test_the_score_is_the_difference_of_two_mean_losses():
     model, reference = tiny_model(), tiny_model(seed=3)
-    rows, found = looked(model, reference)
+    rows, found = features_of(model, reference)
     loss = parts.build("selector", "max_loss")
     with torch.no_grad():
-        one, other = (loss.look(TokenPolicy(m), collate(rows), None)["loss"] for m in (model, reference))
+        one, other = (loss.features(TokenPolicy(m), collate(rows), None)["loss"] for m in (model, reference))
     assert torch.allclose(found, one - other, atol=1e-12)
     assert float(found.abs().max()) > 1e-3
 

@@ -43,7 +43,7 @@ def test_max_loss_looks_at_the_mean_over_the_targets_of_each_record():
     rows, model = tiny_rows(6), tiny_model()
     selector = parts.build("selector", "max_loss")
     with torch.no_grad():
-        found = selector.look(TokenPolicy(model), collate(rows), None)["loss"]
+        found = selector.features(TokenPolicy(model), collate(rows), None)["loss"]
     wanted = losses(rows, model)
     assert all(abs(float(value) - wanted[row.id]) < 1e-12 for row, value in zip(rows, found, strict=True))
     pool = pool_of([row.id for row in rows], loss=found)
@@ -54,7 +54,7 @@ def test_max_loss_looks_at_the_mean_over_the_targets_of_each_record():
 def test_a_record_without_a_target_has_no_loss():
     with torch.no_grad():
         batch = collate(tiny_rows(2, targets=False))
-        found = parts.build("selector", "max_loss").look(TokenPolicy(tiny_model()), batch, None)
+        found = parts.build("selector", "max_loss").features(TokenPolicy(tiny_model()), batch, None)
     assert found["loss"].tolist() == [0.0, 0.0]
 
 

@@ -11,7 +11,7 @@ from luthier.data.batches import collate
 from luthier.errors import RunError
 from luthier.models.kernels import head as heads
 from luthier.models.policy import TokenPolicy
-from luthier.select import _logits as looking
+from luthier.select import _logits
 from luthier.select._sketch import Projection, Ring, nuclear_norm
 from luthier.select.base import Pool, keyed_uniform
 
@@ -53,10 +53,10 @@ def test_the_gram_matrix_gives_the_singular_values_also_at_low_rank():
     assert abs(float(eigenvalues.sqrt().sum()) / norm(low) - 1) > 1e-4
 
 
-def looked(selector, rows, model, **collated):
+def features_of(selector, rows, model, **collated):
     policy = TokenPolicy(model)
     with torch.no_grad():
-        return selector.look(policy, collate(rows, **collated), selector.start(policy))
+        return selector.features(policy, collate(rows, **collated), selector.start(policy))
 
 
 def logits_of(row, model):
@@ -67,14 +67,14 @@ def logits_of(row, model):
 
 @pytest.mark.parametrize("way", ["through the weight", "pieces of the vocabulary", "one piece"])
 def test_norms_and_sketches_of_a_micro_batch_are_those_of_each_record_alone(monkeypatch, way):
-    monkeypatch.setattr(looking, "PIECE", 7)
+    monkeypatch.setattr(_logits, "PIECE", 7)
     if way != "through the weight":
         monkeypatch.setattr(heads.Head, "linear", None)
         size = 2**12 if way == "pieces of the vocabulary" else 2**30
         monkeypatch.setitem(heads.CHUNK_BYTES, "cpu", size)
     rows, model = tiny_rows(5), tiny_model()
     state = UDS.start(TokenPolicy(model))
-    found = looked(UDS, rows, model)
+    found = features_of(UDS, rows, model)
     for index, row in enumerate(rows):
         logits = logits_of(row, model)
         assert abs(float(found["norm"][index]) / float(torch.linalg.svdvals(logits).sum()) - 1) < 1e-9
@@ -85,15 +85,15 @@ def test_norms_and_sketches_of_a_micro_batch_are_those_of_each_record_alone(monk
 
 
 def test_products_with_the_output_embedding_follow_its_training():
-    """Scores after the weights moved in place are those of a fresh look."""
+    """Scores after the weights moved in place are those of new products."""
     rows, model = tiny_rows(3), tiny_model()
     policy, batch = TokenPolicy(model), collate(rows)
     state = UDS.start(policy)
     with torch.no_grad():
-        before = UDS.look(policy, batch, state)["norm"]
+        before = UDS.features(policy, batch, state)["norm"]
         model.lm_head.weight.mul_(2.0)
-        after = UDS.look(policy, batch, state)["norm"]
-        fresh = UDS.look(policy, batch, UDS.start(policy))["norm"]
+        after = UDS.features(policy, batch, state)["norm"]
+        fresh = UDS.features(policy, batch, UDS.start(policy))["norm"]
     assert torch.equal(after, fresh) and not torch.allclose(after, before, rtol=0.1)
 
 
@@ -102,19 +102,19 @@ def test_a_bias_and_a_scale_of_the_head_are_in_the_logits(monkeypatch):
     model.config.logit_scale = 0.5
     draw = torch.randn(61, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     model.lm_head.bias = torch.nn.Parameter(draw, requires_grad=False)
-    one = looked(UDS, rows, model)
+    one = features_of(UDS, rows, model)
     monkeypatch.setattr(heads.Head, "linear", None)
-    other = looked(UDS, rows, model)
+    other = features_of(UDS, rows, model)
     assert torch.allclose(one["norm"], other["norm"], rtol=1e-9)
     assert torch.allclose(one["sketch"], other["sketch"], rtol=1e-4, atol=1e-6)
-    plain = looked(UDS, rows[:1], tiny_model())["norm"]
+    plain = features_of(UDS, rows[:1], tiny_model())["norm"]
     assert not torch.allclose(one["norm"][:1], plain, rtol=0.01)
 
 
 def test_targets_alone_and_centred_logits():
     rows, model = tiny_rows(3), tiny_model()
-    targets = looked(parts.build("selector", {"kind": "uds", "positions": "targets"}), rows, model)["norm"]
-    centred = looked(parts.build("selector", {"kind": "uds", "center_logits": True}), rows, model)
+    targets = features_of(parts.build("selector", {"kind": "uds", "positions": "targets"}), rows, model)["norm"]
+    centred = features_of(parts.build("selector", {"kind": "uds", "center_logits": True}), rows, model)
     for index, row in enumerate(rows):
         logits, weights = logits_of(row, model), torch.from_numpy(row.streams["weights"].values[1:])
         assert abs(float(targets[index]) - float(torch.linalg.svdvals(logits[weights != 0]).sum())) < 1e-9
@@ -122,10 +122,10 @@ def test_targets_alone_and_centred_logits():
         assert abs(float(centred["norm"][index]) - float(torch.linalg.svdvals(flat).sum())) < 1e-6
     shifted = tiny_model()
     shifted.lm_head.bias = torch.nn.Parameter(torch.full((61,), 5.0, dtype=torch.float64), requires_grad=False)
-    moved = looked(parts.build("selector", {"kind": "uds", "center_logits": True}), rows, shifted)
+    moved = features_of(parts.build("selector", {"kind": "uds", "center_logits": True}), rows, shifted)
     assert torch.allclose(moved["norm"], centred["norm"], atol=1e-6)
     assert torch.allclose(moved["sketch"], centred["sketch"], atol=1e-5)
-    assert not torch.allclose(looked(UDS, rows, shifted)["norm"], looked(UDS, rows, model)["norm"], rtol=0.05)
+    assert not torch.allclose(features_of(UDS, rows, shifted)["norm"], features_of(UDS, rows, model)["norm"], rtol=0.05)
 
 
 def energy(size, length, scale, draws):
@@ -182,7 +182,7 @@ def pool_of(norms, sketches, state, update=1):
 
 def test_without_diversity_the_ranking_is_that_of_the_norm():
     rows, model = tiny_rows(6), tiny_model()
-    found, state = looked(OFF, rows, model), OFF.start(TokenPolicy(model))
+    found, state = features_of(OFF, rows, model), OFF.start(TokenPolicy(model))
     state.ring.push(torch.randn(5, found["sketch"].shape[1], generator=torch.Generator().manual_seed(0)))
     scores = OFF.scores(pool_of(found["norm"], found["sketch"], state))
     assert torch.equal(scores, found["norm"])
@@ -190,7 +190,7 @@ def test_without_diversity_the_ranking_is_that_of_the_norm():
 
 def test_only_what_was_kept_is_remembered():
     rows, model = tiny_rows(6), tiny_model()
-    found, state = looked(UDS, rows, model), UDS.start(TokenPolicy(model))
+    found, state = features_of(UDS, rows, model), UDS.start(TokenPolicy(model))
     pool = pool_of(found["norm"], found["sketch"], state)
     first = UDS.scores(pool)
     assert torch.equal(first, found["norm"])  # an empty ring: the norm alone
@@ -202,8 +202,8 @@ def test_only_what_was_kept_is_remembered():
 
 def test_a_record_longer_than_the_sketch_is_named():
     short = parts.build("selector", {"kind": "uds", "length": 4})
-    with pytest.raises(RunError, match=r"Record record-\d has \d+ positions, the sketch 4"):
-        looked(short, tiny_rows(3), tiny_model())
+    with pytest.raises(RunError, match=r"Record record-\d has \d+ positions; the sketch covers 4"):
+        features_of(short, tiny_rows(3), tiny_model())
 
 
 def copies_kept(weight, seed):

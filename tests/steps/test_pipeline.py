@@ -242,5 +242,5 @@ def test_a_smaller_model_can_be_the_proxy_and_leaves_the_recipes_model_alone(dat
 
 def test_a_choice_by_losses_needs_a_probe(data):
     steps = {"warm": {"do": "train"}, "chosen": {"do": "select", "subset": "s2l"}, "train": {"data": "chosen"}}
-    with pytest.raises(RecipeError, match=r"`chosen` chooses by `trajectory`.* no step before it has"):
+    with pytest.raises(RecipeError, match=r"`chosen` chooses by `trajectory`.* no earlier step has"):
         run_recipe(recipe(data, steps=steps), data / "run", [])

@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from luthier.conformance.tiny import tiny_model
 from luthier.errors import DataError, LuthierError, ModelError, RunError
 from luthier.processes.worker import main as worker_main
+from luthier.processes.worker import work
 from luthier.recipe import load_recipe
 from luthier.run_folder import RunFolder, read_json, read_jsonl, write_json
 from luthier.steps.check_page import check_recipe
@@ -75,6 +76,23 @@ def test_eval_asks_a_run_s_model_as_the_run_did(data, monkeypatch):
     assert all(found[name].prediction == one["prediction"] for name, one in told.items())
     other = {item.id: item for item in evaluate_model("../run", metric="exact", **options).items}
     assert {one.metric for one in other.values()} == {"exact"}
+
+
+def test_eval_asks_a_model_of_a_comparison_as_its_run_did(data, monkeypatch):
+    """Such a run has no lock.json: task.json holds its recipe."""
+    (data / "half.py").write_text(HALF)
+    changes = ["data.render='Q: {prompt} A: {completion}'", "evaluate.metric=./half.py", "generate.max_new_tokens=3"]
+    folder = worker(data / "seed-3", recipe(data, *changes, model={"path": "nano", "dtype": "float32"}), seed=3)
+    work(folder)
+    assert not (folder / "lock.json").exists()
+    (data / "elsewhere").mkdir()
+    monkeypatch.chdir(data / "elsewhere")
+    asked = recipe_of_evaluation("../seed-3", "../data.jsonl", None, []).settings
+    assert (asked.seed, asked.generate.max_new_tokens, asked.model.dtype) == (3, 3, "float32")
+    options = {"data": "../data.jsonl", "limit": 4, "overrides": [], "console": Console(file=io.StringIO())}
+    evaluation = evaluate_model("../seed-3", metric=None, **options)
+    assert {item.metric for item in evaluation.items} == {"half"} and evaluation.mean == 0.5
+    assert all(item.prompt.startswith("Q: ") for item in evaluation.items)
 
 
 def test_the_same_recipe_gives_the_same_bits_and_another_seed_others(data):

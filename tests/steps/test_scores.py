@@ -123,8 +123,8 @@ def test_a_choice_reads_what_a_score_step_left(data, monkeypatch):
 @pytest.mark.parametrize(
     "before, said",
     [
-        ({}, "chooses by `mean_logprob`, and no `score` step before"),
-        ({"scores": {"do": "score"}}, "chooses by `entropy`, and no `score` step before"),
+        ({}, "chooses by `mean_logprob`, and no earlier `score` step"),
+        ({"scores": {"do": "score"}}, "chooses by `entropy`, and no earlier `score` step"),
     ],
 )
 def test_a_choice_by_scores_needs_them(data, before, said):

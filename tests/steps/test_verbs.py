@@ -147,7 +147,7 @@ def test_a_choice_reads_the_column_of_a_verb_of_ones_own(data):
 
 def test_records_of_a_verb_of_ones_own_are_trained_on(data):
     steps = {"few": {"do": "./lengths.py", "most": 1}, "learn": {"do": "train", "data": "few"}}
-    with pytest.raises(RunError, match="`few` kept no record"):
+    with pytest.raises(RunError, match="`few` has no record"):
         run_recipe(recipe(data, steps), data / "run", [])
 
 
@@ -203,7 +203,9 @@ def test_a_mistake_names_the_line_of_its_key(data):
 
 def test_a_tuning_that_cannot_be_merged_is_refused_before_it_is_averaged(data):
     tuner = {"train": {"tuner": {"kind": "loramoe"}}}
-    with pytest.raises(RecipeError, match="Step `mean` changes what step `other` left, and `loramoe` cannot be merged"):
+    with pytest.raises(
+        RecipeError, match="Step `mean` changes the model of step `other`, and `loramoe` cannot be merged"
+    ):
         steps = {"one": TRAINED["one"], "other": {**TRAINED["other"], "train": tuner["train"]}, "mean": MEAN}
         run_recipe(recipe(data, steps), data / "run", [])
 

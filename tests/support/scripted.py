@@ -26,14 +26,16 @@ class Sampler:
     def __call__(self, requests, sampling, progress=None):
         self.asked.append(list(requests))
         return [
-            Trajectory([*one.forced_ids, *self.answer(one)], "stop", one.record, [0.0] * len(one.forced_ids))
-            for one in requests
+            Trajectory(
+                [*request.forced_ids, *self.answer(request)], "stop", request.record, [0.0] * len(request.forced_ids)
+            )
+            for request in requests
         ]
 
 
 def judge(reward):
     """Scores each answer by `reward(trajectory)`."""
-    return lambda asked: [[Scored(one, reward(one)) for one in answers] for _, answers in asked]
+    return lambda asked: [[Scored(answer, reward(answer)) for answer in answers] for _, answers in asked]
 
 
 def play(strategy, prompts, answer, reward, **more):
@@ -46,32 +48,32 @@ def play(strategy, prompts, answer, reward, **more):
         "decode": lambda ids: " ".join(map(str, ids)),
         "end_ids": {END},
         "state": strategy.start(),
-        "seen": Counter(),
+        "occurrences": Counter(),
     }
     return drive(strategy, prompts, sampler, judge(reward), **(settings | more)), sampler
 
 
 def rollout(*rewards, lengths=None, columns=None, forced=None):
     """A rollout of groups given by their rewards; `lengths`, `forced` and columns run over all trajectories."""
-    groups, place = [], 0
+    groups, position = [], 0
     for number, group in enumerate(rewards):
         members = []
         for index, reward in enumerate(group):
-            length = lengths[place] if lengths else 2
-            given = forced[place] if forced else 0
+            length = lengths[position] if lengths else 2
+            prefix = forced[position] if forced else 0
             request = Request(
-                [5, 6], f"r{number}", tuple([9] * given), bool(given), metadata={"row": f"r{number}#0.0.{index}"}
+                [5, 6], f"r{number}", tuple([9] * prefix), bool(prefix), metadata={"row": f"r{number}#0.0.{index}"}
             )
             trajectory = Trajectory([9] * length, "stop", f"r{number}", request=request)
             members.append(Scored(trajectory, reward))
-            place += 1
+            position += 1
         groups.append(Group(prompt(f"r{number}"), tuple(members)))
-    made = Rollout.of(groups)
+    scripted = Rollout.of(groups)
     for name, arrays in (columns or {}).items():
-        made.columns[name] = [numpy.asarray(one, dtype=float) for one in arrays]
-    return made
+        scripted.columns[name] = [numpy.asarray(array, dtype=float) for array in arrays]
+    return scripted
 
 
-def with_parts(made, parts):
+def with_parts(scripted, parts):
     """The rollout with named rewards, each [B]."""
-    return replace(made, parts={name: numpy.asarray(values, dtype=float) for name, values in parts.items()})
+    return replace(scripted, parts={name: numpy.asarray(values, dtype=float) for name, values in parts.items()})

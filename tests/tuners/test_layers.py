@@ -35,7 +35,7 @@ def test_a_replacement_shares_the_weight_and_becomes_an_ordinary_layer_again():
     replace_layer(model, "0.0", Replacement(plain))
     assert [name for name, _ in layers_of(model, Replacement)] == ["0.0"]
     assert model[0][0].weight is plain.weight and model[0][0].bias is plain.bias
-    again = model[0][0].plain_with(nn.Parameter(torch.ones(2, 3)))
+    again = model[0][0].with_weight(nn.Parameter(torch.ones(2, 3)))
     assert type(again) is nn.Linear and again.bias is plain.bias
     assert torch.equal(again(torch.ones(1, 3)), 3 + plain.bias[None])
 

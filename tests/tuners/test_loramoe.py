@@ -211,7 +211,7 @@ def test_pooled_the_rows_of_a_micro_batch_are_balanced_together():
     with forward_context(**{USAGE: usage}):
         TokenPolicy(model).hidden(batch)
     expected = expectations(batch.streams["field:task_type"].values, 8, 0.1)
-    total = sum(float(imbalance((expected * q).flatten()).detach()) for q in usage.found.values())
+    total = sum(float(imbalance((expected * q).flatten()).detach()) for q in usage.by_layer.values())
     term = terms_of(tuner, model, batch)
     assert (term.unit, term.coefficient) == ("rows", 0.1)
     assert float(term.total.detach()) == pytest.approx(4 * total, rel=1e-12)
@@ -321,13 +321,13 @@ def test_what_a_forward_notes():
     with forward_context(**{USAGE: usage}):
         with torch.no_grad():
             made(x)
-        assert not usage.found
+        assert not usage.by_layer
         made(x[:1])
-        assert not usage.found
+        assert not usage.by_layer
         made(x)
         made(x + 1)
     expected = torch.stack([made.shares(x[i, : len(row.ids)]).sum(0) for i, row in enumerate(tiny_rows(3))])
-    assert torch.allclose(usage.found[made], expected, rtol=1e-12)
+    assert torch.allclose(usage.by_layer[made], expected, rtol=1e-12)
 
 
 @pytest.fixture
@@ -391,7 +391,7 @@ def test_what_it_weighs_changes_its_name(data):
 
 def test_a_step_after_it_is_refused_before_the_first(data):
     steps = {"warm": {"do": "train"}, "polish": {"do": "train"}}
-    with pytest.raises(RecipeError, match="`polish` trains what step `warm` left"):
+    with pytest.raises(RecipeError, match="`polish` trains the model of step `warm`"):
         run_recipe(recipe(data, steps=steps), data / "run", [])
     assert not (data / "run" / "metrics.jsonl").exists()
     run_recipe(recipe(data, steps={**steps, "polish": {"do": "train", "from": "base"}}), data / "apart", [])
@@ -407,7 +407,7 @@ def test_what_does_not_go_is_said(data):
         loramoe(delta=0.1)
     with pytest.raises(RecipeError, match="no linear layers called lost"):
         applied(tiny_model(), targets=["lost"])
-    with pytest.raises(RecipeError, match="rows of this training do not carry"):
+    with pytest.raises(RecipeError, match="rows of this training do not have"):
         loramoe(**TYPED).plan(tiny_model(), TunerInputs(0, tiny_rows()))
     with pytest.raises(RecipeError, match="cannot be merged"):
         refuse_excluded([parts.build("tuner", "lora"), loramoe()])

@@ -257,7 +257,7 @@ def test_padding_does_not_count_as_activation():
     from luthier.tuners._scores import activation_scores
 
     model, rows = tiny_model(), tiny_rows()[:2]
-    layers = _units.slabs(model, "down_proj")
+    layers = _units.unit_layers(model, "down_proj")
     alone = [activation_scores(model, layers, collate([row])) for row in rows]
     both = activation_scores(model, layers, collate(rows))
     lengths = [len(row) for row in rows]

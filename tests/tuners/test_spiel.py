@@ -89,7 +89,7 @@ def test_candidates_are_the_largest_gradients():
     gradient = torch.tensor([[0.1, 0.9, -0.05], [0.2, 0.3, -0.7]])
     for source in ("update", "micro_batch"):
         window = Window()
-        window.look(gradient, 3, source)
+        window.add_gradient(gradient, 3, source)
         window.close_update(3)
         assert window.candidates.tolist() == [1, 5, 4]
         assert torch.allclose(window.first, torch.tensor([0.9, -0.7, 0.3]))
@@ -100,14 +100,14 @@ def test_a_window_sums_updates_not_micro_batches():
     window = Window()
     pieces = [torch.tensor([[1.0, 5.0]]), torch.tensor([[2.0, 0.0]])]
     for piece in pieces:  # the first update, in two micro-batches: 3 and 5
-        window.look(piece, 1, "update")
+        window.add_gradient(piece, 1, "update")
     window.close_update(1)
     for piece in pieces:
-        window.look(piece, 1, "update")
+        window.add_gradient(piece, 1, "update")
     window.close_update(1)
     assert window.candidates.tolist() == [1] and window.updates == 2
     assert (float(window.first), float(window.second)) == (10.0, 50.0) and window.dense is None
-    window.look(pieces[0], 1, "update")
+    window.add_gradient(pieces[0], 1, "update")
     window.forget_update()  # memory ran out: the update is tried again
     assert window.pending is None and float(window.first) == 10.0
 

@@ -6,12 +6,13 @@ from luthier.vision.digits import CLASSES, GLYPHS, SIDE, digit_rows, draw_digit
 
 
 def test_drawn_from_the_seed_alone():
-    one, again, other = digit_rows(20, 3), digit_rows(20, 3), digit_rows(20, 4)
+    first, again, other = digit_rows(20, 3), digit_rows(20, 3), digit_rows(20, 4)
     assert all(
-        numpy.array_equal(a.streams["image"].values, b.streams["image"].values) for a, b in zip(one, again, strict=True)
+        numpy.array_equal(a.streams["image"].values, b.streams["image"].values)
+        for a, b in zip(first, again, strict=True)
     )
-    assert not numpy.array_equal(one[0].streams["image"].values, other[0].streams["image"].values)
-    assert len({row.id for row in [*one, *other]}) == 40
+    assert not numpy.array_equal(first[0].streams["image"].values, other[0].streams["image"].values)
+    assert len({row.id for row in [*first, *other]}) == 40
 
 
 def test_form():

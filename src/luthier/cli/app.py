@@ -44,11 +44,11 @@ def _global_options(
     ] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
-    """Options before the command; `--debug` is taken anywhere on the line, by `main`."""
+    """Options before the command. `main` reads `--debug` anywhere on the line; here it is listed in `--help`."""
 
 
 def main() -> None:
-    """Run the command line and leave with its exit code.
+    """Run the command line and exit with its code.
 
     2 is a mistake in the input, 1 a failed run, 130 a stop by Ctrl-C (typer's own).
     """
@@ -59,11 +59,7 @@ def main() -> None:
     except LuthierError as error:
         if debug:
             raise
-        _complain(error)
+        typer.echo(f"error: {error.message}", err=True)
+        if error.hint:
+            typer.echo(f"  {error.hint}", err=True)
         sys.exit(error.exit_code)
-
-
-def _complain(error: LuthierError) -> None:
-    typer.echo(f"error: {error.message}", err=True)
-    if error.hint:
-        typer.echo(f"  {error.hint}", err=True)

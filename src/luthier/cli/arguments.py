@@ -1,4 +1,4 @@
-"""Arguments that several commands share, and how their text is read."""
+"""Arguments that several commands share, and the parsing of their text."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The methods by what the user has: what each needs, what it costs beside the plain method, what was shown of it."""
+"""The methods grouped by the data that they need, with their cost relative to a baseline and their evidence."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from luthier.proofs.results import Committed
     from luthier.recipe import Method
 
-PLAIN = ("sft", "flow")
-"""What costs are told against: the plain loss of language models, or that of denoisers."""
+BASELINES = ("sft", "flow")
+"""The methods that costs are relative to: the standard loss of language models, or that of diffusion models."""
 GROUPS: Mapping[str, tuple[str, str]] = {
     "answers": ("You have prompts with their answers", "prompt, answer"),
     "pairs": ("You have pairs of a chosen and a rejected answer", "prompt, chosen, rejected"),
@@ -30,7 +30,7 @@ GROUPS: Mapping[str, tuple[str, str]] = {
 
 @dataclass(frozen=True)
 class Line:
-    """A method in the list: `cost` is its training time over that of the plain method, or nothing if not measured."""
+    """A method in the list. `cost` is its training time over that of the baseline; empty if it was not measured."""
 
     name: str
     needs: str
@@ -65,15 +65,16 @@ def parts_of(method: Method) -> list[Entry]:
 
 
 def group_of(method: Method) -> str:
-    """A key of GROUPS, told by the method's parts and steps."""
+    """A key of GROUPS, by the method's parts and steps."""
     entries = parts_of(method)
-    faces = {entry.constants.get("MODALITY", "language") for entry in entries if entry.slot == "objective"} & set(
-        GROUPS
-    )
-    needs = {need for entry in entries if entry.slot == "objective" for need in needs_of(entry)}
+    needs: set[str] = set()
+    for entry in entries:
+        if entry.slot == "objective":
+            modality = entry.constants.get("MODALITY", "language")
+            if modality in GROUPS:  # only language models have several groups
+                return modality
+            needs.update(needs_of(entry))
     verbs = {step.get("do") for step in _steps(method)}
-    if faces:
-        return faces.pop()
     if needs & {"pairs", "labels"}:
         return "pairs" if "pairs" in needs else "labels"
     if "rl" in method.method.data or verbs & {"rl", "generate"}:
@@ -83,17 +84,21 @@ def group_of(method: Method) -> str:
 
 
 def _needs(method: Method, group: str) -> str:
-    """The columns that a method reads, and what it keeps in memory beside the model."""
-    entries, steps = parts_of(method), _steps(method)
-    reads = {read for entry in entries if entry.slot == "objective" for read in entry.constants.get("READS", ())}
+    """The columns that a method reads, and whether it needs a reference model."""
     needs = [GROUPS[group][1]]
-    gold = any("demonstrations" in needs_of(entry) for entry in entries if entry.slot == "strategy")
-    if group == "reward" and (gold or any(map(_reads_the_data, steps))):
+    reads_gold = any(map(_reads_the_data, _steps(method)))
+    reads_samples = reads_reference = False
+    for entry in parts_of(method):
+        reads = entry.constants.get("READS", ()) if entry.slot == "objective" else ()
+        reads_samples |= "optimality" in reads
+        reads_reference |= any(read.endswith(":initial") for read in reads)
+        reads_reference |= entry.slot == "selector" and "reference" in entry.options
+        reads_gold |= entry.slot == "strategy" and "demonstrations" in needs_of(entry)
+    if group == "reward" and reads_gold:
         needs.append("answer")
-    if "optimality" in reads:
+    if reads_samples:
         needs.append("reward")
-    asked = any("reference" in entry.options for entry in entries if entry.slot == "selector")
-    if asked or any(read.endswith(":initial") for read in reads):
+    if reads_reference:
         needs.append("reference")
     return ", ".join(needs)
 
@@ -105,7 +110,7 @@ def _reads_the_data(step: Mapping[str, Any]) -> bool:
 
 
 def _steps(method: Method) -> list[Mapping[str, Any]]:
-    """The blocks of all steps of a method, those of loops behind their loop."""
+    """The blocks of all steps of a method; the steps of a loop follow the loop."""
     return list(_steps_in(method.method.data))
 
 
@@ -121,10 +126,11 @@ def needs_of(entry: Entry) -> tuple[str, ...]:
     if "NEEDS" in entry.constants:
         return tuple(entry.constants["NEEDS"])
     declared = _declared_needs(entry.path.parent / "base.py")
-    tree = ast.parse(entry.path.read_text(encoding="utf-8"))
-    bases = [base for node in tree.body if isinstance(node, ast.ClassDef) for base in node.bases]
-    names = [base.id for base in bases if isinstance(base, ast.Name)]
-    return next((declared[name] for name in names if name in declared), ())
+    for node in ast.parse(entry.path.read_text(encoding="utf-8")).body:
+        for base in node.bases if isinstance(node, ast.ClassDef) else ():
+            if isinstance(base, ast.Name) and base.id in declared:
+                return declared[base.id]
+    return ()
 
 
 @cache
@@ -143,12 +149,12 @@ def _declared_needs(path: Path) -> dict[str, tuple[str, ...]]:
 
 
 def cost_in_proof(name: str, proof: Committed) -> str:
-    """Training time over that of the plain method in the same proof, such as `1.33×`; nothing if not measured."""
+    """Training time over that of the baseline in the same proof, such as `1.33×`; empty if it was not measured."""
     costs = (proof.result or {}).get("costs", {})
-    plain = next((method for method in PLAIN if method in costs), None)
-    if plain is None or name == plain or name not in costs:
+    baseline = next((method for method in BASELINES if method in costs), None)
+    if baseline is None or name == baseline or name not in costs:
         return ""
-    own, other = (costs[method].get("train_seconds") for method in (name, plain))
+    own, other = costs[name].get("train_seconds"), costs[baseline].get("train_seconds")
     return f"{own / other:.2f}×" if own and other else ""
 
 

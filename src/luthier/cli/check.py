@@ -62,25 +62,25 @@ def _check_part(path: Path) -> None:
 
 
 def _show_values(recipe: Recipe) -> None:
-    from luthier.cli.methods import plain
+    from luthier.cli.methods import as_written
     from luthier.recipe.merge import dotted
 
-    rows = [(key, plain(value)) for key, value in dotted(recipe.data).items()]
-    name_width = max(len(name) for name, _ in rows)
-    value_width = min(40, max(len(value) for _, value in rows))
-    for name, value in rows:
-        typer.echo(f"{name:{name_width}}  {value:{value_width}}  {recipe.origins[name]}")
+    rows = [(key, as_written(setting)) for key, setting in dotted(recipe.data).items()]
+    key_width = max(len(key) for key, _ in rows)
+    setting_width = min(40, max(len(setting) for _, setting in rows))
+    for key, setting in rows:
+        typer.echo(f"{key:{key_width}}  {setting:{setting_width}}  {recipe.origins[key]}")
 
 
-def _try_methods(plain: Recipe, source: str, overrides: list[str], wanted: str | None) -> None:
-    """Resolve the recipe under each method; an unfit one is an error only if it was asked for by name."""
+def _try_methods(recipe: Recipe, source: str, overrides: list[str], names_text: str | None) -> None:
+    """Resolve the recipe under each method. One that does not apply is an error only if it was named."""
     from luthier.recipe import list_methods, load_recipe
 
-    everything = wanted == "all"
-    names = [method.name for method in list_methods(plain.base)] if everything else split_names(wanted)
-    for name in names or plain.settings.compare.methods:
+    everything = names_text == "all"
+    names = [method.name for method in list_methods(recipe.base)] if everything else split_names(names_text)
+    for name in names or recipe.settings.compare.methods:
         try:
-            changed = _changes(plain, load_recipe(source, [name], overrides))
+            changed = _changes(recipe, load_recipe(source, [name], overrides))
         except RecipeError as error:
             if not everything:
                 raise
@@ -90,12 +90,12 @@ def _try_methods(plain: Recipe, source: str, overrides: list[str], wanted: str |
 
 
 def _changes(before: Recipe, after: Recipe) -> list[str]:
-    from luthier.cli.methods import plain
+    from luthier.cli.methods import as_written
     from luthier.recipe.merge import dotted
 
-    old = dotted(before.data)
-    return [
-        f"{key} = {plain(value)}{' (advice)' if after.origins[key].startswith('advice') else ''}"
-        for key, value in dotted(after.data).items()
-        if key not in old or old[key] != value
-    ]
+    old, changes = dotted(before.data), []
+    for key, setting in dotted(after.data).items():
+        if key not in old or old[key] != setting:
+            advice = " (advice)" if after.origins[key].startswith("advice") else ""
+            changes.append(f"{key} = {as_written(setting)}{advice}")
+    return changes

@@ -1,4 +1,4 @@
-"""`luthier eval`: score a model, or the model that a run left, on records."""
+"""`luthier eval`: score a model, or the model of a run, on records."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def command(
     ] = None,
     limit: Annotated[int | None, typer.Option("--limit", min=1, help="Use only so many records.")] = None,
 ) -> None:
-    """Score a model on records it was not trained on; a run's model is asked as its recipe says."""
+    """Score a model on records that it was not trained on; a run's model is prompted as its recipe says."""
     from rich.console import Console
 
     from luthier.steps.evaluate import evaluate_model

@@ -1,4 +1,4 @@
-"""`luthier keys` and `luthier schema`: what a recipe can say, read from the settings tree."""
+"""`luthier keys` and `luthier schema`: the keys of a recipe, read from the settings tree."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`luthier methods`: the catalogue, read from the files; nothing heavy is imported."""
+"""`luthier methods`: the catalogue of methods and parts, read from their files without importing torch."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ def _show_method(method: Method) -> None:
 
 
 def _free(method: Method, others: list[Method]) -> list[str]:
-    """The methods that share no key with this one and train the same kind of policy, in one line."""
+    """The methods that share no key with this one and train models of the same modality, in one line."""
     names = ", ".join(other.name for other in others if _why_not(method, other) is None)
     return [f"{names} (no key in common; `luthier check` tells whether a recipe carries both)"] if names else []
 
@@ -131,6 +131,7 @@ def _excluded(method: Method, others: list[Method]) -> list[str]:
 
 
 def _why_not(method: Method, other: Method) -> str | None:
+    """Why two methods cannot be composed; None if they can."""
     from luthier.recipe.methods import shared_key
 
     if (key := shared_key(method, other)) is not None:
@@ -142,25 +143,27 @@ def _why_not(method: Method, other: Method) -> str | None:
 
 
 def _trains(entries: list[Entry]) -> str | None:
-    """The kind of policy that a method's objective or selector is given; None where it has neither."""
-    faces = [e.constants.get("MODALITY", "language") for e in entries if e.slot in ("objective", "selector")]
-    return faces[0] if faces else None
+    """The modality of a method's objective or selector; None if it has neither."""
+    for entry in entries:
+        if entry.slot in ("objective", "selector"):
+            return entry.constants.get("MODALITY", "language")
+    return None
 
 
 def _cost(name: str, result: Mapping[str, Any] | None) -> list[str]:
-    """Time and memory of training against the plain method in the method's own proof, where that has both."""
-    from luthier.cli.catalogue import PLAIN
+    """Time and memory of training relative to the baseline method, in one line; none without both in its proof."""
+    from luthier.cli.catalogue import BASELINES
 
     costs = (result or {}).get("costs", {})
-    plain = next((one for one in PLAIN if one in costs), name)
-    if result is None or name == plain or name not in costs:
+    baseline = next((method for method in BASELINES if method in costs), name)
+    if result is None or name == baseline or name not in costs:
         return []
-    found = []
+    ratios = []
     for key, word in (("train_seconds", "time"), ("peak_memory_bytes", "memory")):
-        if costs[name].get(key) and costs[plain].get(key):
-            found.append(f"{word} {costs[name][key] / costs[plain][key]:.2f}")
-    where = result["hardware"].get("gpu") or result["hardware"].get("cpu") or "unknown hardware"
-    return [f"{', '.join(found)} times that of {plain} (its proof, {where})"] if found else []
+        if costs[name].get(key) and costs[baseline].get(key):
+            ratios.append(f"{word} {costs[name][key] / costs[baseline][key]:.2f}")
+    hardware = result["hardware"].get("gpu") or result["hardware"].get("cpu") or "unknown hardware"
+    return [f"{', '.join(ratios)} times that of {baseline} (its proof, {hardware})"] if ratios else []
 
 
 def _claims(result: Mapping[str, Any] | None) -> list[str]:
@@ -173,7 +176,7 @@ def _claims(result: Mapping[str, Any] | None) -> list[str]:
 def _lines(data: dict[str, Any]) -> list[str]:
     from luthier.recipe.merge import dotted
 
-    return [f"{key} = {plain(value)}" for key, value in dotted(data).items()]
+    return [f"{key} = {as_written(value)}" for key, value in dotted(data).items()]
 
 
 def _parts_of(method: Method) -> list[Entry]:
@@ -188,10 +191,12 @@ def show_part(entry: Entry) -> None:
     """Print the catalogue's entry of one part: paper, needs, file, options with their defaults and meanings."""
     from luthier import parts
 
-    made = parts.load(entry.slot, str(entry.path))
-    names = [name for name in parts.constants_of(entry.slot) if name != "SETTINGS"]
-    constants = {name: getattr(made, name, None) for name in names}  # its family's too
-    facts = [(key.lower(), plain(value)) for key, value in constants.items() if value]
+    part_class = parts.load(entry.slot, str(entry.path))
+    facts = []
+    for name in parts.constants_of(entry.slot):
+        constant = getattr(part_class, name, None)  # of the class, because base classes declare constants too
+        if constant and name != "SETTINGS":
+            facts.append((name.lower(), as_written(constant)))
     typer.echo(f"{entry.slot} {entry.name}: {entry.about}")
     _table([*facts, ("file", str(entry.path))])
     if entry.described:
@@ -201,7 +206,7 @@ def show_part(entry: Entry) -> None:
 
 
 NARROW, WIDE = 72, 120
-"""Columns of a table whatever the terminal: below, meanings become ribbons; above, the eye loses its line."""
+"""Least and greatest width of a table: a narrower column of meanings is hard to read, and so is a longer line."""
 
 
 def _option_lines(entry: Entry) -> list[str]:
@@ -224,12 +229,12 @@ def _option_lines(entry: Entry) -> list[str]:
     return lines
 
 
-def plain(value: Any) -> str:
-    """A value as a recipe would write it."""
+def as_written(setting: Any) -> str:
+    """A setting as a recipe would write it."""
     import json
 
-    if isinstance(value, str):
-        return value
-    if isinstance(value, list | tuple) and all(isinstance(item, str) for item in value):
-        return ", ".join(value)
-    return json.dumps(value, ensure_ascii=False, default=str)
+    if isinstance(setting, str):
+        return setting
+    if isinstance(setting, list | tuple) and all(isinstance(member, str) for member in setting):
+        return ", ".join(setting)
+    return json.dumps(setting, ensure_ascii=False, default=str)

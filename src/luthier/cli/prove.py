@@ -14,11 +14,11 @@ def command(
     method: Annotated[str, typer.Argument(metavar="METHOD", help="A method with a proof, or a proof's YAML file.")],
     resume: Annotated[Path | None, typer.Option("--resume", help="The folder of a proof to go on with.")] = None,
     write: Annotated[
-        bool, typer.Option("--write", help="Put the result beside the proof's YAML, to commit it.")
+        bool, typer.Option("--write", help="Write the result into the folder of the proof's YAML, to commit it.")
     ] = False,
     out: Out = None,
 ) -> None:
-    """Run a method's proof and say of each claim whether it holds; a claim that fails is a result, not an error."""
+    """Run a method's proof and report whether each claim holds; a claim that fails is a result, not an error."""
     from rich.console import Console
 
     from luthier.compare.prove import prove
@@ -28,11 +28,11 @@ def command(
     proof = read_proof(method)
     folder = None if resume is None else RunFolder.open(resume)
     path = prove(proof, folder, Console(), overrides=with_out(None, out))
-    found = read_json(path)
-    counts = [claim["verdict"]["outcome"] for claim in found["claims"].values()]
-    said = ", ".join(f"{counts.count(outcome)} {outcome}" for outcome in ("holds", "fails", "undecided"))
-    typer.echo(f"{proof.method}: {found['mark']} ({said} of {len(counts)} claims)")
+    report = read_json(path)
+    outcomes = [claim["verdict"]["outcome"] for claim in report["claims"].values()]
+    counts = ", ".join(f"{outcomes.count(outcome)} {outcome}" for outcome in ("holds", "fails", "undecided"))
+    typer.echo(f"{proof.method}: {report['mark']} ({counts} of {len(outcomes)} claims)")
     typer.echo(f"proof: {path}")
     if write:
-        write_json(proof.result, found)
+        write_json(proof.result, report)
         typer.echo(f"written: {proof.result}")

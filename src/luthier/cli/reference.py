@@ -23,12 +23,12 @@ Every part by the slot that it fills in a recipe, with its options; those that a
 `luthier methods NAME` prints the same. This page is written by `make reference` from the files of the parts.
 """
 BLOCK = re.compile(r"<!-- options:(?P<name>\S+) -->\n(?P<table>.*?)<!-- /options -->", re.DOTALL)
-BAR = r"\|"  # what a cell of a table writes for it
+BAR = r"\|"  # a `|` within a cell, which would end the cell
 OPENED = re.compile(r"<!-- options:\S+ -->")
 
 
 def pages(docs: Path) -> dict[Path, str]:
-    """What the pages of a folder should hold: that of all parts, and each that has a table between markers.
+    """Path → current text of the generated pages of a folder: the page of all parts, and pages with marked tables.
 
     Raises:
         RecipeError: a marker names no part, or one of several slots, or is not closed.
@@ -39,7 +39,7 @@ def pages(docs: Path) -> dict[Path, str]:
 
 
 def parts_page(docs: Path) -> str:
-    """The page of all parts; a part with a page of its own in `docs` leads there."""
+    """The page of all parts, with links to the parts' own pages in `docs`."""
     sections = [HEAD]
     for slot in slots():
         sections.append(f"## {slot}\n")
@@ -66,7 +66,7 @@ def table(entry: Entry) -> str:
 
 
 def with_tables(text: str, path: Path) -> str:
-    """A page with the table of each of its markers written anew; all else stays as it is."""
+    """A page with the table at each of its markers written again; all other text is unchanged."""
     blocks = list(BLOCK.finditer(text))
     opened = OPENED.findall(text)
     if len(blocks) != len(opened) or any(OPENED.search(block["table"]) for block in blocks):

@@ -10,7 +10,7 @@ import typer
 
 
 class ReportFormat(StrEnum):
-    """What a report can be written as."""
+    """The formats of a report."""
 
     html = "html"
     markdown = "markdown"

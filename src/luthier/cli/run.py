@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -54,16 +55,22 @@ def command(
     if record["status"] == "stopped":
         typer.echo(f"stopped; to go on, give the same command with --resume {folder.path}", err=True)
         raise typer.Exit(STOPPED)
+    _print_record(record)
+    typer.echo(f"results: {folder.path}")
+
+
+def _print_record(record: Mapping[str, Any]) -> None:
+    """Print the scores, speed, memory and warnings of a finished run."""
     train = record["train"]
     for name in ("target", "retain"):
         scores = record["evaluation"].get(name)
         if scores is None and name == "target":
             typer.echo("target    not scored: no test record")
         if scores is not None:
-            value = f"{100 * scores['mean']:5.1f}" if scores["ranks"] else f"{scores['mean']:5.3g}"
-            typer.echo(f"{name:8}{value}  ({scores['n']} records, {scores['metric']})")
-    for name, value in record["evaluation"].get("further", {}).items():
-        typer.echo(f"{value:8.3g}  {name}")
+            mean = f"{100 * scores['mean']:5.1f}" if scores["ranks"] else f"{scores['mean']:5.3g}"
+            typer.echo(f"{name:8}{mean}  ({scores['n']} records, {scores['metric']})")
+    for name, mean in record["evaluation"].get("further", {}).items():
+        typer.echo(f"{mean:8.3g}  {name}")
     measured, estimated = train["peak_memory_bytes"] / 1e9, train["estimated_memory_bytes"]
     speed = f"{train['tokens_per_second']:,.0f} {train.get('counts', 'tokens')}/s"
     typer.echo(f"speed   {speed} over {train['seconds']:.0f} s of training")
@@ -71,24 +78,31 @@ def command(
     typer.echo(f"memory  {measured:.2f} GB at the peak{before}")
     for line in [*train.get("data", {}).get("warnings", []), *record.get("warnings", [])]:
         typer.echo(f"warning: {line}")
-    typer.echo(f"results: {folder.path}")
 
 
 def _refuse_changes(now: Recipe, then: Recipe, folder: Path) -> None:
-    before, after = _flat(then.data), _flat(now.data)
-    again = f"Resume it as it was started (luthier run {folder / 'lock.json'} --resume {folder}), or start a new run."
+    """Raise RunError for the first key or part file in which a recipe differs from that of the run in `folder`."""
+    from luthier.recipe.fingerprint import fingerprint
+
+    if fingerprint(now) == fingerprint(then):  # an older lock may write out other defaults that mean the same
+        return
+    before, after = _settings_by_path(then.data), _settings_by_path(now.data)
+    hint = f"Resume it as it was started (luthier run {folder / 'lock.json'} --resume {folder}), or start a new run."
     for path in sorted({*before, *after}):
         if before.get(path) != after.get(path):
             change = f"`{path}` was {before.get(path)!r}, now {after.get(path)!r}"
-            raise RunError(f"{folder} was started with another recipe: {change}.", again)
-    if sorted(now.text_of_parts.values()) != sorted(then.text_of_parts.values()):
-        raise RunError(f"{folder} was started with another version of {', '.join(now.text_of_parts)}.", again)
+            raise RunError(f"{folder} was started with another recipe: {change}.", hint)
+    raise RunError(f"{folder} was started with another version of {', '.join(now.text_of_parts)}.", hint)
 
 
-def _flat(data: dict[str, Any]) -> dict[str, Any]:
-    """Values by dotted path. Part files are left out: the lock's copy has another path, and texts are compared."""
-    from luthier.recipe.fingerprint import NOT_PART_OF_A_RUN  # which a resumed run may be asked differently
+def _settings_by_path(data: dict[str, Any]) -> dict[str, Any]:
+    """Settings by dotted path, without part files: the copy in a lock has another path, and texts are compared."""
+    from luthier.recipe.fingerprint import NOT_PART_OF_A_RUN  # keys that may change when a run is resumed
     from luthier.recipe.merge import dotted
 
-    values = dotted({key: block for key, block in data.items() if key not in NOT_PART_OF_A_RUN})
-    return {path: value for path, value in values.items() if not (isinstance(value, str) and value.endswith(".py"))}
+    settings = dotted({key: block for key, block in data.items() if key not in NOT_PART_OF_A_RUN})
+    return {path: setting for path, setting in settings.items() if not _names_part_file(setting)}
+
+
+def _names_part_file(setting: Any) -> bool:
+    return isinstance(setting, str) and setting.endswith(".py")

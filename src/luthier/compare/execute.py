@@ -1,4 +1,4 @@
-"""Running tasks: one process each, one after the other; a crash of one loses no other."""
+"""Run the tasks of a comparison: one process each, one after the other; a crash of one loses no other."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PATIENCE_SECONDS = 120  # for a stopped run to save its checkpoint
 
 
 class Watcher(Protocol):
-    """Is told what happens; changes nothing."""
+    """Shows the progress of a comparison; changes nothing."""
 
     def begin(self, task: Task) -> None: ...
 
@@ -36,7 +36,7 @@ class Watcher(Protocol):
         ...
 
     def skip(self, task: Task) -> None:
-        """The task was done before."""
+        """An earlier call has finished the task."""
         ...
 
 
@@ -47,12 +47,12 @@ class Stopped(RunError):
 
 
 def execute(tasks: Sequence[Task], folder: Path, watcher: Watcher, workers: Workers) -> dict[str, int]:
-    """Run what is not done yet, in order; a failed run is recorded in its run.json and the next one starts.
+    """Run each task that is not finished, in order; a failed run is recorded in its run.json and the next one starts.
 
     Args:
-        tasks: in the order they run.
+        tasks: in the order in which they run.
         folder: the comparison's.
-        watcher: is told about every run.
+        watcher: is called at every event of every run.
         workers: start a run's process when its folder has a task.json.
 
     Returns:
@@ -68,19 +68,19 @@ def execute(tasks: Sequence[Task], folder: Path, watcher: Watcher, workers: Work
             if status_of(path, task)[0] == "done":
                 watcher.skip(task)
                 continue
-            _make_ready(path, task, folder / "shared")
+            _prepare_folder(path, task, folder / "shared")
             codes[task.folder] = _run(path, task, watcher, workers)
     return codes
 
 
-def _make_ready(path: Path, task: Task, shared: Path) -> None:
-    """A folder with this task's task.json; what another task left there is set aside, not deleted."""
+def _prepare_folder(path: Path, task: Task, shared: Path) -> None:
+    """Write task.json; the folder of another task with this path is renamed, because it may hold hours of work."""
     described = path / "task.json"
     if described.is_file() and read_json(described).get("fingerprint") != task.fingerprint:
         number = 1
-        while (aside := path.with_name(f"{path.name}.before-{number}")).exists():
+        while (renamed := path.with_name(f"{path.name}.before-{number}")).exists():
             number += 1
-        path.rename(aside)
+        path.rename(renamed)
     path.mkdir(parents=True, exist_ok=True)
     shared.mkdir(parents=True, exist_ok=True)
     write_json(described, task.to_json(shared))
@@ -88,26 +88,29 @@ def _make_ready(path: Path, task: Task, shared: Path) -> None:
 
 def _run(path: Path, task: Task, watcher: Watcher, workers: Workers) -> int:
     started = time.monotonic()
+    # A resumed run appends to the files of its last try, which must not count as its own.
     before = _record(path)
-    seen = len(read_jsonl(path / "progress.jsonl"))
+    old_lines = len(read_jsonl(path / "progress.jsonl"))
+
     watcher.begin(task)
     process = workers.start(path)
     try:
         while (code := process.wait(POLL_SECONDS)) is None:
-            lines = read_jsonl(path / "progress.jsonl")[seen:]
+            lines = read_jsonl(path / "progress.jsonl")[old_lines:]
             watcher.update(task, lines[-1] if lines else None, time.monotonic() - started)
     except KeyboardInterrupt:
         watcher.stopping(task)
         _stop(process)
         watcher.end(task, "stopped", time.monotonic() - started)
         raise Stopped(f"Stopped during {task.folder}; everything computed so far is kept.") from None
+
     status = _conclude(path, task, before, code)
     watcher.end(task, status, time.monotonic() - started)
     return code
 
 
 def _stop(process: Process) -> None:
-    """Ask it to end, then wait for the checkpoint; a second Ctrl-C or too long a wait ends it at once."""
+    """Ask the process to end and wait for its checkpoint; a second Ctrl-C, or a wait that is too long, kills it."""
     process.terminate()
     try:
         if process.wait(PATIENCE_SECONDS) is not None:
@@ -119,8 +122,9 @@ def _stop(process: Process) -> None:
 
 
 def _conclude(path: Path, task: Task, before: Mapping[str, Any] | None, code: int) -> str:
-    """The status of a run that ended, written for it when it could not do so itself."""
+    """The status of a run that ended; its run.json is written here if the run could not do so itself."""
     record = _record(path)
+    # A killed process leaves the run.json of the try before, whose status says nothing of this one.
     fresh = record if record is not None and record != before else {}
     status = fresh.get("status")
     if code == 0 and status == "done":
@@ -133,16 +137,21 @@ def _conclude(path: Path, task: Task, before: Mapping[str, Any] | None, code: in
 
 
 def describe_exit(code: int, log: Sequence[str] = ()) -> str:
-    """What an exit code says, in words, with what the log ends with: our own error, or its last line."""
-    errors = [place for place, line in enumerate(log) if line.startswith("error: ")]
+    """One sentence on why a process ended.
+
+    Args:
+        code: its exit code, negative for a signal.
+        log: the last lines of its log; a Luthier error among them is the sentence.
+    """
+    errors = [number for number, line in enumerate(log) if line.startswith("error: ")]
     if errors:
         return " ".join(line.strip() for line in log[errors[-1] :]).removeprefix("error: ")
-    said = f" Its log ends with: {log[-1]}" if log else " Its log is empty."
+    last_words = f" Its log ends with: {log[-1]}" if log else " Its log is empty."
     if code >= 0:
-        return f"The process ended with exit code {code} and no result.{said}"
+        return f"The process ended with exit code {code} and no result.{last_words}"
     name = signal.Signals(-code).name
     hint = " (often the machine ran out of memory)" if name == "SIGKILL" else ""
-    return f"The process was ended by {name}{hint}.{said}"
+    return f"The process was ended by {name}{hint}.{last_words}"
 
 
 def _record(path: Path) -> dict[str, Any] | None:
@@ -151,7 +160,8 @@ def _record(path: Path) -> dict[str, Any] | None:
 
 @contextmanager
 def _stop_signals() -> Iterator[None]:
-    """SIGTERM and a closed terminal stop a comparison as Ctrl-C does (where signals can be caught)."""
+    """SIGTERM and a closed terminal stop a comparison as Ctrl-C does."""
+    # Python lets only the main thread set handlers; a caller in another thread keeps its own.
     if threading.current_thread() is not threading.main_thread():
         yield
         return

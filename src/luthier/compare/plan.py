@@ -1,4 +1,4 @@
-"""The plan of a comparison: methods × seeds × axes under one budget, as a list of tasks. Nothing runs here."""
+"""Plan a comparison: methods × seeds × axes under one budget, as a list of tasks. Nothing runs here."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from luthier.errors import RecipeError, nearest
 from luthier.recipe import Recipe, load_recipe, method_label
-from luthier.recipe.fingerprint import digest, file_digest, task_fingerprint
+from luthier.recipe.fingerprint import digest, evaluated_blocks, file_digest, task_fingerprint
 from luthier.recipe.modality import MODALITIES, modality_of
 
 BASE = "base"
@@ -23,14 +23,19 @@ LEARNING_RATE = "train.optimizer.lr"
 class Task:
     """One process: train and evaluate one method at one seed, or evaluate the base model.
 
-    `folder` is relative to the comparison's. `sets` names what is evaluated: a tuning run must not see the
-    held-out target items. Two tasks with one `fingerprint` compute the same. `methods` are the recipes that an
-    evaluation of the base tries on the data, so that a method that does not fit is refused before any training.
+    Attributes:
+        folder: relative to the comparison's.
+        arm: folder of the arm, or `base`.
+        sets: the sets to evaluate; a tuning run must not see the held-out target items.
+        recipe: the resolved recipe, as a lock.
+        fingerprint: two tasks with the same one compute the same.
+        methods: of an evaluation of the base: the recipes to try on the data, so that a method that does not fit
+            is refused before any training.
     """
 
     folder: str
     do: Literal["train", "evaluate"]
-    cell: str
+    arm: str
     method: str
     seed: int
     sets: tuple[str, ...]
@@ -39,7 +44,7 @@ class Task:
     methods: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def to_json(self, shared: Path) -> dict[str, Any]:
-        """What the worker reads as task.json."""
+        """The content of task.json, which the worker reads. `shared` holds what the runs of a comparison share."""
         return {
             "do": self.do,
             "method": self.method,
@@ -53,28 +58,28 @@ class Task:
 
 
 @dataclass(frozen=True)
-class Cell:
-    """One row of the table: a method at one combination of axis values. `folder` is safe as a path."""
+class Arm:
+    """What one row of the table compares: a method at one combination of axis values."""
 
     label: str
-    folder: str
+    folder: str  # safe as a path
     method: str
     patch: str  # what the user wrote: `dft+dora`, `./mine.py`
     axes: Mapping[str, Any]
     overrides: tuple[str, ...]
     settings: Mapping[str, Any]
     origins: Mapping[str, str]
-    base: str  # folder of the base evaluation it is read against
+    base: str  # folder of the base model's evaluation on the same items
 
     @property
     def learning_rate(self) -> float | None:
-        """What the recipe alone would train with, before tuning."""
+        """The learning rate before tuning; None where the optimiser has no such option."""
         return learning_rate(self.settings)
 
 
 @dataclass(frozen=True)
-class RecipeSource:
-    """A recipe as it is loaded for every method and axis value, each of them once."""
+class RecipeLoader:
+    """Loads a recipe with a method and overrides, and keeps it: 3 methods at 3 seeds would load it 21 times."""
 
     recipe: Any
     overrides: tuple[str, ...]
@@ -82,58 +87,55 @@ class RecipeSource:
     loaded: dict[tuple[tuple[str, ...], ...], Recipe] = field(default_factory=dict, compare=False, repr=False)
 
     def load(self, methods: Sequence[str] = (), extra: Sequence[str] = ()) -> Recipe:
-        """The resolved recipe; an override in `extra` takes the place of the user's for the same key."""
+        """The resolved recipe; an override in `extra` replaces the user's for the same key."""
         key = (tuple(methods), tuple(extra))
         if key not in self.loaded:
             self.loaded[key] = self._load(methods, extra)
         return self.loaded[key]
 
     def at_seed(self, seed: int, methods: Sequence[str], extra: Sequence[str]) -> Recipe:
-        """The resolved recipe with this seed; it is loaded once whatever the number of seeds."""
+        """The resolved recipe with this seed, loaded once for all seeds."""
         return self.load(methods, [*extra, "seed=0"]).with_seed(seed)
 
     def _load(self, methods: Sequence[str], extra: Sequence[str]) -> Recipe:
-        paths = [text.partition("=")[0] for text in extra]
-        kept = [
-            text
-            for text in self.overrides
-            if not any(f"{text.partition('=')[0].strip()}.".startswith(f"{path}.") for path in paths)
-        ]
+        replaced = tuple(f"{_path_of(text)}." for text in extra)
+        kept = [text for text in self.overrides if not f"{_path_of(text)}.".startswith(replaced)]
         return load_recipe(self.recipe, list(methods), [*kept, *extra], self.base)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything a comparison will do, known before anything runs except which tuned values win."""
+    """Everything that a comparison will do; only the winners of tuning are unknown before it runs."""
 
     name: str
-    source: RecipeSource
+    recipes: RecipeLoader
     settings: Mapping[str, Any]
-    cells: tuple[Cell, ...]
+    arms: tuple[Arm, ...]
     baseline: str
     seeds: tuple[int, ...]
     rule: Literal["same", "advice", "tune"]
     candidates: tuple[Mapping[str, Any], ...]  # values tried by `tune`; empty otherwise
     bases: tuple[Task, ...]
-    tuning: tuple[tuple[str, int, Task], ...]  # cell's folder, index into candidates, task
+    tuning: tuple[tuple[str, int, Task], ...]  # arm's folder, index into candidates, task
     data_files: Mapping[str, str] = field(default_factory=dict)  # path: sha256
 
     def runs(self, chosen: Mapping[str, int]) -> list[Task]:
-        """The runs of the table, seed by seed, so that a comparison cut short is still one.
+        """The runs of the table: all methods at the first seed come first, so that a comparison cut short compares.
 
         Args:
-            chosen: cell's folder → index of the winning candidate; a tuned cell without one is left out.
+            chosen: arm's folder → index of the winning candidate; a tuned arm without one is left out.
         """
-        ready = [cell for cell in self.cells if not self.candidates or cell.folder in chosen]
-        tuned = {cell.folder: self.candidates[chosen[cell.folder]] if self.candidates else {} for cell in ready}
-        return [self._run(cell, seed, tuned[cell.folder]) for seed, cell in itertools.product(self.seeds, ready)]
-
-    def _run(self, cell: Cell, seed: int, values: Mapping[str, Any]) -> Task:
-        folder = f"{cell.folder}/seed-{seed}"
-        return _task(self.source, cell, seed, folder, ("target", "retain", "validation"), values, self.data_files)
+        tasks = []
+        for seed, arm in itertools.product(self.seeds, self.arms):
+            if self.candidates and arm.folder not in chosen:
+                continue
+            tuned = self.candidates[chosen[arm.folder]] if self.candidates else {}
+            folder, sets = f"{arm.folder}/seed-{seed}", ("target", "retain", "validation")
+            tasks.append(_task(self.recipes, arm, seed, folder, sets, tuned, self.data_files))
+        return tasks
 
     def to_json(self) -> dict[str, Any]:
-        """plan.json: for people and for `resume`, without the resolved recipes."""
+        """The content of plan.json, for readers and for `--resume`: no resolved recipes."""
         return {
             "name": self.name,
             "baseline": self.baseline,
@@ -141,8 +143,8 @@ class Plan:
             "learning_rate": self.rule,
             "candidates": [dict(values) for values in self.candidates],
             "cells": [
-                {"label": cell.label, "folder": cell.folder, "method": cell.method, "axes": dict(cell.axes)}
-                for cell in self.cells
+                {"label": arm.label, "folder": arm.folder, "method": arm.method, "axes": dict(arm.axes)}
+                for arm in self.arms
             ],
             "tasks": [task.folder for task in self.bases] + [task.folder for _, _, task in self.tuning],
             "data_files": dict(self.data_files),
@@ -171,36 +173,42 @@ def plan(
     Raises:
         RecipeError: an unknown or repeated method, baseline or key, or a value that a method refuses.
     """
-    source = RecipeSource(recipe.to_lock() if isinstance(recipe, Recipe) else recipe, tuple(overrides), base)
-    plain = source.load()
-    wanted = plain.settings.compare
-    names = list(methods or wanted.methods)
+    recipes = RecipeLoader(recipe.to_lock() if isinstance(recipe, Recipe) else recipe, tuple(overrides), base)
+    untouched = recipes.load()  # by any method: what all arms have in common
+    options = untouched.settings.compare
+    names = list(methods or options.methods)
     labels = [method_label(name) for name in names]
     twice = next((label for label in labels if labels.count(label) > 1), None)
     if twice is not None:
         raise RecipeError(f"`{twice}` is named twice.", "Name each method once; more runs of one come from `--seeds`.")
     if BASE in labels:
         raise RecipeError("`base` is the untrained model; it is always in the table.", "Leave it out of the methods.")
-    _check_splits(plain)
-    files = data_files(plain)
-    cells = tuple(_cells(source, plain, names, wanted.learning_rate))
-    _check_folders(cells)
-    tune = wanted.tune if wanted.learning_rate == "tune" else None
-    seed_list = _seeds(wanted.seeds if seeds is None else seeds)
-    candidates = tuple(_combinations({key: values for key, values in (tune or {}).items() if key != "seeds"}))
+    _check_splits(untouched)
+    files = data_files(untouched)
+    arms = tuple(_arms(recipes, untouched, names, options.learning_rate))
+    _check_folders(arms)
+    seed_list = _seeds(options.seeds if seeds is None else seeds)
+
+    candidates: tuple[Mapping[str, Any], ...] = ()
+    tuning: tuple[tuple[str, int, Task], ...] = ()
+    if options.learning_rate == "tune" and options.tune:
+        grid = {path: values for path, values in options.tune.items() if path != "seeds"}
+        candidates = tuple(_combinations(grid))
+        if len(candidates) > 1:  # a single candidate has won already
+            tune_seeds = _tune_seeds(options.tune["seeds"], seed_list)
+            tuning = tuple(_tuning(recipes, arms, candidates, tune_seeds, files))
+
     return Plan(
-        name=plain.name,
-        source=source,
-        settings=plain.data,
-        cells=cells,
-        baseline=_baseline(baseline or wanted.baseline, labels),
+        name=untouched.name,
+        recipes=recipes,
+        settings=untouched.data,
+        arms=arms,
+        baseline=_baseline(baseline or options.baseline, labels),
         seeds=seed_list,
-        rule=wanted.learning_rate,
-        candidates=candidates if tune else (),
-        bases=tuple(_bases(source, cells, files)),
-        tuning=tuple(_tuning(source, cells, candidates, _tune_seeds(tune["seeds"], seed_list), files))
-        if tune and len(candidates) > 1
-        else (),
+        rule=options.learning_rate,
+        candidates=candidates,
+        bases=tuple(_bases(recipes, arms, files)),
+        tuning=tuning,
         data_files=files,
     )
 
@@ -211,10 +219,10 @@ def learning_rate(settings: Mapping[str, Any]) -> float | None:
 
 
 def _seeds(wanted: int | Sequence[int]) -> tuple[int, ...]:
-    found = tuple(range(wanted)) if isinstance(wanted, int) else tuple(wanted)
-    if not found or len(set(found)) < len(found):
+    seeds = tuple(range(wanted)) if isinstance(wanted, int) else tuple(wanted)
+    if not seeds or len(set(seeds)) < len(seeds):
         raise RecipeError(f"seeds: expected at least one seed, each named once, found {wanted!r}.")
-    return found
+    return seeds
 
 
 def _tune_seeds(wanted: int | Sequence[int], seeds: tuple[int, ...]) -> tuple[int, ...]:
@@ -235,139 +243,146 @@ def _baseline(wanted: str, labels: list[str]) -> str:
 
 
 def _combinations(values: Mapping[str, Sequence[Any]]) -> Iterator[dict[str, Any]]:
-    for chosen in itertools.product(*values.values()):
-        yield dict(zip(values, chosen, strict=True))
+    for combination in itertools.product(*values.values()):
+        yield dict(zip(values, combination, strict=True))
 
 
-def _cells(source: RecipeSource, plain: Recipe, names: list[str], rule: str) -> Iterator[Cell]:
-    budget = {key: value for key, value in plain.data["budget"].items() if value is not None}
+def _arms(recipes: RecipeLoader, untouched: Recipe, names: list[str], rule: str) -> Iterator[Arm]:
+    budget = {unit: amount for unit, amount in untouched.data["budget"].items() if amount is not None}
     bases: dict[str, str] = {}
-    for axes in _combinations(plain.settings.compare.axes):
+    for axes in _combinations(untouched.settings.compare.axes):
         # A value of an axis is the comparison's own question, so it stands above advice and rule.
         over_axes = _overrides(axes)
-        reference = source.load((), over_axes)
-        key = digest(list(_evaluated(reference).values()))
-        base = bases.setdefault(key, f"shared/base-{key[:8]}" if bases else "shared/base")
+        reference = recipes.load((), over_axes)
+        # Axes that change no held-out item share one evaluation of the base model.
+        evaluated = digest(list(_evaluated(reference).values()))
+        base = bases.setdefault(evaluated, f"shared/base-{evaluated[:8]}" if bases else "shared/base")
         for name in names:
-            own = source.load([name], over_axes)
+            own = recipes.load([name], over_axes)
             pins = [*_pin_learning_rate(own, reference, rule), *over_axes]
+            # A method may not buy itself more training, unless the budget is what the axes compare.
             if "budget" not in "".join(axes) and own.data["budget"] != reference.data["budget"]:
                 pins.insert(0, f"budget={json.dumps(budget)}")
-            found = source.load([name], pins)
-            found.build_parts()  # an unknown option of a part is found here, not in the fourth process
-            short = ", ".join(f"{path.rsplit('.', 1)[-1]}={_plain(value)}" for path, value in axes.items())
+            recipe = recipes.load([name], pins)
+            recipe.build_parts()  # an unknown option of a part ends the plan, not the fourth process
+            short = ", ".join(f"{path.rsplit('.', 1)[-1]}={_short(value)}" for path, value in axes.items())
             label = f"{method_label(name)}, {short}" if short else method_label(name)
-            yield Cell(
+            yield Arm(
                 label=label,
                 folder=_slug(label.replace(", ", ",")),
                 method=method_label(name),
                 patch=name,
                 axes=axes,
                 overrides=tuple(pins),
-                settings=found.data,
-                origins=found.origins,
+                settings=recipe.data,
+                origins=recipe.origins,
                 base=base,
             )
 
 
-def _check_splits(plain: Recipe) -> None:
-    if plain.data["data"]["test"] is None:
+def _check_splits(recipe: Recipe) -> None:
+    if recipe.data["data"]["test"] is None:
         raise RecipeError("data.test is null: nothing is held out to compare on.", "Write `test: 15%`, or a file.")
-    if plain.settings.compare.learning_rate == "tune" and plain.data["data"]["validation"] is None:
+    if recipe.settings.compare.learning_rate == "tune" and recipe.data["data"]["validation"] is None:
         raise RecipeError("data.validation is null, and tuning needs it.", "Write `validation: 10%`, or a file.")
 
 
-def _check_folders(cells: Sequence[Cell]) -> None:
+def _check_folders(arms: Sequence[Arm]) -> None:
     taken = ["shared", "tune"]
-    for cell in cells:
-        if cell.folder.lower() in taken:
+    for arm in arms:
+        folder = arm.folder.lower()  # some file systems do not tell upper from lower case
+        if folder in taken:
             raise RecipeError(
-                f"The results of `{cell.label}` would be written to a folder that is taken: `{cell.folder}`.",
+                f"The results of `{arm.label}` would be written to a folder that is taken: `{arm.folder}`.",
                 "Rename that method, or the values of its axis.",
             )
-        taken.append(cell.folder.lower())
+        taken.append(folder)
 
 
 def _pin_learning_rate(own: Recipe, reference: Recipe, rule: str) -> list[str]:
-    """Under `same`, advice is set aside; what the method itself demands stays, and the table shows it."""
-    wanted, found = learning_rate(reference.data), learning_rate(own.data)
+    """Under `same`, advised rates are overridden; a rate that a method demands stays, and the table shows it."""
+    common = learning_rate(reference.data)
     advised = "advice" in own.origins.get(LEARNING_RATE, "")
-    if rule != "same" or wanted is None or found == wanted or not advised:
+    if rule != "same" or common is None or learning_rate(own.data) == common or not advised:
         return []
-    return [f"{LEARNING_RATE}={json.dumps(wanted)}"]
+    return [f"{LEARNING_RATE}={json.dumps(common)}"]
 
 
-def _bases(source: RecipeSource, cells: Sequence[Cell], files: Mapping[str, str]) -> Iterator[Task]:
-    for folder in dict.fromkeys(cell.base for cell in cells):
-        cell = next(cell for cell in cells if cell.base == folder)
-        recipe = source.load((), _overrides(cell.axes))
-        methods = {one.label: source.load([one.patch], one.overrides) for one in cells if one.base == folder}
-        identity = _evaluated(recipe)
+def _bases(recipes: RecipeLoader, arms: Sequence[Arm], files: Mapping[str, str]) -> Iterator[Task]:
+    by_base: dict[str, list[Arm]] = {}
+    for arm in arms:
+        by_base.setdefault(arm.base, []).append(arm)
+    for folder, its_arms in by_base.items():
+        recipe = recipes.load((), _overrides(its_arms[0].axes))
         yield Task(
             folder=folder,
             do="evaluate",
-            cell=BASE,
+            arm=BASE,
             method=BASE,
             seed=recipe.settings.seed,
             sets=("target", "retain", "validation"),
             recipe=recipe.to_lock(),
-            fingerprint=digest([identity, dict(files)]),
-            methods={label: found.to_lock() for label, found in methods.items()},
+            fingerprint=digest([_evaluated(recipe), dict(files)]),
+            methods={arm.label: recipes.load([arm.patch], arm.overrides).to_lock() for arm in its_arms},
         )
 
 
 def _evaluated(recipe: Recipe) -> dict[str, Any]:
     """The blocks that an evaluation of the untrained model depends on."""
-    kind = MODALITIES[modality_of(recipe.settings.model, recipe.base)]
-    return {name: recipe.data[name] for name in kind.evaluated}
+    modality = MODALITIES[modality_of(recipe.settings.model, recipe.base)]
+    return evaluated_blocks(recipe, modality.evaluated)
 
 
 def _tuning(
-    source: RecipeSource,
-    cells: Sequence[Cell],
+    recipes: RecipeLoader,
+    arms: Sequence[Arm],
     candidates: Sequence[Mapping[str, Any]],
     seeds: Sequence[int],
-    files: Mapping,
+    files: Mapping[str, str],
 ) -> Iterator[tuple[str, int, Task]]:
-    for cell, (index, values), seed in itertools.product(cells, enumerate(candidates), seeds):
-        name = _slug(",".join(f"{path.rsplit('.', 1)[-1]}={_plain(value)}" for path, value in values.items()))
-        folder = f"tune/{cell.folder}/{name}/seed-{seed}"
-        yield cell.folder, index, _task(source, cell, seed, folder, ("validation",), values, files)
+    for arm, (index, values), seed in itertools.product(arms, enumerate(candidates), seeds):
+        name = _slug(",".join(f"{path.rsplit('.', 1)[-1]}={_short(value)}" for path, value in values.items()))
+        folder = f"tune/{arm.folder}/{name}/seed-{seed}"
+        yield arm.folder, index, _task(recipes, arm, seed, folder, ("validation",), values, files)
 
 
 def _task(
-    source: RecipeSource,
-    cell: Cell,
+    recipes: RecipeLoader,
+    arm: Arm,
     seed: int,
     folder: str,
     sets: tuple[str, ...],
-    values: Mapping[str, Any],
+    tuned: Mapping[str, Any],
     files: Mapping[str, str],
 ) -> Task:
-    recipe = source.at_seed(seed, [cell.patch], [*cell.overrides, *_overrides(values)])
+    recipe = recipes.at_seed(seed, [arm.patch], [*arm.overrides, *_overrides(tuned)])
     fingerprint = task_fingerprint(recipe, sets, files)
-    return Task(folder, "train", cell.folder, cell.method, seed, sets, recipe.to_lock(), fingerprint)
+    return Task(folder, "train", arm.folder, arm.method, seed, sets, recipe.to_lock(), fingerprint)
 
 
 def _overrides(values: Mapping[str, Any]) -> list[str]:
     return [f"{path}={json.dumps(value, ensure_ascii=False)}" for path, value in values.items()]
 
 
+def _path_of(override: str) -> str:
+    return override.partition("=")[0].strip()
+
+
 def data_files(recipe: Recipe) -> dict[str, str]:
-    """sha256 of every local file that the recipe reads, so that edited data is never mixed with old runs."""
-    data, found = recipe.data["data"], {}
+    """SHA-256 by path of every local file that the recipe reads, so that edited data is never mixed with old runs."""
+    data, hashes = recipe.data["data"], {}
     for source in (data["train"], data["validation"], data["test"], recipe.data["evaluate"]["retain"]):
         if not isinstance(source, Mapping) or "path" not in source:
             continue
         path = recipe.base / source["path"]
         if path.is_file():
-            found[source["path"]] = file_digest(path)
-    return found
+            hashes[source["path"]] = file_digest(path)
+    return hashes
 
 
 def _slug(text: str) -> str:
     return re.sub(r"[^\w.+=,-]+", "-", text).strip("-.") or "cell"
 
 
-def _plain(value: Any) -> str:
+def _short(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)

@@ -1,4 +1,4 @@
-"""Progress of a comparison on a terminal: this run, the whole, and when both will be done."""
+"""Progress of a comparison on a terminal: the current run, the comparison, and how long both will take."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from luthier.report.numbers import duration
 
 
 class ConsoleWatcher:
-    """Two bars while a terminal looks on, and one line for each run that ends. Use as a context."""
+    """Two bars where the output is a terminal, and one line for each run that ends. Use as a context."""
 
     def __init__(self, console: Console, total: int):
         self.console = console
@@ -30,7 +30,7 @@ class ConsoleWatcher:
             transient=True,
         )
         self.run = self.bars.add_task("", total=None, left="", visible=False)
-        self.whole = self.bars.add_task("whole comparison", total=total, left="")
+        self.comparison = self.bars.add_task("whole comparison", total=total, left="")
 
     def __enter__(self) -> ConsoleWatcher:
         if self.console.is_terminal:
@@ -43,18 +43,21 @@ class ConsoleWatcher:
         self.bars.stop()
 
     def skip(self, task: Task) -> None:
-        """A task done earlier."""
+        """Count a task that an earlier call has finished."""
         self.number += 1
         self.console.print(f"[dim]{self.number:>3}/{self.total}  {task.folder}: already done[/dim]")
-        self.bars.update(self.whole, completed=self.number)
+        self.bars.update(self.comparison, completed=self.number)
 
     def begin(self, task: Task) -> None:
-        """A run starts."""
+        """Show the bar of a run that starts."""
         self.number += 1
         self.bars.reset(self.run, total=None, description=self._name(task), left="starting", visible=True)
 
     def update(self, task: Task, line: Mapping[str, Any] | None, seconds: float) -> None:
-        """Newest progress of the run; its own estimate covers a phase, earlier runs tell about the rest."""
+        """Show the run's progress, and the seconds left of run and comparison.
+
+        The run itself knows only how long its current phase will take; the mean of earlier runs covers the rest.
+        """
         expected = self._expected(task)
         left = None if expected is None else max(0.0, expected - seconds)
         if line is not None:
@@ -66,22 +69,22 @@ class ConsoleWatcher:
         self.bars.update(self.run, left="" if left is None else f"{duration(left)} left")
         each = expected if expected is not None else None if left is None else seconds + left
         if left is not None and each is not None:
-            whole = left + (self.total - self.number) * each
-            self.bars.update(self.whole, completed=self.number - 1, left=f"about {duration(whole)} left")
+            total_left = left + (self.total - self.number) * each
+            self.bars.update(self.comparison, completed=self.number - 1, left=f"about {duration(total_left)} left")
 
     def end(self, task: Task, status: str, seconds: float) -> None:
-        """A run ended: one line that stays."""
+        """Print the line of a run that ended, with its status and time."""
         if status == "done":
             self.seconds.setdefault(task.do, []).append(seconds)
         style = {"done": "green", "failed": "red"}.get(status, "yellow")
         mark = {"done": "✓", "failed": "✗"}.get(status, "·")
         text = f"{self.number:>3}/{self.total}  [{style}]{mark}[/] {task.folder}: {status} in {duration(seconds)}"
         self.console.print(text, highlight=False)
-        self.bars.update(self.whole, completed=self.number)
+        self.bars.update(self.comparison, completed=self.number)
         self.bars.update(self.run, visible=False)
 
     def stopping(self, task: Task) -> None:
-        """Say why it takes a moment."""
+        """Print why stopping takes a moment."""
         self.console.print(f"[yellow]stopping {task.folder}: it saves its state; Ctrl-C again ends it at once[/yellow]")
 
     def _name(self, task: Task) -> str:

@@ -1,4 +1,4 @@
-"""Running a proof: its comparison, then every claim held against what the runs left in their folders."""
+"""Run a proof: its comparison first, then each claim is judged by the numbers in the folders of the runs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from luthier.run_folder import RunFolder, read_json, read_jsonl, write_json
 
 SETS = ("target", "retain", "validation")
 PART = 4  # `first` and `last` are a quarter of the updates each
-ARMS = ("of", "against")
+ROLES = ("of", "against")
 
 
 def prove(
@@ -35,10 +35,10 @@ def prove(
 
     Args:
         proof: as it was written.
-        folder: of before, to go on there.
+        folder: of an earlier try, to go on there.
         console: where progress and tables go.
-        overrides: `path=value`; for where it is written, since anything else would be another proof.
-        command: a worker of one's own, as for `compare`.
+        overrides: `path=value`; only for where files are written: any other key would make another proof.
+        command: starts a worker in place of Luthier's own, as for `compare`.
 
     Returns:
         proof.json.
@@ -51,16 +51,16 @@ def prove(
     console = console or Console()
     recipe = {"name": f"prove-{proof.method}", **proof.recipe}
     report = compare(recipe, folder=folder, console=console, overrides=overrides, command=command)
-    found = document(proof, report.parent)
+    proof_json = document(proof, report.parent)
     path = report.parent / "proof.json"
-    write_json(path, found)
-    console.print(table(found))
+    write_json(path, proof_json)
+    console.print(table(proof_json))
     return path
 
 
 def document(proof: Proof, folder: Path) -> dict[str, Any]:
-    """proof.json of a finished comparison: verdicts, the numbers of every seed, and how they came about."""
-    results, arms = read_json(folder / "results.json"), _arms(folder)
+    """The content of proof.json for a finished comparison: verdicts, the numbers of every seed, cost, set-up."""
+    results, arms = read_json(folder / "results.json"), _finished_runs(folder)
     claims = {name: _judged(claim, arms) for name, claim in proof.claims.items()}
     return {
         "method": proof.method,
@@ -77,17 +77,16 @@ def document(proof: Proof, folder: Path) -> dict[str, Any]:
     }
 
 
-def _arms(folder: Path) -> dict[str, dict[int, Path]]:
+def _finished_runs(folder: Path) -> dict[str, dict[int, Path]]:
     """The folders of all runs that are done, by row and seed."""
     plan = read_json(folder / "plan.json")
-    places = {
-        cell["label"]: {seed: f"{cell['folder']}/seed-{seed}" for seed in plan["seeds"]} for cell in plan["cells"]
-    }
-    places[UNTRAINED] = {0: "shared/base"}
-    return {
-        label: {seed: folder / place for seed, place in seeds.items() if _done(folder / place)}
-        for label, seeds in places.items()
-    }
+    runs: dict[str, dict[int, Path]] = {}
+    for row in plan["cells"]:
+        paths = {seed: folder / row["folder"] / f"seed-{seed}" for seed in plan["seeds"]}
+        runs[row["label"]] = {seed: path for seed, path in paths.items() if _done(path)}
+    base = folder / "shared" / "base"
+    runs[UNTRAINED] = {0: base} if _done(base) else {}
+    return runs
 
 
 def _done(folder: Path) -> bool:
@@ -96,22 +95,26 @@ def _done(folder: Path) -> bool:
 
 def _judged(claim: Claim, arms: Mapping[str, Mapping[int, Path]]) -> dict[str, Any]:
     measured = {}
-    for role in ARMS:
+    for role in ROLES:
         if (name := getattr(claim, role)) is None:
             continue
         if name not in arms:
             raise RecipeError(f"There is no row `{name}` to claim something of.", f"There are {', '.join(arms)}.")
         measured[role] = measure(claim.measure, arms[name])
     verdict = judge(claim, measured["of"], measured.get("against"))
-    by_seed = {getattr(claim, role): dict(found.by_seed) for role, found in measured.items()}
+    by_seed = {getattr(claim, role): dict(measure_of.by_seed) for role, measure_of in measured.items()}
     return {**claim.model_dump(exclude_none=True), "verdict": verdict.to_json(), "by_seed": by_seed}
 
 
 def measure(name: str, runs: Mapping[int, Path]) -> Measured:
-    """A measure of every run of an arm; docs/proofs.md lists what there is.
+    """A measure of every run of an arm; docs/proofs.md lists the measures.
+
+    Args:
+        name: a set, or `metrics.`, `kept.` or `answers.` and a column, or the path of a number in run.json.
+        runs: folder of each run by its seed.
 
     Raises:
-        RecipeError: the runs have no such thing; the hint says what they have.
+        RecipeError: the runs have no such measure; the hint lists those they have.
     """
     if name in SETS:
         items = {seed: _scores(run, name) for seed, run in runs.items()}
@@ -133,27 +136,28 @@ def _scores(run: Path, name: str) -> dict[str, float]:
 
 def _of_record(run: Path, name: str) -> float:
     """A number of run.json by its path, such as `train.target_tokens`."""
-    found: Any = read_json(run / "run.json")
+    number: Any = read_json(run / "run.json")
     for key in name.split("."):
-        known = sorted(found) if isinstance(found, dict) else []
-        found = found.get(key) if isinstance(found, dict) else None
-        if found is None:
+        known = sorted(number) if isinstance(number, dict) else []
+        number = number.get(key) if isinstance(number, dict) else None
+        if number is None:
             raise _missing(name, known)
-    if isinstance(found, bool) or not isinstance(found, int | float):
-        raise RecipeError(f"`{name}` is no number in run.json, but {str(found)[:60]!r}.")
-    return found
+    if isinstance(number, bool) or not isinstance(number, int | float):
+        raise RecipeError(f"`{name}` is no number in run.json, but {str(number)[:60]!r}.")
+    return number
 
 
 def _of_metrics(run: Path, name: str) -> float:
     """A column of metrics.jsonl over the `first` or `last` quarter of the updates, all (`mean`), or last - first."""
     column, _, part = name.rpartition(".")
     lines = [line for line in read_jsonl(run / "metrics.jsonl") if "update" in line and "event" not in line]
-    values = [line[column] for line in lines if line.get(column) is not None]
-    if not values:
+    curve = [line[column] for line in lines if line.get(column) is not None]
+    if not curve:
         raise _missing(f"metrics.{name}", sorted({key for line in lines for key in line}))
-    quarter = max(1, len(values) // PART)
-    first, last = fmean(values[:quarter]), fmean(values[-quarter:])
-    parts = {"first": first, "last": last, "mean": fmean(values), "rise": last - first}
+    # A quarter, since single updates are too noisy to judge a claim by.
+    quarter = max(1, len(curve) // PART)
+    first, last = fmean(curve[:quarter]), fmean(curve[-quarter:])
+    parts = {"first": first, "last": last, "mean": fmean(curve), "rise": last - first}
     if part not in parts:
         raise RecipeError(f"`metrics.{name}` must end in one of {', '.join(parts)}.", "Write metrics.reward.last.")
     return parts[part]
@@ -168,13 +172,15 @@ def _of_answers(run: Path, name: str) -> float:
 
 def _of_kept(run: Path, column: str) -> float:
     """The share of the records that a selector kept whose column, true or false, is true."""
-    kept = [
-        name for line in read_jsonl(run / "metrics.jsonl") if line.get("event") == "kept" for name in line["records"]
-    ]
+    kept: list[str] = []
+    for line in read_jsonl(run / "metrics.jsonl"):
+        if line.get("event") == "kept":
+            kept += line["records"]
     if not kept:
         raise RecipeError(f"`kept.{column}`: this run has no selector.", "Claim it of a method with `train.select`.")
+    # metrics.jsonl names the kept records by id; their columns are in the data alone.
     lock = read_json(run / "task.json")["recipe"]
-    records = {one.id: one for one in load_records(lock["recipe"]["data"]["train"], Path(lock["base"]))}
+    records = {record.id: record for record in load_records(lock["recipe"]["data"]["train"], Path(lock["base"]))}
     if not any(column in record.fields for record in records.values()):
         raise _missing(f"kept.{column}", sorted({key for record in records.values() for key in record.fields}))
     return fmean(bool(records[name].fields.get(column)) for name in kept)
@@ -184,11 +190,11 @@ def _missing(name: str, known: Sequence[str]) -> RecipeError:
     return RecipeError(f"The runs have no `{name}`.", f"There is {', '.join(known) or 'nothing'}.")
 
 
-def table(found: Mapping[str, Any]) -> Table:
-    """The claims of a proof.json with what was seen, for a terminal."""
-    shown = Table(title=f"proof of {found['method']}: {found['mark']}", title_justify="left")
-    for head in ("claim", "what was claimed", "seen [95% interval]", "verdict"):
-        shown.add_column(head)
-    for name, claim in found["claims"].items():
-        shown.add_row(name, claim["text"], seen(claim), claim["verdict"]["outcome"])
-    return shown
+def table(proof_json: Mapping[str, Any]) -> Table:
+    """The claims of a proof.json with the measured numbers, for a terminal."""
+    rows = Table(title=f"proof of {proof_json['method']}: {proof_json['mark']}", title_justify="left")
+    for head in ("claim", "what was claimed", "measured [95% interval]", "verdict"):
+        rows.add_column(head)
+    for name, claim in proof_json["claims"].items():
+        rows.add_row(name, claim["text"], seen(claim), claim["verdict"]["outcome"])
+    return rows

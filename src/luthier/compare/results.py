@@ -1,4 +1,4 @@
-"""Everything a report shows, as one JSON document, from the runs of a comparison."""
+"""Assemble results.json, from which every report is drawn, from the runs of a comparison."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from statistics import fmean, stdev
 from typing import Any
 
 from luthier import stats
-from luthier.compare.plan import BASE, LEARNING_RATE, Cell, Plan, learning_rate
-from luthier.compare.runs import FinishedRun
+from luthier.compare.plan import BASE, LEARNING_RATE, Arm, Plan, learning_rate
+from luthier.compare.runs import RunOutcome
 from luthier.compare.samples import samples
 from luthier.compare.setup import differences, setup, warnings
 from luthier.evals.retention import retention
@@ -18,30 +18,48 @@ from luthier.evals.retention import retention
 FORM = 1
 LEVEL = 0.05
 CURVE_POINTS = 120
+COSTS = (
+    "tokens_per_second",
+    "tokens",
+    "target_tokens",
+    "looked_tokens",
+    "generated_tokens",
+    "records",
+    "updates",
+    "trainable_parameters",
+)
 
 
 def assemble(
     plan: Plan,
-    bases: Sequence[FinishedRun],
-    tuning: Sequence[tuple[str, int, FinishedRun]],
-    runs: Sequence[FinishedRun],
-    chosen: Mapping,
+    bases: Sequence[RunOutcome],
+    tuning: Sequence[tuple[str, int, RunOutcome]],
+    runs: Sequence[RunOutcome],
+    chosen: Mapping[str, int],
 ) -> dict[str, Any]:
-    """The document that `report/` draws from. Scores and shares are in [0, 1], times in seconds.
+    """The document that `report/` draws from. Scores and shares are in [0, 1], times in seconds, memory in bytes.
 
     Args:
-        plan: what was to be done.
+        plan: of the comparison.
         bases: evaluations of the untrained model.
-        tuning: (cell's folder, index of the candidate, run) of every tuning run.
+        tuning: (arm's folder, index of the candidate, run) of every tuning run.
         runs: all runs of the table, also failed and missing ones.
-        chosen: cell's folder → index of the candidate used.
+        chosen: arm's folder → index of the candidate used.
     """
-    of_base = {run.task.folder: run for run in bases}
-    of_cell = {cell.folder: [run for run in runs if run.task.cell == cell.folder] for cell in plan.cells}
-    base_cells = {cell.base: cell for cell in reversed(plan.cells)}
-    rows = [base_row(run, base_cells[folder], len(of_base) > 1) for folder, run in of_base.items()]
-    rows += [method_row(plan, cell, of_cell[cell.folder], of_base[cell.base], chosen) for cell in plan.cells]
-    _add_changes(plan, rows, of_cell, of_base)
+    base_runs = {run.task.folder: run for run in bases}
+    runs_of: dict[str, list[RunOutcome]] = {arm.folder: [] for arm in plan.arms}
+    for run in runs:
+        runs_of[run.task.arm].append(run)
+
+    rows = []
+    for folder, run in base_runs.items():
+        first_arm = next(arm for arm in plan.arms if arm.base == folder)
+        rows.append(base_row(run, first_arm, several=len(base_runs) > 1))
+    for arm in plan.arms:
+        rows.append(method_row(plan, arm, runs_of[arm.folder], base_runs[arm.base], chosen))
+    _add_changes(plan, rows, runs_of, base_runs)
+
+    every_run = [*bases, *(run for _, _, run in tuning), *runs]
     return {
         "format": FORM,
         "name": plan.name,
@@ -57,23 +75,29 @@ def assemble(
         "tuning": _tuning(plan, tuning, chosen),
         "differences": differences(plan, chosen),
         "warnings": [*warnings(plan, runs), *_nothing_to_keep(rows)],
-        "failures": [_failure(run) for run in [*bases, *(run for *_, run in tuning), *runs] if not run.done],
-        "samples": samples(plan, of_base, of_cell),
-        "scores": _scores(plan, of_base, of_cell),
-        "curves": {cell.label: [_curve(run) for run in of_cell[cell.folder] if run.metrics] for cell in plan.cells},
+        "failures": [_failure(run) for run in every_run if not run.done],
+        "samples": samples(plan, base_runs, runs_of),
+        "scores": _scores(plan, base_runs, runs_of),
+        "curves": {arm.label: [_curve(run) for run in runs_of[arm.folder] if run.metrics] for arm in plan.arms},
         "setup": setup(plan, [*runs, *bases]),
     }
 
 
-def base_row(run: FinishedRun, cell: Cell, several: bool) -> dict[str, Any]:
-    """The row of the untrained model; with `several` its axis values are part of its name."""
-    values = ", ".join(f"{path.rsplit('.', 1)[-1]}={value}" for path, value in cell.axes.items())
+def base_row(run: RunOutcome, arm: Arm, several: bool) -> dict[str, Any]:
+    """The row of the untrained model.
+
+    Args:
+        run: its evaluation.
+        arm: one that is compared with it, for the values of the axes.
+        several: axes change the held-out items, so the values belong to the row's name.
+    """
+    values = ", ".join(f"{path.rsplit('.', 1)[-1]}={value}" for path, value in arm.axes.items())
     retain = run.mean("retain")
     return {
         "label": f"{BASE}, {values}" if several and values else BASE,
         "kind": BASE,
         "method": BASE,
-        "axes": dict(cell.axes),
+        "axes": dict(arm.axes),
         "learning_rate": None,
         "seeds_done": [run.task.seed] if run.done else [],
         "failed": int(not run.done),
@@ -88,24 +112,23 @@ def base_row(run: FinishedRun, cell: Cell, several: bool) -> dict[str, Any]:
 
 
 def method_row(
-    plan: Plan, cell: Cell, runs: Sequence[FinishedRun], base: FinishedRun, chosen: Mapping[str, int]
+    plan: Plan, arm: Arm, runs: Sequence[RunOutcome], base: RunOutcome, chosen: Mapping[str, int]
 ) -> dict[str, Any]:
-    """The row of one method: means over the seeds that are done."""
+    """The row of one arm: means over the seeds that are done."""
     done = [run for run in runs if run.done]
-    values = plan.candidates[chosen[cell.folder]] if cell.folder in chosen else {}
+    tuned = plan.candidates[chosen[arm.folder]] if arm.folder in chosen else {}
     perplexities = [run.record["evaluation"].get("perplexity") for run in done]
-    validation = [score for run in done if (score := run.mean("validation")) is not None]
     return {
-        "label": cell.label,
+        "label": arm.label,
         "kind": "method",
-        "method": cell.method,
-        "axes": dict(cell.axes),
-        "learning_rate": values.get(LEARNING_RATE, learning_rate(cell.settings)),
-        "tuned": dict(values),
+        "method": arm.method,
+        "axes": dict(arm.axes),
+        "learning_rate": tuned.get(LEARNING_RATE, learning_rate(arm.settings)),
+        "tuned": dict(tuned),
         "seeds_done": [run.task.seed for run in done],
         "failed": len(plan.seeds) - len(done),
         "target": target(done) if done else None,
-        "validation": fmean(validation) if validation else None,
+        "validation": _mean_score(done, "validation"),
         "retain": _retained(done, base),
         "perplexity": fmean(perplexities) if done and None not in perplexities else None,
         "further": _further(done),
@@ -114,128 +137,142 @@ def method_row(
     }
 
 
-def target(runs: Sequence[FinishedRun]) -> dict[str, Any]:
-    """Mean score on the held-out items with its interval, and each seed's mean."""
+def target(runs: Sequence[RunOutcome]) -> dict[str, Any]:
+    """Mean score on the held-out items with its 95% interval, and each seed's mean; all in [0, 1]."""
     scores = [[item.score for item in run.items["target"]] for run in runs]
-    found = stats.score_interval(scores)
+    interval = stats.score_interval(scores)
     by_seed = [fmean(run) for run in scores]
     return {
         "mean": fmean(by_seed),
-        "low": found.low,
-        "high": found.high,
+        "low": interval.low,
+        "high": interval.high,
         "n": len(scores[0]),
         "by_seed": by_seed,
         "seed_sd": stdev(by_seed) if len(by_seed) > 1 else None,
     }
 
 
-def _further(runs: Sequence[FinishedRun]) -> dict[str, float]:
-    """Means over runs of the numbers that decide nothing, by name."""
-    found = [run.record.get("evaluation", {}).get("further", {}) for run in runs]
-    return {name: fmean(one[name] for one in found) for name in (found[0] if found else ())}
+def _mean_score(runs: Sequence[RunOutcome], set_name: str) -> float | None:
+    means = [run.mean(set_name) for run in runs]
+    scored = [mean for mean in means if mean is not None]
+    return fmean(scored) if scored else None
 
 
-def _retained(runs: Sequence[FinishedRun], base: FinishedRun) -> dict[str, Any] | None:
-    pairs = [(base.items["retain"], run.items["retain"]) for run in runs if "retain" in run.items and base.done]
-    if not pairs or not base.items.get("retain"):
+def _further(runs: Sequence[RunOutcome]) -> dict[str, float]:
+    """Means over runs of the numbers that never rank methods, by name."""
+    numbers = [run.record.get("evaluation", {}).get("further", {}) for run in runs]
+    return {name: fmean(of_run[name] for of_run in numbers) for name in (numbers[0] if numbers else ())}
+
+
+def _retained(runs: Sequence[RunOutcome], base: RunOutcome) -> dict[str, Any] | None:
+    """How much of what the base model had right is right after training: means over runs."""
+    evaluated = [run for run in runs if "retain" in run.items]
+    if not evaluated or not base.done or not base.items.get("retain"):
         return None
-    found = [retention(before, after) for before, after in pairs]
-    kept = [one.kept for one in found if one.kept is not None]
-    means = [score for run in runs if (score := run.mean("retain")) is not None]
+    retentions = [retention(base.items["retain"], run.items["retain"]) for run in evaluated]
+    kept = [of_run.kept for of_run in retentions if of_run.kept is not None]
     return {
-        "mean": fmean(means) if means else None,
+        "mean": _mean_score(runs, "retain"),
         "kept": fmean(kept) if kept else None,
-        "net_change": fmean(one.net_change for one in found) / 100,
-        "base_right": found[0].base_right,
+        "net_change": fmean(of_run.net_change for of_run in retentions) / 100,  # points → share
+        "base_right": retentions[0].base_right,
         "n": len(base.items["retain"]),
     }
 
 
-def _cost(runs: Sequence[FinishedRun]) -> dict[str, Any]:
+def _cost(runs: Sequence[RunOutcome]) -> dict[str, Any]:
     train = [run.record["train"] for run in runs]
     seconds = [run.record["seconds"] for run in runs]
 
-    def mean(values: list[Any]) -> float | None:
-        return None if None in values else fmean(values)
+    def mean(numbers: list[Any]) -> float | None:
+        return None if None in numbers else fmean(numbers)
 
     return {
-        **{
-            key: mean([one.get(key) for one in train])
-            for key in (
-                *("tokens_per_second", "tokens", "target_tokens", "looked_tokens", "generated_tokens"),
-                *("records", "updates", "trainable_parameters"),
-            )
-        },
-        "peak_memory_bytes": max((one.get("peak_memory_bytes") or 0 for one in train), default=0) or None,
-        "estimated_memory_bytes": mean([one.get("estimated_memory_bytes") for one in train]),
+        **{name: mean([facts.get(name) for facts in train]) for name in COSTS},
+        # The highest, not the mean: the memory that a machine must have.
+        "peak_memory_bytes": max((facts.get("peak_memory_bytes") or 0 for facts in train), default=0) or None,
+        "estimated_memory_bytes": mean([facts.get("estimated_memory_bytes") for facts in train]),
         "train_seconds": mean([_method_seconds(run.record) for run in runs]),
-        "evaluate_seconds": mean([one.get("evaluate") for one in seconds]),
-        "load_seconds": mean([one.get("load") for one in seconds]),
+        "evaluate_seconds": mean([phases.get("evaluate") for phases in seconds]),
+        "load_seconds": mean([phases.get("load") for phases in seconds]),
     }
 
 
 def _method_seconds(record: Mapping[str, Any]) -> float | None:
-    """What the method takes: score passes, also those that another run paid, and steps that sample or choose."""
+    """Seconds that a method takes: training, steps that sample or choose, and score passes, also reused ones.
+
+    A run that found another run's score pass would look cheaper than its method is.
+    """
     own, reused = record["seconds"], record.get("reused_seconds", {})
-    spent = [value for name, value in own.items() if name not in ("load", "evaluate")]
+    spent = [seconds for phase, seconds in own.items() if phase not in ("load", "evaluate")]
     return math.fsum([*spent, *reused.values()]) if "train" in own else None
 
 
 def _add_changes(
-    plan: Plan, rows: list[dict[str, Any]], of_cell: Mapping[str, list[FinishedRun]], of_base: Mapping[str, FinishedRun]
+    plan: Plan,
+    rows: list[dict[str, Any]],
+    runs_of: Mapping[str, list[RunOutcome]],
+    base_runs: Mapping[str, RunOutcome],
 ) -> None:
-    """Each method against the baseline at the same axis values; Holm over all of them."""
+    """Compare each method with the baseline at the same axis values, and adjust the p values of all rows by Holm."""
     compared: list[tuple[dict[str, Any], stats.Difference]] = []
     by_label = {row["label"]: row for row in rows if row["kind"] == "method"}
-    for cell in plan.cells:
-        if cell.method == plan.baseline:
-            by_label[cell.label]["change"] = {"verdict": "baseline"}
+    untrained = plan.baseline == BASE
+    for arm in plan.arms:
+        if arm.method == plan.baseline:
+            by_label[arm.label]["change"] = {"verdict": "baseline"}
             continue
-        if plan.baseline == BASE:
-            arms = [of_base[cell.base]]
+        if untrained:
+            baseline = [base_runs[arm.base]]
         else:
-            same = next(c for c in plan.cells if c.method == plan.baseline and c.axes == cell.axes)
-            arms = of_cell[same.folder]
-        found = compared_arms(arms, of_cell[cell.folder], untrained=plan.baseline == BASE)
-        if found is not None:
-            compared.append((by_label[cell.label], found))
-    adjusted = stats.holm([found.p for _, found in compared])
-    for (row, found), p in zip(compared, adjusted, strict=True):
-        row["change"] = {**asdict(found), "p_adjusted": p, "verdict": "differs" if p < LEVEL else "n.s."}
+            same = next(other for other in plan.arms if other.method == plan.baseline and other.axes == arm.axes)
+            baseline = runs_of[same.folder]
+        difference = compared_arms(baseline, runs_of[arm.folder], untrained)
+        if difference is not None:
+            compared.append((by_label[arm.label], difference))
+    adjusted = stats.holm([difference.p for _, difference in compared])
+    for (row, difference), p in zip(compared, adjusted, strict=True):
+        row["change"] = {**asdict(difference), "p_adjusted": p, "verdict": "differs" if p < LEVEL else "n.s."}
 
 
 def compared_arms(
-    baseline: Sequence[FinishedRun], other: Sequence[FinishedRun], untrained: bool
+    baseline: Sequence[RunOutcome], other: Sequence[RunOutcome], untrained: bool
 ) -> stats.Difference | None:
-    """The difference of two arms on the items that all their runs share, or None when there is nothing to compare."""
+    """`other` minus `baseline` on the items that all their runs share; None where there is nothing to compare.
+
+    Args:
+        baseline: runs of the baseline.
+        other: runs of the arm that is compared with it.
+        untrained: the baseline is the base model, which has no seeds.
+    """
     first, second = [run for run in baseline if run.done], [run for run in other if run.done]
     if not first or not second:
         return None
     if min(len(first), len(second)) == 1 and not untrained:
         # With one run on a side only two models can be compared: take those of one seed where there is one.
-        shared = [(a, b) for a in first for b in second if a.task.seed == b.task.seed] or [(first[0], second[0])]
-        first, second = [shared[0][0]], [shared[0][1]]
+        pairs = [(a, b) for a in first for b in second if a.task.seed == b.task.seed] or [(first[0], second[0])]
+        first, second = [pairs[0][0]], [pairs[0][1]]
     by_item = [{item.id: item.score for item in run.items["target"]} for run in (*first, *second)]
     common = sorted(set.intersection(*(set(scores) for scores in by_item)))
     if not common:
         return None
-    scores = [[one[item] for item in common] for one in by_item]
+    scores = [[of_run[key] for key in common] for of_run in by_item]
     return stats.difference(scores[: len(first)], scores[len(first) :], untrained=untrained)
 
 
-def _metric(runs: Sequence[FinishedRun]) -> dict[str, Any]:
-    found = next((run.record["evaluation"]["target"] for run in runs if run.done), {})
-    retain = next((run.record["evaluation"].get("retain") for run in runs if run.done), None) or {}
-    return {"name": found.get("metric"), "n": found.get("n"), "retain_n": retain.get("n")}
+def _metric(runs: Sequence[RunOutcome]) -> dict[str, Any]:
+    first = next((run.record["evaluation"] for run in runs if run.done), {})
+    target_set, retain_set = first.get("target", {}), first.get("retain") or {}
+    return {"name": target_set.get("metric"), "n": target_set.get("n"), "retain_n": retain_set.get("n")}
 
 
-def _counts(runs: Sequence[FinishedRun]) -> str:
-    """What the runs' speed and data are counted in: tokens, or records that have none."""
+def _counts(runs: Sequence[RunOutcome]) -> str:
+    """The unit of speed and data: tokens, or records where the modality has none."""
     return next((run.record["train"].get("counts", "tokens") for run in runs if run.done), "tokens")
 
 
 def _best(rows: Sequence[Mapping[str, Any]]) -> str | None:
-    """The method chosen on validation, so that the target items only report."""
+    """The best method on validation; None where two are equal. The target items only report, they choose nothing."""
     scored = [row for row in rows if row["kind"] == "method" and row["validation"] is not None]
     scored.sort(key=lambda row: row["validation"], reverse=True)
     alone = len(scored) > 1 and scored[0]["validation"] > scored[1]["validation"]
@@ -248,26 +285,26 @@ def _nothing_to_keep(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     return []
 
 
-def _tuning(plan: Plan, tuning: Sequence[tuple[str, int, FinishedRun]], chosen: Mapping[str, int]) -> dict[str, Any]:
-    labels = {cell.folder: cell.label for cell in plan.cells}
+def _tuning(plan: Plan, tuning: Sequence[tuple[str, int, RunOutcome]], chosen: Mapping[str, int]) -> dict[str, Any]:
+    labels = {arm.folder: arm.label for arm in plan.arms}
     runs = [
         {
-            "label": labels[cell],
+            "label": labels[arm],
             "values": dict(plan.candidates[index]),
             "seed": run.task.seed,
             "status": run.status,
             "validation": run.mean("validation"),
-            "chosen": chosen.get(cell) == index,
-            "seconds": sum(value or 0 for value in run.record.get("seconds", {}).values()),
+            "chosen": chosen.get(arm) == index,
+            "seconds": sum(seconds or 0 for seconds in run.record.get("seconds", {}).values()),
         }
-        for cell, index, run in tuning
+        for arm, index, run in tuning
     ]
     return {"runs": runs, "seconds": math.fsum(run["seconds"] for run in runs)}
 
 
-def _failure(run: FinishedRun) -> dict[str, Any]:
+def _failure(run: RunOutcome) -> dict[str, Any]:
     return {
-        "cell": run.task.cell,
+        "cell": run.task.arm,  # results.json of older comparisons name it so
         "seed": run.task.seed,
         "folder": run.task.folder,
         "status": run.status,
@@ -277,32 +314,40 @@ def _failure(run: FinishedRun) -> dict[str, Any]:
 
 
 def _scores(
-    plan: Plan, of_base: Mapping[str, FinishedRun], of_cell: Mapping[str, list[FinishedRun]]
+    plan: Plan, base_runs: Mapping[str, RunOutcome], runs_of: Mapping[str, list[RunOutcome]]
 ) -> list[dict[str, Any]]:
-    """Per-item scores by seed, one table for each base evaluation (one, unless axes change the items)."""
+    """Scores of the items that all runs share, by seed: one table for each evaluation of the base model."""
     tables = []
-    for folder, base in of_base.items():
-        cells = [cell for cell in plan.cells if cell.base == folder]
-        arms = {BASE: [base], **{cell.label: of_cell[cell.folder] for cell in cells}}
-        done = {label: [run for run in runs if run.done] for label, runs in arms.items()}
-        found = [{item.id: item.score for item in run.items["target"]} for runs in done.values() for run in runs]
-        items = sorted(set.intersection(*(set(scores) for scores in found))) if found else []
-        scores = {
-            label: [[{i.id: i.score for i in run.items["target"]}[item] for item in items] for run in runs]
-            for label, runs in done.items()
-            if runs
-        }
+    for folder, base in base_runs.items():
+        done = {BASE: [base] if base.done else []}
+        for arm in plan.arms:
+            if arm.base == folder:
+                done[arm.label] = [run for run in runs_of[arm.folder] if run.done]
+
+        by_item: dict[str, list[dict[str, float]]] = {}
+        for label, runs in done.items():
+            if runs:
+                by_item[label] = [{item.id: item.score for item in run.items["target"]} for run in runs]
+
+        id_sets = [set(of_run) for of_runs in by_item.values() for of_run in of_runs]
+        items = sorted(set.intersection(*id_sets)) if id_sets else []
+        scores = {}
+        for label, of_runs in by_item.items():
+            scores[label] = [[of_run[key] for key in items] for of_run in of_runs]
         tables.append({"items": items, "scores": scores})
     return tables
 
 
-def _curve(run: FinishedRun) -> dict[str, Any]:
-    """Loss and negative log-likelihood against progress, averaged into at most 120 points."""
+def _curve(run: RunOutcome) -> dict[str, Any]:
+    """Loss and negative log-likelihood against progress, averaged into at most 120 points: a page stays small."""
     size = math.ceil(len(run.metrics) / CURVE_POINTS)
     blocks = [run.metrics[start : start + size] for start in range(0, len(run.metrics), size)]
 
     def means(key: str) -> list[float | None]:
-        values = [[line[key] for line in block if line.get(key) is not None] for block in blocks]
-        return [fmean(found) if found else None for found in values]
+        curve: list[float | None] = []
+        for block in blocks:
+            numbers = [line[key] for line in block if line.get(key) is not None]
+            curve.append(fmean(numbers) if numbers else None)
+        return curve
 
     return {"seed": run.task.seed, "progress": means("progress"), "loss": means("loss"), "nll": means("nll")}

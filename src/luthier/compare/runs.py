@@ -1,4 +1,4 @@
-"""What a finished, failed or missing run left in its folder."""
+"""Read the folder of a run that has finished, failed or not begun."""
 
 from __future__ import annotations
 
@@ -12,11 +12,16 @@ from luthier.evals.base import Item
 from luthier.run_folder import read_json, read_jsonl
 
 LOG_LINES = 12
+LOG_BYTES = 16_384
 
 
 @dataclass(frozen=True)
-class FinishedRun:
-    """One task and what came of it. `status` is done, failed, stopped or missing; `items` are keyed by set."""
+class RunOutcome:
+    """A task with the content of its folder.
+
+    `status` is done, failed, stopped or missing; `record` is run.json; `items` are keyed by set; `metrics` are the
+    updates of metrics.jsonl; `log` holds the last lines of a run that is not done.
+    """
 
     task: Task
     status: str
@@ -34,27 +39,30 @@ class FinishedRun:
         return self.record.get("error")
 
     def mean(self, name: str) -> float | None:
-        """The mean score on a set, or None when it was not evaluated."""
+        """The mean score on a set, in [0, 1]; None when the set was not evaluated."""
         return (self.record.get("evaluation", {}).get(name) or {}).get("mean")
 
 
-def read_run(folder: Path, task: Task) -> FinishedRun:
+def read_run(folder: Path, task: Task) -> RunOutcome:
     """Read a run's folder; only a run that is done has items and metrics."""
     status, record = status_of(folder, task)
     if status != "done":
-        return FinishedRun(task, status, record, log=tail_of_log(folder))
+        return RunOutcome(task, status, record, log=tail_of_log(folder))
     items: dict[str, list[Item]] = {}
     for line in read_jsonl(folder / "evaluation.jsonl"):
         items.setdefault(line["set"], []).append(Item.from_json(line))
     if "target" in task.sets and "target" not in items:
         error = "No held-out item was scored; `data.test` must leave some."
-        return FinishedRun(task, "failed", {**record, "error": error}, log=tail_of_log(folder))
+        return RunOutcome(task, "failed", {**record, "error": error}, log=tail_of_log(folder))
     metrics = [line for line in read_jsonl(folder / "metrics.jsonl") if "loss" in line]
-    return FinishedRun(task, status, record, items, metrics)
+    return RunOutcome(task, status, record, items, metrics)
 
 
 def status_of(folder: Path, task: Task) -> tuple[str, dict[str, Any]]:
-    """The status of this very task in a folder, with run.json; another task's run counts as missing."""
+    """The status of a task and its run.json, by its folder.
+
+    The folder may hold the run of an older recipe: with another fingerprint the task counts as missing.
+    """
     if not (folder / "task.json").is_file() or not (folder / "run.json").is_file():
         return "missing", {}
     if read_json(folder / "task.json").get("fingerprint") != task.fingerprint:
@@ -64,11 +72,12 @@ def status_of(folder: Path, task: Task) -> tuple[str, dict[str, Any]]:
 
 
 def tail_of_log(folder: Path, lines: int = LOG_LINES) -> tuple[str, ...]:
-    """The last lines a run wrote to its log, without empty ones."""
+    """The last lines of a run's log, without empty ones."""
     path = folder / "log.txt"
     if not path.is_file():
         return ()
     with path.open("rb") as handle:
-        handle.seek(max(0, handle.seek(0, 2) - 16_384))
+        # A crash loop can fill a log; its end is all that is shown.
+        handle.seek(max(0, handle.seek(0, 2) - LOG_BYTES))
         text = handle.read().decode("utf-8", "replace")
     return tuple(line.rstrip() for line in text.splitlines() if line.strip())[-lines:]

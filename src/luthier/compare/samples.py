@@ -1,4 +1,4 @@
-"""Which items are shown side by side: those that tell methods apart come first."""
+"""Choose the items that a report shows side by side: those on which methods differ come first."""
 
 from __future__ import annotations
 
@@ -6,62 +6,78 @@ from collections.abc import Mapping
 from typing import Any
 
 from luthier.compare.plan import BASE, Plan
-from luthier.compare.runs import FinishedRun
+from luthier.compare.runs import RunOutcome
 from luthier.evals.base import Item
 
-SHOWN = {"target": 12, "retain": 4}
-LONGEST = 6_000
+MOST_ITEMS = {"target": 12, "retain": 4}
+MOST_CHARACTERS = 6_000
 
 
 def samples(
-    plan: Plan, of_base: Mapping[str, FinishedRun], of_cell: Mapping[str, list[FinishedRun]]
+    plan: Plan, bases: Mapping[str, RunOutcome], runs_of: Mapping[str, list[RunOutcome]]
 ) -> list[dict[str, Any]]:
-    """The same items over the base and every method, at the first seed that each has done.
+    """The same items over the base model and every method, at the first seed that each has done.
 
-    Items on which the trained models disagree come first, then those where training changed the base's
-    result, then the rest; within a group in the order of the data.
+    Args:
+        plan: of the comparison.
+        bases: evaluation of the base model by its folder.
+        runs_of: runs of an arm by the arm's folder, in the order of the seeds.
     """
-    found = []
-    for folder, base in of_base.items():
-        cells = [cell for cell in plan.cells if cell.base == folder]
-        firsts = {cell.label: next((run for run in of_cell[cell.folder] if run.done), None) for cell in cells}
-        for name, shown in SHOWN.items():
-            arms = {label: _by_id(run, name) for label, run in {BASE: base, **firsts}.items() if run is not None}
-            filled = {label: items for label, items in arms.items() if items}
-            common = [key for key in next(iter(filled.values()), {}) if all(key in items for items in filled.values())]
-            ranked = sorted(common, key=lambda key: _dullness(filled, key))
-            found += [_sample(name, key, filled, firsts) for key in ranked[:shown]]
-    return found
+    chosen = []
+    for folder, base in bases.items():
+        first_runs: dict[str, RunOutcome] = {BASE: base}
+        for arm in plan.arms:
+            done = [run for run in runs_of[arm.folder] if run.done]
+            if arm.base == folder and done:
+                first_runs[arm.label] = done[0]
+        for set_name, most in MOST_ITEMS.items():
+            items_of = {label: _by_id(run, set_name) for label, run in first_runs.items() if run.items.get(set_name)}
+            for key in _ranked(items_of)[:most]:
+                chosen.append(_sample(set_name, key, items_of, first_runs))
+    return chosen
 
 
-def _by_id(run: FinishedRun, name: str) -> dict[str, Item]:
-    return {item.id: item for item in run.items.get(name, [])}
+def _by_id(run: RunOutcome, set_name: str) -> dict[str, Item]:
+    return {item.id: item for item in run.items[set_name]}
 
 
-def _dullness(arms: Mapping[str, Mapping[str, Item]], key: str) -> int:
-    methods = {items[key].score for label, items in arms.items() if label != BASE}
-    base = {items[key].score for label, items in arms.items() if label == BASE}
-    return 0 if len(methods) > 1 else 1 if methods | base != methods else 2
+def _ranked(items_of: Mapping[str, Mapping[str, Item]]) -> list[str]:
+    """Ids of the items that all models answered.
+
+    Items on which the trained models disagree come first, then items whose result training changed, then the rest;
+    within a group in the order of the data.
+    """
+    first_model = next(iter(items_of.values()), {})
+    common = [key for key in first_model if all(key in items for items in items_of.values())]
+
+    def rank(key: str) -> int:
+        scores = {label: items[key].score for label, items in items_of.items()}
+        base_score = scores.pop(BASE, None)
+        trained = set(scores.values())
+        if len(trained) > 1:
+            return 0
+        return 2 if base_score is None or base_score in trained else 1
+
+    return sorted(common, key=rank)
 
 
 def _sample(
-    name: str, key: str, arms: Mapping[str, Mapping[str, Item]], firsts: Mapping[str, FinishedRun | None]
+    set_name: str, key: str, items_of: Mapping[str, Mapping[str, Item]], first_runs: Mapping[str, RunOutcome]
 ) -> dict[str, Any]:
-    item = next(iter(arms.values()))[key]
+    item = next(iter(items_of.values()))[key]
     outputs = []
-    for label, items in arms.items():
-        run = firsts.get(label)
+    for label, items in items_of.items():
         outputs.append(
             {
                 "label": label,
-                "seed": run.task.seed if run else None,
-                "prediction": items[key].prediction[:LONGEST],
+                "seed": None if label == BASE else first_runs[label].task.seed,
+                "prediction": items[key].prediction[:MOST_CHARACTERS],
                 "score": items[key].score,
                 "right": items[key].right,
                 "finish": items[key].finish,
                 "picture": items[key].pictures.get("prediction"),
             }
         )
-    reference, prompt = item.reference[:LONGEST], item.prompt[:LONGEST]
-    asked = {"set": name, "id": key, "prompt": prompt, "reference": reference}
-    return {**asked, "pictures": dict(item.pictures), "outputs": outputs}
+    reference, prompt = item.reference[:MOST_CHARACTERS], item.prompt[:MOST_CHARACTERS]
+    question = {"set": set_name, "id": key, "prompt": prompt, "reference": reference}
+    return {**question, "pictures": dict(item.pictures), "outputs": outputs}

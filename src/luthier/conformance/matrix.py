@@ -48,7 +48,7 @@ def run_checks(slot: str, part: type[Any]) -> Iterator[CheckOutcome]:
         except LuthierError as error:
             yield CheckOutcome(name, False, str(error))
         except Exception as error:
-            yield CheckOutcome(name, False, parts.told(error))
+            yield CheckOutcome(name, False, parts.describe_error(error))
         else:
             yield CheckOutcome(name, True, "")
 

@@ -1,1 +1,1 @@
-"""Records, rendering and masks, splits, the doctor: from the user's file to token rows."""
+"""From the file of a user to batches of token rows: sources, splits, rendering with masks, the doctor."""

@@ -1,4 +1,4 @@
-"""Records that are arrays: cached latents with their conditions, pictures with captions. Read, divided, checked."""
+"""Records of arrays, such as cached latents with conditions or pictures with captions: read, divided, checked."""
 
 from __future__ import annotations
 
@@ -6,14 +6,15 @@ import hashlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy
 
-from luthier.data.prepare import SPLITS, DataSettings, Prepared, Source
+from luthier.data.prepare import SPLITS, DataSettings, Prepared, Source, split_settings
 from luthier.data.report import DataReport
-from luthier.data.split import divide, is_share
+from luthier.data.split import divide
 from luthier.errors import DataError, nearest
 from luthier.parts import build
 from luthier.types import Row, Stream
@@ -22,15 +23,15 @@ SUFFIXES = (".safetensors", ".npz")
 
 
 def load_rows(source: Source, base: Path) -> list[Row]:
-    """The rows of a source: one row stream for each of its arrays, no tokens; called by the hash of their content.
+    """The rows of a source, without tokens: each array is a row stream, and the hash of the content is the id.
 
     Args:
-        source: a `.safetensors` or `.npz` file of arrays with one first axis, the records (`columns` renames them,
-            `limit` takes some), or `{kind: <dataset part>, ...}` of a part with `rows()`.
+        source: a `.safetensors` or `.npz` file of arrays whose first axis are the records (`columns` renames arrays,
+            `limit` keeps some records), or `{kind: <dataset part>, ...}` of a part with `rows()`.
         base: folder that relative paths start from.
 
     Raises:
-        DataError: no such file, arrays of different lengths, numbers that are not finite, no record.
+        DataError: a missing or unreadable file, arrays of different lengths, no record.
     """
     spec: dict[str, Any] = {"path": source} if isinstance(source, str) else dict(source)
     if "kind" in spec:
@@ -43,30 +44,33 @@ def load_rows(source: Source, base: Path) -> list[Row]:
     arrays = _renamed(_read(path), spec.get("columns") or {}, path)
     lengths = {name: len(values) if values.ndim else 0 for name, values in arrays.items()}
     if not arrays or len(set(lengths.values())) > 1 or not min(lengths.values()):
-        found = ", ".join(f"{name} {length}" for name, length in lengths.items()) or "nothing"
-        raise DataError(f"{path.name}: every array needs the same number of records (first axis); found {found}.")
-    rows = [_row({name: values[index] for name, values in arrays.items()}) for index in range(lengths.popitem()[1])]
+        described = ", ".join(f"{name} {length}" for name, length in lengths.items()) or "nothing"
+        raise DataError(f"{path.name}: every array needs the same number of records (first axis); found {described}.")
+    rows = []
+    for index in range(lengths.popitem()[1]):
+        rows.append(_row({name: values[index] for name, values in arrays.items()}))
     limit = spec.get("limit")
     if limit is None or limit >= len(rows):
         return rows
-    return [rows[index] for index in sorted(range(len(rows)), key=lambda index: rows[index].id)[:limit]]
+    # By content hash: a smaller limit keeps a subset of a larger one, whatever the order of the file.
+    return sorted(rows, key=lambda row: row.id)[:limit]
 
 
 def _read(path: Path) -> dict[str, numpy.ndarray]:
     if path.suffix not in SUFFIXES:
-        raise DataError(f"{path}: this model reads arrays, and `{path.suffix}` is no file of them.", f"Use {_files()}.")
+        raise DataError(f"{path}: this model reads arrays, and a `{path.suffix}` file holds none.", f"Use {_files()}.")
     if not path.is_file():
         raise DataError(f"There is no file {path}.", "Relative paths start from the recipe's folder.")
     try:
         if path.suffix == ".npz":
-            with numpy.load(path, allow_pickle=False) as held:
-                return {name: held[name] for name in held.files}
+            with numpy.load(path, allow_pickle=False) as archive:
+                return {name: archive[name] for name in archive.files}
         from safetensors.torch import load_file
 
-        return {
-            name: (values.float() if values.is_floating_point() else values).numpy()
-            for name, values in load_file(path).items()
-        }
+        arrays = {}
+        for name, values in load_file(path).items():
+            arrays[name] = (values.float() if values.is_floating_point() else values).numpy()  # numpy has no bfloat16
+        return arrays
     except Exception as error:  # three libraries, each with errors of its own
         raise DataError(f"{path.name} cannot be read: {type(error).__name__}: {error}") from None
 
@@ -76,7 +80,7 @@ def _files() -> str:
 
 
 def _renamed(arrays: dict[str, numpy.ndarray], columns: Mapping[str, str], path: Path) -> dict[str, numpy.ndarray]:
-    """The arrays under our names; `columns` says which of theirs each is."""
+    """The arrays under the names of Luthier; `columns` maps these to the names in the file."""
     for ours, theirs in columns.items():
         if theirs not in arrays:
             close = nearest(theirs, list(arrays))
@@ -96,7 +100,7 @@ def _row(arrays: Mapping[str, numpy.ndarray]) -> Row:
 
 
 def content_hash(row: Row) -> str:
-    """Hex digest of all arrays of a row, with their names and shapes."""
+    """Hex digest of all arrays of a row, with their names, types and shapes."""
     digest = hashlib.sha256()
     for name in sorted(row.streams):
         values = numpy.ascontiguousarray(row.streams[name].values)
@@ -106,28 +110,29 @@ def content_hash(row: Row) -> str:
 
 
 def prepare_rows(settings: DataSettings, base: Path) -> Prepared:
-    """Read and divide the arrays of a recipe's `data:` block; exact copies are dropped if it says so.
+    """Read and divide the arrays of a recipe's `data:` block; `data.deduplicate` drops exact copies.
 
     Raises:
-        DataError: as `load_rows`, records of different make, or none left to train on.
+        DataError: as `load_rows`; records with different arrays, shapes or types; numbers that are not finite; no
+            record left to train on.
     """
-    own = {name: value for name in SPLITS[1:] if not is_share(value := getattr(settings, name))}
+    sources, shares = split_settings(settings)
     read = load_rows(settings.train, base)
     kept = _unique(read, settings.deduplicate)
-    shares = {name: None if name in own else getattr(settings, name) for name in SPLITS[1:]}
     hashes = [content_hash(row) for row in kept]
-    taken = divide(hashes, [[index] for index in range(len(kept))], **shares, seed=settings.split_seed)
+    split_of = divide(hashes, [[index] for index in range(len(kept))], **shares, seed=settings.split_seed)
     split: dict[str, list[Row]] = {name: [] for name in SPLITS}
     for index, row in enumerate(kept):
-        split[taken.get(index, "train")].append(row)
+        split[split_of.get(index, "train")].append(row)
     count, leakage = len(read), {}
-    for name, source in own.items():
+    for name, source in sources.items():
         rows = _unique(load_rows(source, base), settings.deduplicate)
+        # A row of train may have the same content, and with it the same id: the name of the split tells them apart.
         split[name] = [replace(row, id=f"{name}/{row.id}", record="") for row in rows]
         count += len(rows)
         copies = [row.id for row in split[name] if content_hash(row) in hashes]
         leakage[name] = {"exact": len(copies), "near": 0, "examples": copies[:3]}
-    _require_one_make([row for rows in split.values() for row in rows])
+    _require_equal_arrays([*chain.from_iterable(split.values())])
     report = DataReport(
         read=count,
         counts={name: len(rows) for name, rows in split.items()},
@@ -136,43 +141,44 @@ def prepare_rows(settings: DataSettings, base: Path) -> Prepared:
         tokens=sum(map(len, split["train"])),
         leakage=leakage,
     )
-    splits = {name: [row.id for row in rows] for name, rows in split.items()}
+    splits = {}
+    for name, rows in split.items():
+        splits[name] = [row.id for row in rows]
     return Prepared(split["train"], split["validation"], split["test"], {}, splits, report)
 
 
 def _unique(rows: Sequence[Row], deduplicate: bool) -> list[Row]:
-    """The first of identical rows, or all of them under names of their own."""
-    seen: Counter[str] = Counter()
+    """The first of identical rows if `deduplicate`, else all rows, copies under ids of their own."""
+    counts: Counter[str] = Counter()
     kept = []
     for row in rows:
-        seen[row.id] += 1
-        if seen[row.id] == 1:
+        counts[row.id] += 1
+        if counts[row.id] == 1:
             kept.append(row)
         elif not deduplicate:
-            kept.append(replace(row, id=f"{row.id}-{seen[row.id]}", record=""))
+            kept.append(replace(row, id=f"{row.id}-{counts[row.id]}", record=""))
     return kept
 
 
-def _require_one_make(rows: Sequence[Row]) -> None:
-    """Raise DataError where a record has other arrays, shapes or types than the first, or is not finite."""
-    wanted = _make(rows[0])
+def _require_equal_arrays(rows: Sequence[Row]) -> None:
+    """Raise DataError if a record has other arrays or shapes than the first, or numbers that are not finite."""
+    expected = _shapes(rows[0])
     for row in rows:
-        if (found := _make(row)) != wanted:
-            raise DataError(f"Record {row.id} holds {told(found)}; record {rows[0].id} {told(wanted)}.")
+        if (shapes := _shapes(row)) != expected:
+            raise DataError(f"Record {row.id} holds {_listed(shapes)}; record {rows[0].id} {_listed(expected)}.")
         for name, stream in row.streams.items():
             if not numpy.isfinite(stream.values).all():
                 raise DataError(f"Record {row.id}: `{name}` holds numbers that are not finite.")
 
 
-def _make(row: Row) -> dict[str, tuple[int, ...]]:
+def _shapes(row: Row) -> dict[str, tuple[int, ...]]:
     return {name: numpy.shape(stream.values) for name, stream in sorted(row.streams.items())}
 
 
-def told(make: Mapping[str, tuple[int, ...]]) -> str:
-    """Arrays and their shapes in words: latent [4, 8, 8], label."""
-    return ", ".join(f"{name} {list(shape)}" if shape else name for name, shape in make.items())
+def _listed(shapes: Mapping[str, tuple[int, ...]]) -> str:
+    return ", ".join(f"{name} {list(shape)}" if shape else name for name, shape in shapes.items())
 
 
 def arrays_of(rows: Sequence[Row]) -> str:
-    """What each of the rows holds, in words."""
-    return told(_make(rows[0]))
+    """The names and shapes of the arrays of the rows, all of which have the same: `label, latent [4, 8, 8]`."""
+    return _listed(_shapes(rows[0]))

@@ -1,4 +1,4 @@
-"""Tokenised rows on disk. One file holds exactly one set of records under one rendering, so none is ever stale."""
+"""Tokenised rows on disk. The name of a file is the hash of its records and their rendering: no file is ever stale."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date
 from functools import cache
-from itertools import islice, pairwise
+from itertools import chain, islice, pairwise
 from pathlib import Path
 
 import numpy
@@ -23,14 +23,14 @@ from luthier.types import Row, Stream
 
 @dataclass(frozen=True)
 class Cached:
-    """A rendered record as the cache keeps it: its rows, one or a pair, whose ids are the reader's to set."""
+    """A rendered record in the cache: its rows, without ids, and the notes of its rendering."""
 
     rows: tuple[Row, ...]
     notes: tuple[str, ...]
 
 
 def read_cache(folder: Path, renderer: Renderer, hashes: Sequence[str]) -> list[Cached] | None:
-    """The rows of these records in this order, or None when they are not there or not whole."""
+    """The rows of the records with these content hashes, in this order; None if the file is missing or damaged."""
     try:
         with _path(folder, renderer, hashes).open("rb") as file, numpy.load(file, allow_pickle=False) as stored:
             ids, weights, ends, sizes = (stored[name] for name in ("ids", "weights", "ends", "sizes"))
@@ -39,26 +39,26 @@ def read_cache(folder: Path, renderer: Renderer, hashes: Sequence[str]) -> list[
         return None
     borders = [0, *ends.tolist()]
     spans = iter(pairwise(borders))
-    found = []
-    for size, said in zip(sizes.tolist(), notes, strict=True):
-        rows = [
-            Row("", ids[start:end], {"weights": Stream(weights[start:end], "token")})
-            for start, end in islice(spans, size)
-        ]
-        found.append(Cached(tuple(rows), tuple(said)))
-    return found
+    cached = []
+    for size, record_notes in zip(sizes.tolist(), notes, strict=True):
+        rows = []
+        for start, end in islice(spans, size):
+            rows.append(Row("", ids[start:end], {"weights": Stream(weights[start:end], "token")}))
+        cached.append(Cached(tuple(rows), tuple(record_notes)))
+    return cached
 
 
-def write_cache(folder: Path, renderer: Renderer, hashes: Sequence[str], made: Sequence[Cached]) -> None:
-    """Store records under a name that their records and rendering decide; readers see the whole file or none.
+def write_cache(folder: Path, renderer: Renderer, hashes: Sequence[str], cached: Sequence[Cached]) -> None:
+    """Store rendered records in a file that their content hashes and the rendering name.
 
     Raises:
         RunError: the folder cannot be written.
     """
     path = _path(folder, renderer, hashes)
-    rows = [row for one in made for row in one.rows]
+    rows = [*chain.from_iterable(record.rows for record in cached)]
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        # Written under another name and then moved: a run that reads meanwhile sees the complete file or none.
         handle, name = tempfile.mkstemp(prefix=path.stem, suffix=".part", dir=folder)
         try:
             with os.fdopen(handle, "wb") as file:
@@ -67,11 +67,11 @@ def write_cache(folder: Path, renderer: Renderer, hashes: Sequence[str], made: S
                     ids=numpy.concatenate([row.ids for row in rows]),
                     weights=numpy.concatenate([row.streams["weights"].values for row in rows]),
                     ends=numpy.cumsum([len(row) for row in rows]),
-                    sizes=numpy.array([len(one.rows) for one in made]),
-                    notes=numpy.array(json.dumps([one.notes for one in made])),
+                    sizes=numpy.array([len(record.rows) for record in cached]),
+                    notes=numpy.array(json.dumps([record.notes for record in cached])),
                 )
             os.replace(name, path)
-        except BaseException:
+        except BaseException:  # an interrupt too leaves no partial file
             os.unlink(name)
             raise
     except OSError as error:
@@ -90,9 +90,9 @@ def _path(folder: Path, renderer: Renderer, hashes: Sequence[str]) -> Path:
 
 @cache
 def _code() -> str:
-    """Hash of the code that renders: rows made by another version of it are not used."""
-    here = Path(__file__).parent
+    """Hash of the code that renders: rows of another version of that code are not used."""
+    folder = Path(__file__).parent
     names = ("shapes.py", "pairs.py", "templates.py", "render.py", "cache.py")
-    files = [*(here / name for name in names), *sorted((here / "forms").glob("*.py"))]
+    files = [*(folder / name for name in names), *sorted((folder / "forms").glob("*.py"))]
     texts = [path.read_bytes() for path in files]
     return hashlib.sha256(b"".join(texts)).hexdigest()

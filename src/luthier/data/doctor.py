@@ -1,4 +1,4 @@
-"""The data doctor: examines a `data:` block without stopping at the first bad line, and prints what it found."""
+"""The data doctor: examines a `data:` block without stopping at the first bad line, and prints a report."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.text import Text
 
-SHOWN_PROBLEMS = 10
-SHOWN_PLACES = 3
-SHOWN_TOKENS = 600
-NAMES = {
+MOST_COMPLAINTS = 10
+MOST_ORIGINS = 3  # lines named per complaint
+MOST_TOKENS = 600  # tokens of a preview
+PROBLEM_NAMES = {
     "unreadable": "unreadable lines",
     "not_utf8": "lines not UTF-8",
     "empty": "records without an answer",
@@ -27,9 +27,9 @@ NAMES = {
 
 
 def examine(settings: DataSettings, renderer: Renderer, base: Path, cache: Path | None = None) -> DataReport:
-    """Read, split and render all data; every record that cannot be used is listed in `problems`.
+    """Read, split and render all data; `problems` lists every record that cannot be used.
 
-    What makes training impossible (no record left, everything masked) comes as the first warning.
+    The first warning says why training is impossible, if it is: no record is left, or everything is masked.
 
     Raises:
         ModelError: the tokenizer cannot render any record.
@@ -39,21 +39,22 @@ def examine(settings: DataSettings, renderer: Renderer, base: Path, cache: Path 
 
 
 def print_report(report: DataReport, console: Console) -> None:
-    """The report as a table, the problems one by one, the mask preview and the warnings."""
+    """Print a report: a table, the problems one by one, the preview of the mask and the warnings."""
     from rich.table import Table
 
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_column(style="bold")
     table.add_column()
-    for name, value in _lines(report):
-        table.add_row(name, value)
+    for name, text in _lines(report):
+        table.add_row(name, text)
     console.print(table)
     for kind, problems in report.problems.items():
-        console.print(f"\n[red]{len(problems)} {NAMES[kind]}[/red]")
+        console.print(f"\n[red]{len(problems)} {PROBLEM_NAMES[kind]}[/red]")
         _print_complaints(grouped(problems), console)
     if report.previews:
         console.print("\n[bold]The first training record as the model reads it[/bold]")
-    sides = SIDES if len(report.previews) == 2 else [f"answer {n}" for n in range(1, len(report.previews) + 1)]
+    numbered = [f"answer {number}" for number in range(1, len(report.previews) + 1)]
+    sides = SIDES if len(report.previews) == 2 else numbered
     for side, preview in zip(sides, report.previews, strict=True):
         if len(report.previews) > 1:
             console.print(f"{side}:", style="bold")
@@ -64,21 +65,21 @@ def print_report(report: DataReport, console: Console) -> None:
 
 
 def _print_complaints(complaints: Sequence[Complaint], console: Console) -> None:
-    """Each complaint once, with the first places and what to do about it."""
-    for complaint in complaints[:SHOWN_PROBLEMS]:
-        places = ", ".join(complaint.origins[:SHOWN_PLACES])
-        if len(complaint.origins) > SHOWN_PLACES:
-            places += f" and {len(complaint.origins) - SHOWN_PLACES} more"
-        text = f"{places}: {complaint.message}" if places else complaint.message
+    """Each complaint once, with the first lines that have it and what to do about it."""
+    for complaint in complaints[:MOST_COMPLAINTS]:
+        origins = ", ".join(complaint.origins[:MOST_ORIGINS])
+        if len(complaint.origins) > MOST_ORIGINS:
+            origins += f" and {len(complaint.origins) - MOST_ORIGINS} more"
+        text = f"{origins}: {complaint.message}" if origins else complaint.message
         console.print(f"  {text}", markup=False, highlight=False)
         if complaint.hint:
             console.print(f"    {complaint.hint}", markup=False, highlight=False)
-    if rest := sum(len(complaint.origins) for complaint in complaints[SHOWN_PROBLEMS:]):
+    if rest := sum(len(complaint.origins) for complaint in complaints[MOST_COMPLAINTS:]):
         console.print(f"  ... and {rest} more")
 
 
 def print_preview(preview: Sequence[tuple[str, bool]], console: Console) -> None:
-    """Token by token, targets green (between ⟦ and ⟧ where the console has no colour)."""
+    """Print a row token by token, with targets in green, or between ⟦ and ⟧ if the console has no colour."""
     console.print(_preview(preview, coloured=console.color_system is not None))
     console.print("[green]green[/green]: learned" if console.color_system else "⟦ ⟧: learned", style="dim")
 
@@ -86,25 +87,25 @@ def print_preview(preview: Sequence[tuple[str, bool]], console: Console) -> None
 def _preview(preview: Sequence[tuple[str, bool]], coloured: bool) -> Text:
     from rich.text import Text
 
-    shown = Text()
+    text = Text()
     inside = False
     for count, (token, target) in enumerate(_shortened(preview)):
         if not coloured and target != inside:
-            shown.append("⟦" if target else "⟧")
+            text.append("⟦" if target else "⟧")
         inside = target
         visible = token.replace("\n", "⏎\n").replace("\t", "⇥")
         # Neighbouring tokens differ in brightness, so that their borders show.
         style = f"green{' bold' if count % 2 else ''}" if target else ("" if count % 2 else "dim")
-        shown.append(visible, style=style)
+        text.append(visible, style=style)
     if inside and not coloured:
-        shown.append("⟧")
-    return shown
+        text.append("⟧")
+    return text
 
 
 def _shortened(preview: Sequence[tuple[str, bool]]) -> list[tuple[str, bool]]:
-    if len(preview) <= SHOWN_TOKENS:
+    if len(preview) <= MOST_TOKENS:
         return list(preview)
-    half = SHOWN_TOKENS // 2
+    half = MOST_TOKENS // 2
     return [*preview[:half], (f"\n[... {len(preview) - 2 * half} tokens ...]\n", False), *preview[-half:]]
 
 

@@ -1,4 +1,4 @@
-"""Judged answers: preference pairs (one record, two rows that stay together) and answers with a label."""
+"""Rows of judged answers: preference pairs (two rows of one record, never separated) and labelled answers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SIDES = ("chosen", "rejected")
 
 
 def rows_of(record: Record, rows: Sequence[Row]) -> tuple[Row, ...]:
-    """A record's rendered rows under its id: one with its label, if it has one, or one of each of its answers."""
+    """The rendered rows of a record under its id: one row, with the label if there is one, or one for each answer."""
     part = shape_part(record.shape)
     if part is None:
         return rows_of_record(record.id, rows, label_of(record))
@@ -23,29 +23,24 @@ def rows_of(record: Record, rows: Sequence[Row]) -> tuple[Row, ...]:
 
 
 def rows_of_record(record: str, rows: Sequence[Row], label: bool | None = None) -> tuple[Row, ...]:
-    """The rows of a record under its id: one row with its label, if it has one; two as the sides of a pair."""
+    """The rows of a record under its id: one row, with the label if there is one, or two as the sides of a pair."""
     if len(rows) == 1 and label is None:
         return (replace(rows[0], id=record, record=record),)
     if len(rows) == 1:
-        return (
-            replace(rows[0], id=record, record=record, streams={**rows[0].streams, "preferred": _preferred(label)}),
-        )
+        streams = {**rows[0].streams, "preferred": _preferred(label)}
+        return (replace(rows[0], id=record, record=record, streams=streams),)
     return as_sides(record, rows, SIDES, ({}, {}))
 
 
 def as_sides(
     record: str, rows: Sequence[Row], names: Sequence[str], streams: Sequence[Mapping[str, Stream]]
 ) -> tuple[Row, ...]:
-    """One row for each answer to a record, which stay together; the first is the preferred one."""
-    return tuple(
-        replace(
-            row,
-            id=f"{record}/{name}",
-            record=record,
-            streams={**row.streams, "preferred": _preferred(index == 0), **more},
-        )
-        for index, (row, name, more) in enumerate(zip(rows, names, streams, strict=True))
-    )
+    """The rows of several answers to one record, called `record/name`; the first answer is the preferred one."""
+    sides = []
+    for index, (row, name, more) in enumerate(zip(rows, names, streams, strict=True)):
+        row_streams = {**row.streams, "preferred": _preferred(index == 0), **more}
+        sides.append(replace(row, id=f"{record}/{name}", record=record, streams=row_streams))
+    return tuple(sides)
 
 
 def _preferred(good: bool | None) -> Stream:
@@ -63,12 +58,13 @@ def is_paired(row: Row) -> bool:
 
 
 def without_rejected(rows: Sequence[Row]) -> list[Row]:
-    """Each record with its good answer alone, as rows that stand for themselves; none of a record without one."""
+    """The good answer of each record as a row that is no side of a pair; a record without one has no row."""
     kept = []
     for row in rows:
         if not is_judged(row):
             kept.append(row)
         elif row.streams["preferred"].values == 1:
+            # Row streams describe the answer as one of several, which it no longer is.
             streams = {name: stream for name, stream in row.streams.items() if stream.axis == "token"}
             kept.append(replace(row, id=row.record, streams=streams))
     return kept

@@ -1,4 +1,4 @@
-"""Answers out of free text: the last number, the first JSON object. No input makes them fail or hang."""
+"""Parsers of answers in free text: the last number, the first JSON object. No input makes them fail or hang."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import re
 from decimal import Decimal, InvalidOperation
 from typing import Any
 
-LONGEST = 400  # digits of a number; a longer run is no answer
-TRIES = 200  # opening braces tried as the start of an object
+LONGEST = 400  # digits of a number; a longer run of digits is no answer
+TRIES = 200  # opening braces tried as the start of an object: each may cost a pass over the rest of the text
 
 _DIGITS = rf"\d{{1,{LONGEST}}}"
 NUMBER = re.compile(
@@ -25,59 +25,61 @@ MIXED = re.compile(r"(?<![\w./])(?P<sign>[-−]?)(?P<whole>\d{1,9}) (?P<above>\d
 
 
 def parse_number(text: str, after: str | None = None) -> Decimal | None:
-    """The number that a text gives as its answer.
+    """The number that a text gives as its answer; None without one.
 
-    Signs, thousands separators, currency signs, units after the number, decimals, powers of ten, fractions
-    (3/4, 1 1/2, LaTeX) are read; a percent sign is a unit. A minus after a word or number is an operator.
+    Reads signs, thousands separators, currency signs, units after the number, decimals, powers of ten and fractions
+    (3/4, 1 1/2, LaTeX). A percent sign is a unit. A minus after a word or number is an operator.
 
     Args:
         text: any text.
-        after: take the first number after the last occurrence of this mark (None if the mark is missing).
-            Without it `####` is looked for, and where that is missing too, the last number counts.
+        after: mark whose last occurrence the number follows; a text without the mark has no number. By default the
+            mark is `####`, and a text without it gives its last number.
     """
-    found = number_and_rest(text, after)
-    return None if found is None else found[0]
+    answer = number_and_rest(text, after)
+    return None if answer is None else answer[0]
 
 
 def number_and_rest(text: str, after: str | None = None) -> tuple[Decimal, str] | None:
-    """As `parse_number`, with what stands behind the number."""
+    """The number of `parse_number`, and the text behind it."""
     mark = after if after is not None else "####"
-    place = text.rfind(mark)
-    if place < 0 and after is not None:
+    start = text.rfind(mark)
+    if start < 0 and after is not None:
         return None
-    text = _plain_numbers(text if place < 0 else text[place + len(mark) :])
+    text = _with_simple_fractions(text if start < 0 else text[start + len(mark) :])
     matches = list(NUMBER.finditer(text))
-    for match in reversed(matches) if place < 0 else matches:
-        if (value := _value(match)) is not None:
-            return value, text[match.end() :]
+    for match in reversed(matches) if start < 0 else matches:
+        if (number := _number(match)) is not None:
+            return number, text[match.end() :]
     return None
 
 
 def parse_json(text: str) -> dict[str, Any] | list[Any] | None:
-    """The JSON value that a text gives as its answer: the whole text, else a fenced block, else an object in it.
+    """The JSON object or list that a text gives as its answer: the whole text, a fenced block, or an object in it.
 
-    Strict: NaN, infinities and names written twice are not JSON. A list counts only when it is the whole text
-    or block, since prose is full of brackets.
+    NaN, infinities and names written twice are not JSON. A list counts only if it is the whole text or block, since
+    prose is full of brackets.
     """
-    decoder = json.JSONDecoder(object_pairs_hook=_once, parse_constant=_refuse, parse_float=_finite)
+    decoder = json.JSONDecoder(object_pairs_hook=_unique_names, parse_constant=_refuse, parse_float=_finite)
     fenced = text.split("```")[1::2][:TRIES]
-    for block in (text, *(re.sub(r"\A\w+\s", "", block) for block in fenced)):
-        value = _decoded(decoder, block.strip(), whole=True)
-        if isinstance(value, dict | list):
-            return value
+    # A fence may name its language, as in ```json.
+    blocks = [text, *(re.sub(r"\A\w+\s", "", block) for block in fenced)]
+    for block in blocks:
+        parsed = _decoded(decoder, block.strip(), to_end=True)
+        if isinstance(parsed, dict | list):
+            return parsed
     start = -1
     for _ in range(TRIES):
         start = text.find("{", start + 1)
         if start < 0:
             return None
-        value = _decoded(decoder, text[start:], whole=False)
-        if value is not None:
-            return value
+        parsed = _decoded(decoder, text[start:], to_end=False)
+        if parsed is not None:
+            return parsed
     return None
 
 
-def _plain_numbers(text: str) -> str:
-    """The text with its fractions in one form, and no dates that look like them."""
+def _with_simple_fractions(text: str) -> str:
+    """The text with LaTeX fractions and mixed numbers written a/b, and without the slashes of dates."""
     text = LATEX_FRACTION.sub(r" \1/\2 ", text)
     return MIXED.sub(_improper, DATE.sub(lambda match: match[0].replace("/", " "), text))
 
@@ -87,31 +89,33 @@ def _improper(match: re.Match[str]) -> str:
     return f"{match['sign']}{above}/{match['below']}"
 
 
-def _value(match: re.Match[str]) -> Decimal | None:
+def _number(match: re.Match[str]) -> Decimal | None:
     digits = re.sub(r"\D", "", match["grouped"] or "") or match["whole"] or "0"
     try:
-        value = Decimal(f"{digits}{match['decimals'] or ''}e{match['power'] or 0}")
+        # Decimal rather than float: 0.1 is compared as written, and 400 digits are kept.
+        number = Decimal(f"{digits}{match['decimals'] or ''}e{match['power'] or 0}")
         if match["below"] is not None:
-            value /= Decimal(match["below"])
+            number /= Decimal(match["below"])
     except (InvalidOperation, ZeroDivisionError, ArithmeticError):
         return None
     negative = match["sign"] in ("-", "−", "–") or match["inner_sign"] != ""
-    return -value if negative else value
+    return -number if negative else number
 
 
-def _decoded(decoder: json.JSONDecoder, text: str, whole: bool) -> Any:
+def _decoded(decoder: json.JSONDecoder, text: str, to_end: bool) -> Any:
+    """The JSON value at the start of the text; None without one, or if `to_end` and more text follows."""
     try:
-        value, end = decoder.raw_decode(text)
+        parsed, end = decoder.raw_decode(text)
     except (ValueError, RecursionError):
         return None
-    return value if not whole or end == len(text) else None
+    return parsed if not to_end or end == len(text) else None
 
 
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    made = dict(pairs)
-    if len(made) != len(pairs):
+def _unique_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    mapping = dict(pairs)
+    if len(mapping) != len(pairs):
         raise ValueError("a name is written twice")
-    return made
+    return mapping
 
 
 def _refuse(name: str) -> None:
@@ -119,18 +123,19 @@ def _refuse(name: str) -> None:
 
 
 def _finite(text: str) -> float:
-    value = float(text)
-    if not math.isfinite(value):
+    number = float(text)
+    if not math.isfinite(number):
         raise ValueError(f"{text} is out of range")
-    return value
+    return number
 
 
 def boxed(text: str) -> str | None:
-    r"""What the last complete `\boxed{...}` of a text holds, its own braces included; None without one."""
-    for place in reversed([match.end() for match in re.finditer(r"\\?boxed\s*\{", text)][-TRIES:]):
+    r"""The content of the last complete `\boxed{...}` of a text, inner braces included; None without one."""
+    starts = [match.end() for match in re.finditer(r"\\?boxed\s*\{", text)]
+    for start in reversed(starts[-TRIES:]):
         depth = 1
-        for index in range(place, len(text)):
+        for index in range(start, len(text)):
             depth += {"{": 1, "}": -1}.get(text[index], 0)
             if depth == 0:
-                return text[place:index].strip()
+                return text[start:index].strip()
     return None

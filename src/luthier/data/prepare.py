@@ -1,10 +1,11 @@
-"""From the `data:` block of a recipe to token rows in splits: read, divide, render once, cut to length."""
+"""From the `data:` block of a recipe to token rows in splits: read, divide, render, cut to length."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -28,7 +29,7 @@ Problems = dict[str, list[str]]
 
 
 class DataSettings(Protocol):
-    """The keys of a recipe's `data:` block that are used here (`render` and `targets` are the renderer's)."""
+    """The keys of a recipe's `data:` block that this file reads; the renderer reads `render` and `targets`."""
 
     @property
     def train(self) -> Source: ...
@@ -63,13 +64,13 @@ def prepare(settings: DataSettings, renderer: Renderer, base: Path, cache: Path 
 
     Args:
         settings: the recipe's `data:` block.
-        renderer: made from the model's tokenizer and the block's `render` and `targets`.
+        renderer: renderer with the model's tokenizer and the block's `render` and `targets`.
         base: folder that relative paths start from.
-        cache: folder for tokenised rows; used again only for the same records, tokenizer and rendering.
+        cache: folder for tokenised rows, which are read again for the same records, tokenizer and rendering alone.
 
     Raises:
-        DataError: the first record that cannot be used (with file and line), a row that is too long under
-            `too_long: error`, an empty data set, or nothing left to learn.
+        DataError: the first record that cannot be used (with file and line), a row that is too long with
+            `too_long: error`, an empty data set, or no target left to learn.
         RecipeError: a setting that is not understood.
     """
     return prepare_with_report(settings, renderer, base, cache, collect=False)
@@ -78,9 +79,9 @@ def prepare(settings: DataSettings, renderer: Renderer, base: Path, cache: Path 
 def prepare_with_report(
     settings: DataSettings, renderer: Renderer, base: Path, cache: Path | None = None, *, collect: bool
 ) -> Prepared:
-    """`prepare`; with `collect` it goes on past records that cannot be used, and the report lists them.
+    """`prepare`, which with `collect` leaves out records that it cannot use and lists them in the report.
 
-    What makes training impossible is then no error but the report's first warning.
+    With `collect`, the reason why training is impossible is the first warning of the report instead of an error.
 
     Raises:
         DataError: as `prepare`, unless `collect`.
@@ -90,7 +91,7 @@ def prepare_with_report(
         raise RecipeError(f"data.too_long is `{settings.too_long}`.", f"Use one of {', '.join(POLICIES)}.")
     limit, policy = settings.max_tokens, settings.too_long
     if collect and policy == "error":
-        policy = "drop"  # the report counts what is too long; a run stops at the first
+        policy = "drop"  # the report counts all rows that are too long, where a run stops at the first
     problems: Problems = {}
     try:
         division = _divide(settings, base, problems if collect else None)
@@ -99,8 +100,9 @@ def prepare_with_report(
             raise
         empty = DataReport(max_tokens=limit, policy=policy, problems=problems)
         return Prepared([], [], [], {}, {name: [] for name in SPLITS}, empty.impossible(str(error)))
-    records = {record.id: record for part in division.parts.values() for record in part}
+    records = {record.id: record for record in chain.from_iterable(division.parts.values())}
     rendered = _render(list(records.values()), renderer, cache, problems if collect else None)
+    # Rows are cut after the cache, which so serves every `max_tokens` and `too_long`.
     fitted = {}
     for name, part in division.parts.items():
         rows_by_record = [rendered[record.id].rows for record in part if record.id in rendered]
@@ -111,37 +113,50 @@ def prepare_with_report(
         fitted,
         max_tokens=limit,
         policy=policy,
-        lengths=measure_lengths([row for one in rendered.values() for row in one.rows]),
-        notes=dict(Counter(note for one in rendered.values() for note in one.notes)),
+        lengths=measure_lengths([*chain.from_iterable(cached.rows for cached in rendered.values())]),
+        notes=dict(Counter(chain.from_iterable(cached.notes for cached in rendered.values()))),
         problems=problems,
-        previews=[renderer.preview(row) for record_rows in first for row in record_rows],
+        previews=[renderer.preview(row) for row in chain.from_iterable(first)],
     )
     if fault := _nothing_to_learn(fitted["train"].rows, report):
         if not collect:
             raise fault
         report = report.impossible(str(fault))
-    splits = {name: [record_rows[0].record for record_rows in part.rows_by_record] for name, part in fitted.items()}
-    kept = {name: records[name] for names in splits.values() for name in names}
+    splits = {}
+    for name, part in fitted.items():
+        splits[name] = [record_rows[0].record for record_rows in part.rows_by_record]
+    kept = {name: records[name] for name in chain.from_iterable(splits.values())}
     return Prepared(fitted["train"].rows, fitted["validation"].rows, fitted["test"].rows, kept, splits, report)
 
 
+def split_settings(settings: DataSettings) -> tuple[dict[str, Source], dict[str, str | int | None]]:
+    """Validation and test by name: those with a source of their own, and the shares of the training source."""
+    sources: dict[str, Source] = {}
+    shares: dict[str, str | int | None] = {}
+    for name in SPLITS[1:]:
+        setting = getattr(settings, name)
+        shares[name] = setting if is_share(setting) else None
+        if not is_share(setting):
+            sources[name] = setting
+    return sources, shares
+
+
 def _divide(settings: DataSettings, base: Path, problems: Problems | None) -> Division:
-    """Records by split; sources of their own keep their records, and overlap with train is counted."""
-    own = {name: value for name in SPLITS[1:] if not is_share(value := getattr(settings, name))}
-    shares = {name: None if name in own else getattr(settings, name) for name in SPLITS[1:]}
+    """The records of all splits, and how much of each split is in train too."""
+    sources, shares = split_settings(settings)
     read = _read(settings.train, base, problems)
     split = split_records(read, **shares, seed=settings.split_seed, deduplicate=settings.deduplicate)
     parts = {"train": split.train, "validation": split.validation, "test": split.test}
-    taken, count = {record.id for record in read}, len(read)
-    for name, source in own.items():
-        parts[name] = [_renamed(record, name, taken) for record in _read(source, base, problems)]
+    ids, count = {record.id for record in read}, len(read)
+    for name, source in sources.items():
+        parts[name] = [_renamed(record, name, ids) for record in _read(source, base, problems)]
         count += len(parts[name])
-        taken |= {record.id for record in parts[name]}
+        ids |= {record.id for record in parts[name]}
     leakage = {}
     for name in SPLITS[1:]:
         if parts[name]:
-            # A share was divided with near-duplicates together; only identical questions can be apart.
-            exact, near = overlap(parts["train"], parts[name], nearly=name in own)
+            # The split of a share keeps near-duplicates together; identical questions alone may be in two splits.
+            exact, near = overlap(parts["train"], parts[name], nearly=name in sources)
             leakage[name] = {"exact": len(exact), "near": len(near), "examples": [*exact, *near][:3]}
     return Division(
         parts,
@@ -154,7 +169,7 @@ def _divide(settings: DataSettings, base: Path, problems: Problems | None) -> Di
 
 
 def _read(source: Source, base: Path, problems: Problems | None) -> list[Record]:
-    """The records of a source; those that cannot be used raise, or are listed with what to do about them."""
+    """The records of a source; without `problems` a record that cannot be used raises its error, else it is listed."""
     if problems is None:
         return load_records(source, base)
     records, errors = scan_records(source, base)
@@ -164,22 +179,22 @@ def _read(source: Source, base: Path, problems: Problems | None) -> list[Record]
     return records
 
 
-def _renamed(record: Record, split: str, taken: set[str]) -> Record:
-    """A record whose id no other split has."""
-    return replace(record, id=f"{split}/{record.id}") if record.id in taken else record
+def _renamed(record: Record, split: str, ids: set[str]) -> Record:
+    """The record under an id that is not among `ids`."""
+    return replace(record, id=f"{split}/{record.id}") if record.id in ids else record
 
 
 def _render(
     records: Sequence[Record], renderer: Renderer, cache: Path | None, problems: Problems | None
 ) -> dict[str, Cached]:
-    """Each record's rows and notes by id, from the cache where it has exactly these records."""
+    """Record id → its rows and notes, from the cache if it has exactly these records."""
     hashes = [content_hash(record) for record in records]
     stored = read_cache(cache, renderer, hashes) if cache is not None else None
+    rendered: dict[str, Cached] = {}
     if stored is not None:
-        return {
-            record.id: replace(one, rows=rows_of(record, one.rows)) for record, one in zip(records, stored, strict=True)
-        }
-    made = {}
+        for record, cached in zip(records, stored, strict=True):
+            rendered[record.id] = replace(cached, rows=rows_of(record, cached.rows))
+        return rendered
     for record in records:
         try:
             rendering = renderer.explain(record)
@@ -188,18 +203,20 @@ def _render(
                 raise
             problems.setdefault("unrendered", []).append(str(error))
             continue
-        made[record.id] = Cached(rows_of(record, rendering.rows), rendering.notes)
-    if cache is not None and len(made) == len(records):
-        write_cache(cache, renderer, hashes, list(made.values()))
-    return made
+        rendered[record.id] = Cached(rows_of(record, rendering.rows), rendering.notes)
+    # With a record left out, the file's name would promise rows that it does not have.
+    if cache is not None and len(rendered) == len(records):
+        write_cache(cache, renderer, hashes, list(rendered.values()))
+    return rendered
 
 
 def _fit(rows_by_record: Sequence[tuple[Row, ...]], records: Mapping[str, Record], limit: int, policy: str) -> Fitted:
-    """The records of a split within `limit` tokens, by the policy; the rows of a pair share one fate."""
+    """The records of a split within `limit` tokens, by the policy; all rows of a record are kept, cut or dropped."""
     kept = []
     equal_pairs = dropped = truncated = no_target = 0
     for record_rows in rows_by_record:
         longest = max(len(row) for row in record_rows)
+        # Two equal answers hold no preference.
         if len(record_rows) == 2 and numpy.array_equal(record_rows[0].ids, record_rows[1].ids):
             equal_pairs += 1
         elif longest <= limit:
@@ -214,6 +231,7 @@ def _fit(rows_by_record: Sequence[tuple[Row, ...]], records: Mapping[str, Record
             dropped += 1
         else:
             short = tuple(_cut(row, limit) for row in record_rows)
+            # A pair with one answer cut away would compare an answer with nothing.
             if all(row.targets for row in short):
                 kept.append(short)
                 truncated += 1
@@ -223,15 +241,16 @@ def _fit(rows_by_record: Sequence[tuple[Row, ...]], records: Mapping[str, Record
 
 
 def _cut(row: Row, length: int) -> Row:
-    streams = {
-        name: Stream(stream.values[:length], "token", stream.pad) if stream.axis == "token" else stream
-        for name, stream in row.streams.items()
-    }
+    """The row with its first `length` tokens; row streams stay."""
+    streams = dict(row.streams)
+    for name, stream in row.streams.items():
+        if stream.axis == "token":
+            streams[name] = Stream(stream.values[:length], "token", stream.pad)
     return replace(row, ids=row.ids[:length], streams=streams)
 
 
 def _nothing_to_learn(train: Sequence[Row], report: DataReport) -> DataError | None:
-    """The error of training rows without a target, or None."""
+    """The error of training rows without a target; None if there is a target."""
     if not train:
         return DataError(
             f"No training record is left: {report.dropped.get('train', 0)} have more than data.max_tokens "

@@ -1,4 +1,4 @@
-"""From a record to token ids and weights: one tokenisation of the full text, targets proven by decoding."""
+"""From a record to token ids and weights: one tokenisation of the full text, and targets checked by decoding."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import pairwise
+from itertools import chain, pairwise
 from typing import Any
 
 import numpy
@@ -28,13 +28,14 @@ from luthier.types import Record, Row, Stream
 
 TARGETS = ("auto", "assistant", "completion", "all")
 IN_PIECES = "texts tokenised in pieces, because a token would span the border of prompt and answer"
+"""Note on a record; the doctor counts the records with each note."""
 
 
 @dataclass(frozen=True)
 class Rendering:
-    """A record's rows, the number of tokens before the last answer (None: no answer) and what to tell the user.
+    """A record's rows, the number of tokens before the last answer (None: no answer) and notes for the user.
 
-    A preference pair has two rows, the chosen one first; every other record has one.
+    A record of several answers has a row for each, the good one first; every other record has one row.
     """
 
     rows: tuple[Row, ...]
@@ -43,22 +44,22 @@ class Rendering:
 
     @property
     def row(self) -> Row:
-        """The only row, or the chosen one."""
+        """The only row, or that of the good answer."""
         return self.rows[0]
 
 
 class Renderer:
-    """Writes records as a model reads them.
+    """Renders records as token rows for one model.
 
     Args:
-        tokenizer: a fast tokenizer of transformers (character offsets are needed).
+        tokenizer: a fast tokenizer of transformers, since masks need character offsets.
         render: "chat" for the model's own template, or a format string.
-        targets: what is learned. assistant: every answer of the conversation; completion: the completion,
-            or the last answer; all: every token; auto: by the record's shape.
+        targets: the tokens that are learned. assistant: every answer of the conversation; completion: the completion,
+            or the last answer; all: every token; auto: depends on the shape of the record.
 
     Raises:
-        ModelError: the tokenizer cannot serve (no offsets; no template where one is needed, at the first record).
-        RecipeError: `render` or `targets` is not understood.
+        ModelError: the tokenizer has no offsets, or (at the first record) no chat template although `render` is "chat".
+        RecipeError: an unknown `targets`, or a `render` that is no format string.
     """
 
     def __init__(self, tokenizer: Any, render: str = "chat", targets: str = "auto"):
@@ -71,15 +72,15 @@ class Renderer:
             )
         self.tokenizer, self.form, self.targets = tokenizer, render, targets
         self._format = None if render == "chat" else FormatString(render)
-        # The library below transformers is called directly (a third of the time), on a copy: truncation and
-        # padding are states of the shared object, which a saved file or any other caller may switch on.
+        # The tokenizers library is called directly, which takes a third of the time of transformers, and on a copy:
+        # truncation and padding are states of the shared object that a saved file or another caller may switch on.
         self._backend = copy.deepcopy(tokenizer.backend_tokenizer)
         self._backend.no_truncation()
         self._backend.no_padding()
 
     @cached_property
     def template(self) -> ChatTemplate:
-        """The model's chat template, proven to be usable."""
+        """The model's chat template, checked on one question and answer."""
         return ChatTemplate(self.tokenizer)
 
     @property
@@ -92,27 +93,27 @@ class Renderer:
 
     @property
     def end_id(self) -> int | None:
-        """The token that a training row ends with: the template's end of turn, else EOS."""
+        """The last token of a training row: the template's end of turn, else EOS."""
         closing = self.template.closing_id if self._format is None and self.tokenizer.chat_template else None
         return self.tokenizer.eos_token_id if closing is None else closing
 
     @cached_property
     def key(self) -> str:
-        """Hash of everything but the record that decides its ids and targets."""
+        """Hash of everything besides the record that decides its ids and targets."""
         tokenizer = self.tokenizer
         settings = [tokenizer.chat_template, tokenizer.bos_token, tokenizer.eos_token, self.form, self.targets]
         text = self._backend.to_str() + repr(settings)
         return hashlib.sha256(text.encode()).hexdigest()
 
     def render(self, record: Record) -> Row:
-        """The record as ids [T] with a `weights` stream [T]: 1 on targets, 0 elsewhere; of a pair the chosen side."""
+        """The record as ids [T] with a stream `weights` [T], 1 on targets, 0 elsewhere; of a pair the chosen side."""
         return self.explain(record).row
 
     def explain(self, record: Record) -> Rendering:
-        """`render`, with the length of the prompt and notes on what was special about this record.
+        """All rows of the record, with the length of the prompt and notes on peculiarities of the record.
 
         Raises:
-            DataError: this record cannot be rendered, or its answer cannot be masked; names the record.
+            DataError: the record cannot be rendered, or its answer cannot be masked; the message names the record.
         """
         try:
             if (part := shape_part(record.shape)) is not None:
@@ -122,10 +123,10 @@ class Renderer:
             raise DataError(f"{record.origin}: record {record.id}: {error.message}", error.hint) from None
 
     def prompt(self, record: Record) -> list[int]:
-        """Ids to generate the last answer from: those of the row before it, or of all messages if none answers.
+        """The ids [P] before the last answer, to generate it from; all ids if the conversation ends with a question.
 
         Raises:
-            DataError: a `text` record, which asks nothing.
+            DataError: a `text` record, which has no prompt.
         """
         rendering = self.explain(record)
         if rendering.prompt_tokens is None:
@@ -136,12 +137,12 @@ class Renderer:
         return rendering.row.ids[: rendering.prompt_tokens].tolist()
 
     def prompt_text(self, record: Record) -> str:
-        """What the model reads before the last answer, as text (of `text` records the text)."""
+        """The text before the last answer; for `text` records the whole text."""
         rendered = self._rendered(record)
         return rendered.text[: rendered.answer_start]
 
     def reference(self, record: Record) -> str:
-        """The gold answer: the completion or the last assistant message; empty where there is none."""
+        """The gold answer, which is the completion or the last assistant message; empty without one."""
         if record.shape == "text":
             return ""
         messages = messages_of(record)
@@ -149,14 +150,16 @@ class Renderer:
         return plain_text(messages[last]) if last < len(messages) else ""
 
     def preview(self, row: Row) -> list[tuple[str, bool]]:
-        """The row's tokens as readable text, each with whether it is a target; split characters are joined."""
+        """The row token by token: its text, and whether it is a target. Tokens that share a character are joined."""
         ids = row.ids.tolist()
         targets = (row.streams["weights"].values != 0).tolist()
         pieces, first = [], 0
         for index in range(len(ids)):
+            # Decoded behind four tokens of context: many decoders strip the space before the first token.
             context = max(0, first - 4)
-            known = self._decode(ids[context:first])
-            text = self._decode(ids[context : index + 1])[len(known) :]
+            before = self._decode(ids[context:first])
+            text = self._decode(ids[context : index + 1])[len(before) :]
+            # U+FFFD: the bytes of a character are incomplete, and the next token goes on with them.
             broken = text.endswith("\ufffd") and index + 1 < len(ids) and index - first < 8
             if not (broken and targets[index + 1] == targets[first]):
                 pieces.append((text, targets[first]))
@@ -175,13 +178,13 @@ class Renderer:
         return self.template.render(record, wanted=lambda index: index >= first)
 
     def _sides(self, record: Record, part: RecordShape) -> Rendering:
-        """All answers after one prompt, whose tokens are shown to be the same."""
+        """The rows of all answers, whose prompts must have the same tokens: a pair compares answers to one prompt."""
         names, sides = zip(*part.sides(record), strict=True)
         renderings = [self._tokenised(side, self._rendered(side)) for side in sides]
         first = renderings[0]
         for name, other in zip(names[1:], renderings[1:], strict=True):
-            before = first.row.ids[: first.prompt_tokens], other.row.ids[: other.prompt_tokens]
-            if first.prompt_tokens != other.prompt_tokens or not numpy.array_equal(*before):
+            prompts = first.row.ids[: first.prompt_tokens], other.row.ids[: other.prompt_tokens]
+            if first.prompt_tokens != other.prompt_tokens or not numpy.array_equal(*prompts):
                 raise DataError(
                     f"the tokens before the {names[0]} and before the {name} answer differ, so they answer different "
                     "prompts.",
@@ -189,12 +192,13 @@ class Renderer:
                     "text before answers that hold thoughts: give thoughts to all answers or to none.",
                 )
         rows = rows_of(record, [rendering.row for rendering in renderings])
-        notes = dict.fromkeys(note for rendering in renderings for note in rendering.notes)
+        notes = dict.fromkeys(chain.from_iterable(rendering.notes for rendering in renderings))
         return Rendering(rows, first.prompt_tokens, tuple(notes))
 
     def _tokenised(self, record: Record, rendered: Rendered) -> Rendering:
+        """The row of a rendered record: weights by the character spans of its answers, each checked by decoding."""
         starts = sorted({span.start for span in rendered.spans} | {rendered.answer_start or 0})
-        ids, offsets, indices, whole = self._encode(rendered, starts)
+        ids, offsets, indices, in_pieces = self._encode(rendered, starts)
         weights = numpy.zeros(len(ids), dtype=numpy.float32)
         token_starts = numpy.array([start for start, _ in offsets], dtype=numpy.int64)
         for span in rendered.spans:
@@ -211,32 +215,41 @@ class Renderer:
             ids = [*ids, eos]
             weights = numpy.append(weights, numpy.float32(1))
         row = Row(record.id, numpy.array(ids, dtype=numpy.int32), {"weights": Stream(weights, "token")})
-        prompt = None if rendered.answer_start is None else indices[rendered.answer_start]
-        return Rendering((row,), prompt, rendered.notes if whole else (*rendered.notes, IN_PIECES))
+        prompt_tokens = None if rendered.answer_start is None else indices[rendered.answer_start]
+        notes = (*rendered.notes, IN_PIECES) if in_pieces else rendered.notes
+        return Rendering((row,), prompt_tokens, notes)
 
     def _encode(
         self, rendered: Rendered, starts: list[int]
     ) -> tuple[list[int], list[tuple[int, int]], Mapping[int, int], bool]:
-        """Ids, their character offsets, the token index of each start, and whether one tokenisation served."""
+        """The ids of a text and their character offsets.
+
+        Returns:
+            Ids, their (start, end) in the text, the token index of each of `starts`, and whether the text was
+            tokenised in pieces.
+        """
         text, special = rendered.text, rendered.special_tokens
         ids, offsets = self._ids(text, special)
-        before = {start: self._ids(text[:start], special)[0] if start else [] for start in starts}
-        if all(ids[: len(known)] == known for known in before.values()):
-            return ids, offsets, {start: len(known) for start, known in before.items()}, True
-        pieces: list[int] = []
-        places: list[tuple[int, int]] = []
+        # Generation starts from the tokens of the prompt alone, so these must begin the tokens of the full text.
+        prefixes = {start: self._ids(text[:start], special)[0] if start else [] for start in starts}
+        if all(ids[: len(prefix)] == prefix for prefix in prefixes.values()):
+            return ids, offsets, {start: len(prefix) for start, prefix in prefixes.items()}, False
+        # A token spans a border: each piece between borders is tokenised alone, as it would be in generation.
+        joined_ids: list[int] = []
+        joined_offsets: list[tuple[int, int]] = []
         borders = [0, *[start for start in starts if start > 0], len(text)]
         indices = {0: 0}
         for start, end in pairwise(borders):
-            indices[start] = len(pieces)
-            found, spots = self._ids(text[start:end], special and start == 0)
-            pieces += found
-            places += [(a + start, b + start) for a, b in spots]
-        if self._squeeze(self._decode(pieces)) != self._squeeze(self._decode(ids)):
+            indices[start] = len(joined_ids)
+            piece_ids, piece_offsets = self._ids(text[start:end], special and start == 0)
+            joined_ids += piece_ids
+            joined_offsets += [(first + start, last + start) for first, last in piece_offsets]
+        if self._squeeze(self._decode(joined_ids)) != self._squeeze(self._decode(ids)):
             raise DataError("the tokenizer joins prompt and answer, and reads other text when they are separated.")
-        return pieces, places, indices, False
+        return joined_ids, joined_offsets, indices, True
 
     def _ids(self, text: str, special: bool) -> tuple[list[int], list[tuple[int, int]]]:
+        """Ids and character offsets, without the EOS that some tokenizers add: it would end the prompt."""
         encoded = self._backend.encode(text, add_special_tokens=special)
         ids, offsets = encoded.ids, encoded.offsets
         if special and ids and ids[-1] == self.tokenizer.eos_token_id and not text.endswith(self.tokenizer.eos_token):
@@ -244,10 +257,11 @@ class Renderer:
         return ids, offsets
 
     def _verify(self, target_ids: list[int], answer: str) -> None:
-        written = self._decode(target_ids)
-        if self._squeeze(answer) not in self._squeeze(written):
+        """Raise DataError unless the target tokens decode to the answer."""
+        decoded = self._decode(target_ids)
+        if self._squeeze(answer) not in self._squeeze(decoded):
             raise DataError(
-                f"the answer {answer[:60]!r} reads back from its target tokens as {written[:60]!r}.",
+                f"the answer {answer[:60]!r} reads back from its target tokens as {decoded[:60]!r}.",
                 "The tokenizer cannot write this text: look for characters outside its vocabulary.",
             )
 

@@ -1,4 +1,4 @@
-"""What the doctor knows about a data set, as plain numbers that can be stored and printed."""
+"""The examination of a data set in numbers and lists that can be stored and printed."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from itertools import chain
 from typing import Any
 
 import numpy
@@ -14,12 +15,12 @@ from luthier.data.shapes import label_of, seems_bad
 from luthier.types import Record, Row
 
 FEW_TEST_RECORDS = 50
-ORIGIN = re.compile(r"(.+?:\d+): (.*)", re.DOTALL)  # file and line, then what is wrong there
+ORIGIN = re.compile(r"(.+?:\d+): (.*)", re.DOTALL)  # file and line, then the message
 
 
 @dataclass(frozen=True)
 class Complaint:
-    """One thing that is wrong with several records: where, what, and what to do about it."""
+    """A mistake that several records share: their files and lines, the message, and what to do about it."""
 
     origins: list[str]
     message: str
@@ -27,11 +28,11 @@ class Complaint:
 
 
 def grouped(problems: Sequence[str]) -> list[Complaint]:
-    """Problems that differ in the file and line alone as one complaint, in the order of the first of each."""
+    """Problems as complaints, each of which joins those that differ in file and line alone, in order of the first."""
     complaints: dict[str, Complaint] = {}
     for problem in problems:
-        found = ORIGIN.match(problem)
-        origin, text = found.groups() if found else ("", problem)
+        match = ORIGIN.match(problem)
+        origin, text = match.groups() if match else ("", problem)
         message, _, hint = text.partition("\n")
         complaint = complaints.setdefault(text, Complaint([], message, hint.strip() or None))
         complaint.origins.append(origin)
@@ -40,11 +41,14 @@ def grouped(problems: Sequence[str]) -> list[Complaint]:
 
 @dataclass(frozen=True)
 class Division:
-    """Records by split, and what dividing them showed.
+    """Records by split, and counts of duplicates and of leakage between the splits.
 
     Attributes:
-        read: records that could be read, of all sources.
-        largest_group: records of the largest group of near-duplicates.
+        parts: records by split.
+        read: number of records that could be read, of all sources.
+        duplicates: number of exact copies of another record.
+        near_duplicates: number of records that nearly repeat another one.
+        largest_group: size of the largest group of near-duplicates.
         leakage: by split, how many of its questions are in train too, exactly and nearly, with examples.
     """
 
@@ -58,7 +62,7 @@ class Division:
 
 @dataclass(frozen=True)
 class Fitted:
-    """The records of a split within `data.max_tokens`, each as its rows, and how many others there were."""
+    """The records of a split within `data.max_tokens`, each as its rows, and the numbers of all others."""
 
     rows_by_record: list[tuple[Row, ...]]
     dropped: int
@@ -68,20 +72,23 @@ class Fitted:
 
     @property
     def rows(self) -> list[Row]:
-        return [row for record_rows in self.rows_by_record for row in record_rows]
+        return [*chain.from_iterable(self.rows_by_record)]
 
 
 @dataclass(frozen=True)
 class DataReport:
     """The examination of one `data:` block.
 
-    counts: records per split, after everything was dropped. lengths: tokens per row before truncation
-    (p50, p95, max) over all splits. too_long and leakage: per split. problems: the errors of lines that cannot
-    be used, by kind (`unreadable`, `not_utf8`, `empty`, `unrendered`), each with its hint on a line of its own;
-    always empty after `prepare`, which stops at the first. equal_pairs: preference pairs without a difference,
-    dropped. labelled_bad: training records with `label: false`; seem_bad: those whose label says so in other
-    words, and is not read. previews: the rows of the first training record (two of a pair), token by token, with
-    True on targets.
+    Attributes:
+        counts: records per split that are left.
+        lengths: tokens per row before truncation (p50, p95, p99, max), over all splits.
+        dropped, truncated, leakage: per split.
+        equal_pairs: dropped preference pairs of two equal answers.
+        labelled_bad: training records with `label: false`.
+        seem_bad: training records whose label seems to mean `false` in other words, which no objective reads.
+        problems: errors of lines that cannot be used, by kind (`unreadable`, `not_utf8`, `empty`, `unrendered`), each
+            with its hint on a line of its own; empty after `prepare`, which stops at the first.
+        previews: rows of the first training record (two of a pair), token by token, with True on targets.
     """
 
     read: int = 0
@@ -109,14 +116,15 @@ class DataReport:
 
     @classmethod
     def of(cls, division: Division, fitted: Mapping[str, Fitted], **facts: Any) -> DataReport:
-        """The report of divided and fitted records; `facts` are fields that are known already."""
-        records = {record.id: record for part in division.parts.values() for record in part}
+        """The report of divided and fitted records; `facts` are further fields of the report."""
+        read = [*chain.from_iterable(division.parts.values())]
+        records = {record.id: record for record in read}
         trained = [records[record_rows[0].record] for record_rows in fitted["train"].rows_by_record]
         rows = fitted["train"].rows
         report = cls(
             read=division.read,
             counts={name: len(part.rows_by_record) for name, part in fitted.items()},
-            shapes=dict(Counter(record.shape for part in division.parts.values() for record in part)),
+            shapes=dict(Counter(record.shape for record in read)),
             dropped={name: part.dropped for name, part in fitted.items() if part.dropped},
             truncated={name: part.truncated for name, part in fitted.items() if part.truncated},
             no_target=sum(part.no_target for part in fitted.values()),
@@ -134,7 +142,7 @@ class DataReport:
         return replace(report, warnings=find_warnings(report))
 
     def impossible(self, fault: str) -> DataReport:
-        """The same report with what makes training impossible as the first warning."""
+        """The same report with `fault`, the reason why training is impossible, as the first warning."""
         return replace(self, warnings=[fault, *find_warnings(self)])
 
     @property
@@ -143,7 +151,7 @@ class DataReport:
         return self.target_tokens / self.tokens if self.tokens else 0.0
 
     def to_json(self) -> dict[str, Any]:
-        """Plain types only."""
+        """The report as lists, mappings, texts and numbers, with `target_share`."""
         return asdict(self) | {"target_share": self.target_share}
 
 
@@ -157,7 +165,7 @@ def measure_lengths(rows: Sequence[Row]) -> dict[str, int]:
 
 
 def find_warnings(report: DataReport) -> list[str]:
-    """What the user should know before training, each with what to do about it."""
+    """Warnings before a training, each with what to do about it."""
     return [
         *_about_length(report),
         *_about_targets(report),
@@ -175,7 +183,7 @@ def _about_length(report: DataReport) -> list[str]:
     if not total or (lost + cut) / total < 0.005:
         return []
     verb, count = ("truncates", cut) if report.policy == "truncate" else ("drops", lost)
-    enough = 1 << (report.lengths["p99"] - 1).bit_length()
+    enough = 1 << (report.lengths["p99"] - 1).bit_length()  # the power of two at or above the 99% quantile
     keep = f"`data.max_tokens: {enough}` keeps at least 99% whole"
     return [
         f"max_tokens {report.max_tokens} {verb} {count} of {total} records ({count / total:.0%}); the longest has "
@@ -184,15 +192,15 @@ def _about_length(report: DataReport) -> list[str]:
 
 
 def _about_targets(report: DataReport) -> list[str]:
-    found = []
+    warnings = []
     if report.no_target:
-        found.append(f"{report.no_target} records lost their whole answer to truncation and were dropped.")
+        warnings.append(f"{report.no_target} records lost their whole answer to truncation and were dropped.")
     if report.tokens and report.target_share < 0.05:
-        found.append(
+        warnings.append(
             f"Only {report.target_share:.1%} of the training tokens are targets: most of the computing is reading "
             "prompts. Shorten the prompts if you can."
         )
-    return found
+    return warnings
 
 
 def _about_pairs(report: DataReport) -> list[str]:
@@ -202,35 +210,35 @@ def _about_pairs(report: DataReport) -> list[str]:
 
 
 def _about_labels(report: DataReport) -> list[str]:
-    found = []
+    warnings = []
     if report.labelled_bad:
-        found.append(
+        warnings.append(
             f"{report.labelled_bad} of {report.counts['train']} training records have `label: false`: `kto` learns from"
             " them, objectives that read no labels leave them out."
         )
     if report.seem_bad:
-        found.append(
+        warnings.append(
             f"{report.seem_bad} of {report.counts['train']} training records have a `label` that reads as bad and is"
             " not `false`: they are learned like all others. Write labels as true or false, without quotes, if they"
             " say which answers are good."
         )
-    return found
+    return warnings
 
 
 def _about_splits(report: DataReport) -> list[str]:
-    found = []
+    warnings = []
     if report.duplicates:
-        found.append(f"{report.duplicates} exact duplicates; `data.deduplicate` decides whether they are removed.")
+        warnings.append(f"{report.duplicates} exact duplicates; `data.deduplicate` decides whether they are removed.")
     for name, leak in report.leakage.items():
         exact, near, size = leak["exact"], leak["near"], report.counts.get(name, 0)
         if exact or near:
-            found.append(
+            warnings.append(
                 f"{exact} of {size} {name} records have a question that is also in train, {near} more nearly so "
                 f"(for example {', '.join(leak['examples'])}): {name} scores will flatter. Remove them from one side."
             )
     if 0 < report.counts.get("test", 0) < FEW_TEST_RECORDS:
-        found.append(f"Only {report.counts['test']} test records: scores will have wide intervals.")
-    return found
+        warnings.append(f"Only {report.counts['test']} test records: scores will have wide intervals.")
+    return warnings
 
 
 def _about_problems(problems: Mapping[str, Sequence[str]]) -> list[str]:
@@ -240,8 +248,8 @@ def _about_problems(problems: Mapping[str, Sequence[str]]) -> list[str]:
         "empty": "records have no answer to learn from",
         "unrendered": "records cannot be rendered for this model",
     }
-    return [
-        f"{len(errors)} {words[kind]}; the first: {errors[0].splitlines()[0]}"
-        for kind, errors in problems.items()
-        if errors
-    ]
+    warnings = []
+    for kind, errors in problems.items():
+        if errors:
+            warnings.append(f"{len(errors)} {words[kind]}; the first: {errors[0].splitlines()[0]}")
+    return warnings

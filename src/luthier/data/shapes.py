@@ -1,7 +1,7 @@
-"""What a record may look like: TRL's formats, recognised and checked one record at a time.
+"""Shapes of records: TRL's formats, recognised and checked one record at a time.
 
-A record is judged alone, so one file may mix shapes. The shape's own columns are checked here and
-nowhere else; every other column travels on in `fields` untouched.
+Every record is recognised alone, so one file may mix shapes. Only this file checks the columns of a shape; `fields`
+holds all other columns unchanged.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ ONE_ANSWER: Mapping[Shape, tuple[str, ...]] = {
     "prompt_completion": ("prompt", "completion"),
     "text": ("text",),
 }
-"""Shapes of one answer, or of turns, with the columns that tell them."""
+"""Shapes of one answer, or of turns, with the columns that identify them."""
 
 CONTENT_COLUMNS = ("messages", "prompt", "completion", "text", "chosen", "rejected", "tools")
 LIKELY_COLUMNS = {
@@ -33,13 +33,14 @@ LIKELY_COLUMNS = {
     "text": ("content", "document", "body"),
 }
 
-SAID_BAD = {"false", "bad", "wrong", "incorrect", "rejected", "0", "-1"}
-"""Labels that may be meant as `false`; they may mean something else, so they only raise a doubt."""
+BAD_LABELS = {"false", "bad", "wrong", "incorrect", "rejected", "0", "-1"}
+"""Labels that may mean `false`. They may also be classes of a task, so they lead to a warning and are not read."""
 
 
 @cache
 def shape_columns() -> Mapping[Shape, tuple[str, ...]]:
-    """Shape → the columns that tell it, in the order in which shapes are tried: those of several answers come early."""
+    """Shape → the columns that identify it, in the order in which shapes are tried."""
+    # A record of several answers may also have the columns of a shape of one, such as `text`: those come later.
     several = {entry.name: tuple(entry.constants.get("COLUMNS", ())) for entry in parts.catalogue("shape")}
     first = {"messages": ONE_ANSWER["messages"]}
     return {**first, **several, **ONE_ANSWER}
@@ -47,42 +48,42 @@ def shape_columns() -> Mapping[Shape, tuple[str, ...]]:
 
 @cache
 def shape_part(shape: Shape) -> RecordShape | None:
-    """The part that reads a shape of several answers; None for the shapes of one."""
+    """The part that reads a shape of several answers; None for a shape of one answer."""
     return None if shape in ONE_ANSWER else parts.build("shape", shape)
 
 
 def form_of(record: Record) -> str:
-    """What objectives that read all the record's answers call them in NEEDS; empty where there is one answer."""
+    """The FORM of the record's shape, by which objectives ask for all answers in NEEDS; empty with one answer."""
     return form_of_shape(record.shape)
 
 
 def form_of_shape(shape: Shape) -> str:
-    """What objectives call the answers of a shape in NEEDS; empty of a shape of one answer."""
+    """The FORM of a shape, by which objectives ask for all answers in NEEDS; empty for a shape of one answer."""
     part = shape_part(shape)
     return "" if part is None else part.FORM
 
 
 def good_side(record: Record) -> Record:
-    """The record with its good answer alone, where its shape of several answers says what that is a record of."""
+    """The record with its good answer alone; a record of one answer is returned as it is."""
     part = shape_part(record.shape)
     return record if part is None else part.sides(record)[0][1]
 
 
 class EmptyAnswer(DataError):
-    """A record has nothing to learn from; the doctor counts these apart."""
+    """A record without an answer to learn from; the doctor counts these errors separately."""
 
 
 def make_record(row: Any, columns: Mapping[str, str], origin: str) -> Record:
-    """Turn one line's object into a Record without an id (`assign_ids` gives it).
+    """Turn the object in one line into a Record without an id (see `assign_ids`).
 
     Args:
-        row: what the line held; anything but a mapping is refused.
-        columns: our name → the user's column, for data that uses other names.
-        origin: "data.jsonl:12", put into every message.
+        row: the object in the line, which must be a mapping.
+        columns: column of Luthier → column in the file, for data with other names.
+        origin: "data.jsonl:12", part of every message.
 
     Raises:
         DataError: a missing column, a value of the wrong type, text that is not Unicode.
-        EmptyAnswer: an answer (or text) with nothing in it.
+        EmptyAnswer: an empty answer or text.
     """
     if not isinstance(row, Mapping):
         raise DataError(
@@ -94,7 +95,10 @@ def make_record(row: Any, columns: Mapping[str, str], origin: str) -> Record:
     if (part := shape_part(shape)) is not None:
         fields = part.read(fields, origin)
     else:
-        for name in (*ONE_ANSWER[shape], *(("prompt",) if fields.get("prompt") is not None else ())):
+        names = [*ONE_ANSWER[shape]]
+        if fields.get("prompt") is not None:
+            names.append("prompt")
+        for name in dict.fromkeys(names):
             fields[name] = text_or_messages(fields[name], name, shape, origin)
     record = Record("", shape, fields, origin)
     _refuse_lone_surrogates(record)
@@ -103,25 +107,27 @@ def make_record(row: Any, columns: Mapping[str, str], origin: str) -> Record:
 
 
 def assign_ids(records: list[Record]) -> list[Record]:
-    """Give ids: the `id` column where every record has one and all differ, else the content's hash.
+    """The records with ids: of the column `id` if all records have different ones, else the hash of the content.
 
-    Identical records without ids are told apart by a suffix: `ab12...`, `ab12...-2`.
+    A suffix distinguishes identical records without ids: `ab12...`, `ab12...-2`.
     """
     own = [record.fields.get("id") for record in records]
-    usable = all(isinstance(value, str | int) and not isinstance(value, bool) and value != "" for value in own)
-    if records and usable and len({str(value) for value in own}) == len(own):
-        return [replace(record, id=str(value)) for record, value in zip(records, own, strict=True)]
-    seen: dict[str, int] = {}
+    # bool is a kind of int in Python: a column of flags is no column of ids.
+    usable = all(isinstance(name, str | int) and not isinstance(name, bool) and name != "" for name in own)
+    if records and usable and len({str(name) for name in own}) == len(own):
+        return [replace(record, id=str(name)) for record, name in zip(records, own, strict=True)]
+    counts: dict[str, int] = {}
     named = []
     for record in records:
         key = content_hash(record)[:16]
-        seen[key] = seen.get(key, 0) + 1
-        named.append(replace(record, id=key if seen[key] == 1 else f"{key}-{seen[key]}"))
+        counts[key] = counts.get(key, 0) + 1
+        named.append(replace(record, id=key if counts[key] == 1 else f"{key}-{counts[key]}"))
     return named
 
 
 def content_hash(record: Record) -> str:
-    """Hex digest of what the model reads and learns; ids, origins and further columns do not count."""
+    """Hex digest of the columns that a model reads and learns; ids, origins and further columns do not enter it."""
+    # `label` is no column of CONTENT_COLUMNS: it counts only where it is read, as true or false.
     columns = dict.fromkeys((*CONTENT_COLUMNS, *shape_columns()[record.shape]))
     content = {name: record.fields[name] for name in columns if record.fields.get(name) is not None}
     if (label := label_of(record)) is not None:
@@ -131,23 +137,23 @@ def content_hash(record: Record) -> str:
 
 
 def label_of(record: Record) -> bool | None:
-    """Whether the record's one answer is said to be good (`label: true`) or bad (`false`); None if nothing is said."""
+    """The label of a record of one answer: good (True) or bad (False); None without a label."""
     label = record.fields.get("label")
     return label if record.shape == "prompt_completion" and isinstance(label, bool) else None
 
 
 def seems_bad(record: Record) -> bool:
-    """Whether `label` is neither true nor false and still reads as if the answer were bad."""
+    """Whether `label` is neither true nor false but a word of BAD_LABELS."""
     label = record.fields.get("label")
     unread = record.shape == "prompt_completion" and not isinstance(label, bool)
-    return unread and str(label).strip().casefold() in SAID_BAD
+    return unread and str(label).strip().casefold() in BAD_LABELS
 
 
 def messages_of(record: Record) -> list[dict[str, Any]]:
-    """The record as one conversation; of a preference pair the chosen side. `text` has none.
+    """The record as one conversation, with its good answer; not for `text`, which has no turns.
 
     Raises:
-        DataError: a preference pair of plain strings without a prompt, whose turns cannot be told.
+        DataError: a preference pair of strings without a prompt, in which nothing marks the turns.
     """
     record = good_side(record)
     fields = record.fields
@@ -166,7 +172,7 @@ def messages_of(record: Record) -> list[dict[str, Any]]:
 
 
 def prompt_length(record: Record) -> int:
-    """How many of `messages_of(record)` belong to the prompt column (0 where there is no such column)."""
+    """The number of messages of `messages_of(record)` that are from the column `prompt`; 0 without that column."""
     record = good_side(record)
     if record.shape == "messages" or record.fields.get("prompt") is None:
         return 0
@@ -175,7 +181,7 @@ def prompt_length(record: Record) -> int:
 
 
 def plain_text(message: Mapping[str, Any]) -> str:
-    """What a message says: its content, or its tool calls as JSON when it has no content."""
+    """The content of a message, or, without content, its tool calls as JSON."""
     content = message.get("content") or ""
     if not content and message.get("tool_calls"):
         return json.dumps(message["tool_calls"], ensure_ascii=False)
@@ -183,7 +189,7 @@ def plain_text(message: Mapping[str, Any]) -> str:
 
 
 def question_and_answer(record: Record) -> tuple[str, str]:
-    """The text before the last answer and that answer; of `text` the whole and an empty string."""
+    """The text before the last answer, and the last answer; for `text` the whole text and an empty string."""
     record = good_side(record)
     if record.shape == "text":
         return record.fields["text"], ""
@@ -196,7 +202,7 @@ def question_and_answer(record: Record) -> tuple[str, str]:
 
 
 def last_answer(messages: list[dict[str, Any]]) -> int:
-    """Index of the last assistant message, or the number of messages when there is none."""
+    """Index of the last assistant message; the number of messages if there is none."""
     answers = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
     return answers[-1] if answers else len(messages)
 
@@ -214,6 +220,7 @@ def _rename(row: Mapping[str, Any], columns: Mapping[str, str], origin: str) -> 
 
 def _shape(fields: Mapping[str, Any], columns: Mapping[str, str], origin: str) -> Shape:
     present = {name for name, value in fields.items() if value is not None}
+    # Columns that the recipe names come first: a file may hold those of several shapes.
     for names in (present & set(columns), present):
         for shape, required in shape_columns().items():
             if names.issuperset(required):
@@ -227,66 +234,68 @@ def _shape(fields: Mapping[str, Any], columns: Mapping[str, str], origin: str) -
 
 
 def _suggest(fields: Mapping[str, Any]) -> str:
-    found = {}
+    """A `columns:` mapping that may be the right one, by the usual names of columns."""
+    matches = {}
     for ours, likely in LIKELY_COLUMNS.items():
         match = ours if ours in fields else next((name for name in likely if name in fields), None)
         if match is not None:
-            found[ours] = match
+            matches[ours] = match
     names = list(fields)
-    if "messages" in found:
-        return f"messages: {found['messages']}"
-    if "text" in found and len(found) == 1:
-        return f"text: {found['text']}"
-    prompt = found.get("prompt") or next((name for name in names if name != found.get("completion")), "question")
-    answer = found.get("completion") or next((name for name in names if name != prompt), "answer")
+    if "messages" in matches:
+        return f"messages: {matches['messages']}"
+    if "text" in matches and len(matches) == 1:
+        return f"text: {matches['text']}"
+    prompt = matches.get("prompt") or next((name for name in names if name != matches.get("completion")), "question")
+    answer = matches.get("completion") or next((name for name in names if name != prompt), "answer")
     return f"prompt: {prompt}, completion: {answer}"
 
 
-def text_or_messages(value: Any, name: str, shape: Shape, origin: str) -> Any:
-    """A column's value, if it is text or a list of messages; `origin` and `name` stand in the message.
+def text_or_messages(content: Any, name: str, shape: Shape, origin: str) -> Any:
+    """The content of the column `name`, if it is text or a list of messages.
 
     Raises:
-        DataError: it is neither.
+        DataError: the content is neither; the message names `origin` and the column.
     """
-    if isinstance(value, str) and name != "messages":
-        return value
-    if isinstance(value, list) and name != "text":
-        return [_message(message, f"{origin}: {name}[{index}]") for index, message in enumerate(value)]
+    if isinstance(content, str) and name != "messages":
+        return content
+    if isinstance(content, list) and name != "text":
+        return [_message(message, f"{origin}: {name}[{index}]") for index, message in enumerate(content)]
     wanted = {"messages": "a list of messages", "text": "a string"}.get(name, "a string or a list of messages")
     raise DataError(
-        f"{origin}: `{name}` must be {wanted}, found {type(value).__name__} ({_short(value)}).",
+        f"{origin}: `{name}` must be {wanted}, found {type(content).__name__} ({_short(content)}).",
         "Write numbers and JSON objects as strings: the model reads and writes text." if shape != "messages" else None,
     )
 
 
 def _message(message: Any, where: str) -> dict[str, Any]:
     if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
-        found = _listed(message) if isinstance(message, Mapping) else type(message).__name__
+        described = _listed(message) if isinstance(message, Mapping) else type(message).__name__
         raise DataError(
-            f"{where}: a message needs `role` and `content`, found {found}.",
+            f"{where}: a message needs `role` and `content`, found {described}.",
             'Write each message as {"role": "user", "content": "..."}.',
         )
     content = message.get("content")
     if not isinstance(content, str) and not (content is None and message.get("tool_calls")):
         raise DataError(f"{where}: the content must be text, found {type(content).__name__} ({_short(content)}).")
-    # Parquet fills absent keys of a struct with null, which templates take for a value.
+    # Parquet fills absent keys of a struct with null, which the tests of a template (`is defined`) take for a value.
     return {key: value for key, value in message.items() if value is not None or key == "content"}
 
 
 def _refuse_empty(record: Record) -> None:
     part = shape_part(record.shape)
-    others = [] if part is None else [side for _, side in part.sides(record) if side.shape != record.shape]
-    for side in others:
+    # A shape whose sides are records of another shape is checked by these; its own columns may hold anything.
+    sides = [] if part is None else [side for _, side in part.sides(record) if side.shape != record.shape]
+    for side in sides:
         _refuse_empty(side)
-    for name in () if others else shape_columns()[record.shape]:
-        value = record.fields[name]
-        if isinstance(value, str):
-            empty = not value.strip() and name != "prompt"
+    for name in () if sides else shape_columns()[record.shape]:
+        content = record.fields[name]
+        if isinstance(content, str):
+            empty = not content.strip() and name != "prompt"
         else:
-            empty = _has_empty_answer(value) or (name != "prompt" and not _answers(value))
+            empty = _has_empty_answer(content) or (name != "prompt" and not _answers(content))
         if empty:
             raise EmptyAnswer(
-                f"{record.origin}: `{name}` has no answer to learn from: {_short(record.fields[name])}.",
+                f"{record.origin}: `{name}` has no answer to learn from: {_short(content)}.",
                 "Fill it in or remove the record; `luthier check` lists all such records.",
             )
 
@@ -300,6 +309,7 @@ def _has_empty_answer(messages: list[dict[str, Any]]) -> bool:
 
 
 def _refuse_lone_surrogates(record: Record) -> None:
+    # JSON may escape half a pair (\ud83d): Python reads it, and whatever encodes the text later fails without a line.
     for name in dict.fromkeys((*CONTENT_COLUMNS, *shape_columns()[record.shape])):
         try:
             for text in _strings(record.fields.get(name)):
@@ -312,22 +322,22 @@ def _refuse_lone_surrogates(record: Record) -> None:
             ) from None
 
 
-def _strings(value: Any) -> Iterable[str]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, Mapping):
-        for key, item in value.items():
+def _strings(content: Any) -> Iterable[str]:
+    if isinstance(content, str):
+        yield content
+    elif isinstance(content, Mapping):
+        for key, value in content.items():
             yield from _strings(key)
-            yield from _strings(item)
-    elif isinstance(value, list):
-        for item in value:
-            yield from _strings(item)
+            yield from _strings(value)
+    elif isinstance(content, list):
+        for element in content:
+            yield from _strings(element)
 
 
 def _listed(fields: Mapping[str, Any]) -> str:
     return ", ".join(str(name) for name in fields) or "none"
 
 
-def _short(value: Any) -> str:
-    text = repr(value)
+def _short(content: Any) -> str:
+    text = repr(content)
     return text if len(text) <= 80 else f"{text[:77]}..."

@@ -1,4 +1,4 @@
-"""Where records come from: local files, generated data sets, the hub. Every mistake names file and line."""
+"""Sources of records: local files, generated data sets, the hub. Every error names file and line."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ SOURCE_KEYS = ("path", "columns", "limit", "split", "config")
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 Fail = Callable[[DataError], None]
-Line = tuple[str, Any]  # origin, the object found there
+Line = tuple[str, Any]  # origin ("data.jsonl:12") and the object in that line
 
 
 class NotUtf8(DataError):
-    """Bytes that are no UTF-8; the doctor counts these apart."""
+    """Bytes that are not UTF-8; the doctor counts these errors separately."""
 
 
 class EmptySource(DataError):
-    """No record of a source can be used."""
+    """A source without a record that can be used."""
 
 
 def load_records(source: Mapping[str, Any] | str, base: Path) -> list[Record]:
@@ -39,7 +39,7 @@ def load_records(source: Mapping[str, Any] | str, base: Path) -> list[Record]:
         base: folder that relative paths start from (the recipe's).
 
     Raises:
-        DataError: at the first line that cannot be used, with file and line, or when nothing is there.
+        DataError: the first line that cannot be used, with file and line, or a source without records.
         RecipeError: an unknown key of the source.
     """
 
@@ -50,12 +50,12 @@ def load_records(source: Mapping[str, Any] | str, base: Path) -> list[Record]:
 
 
 def scan_records(source: Mapping[str, Any] | str, base: Path) -> tuple[list[Record], list[DataError]]:
-    """Read what can be read and collect every problem instead of stopping at the first."""
+    """All records of a source that can be used, and the error of every line that cannot."""
     problems: list[DataError] = []
     try:
         return _load(source, base, problems.append), problems
     except EmptySource as error:
-        return [], problems or [error]  # where each record is a problem, that none is left is no further one
+        return [], problems or [error]  # the errors of all lines already say why no record is left
     except DataError as error:
         return [], [*problems, error]
 
@@ -92,7 +92,7 @@ def _check_keys(spec: Mapping[str, Any]) -> None:
 
 
 def _limited(records: list[Record], limit: int | None) -> list[Record]:
-    """The `limit` records with the smallest content hash, in file order, so that smaller limits are nested."""
+    """The `limit` records with the smallest content hash, in file order: a smaller limit keeps a subset of a larger."""
     if limit is None or limit >= len(records):
         return records
     order = sorted(range(len(records)), key=lambda index: (content_hash(records[index]), records[index].id))
@@ -113,12 +113,12 @@ def _lines(spec: Mapping[str, Any], base: Path, fail: Fail) -> Iterable[Line]:
 
 
 def _file_hint(written: str, path: Path) -> str:
-    """What may have been meant: a bundled data set, or a file in the same folder."""
-    beside = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
+    """A hint with the nearest name: of a bundled data set, or of a file in the same folder."""
+    neighbours = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
     bundled = [] if path.suffix else [entry.name for entry in catalogue("dataset")]
     if close := nearest(written, bundled):
         return f"Did you mean the bundled data set `{close}`?"
-    close = nearest(path.name, beside)
+    close = nearest(path.name, neighbours)
     return f"Did you mean {path.parent / close}?" if close else "Relative paths start from the recipe's folder."
 
 
@@ -126,7 +126,7 @@ def _file_lines(path: Path, fail: Fail) -> Iterator[Line]:
     readers = {".jsonl": _jsonl, ".json": _json, ".csv": _csv, ".parquet": _parquet}
     reader = readers.get(path.suffix.lower())
     if reader is None:
-        raise DataError(f"{path}: `{path.suffix}` is not a kind of data file.", f"Known: {', '.join(SUFFIXES)}.")
+        raise DataError(f"{path}: `{path.suffix}` is not a format of data files.", f"Known: {', '.join(SUFFIXES)}.")
     try:
         yield from reader(path, fail)
     except OSError as error:
@@ -158,12 +158,13 @@ def _json(path: Path, fail: Fail) -> Iterator[Line]:
 
 
 def _csv(path: Path, fail: Fail) -> Iterator[Line]:
-    # The text is decoded as a whole first: a quoted cell may span lines, so lines are no units here.
+    # The whole text is decoded first: a quoted cell may span lines, so single lines cannot be decoded and parsed.
     reader = csv.DictReader(io.StringIO(_decode(path.read_bytes(), path.name), newline=""), strict=True)
     try:
         _refuse_other_separators(path, reader)
         for row in reader:
             origin = f"{path.name}:{reader.line_num}"
+            # DictReader marks surplus cells by the key None and missing cells by the value None.
             if None in row or None in row.values():
                 names = reader.fieldnames or []
                 fail(DataError(f"{origin}: the number of cells differs from the header's {len(names)}."))
@@ -178,7 +179,7 @@ def _refuse_other_separators(path: Path, reader: csv.DictReader[str]) -> None:
     sign = next((sign for sign in ";\t|" if sign in header), None)
     if len(reader.fieldnames or []) == 1 and sign is not None:
         raise DataError(
-            f"{path.name}:1: one column, {header!r}: its cells are separated by {sign!r} and not by commas.",
+            f"{path.name}:1: the header has one column, {header!r}: {sign!r} separates its cells instead of commas.",
             "Save the file with commas, or as JSON lines.",
         )
 
@@ -202,7 +203,7 @@ def _hub_lines(spec: Mapping[str, Any]) -> Iterator[Line]:
         rows = datasets.load_dataset(name, spec.get("config"), split=split)
     except LuthierError:
         raise
-    except Exception as error:  # the library raises dozens of types for "not there"
+    except Exception as error:  # the library raises dozens of types for a data set that does not exist
         raise DataError(
             f"There is no file `{name}`, and it cannot be fetched as a data set of the hub: "
             f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}",
@@ -214,17 +215,17 @@ def _hub_lines(spec: Mapping[str, Any]) -> Iterator[Line]:
 
 def _decode(raw: bytes, origin: str) -> str:
     try:
-        return raw.decode("utf-8-sig")
+        return raw.decode("utf-8-sig")  # spreadsheets write a byte order mark, which is no part of the first name
     except UnicodeDecodeError as error:
         before = raw[: error.start]
         newlines = before.count(b"\n")
         line = "" if ":" in origin else f", line {newlines + 1}"
         column = error.start - (before.rfind(b"\n") + 1) + 1
-        wide = raw.startswith((b"\xff\xfe", b"\xfe\xff"))
+        utf16 = raw.startswith((b"\xff\xfe", b"\xfe\xff"))
         raise NotUtf8(
             f"{origin}{line}: byte {column} (0x{raw[error.start]:02x}) is not UTF-8"
-            + (": the file looks like UTF-16." if wide else "."),
-            f"Convert the file: `iconv -f {'UTF-16' if wide else 'LATIN1'} -t UTF-8 old > new`.",
+            + (": the file looks like UTF-16." if utf16 else "."),
+            f"Convert the file: `iconv -f {'UTF-16' if utf16 else 'LATIN1'} -t UTF-8 old > new`.",
         ) from None
 
 
@@ -232,8 +233,8 @@ def _parse(text: str, origin: str) -> Any:
     try:
         return json.loads(text, parse_constant=_refuse_constant)
     except json.JSONDecodeError as error:
-        place = f"{origin}:{error.lineno}" if ":" not in origin else origin
-        message = f"{place}: not valid JSON: {error.msg} (column {error.colno})."
+        line = f"{origin}:{error.lineno}" if ":" not in origin else origin
+        message = f"{line}: not valid JSON: {error.msg} (column {error.colno})."
         raise DataError(message, _json_hint(text, origin)) from None
     except (ValueError, RecursionError) as error:
         reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)

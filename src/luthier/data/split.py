@@ -1,7 +1,7 @@
-"""Which record is for training, validation or test: decided by its content, near-duplicates together.
+"""The split of records into training, validation and test, by their content, with near-duplicates together.
 
-A percentage places every group of near-duplicates by a hash of its content alone, so records added later
-move no other record. A count takes the groups with the smallest hashes.
+A percentage assigns every group of near-duplicates by the hash of its content alone, so a record added later
+moves no other record. A count takes the groups with the smallest hashes.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ PERCENT = re.compile(r"(\d+(?:\.\d+)?)\s*%")
 
 @dataclass(frozen=True)
 class Split:
-    """Records by use. `duplicates`: exact copies removed; `groups`: sizes of the near-duplicate groups (> 1)."""
+    """Records by split. `duplicates`: removed exact copies; `groups`: sizes (> 1) of the near-duplicate groups."""
 
     train: list[Record]
     validation: list[Record]
@@ -42,25 +42,28 @@ def split_records(
     """Divide records by content.
 
     Args:
-        records: all records; their order does not matter to who goes where.
+        records: all records; their order has no influence on the split of any of them.
         validation: "10%", a number of records, or None for none.
-        test: the same; it is taken first.
-        seed: another seed, another division.
+        test: the same; test records are assigned first, so a change of `validation` leaves them alone.
+        seed: each seed gives another division.
         deduplicate: drop all but the first of identical records.
 
     Raises:
         DataError: no records, or none left to train on.
-        RecipeError: a share that is no percentage, or shares that leave nothing.
+        RecipeError: a share that is neither a percentage below 100 nor a number of records.
     """
     if not records:
         raise DataError("The training data is empty: no record in it can be used.")
     kept = unique(records) if deduplicate else list(records)
     groups = near_duplicates(kept)
-    keys = [min(content_hash(kept[index]) for index in group) for group in groups]
-    taken = divide(keys, groups, validation, test, seed)
+    hashes = [content_hash(record) for record in kept]
+    keys = []
+    for group in groups:
+        keys.append(min(hashes[index] for index in group))
+    split_of = divide(keys, groups, validation, test, seed)
     parts: Mapping[str, list[Record]] = defaultdict(list)
     for index, record in enumerate(kept):
-        parts[taken.get(index, "train")].append(record)
+        parts[split_of.get(index, "train")].append(record)
     sizes = sorted((len(group) for group in groups if len(group) > 1), reverse=True)
     return Split(parts["train"], parts["validation"], parts["test"], len(records) - len(kept), sizes)
 
@@ -72,23 +75,30 @@ def divide(
     test: str | int | None,
     seed: int,
 ) -> dict[int, str]:
-    """Who goes to `test` and `validation`, by index; the rest trains. A group's place is decided by its key alone.
+    """Index → `test` or `validation`; indices that are missing train. The key of a group alone decides its split.
+
+    Args:
+        keys: key of each group, the smallest content hash of its records.
+        groups: indices of the records of each group, which go to one split.
+        validation: "10%", a number of records, or None.
+        test: the same.
+        seed: each seed gives another division.
 
     Raises:
-        DataError: nothing is left to train on.
+        DataError: no record is left to train on.
     """
-    keyed = sorted((_position(key, seed), group) for key, group in zip(keys, groups, strict=True))
-    taken: dict[int, str] = {}
-    test_limit = _take(keyed, test, "test", 0.0, taken)
-    _take(keyed, validation, "validation", test_limit, taken)
-    total, found = sum(len(group) for group in groups), list(taken.values())
-    if len(found) == total:
+    ordered = sorted((_position(key, seed), group) for key, group in zip(keys, groups, strict=True))
+    split_of: dict[int, str] = {}
+    test_end = _assign(ordered, test, "test", 0.0, split_of)
+    _assign(ordered, validation, "validation", test_end, split_of)
+    total, names = sum(len(group) for group in groups), list(split_of.values())
+    if len(names) == total:
         raise DataError(
-            f"Of {total} records {found.count('test')} go to test and {found.count('validation')} to validation: "
+            f"Of {total} records {names.count('test')} go to test and {names.count('validation')} to validation: "
             "none is left to train on.",
             "Lower `data.test` or `data.validation`, or bring more records.",
         )
-    return taken
+    return split_of
 
 
 def unique(records: Sequence[Record]) -> list[Record]:
@@ -99,50 +109,57 @@ def unique(records: Sequence[Record]) -> list[Record]:
     return list(first.values())
 
 
-def share(value: str | int | None, name: str) -> float | int:
-    """A share as a fraction (float) or a number of records (int); None is 0.
+def share(setting: str | int | None, name: str) -> float | int:
+    """A share as a fraction (float, below 1) or a number of records (int); None is 0.
 
     Raises:
-        RecipeError: neither; a percentage must be below 100.
+        RecipeError: the setting is neither a percentage below 100 nor a number of records.
     """
-    if value is None:
+    if setting is None:
         return 0
-    if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
-        return value
-    match = PERCENT.fullmatch(value.strip()) if isinstance(value, str) else None
+    if isinstance(setting, int) and not isinstance(setting, bool) and setting >= 0:
+        return setting
+    match = PERCENT.fullmatch(setting.strip()) if isinstance(setting, str) else None
     if match is None or float(match[1]) >= 100:
-        raise RecipeError(f"data.{name}: `{value}` is no share of the data.", 'Write "10%" or a number of records.')
+        raise RecipeError(f"data.{name}: `{setting}` is no share of the data.", 'Write "10%" or a number of records.')
     return float(match[1]) / 100
 
 
-def is_share(value: object) -> bool:
-    """Whether a setting is a share of the training source and not a source of its own."""
-    return value is None or isinstance(value, int) or (isinstance(value, str) and PERCENT.fullmatch(value) is not None)
+def is_share(setting: object) -> bool:
+    """Whether a setting is a share of the training source rather than a source of its own."""
+    if isinstance(setting, str):
+        return PERCENT.fullmatch(setting) is not None
+    return setting is None or isinstance(setting, int)
 
 
 def _position(key: str, seed: int) -> float:
-    """A number in [0, 1) that only the seed and the group's key (its smallest content hash) decide."""
+    """A number in [0, 1) that the seed and the key of a group decide."""
     return sha256_number(f"{seed}:{key}", 7) / 2**56
 
 
-def _take(
-    keyed: list[tuple[float, list[int]]], value: str | int | None, name: str, start: float, taken: dict[int, str]
+def _assign(
+    ordered: list[tuple[float, list[int]]], setting: str | int | None, name: str, start: float, split_of: dict[int, str]
 ) -> float:
-    """Assign groups to `name`: by position in [start, end) for a percentage, smallest first for a count."""
-    wanted = share(value, name)
-    free = [(position, group) for position, group in keyed if group[0] not in taken]
+    """Assign groups to the split `name`: those with a position in [start, end) for a percentage, the first for a count.
+
+    Returns:
+        The end of the interval, which is `start` for a count.
+    """
+    wanted = share(setting, name)
+    free = [(position, group) for position, group in ordered if group[0] not in split_of]
     if isinstance(wanted, int):
-        left = wanted
+        missing = wanted
         for _, group in free:
-            if len(group) <= left:
-                taken.update(dict.fromkeys(group, name))
-                left -= len(group)
+            # A group that is too large is passed over rather than divided: near-duplicates stay together.
+            if len(group) <= missing:
+                split_of.update(dict.fromkeys(group, name))
+                missing -= len(group)
         return start
     end = start + wanted
     chosen = [group for position, group in free if start <= position < end]
-    if not chosen and len(keyed) >= 3:
+    if not chosen and len(ordered) >= 3:
         # A small data set would otherwise lose the split by chance.
         chosen = [group for _, group in free[:1]]
     for group in chosen:
-        taken.update(dict.fromkeys(group, name))
+        split_of.update(dict.fromkeys(group, name))
     return end

@@ -1,9 +1,9 @@
-"""From a record to text whose answer spans are proven: chat templates and format strings.
+"""From a record to text with proven answer spans: chat templates and format strings.
 
-Templates carry no reliable marks of what the assistant wrote, so nothing is assumed about them. Each
-answer is located by rendering the same conversation again with a unique word in that answer's place:
-the text before and after the word must be the very text around the answer in the full render. What
-cannot be shown this way is context, or is refused with the reason.
+Templates mark the assistant's text in no reliable way, so Luthier assumes nothing about them. To locate an answer it
+renders the conversation again with a unique word instead of the answer: the text before and after the word must be
+the text around the answer in the full rendering. An answer that cannot be located so is context, or its record is
+refused with the reason.
 """
 
 from __future__ import annotations
@@ -20,16 +20,18 @@ from luthier.errors import DataError, ModelError, RecipeError
 from luthier.types import Record
 
 SENTINEL = "ZQANSWERQZ"
+
+# Notes on a record; the doctor counts the records with each note.
 ALTERED = "earlier answers that the chat template rewrites: context only, not trained"
 UNCLOSED = "earlier answers without the template's end-of-turn text: their end is not trained"
-SCAFFOLD = "answers after text of the template's own (such as an empty thinking block): given, not trained"
+SCAFFOLD = "answers after text of the template's own (such as an empty thinking block): context, not trained"
 UNREASONED = "answers whose reasoning_content the template leaves out: only the rest is trained"
-OPENING = "answers that do not start as the template's generation prompt ends: that text is left out of prompts"
+OPENING = "answers that do not continue the template's generation prompt: prompts leave its last text out"
 
 
 @dataclass(frozen=True)
 class Span:
-    """Characters [start, end) that the model must write; `answer` is the user's text among them."""
+    """Characters [start, end) that the model must write, among them `answer`, the text of the user."""
 
     start: int
     end: int
@@ -38,21 +40,21 @@ class Span:
 
 @dataclass(frozen=True)
 class Rendered:
-    """A record as text. `answer_start`: where the last answer begins (None: there is nothing to answer)."""
+    """A record as text. `answer_start`: character at which the last answer begins; None for text without a prompt."""
 
     text: str
     spans: tuple[Span, ...]
     answer_start: int | None
-    special_tokens: bool  # let the tokenizer add its own, such as BOS; templates write theirs as text
-    close: bool  # append the EOS token, as a target
+    special_tokens: bool  # whether the tokenizer adds its own, such as BOS; templates write theirs as text
+    close: bool  # whether the EOS token is appended as a target
     notes: tuple[str, ...] = ()
 
 
 class ChatTemplate:
-    """A tokenizer's own chat template.
+    """The chat template of a tokenizer.
 
     Raises:
-        ModelError: there is no template, or it cannot render one question and answer.
+        ModelError: the tokenizer has no template, or its template cannot render a question and an answer.
     """
 
     def __init__(self, tokenizer: Any):
@@ -74,14 +76,15 @@ class ChatTemplate:
             )
         before, after = text.split(SENTINEL)
         self.closing = after.rstrip()
-        added = before.removeprefix(self.text(probe[:1], None, answer_next=True))
-        self.gap = added if added != before and not added.strip() else ""
-        added = tokenizer.added_tokens_decoder.values()
-        self.special = {token.content for token in added} | set(tokenizer.all_special_tokens)
+        # White space that the template writes between its generation prompt and an answer, which the model must write.
+        between = before.removeprefix(self.text(probe[:1], None, answer_next=True))
+        self.gap = between if between != before and not between.strip() else ""
+        added_tokens = tokenizer.added_tokens_decoder.values()
+        self.special = {token.content for token in added_tokens} | set(tokenizer.all_special_tokens)
         self.closing_id = self._closing_id()
 
     def text(self, messages: list[dict[str, Any]], tools: Any, answer_next: bool = False) -> str:
-        """Render messages; `answer_next` adds what the template puts before an answer.
+        """Render messages; `answer_next` adds the generation prompt, the template's text before an answer.
 
         Raises:
             DataError: the template refuses the conversation, with its reason.
@@ -105,7 +108,7 @@ class ChatTemplate:
 
         Args:
             record: of any shape but `text`.
-            wanted: whether the answer at this index of the messages is to be learned.
+            wanted: whether the answer at this index of the messages is a target.
 
         Raises:
             DataError: the template refuses the conversation or rewrites its last answer.
@@ -124,12 +127,13 @@ class ChatTemplate:
             notes += remarks
             if span is None and index == last:
                 raise DataError(
-                    "the chat template rewrites the last answer, so what the model should learn is not in its text.",
+                    "the chat template rewrites the last answer, so its text does not hold the answer to learn.",
                     "Some templates drop thoughts or change case. Use a tokenizer whose template keeps the answer, or "
                     "a format string in `data.render`.",
                 )
             if span is not None:
                 spans.append(span)
+        # The last answer is located even if it is no target: generation starts where it begins.
         final = spans[-1]
         kept = tuple(span for span in spans if span is not final or wanted(last))
         close = self.closing_id is None
@@ -138,23 +142,23 @@ class ChatTemplate:
         )
 
     def _span(self, messages: list[dict[str, Any]], index: int, tools: Any, full: str) -> tuple[Span | None, list[str]]:
-        """The answer at `index` in the full render with its end of turn, or None when it cannot be shown."""
+        """The span of the answer at `index` in `full`, with its end of turn (None if unproven), and notes."""
         sentinel = SENTINEL
-        while sentinel in full:
+        while sentinel in full:  # a user's text may hold the word
             sentinel += "Z"
-        stand_in = {"role": "assistant", "content": sentinel}
-        marked = self.text([*messages[:index], stand_in, *messages[index + 1 :]], tools)
-        around = marked.split(sentinel)
-        if len(around) != 2 or not full.endswith(around[1]):
+        placeholder = {"role": "assistant", "content": sentinel}
+        marked = self.text([*messages[:index], placeholder, *messages[index + 1 :]], tools)
+        pieces = marked.split(sentinel)
+        if len(pieces) != 2 or not full.endswith(pieces[1]):
             return None, [ALTERED]
-        before, after = around
-        # Templates refuse an empty conversation; whatever stands before a first answer is its prompt.
+        before, after = pieces
+        # Templates refuse an empty conversation; all text before a first answer is its prompt.
         prompt = self.text(messages[:index], tools, answer_next=True) if index else before
         end = len(full) - len(after)
-        found = self._start(before, prompt, full[:end], messages[index])
-        if found is None:
+        located = self._start(before, prompt, full[:end], messages[index])
+        if located is None:
             return None, [ALTERED]
-        start, notes = found
+        start, notes = located
         closing = self._closing_of(after)
         if self.closing and not closing:
             notes.append(UNCLOSED)
@@ -165,29 +169,29 @@ class ChatTemplate:
     def _start(
         self, before: str, prompt: str, written: str, message: Mapping[str, Any]
     ) -> tuple[int, list[str]] | None:
-        """Where in `written`, which ends with the answer, the model's part begins.
+        """The character of `written` at which the model's part begins, and notes; None if unproven.
 
         Args:
-            before: what precedes a plain answer in this place.
-            prompt: what the template gives to generate from.
-            written: the full render up to the end of the answer's text.
+            before: the text that precedes an answer of one word at this index.
+            prompt: the text from which the template would let the answer be generated.
+            written: the full rendering up to the end of the answer's text.
             message: the answer.
         """
-        if written.startswith(before) and _says(written[len(before) :], message):
+        if written.startswith(before) and _is_message(written[len(before) :], message):
             if before.startswith(prompt) and before[len(prompt) :].strip():
                 return len(before), [SCAFFOLD]
             if before.startswith(prompt):
                 return len(prompt), []  # white space after the generation prompt is the model's to write
             gap = len(self.gap) if before.endswith(self.gap) else 0
             return len(before) - gap, [OPENING] if prompt.startswith(before) else []
-        if written.startswith(prompt) and _says(written[len(prompt) :], message, given=prompt):
+        if written.startswith(prompt) and _is_message(written[len(prompt) :], message, preceding=prompt):
             return len(prompt), []
-        # An answer that opens as the template's own text before it does, such as with a thought.
+        # The answer begins with the same text as the template's own before it, such as the tag of a thought.
         shared = _common_start(before, written)
-        return (len(shared), [OPENING]) if _says(written[len(shared) :], message, given=shared) else None
+        return (len(shared), [OPENING]) if _is_message(written[len(shared) :], message, preceding=shared) else None
 
     def _closing_of(self, after: str) -> str:
-        """The end-of-turn text that `after` starts with; within a conversation it may be shorter than at its end."""
+        """The end-of-turn text at the start of `after`; within a conversation it may be shorter than at its end."""
         shared = _common_start(after, self.closing)
         if shared == self.closing:
             return shared
@@ -195,24 +199,22 @@ class ChatTemplate:
         return shared[: max(ends, default=0)]
 
     def _closing_id(self) -> int | None:
-        """The token that ends a turn, or None when the closing text is none or is no special token."""
+        """The special token that ends a turn; None if the closing text has none."""
         ids = self.tokenizer(self.closing, add_special_tokens=False)["input_ids"]
-        found = [
-            token
-            for token, text in zip(ids, self.tokenizer.convert_ids_to_tokens(ids), strict=True)
-            if text in self.special
-        ]
-        return found[0] if found else None
+        for token, text in zip(ids, self.tokenizer.convert_ids_to_tokens(ids), strict=True):
+            if text in self.special:
+                return token
+        return None
 
 
 class FormatString:
     """A format string such as "Question: {prompt} Answer: {completion}", for models without a template.
 
-    Everything from `{completion}` on is the answer, with the spaces before it: tokenizers join a space
-    to the next word, so a prompt that ended in one would be cut where no training text is cut.
+    The answer is everything from `{completion}` on, with the spaces before it: tokenizers join a space to the next
+    word, so a prompt that ended in a space would end within a token of the training text.
 
     Raises:
-        RecipeError: not a format string, or one without `{completion}` or `{text}` at its end.
+        RecipeError: no format string, or one whose last column is neither `{completion}` nor `{text}`.
     """
 
     def __init__(self, form: str):
@@ -231,7 +233,7 @@ class FormatString:
         self.form, self.pieces, self.target = form, pieces, names[-1]
 
     def render(self, record: Record, everything: bool) -> Rendered:
-        """The record in the form; the answer is the target, or `everything`."""
+        """The record written into the format string; the span is the answer, or with `everything` the whole text."""
         values = self._values(record)
         parts, start = [], 0
         for literal, name, _, _ in self.pieces:
@@ -241,8 +243,10 @@ class FormatString:
             if name == self.target:
                 start = len("".join(parts))
             if not isinstance(values.get(name), str | int | float):
-                found = ", ".join(values)
-                raise DataError(f"data.render asks for the column `{name}`, which is not text. Columns found: {found}.")
+                columns = ", ".join(values)
+                raise DataError(
+                    f"data.render asks for the column `{name}`, which is not text. Columns found: {columns}."
+                )
             parts.append(str(values[name]))
         text, answer = "".join(parts), str(values[self.target])
         start -= len(text[:start]) - len(text[:start].rstrip(" "))
@@ -265,7 +269,7 @@ class FormatString:
 
 
 def whole_text(record: Record) -> Rendered:
-    """A `text` record as it stands: all of it is to be learned, and where it ends."""
+    """A `text` record unchanged: the whole text and its end are targets."""
     text = record.fields["text"]
     return Rendered(text, (Span(0, len(text), text),), None, special_tokens=True, close=True)
 
@@ -286,7 +290,7 @@ def tools_of(record: Record) -> Any:
 
 
 def first_target(record: Record, targets: str) -> int:
-    """Index of the first message whose answer may be learned, for `targets` auto, assistant or completion."""
+    """Index of the first message that may be a target, for `targets` auto, assistant or completion."""
     if targets == "assistant" or (targets == "auto" and record.shape == "messages"):
         return 0
     if record.shape == "prompt_completion":
@@ -295,28 +299,29 @@ def first_target(record: Record, targets: str) -> int:
 
 
 def squeeze(text: str, normalise: Callable[[str], str] | None = None) -> str:
-    """Text without what tokenizers and templates may change harmlessly: white space and Unicode forms."""
+    """Text without white space and in one Unicode form, which tokenizers and templates may change without harm."""
     if normalise is not None:
         text = normalise(text)
     return "".join(unicodedata.normalize("NFKC", text).replace("\u2581", "").split())
 
 
 def _common_start(left: str, right: str) -> str:
-    for index, (one, other) in enumerate(zip(left, right, strict=False)):
-        if one != other:
+    for index, (left_letter, right_letter) in enumerate(zip(left, right, strict=False)):
+        if left_letter != right_letter:
             return left[:index]
     return left[: len(right)]
 
 
-def _says(written: str, message: Mapping[str, Any], given: str = "") -> bool:
-    """Whether the template wrote this message, and all of it, but for white space.
+def _is_message(written: str, message: Mapping[str, Any], preceding: str = "") -> bool:
+    """Whether `written` is this message, all of it, apart from white space.
 
-    The message's first words may stand at the end of `given`, the text before `written`.
+    The first words of the message may be at the end of `preceding`, the text before `written`.
     """
-    found, content = squeeze(written), squeeze(message.get("content") or "")
+    text, content = squeeze(written), squeeze(message.get("content") or "")
     reasoning = squeeze(message.get("reasoning_content") or "")
     calls = [call.get("function", call).get("name", "") for call in message.get("tool_calls") or []]
-    if calls or (reasoning and reasoning in found):
-        return content in found and all(squeeze(name) in found for name in calls)
-    opening = content.removesuffix(found)
-    return found != "" and content == opening + found and squeeze(given).endswith(opening)
+    # Templates write calls and thoughts in formats of their own: only their presence can be checked.
+    if calls or (reasoning and reasoning in text):
+        return content in text and all(squeeze(name) in text for name in calls)
+    opening = content.removesuffix(text)
+    return text != "" and content == opening + text and squeeze(preceding).endswith(opening)

@@ -1,4 +1,4 @@
-"""Denoisers as diffusers keeps them: a pipeline's folder, a transformer's, or a config; and their scheduler."""
+"""Denoisers in the formats of diffusers: the folder of a pipeline or a transformer, or a config; and the scheduler."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from luthier.recipe.fingerprint import model_digest
 
 TRANSFORMER, SCHEDULER = "transformer", "scheduler"
 FLOW = "FlowMatchEulerDiscreteScheduler"
-PLAIN = {"_class_name": FLOW, "num_train_timesteps": 1000, "shift": 1.0, "use_dynamic_shifting": False}
-"""The scheduler of a model that comes without one: even levels."""
+EVEN_LEVELS = {"_class_name": FLOW, "num_train_timesteps": 1000, "shift": 1.0, "use_dynamic_shifting": False}
+"""The scheduler of a model without one: evenly spaced levels."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ def open_denoiser(folder: Path, dtype: torch.dtype = torch.float32) -> Denoiser:
     """The denoiser in a pipeline's folder (`transformer/`, `scheduler/`), or in the folder of a transformer.
 
     Raises:
-        ModelError: no weights, a network that we do not know how to call, a scheduler that is none of flow matching.
+        ModelError: the folder has no weights, `CALLS` lacks the network, or the scheduler is none of flow matching.
     """
     inner = folder / TRANSFORMER if (folder / TRANSFORMER / "config.json").is_file() else folder
     files = sorted(inner.glob("*.safetensors"))
@@ -45,10 +45,10 @@ def open_denoiser(folder: Path, dtype: torch.dtype = torch.float32) -> Denoiser:
         raise ModelError(f"{inner} has no *.safetensors.", "Save the transformer with diffusers' `save_pretrained`.")
     identity = model_digest([inner / "config.json", *files])
     file = folder / SCHEDULER / "scheduler_config.json"
-    scheduler = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else PLAIN
+    scheduler = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else EVEN_LEVELS
     if scheduler.get("_class_name") != FLOW:
         raise ModelError(
-            f"{file} is a {scheduler.get('_class_name')}; denoisers are trained on the straight path ({FLOW}).",
+            f"{file} is a {scheduler.get('_class_name')}; Luthier trains denoisers on the straight path ({FLOW}).",
             "Models that predict noise on another schedule are not supported.",
         )
     _quiet()
@@ -56,10 +56,10 @@ def open_denoiser(folder: Path, dtype: torch.dtype = torch.float32) -> Denoiser:
 
 
 def make_denoiser(config: Mapping[str, Any], seed: int, dtype: torch.dtype = torch.float32) -> Denoiser:
-    """A denoiser with random weights of this seed, by what diffusers writes into config.json.
+    """A denoiser with random weights from `seed`; `config` is the content of a config.json of diffusers.
 
     Raises:
-        ModelError: a class that we do not know how to call, or options that it does not take.
+        ModelError: `CALLS` lacks the class, the class refuses the options, or diffusers is not installed.
     """
     name = config["_class_name"]
     if name not in CALLS:
@@ -69,33 +69,34 @@ def make_denoiser(config: Mapping[str, Any], seed: int, dtype: torch.dtype = tor
             f"Did you mean `{close}`?" if close else f"Known: {', '.join(CALLS)}.",
         )
     try:
-        kind = getattr(lazy("diffusers"), name)
+        network = getattr(lazy("diffusers"), name)
     except ModuleNotFoundError as error:
         raise ModelError("Denoisers need diffusers.", "pip install 'luthier[diffusion]'") from error
     options = {key: value for key, value in config.items() if not key.startswith("_")}
+    # The weights must not depend on what was drawn before, nor change what is drawn after.
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         try:
-            module = kind(**options)
+            module = network(**options)
         except (TypeError, ValueError) as error:
             raise ModelError(f"model.config: {name} cannot be made: {error}.") from error
     identity = json.dumps([config, seed], sort_keys=True)
     _quiet()
-    return Denoiser(module.to(dtype).eval(), PLAIN, hashlib.sha256(identity.encode()).hexdigest()[:16])
+    return Denoiser(module.to(dtype).eval(), EVEN_LEVELS, hashlib.sha256(identity.encode()).hexdigest()[:16])
 
 
 def _quiet() -> None:
-    """Keep diffusers' notices out of our output; its errors still reach us."""
+    """Keep the notices and progress bars of diffusers out of our output; its errors still appear."""
     logging = lazy("diffusers.utils.logging")
     logging.set_verbosity_error()
     logging.disable_progress_bar()
 
 
 def shift_of(scheduler: Mapping[str, Any], shape: Sequence[int]) -> float:
-    """How far the scheduler moves levels towards the noise, for latents of this shape [C,H,W].
+    """The `shift` of `solver_levels` that the scheduler asks for, for latents of this shape [C,H,W].
 
-    A dynamic shift grows with the number of 2×2 patches: exp(μ), μ on the line that the config's four numbers draw
-    (as diffusers' pipelines of FLUX and SD3 give it).
+    A dynamic shift grows with the number of 2×2 patches: exp(μ), with μ linear in that number through the points
+    (`base_image_seq_len`, `base_shift`) and (`max_image_seq_len`, `max_shift`), as diffusers has it.
     """
     if not scheduler.get("use_dynamic_shifting"):
         return float(scheduler.get("shift", 1.0))

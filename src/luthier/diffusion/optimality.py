@@ -1,4 +1,7 @@
-"""From the rewards of groups of samples to the probability that each is optimal, and which groups teach anything."""
+"""DiffusionNFT's optimality: from the rewards of groups of samples to the probability that each is optimal.
+
+Source: arXiv 2509.16117 and its released code.
+"""
 
 from __future__ import annotations
 
@@ -10,17 +13,15 @@ Mode = Literal["all", "positive_only", "negative_only", "one_only", "binary"]
 
 
 def advantages(rewards: numpy.ndarray) -> numpy.ndarray:
-    """Rewards [G,K] less their group's mean, over the standard deviation of all (population) + 1e-4.
-
-    A group of equal rewards gets exactly 0: the mean of equal numbers may be off in the last bit.
-    """
+    """Rewards [G,K] minus the mean of their group, over the population standard deviation of all rewards + 1e-4."""
+    # A group of equal rewards gets exactly 0: the mean of equal numbers may differ from them in the last bit.
     equal = rewards.min(1, keepdims=True) == rewards.max(1, keepdims=True)
     means = numpy.where(equal, rewards[:, :1], rewards.mean(1, keepdims=True))
     return (rewards - means) / (rewards.std() + 1e-4)
 
 
 def optimality(advantage: numpy.ndarray, clip: float = 5.0, mode: Mode = "all") -> numpy.ndarray:
-    """r = (clip(A, ±clip)/clip + 1) / 2 in [0,1]; 1/2 says nothing about a sample.
+    """r = (clip(A, ±clip)/clip + 1) / 2 in [0,1], like A; a sample of 1/2 is neither good nor bad.
 
     `positive_only`, `negative_only`: the other sign counts as 0; `one_only`: A is 1 where positive, else 0;
     `binary`: A is its sign.
@@ -38,18 +39,18 @@ def optimality(advantage: numpy.ndarray, clip: float = 5.0, mode: Mode = "all") 
 
 
 def group_filter(rewards: numpy.ndarray, min_std: float, max_mean: float) -> tuple[numpy.ndarray, numpy.ndarray]:
-    """Which groups of rewards [G,K] are trained on [G], and which prompts are solved and never drawn again [G].
+    """Which groups of rewards [G,K] are trained on, and which prompts are solved and not drawn again: bool [G] each.
 
-    Trained on: spread above `min_std` and mean below `max_mean`. Solved: spread below and mean above.
+    Trained on: standard deviation above `min_std` and mean below `max_mean`. Solved: both the other way.
     """
-    spread, mean = rewards.std(1), rewards.mean(1)
-    return (spread > min_std) & (mean < max_mean), (spread < min_std) & (mean > max_mean)
+    std, mean = rewards.std(1), rewards.mean(1)
+    return (std > min_std) & (mean < max_mean), (std < min_std) & (mean > max_mean)
 
 
 def return_decay(step: int, kind: Literal[0, 1, 2]) -> float:
-    """Share of itself that `old` keeps after a rollout, when `step` updates are done in all.
+    """The share of its weights that the `old` set keeps after a rollout, when `step` updates were made in all.
 
-    Kind 0: nothing; 1: 0.001 · step, at most 0.5; 2: nothing before step 75, then 0.0075 · (step - 75), at most 0.999.
+    Kind 0: 0; 1: 0.001 · step, at most 0.5; 2: 0 before step 75, then 0.0075 · (step - 75), at most 0.999.
     """
     if kind == 0:
         return 0.0

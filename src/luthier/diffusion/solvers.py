@@ -1,4 +1,4 @@
-"""Solvers: from noise to a sample along a denoiser's velocity. Deterministic; the noise is the only chance."""
+"""Solvers: from noise to a sample along the velocity of a denoiser. The noise decides the sample: nothing is drawn."""
 
 from __future__ import annotations
 
@@ -16,28 +16,30 @@ Solver = Callable[[Velocity, Tensor, Sequence[float]], Tensor]
 
 
 def euler(velocity: Velocity, noise: Tensor, levels: Sequence[float]) -> Tensor:
-    """One straight step from each level (falling from 1 to 0) to the next."""
+    """Euler's method from noise [R,...]: one straight step from each level, falling from 1 to 0, to the next."""
     x = noise
-    for here, there in pairwise(levels):
-        x = x + (there - here) * velocity(x, _level(x, here))
+    for current, following in pairwise(levels):
+        x = x + (following - current) * velocity(x, _levels(x, current))
     return x
 
 
 def dpm2(velocity: Velocity, noise: Tensor, levels: Sequence[float], order: int = 2) -> Tensor:
-    """DPM-Solver++ of second order, multistep: each step also uses the previous prediction of the clean sample.
+    """DPM-Solver++ of second order, multistep, from noise [R,...] along levels that fall from 1 to 0.
 
-    Written in λ = log((1-σ)/σ); the first step and the last, where λ has no end, are of first order, which is
-    `euler`. Source: arXiv 2211.01095, algorithm 2, on the straight path.
+    Each step also uses the previous prediction of the clean sample, extrapolated in λ = log((1-σ)/σ). The first step
+    and the last are of first order, which is `euler`. Source: arXiv 2211.01095, algorithm 2, on the straight path.
     """
-    x, previous, gap = noise, None, math.inf
-    for index, (here, there) in enumerate(pairwise(levels)):
-        clean = x - here * velocity(x, _level(x, here))
-        step = _log_ratio(there) - _log_ratio(here)
-        guess = clean
+    x, previous, previous_step = noise, None, math.inf
+    for index, (current, following) in enumerate(pairwise(levels)):
+        clean = x - current * velocity(x, _levels(x, current))
+        step = _log_ratio(following) - _log_ratio(current)
+        extrapolated = clean
+        # λ is infinite at both ends: the first step has no previous prediction, the last no finite length.
         if order == 2 and previous is not None and index < len(levels) - 2:
-            guess = clean + step / (2 * gap) * (clean - previous)
-        x = there / here * x + (1 - there - (1 - here) * there / here) * guess
-        previous, gap = clean, step
+            extrapolated = clean + step / (2 * previous_step) * (clean - previous)
+        ratio = following / current
+        x = ratio * x + (1 - following - (1 - current) * following / current) * extrapolated
+        previous, previous_step = clean, step
     return x
 
 
@@ -47,7 +49,7 @@ def _log_ratio(level: float) -> float:
     return math.log((1 - level) / level)
 
 
-def _level(x: Tensor, level: float) -> Tensor:
+def _levels(x: Tensor, level: float) -> Tensor:
     return torch.full((len(x),), level, dtype=x.dtype, device=x.device)
 
 

@@ -99,7 +99,7 @@ def candidate_features(
     with reading(policy.module):
         for micro in micro_batches.cut(rows, "padded"):
             batch = micro_batches.collate(micro, "padded").to(device)
-            features = {name: tensor.cpu() for name, tensor in selector.look(policy, batch, state).items()}
+            features = {name: tensor.cpu() for name, tensor in selector.features(policy, batch, state).items()}
             for position, row in enumerate(micro):
                 row_features = {name: tensor[position] for name, tensor in features.items()}
                 share.append((index_of[id(row)], row_features))

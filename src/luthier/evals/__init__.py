@@ -1,1 +1,1 @@
-"""How good an answer is: metrics, evaluation of a model on records, retention."""
+"""Metrics, the evaluation of a model on records, and retention."""

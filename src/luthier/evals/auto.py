@@ -1,4 +1,4 @@
-"""Which metric fits, from the shape of the data alone."""
+"""The choice of a metric (`metric: auto`) by the shape of the records and references."""
 
 from __future__ import annotations
 
@@ -9,19 +9,20 @@ from luthier.data.parsers import parse_json
 from luthier.errors import DataError
 from luthier.types import Record
 
-LABELS = 20  # more different answers than this are not labels
+LABELS = 20
+"""Most different references that count as labels of a classification."""
 LABEL_WORDS = 6
-NEARLY = 0.9  # a fallback says so when this share fits a shape that not all fit
+NEARLY = 0.9
+"""Share of references of a shape from which the reason names the first that is not of it: it may be a broken line."""
 _ENDS_IN_NUMBER = re.compile(r"(^|[\s$€£=(:])[-+]?\d[\d.,]*\d?\s*[%°)]?\s*\.?\s*$")
 
 
 def choose_metric(records: Sequence[Record], references: Sequence[str]) -> tuple[str, str]:
-    """The metric for these records, and the reason in words.
+    """The metric for these records, and the reason as a clause.
 
-    In this order: every record has `choices` → choice; every record is a pair of a chosen and a rejected answer →
-    preference_accuracy; every reference is a JSON object or list →
-    json_fields; every reference ends in a number or holds `####` → number; few different short
-    references → exact; else chrf.
+    The first that applies: every record has `choices` → choice; every record is a pair of a chosen and a rejected
+    answer → preference_accuracy; every reference is a JSON object or list → json_fields; every reference ends in a
+    number or holds `####` → number; few different short references → exact; otherwise chrf.
 
     Raises:
         DataError: there are no records.
@@ -29,6 +30,7 @@ def choose_metric(records: Sequence[Record], references: Sequence[str]) -> tuple
     if not records:
         raise DataError("There are no records to choose a metric for.", "Check the source of the evaluation set.")
     count = len(records)
+    # In this order: a record with choices may also have a number as its reference.
     if all("choices" in record.fields for record in records):
         return "choice", f"all {count} records have `choices`"
     if all(record.shape == "preference" for record in records):
@@ -56,6 +58,7 @@ def _is_numeric(text: str) -> bool:
 
 
 def _nearly(records: Sequence[Record], shapes: dict[str, tuple[str, list[bool]]]) -> str:
+    """A remark on the first shape that most references, but not all, have; empty if there is none."""
     for name, (words, fits) in shapes.items():
         if sum(fits) >= NEARLY * len(fits):
             first = records[fits.index(False)]

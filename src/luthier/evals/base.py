@@ -1,4 +1,4 @@
-"""What a metric is, and what evaluating produces. Nothing here imports torch."""
+"""The family of metrics, and the scores that an evaluation produces. Nothing here imports torch."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from luthier.types import Record
 
 
 class EvaluationError(LuthierError):
-    """Records cannot be scored; names the record."""
+    """A record cannot be scored; the message names the record."""
 
 
 class Metric(Part):
-    """Scores the answers to records, each in [0,1], higher is better.
+    """Scores the answers to records, each score in [0,1], higher is better.
 
-    `NEEDS` says what of: ("generation",) a generated text, ("choices",) the log-probability of each of
-    the record's `choices`, ("logprobs",) the log-probability of the reference, ("pairs",) those of a chosen and a
-    rejected answer. `RIGHT` is the score from which an answer counts as right (retention). A metric with
-    `RANKS = False` is shown and never decides.
-
-    EXAMPLES are answers and what they are worth, which the matrix tries: (options, {text, gold, and columns of the
-    record}, score).
+    NEEDS: what a metric scores: ("generation",) a generated text, ("choices",) the log-probability of each of the
+        record's `choices`, ("logprobs",) the log-probability of the reference, ("pairs",) the log-probabilities of a
+        chosen and a rejected answer. `evals/answering.py` has one class for each.
+    RIGHT: the score from which an answer counts as right (retention).
+    RANKS: False for a metric that is shown and never decides between methods.
+    EXAMPLES: answers with their scores, which `luthier check` tries: (options, {text, gold, and columns of the record},
+        score).
 
     Raise ValueError for a reference that cannot be scored: the message is shown with the record's name.
     """
@@ -37,26 +37,31 @@ class Metric(Part):
     EXAMPLES: ClassVar[tuple[tuple[dict[str, Any], dict[str, Any], float], ...]] = ()
 
     def score(self, prediction: str, record: Record, reference: str) -> float:
-        """The score of a generated or chosen answer."""
+        """The score of a generated or chosen answer (NEEDS generation or choices)."""
         raise self._without("score")
 
     def pick(self, logprobs: Sequence[float], choices: Sequence[str], tokens: Sequence[int]) -> int:
-        """The index of the choice taken, from summed log-probabilities and token counts (NEEDS choices)."""
+        """The index of the best choice (NEEDS choices).
+
+        Args:
+            logprobs: per choice, the log-probability summed over its tokens, in nats.
+            tokens: per choice, its number of tokens.
+        """
         raise self._without("pick")
 
     def of_logprobs(self, total: float, targets: int) -> float:
-        """An item's value from the summed log-probability of its targets (NEEDS logprobs)."""
+        """An item's score from `total`, the log-probability summed over its `targets` tokens (NEEDS logprobs)."""
         raise self._without("of_logprobs")
 
     def of_pair(self, chosen: tuple[float, int], rejected: tuple[float, int]) -> float:
-        """The score of a pair, each answer given by its summed log-probability and token count (NEEDS pairs)."""
+        """The score of a pair; each answer is its summed log-probability and its number of tokens (NEEDS pairs)."""
         raise self._without("of_pair")
 
-    def _without(self, verb: str) -> EvaluationError:
-        return EvaluationError(f"{type(self).__name__} NEEDS {', '.join(self.NEEDS)} but does not define `{verb}`.")
+    def _without(self, method: str) -> EvaluationError:
+        return EvaluationError(f"{type(self).__name__} NEEDS {', '.join(self.NEEDS)} but does not define `{method}`.")
 
     def combine(self, scores: Sequence[float], weights: Sequence[int]) -> float:
-        """One number from all items; `weights` are target counts for NEEDS logprobs and 1 otherwise."""
+        """One number for all items; `weights` are the numbers of targets for NEEDS logprobs and 1 otherwise."""
         return sum(scores) / len(scores)
 
 
@@ -64,7 +69,8 @@ class Metric(Part):
 class Item:
     """One record's answer and score; a line of evaluation.jsonl.
 
-    `pictures` show the prompt, the reference or the prediction (under these names) where it is one: PNG as data URIs.
+    `pictures` holds the prompt, the reference or the prediction (under these names) if it is an image: a PNG as a data
+    URI. `finish` is "stop" or "length", and None if nothing was generated.
     """
 
     id: str
@@ -72,19 +78,21 @@ class Item:
     reference: str
     prediction: str
     score: float
-    finish: str | None  # "stop" or "length"; None when nothing was generated
+    finish: str | None
     metric: str
     right: bool
     pictures: Mapping[str, str] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         line = asdict(self)
-        return line if self.pictures else {key: value for key, value in line.items() if key != "pictures"}
+        if not self.pictures:
+            del line["pictures"]
+        return line
 
     @classmethod
     def from_json(cls, line: Mapping[str, Any]) -> Item:
         """From a line of evaluation.jsonl, which may hold more keys (`set`)."""
-        known = {one.name for one in fields(cls)}
+        known = {attribute.name for attribute in fields(cls)}
         return cls(**{key: value for key, value in line.items() if key in known})
 
 
@@ -92,10 +100,14 @@ class Item:
 class Evaluation:
     """All items of one model on one set, ordered by record id.
 
-    `name` is the metric's, or `mixed` when records carry their own; `reason` says who chose it.
-    `generated` counts tokens written by the model, a cost that the table shows. Without `ranks` the mean
-    is shown as it is (no share of 1) and decides nothing. `sheet` is a PNG of what was drawn, if anything was.
-    `further` are numbers by name that are shown and decide nothing.
+    Attributes:
+        mean: the metric's number for all items.
+        name: the metric, or `mixed` if the items have several.
+        reason: who chose the metric.
+        generated: tokens that the model wrote, a cost that the table shows.
+        ranks: False if the mean is no share of 1 and decides nothing.
+        sheet: a PNG of the images that the model drew; empty if it drew none.
+        further: numbers by name that are shown and decide nothing.
     """
 
     items: list[Item]
@@ -112,7 +124,7 @@ class Evaluation:
         return len(self.items)
 
     def to_json(self) -> dict[str, Any]:
-        """The summary; items are lines of their own file."""
+        """The summary for run.json, without the items, which evaluation.jsonl holds."""
         return {
             "metric": self.name,
             "n": self.n,

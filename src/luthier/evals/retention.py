@@ -1,4 +1,4 @@
-"""What a model still knows after training. Nothing here imports torch."""
+"""Retention: which right answers of the base model a trained model keeps. Nothing here imports torch."""
 
 from __future__ import annotations
 
@@ -11,11 +11,15 @@ from luthier.evals.base import EvaluationError, Item
 
 @dataclass(frozen=True)
 class Retention:
-    """Right answers before and after.
+    """Right answers of the base model and of a trained model on the same items.
 
-    `kept`: share of the items the base has right that are still right; None, with the `reason`, when
-    the base has none right. `net_change`: share right after minus share right before, in points (-100 to 100).
-    An item is right when its score reaches its metric's `RIGHT` (1, or 0.5 for chrf and token_f1).
+    An item is right if its score reaches its metric's `RIGHT` (1, or 0.5 for chrf and token_f1).
+
+    Attributes:
+        kept: of the items that the base has right, the share that the trained model has right; None if there are none.
+        base_right: number of items that the base has right.
+        net_change: share right after training minus share right before, in points (-100 to 100).
+        reason: why `kept` is None.
     """
 
     kept: float | None
@@ -29,21 +33,22 @@ class Retention:
 
 
 def retention(base: Sequence[Item], after: Sequence[Item]) -> Retention:
-    """Compare the same items answered by the base and by a trained model.
+    """Compare the base's and a trained model's answers to the same items.
 
     Raises:
-        EvaluationError: no items, or items that only one of the two has answered.
+        EvaluationError: no items, or items that only one of the two models has answered.
     """
-    before, now = {item.id: item for item in base}, {item.id: item for item in after}
-    if before.keys() != now.keys() or not before:
-        odd = sorted(before.keys() ^ now.keys())
-        named = f"record {odd[0]} and {len(odd) - 1} others are in only one of the two" if odd else "there are none"
+    right_before = {item.id: item.right for item in base}
+    right_after = {item.id: item.right for item in after}
+    if right_before.keys() != right_after.keys() or not right_before:
+        odd = sorted(right_before.keys() ^ right_after.keys())
+        fault = f"record {odd[0]} and {len(odd) - 1} others are in only one of the two" if odd else "there are none"
         raise EvaluationError(
-            f"Retention compares the same items of base and trained model, but {named}.",
+            f"Retention compares the same items of base and trained model, but {fault}.",
             "Evaluate both on the same `retain` set.",
         )
-    right = [name for name, item in before.items() if item.right]
-    change = 100 * (sum(item.right for item in now.values()) - len(right)) / len(before)
-    if not right:
-        return Retention(None, 0, change, len(before), "the base has no item right, so there is nothing to keep")
-    return Retention(sum(now[name].right for name in right) / len(right), len(right), change, len(before))
+    total, known = len(right_before), [name for name, right in right_before.items() if right]
+    change = 100 * (sum(right_after.values()) - len(known)) / total
+    if not known:
+        return Retention(None, 0, change, total, "the base has no item right, so there is nothing to keep")
+    return Retention(sum(right_after[name] for name in known) / len(known), len(known), change, total)

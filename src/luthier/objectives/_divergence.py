@@ -1,4 +1,8 @@
-"""Divergences and expectations of categorical distributions given by logits, with lean backwards."""
+"""Divergences and expectations of categorical distributions, from logits.
+
+Each is an autograd function with its gradient written out: the forward saves one [n,V] tensor for the backward, where
+autograd would save every intermediate. Operations in place (`sub_`, `mul_`) reuse that memory for the same reason.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-FAR = 1e30
-"""Bound of log-probabilities and of their differences: a token that is ruled out (a logit of -inf) then adds
-0 · FAR = 0 where its probability is 0, and not 0 · inf."""
+LOG_BOUND = 1e30
+"""Bound of log-probabilities and of their differences. A token with a logit of -inf then contributes
+0 · LOG_BOUND = 0 where its probability is 0; 0 · inf would be NaN."""
 
 
 class _ForwardKL(torch.autograd.Function):
@@ -25,9 +29,9 @@ class _ForwardKL(torch.autograd.Function):
         return distance
 
     @staticmethod
-    def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor, None]:
-        (difference,) = ctx.saved_tensors
-        return difference * outer[0][:, None], None
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None]:
+        (grad_logits,) = ctx.saved_tensors
+        return grad_logits * grad_outputs[0][:, None], None
 
 
 class _ReverseKL(torch.autograd.Function):
@@ -43,9 +47,9 @@ class _ReverseKL(torch.autograd.Function):
         return distance
 
     @staticmethod
-    def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor, None]:
-        (slope,) = ctx.saved_tensors
-        return slope * outer[0][:, None], None
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None]:
+        (grad_logits,) = ctx.saved_tensors
+        return grad_logits * grad_outputs[0][:, None], None
 
 
 class _Entropy(torch.autograd.Function):
@@ -54,16 +58,16 @@ class _Entropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits: Tensor) -> Tensor:
         log_p = torch.log_softmax(logits, dim=-1)
-        log_p.clamp_(min=torch.finfo(log_p.dtype).min)  # a token that is ruled out adds 0, not 0 · inf
+        log_p.clamp_(min=torch.finfo(log_p.dtype).min)  # a logit of -inf contributes 0, not 0 · inf = NaN
         p = log_p.exp()
-        value = -torch.linalg.vecdot(p, log_p)
-        ctx.save_for_backward(log_p.add_(value[:, None]).mul_(p))
-        return value
+        entropies = -torch.linalg.vecdot(p, log_p)
+        ctx.save_for_backward(log_p.add_(entropies[:, None]).mul_(p))
+        return entropies
 
     @staticmethod
-    def backward(ctx: Any, *outer: Tensor) -> Tensor:
-        (falling,) = ctx.saved_tensors
-        return falling * -outer[0][:, None]
+    def backward(ctx: Any, *grad_outputs: Tensor) -> Tensor:
+        (negative_grad,) = ctx.saved_tensors
+        return negative_grad * -grad_outputs[0][:, None]
 
 
 class _WeightedLogProb(torch.autograd.Function):
@@ -71,21 +75,22 @@ class _WeightedLogProb(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, coefficients: Tensor) -> Tensor:
-        log_p = torch.log_softmax(logits, dim=-1).clamp_(min=-FAR)
-        value = torch.linalg.vecdot(coefficients, log_p)
+        # A coefficient of 0 on a logit of -inf must contribute 0: 0 · -inf would be NaN.
+        log_p = torch.log_softmax(logits, dim=-1).clamp_(min=-LOG_BOUND)
+        expectation = torch.linalg.vecdot(coefficients, log_p)
         total = coefficients.sum(-1, keepdim=True)
         ctx.save_for_backward(torch.addcmul(coefficients, log_p.exp_(), total, value=-1))
-        return value
+        return expectation
 
     @staticmethod
-    def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor, None]:
-        (difference,) = ctx.saved_tensors
-        return difference * outer[0][:, None], None
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None]:
+        (grad_logits,) = ctx.saved_tensors
+        return grad_logits * grad_outputs[0][:, None], None
 
 
 def _bounded(difference: Tensor) -> Tensor:
-    """log q - log p, in place: 0 where both rule a token out, ±FAR where one of them does."""
-    return difference.nan_to_num_(nan=0.0, posinf=FAR, neginf=-FAR)
+    """log q - log p, in place: 0 where both are -inf, ±LOG_BOUND where one of them is."""
+    return difference.nan_to_num_(nan=0.0, posinf=LOG_BOUND, neginf=-LOG_BOUND)
 
 
 def entropy(logits: Tensor) -> Tensor:
@@ -101,7 +106,7 @@ def weighted_logprob(logits: Tensor, coefficients: Tensor) -> Tensor:
 def kl_from_reference(logits: Tensor, reference: Tensor) -> Tensor:
     """KL(reference || policy) = Σ_v q (log q - log p): logits [n,V] twice → [n]; gradient to the first.
 
-    A token that the policy alone rules out makes it FAR times its q, not infinite.
+    A token with p = 0 and q > 0 contributes q · LOG_BOUND: a finite loss, too large to be overlooked.
     """
     return _ForwardKL.apply(logits, reference)
 

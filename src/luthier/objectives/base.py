@@ -26,18 +26,20 @@ RENAMED_HOOKS = {"moves": "has_gradient", "scope": "micro_batch_context"}
 
 
 class Objective(Part):
-    """A loss over batches. Verbs: `units`, `terms`.
+    """A loss over batches. Methods to write: `terms`, and `units` where the loss has a denominator of its own.
 
     Hooks: `has_gradient`, `companions`, `start`, `prepare`, `micro_batch_context`, `update_terms`, `after_step`.
 
-    MODALITY names the policy that it is given: "language", "contrastive" or "diffusion". NEEDS names what its data
-    must have: "pairs" (of a chosen and a rejected answer), "labels" (each answer said to be good or bad; those of
-    pairs are) or the FORM of another shape of several answers (`data/forms/`); without it such data give their good
-    answers alone.
-    DETACHED names what the loss takes as constant although it depends on the weights (a detached weight), under the
-    first of SETTINGS; an objective without it has a gradient that is the derivative of its loss. WHOLE_ROWS says that
-    it looks at positions that are no targets: its records then never share a prompt in a batch. READS_TARGETS = False
-    says that it looks at the distributions at its targets and never asks which token stands there.
+    MODALITY: the kind of policy, "language", "contrastive" or "diffusion".
+    NEEDS: the answers that the data must hold: "pairs" (a chosen and a rejected answer), "labels" (each answer is
+    good or bad; pairs provide both) or the FORM of another data shape with several answers (`data/forms/`). An
+    objective without NEEDS reads only the good answers of such data.
+    READS: streams of the rows, `logprobs:<reference>` and `logits:<reference>`.
+    UNIT: the count of the update that the loss is divided by, a key of `units`.
+    DETACHED: quantities that depend on the weights and that the loss treats as constants, under the first of
+    SETTINGS. Without DETACHED, `luthier check` compares the gradient with the derivative of the loss.
+    WHOLE_ROWS: True where the loss reads positions that are not targets; the rows of a batch then never share a
+    prompt. READS_TARGETS: False where the loss reads the distributions at the targets and not the target tokens.
     """
 
     SLOT: ClassVar[str] = "objective"
@@ -57,22 +59,25 @@ class Objective(Part):
 
     @property
     def unit(self) -> str:
-        """What the loss is divided by: UNIT, unless an option chooses."""
+        """The count that the loss is divided by: UNIT, unless an option chooses."""
         return self.UNIT
 
     @property
     def reads(self) -> tuple[str, ...]:
-        """The streams and references that it needs: READS, unless options choose."""
+        """The streams and references that the loss reads: READS, unless options choose."""
         return self.READS
 
     @property
     def needs_adapter(self) -> bool:
-        """Whether it needs a tuner that adds a low-rank adapter; False, unless options choose."""
+        """Whether the tuner must add a low-rank adapter; False, unless options choose."""
         return False
 
     def units(self, batch: Batch) -> dict[str, float]:
-        """Counts that terms may be divided by, from ids and streams only; without tokens there are records alone."""
-        if "weights" not in batch.streams:
+        """Counts of a micro-batch that terms may be divided by: {unit: count}; the engine sums them over the update.
+
+        They depend on ids and streams alone, since the engine needs them before the first forward.
+        """
+        if "weights" not in batch.streams:  # a batch without tokens (images, latents) counts records alone
             return {"records": float(len(batch.examples))}
         rows, columns = batch.targets()
         weights = batch.weights[rows, columns]
@@ -87,22 +92,26 @@ class Objective(Part):
         return True
 
     def terms(self, policy: Any, batch: Batch, update: Update) -> list[Term]:
-        """The summands of this micro-batch's loss."""
+        """The summands of this micro-batch's loss: sums over rows or positions, each with the unit that divides it.
+
+        Raises:
+            RecipeError: the class defines no loss.
+        """
         raise RecipeError(
             f"{type(self).__name__} has no loss: write `token_loss` (TokenObjective), `sequence_loss`"
             " (SequenceObjective) or `terms`."
         )
 
     def companions(self, policy: Any) -> dict[str, Companion]:
-        """Hook: modules to train beside the model, by name; made before the optimiser."""
+        """Hook: {name: module} to train together with the model; called before the optimiser is built."""
         return {}
 
     def start(self, policy: Any) -> Any:
-        """Hook: mutable state, or None. It needs `state_dict() -> {name: Tensor}` and `load_state_dict`."""
+        """Hook: mutable state, or None. The state needs `state_dict() -> {name: Tensor}` and `load_state_dict`."""
         return None
 
     def prepare(self, policy: Any, update: Update) -> None:
-        """Hook: look at all micro-batches of the update before the first training forward."""
+        """Hook: read all micro-batches of the update before the first training forward."""
 
     def micro_batch_context(self, policy: Any, batch: Batch, update: Update) -> AbstractContextManager[Any]:
         """Hook: a context around forward and backward of one micro-batch."""
@@ -119,8 +128,8 @@ class Objective(Part):
 class TokenObjective(Objective):
     """A loss that is a sum over target positions: write `token_loss(view) -> [n]`.
 
-    Each value is multiplied by the position's weight and the sum divided by the update's global count of
-    `unit` ("targets", "weights" or "records"; a mean per record divides by `view.record_targets` first).
+    The engine multiplies each position's loss by its token weight and divides the sum by the update's global count
+    of `unit`: "targets", "weights" or "records". A mean per record divides by `view.record_targets` first.
     """
 
     def token_loss(self, view: TokenView) -> Tensor:
@@ -133,16 +142,20 @@ class TokenObjective(Objective):
         return [Term(total, self.unit), *self.hidden_terms(policy, batch, hidden, update)]
 
     def hidden_terms(self, policy: TokenPolicy, batch: Batch, hidden: Tensor, update: Update) -> list[Term]:
-        """Hook: terms of the hidden states [N,D] that the head reads, besides the token loss."""
+        """Hook: further terms, of the hidden states [N,D] that the output head reads."""
         return []
 
     def weighted(self, view: TokenView) -> Tensor:
-        """token_loss × weights, with the shape checked once and for all."""
+        """token_loss × weights, [n].
+
+        Raises:
+            RecipeError: `token_loss` did not return one value per target.
+        """
         loss = self.token_loss(view)
         if not hasattr(loss, "shape") or loss.shape != view.targets.shape:
-            found = tuple(loss.shape) if hasattr(loss, "shape") else type(loss).__name__
+            returned = tuple(loss.shape) if hasattr(loss, "shape") else type(loss).__name__
             raise RecipeError(
-                f"{type(self).__name__}.token_loss returned {found}; expected one value per target,"
+                f"{type(self).__name__}.token_loss returned {returned}; expected one value per target,"
                 f" {tuple(view.targets.shape)}.",
                 "Return the per-token values, without sum or mean: the engine divides by the global count.",
             )
@@ -162,29 +175,31 @@ class SequenceObjective(Objective):
         view = sequence_view(policy, batch, update)
         update.meter("nll", -view.logprob.detach().sum(), "targets")
         loss = check_one_per(self.sequence_loss(view), view.count, f"{type(self).__name__}.sequence_loss", "record")
+        # A record without targets is in no count of `units`, so its loss must not enter the sum either.
         return [Term((loss * (view.count > 0)).sum(), self.unit)]
 
 
 class CoupledObjective(Objective):
-    """A loss in which the records of an update meet: write `features` and `coupled_loss`.
+    """A loss that compares the records of an update with one another: write `features` and `coupled_loss`.
 
-    The engine gathers the features of all micro-batches and ranks, takes the loss once, and brings its gradient
-    back to each record in a second forward: exact under any split.
+    The engine gathers the features of all micro-batches and ranks, computes the loss and ∂loss/∂features once, and
+    runs each micro-batch forward again to backpropagate that gradient (gradient caching, arXiv 2101.06983). The
+    gradient is exact however the update is split.
     """
 
     COUPLES: ClassVar[bool] = True
     UNIT: ClassVar[str] = "records"
 
     def features(self, policy: Any, batch: Batch) -> dict[str, Tensor]:
-        """What the loss needs of each of the batch's R records: name → [R,...], without sums over records."""
+        """Features of the batch's R records: {name: [R,...]}. Each row depends on its own record alone."""
         raise RecipeError(f"{type(self).__name__} does not define `features(self, policy, batch)`.")
 
     def coupled_loss(self, features: dict[str, Tensor], streams: dict[str, Tensor], update: Update) -> list[Term]:
-        """Terms from the features and row streams of all records of the update, in one order of records."""
+        """Terms from the features and row streams of all records of the update; row i of each is the same record."""
         raise RecipeError(f"{type(self).__name__} does not define `coupled_loss(self, features, streams, update)`.")
 
     def terms(self, policy: Any, batch: Batch, update: Update) -> list[Term]:
-        """A sum of value 0 whose gradient is the coupled loss's: its coefficient is in `feature_grads`."""
+        """Terms of value 0 whose gradient is the coupled loss's; coefficients are already in `feature_grads`."""
         feature_grads = update.feature_grads_of(self, batch)
         if not feature_grads:
             return []
@@ -194,31 +209,43 @@ class CoupledObjective(Objective):
         for name, grad in feature_grads.items():
             if features[name].requires_grad:
                 values = features[name].to(grad.dtype)
+                # f - sg[f] is 0, so the reported loss stays that of `coupled_loss`; its derivative is `grad`.
                 terms.append(Term(((values - values.detach()) * grad).sum(), None))
         return terms
 
 
-def check_one_per(loss: Any, count: Tensor, verb: str, what: str) -> Tensor:
-    """The loss, if it has one value for each of these."""
+def check_one_per(loss: Any, count: Tensor, method: str, unit: str) -> Tensor:
+    """The loss, if its shape is that of `count`.
+
+    Raises:
+        RecipeError: it has another shape; the message names the method and what it returns one value per.
+    """
     if not hasattr(loss, "shape") or loss.shape != count.shape:
-        found = getattr(loss, "shape", type(loss).__name__)
-        raise RecipeError(f"{verb} returned {found}; expected one value per {what}, {tuple(count.shape)}.")
+        returned = getattr(loss, "shape", type(loss).__name__)
+        raise RecipeError(f"{method} returned {returned}; expected one value per {unit}, {tuple(count.shape)}.")
     return loss
 
 
 def _records(batch: Batch, rows: Sequence[int]) -> int:
-    """Records that these rows make up, each as often as it was drawn: an update may be larger than the data set."""
-    times: dict[str, int] = {}
+    """Number of records that these rows come from; a record counts as often as it was drawn.
+
+    An update may be larger than the data set, so the same record may be drawn twice. Each of its examples then occurs
+    twice, hence the largest count of one example is the number of draws.
+    """
+    draws: dict[str, int] = {}
     for (record, _), count in Counter((batch.records[row], batch.examples[row]) for row in rows).items():
-        times[record] = max(times.get(record, 0), count)
-    return sum(times.values())
+        draws[record] = max(draws.get(record, 0), count)
+    return sum(draws.values())
 
 
 def total_of(terms: Iterable[Term], counts: Mapping[str, float]) -> Tensor | None:
-    """Σ coefficient × total / count; a unit whose global count is 0 contributes nothing. None without any term."""
-    pieces = [
-        term.coefficient * term.total / (1.0 if term.unit is None else counts[term.unit])
-        for term in terms
-        if term.unit is None or counts[term.unit]
-    ]
-    return torch.stack([piece.reshape(()) for piece in pieces]).sum() if pieces else None
+    """Σ coefficient × total / count, a scalar; None if there is no term.
+
+    A term whose unit has a global count of 0 is skipped: no row of the update has such a unit.
+    """
+    pieces: list[Tensor] = []
+    for term in terms:
+        count = 1.0 if term.unit is None else counts[term.unit]
+        if count:
+            pieces.append((term.coefficient * term.total / count).reshape(()))
+    return torch.stack(pieces).sum() if pieces else None

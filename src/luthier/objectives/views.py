@@ -1,4 +1,4 @@
-"""What a loss sees of a micro-batch: its target positions in chunks, or its rows, and how one forward gives them."""
+"""Views of a micro-batch that losses read: target positions in chunks, or rows; and the forward that fills them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ else:
 
 @dataclass
 class MicroBatchTargets:
-    """All N targets of a micro-batch, without gradient: for a loss that must know a token's whole record."""
+    """All N targets of a micro-batch, without gradient: for losses that need statistics of a token's record."""
 
     head: heads.Head
     hidden: Tensor  # [N,D]
@@ -37,9 +37,9 @@ class MicroBatchTargets:
 
     @cached_property
     def logprob(self) -> Tensor:
-        """log p(target) under the trained model, [N], from a pass of the head of its own."""
+        """log p(target) under the trained model, [N]; costs one more pass of the output head."""
         with torch.no_grad():
-            return self.head.map(self.hidden, lambda piece, z: heads.target_logprob(z, self.targets[piece]))
+            return self.head.map(self.hidden, lambda piece, logits: heads.target_logprob(logits, self.targets[piece]))
 
     def mean(self, values: Tensor) -> Tensor:
         """Mean of values [N] over each position's record, [N]."""
@@ -49,17 +49,17 @@ class MicroBatchTargets:
 
 @dataclass
 class TokenView:
-    """One chunk of n target positions. All tensors are detached from nothing: losses differentiate `logits`."""
+    """One chunk of n target positions. `logits` is part of the graph: losses are differentiated through it."""
 
-    logits: Tensor  # [n,V], fp32 or wider; overwritten afterwards: what is kept of them must be cloned
+    logits: Tensor  # [n,V], fp32 or wider; the head reuses this memory, so clone what must outlive the loss
     targets: Tensor  # [n]
     streams: dict[str, Tensor]  # token streams at the chunk's positions, [n]
     hidden_of: dict[str, Any]  # reference name → (reference, hidden [n,D])
     keys: Tensor  # [n] int64: hash of (record, position), for keyed draws
     record_targets: Tensor  # [n] targets of the record that each position belongs to
     update: Update
-    whole: MicroBatchTargets | None = None
-    piece: slice = field(default_factory=lambda: slice(None))  # where the chunk stands in `whole`
+    micro_batch: MicroBatchTargets | None = None
+    piece: slice = field(default_factory=lambda: slice(None))  # the chunk's positions within `micro_batch`
 
     @cached_property
     def logprob(self) -> Tensor:
@@ -68,13 +68,14 @@ class TokenView:
 
     @property
     def weights(self) -> Tensor:
+        """Token weights, [n]."""
         return self.streams["weights"]
 
     def stream(self, name: str) -> Tensor:
         """A token stream at the chunk's positions, [n].
 
         Raises:
-            RecipeError: the rows do not carry it.
+            RecipeError: the rows have no such stream.
         """
         if name not in self.streams:
             raise missing_stream(name)
@@ -82,16 +83,19 @@ class TokenView:
 
     def record_mean(self, values: Callable[[MicroBatchTargets], Tensor]) -> Tensor:
         """Mean over each position's record, [n], of per-token values [N]; no gradient."""
-        assert self.whole is not None
-        return self.whole.mean(values(self.whole).detach())[self.piece]
+        assert self.micro_batch is not None
+        return self.micro_batch.mean(values(self.micro_batch).detach())[self.piece]
 
     def logits_of(self, reference: str) -> Tensor:
-        """Logits [n,V] of a reference named in READS as `logits:<reference>`; no gradient."""
+        """Logits [n,V] of a reference named in READS as `logits:<reference>`; no gradient.
+
+        Only hidden states are cached for the micro-batch: its logits [N,V] would not fit in memory.
+        """
         handle, hidden = self.hidden_of[reference]
         return handle.logits(hidden)
 
     def uniform(self, draws: int) -> Tensor:
-        """Uniform numbers [n,draws] in [0,1), a function of (seed, update, record, position, draw) alone."""
+        """Uniform numbers [n,draws] in [0,1), float64, a function of (seed, update, record, position, draw) alone."""
         return keyed_uniform(self.keys, self.update, draws)
 
     def meter(self, name: str, values: Tensor, unit: str = "targets") -> None:
@@ -100,7 +104,7 @@ class TokenView:
 
 
 class TokenLoss(Protocol):
-    """What the pass of the head asks of a token objective."""
+    """The part of `TokenObjective` that the pass of the head needs."""
 
     @property
     def reads(self) -> tuple[str, ...]:
@@ -119,18 +123,27 @@ def token_pass(
     members: Sequence[tuple[TokenLoss, float]],
     hidden: Tensor,
 ) -> Tensor:
-    """One pass of the head over `hidden` [N,D] for several token objectives: Σ factor × weighted loss, a scalar."""
+    """One pass of the head over `hidden` [N,D] for several token objectives: Σ factor × weighted loss, a scalar.
+
+    The members share the pass because the logits [N,V] are the largest product of an update; they exist for one
+    chunk of positions at a time.
+    """
     rows, columns = batch.targets()
     targets = batch.ids[rows, columns]
     streams = {name: s.values[rows, columns] for name, s in batch.streams.items() if s.axis == "token"}
-    reads = {read for objective, _ in members for read in objective.reads if read.startswith("logits:")}
-    references = {read.split(":")[1]: policy.references[read.split(":")[1]] for read in sorted(reads)}
-    hidden_of = {name: (handle, handle.hidden(batch)) for name, handle in references.items()}
+    reads: set[str] = set()
+    for objective, _ in members:
+        reads |= set(objective.reads)
+    hidden_of = {}
+    for read in sorted(reads):  # sorted, so that every rank runs the references in the same order
+        kind, _, name = read.partition(":")
+        if kind == "logits":
+            hidden_of[name] = (policy.references[name], policy.references[name].hidden(batch))
     keys = position_keys(batch)
     owner = batch.example_of[rows, columns]
     counts = owner.new_zeros(len(batch.examples)).index_add_(0, owner, torch.ones_like(owner))
     record_targets = counts[owner]
-    whole = MicroBatchTargets(policy.head, hidden.detach(), targets, owner, streams, counts)
+    micro_batch = MicroBatchTargets(policy.head, hidden.detach(), targets, owner, streams, counts)
 
     def loss(piece: slice, logits: Tensor) -> Tensor:
         view = TokenView(
@@ -141,7 +154,7 @@ def token_pass(
             keys=keys[piece],
             record_targets=record_targets[piece],
             update=update,
-            whole=whole,
+            micro_batch=micro_batch,
             piece=piece,
         )
         total = sum(factor * objective.weighted(view) for objective, factor in members)
@@ -153,7 +166,7 @@ def token_pass(
 
 @dataclass
 class SequenceView:
-    """One micro-batch by row: sums over the targets of its R rows."""
+    """Sums over the targets of each of a micro-batch's R rows."""
 
     logprob: Tensor  # [R] Σ log p(target), differentiable
     count: Tensor  # [R] targets of each row
@@ -170,42 +183,40 @@ class SequenceView:
         """Σ (log p - log p of the reference), [R]."""
         return self.logprob - self.reference_logprob[reference]
 
-    def take(self, rows: Tensor) -> SequenceView:
-        """The view of some rows, in the order of these indices."""
-        return SequenceView(
-            logprob=self.logprob[rows],
-            count=self.count[rows],
-            streams={name: values[rows] for name, values in self.streams.items()},
-            reference_logprob={name: values[rows] for name, values in self.reference_logprob.items()},
-            update=self.update,
-        )
+    def index_select(self, rows: Tensor) -> SequenceView:
+        """The view of the rows with these indices [k], in this order."""
+        streams = {name: values[rows] for name, values in self.streams.items()}
+        reference_logprob = {name: values[rows] for name, values in self.reference_logprob.items()}
+        return SequenceView(self.logprob[rows], self.count[rows], streams, reference_logprob, self.update)
 
 
 def sequence_view(policy: TokenPolicy, batch: Batch, update: Update) -> SequenceView:
-    """One forward over a micro-batch, summed by row."""
+    """Run one forward over a micro-batch and sum its log-probabilities by row."""
     rows, columns = batch.targets()
     targets, owner = batch.ids[rows, columns], batch.example_of[rows, columns]
-    logprob = policy.head.map(policy.hidden(batch), lambda s, z: heads.target_logprob(z, targets[s]))
+    logprob = policy.head.map(policy.hidden(batch), lambda piece, logits: heads.target_logprob(logits, targets[piece]))
 
     def per_row(values: Tensor) -> Tensor:
+        # By the index of each position's row, since packed layouts hold several rows of data in a row of the batch.
         return torch.zeros(len(batch.examples), dtype=values.dtype, device=values.device).index_add(0, owner, values)
 
+    reference_logprob = {}
+    for name, stream in batch.streams.items():
+        kind, _, reference = name.partition(":")
+        if kind == "logprobs":
+            reference_logprob[reference] = per_row(stream.values[rows, columns].to(logprob.dtype))
     return SequenceView(
         logprob=per_row(logprob),
         count=per_row(torch.ones_like(logprob)),
-        streams={name: s.values for name, s in batch.streams.items() if s.axis == "row"},
-        reference_logprob={
-            name.split(":")[1]: per_row(s.values[rows, columns].to(logprob.dtype))
-            for name, s in batch.streams.items()
-            if name.startswith("logprobs:")
-        },
+        streams={name: stream.values for name, stream in batch.streams.items() if stream.axis == "row"},
+        reference_logprob=reference_logprob,
         update=update,
     )
 
 
 def missing_stream(name: str) -> RecipeError:
-    """An objective reads a stream that the rows do not carry."""
+    """The error for an objective that reads a stream which the rows do not have."""
     return RecipeError(
-        f"The objective reads `{name}`, which this step's rows do not carry.",
+        f"The objective reads `{name}`, which the rows of this step do not have.",
         "`advantages`, `old_logprobs`, `values` and `returns` come with answers that the model samples: an rl step.",
     )

@@ -1,1 +1,1 @@
-"""Processes of runs: the worker, the fork server, torchrun, who starts them."""
+"""The processes of runs: the worker, the fork server, torchrun, and how they are started."""

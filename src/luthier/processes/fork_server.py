@@ -1,7 +1,7 @@
-"""`python -m luthier.processes.fork_server`: imports what runs need, then forks a worker per folder.
+"""`python -m luthier.processes.fork_server`: imports the libraries of runs, then forks a worker for each folder.
 
-To import takes longer than a small training. A line in is a run's folder, as JSON; lines out are `began` with the
-number of its process and, when it has ended, `ended` with its exit code.
+The imports take longer than a small training. Each line of the input is a run's folder, as JSON. The output has two
+lines for each: `began` with the number of the worker's process, then `ended` with its exit code.
 """
 
 from __future__ import annotations
@@ -18,23 +18,24 @@ from pathlib import Path
 def main() -> int:
     """Serve until the input ends. In a forked process: the exit code of its worker."""
     answers = os.dup(1)
-    os.dup2(2, 1)  # what libraries print is no answer
-    with suppress(Exception):  # a worker meets the same error, and has a log to say it in
+    os.dup2(2, 1)  # prints of libraries must not mix with the lines of the protocol
+    with suppress(Exception):  # a worker meets the same error, and has a log to report it in
         _import()
-    gc.freeze()  # what is shared is not looked through again by every worker
+    gc.freeze()  # workers need not collect, and so copy, what they share
     for line in sys.stdin:
-        with warnings.catch_warnings(action="ignore", category=DeprecationWarning):  # of idle threads of OpenBLAS
+        # Python warns of a fork beside other threads: here these are idle threads of OpenBLAS.
+        with warnings.catch_warnings(action="ignore", category=DeprecationWarning):
             process = os.fork()
         if process == 0:
             return _worker(Path(json.loads(line)), answers)
         _, status = os.waitpid(process, 0)
-        with suppress(BrokenPipeError):  # a comparison that was killed does not ask
+        with suppress(BrokenPipeError):  # a comparison that was killed reads no answer
             os.write(answers, f"ended {os.waitstatus_to_exitcode(status)}\n".encode())
     return 0
 
 
 def _import() -> None:
-    """What nearly every run imports. None of it may train or look for a GPU: threads and drivers outlive no fork."""
+    """Import what nearly every run imports, without training or touching a GPU: threads and drivers survive no fork."""
     import peft  # noqa: F401
     import transformers.modeling_utils
     import transformers.models.auto.modeling_auto
@@ -44,17 +45,17 @@ def _import() -> None:
 
 
 def _worker(folder: Path, answers: int) -> int:
-    """Be the worker of a folder: a session of its own, no input, and its log for all that is said."""
+    """Become the worker of a folder: in a session of its own, without input, with its log as output and error."""
     os.setsid()
     os.write(answers, f"began {os.getpid()}\n".encode())
     os.close(answers)
-    for path, flags, places in (
+    for path, flags, descriptors in (
         (os.devnull, os.O_RDONLY, (0,)),
         (folder / "log.txt", os.O_WRONLY | os.O_APPEND | os.O_CREAT, (1, 2)),
     ):
         opened = os.open(path, flags, 0o666)
-        for place in places:
-            os.dup2(opened, place)
+        for descriptor in descriptors:
+            os.dup2(opened, descriptor)
         os.close(opened)
     from luthier.processes import worker
 

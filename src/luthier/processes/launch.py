@@ -1,4 +1,4 @@
-"""Where the process of a run comes from: forked by one that has imported everything, or a command of its own."""
+"""Starts the process of a run: forked by a server that has imported all libraries, or from a command of its own."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ GPUS = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
 
 
 class Process(Protocol):
-    """The process of one run. It leads a session of its own: Ctrl-C reaches only us."""
+    """The process of one run. It leads a session of its own, so Ctrl-C reaches only the comparison."""
 
     def wait(self, timeout: float | None = None) -> int | None:
-        """Its exit code, negative for a signal; None if it has not ended within `timeout` seconds."""
+        """The exit code, negative for a signal; None if the process has not ended within `timeout` seconds."""
         ...
 
     def terminate(self) -> None:
-        """Ask it to save and end."""
+        """Ask the run to save its state and end."""
         ...
 
     def kill(self) -> None:
-        """End it and all that it started."""
+        """Kill the process and its children."""
         ...
 
 
@@ -38,8 +38,8 @@ class Workers:
     """Starts the processes of runs.
 
     Args:
-        command: a worker; it gets a run's folder as its last argument. None: Luthier's own, forked from one process
-            that has imported what runs need, where that is safe (`can_fork`).
+        command: a worker, which gets a run's folder as its last argument. None: Luthier's own worker, forked from a
+            process that has imported the libraries of runs if that is safe (`can_fork`).
     """
 
     def __init__(self, command: Sequence[str] | None = None):
@@ -54,7 +54,7 @@ class Workers:
             self._forks.close()
 
     def start(self, folder: Path) -> Process:
-        """Start the run of a folder; what it says is added to the folder's log.txt."""
+        """Start the run of a folder; its output is appended to the folder's log.txt."""
         if self._command is not None:
             return SpawnedProcess([*self._command, str(folder)], folder / "log.txt")
         if self._forks is None or self._forks.ended:
@@ -63,7 +63,7 @@ class Workers:
 
 
 def can_fork() -> bool:
-    """Whether workers may be forked: on Linux, and with no GPU, whose driver must not be touched before a fork."""
+    """Whether workers may be forked: on Linux without a GPU, whose driver must not be loaded before a fork."""
     return sys.platform == "linux" and not any(Path(device).exists() for device in GPUS)
 
 
@@ -71,9 +71,9 @@ class SpawnedProcess:
     """A process started from a command."""
 
     def __init__(self, command: Sequence[str], log: Path):
-        with log.open("ab") as said:
+        with log.open("ab") as output:
             self._process = subprocess.Popen(
-                command, stdout=said, stderr=said, stdin=subprocess.DEVNULL, start_new_session=True
+                command, stdout=output, stderr=output, stdin=subprocess.DEVNULL, start_new_session=True
             )
 
     def wait(self, timeout: float | None = None) -> int | None:
@@ -89,16 +89,20 @@ class SpawnedProcess:
 
 
 class ForkServer:
-    """The process that forks workers, one at a time; what it says before it forks the first goes to `log`."""
+    """The process that forks workers, one at a time.
+
+    Args:
+        log: gets the server's own errors and the output of its imports.
+    """
 
     def __init__(self, log: Path):
-        with log.open("ab") as said:
+        with log.open("ab") as errors:
             self._process = subprocess.Popen(
                 FORK_SERVER,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
-                stderr=said,
-                bufsize=0,
+                stderr=errors,
+                bufsize=0,  # a buffered line would be invisible to the `select` of `reply`
                 start_new_session=True,
             )
 
@@ -109,14 +113,14 @@ class ForkServer:
     def ask(self, folder: Path) -> None:
         """Fork a worker for this folder."""
         assert self._process.stdin is not None
-        with suppress(BrokenPipeError):  # it has ended, and `said` will tell
+        with suppress(BrokenPipeError):  # the server has ended; `reply` reports that
             self._process.stdin.write(json.dumps(str(folder.absolute())).encode() + b"\n")
 
-    def said(self, timeout: float | None) -> tuple[str, int] | None:
-        """The next it says, ("began", process) or ("ended", exit code); None if it is silent for `timeout` seconds.
+    def reply(self, timeout: float | None) -> tuple[str, int] | None:
+        """The server's next line, ("began", process) or ("ended", exit code); None after `timeout` seconds without one.
 
         Raises:
-            EOFError: it has ended itself.
+            EOFError: the server has ended.
         """
         assert self._process.stdout is not None
         if not select.select([self._process.stdout], [], [], timeout)[0]:
@@ -127,7 +131,7 @@ class ForkServer:
         return words[0].decode(), int(words[1])
 
     def close(self) -> int:
-        """End it at once; its exit code."""
+        """Kill the server; returns its exit code."""
         self._process.kill()
         code = self._process.wait()
         for pipe in (self._process.stdin, self._process.stdout):
@@ -137,7 +141,7 @@ class ForkServer:
 
 
 class ForkedProcess:
-    """A worker that `Forks` forks as soon as it has imported what workers need."""
+    """A worker that the fork server starts as soon as its imports are done."""
 
     def __init__(self, forks: ForkServer, folder: Path):
         self._forks = forks
@@ -148,11 +152,11 @@ class ForkedProcess:
     def wait(self, timeout: float | None = None) -> int | None:
         while self._code is None:
             try:
-                found = self._forks.said(timeout)
+                reply = self._forks.reply(timeout)
             except EOFError:
                 self.kill()
                 break
-            match found:
+            match reply:
                 case None:
                     break
                 case "began", number:
@@ -163,7 +167,7 @@ class ForkedProcess:
 
     def terminate(self) -> None:
         if self._process is None:
-            self.kill()  # nothing has begun that could be saved
+            self.kill()  # the worker has not begun, so there is nothing to save
         elif self._code is None:
             os.kill(self._process, signal.SIGTERM)
 
@@ -171,4 +175,5 @@ class ForkedProcess:
         if self._process is not None and self._code is None:
             with suppress(ProcessLookupError):
                 os.killpg(self._process, signal.SIGKILL)
+        # The server waits for this worker, or may still be about to fork it. `Workers` starts another server.
         self._code = self._forks.close()

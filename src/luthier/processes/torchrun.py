@@ -1,4 +1,4 @@
-"""One run by several processes on this machine: each takes its share of every update."""
+"""One run by several processes on this machine: each computes its share of every update."""
 
 from __future__ import annotations
 
@@ -28,7 +28,8 @@ def run_on_ranks(recipe: Recipe, folder: Path, processes: int) -> dict[str, Any]
     """
     if (record := finished(recipe, folder)) is not None:
         return record
-    (folder / "run.json").unlink(missing_ok=True)  # what an earlier try ended with is not this one's result
+    # The record of an earlier try would be read as the record of this one if the launcher failed at once.
+    (folder / "run.json").unlink(missing_ok=True)
     task = {"do": "train", "method": "run", "seed": recipe.settings.seed, "sets": SETS, "shared": f"{folder}/shared"}
     write_json(folder / "task.json", {**task, "recipe": recipe.to_lock()})
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
@@ -42,9 +43,10 @@ def run_on_ranks(recipe: Recipe, folder: Path, processes: int) -> dict[str, Any]
 
 
 def _launch(command: list[str], log: Path) -> int:
-    """Run the launcher to its end. In a session of its own it is asked to stop once, by us, and can save."""
-    with log.open("ab") as said, stop_signals() as stop:
-        process = subprocess.Popen(command, stdout=said, stderr=said, start_new_session=True)
+    """Run the launcher to its end; returns its exit code."""
+    with log.open("ab") as output, stop_signals() as stop:
+        # In a session of its own the launcher gets no Ctrl-C from the terminal: it is asked once, and its ranks save.
+        process = subprocess.Popen(command, stdout=output, stderr=output, start_new_session=True)
         passed_on = False
         try:
             while process.poll() is None:

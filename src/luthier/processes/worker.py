@@ -20,18 +20,22 @@ from luthier.modalities.open import open_workspace
 from luthier.recipe import Recipe, load_recipe, stages_of
 from luthier.run_folder import RunFolder, read_json, write_json
 from luthier.runs.journal import Journal
-from luthier.runs.run import Run
+from luthier.runs.run import Run, recipe_of_task
 from luthier.steps.evaluate import evaluate_sets
 from luthier.steps.run import carry_out
 from luthier.steps.verify import verify
 
 
 def work(folder: Path) -> dict[str, Any]:
-    """Do the task of a folder and return its record."""
+    """Do the task of a folder; returns its run.json.
+
+    Raises:
+        LuthierError: the task failed; run.json holds the message.
+    """
     task = read_json(folder / "task.json")
-    recipe = load_recipe(task["recipe"], overrides=[f"seed={task['seed']}"])
-    run = Run(recipe, folder, task["method"], task["sets"], Path(task["shared"]), world=World.join())
-    # Of several ranks the command holds the folder. A worker may outlive a comparison that was killed.
+    run = Run(recipe_of_task(task), folder, task["method"], task["sets"], Path(task["shared"]), world=World.join())
+    # A worker may outlive a comparison that was killed, so it locks its folder. Of several ranks, the command has
+    # locked it.
     with RunFolder(folder).lock() if run.world.size == 1 else nullcontext():
         return carry_out(run) if task["do"] == "train" else _evaluate(run, task["methods"])
 
@@ -59,7 +63,7 @@ def _evaluation(run: Run, methods: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _refuse_unfit(label: str, recipe: Recipe, workspace: Workspace) -> None:
-    """Find before the first training what this method would find before its own."""
+    """Raise RecipeError before the first training for a method that would be refused before its own."""
     try:
         verify(stages_of(recipe))
         if not recipe.settings.steps:
@@ -69,7 +73,11 @@ def _refuse_unfit(label: str, recipe: Recipe, workspace: Workspace) -> None:
 
 
 def main() -> int:
-    """Exit code 0: done; 143: stopped by SIGTERM, state saved; else failed."""
+    """Do the task of the folder on the command line.
+
+    Returns:
+        The exit code: 0 for done, 143 for stopped with its state saved, other codes for failed.
+    """
     folder = Path(sys.argv[1])
     try:
         record = work(folder)

@@ -1,1 +1,1 @@
-"""Proofs: what each method is claimed to do, written before it was run, and what was then seen."""
+"""Proofs: claims about each method, written before it was run, and the results of the runs."""

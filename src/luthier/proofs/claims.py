@@ -1,4 +1,4 @@
-"""Claims: one comparison each, and the verdict that the numbers over seeds allow."""
+"""Claims of proofs: one comparison each, and the verdict that the numbers over seeds allow."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ UNTRAINED = "base"
 
 
 class Claim(BaseModel):
-    """`measure` of one arm, alone or read against another's, lies beyond a bound.
+    """`measure` of one arm, alone or compared with another's, lies beyond a bound.
 
     Exactly one of `value` (of the arm alone), `difference` and `ratio` (of `of` to `against`) is a bound such
     as "> 0.02". `of` and `against` are rows of the comparison's table, `base` included.
@@ -46,10 +46,10 @@ class Claim(BaseModel):
 
     @model_validator(mode="after")
     def _one_form(self) -> Claim:
-        given = [form for form in FORMS if getattr(self, form) is not None]
-        if len(given) != 1:
+        forms = [form for form in FORMS if getattr(self, form) is not None]
+        if len(forms) != 1:
             raise ValueError("a claim has exactly one of `value`, `difference` and `ratio`")
-        if (self.against is None) != (given[0] == "value"):
+        if (self.against is None) != (forms[0] == "value"):
             raise ValueError("`difference` and `ratio` need `against`; `value` has none")
         return self
 
@@ -61,9 +61,9 @@ class Claim(BaseModel):
     @property
     def bound(self) -> tuple[str, float]:
         """The sign, `<` or `>`, and the number."""
-        found = BOUND.fullmatch(getattr(self, self.form).strip())
-        assert found is not None  # the field validator saw to it
-        return found[1], float(found[2])
+        match = BOUND.fullmatch(getattr(self, self.form).strip())
+        assert match is not None  # the field validator refuses other texts
+        return match[1], float(match[2])
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class Measured:
 
 @dataclass(frozen=True)
 class Verdict:
-    """`mean` with its interval is what the claim's bound was held against; None where nothing can be said."""
+    """The outcome of a claim. `mean` with `low` and `high` was compared with the bound; None where it is unknown."""
 
     outcome: Outcome
     mean: float | None
@@ -102,10 +102,10 @@ def judge(claim: Claim, of: Measured, against: Measured | None = None) -> Verdic
     fewest = min((len(arm.by_seed) for arm in trained), default=0)
     if fewest < 2:
         return Verdict("undecided", None, None, None, f"{fewest} seed(s) done; it takes two to tell a method")
-    found = _interval(claim, of, against)
-    if found is None:
+    interval = _interval(claim, of, against)
+    if interval is None:
         return Verdict("undecided", None, None, None, "the arms share too few seeds or items")
-    mean, low, high = found
+    mean, low, high = interval
     sign, bound = claim.bound
     if (low > bound) if sign == ">" else (high < bound):
         return Verdict("holds", mean, low, high, "the whole interval lies beyond the bound")
@@ -122,8 +122,8 @@ def _interval(claim: Claim, of: Measured, against: Measured | None) -> tuple[flo
     values = _of_seeds(claim, of, against)
     if len(values) < 2:
         return None
-    found = stats.mean_interval(values, LEVEL)
-    return fmean(values), found.low, found.high
+    interval = stats.mean_interval(values, LEVEL)
+    return fmean(values), interval.low, interval.high
 
 
 def _of_items(claim: Claim, of: Measured, against: Measured | None) -> tuple[float, float, float] | None:
@@ -133,12 +133,12 @@ def _of_items(claim: Claim, of: Measured, against: Measured | None) -> tuple[flo
         return None
     scores = [[run[item] for item in common] for run in of.items.values()]
     if against is None:
-        found = stats.score_interval(scores, LEVEL)
-        return fmean(fmean(run) for run in scores), found.low, found.high
+        interval = stats.score_interval(scores, LEVEL)
+        return fmean(fmean(run) for run in scores), interval.low, interval.high
     other = [[run[item] for item in common] for run in against.items.values()]
-    if claim.of == UNTRAINED:
-        turned = stats.difference(scores, other, untrained=True, level=LEVEL)
-        return -turned.delta, -turned.high, -turned.low
+    if claim.of == UNTRAINED:  # `difference` takes the untrained arm as its baseline, so that the signs are reversed
+        reverse = stats.difference(scores, other, untrained=True, level=LEVEL)
+        return -reverse.delta, -reverse.high, -reverse.low
     change = stats.difference(other, scores, untrained=claim.against == UNTRAINED, level=LEVEL)
     return change.delta, change.low, change.high
 
@@ -147,7 +147,7 @@ def _of_seeds(claim: Claim, of: Measured, against: Measured | None) -> list[floa
     if against is None:
         return list(of.by_seed.values())
     first, second = of.by_seed, against.by_seed
-    if claim.of == UNTRAINED:  # one evaluation stands beside every seed
+    if claim.of == UNTRAINED:  # its one evaluation is compared with every seed
         first = dict.fromkeys(second, fmean(first.values()))
     if claim.against == UNTRAINED:
         second = dict.fromkeys(first, fmean(second.values()))

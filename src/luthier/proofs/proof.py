@@ -35,28 +35,28 @@ class Proof:
 
 
 def read_proof(name: str) -> Proof:
-    """The proof of a method of the package, or one in a file of one's own (`mine.yaml`).
+    """The proof of a method of the package, or one in a user's file (`mine.yaml`).
 
     Raises:
         RecipeError: there is none, or a key or claim is wrong; names the file and the claim.
     """
     path = Path(name) if name.endswith(".yaml") else results.FOLDER / f"{name}.yaml"
     if not path.is_file():
-        known = sorted(found.stem for found in results.FOLDER.glob("*.yaml"))
+        known = sorted(file.stem for file in results.FOLDER.glob("*.yaml"))
         close = nearest(name, known)
         hint = f"Did you mean `{close}`?" if close else f"There are proofs of {', '.join(known) or 'none'}."
         raise RecipeError(f"There is no proof of `{name}`.", f"{hint} docs/proofs.md tells how to write one.")
-    data = yaml.parse(path.read_text(encoding="utf-8"), path.name).data
+    written = yaml.parse(path.read_text(encoding="utf-8"), path.name).data
     for key in KEYS:
-        if not isinstance(data, dict) or not data.get(key):
+        if not isinstance(written, dict) or not written.get(key):
             raise RecipeError(f"{path.name}: `{key}` is missing.", f"A proof has {', '.join(KEYS)}.")
-    if unknown := sorted(set(data) - set(KEYS)):
+    if unknown := sorted(set(written) - set(KEYS)):
         raise RecipeError(f"{path.name}: a proof has no key `{unknown[0]}`.", f"A proof has {', '.join(KEYS)}.")
     for key in ("recipe", "claims"):
-        if not isinstance(data[key], dict):
+        if not isinstance(written[key], dict):
             raise RecipeError(f"{path.name}: `{key}` must be a block.")
-    claims = {key: _claim(path.name, key, spec) for key, spec in data["claims"].items()}
-    return Proof(path.stem, str(data["about"]), data["recipe"], claims, path, results.hash_of(path))
+    claims = {key: _claim(path.name, key, spec) for key, spec in written["claims"].items()}
+    return Proof(path.stem, str(written["about"]), written["recipe"], claims, path, results.hash_of(path))
 
 
 def _claim(file: str, name: str, spec: Any) -> Claim:
@@ -66,5 +66,5 @@ def _claim(file: str, name: str, spec: Any) -> Claim:
         return Claim(**spec)
     except ValidationError as error:
         first = error.errors()[0]
-        place = ".".join(["claims", name, *(str(piece) for piece in first["loc"])])
-        raise RecipeError(f"{file}: {place}: {first['msg'].removeprefix('Value error, ')}.") from None
+        key = ".".join(["claims", name, *(str(piece) for piece in first["loc"])])
+        raise RecipeError(f"{file}: {key}: {first['msg'].removeprefix('Value error, ')}.") from None

@@ -17,7 +17,7 @@ FORMS = ("value", "difference", "ratio")
 
 @dataclass(frozen=True)
 class Committed:
-    """What is known of a method's proof without running it: `mark` in a word or two, and the result, if any."""
+    """A method's proof as it was committed: `mark` in a word or two, and the result, if there is one."""
 
     mark: str
     result: Mapping[str, Any] | None = None
@@ -29,13 +29,13 @@ def committed(method: str, folder: Path | None = None) -> Committed:
     Only hashes and one small JSON file are read, so that the catalogue answers at once.
     """
     path = (folder or FOLDER) / f"{method}.yaml"
-    result = path.with_suffix(".json")
-    if not path.is_file() or not result.is_file():
+    result_path = path.with_suffix(".json")
+    if not path.is_file() or not result_path.is_file():
         return Committed("unproven")
-    found = read_json(result)
-    if found["hash"] != hash_of(path):
-        return Committed("stale", found)
-    return Committed(mark([claim["verdict"]["outcome"] for claim in found["claims"].values()]), found)
+    result = read_json(result_path)
+    if result["hash"] != hash_of(path):
+        return Committed("stale", result)
+    return Committed(mark([claim["verdict"]["outcome"] for claim in result["claims"].values()]), result)
 
 
 def mark(outcomes: Sequence[str]) -> str:
@@ -46,7 +46,7 @@ def mark(outcomes: Sequence[str]) -> str:
 
 
 def seen(claim: Mapping[str, Any]) -> str:
-    """What a judged claim of a result rests on: `difference 0.031 (0.012 to 0.050), claimed > 0.02`."""
+    """The numbers behind a judged claim: `difference 0.031 (0.012 to 0.050), claimed > 0.02`."""
     form = next(form for form in FORMS if form in claim)
     verdict = claim["verdict"]
     if verdict["mean"] is None:
@@ -55,5 +55,5 @@ def seen(claim: Mapping[str, Any]) -> str:
 
 
 def hash_of(path: Path) -> str:
-    """sha256 of a proof's text, by which its result knows it."""
+    """sha256 of a proof's text. A result holds it: after any edit of the proof the result is stale."""
     return hashlib.sha256(path.read_bytes()).hexdigest()

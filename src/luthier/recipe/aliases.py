@@ -1,8 +1,8 @@
-"""What other tools (transformers, TRL, PEFT, axolotl) call the keys of a recipe, for whoever brings their habits."""
+"""Names that other tools (transformers, TRL, PEFT, axolotl) have for the keys of a recipe; errors name our key."""
 
 from __future__ import annotations
 
-NAMES: dict[str, tuple[str, ...]] = {
+NAMES_ELSEWHERE: dict[str, tuple[str, ...]] = {
     "model": ("model_name", "model_name_or_path", "base_model", "model_id"),
     "data.train": ("dataset", "datasets", "dataset_name", "train_dataset", "train_file", "data_path"),
     "data.validation": ("eval_dataset", "validation_file", "val_set_size", "test_size"),
@@ -48,6 +48,9 @@ NAMES: dict[str, tuple[str, ...]] = {
     "reward": ("reward_funcs", "reward_functions"),
     "rl.strategy.group": ("num_generations", "group_size"),
 }
-"""Key of a recipe → what it is called elsewhere."""
+"""Key of a recipe → its names in other tools."""
 
-OURS = {theirs: ours for ours, names in NAMES.items() for theirs in names}
+ALIASES: dict[str, str] = {}
+"""Name in another tool → key of a recipe."""
+for _key, _names in NAMES_ELSEWHERE.items():
+    ALIASES.update(dict.fromkeys(_names, _key))

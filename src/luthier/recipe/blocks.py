@@ -20,13 +20,13 @@ class Block(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, defer_build=True)
 
 
-def whole(value: Any) -> Any:
-    """`1e6` is a float in YAML; as a count it means a million."""
+def as_count(value: Any) -> Any:
+    """The int of a float without fraction: YAML reads `1e6` as a float. Other values stay as they are."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _auto_or_count(value: Any) -> Any:
-    value = whole(value)
+    value = as_count(value)
     if value == "auto" or (type(value) is int and value > 0):
         return value
     raise ValueError("expected `auto` or a whole number above 0")
@@ -56,11 +56,11 @@ SOURCE_SCHEMA: dict[str, Any] = {
 
 
 def any_of(*schemas: Mapping[str, Any]) -> WithJsonSchema:
-    """The JSON schema of a value that has one of these forms; it stands beside a validator written by hand."""
+    """The JSON schema of a key with a validator written by hand: pydantic cannot derive it."""
     return WithJsonSchema({"anyOf": [dict(schema) for schema in schemas]})
 
 
-Count = Annotated[int, BeforeValidator(whole), Field(gt=0), WithJsonSchema(COUNT_SCHEMA)]
+Count = Annotated[int, BeforeValidator(as_count), Field(gt=0), WithJsonSchema(COUNT_SCHEMA)]
 AutoCount = Annotated[Literal["auto"] | int, PlainValidator(_auto_or_count), any_of(AUTO_SCHEMA, COUNT_SCHEMA)]
 AutoCountOrNull = Annotated[
     Literal["auto"] | int | None, PlainValidator(_auto_count_or_null), any_of(AUTO_SCHEMA, COUNT_SCHEMA, NULL_SCHEMA)
@@ -108,7 +108,7 @@ def _split(value: Any) -> Any:
         if not 0 < share < 100:
             raise ValueError("expected a share between 0% and 100%")
         return value
-    value = whole(value)
+    value = as_count(value)
     if value is None or (type(value) is int and value > 0):
         return value
     if isinstance(value, Mapping):

@@ -24,7 +24,14 @@ SOURCE_FORMS: Mapping[Key, str] = {
 
 @dataclass(frozen=True)
 class Setting:
-    """One key of a recipe. `form` says in words which values it takes; `grammar` is the kind of `rl` it belongs to."""
+    """One key of a recipe.
+
+    Attributes:
+        path: dotted, such as `train.batch.records`.
+        form: type and range of its values, in words.
+        default: as a recipe writes it; NO_DEFAULT if the key is required.
+        grammar: the `kind` of `rl` that the key belongs to.
+    """
 
     path: str
     form: str
@@ -49,7 +56,7 @@ def json_schema() -> dict[str, Any]:
     schema = _with_sources(schema)
     schema["$defs"]["Source"] = Source.model_json_schema()
     for block in (schema, *schema["$defs"].values()):
-        block.pop("required", None)  # what a recipe leaves out may stand in the one that it extends
+        block.pop("required", None)  # a key that a recipe lacks may be written in the recipe that it extends
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema, "title": "Luthier recipe"}
 
 
@@ -67,32 +74,36 @@ def _with_sources(schema: Any) -> Any:
 def _tree(
     block: type[Block], path: Key, schema: Mapping[str, Any], grammar: str | None, instance: Block | None
 ) -> Iterator[Setting]:
-    """The keys of a block; `instance` is what stands there by default, whose values may differ from the block's own."""
+    """The keys of a block.
+
+    `instance` is the block that a recipe has by default: its settings may differ from the class's defaults, as those of
+    `rl.generate` do from those of `generate`.
+    """
     own = schema if block is Settings else schema["$defs"][block.__name__]
     for name, field in block.model_fields.items():
-        here, inner = (*path, name), block_types(field.annotation)
-        form = _form_of_part(here) or _form(own["properties"][name])
+        key, inner = (*path, name), block_types(field.annotation)
+        form = _form_of_part(key) or _form(own["properties"][name])
         value = _default(field) if instance is None else getattr(instance, name)
-        yield Setting(".".join(here), form, _shown(value), field.description or "", bool(inner), grammar)
+        yield Setting(".".join(key), form, _default_text(value), field.description or "", bool(inner), grammar)
         for below in inner:
             kind = below.model_fields["kind"].default if len(inner) > 1 else grammar
-            yield from _tree(below, here, schema, kind, value if isinstance(value, Block) else None)
-        if here == ("data", "train"):  # the keys of every source of records
-            yield from _tree(Source, here, schema, grammar, None)
+            yield from _tree(below, key, schema, kind, value if isinstance(value, Block) else None)
+        if key == ("data", "train"):  # listed once: every other source of records has the same keys
+            yield from _tree(Source, key, schema, grammar, None)
 
 
 def _default(field: FieldInfo) -> Any:
     return NO_DEFAULT if field.is_required() else field.get_default(call_default_factory=True)
 
 
-def _shown(value: Any) -> str:
-    """A default as a recipe writes it; a block shows nothing, since the keys within show theirs."""
+def _default_text(value: Any) -> str:
+    """A default as a recipe writes it; empty for a block, whose keys show their own."""
     if isinstance(value, Block):
         return ""
     if isinstance(value, Mapping) and set(value) == {"kind"}:
         return str(value["kind"])
-    if isinstance(value, list) and value and all(isinstance(item, Mapping) for item in value):
-        return ", ".join(str(item["kind"]) for item in value)
+    if isinstance(value, list) and value and all(isinstance(part, Mapping) for part in value):
+        return ", ".join(str(part["kind"]) for part in value)
     if isinstance(value, list):
         return f"[{', '.join(map(str, value))}]"
     if isinstance(value, float):
@@ -101,7 +112,7 @@ def _shown(value: Any) -> str:
 
 
 def _form_of_part(path: Key) -> str:
-    """What a key of a part takes, in words; nothing for other keys."""
+    """The values of a key that takes a part or a source, in words; empty for other keys."""
     if path in SOURCES:
         return SOURCE_FORMS.get(path, "share, whole number, source of records or null")
     if path not in PARTS:

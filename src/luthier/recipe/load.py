@@ -18,9 +18,9 @@ from luthier.recipe.merge import (
     Merged,
     as_block,
     check_keys,
-    check_plain,
     describe,
     parse_overrides,
+    refuse_unwritable,
 )
 from luthier.recipe.methods import apply_advice, find_method, refuse_conflicts, refuse_steps
 from luthier.recipe.renamed import lock_with_new_names, with_new_names
@@ -37,7 +37,7 @@ def load_recipe(
     overrides: list[str] | tuple[str, ...] = (),
     base: Path | None = None,
 ) -> Recipe:
-    """Read a recipe, lay methods and overrides over it, and check every key.
+    """Read a recipe, merge methods and overrides into it, and check every key.
 
     Order: defaults < `extends` < recipe < methods < overrides; a method's advice fills what nobody wrote.
 
@@ -52,7 +52,7 @@ def load_recipe(
     """
     start = _read(path, base)
     written = Layer(parse_overrides(list(overrides)), "command line", Path.cwd())
-    check_plain(written)
+    refuse_unwritable(written)
     written = with_new_names(written)
     command_line = replace(written, data=expand(written.data))
     check_keys(command_line)
@@ -64,13 +64,13 @@ def load_recipe(
         start.merged.add(_from_base(layer, start.base))
     apply_advice(start.merged, patches, _defaults())
     recipe = resolve(start.merged, start.name, start.base)
-    stages_of(recipe)  # so that a mistake in a step shows before anything starts
+    stages_of(recipe)  # for its errors: a mistake in a step is reported before anything starts
     return recipe
 
 
 @dataclass(frozen=True)
 class _Start:
-    """What was read before methods and the command line."""
+    """A recipe with what it extends, before methods and the command line."""
 
     name: str
     base: Path
@@ -78,7 +78,10 @@ class _Start:
 
 
 def _defaults() -> Layer:
-    """Defaults of the parts: what a recipe's own block of the same kind merges with."""
+    """The default parts of a training.
+
+    They are the lowest layer, so that a recipe may set an option of a default part without naming the part.
+    """
     blocks = {path[1]: TrainSettings.model_fields[path[1]].default for path in PARTS if path[0] == "train"}
     return Layer({"train": copy(blocks)}, DEFAULT, Path.cwd())
 
@@ -93,9 +96,9 @@ def _read(path: Path | str | Mapping[str, Any], base: Path | None) -> _Start:
         name, folder, label = file.stem, Path.cwd() if bundled else file.parent, f"recipe {file.name}"
         document = _read_file(file)
     if lock.is_lock(document.data):
-        lock_base, data, origins = lock.open_lock(document.data, label)
-        lock_with_new_names(data, origins)
-        return _Start(data.get("name", name), lock_base, Merged(data, origins))
+        lock_base, blocks, origins = lock.open_lock(document.data, label)
+        lock_with_new_names(blocks, origins)
+        return _Start(blocks.get("name", name), lock_base, Merged(blocks, origins))
     merged = Merged()
     merged.add(_defaults())
     layers = _chain(Layer(as_block(document.data, label), label, folder, document.lines), ())
@@ -105,7 +108,7 @@ def _read(path: Path | str | Mapping[str, Any], base: Path | None) -> _Start:
 
 
 def find_recipe(path: Path | str) -> Path:
-    """The file that a path or the name of a bundled recipe stands for.
+    """The file of a recipe that is named by its path, or by a bundled recipe's name.
 
     Raises:
         RecipeError: there is none; with the nearest name.
@@ -119,15 +122,14 @@ def find_recipe(path: Path | str) -> Path:
     if _exists(file) and file.is_dir():
         raise RecipeError(f"{file} is a folder, not a recipe.", "Give the recipe's file, or lock.json of a run.")
     beside = file.parent.glob("*.y*ml") if _exists(file.parent) and file.parent.is_dir() else ()
-    known = {str(file.parent / found.name) for found in beside} | {found.stem for found in BUNDLED.glob("*.yaml")}
-    close = nearest(str(path), known)
-    bundled = ", ".join(sorted(found.stem for found in BUNDLED.glob("*.yaml")))
-    hint = f"Did you mean `{close}`?" if close else f"Bundled recipes: {bundled or 'none'}."
+    bundled = sorted(recipe.stem for recipe in BUNDLED.glob("*.yaml"))
+    close = nearest(str(path), {*bundled, *(str(file.parent / recipe.name) for recipe in beside)})
+    hint = f"Did you mean `{close}`?" if close else f"Bundled recipes: {', '.join(bundled) or 'none'}."
     raise RecipeError(f"There is no recipe {path}.", hint)
 
 
 def _exists(path: Path, file: bool = False) -> bool:
-    """Whether there is such a path, or file; no name is too long to ask, or too strange."""
+    """Whether there is such a path, or file. Text that no path can be, too long or with NUL, is none."""
     try:
         return path.is_file() if file else path.exists()
     except (OSError, ValueError):
@@ -144,16 +146,20 @@ def _read_file(file: Path) -> yaml.Document:
     return yaml.parse(text, file.name)
 
 
-def _chain(layer: Layer, seen: tuple[Path, ...]) -> list[Layer]:
-    """A recipe and all that it extends, the outermost base first, each with its keys checked."""
-    check_plain(layer)
+def _chain(layer: Layer, above: tuple[Path, ...]) -> list[Layer]:
+    """A recipe and all that it extends, the outermost base first, each with its keys checked.
+
+    Args:
+        above: the files that led here by `extends`, to recognise a circle.
+    """
+    refuse_unwritable(layer)
     layer = with_new_names(layer)
-    data = dict(layer.data)
-    parent = data.pop("extends", None)
-    here = replace(layer, data=expand(data))
-    check_keys(here)
+    blocks = dict(layer.data)
+    parent = blocks.pop("extends", None)
+    own = replace(layer, data=expand(blocks))
+    check_keys(own)
     if parent is None:
-        return [here]
+        return [own]
     if not isinstance(parent, str):
         raise RecipeError(f"{layer.origin(('extends',))}: `extends` names one recipe, found {describe(parent)}.")
     named = layer.folder / parent
@@ -161,31 +167,35 @@ def _chain(layer: Layer, seen: tuple[Path, ...]) -> list[Layer]:
         file = find_recipe(named if _exists(named, file=True) else parent)
     except RecipeError as error:
         raise RecipeError(f"{layer.origin(('extends',))}: extends: {error.message}", error.hint) from None
-    if file in seen:
-        circle = " -> ".join(path.name for path in (*seen, file))
+    if file in above:
+        circle = " -> ".join(path.name for path in (*above, file))
         raise RecipeError(f"{layer.origin(('extends',))}: recipes extend each other in a circle: {circle}.")
     document = _read_file(file)
     label = f"recipe {file.name}"
     content = as_block(document.data, label)
-    content.pop("name", None)
+    content.pop("name", None)  # the name is of the run, and another recipe extends this one to be another run
     folder = layer.folder if file.parent == BUNDLED else file.parent
-    return [*_chain(Layer(content, label, folder, document.lines), (*seen, file)), here]
+    return [*_chain(Layer(content, label, folder, document.lines), (*above, file)), own]
 
 
 def _from_base(layer: Layer, base: Path) -> Layer:
-    """The layer with its relative files made to start from the recipe's folder."""
+    """The layer with its relative paths rewritten to start from the recipe's folder."""
     if layer.folder.resolve() == base.resolve():
         return layer
-    return replace(layer, data=_moved(copy(layer.data), (), layer.folder, base))
+    return replace(layer, data=_rebased(copy(layer.data), (), layer.folder, base))
 
 
-def _moved(value: Any, path: Key, folder: Path, base: Path) -> Any:
-    if isinstance(value, list):
-        return [_moved(item, path, folder, base) for item in value]
-    if isinstance(value, dict):
-        return {key: _moved(item, (*path, key), folder, base) for key, item in value.items()}
+def _rebased(setting: Any, path: Key, folder: Path, base: Path) -> Any:
+    """Settings in which the relative paths of files that exist below `folder` start from `base`."""
+    if isinstance(setting, list):
+        return [_rebased(member, path, folder, base) for member in setting]
+    if isinstance(setting, dict):
+        return {key: _rebased(below, (*path, key), folder, base) for key, below in setting.items()}
+    if not isinstance(setting, str) or Path(setting).is_absolute():
+        return setting
     is_file = path == ("model", "path") or (path[:-1] in SOURCES and path[-1] == "path")
-    is_part = path[-1:] in [(key,) for key in lock.PART_KEYS] and isinstance(value, str) and value.endswith(".py")
-    if not (is_file or is_part) or not isinstance(value, str) or Path(value).is_absolute():
-        return value
-    return os.path.relpath((folder / value).resolve(), base) if _exists(folder / value) else value
+    is_part = path[-1:] in [(key,) for key in lock.PART_KEYS] and setting.endswith(".py")
+    # A path without a file may be a hub id, or the name of a bundled model: it stays as it is written.
+    if not (is_file or is_part) or not _exists(folder / setting):
+        return setting
+    return os.path.relpath((folder / setting).resolve(), base)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
+from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -16,19 +17,19 @@ from luthier.recipe.settings import copy
 MARK = "luthier_lock"
 FORM = 1
 PART_KEYS = ("kind", "do")
-"""Keys that may name a part in a file of the user's; `do` that of a step's verb."""
+"""Keys that may name a user's part file; `do` names that of a step's verb."""
 PACKAGES = ("luthier", "torch", "transformers", "peft")
 
 
 def versions() -> dict[str, str | None]:
-    """Versions of what results depend on, read without importing it; None where it is not installed."""
-    found: dict[str, str | None] = {"python": platform.python_version()}
+    """Versions of the packages that results depend on, read without importing them; None if not installed."""
+    known: dict[str, str | None] = {"python": platform.python_version()}
     for name in PACKAGES:
         try:
-            found[name] = metadata.version(name)
+            known[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
-            found[name] = None
-    return found
+            known[name] = None
+    return known
 
 
 def part_files(data: dict[str, Any], base: Path) -> dict[str, str]:
@@ -37,34 +38,38 @@ def part_files(data: dict[str, Any], base: Path) -> dict[str, str]:
     Raises:
         RecipeError: a file is missing or not text.
     """
-    return {kind: _read(kind, base, place) for kind, place in _named_files(data)}
+    return {kind: _read(kind, base, key) for kind, key in _named_files(data, "")}
 
 
-def _named_files(value: Any, path: str = "") -> list[tuple[str, str]]:
-    """(kind, place) of the part files in a block, a list or below."""
-    if isinstance(value, list):
-        return [found for item in value for found in _named_files(item, path)]
-    if not isinstance(value, dict):
-        return []
-    kinds = [value.get(key) for key in PART_KEYS]
-    own = [(kind, path) for kind in kinds if isinstance(kind, str) and kind.endswith(".py")]
-    return own + [found for key, item in value.items() for found in _named_files(item, f"{path}.{key}".strip("."))]
+def _named_files(setting: Any, path: str) -> Iterator[tuple[str, str]]:
+    """(file, dotted key) of the part files that a block, a list or anything below names."""
+    if isinstance(setting, list):
+        for member in setting:
+            yield from _named_files(member, path)
+    if not isinstance(setting, dict):
+        return
+    for key in PART_KEYS:
+        kind = setting.get(key)
+        if isinstance(kind, str) and kind.endswith(".py"):
+            yield kind, path
+    for key, below in setting.items():
+        yield from _named_files(below, f"{path}.{key}".strip("."))
 
 
-def _read(kind: str, base: Path, place: str) -> str:
+def _read(kind: str, base: Path, key: str) -> str:
     path = base / kind
     try:
         return path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise RecipeError(f"{place}: there is no file {path}.", "Paths of parts are relative to the recipe.") from None
+        raise RecipeError(f"{key}: there is no file {path}.", "Paths of parts are relative to the recipe.") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{place}: {path} cannot be read: {error}.") from None
+        raise RecipeError(f"{key}: {path} cannot be read: {error}.") from None
 
 
 def make_lock(
     name: str, base: Path, data: dict[str, Any], origins: dict[str, str], texts: dict[str, str], extra: dict[str, Any]
 ) -> dict[str, Any]:
-    """The lock of a resolved recipe; `extra` adds what only the run knows, such as data hashes."""
+    """The lock of a resolved recipe; `extra` holds facts of the run, such as hashes of its data."""
     return {
         **extra,
         MARK: FORM,
@@ -77,9 +82,9 @@ def make_lock(
     }
 
 
-def is_lock(data: Any) -> bool:
-    """Whether parsed content is a lock."""
-    return isinstance(data, dict) and MARK in data
+def is_lock(content: Any) -> bool:
+    """Whether the parsed content of a file is a lock."""
+    return isinstance(content, dict) and MARK in content
 
 
 def open_lock(lock: dict[str, Any], name: str) -> tuple[Path, dict[str, Any], dict[tuple[str, ...], str]]:
@@ -99,12 +104,13 @@ def open_lock(lock: dict[str, Any], name: str) -> tuple[Path, dict[str, Any], di
     return base, recipe, origins
 
 
-def _with_locked_files(value: Any, base: Path, texts: dict[str, str]) -> Any:
-    if isinstance(value, list):
-        return [_with_locked_files(item, base, texts) for item in value]
-    if not isinstance(value, dict):
-        return value
-    changed = {key: _with_locked_files(item, base, texts) for key, item in value.items()}
+def _with_locked_files(setting: Any, base: Path, texts: dict[str, str]) -> Any:
+    """Settings in which part files that changed since are replaced by copies of the locked texts."""
+    if isinstance(setting, list):
+        return [_with_locked_files(member, base, texts) for member in setting]
+    if not isinstance(setting, dict):
+        return setting
+    changed = {key: _with_locked_files(below, base, texts) for key, below in setting.items()}
     for key in PART_KEYS:
         kind = changed.get(key)
         if isinstance(kind, str) and kind in texts:
@@ -113,7 +119,7 @@ def _with_locked_files(value: Any, base: Path, texts: dict[str, str]) -> Any:
 
 
 def _locked_file(kind: str, base: Path, text: str) -> str:
-    """The file itself while it is unchanged, else a copy of the locked text in the cache."""
+    """The file itself if it is unchanged, else a copy of the locked text in the cache."""
     path = base / kind
     if path.is_file() and path.read_bytes() == text.encode("utf-8"):
         return kind
@@ -124,7 +130,7 @@ def _locked_file(kind: str, base: Path, text: str) -> str:
             copied.parent.mkdir(parents=True, exist_ok=True)
             temporary = copied.with_name(f".{copied.name}.{os.getpid()}.tmp")
             temporary.write_text(text, encoding="utf-8")
-            os.replace(temporary, copied)
+            os.replace(temporary, copied)  # in one step: runs of several processes may need the same copy
         except OSError as error:
             hint = f"The locked text of {kind} goes there; choose a cache with XDG_CACHE_HOME."
             raise RecipeError(f"{copied} cannot be written: {error.strerror}.", hint) from None

@@ -1,4 +1,4 @@
-"""Layers of a recipe and how they are laid over each other; each value remembers where it came from."""
+"""Layers of a recipe and how they are merged; the origin of every setting is kept."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
 
+from pydantic.fields import FieldInfo
+
 from luthier import parts
 from luthier.errors import RecipeError, nearest
 from luthier.recipe import settings, yaml
-from luthier.recipe.aliases import OURS
+from luthier.recipe.aliases import ALIASES
 from luthier.recipe.settings import PARTS, SOURCES, Block, Settings, Source
 
 Key = tuple[str, ...]
@@ -19,10 +21,14 @@ DEFAULT = "default"
 
 @dataclass(frozen=True)
 class Layer:
-    """Settings from one place: a file, a method, the command line.
+    """Settings from one source: a file, a method, the command line.
 
-    `label` names the place ("recipe mine.yaml"), `lines` the line of each key there, `folder` is what
-    relative paths in it start from, `renamed` the old names of keys that were written by them.
+    Attributes:
+        data: the settings, as nested blocks.
+        label: the name of the source in messages, such as "recipe mine.yaml".
+        folder: where relative paths in it start.
+        lines: the line of each key.
+        renamed: the former name of each key that was written under one.
     """
 
     data: dict[str, Any]
@@ -32,33 +38,38 @@ class Layer:
     renamed: Mapping[Key, str] = field(default_factory=dict)
 
     def origin(self, key: Key) -> str:
-        """Where a key was written, with the line when it is known, and the old name that stands there."""
-        prefixes = [key[:length] for length in range(len(key), 0, -1)]
-        line = next((f":{self.lines[prefix]}" for prefix in prefixes if prefix in self.lines), "")
-        old = next((f" (as `{self.renamed[prefix]}`)" for prefix in prefixes if prefix in self.renamed), "")
-        return f"{self.label}{line}{old}"
+        """Where a key was written: the source, its line if that is known, and the former name if one was used."""
+        line = former = ""
+        for length in range(1, len(key) + 1):  # the longest prefix that is known decides
+            prefix = key[:length]
+            line = f":{self.lines[prefix]}" if prefix in self.lines else line
+            former = f" (as `{self.renamed[prefix]}`)" if prefix in self.renamed else former
+        return f"{self.label}{line}{former}"
 
 
 @dataclass
 class Merged:
-    """Layers laid over each other: the values, and the origin of each leaf."""
+    """Merged layers: the settings, and the origin of each leaf."""
 
     data: dict[str, Any] = field(default_factory=dict)
     origins: dict[Key, str] = field(default_factory=dict)
 
     def add(self, layer: Layer) -> None:
-        """Lay one more layer on top: a changed `kind` replaces a block, otherwise blocks merge."""
+        """Merge one more layer, which goes before those already there.
+
+        Blocks merge key by key; a block that names another `kind` replaces the one below it, whose options it lacks.
+        """
         self._merge(self.data, layer.data, (), layer)
 
     def put(self, key: Key, value: Any, origin: str) -> None:
-        """Set one value, making the blocks above it."""
+        """Set one key; blocks above it that do not exist are made."""
         block = self.data
         for piece in key[:-1]:
             block = block.setdefault(piece, {})
         self._replace(block, key, value, lambda _leaf: origin)
 
     def origin(self, key: Key) -> str:
-        """Where the value at `key`, or the nearest one around or under it, came from."""
+        """The origin of a key; else of the block around it, else of what somebody wrote under it."""
         for length in range(len(key), 0, -1):
             if key[:length] in self.origins:
                 return self.origins[key[:length]]
@@ -66,23 +77,23 @@ class Merged:
         return next((origin for origin in under if origin != DEFAULT), under[0] if under else DEFAULT)
 
     def written(self, key: Key) -> bool:
-        """Whether anybody wrote this key, something under it, or a value in place of its block."""
+        """Whether any layer wrote this key, a key under it, or a plain setting in place of its block."""
         return self.writings()(key)
 
     def writings(self) -> Callable[[Key], bool]:
-        """`written` as it stands now, for asking about many keys."""
+        """`written` for many keys: the origins are read once, so that later changes do not count."""
         leaves = {leaf for leaf, origin in self.origins.items() if origin != DEFAULT}
         above = {leaf[:length] for leaf in leaves for length in range(len(leaf) + 1)}
         return lambda key: key in above or any(key[:length] in leaves for length in range(len(key)))
 
     def _merge(self, old: dict[str, Any], new: dict[str, Any], path: Key, layer: Layer) -> None:
         for name, value in new.items():
-            here = (*path, name)
+            key = (*path, name)
             below = old.get(name)
-            if isinstance(value, dict) and isinstance(below, dict) and not _replaces(here, below, value):
-                self._merge(below, value, here, layer)
+            if isinstance(value, dict) and isinstance(below, dict) and not _replaces(key, below, value):
+                self._merge(below, value, key, layer)
             else:
-                self._replace(old, here, value, layer.origin)
+                self._replace(old, key, value, layer.origin)
 
     def _replace(self, block: dict[str, Any], key: Key, value: Any, origin: Any) -> None:
         for leaf in [leaf for leaf in self.origins if leaf[: len(key)] == key]:
@@ -93,9 +104,10 @@ class Merged:
 
 
 def _replaces(path: Key, old: dict[str, Any], new: dict[str, Any]) -> bool:
+    """Whether a block takes the place of the one below it instead of merging with it."""
     while path[:1] == ("steps",):  # a step's blocks are merged like the recipe's own
         path = path[2:]
-    if path == ("budget",):
+    if path == ("budget",):  # of its keys exactly one may be set
         return True
     if path in SOURCES and "path" in new and "kind" in old:
         return True
@@ -105,8 +117,8 @@ def _replaces(path: Key, old: dict[str, Any], new: dict[str, Any]) -> bool:
 def leaves(value: Any, path: Key = ()) -> Iterator[tuple[Key, Any]]:
     """All values that are not blocks, with their paths; an empty block and a list are leaves."""
     if isinstance(value, dict) and (value or not path):
-        for key, item in value.items():
-            yield from leaves(item, (*path, key))
+        for key, below in value.items():
+            yield from leaves(below, (*path, key))
     else:
         yield path, value
 
@@ -116,50 +128,59 @@ def dotted(data: dict[str, Any]) -> dict[str, Any]:
     return {".".join(key): leaf for key, leaf in leaves(data)}
 
 
-def check_plain(layer: Layer) -> None:
-    """Refuse what no text file would hold: keys that are not text, NUL, half characters, blocks without end."""
-    _check_plain(layer, layer.data, ())
+def refuse_unwritable(layer: Layer) -> None:
+    """Refuse settings that no text file could hold, such as those of a dict made by a program.
+
+    Raises:
+        RecipeError: a key that is not text, NUL, half a surrogate pair, or blocks nested without end.
+    """
+    _refuse_unwritable(layer, layer.data, ())
 
 
-def _check_plain(layer: Layer, value: Any, path: Key) -> None:
+def _refuse_unwritable(layer: Layer, value: Any, path: Key) -> None:
     if len(path) > yaml.DEEPEST:
         raise RecipeError(f"{layer.origin(path)}: `{'.'.join(path[:3])}` is nested more than {yaml.DEEPEST} deep.")
     if isinstance(value, str) and (fault := yaml.fault_of(value)):
         raise RecipeError(f"{layer.origin(path)}: `{'.'.join(path)}` {fault}.")
     if isinstance(value, list | tuple):
-        for index, item in enumerate(value):
-            _check_plain(layer, item, (*path, str(index)))
+        for index, member in enumerate(value):
+            _refuse_unwritable(layer, member, (*path, str(index)))
     if isinstance(value, Mapping):
-        for key, item in value.items():
+        for key, below in value.items():
             if fault := yaml.fault_of(key) if isinstance(key, str) else "is not text":
-                at = ".".join(path) or "the recipe"
-                raise RecipeError(f"{layer.origin(path)}: {at} has the key {key!r}, which {fault}.")
-            _check_plain(layer, item, (*path, key))
+                block = ".".join(path) or "the recipe"
+                raise RecipeError(f"{layer.origin(path)}: {block} has the key {key!r}, which {fault}.")
+            _refuse_unwritable(layer, below, (*path, key))
 
 
 def check_keys(layer: Layer) -> None:
-    """Refuse keys that the recipe does not have, naming the nearest one and the place.
+    """Refuse keys that the recipe does not have.
 
-    Options of parts are not looked at: they are known when the part is built. A source that names neither a
-    path nor a kind adds to one below it, and is looked at once both are merged.
+    Options of parts are not checked here: they are known when the part is built. A source of records that names
+    neither a path nor a kind adds to a source of another layer; it is checked after both are merged.
+
+    Raises:
+        RecipeError: names the file, the line and the nearest key.
     """
     _check(layer, layer.data, [Settings], ())
 
 
 def _check(layer: Layer, data: Mapping[str, Any], blocks: Sequence[type[Block]], path: Key) -> None:
-    """Refuse keys that none of these blocks has: which one it is may only be known once all layers are merged."""
-    fields = {name: field_ for block in blocks for name, field_ in block.model_fields.items()}
+    """Refuse keys that none of `blocks` has: several are possible until all layers are merged (`rl`)."""
+    fields: dict[str, FieldInfo] = {}
+    for block in blocks:
+        fields.update(block.model_fields)
     for name, value in data.items():
-        here = (*path, name)
-        if here == ("extends",):
-            raise RecipeError(f"{layer.origin(here)}: `extends` is for recipe files only.")
+        key = (*path, name)
+        if key == ("extends",):
+            raise RecipeError(f"{layer.origin(key)}: `extends` is for recipe files only.")
         if name not in fields:
-            raise unknown_key(here, [*fields] if path else [*fields, "extends"], layer.origin(here))
+            raise unknown_key(key, [*fields] if path else [*fields, "extends"], layer.origin(key))
         inner = _named(block_types(fields[name].annotation), value)
         if isinstance(value, dict) and inner:
-            _check(layer, value, inner, here)
-        elif isinstance(value, dict) and here in SOURCES and "path" in value and "kind" not in value:
-            _check(layer, value, [Source], here)
+            _check(layer, value, inner, key)
+        elif isinstance(value, dict) and key in SOURCES and "path" in value and "kind" not in value:
+            _check(layer, value, [Source], key)
 
 
 def block_types(annotation: Any) -> list[type[Block]]:
@@ -169,7 +190,10 @@ def block_types(annotation: Any) -> list[type[Block]]:
 
 
 def block_of(annotation: Any, value: Any) -> type[Block] | None:
-    """The block that a field holds for this value: of several the one of its `kind`, else the one that fits best."""
+    """The block that a field holds for this value; None if it holds none.
+
+    Of several blocks it is the one of the value's `kind`, else the one that has most of the value's keys.
+    """
     blocks = _named(block_types(annotation), value)
     if not isinstance(value, Mapping):
         return next(iter(blocks), None)
@@ -177,23 +201,29 @@ def block_of(annotation: Any, value: Any) -> type[Block] | None:
 
 
 def _named(blocks: list[type[Block]], value: Any) -> list[type[Block]]:
-    """Of several blocks the one that a value names by its `kind`; all of them where it names none."""
+    """Of several blocks the one that a value names by its `kind`; all of them if it names none."""
     if len(blocks) < 2 or not isinstance(value, Mapping):
         return blocks
     return [block for block in blocks if block.model_fields["kind"].default == value.get("kind")] or blocks
 
 
 def unknown_key(key: Key, known: list[str], where: str) -> RecipeError:
-    """The error for a key that does not exist: names where it stands, by this name or by that of other tools."""
-    close, elsewhere = nearest(key[-1], known), _places(key[-1], Settings, ())
+    """The error for a key that does not exist, with the key that was probably meant.
+
+    Args:
+        key: the path that was written.
+        known: the keys of its block.
+        where: its origin, for the message.
+    """
+    close, elsewhere = nearest(key[-1], known), keys_named(key[-1], Settings, ())
     parent = ".".join(key[:-1])
     all_known = f"eys {'of `' + parent + '`' if parent else 'of a recipe'}: {', '.join(known)}."
     if ".".join(key) in elsewhere:
         hint = f"`{'.'.join(key)}` is of another kind of `{parent}`; k{all_known}"
-    elif ours := OURS.get(key[-1]):
-        hint = f"That is `{ours}` here; k{all_known}"
+    elif own_name := ALIASES.get(key[-1]):
+        hint = f"That is `{own_name}` here; k{all_known}"
     elif elsewhere:
-        hint = f"There is {' and '.join(f'`{place}`' for place in elsewhere)}; k{all_known}"
+        hint = f"There is {' and '.join(f'`{path}`' for path in elsewhere)}; k{all_known}"
     elif close:
         hint = f"Did you mean `{'.'.join((*key[:-1], close))}`?"
     else:
@@ -201,18 +231,18 @@ def unknown_key(key: Key, known: list[str], where: str) -> RecipeError:
     return RecipeError(f"{where}: there is no key `{'.'.join(key)}`.", hint)
 
 
-def _places(name: str, block: type[Block], path: Key) -> list[str]:
-    """Where a recipe has a key of this name, options of the parts that are taken by default included."""
-    found = []
-    for key, field_ in block.model_fields.items():
-        here, default = (*path, key), field_.default
-        known = [key]
-        if here in PARTS and isinstance(default, dict):
-            known += [f"{key}.{option}" for option in parts.find(PARTS[here], default["kind"]).options]
-        found += [".".join((*path, one)) for one in known if one.rpartition(".")[2] == name]
-        for inner in block_types(field_.annotation):
-            found += [key for key in _places(name, inner, here) if key not in found]
-    return found
+def keys_named(name: str, block: type[Block], path: Key) -> list[str]:
+    """Dotted paths below a block that end in this name; options of default parts count as keys."""
+    matches: list[str] = []
+    for field_name, description in block.model_fields.items():
+        key, default = (*path, field_name), description.default
+        if field_name == name:
+            matches.append(".".join(key))
+        if key in PARTS and isinstance(default, dict) and name in parts.find(PARTS[key], default["kind"]).options:
+            matches.append(".".join((*key, name)))
+        for inner in block_types(description.annotation):
+            matches += [match for match in keys_named(name, inner, key) if match not in matches]
+    return matches
 
 
 def as_block(data: Any, name: str) -> dict[str, Any]:
@@ -225,7 +255,7 @@ def as_block(data: Any, name: str) -> dict[str, Any]:
 
 
 def describe(value: Any) -> str:
-    """A short name of a value for messages."""
+    """A value as messages show it, in at most 60 characters."""
     if value is None:
         return "nothing (null)"
     if isinstance(value, dict):
@@ -237,7 +267,7 @@ def describe(value: Any) -> str:
 
 
 def _is_huge(value: Any) -> bool:
-    """Whether Python would not write a number out."""
+    """Whether Python refuses to write a number out: by default beyond 4,300 decimal digits."""
     return isinstance(value, int) and value.bit_length() > 10_000
 
 

@@ -1,4 +1,4 @@
-"""Methods: named patches over a recipe. `method:` overrides what the user wrote, `advice:` fills what nobody wrote."""
+"""Methods: named patches of a recipe. `method:` overrides the recipe's settings, `advice:` fills keys not written."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ KEYS = ("about", "method", "advice")
 
 @dataclass(frozen=True)
 class Method:
-    """One method: what it sets (`method`), what it advises (`advice`) and where it is written."""
+    """One method: the settings that it demands (`method`) and advises (`advice`), and its file."""
 
     name: str
     about: str
@@ -41,14 +41,14 @@ def find_method(name: str, folders: tuple[Path, ...]) -> list[Method]:
     Raises:
         RecipeError: unknown method, with the nearest name.
     """
-    return [_find_one(piece.strip(), folders) for piece in name.split("+")]
+    return [_read_named(piece.strip(), folders) for piece in name.split("+")]
 
 
 def list_methods(folder: Path | None = None) -> list[Method]:
-    """All methods of the package and those beside the recipe, by name."""
+    """All methods of the package, and those in the recipe's folder, by name."""
     own = [] if folder is None else [path for path in sorted(folder.glob("*.yaml")) if _is_method(path)]
-    found = [read_method(path) for path in [*sorted(FOLDER.glob("*.yaml")), *own]]
-    return sorted(found, key=lambda method: method.name)
+    methods = [read_method(path) for path in [*sorted(FOLDER.glob("*.yaml")), *own]]
+    return sorted(methods, key=lambda method: method.name)
 
 
 def method_label(name: str) -> str:
@@ -57,12 +57,12 @@ def method_label(name: str) -> str:
     return "+".join(Path(piece).stem if piece.endswith((".py", ".yaml")) else piece for piece in pieces)
 
 
-def _find_one(name: str, folders: tuple[Path, ...]) -> Method:
+def _read_named(name: str, folders: tuple[Path, ...]) -> Method:
     if name.endswith((".py", ".yaml")):
-        found = next((folder / name for folder in folders if (folder / name).is_file()), None)
-        if found is None:
+        path = next((folder / name for folder in folders if (folder / name).is_file()), None)
+        if path is None:
             raise RecipeError(f"There is no method file {name}.", f"Looked in {folders[0]}.")
-        return method_of_part(found.resolve()) if name.endswith(".py") else read_method(found)
+        return method_of_part(path.resolve()) if name.endswith(".py") else read_method(path)
     packaged = FOLDER / f"{name}.yaml"
     own = next((path for path in (folder / f"{name}.yaml" for folder in folders) if _is_method(path)), None)
     if own is not None and packaged.is_file() and not own.samefile(packaged):
@@ -77,14 +77,14 @@ def _find_one(name: str, folders: tuple[Path, ...]) -> Method:
 
 
 def _is_method(path: Path) -> bool:
-    """A recipe may stand beside methods; only a method has one of these keys at its top."""
+    """Whether a YAML file is a method: recipes may lie in the same folder, and have none of these keys at the top."""
     if not path.is_file():
         return False
     try:
-        data = yaml.parse(path.read_text(encoding="utf-8"), path.name).data
+        content = yaml.parse(path.read_text(encoding="utf-8"), path.name).data
     except (RecipeError, UnicodeDecodeError):
         return False
-    return isinstance(data, dict) and bool({"method", "advice"} & set(data))
+    return isinstance(content, dict) and bool({"method", "advice"} & set(content))
 
 
 def read_method(path: Path) -> Method:
@@ -94,29 +94,29 @@ def read_method(path: Path) -> Method:
         RecipeError: a key that methods or recipes do not have, or nothing that is set.
     """
     document = yaml.parse(path.read_text(encoding="utf-8"), path.name)
-    data = as_block(document.data, path.name)
-    for key in data:
+    content = as_block(document.data, path.name)
+    for key in content:
         if key not in KEYS:
             close = nearest(key, KEYS)
             hint = f"Did you mean `{close}`?" if close else f"A method has {', '.join(KEYS)}."
             raise RecipeError(f"{path.name}:{document.lines[(key,)]}: a method has no key `{key}`.", hint)
-    if not isinstance(data.get("about"), str):
+    if not isinstance(content.get("about"), str):
         raise RecipeError(f"{path.name}: `about` is missing.", "Say in one line what the method is.")
-    blocks = {key: data.get(key, {}) for key in ("method", "advice")}
+    blocks = {key: content.get(key, {}) for key in ("method", "advice")}
     for key, block in blocks.items():
         if not isinstance(block, dict):
             raise RecipeError(f"{path.name}: `{key}` must be a block of recipe keys.")
     if not any(blocks.values()):
         raise RecipeError(f"{path.name} sets nothing.", "Write what the method changes under `method:`.")
     for key, block in blocks.items():
-        lines = {place[1:]: line for place, line in document.lines.items() if place[0] == key}
+        lines = {path_in_file[1:]: line for path_in_file, line in document.lines.items() if path_in_file[0] == key}
         layer = with_new_names(Layer(block, path.name, path.parent, lines))
         blocks[key] = expand(layer.data)
         check_keys(replace(layer, data=blocks[key]))
     name = path.stem
     return Method(
         name,
-        data["about"],
+        content["about"],
         Layer(blocks["method"], f"method {name}", path.parent),
         Layer(blocks["advice"], f"advice of {name}", path.parent),
         path,
@@ -124,12 +124,15 @@ def read_method(path: Path) -> Method:
 
 
 def method_of_part(path: Path) -> Method:
-    """The method that a user's part file stands for: that part in its slot, nothing else."""
+    """The method that sets a user's part in its slot, and nothing else.
+
+    Raises:
+        RecipeError: parts of its slot are no methods.
+    """
     slot = slot_of_file(path)
-    places = [place for place, name in PARTS.items() if name == slot]
     if slot not in ("objective", "tuner", "selector"):
         raise RecipeError(f"{path.name} is a {slot}, not a method.", "Methods are objectives, tuners or selectors.")
-    block, key = places[0]
+    block, key = next(path for path, name in PARTS.items() if name == slot)
     layer = Layer({block: {key: {"kind": str(path)}}}, f"method {path.stem}", path.parent)
     about = parts.read_entry(slot, path).about
     return Method(path.stem, about, layer, Layer({}, f"advice of {path.stem}", path.parent), path)
@@ -139,7 +142,7 @@ def slot_of_file(path: Path) -> str:
     """The slot a part file belongs to, read from its base class without importing it.
 
     Raises:
-        RecipeError: no class named like the file, or a base class that tells no slot.
+        RecipeError: no class is named like the file, or its base classes belong to no family.
     """
     entry = parts.read_entry("part", path)
     tree = ast.parse(path.read_text(encoding="utf-8"))
@@ -156,7 +159,7 @@ def slot_of_file(path: Path) -> str:
 
 
 def refuse_conflicts(methods: list[Method]) -> None:
-    """Two patches must not write one key: their order would silently decide.
+    """Refuse methods that write the same key: their order would decide in silence.
 
     Raises:
         RecipeError: names both patches and the key.
@@ -170,13 +173,13 @@ def refuse_conflicts(methods: list[Method]) -> None:
 
 
 def refuse_steps(methods: list[Method], merged: Merged) -> None:
-    """A method that is a pipeline brings all steps; those of a recipe, or of another one, would run around them.
+    """Refuse a method with steps on a recipe with other steps, and two such methods: only one list of steps can run.
 
     Raises:
         RecipeError: names the method, its steps and the others.
     """
     steps = merged.data.get("steps")
-    own = list(steps) if isinstance(steps, dict) else []  # what is no block is refused where all keys are checked
+    own = list(steps) if isinstance(steps, dict) else []  # anything but a block is refused where all keys are checked
     pipelines = [method for method in methods if steps_of(method)]
     for method in pipelines:
         if own and own != steps_of(method):
@@ -195,13 +198,13 @@ def refuse_steps(methods: list[Method], merged: Merged) -> None:
 
 
 def steps_of(method: Method) -> list[str]:
-    """The steps of a method that is a pipeline; one that only changes blocks of steps has none."""
+    """The steps that a method brings. A method that only changes settings of a recipe's steps brings none."""
     steps = method.method.data.get("steps") or {}
     return list(steps) if any("do" in (step or {}) for step in steps.values()) else []
 
 
 def shared_key(first: Method, second: Method) -> str | None:
-    """The first key that both patches write, or one that lies inside a block that the other writes."""
+    """The first key that both methods write; one may write a key inside a block that the other writes."""
     for key, _ in leaves(second.method.data):
         for other, _ in leaves(first.method.data):
             if key[: len(other)] == other or other[: len(key)] == key:
@@ -210,9 +213,9 @@ def shared_key(first: Method, second: Method) -> str | None:
 
 
 def apply_advice(merged: Merged, methods: list[Method], defaults: Layer) -> None:
-    """Fill in what methods advise, wherever nobody wrote anything.
+    """Apply the advice of methods to keys that nobody wrote.
 
-    Advice for an option of a part counts only while that part is the one the method was written for.
+    Advice for an option of a part counts only if the recipe has the part that the method was written for.
 
     Raises:
         RecipeError: two methods advise different values for one key that nobody wrote.
@@ -226,10 +229,10 @@ def apply_advice(merged: Merged, methods: list[Method], defaults: Layer) -> None
             if merged.written(key) or not _same_part(key, merged.data, intended.data):
                 continue
             if key in advised and advised[key][1] != value:
-                other, its_value = advised[key]
+                other, other_value = advised[key]
                 raise RecipeError(
                     f"The methods `{other}` and `{method.name}` advise different values for `{'.'.join(key)}`: "
-                    f"{its_value!r} and {value!r}.",
+                    f"{other_value!r} and {value!r}.",
                     "Write the one you want in the recipe.",
                 )
             advised[key] = (method.name, value)
@@ -238,12 +241,13 @@ def apply_advice(merged: Merged, methods: list[Method], defaults: Layer) -> None
 
 
 def _advised_values(method: Method) -> list[tuple[tuple[str, ...], Any]]:
-    data = dict(method.advice.data)
-    whole = [(("budget",), data.pop("budget"))] if "budget" in data else []
-    return [*leaves(data), *whole]
+    blocks = dict(method.advice.data)
+    budget = blocks.pop("budget", None)  # as one block, because exactly one of its keys may be set
+    return [*leaves(blocks), *([] if budget is None else [(("budget",), budget)])]
 
 
 def _same_part(key: tuple[str, ...], data: Any, intended: Any) -> bool:
+    """Whether the part that has the option `key`, if it is one, is of one kind in both recipes."""
     for length in range(1, len(key)):
         if key[:length] in PARTS:
             return _kind(data, key[:length]) == _kind(intended, key[:length])

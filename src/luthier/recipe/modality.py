@@ -1,4 +1,4 @@
-"""The modality of a recipe's model, read from its config.json, and the recipe keys that it has no use for."""
+"""The modality of a recipe's model, read from its config.json, and the recipe keys that have no effect for it."""
 
 from __future__ import annotations
 
@@ -25,10 +25,13 @@ PACKAGED = ("nano", "nano-digits")
 
 @dataclass(frozen=True)
 class Modality:
-    """What a recipe has to say of a modality of model.
+    """The part of the recipe's grammar that models of one modality use.
 
-    `evaluated`: the blocks that an evaluation depends on; `foreign`: dotted keys that mean nothing here, and why;
-    `rollout`: the `kind` of its `rl`, or None where it learns from records alone.
+    Attributes:
+        name: in the plural, for messages.
+        evaluated: the blocks that an evaluation depends on.
+        rollout: the `kind` of its `rl`; None if it learns from records alone.
+        foreign: dotted keys that have no effect for this modality → the reason.
     """
 
     name: str
@@ -75,7 +78,7 @@ MODALITIES: Mapping[str, Modality] = {
 
 
 def modality_of(model: Model, base: Path) -> str:
-    """A key of MODALITIES; what is no folder here, and no config, is taken for a language model."""
+    """A key of MODALITIES, by the model's config. A model without a local config.json is taken for a language model."""
     config = model.config or _config_of(model_folder(model.path, base))
     if CLASS in config:
         return "diffusion"
@@ -83,24 +86,24 @@ def modality_of(model: Model, base: Path) -> str:
 
 
 def model_folder(path: str, base: Path) -> Path:
-    """The folder that a recipe names as its model: a packaged one by its name, else as seen from `base`."""
+    """The folder of a recipe's model: a packaged one by its name, else relative to `base`."""
     return parts.PACKAGE / "models" / path if path in PACKAGED else base / Path(path).expanduser()
 
 
 def _config_of(folder: Path) -> Mapping[str, Any]:
     for file in (folder / TRANSFORMER / "config.json", folder / "config.json"):
         try:
-            found = json.loads(file.read_text(encoding="utf-8"))
+            config = json.loads(file.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             continue
-        return found if isinstance(found, dict) else {}
+        return config if isinstance(config, dict) else {}
     return {}
 
 
 def fill_in(data: dict[str, Any], base: Path, origin: Callable[[tuple[str, ...]], str]) -> None:
-    """Write into a merged recipe what depends on its model's modality: the kind of its rollout, a denoiser's sampling.
+    """Set the keys that depend on the model's modality: `rl.kind`, and `evaluate.sample` of diffusion models.
 
-    What is malformed is refused later, with all other keys.
+    Blocks that are malformed are left as they are: they are refused later, with all other keys.
 
     Raises:
         RecipeError: the rollout is that of another modality of model.
@@ -139,7 +142,7 @@ def _refuse_other_rollout(
 
 
 def refuse_foreign(settings: Settings, base: Path, origin: Callable[[tuple[str, ...]], str]) -> None:
-    """Raise RecipeError for the first key that is set to something and means nothing for this modality of model."""
+    """Raise RecipeError for the first key that differs from its default and has no effect for this modality."""
     modality = MODALITIES[modality_of(settings.model, base)]
     default = Settings.model_validate({"model": settings.model.path, "data": {"train": settings.data.train}})
     for key, reason in modality.foreign.items():
@@ -147,20 +150,20 @@ def refuse_foreign(settings: Settings, base: Path, origin: Callable[[tuple[str, 
         if _at(settings, path) != _at(default, path):
             leaf = next(_below(_at(settings, path), _at(default, path), path))
             raise RecipeError(
-                f"{origin(leaf)}: {key}: of {modality.name} this says nothing: {reason}.", "Leave it out of the recipe."
+                f"{origin(leaf)}: `{key}` has no effect for {modality.name}: {reason}.", "Leave it out of the recipe."
             )
 
 
-def _at(value: Any, path: tuple[str, ...]) -> Any:
+def _at(settings: Any, path: tuple[str, ...]) -> Any:
     for key in path:
-        value = getattr(value, key)
-    return value.model_dump() if hasattr(value, "model_dump") else value
+        settings = getattr(settings, key)
+    return settings.model_dump() if hasattr(settings, "model_dump") else settings
 
 
-def _below(value: Any, default: Any, path: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
-    """The keys under a path that differ from their default, deepest first; the path itself where there are none."""
-    if isinstance(value, Mapping) and isinstance(default, Mapping):
-        for key, item in value.items():
-            if item != default.get(key):
-                yield from _below(item, default.get(key), (*path, key))
+def _below(settings: Any, defaults: Any, path: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
+    """The keys under a path that differ from their default, deepest first; then the path itself."""
+    if isinstance(settings, Mapping) and isinstance(defaults, Mapping):
+        for key, setting in settings.items():
+            if setting != defaults.get(key):
+                yield from _below(setting, defaults.get(key), (*path, key))
     yield path

@@ -1,4 +1,4 @@
-"""Keys of older recipes, read as what they are called now; origins and errors tell the old name.
+"""Keys of older recipes under their names of today; origins and errors name the old key too.
 
 `rollout:` at the top is `rl: {kind: denoise}`, and `sample:` is `evaluate.sample`.
 """
@@ -15,11 +15,11 @@ from luthier.recipe.merge import DEFAULT, Key, Layer
 from luthier.recipe.sampling import Denoise
 
 RENAMED: Mapping[str, Key] = {"rollout": ("rl",), "sample": ("evaluate", "sample")}
-"""Old key at the top of a recipe → where its block stands now."""
+"""Old key at the top of a recipe → the path of its block now."""
 
 
 def with_new_names(layer: Layer) -> Layer:
-    """A layer whose old keys stand under their new names.
+    """The layer with its old keys renamed.
 
     Raises:
         RecipeError: a layer writes an old key and the new one.
@@ -39,11 +39,11 @@ def with_new_names(layer: Layer) -> Layer:
 
 
 def _put(data: dict[str, Any], path: Key, block: Any, complaint: str) -> None:
-    """Set a block under a path, whose upper blocks are copied; complain if something is there."""
+    """Set a block under a path, whose upper blocks are copied. Raises RecipeError(complaint) if the path is set."""
     for key in path[:-1]:
         upper = data.get(key)
         if upper is not None and not isinstance(upper, Mapping):
-            return  # what is no block is refused where all keys are checked
+            return  # anything but a block is refused where all keys are checked
         data[key] = data = dict(upper or {})
     if data.get(path[-1]) is not None:
         raise RecipeError(complaint, "Keep one of them.")
@@ -51,9 +51,10 @@ def _put(data: dict[str, Any], path: Key, block: Any, complaint: str) -> None:
 
 
 def lock_with_new_names(data: dict[str, Any], origins: dict[Key, str]) -> None:
-    """Old keys of a lock, which has every default written out, moved to their new names in place.
+    """Rename the old keys of a lock in place.
 
-    Blocks that only held defaults of another kind of model are left out.
+    A lock has every default written out. Old locks of language models hold the defaults of diffusion models, too: these
+    blocks are dropped.
     """
     rollout, sample = data.pop("rollout", None), data.pop("sample", None)
     if isinstance(sample, dict) and any(origins.get(("sample", key), DEFAULT) != DEFAULT for key in sample):
@@ -76,12 +77,13 @@ def _move(origins: dict[Key, str], old: Key, new: Key) -> None:
 
 
 def _learns_from_samples(data: Mapping[str, Any]) -> bool:
-    """Whether a locked recipe trains one of the package's objectives for denoisers that read rollouts."""
+    """Whether a locked recipe trains an objective of the package that reads rollouts of diffusion models."""
     train = data.get("train")
     objective = train.get("objective") if isinstance(train, Mapping) else None
-    kinds = set()
     for member in objective if isinstance(objective, list) else [objective]:
         spec = member.get("objective", member) if isinstance(member, Mapping) else None
-        kinds.add(spec.get("kind") if isinstance(spec, Mapping) else None)
-    learning = {e.name for e in parts.catalogue("objective") if "optimality" in e.constants.get("READS", ())}
-    return bool(learning & kinds)
+        kind = spec.get("kind") if isinstance(spec, Mapping) else None
+        for entry in parts.catalogue("objective"):
+            if entry.name == kind and "optimality" in entry.constants.get("READS", ()):
+                return True
+    return False

@@ -42,20 +42,20 @@ class Recipe:
         return self.settings.name
 
     def to_lock(self, extra: Mapping[str, Any] | None = None) -> dict[str, Any]:
-        """Everything that `load_recipe` needs to repeat this recipe, with versions, as plain JSON.
+        """The lock: everything that `load_recipe` needs to repeat this recipe, with versions, as plain JSON.
 
         Args:
-            extra: more to record at the top, such as data hashes.
+            extra: further keys of the lock, such as data hashes.
         """
         return lock.make_lock(self.name, self.base, self.data, self.origins, self.text_of_parts, dict(extra or {}))
 
     def with_seed(self, seed: int) -> Recipe:
-        """This recipe at another seed, without reading anything again."""
+        """This recipe at another seed. No file is read again."""
         settings = self.settings.model_copy(update={"seed": seed})
         return replace(self, settings=settings, data={**copy(self.data), "seed": seed})
 
     def build_parts(self) -> dict[str, parts.Part]:
-        """Every part it names, built, by dotted path (items of a list: `train.tuner.0`)."""
+        """Every part that the recipe names, built, by dotted path (members of a list: `train.tuner.0`)."""
         return {".".join(key): parts.build(slot, spec, self.base) for key, slot, spec in part_specs(self.data)}
 
 
@@ -74,7 +74,7 @@ def resolve(merged: Merged, name: str, base: Path) -> Recipe:
     data = settings.model_dump()
     data["budget"] = {settings.budget.unit: settings.budget.amount}
     if settings.evaluate.sample is None:
-        del data["evaluate"]["sample"]  # of denoisers only
+        del data["evaluate"]["sample"]  # a key of diffusion models; hashes of other recipes were made without it
     refuse_foreign(settings, base, merged.origin)
     _fill_options(data, merged, base)
     texts = lock.part_files(data, base)
@@ -84,7 +84,7 @@ def resolve(merged: Merged, name: str, base: Path) -> Recipe:
 
 
 def _fill_options(data: dict[str, Any], merged: Merged, base: Path) -> None:
-    """Build every part, which checks its options, and write out the defaults of those not given."""
+    """Build every part, which checks its options, and write out the defaults of options that are not written."""
     for key, slot, spec in part_specs(data):
         try:
             part = parts.build(slot, spec, base)
@@ -96,39 +96,46 @@ def _fill_options(data: dict[str, Any], merged: Merged, base: Path) -> None:
             where = merged.origin((*key, "kind"))
             raise RecipeError(f"{where}: {'.'.join(key)}: `{spec['kind']}` is no {slot}, it is of the family {other}.")
         for option in type(part).model_fields:
-            spec.setdefault(option, _plain(getattr(part, option)))
+            spec.setdefault(option, _as_written(getattr(part, option)))
 
 
 def _named_option(error: RecipeError, spec: Mapping[str, Any]) -> str:
-    """The option that an error about a part is about, to find where it was written."""
+    """The option that an error of a part names, to tell where it was written; else `kind`."""
     return next((name for name in spec if f"`{name}`" in error.message or f".{name}:" in error.message), "kind")
 
 
-def _plain(value: Any) -> Any:
-    if isinstance(value, parts.Part):
-        return {"kind": value.kind, **{name: _plain(getattr(value, name)) for name in type(value).model_fields}}
-    return copy(value)
+def _as_written(option: Any) -> Any:
+    """The setting of an option as a recipe would write it: a part is a block of its kind and its options."""
+    if not isinstance(option, parts.Part):
+        return copy(option)
+    block: dict[str, Any] = {"kind": option.kind}
+    for name in type(option).model_fields:
+        block[name] = _as_written(getattr(option, name))
+    return block
 
 
 def _explain(error: ValidationError, merged: Merged) -> RecipeError:
-    """One plain sentence for the first thing that is wrong."""
-    from luthier.recipe import keys  # only errors need the descriptions, and every command starts here
+    """The first of pydantic's errors as one sentence."""
+    from luthier.recipe import (
+        keys,  # imported here: only errors need the descriptions, and every command loads a recipe
+    )
 
-    found = error.errors()
-    first = next((one for one in found if one["type"] == "extra_forbidden"), found[0])  # why another may be missing
+    faults = error.errors()
+    # A mistyped key comes first: it may be the reason why another key is missing.
+    first = next((fault for fault in faults if fault["type"] == "extra_forbidden"), faults[0])
     key = tuple(str(piece) for piece in first["loc"])
-    place, where = ".".join(key), merged.origin(key)
+    dotted_key, where = ".".join(key), merged.origin(key)
     if first["type"] == "missing":
-        return RecipeError(f"The recipe has no `{place}`.", f"Write `{place}:` in it.")
+        return RecipeError(f"The recipe has no `{dotted_key}`.", f"Write `{dotted_key}:` in it.")
     if first["type"] == "extra_forbidden":
         block = Source if key[:-1] in SOURCES else keys.block_at(key[:-1], merged.data)
         return unknown_key(key, list(block.model_fields), where)
-    fault = first.get("ctx", {}).get("error")
-    if isinstance(fault, StepError) and fault.path:
-        return RecipeError(f"{merged.origin((*key, *fault.path))}: {fault}.")
-    value, (what, hint) = describe(first.get("input")), parts.in_words(first)
+    cause = first.get("ctx", {}).get("error")
+    if isinstance(cause, StepError) and cause.path:
+        return RecipeError(f"{merged.origin((*key, *cause.path))}: {cause}.")
+    written, (what, hint) = describe(first.get("input")), parts.in_words(first)
     hint = hint or keys.description_of(key, merged.data)
-    if first["type"] == "value_error":
-        also = "" if isinstance(first.get("input"), dict | list) else f"; found {value}"
-        return RecipeError(f"{where}: {place}: {what}{also}.", hint)
-    return RecipeError(f"{where}: {place}: {what}; found {value}.", hint)
+    # The messages of our own validators name the keys of a block: "found a block of keys" would add nothing.
+    if first["type"] == "value_error" and isinstance(first.get("input"), dict | list):
+        return RecipeError(f"{where}: {dotted_key}: {what}.", hint)
+    return RecipeError(f"{where}: {dotted_key}: {what}; found {written}.", hint)

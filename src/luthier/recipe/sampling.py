@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, PlainValidator, WithJsonSchema, model_validator
 
 from luthier.recipe import specs
-from luthier.recipe.blocks import AUTO_SCHEMA, PARTS_SCHEMA, AutoCount, Block, Count, PartSpec, any_of, whole
+from luthier.recipe.blocks import AUTO_SCHEMA, PARTS_SCHEMA, AutoCount, Block, Count, PartSpec, any_of, as_count
 from luthier.types import Sampling
 
 
@@ -53,7 +53,7 @@ class GenerateSettings(Block):
     )
 
     def sampling(self) -> Sampling:
-        """What a sampler is told."""
+        """The settings that a sampler takes."""
         return Sampling(self.max_new_tokens, self.temperature, self.top_p, self.min_p, tuple(self.stop))
 
     @property
@@ -70,6 +70,7 @@ def _auto_or_number(value: Any) -> Any:
     raise ValueError("expected `auto` or a number above 0")
 
 
+CountOrZero = Annotated[int, BeforeValidator(as_count), Field(ge=0), WithJsonSchema({"type": "integer", "minimum": 0})]
 AutoNumber = Annotated[
     Literal["auto"] | float,
     PlainValidator(_auto_or_number),
@@ -193,12 +194,10 @@ class RL(Block):
     passes: Count = Field(
         default=1, description="How often the rows of a rollout are gone through. 4 is usual for ppo; 1 is the safest."
     )
-    refill: Annotated[int, BeforeValidator(whole), Field(ge=0), WithJsonSchema({"type": "integer", "minimum": 0})] = (
-        Field(
-            default=0,
-            description="Further draws, at most, that replace prompts whose answers all got one reward (they teach "
-            "nothing). Raise it where many prompts are always solved or never; each draw costs samples.",
-        )
+    refill: CountOrZero = Field(
+        default=0,
+        description="Further draws, at most, that replace prompts whose answers all got one reward (they teach "
+        "nothing). Raise it where many prompts are always solved or never; each draw costs samples.",
     )
     train_cut_off: bool = Field(
         default=True,
@@ -220,7 +219,7 @@ ROLLOUTS: Mapping[str, type[RL] | type[Denoise]] = {"generate": RL, "denoise": D
 
 
 def rollout(value: Any) -> RL | Denoise | None:
-    """The block of `rl` in the grammar of its kind, that of language models unless said otherwise; or none."""
+    """The block of `rl` in the grammar of its `kind`, by default that of language models; None for null."""
     if value is None or isinstance(value, RL | Denoise):
         return value
     if not isinstance(value, Mapping):

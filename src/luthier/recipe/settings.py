@@ -1,4 +1,4 @@
-"""The tree of a recipe: every key with its default, except the options of parts, whose defaults stand in the parts."""
+"""The tree of a recipe: every key with its default. Options of parts have theirs in the files of the parts."""
 
 from __future__ import annotations
 
@@ -107,10 +107,10 @@ class BudgetSettings(Block):
 
     @model_validator(mode="after")
     def _exactly_one(self) -> BudgetSettings:
-        given = [name for name in type(self).model_fields if getattr(self, name) is not None]
-        if len(given) != 1:
+        written = [name for name in type(self).model_fields if getattr(self, name) is not None]
+        if len(written) != 1:
             names = ", ".join(type(self).model_fields)
-            raise ValueError(f"give exactly one of {names}; found {' and '.join(given) or 'none'}")
+            raise ValueError(f"give exactly one of {names}; found {' and '.join(written) or 'none'}")
         return self
 
     @property
@@ -120,7 +120,7 @@ class BudgetSettings(Block):
 
     @property
     def amount(self) -> float:
-        """Its value."""
+        """The setting of that key."""
         return getattr(self, self.unit)
 
 
@@ -158,8 +158,8 @@ class EvaluateSettings(Block):
 
 def _seeds(value: Any) -> Any:
     """A whole number is a count of seeds, a list names them."""
-    items = value if isinstance(value, list) else [value]
-    if not items or not all(type(item) is int and item >= 0 for item in items):
+    numbers = value if isinstance(value, list) else [value]
+    if not numbers or not all(type(number) is int and number >= 0 for number in numbers):  # true is an int, too
         raise ValueError("expected a number of seeds or a list of whole numbers")
     if isinstance(value, list) and len(set(value)) < len(value):
         raise ValueError("a seed is named twice")
@@ -183,7 +183,7 @@ def _tune(value: Any) -> Any:
         return None
     if not isinstance(value, Mapping) or set(value) <= {"seeds"}:
         raise ValueError("expected a block of `path: [values]`, or null")
-    paths = {key: item for key, item in value.items() if key != "seeds"}
+    paths = {path: candidates for path, candidates in value.items() if path != "seeds"}
     return {**_axes(paths), "seeds": _seeds(value.get("seeds", 1))}
 
 
@@ -333,58 +333,62 @@ def expand(data: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def copy(value: Any) -> Any:
-    """A deep copy of plain blocks, lists and values."""
+    """A deep copy of blocks and lists; tuples become lists, as they are in JSON."""
     if isinstance(value, Mapping):
-        return {key: copy(item) for key, item in value.items()}
-    return [copy(item) for item in value] if isinstance(value, list | tuple) else value
+        return {key: copy(below) for key, below in value.items()}
+    return [copy(member) for member in value] if isinstance(value, list | tuple) else value
 
 
 def part_specs(data: Mapping[str, Any]) -> list[tuple[Path, str, dict[str, Any]]]:
     """(path, slot, description) of every part that a recipe with all shorthands written out names."""
     specs: list[tuple[Path, str, dict[str, Any]]] = []
     for path, slot in PARTS.items():
-        value = (_block_at(data, path[:-1]) or {}).get(path[-1])
-        if isinstance(value, list):
-            found = [item.get(SUMS[path][0], item) for item in value] if path in SUMS else value
-            specs += [((*path, str(index)), slot, item) for index, item in enumerate(found)]
-        elif isinstance(value, dict):
-            specs.append((path, slot, value))
+        written = (_block_at(data, path[:-1]) or {}).get(path[-1])
+        if isinstance(written, list):
+            for index, member in enumerate(written):
+                spec = member.get(SUMS[path][0], member) if path in SUMS else member
+                specs.append(((*path, str(index)), slot, spec))
+        elif isinstance(written, dict):
+            specs.append((path, slot, written))
     for path in SOURCES:
-        value = (_block_at(data, path[:-1]) or {}).get(path[-1])
-        if isinstance(value, dict) and "kind" in value:
-            specs.append((path, "dataset", value))
+        source = (_block_at(data, path[:-1]) or {}).get(path[-1])
+        if isinstance(source, dict) and "kind" in source:
+            specs.append((path, "dataset", source))
     return specs
 
 
-def _block_at(data: Any, path: Path) -> Any:
-    """The block at a path, or None where there is none."""
+def _block_at(block: Any, path: Path) -> Any:
+    """The block at a path, or None if there is none."""
     for key in path:
-        data = data.get(key) if isinstance(data, dict) else None
-    return data if isinstance(data, dict) else None
+        block = block.get(key) if isinstance(block, dict) else None
+    return block if isinstance(block, dict) else None
 
 
-def _expand_part(path: Path, value: Any) -> Any:
-    if value == "auto" and path in AUTO:
-        return value
-    if isinstance(value, str):
-        value = {"kind": value}
+def _expand_part(path: Path, written: Any) -> Any:
+    """A part, or a list of parts, with each name as a block of `kind`."""
+    if written == "auto" and path in AUTO:
+        return written
+    if isinstance(written, str):
+        written = {"kind": written}
     if path not in LISTS:
-        return value
-    if path in (("reward",), ("rl", "advantages")) and isinstance(value, dict):
-        value = [value]
-    if not isinstance(value, list):
-        return value
-    items = [{"kind": item} if isinstance(item, str) else item for item in value]
-    return [_expand_summand(item, *SUMS[path]) for item in items] if path in SUMS else items
+        return written
+    if path in (("reward",), ("rl", "advantages")) and isinstance(written, dict):
+        written = [written]
+    if not isinstance(written, list):
+        return written
+    members = [{"kind": member} if isinstance(member, str) else member for member in written]
+    return [_expand_summand(member, *SUMS[path]) for member in members] if path in SUMS else members
 
 
-def _expand_summand(item: Any, part: str, factor: str) -> Any:
-    if not isinstance(item, dict):
-        return item
-    if part not in item:
-        return {part: {k: v for k, v in item.items() if k != factor}, factor: item.get(factor, 1.0)}
-    inner = item[part]
-    return {factor: 1.0, **item, part: {"kind": inner} if isinstance(inner, str) else inner}
+def _expand_summand(member: Any, part: str, factor: str) -> Any:
+    """A member of a weighted sum as a block of `part` and `factor`; `{kind: math, weight: 0.2}` is short for it."""
+    if not isinstance(member, dict):
+        return member
+    if part not in member:
+        options = {key: setting for key, setting in member.items() if key != factor}
+        return {part: options, factor: member.get(factor, 1.0)}
+    inner = member[part]
+    return {factor: 1.0, **member, part: {"kind": inner} if isinstance(inner, str) else inner}
 
 
 def _expand_source(text: str) -> Any:

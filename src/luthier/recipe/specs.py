@@ -1,4 +1,4 @@
-"""What stands for a part in a recipe: its description with `kind`, a list of them, a weighted sum."""
+"""Parts as a recipe writes them: a block with `kind`, a list of such blocks, a weighted sum."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def tuner(value: Any) -> Any:
     if isinstance(value, list):
         if not value:
             raise ValueError("the list is empty: name at least one tuner")
-        return [part(item) for item in value]
+        return [part(member) for member in value]
     return part(value)
 
 
@@ -38,19 +38,19 @@ def _sum(value: list[Any], path: tuple[str, ...]) -> list[dict[str, Any]]:
     key, factor = SUMS[path]
     if not value:
         raise ValueError(f"the list is empty: name at least one {key}")
-    return [_summand(item, key, factor) for item in value]
+    return [_summand(member, key, factor) for member in value]
 
 
-def _summand(item: Any, key: str, factor: str) -> dict[str, Any]:
-    if not isinstance(item, Mapping) or set(item) != {key, factor}:
+def _summand(member: Any, key: str, factor: str) -> dict[str, Any]:
+    if not isinstance(member, Mapping) or set(member) != {key, factor}:
         raise ValueError(f"each item of a sum is a part, or a block of `{key}` and `{factor}`")
-    if not is_number(item[factor]):
-        raise ValueError(f"`{factor}` is a finite number, found {str(item[factor])[:40]}")
-    return {key: part(item[key]), factor: float(item[factor])}
+    if not is_number(member[factor]):
+        raise ValueError(f"`{factor}` is a finite number, found {str(member[factor])[:40]}")
+    return {key: part(member[key]), factor: float(member[factor])}
 
 
 def is_number(value: Any) -> bool:
-    """Whether it is written as a number, one that a float can hold: neither infinite nor NaN."""
+    """Whether a value is a number, not a truth value, that a float can hold: neither infinite nor NaN."""
     return type(value) in (int, float) and abs(value) <= sys.float_info.max
 
 
@@ -67,7 +67,7 @@ def chain(value: Any) -> list[dict[str, Any]]:
     """A list of parts."""
     if not isinstance(value, list) or not value:
         raise ValueError("expected a part or a list of parts, applied in written order")
-    return [part(item) for item in value]
+    return [part(member) for member in value]
 
 
 def strategy(value: Any) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The recipe of each step of a pipeline: the whole recipe with the step's own blocks laid over it."""
+"""The recipe of each step of a pipeline: the recipe with the step's own blocks merged into it."""
 
 from __future__ import annotations
 
@@ -17,10 +17,14 @@ from luthier.recipe.steps import build_verb
 
 @dataclass(frozen=True)
 class Stage:
-    """One step: its name, what it does, its recipe (without `steps`), and its block.
+    """One step of a pipeline.
 
-    `share` is its part of the whole budget, already taken out of `recipe`'s budget. A loop's `body` are the
-    stages of one round. `verb` is the part that carries it out.
+    Attributes:
+        do: the name or file of its verb.
+        recipe: the recipe that it runs, without `steps`; its budget is the step's share.
+        block: the keys of the step.
+        share: its part of the budget of the pipeline, 0 to 1.
+        body: of a loop, the stages of one round.
     """
 
     name: str
@@ -32,7 +36,7 @@ class Stage:
 
     @cached_property
     def verb(self) -> Any:
-        """The part behind `do`, with the step's keys as its options; built when it is first asked for."""
+        """The part that carries the step out, with the step's keys as its options."""
         return build_verb(self.do, self.block, self.recipe.base)
 
 
@@ -50,7 +54,7 @@ def stages_of(recipe: Recipe) -> list[Stage]:
 
 
 def flat(stages: Sequence[Stage]) -> Iterator[Stage]:
-    """All steps, those of loops behind their loop."""
+    """All stages; the body of a loop follows the loop."""
     for stage in stages:
         yield stage
         yield from flat(stage.body)
@@ -69,6 +73,7 @@ def _stages(recipe: Recipe, steps: Mapping[str, Any], share: float) -> Iterator[
 
 
 def _recipe_of(recipe: Recipe, name: str, verb: Any, share: float) -> Recipe:
+    """The recipe of one step: its overlays merged in, its budget reduced to its share."""
     origins = {tuple(path.split(".")): origin for path, origin in recipe.origins.items()}
     merged = Merged(copy(recipe.data), origins)
     merged.data["steps"] = None

@@ -1,8 +1,8 @@
 """The grammar of `steps:`, a pipeline: an ordered mapping from names to blocks with `do:`.
 
-What a step does is a part of the slot `verb`, and the options of that part are the keys of the step. A step sees the
-recipe with its own blocks laid over it. A step refers to an earlier one by name: to the model that it left (`base`
-and `newest` always exist), or to its records (`data` are the recipe's, `chunk` a loop round's share of them).
+What a step does is a part of the slot `verb`, and the options of that part are the keys of the step. A step reads the
+recipe with its own blocks merged into it. It refers to an earlier step by name: to its model (`base` and `newest`
+always exist), or to its records (`data` are the recipe's, `chunk` a loop round's share of them).
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from luthier.errors import RecipeError, nearest
 BASE, NEWEST, DATA, CHUNK = "base", "newest", "data", "chunk"
 SLOT = "verb"
 Kind = Literal["model", "records"]
-"""What a step leaves under its name."""
+"""What later steps can refer to under a step's name."""
 
 
 @dataclass(frozen=True)
 class StepReference:
-    """Marks an option of a verb that names what earlier steps left: one name, or a list of them.
+    """Marks an option of a verb that names models or records of earlier steps: one name, or a list.
 
     `data: Annotated[str | list[str], StepReference("records")]`. The grammar refuses a name that no earlier step has.
     """
@@ -45,7 +45,7 @@ class StepError(ValueError):
 
 @dataclass(frozen=True)
 class _Scope:
-    """What a step may refer to, the keys above it, and the folder that the recipe's files start from."""
+    """The names that a step may refer to, the keys above the step, and the folder of the recipe's files."""
 
     models: tuple[str, ...] = (BASE, NEWEST)
     records: tuple[str, ...] = (DATA,)
@@ -53,7 +53,7 @@ class _Scope:
     base: Path | None = None
 
     def after(self, name: str, leaves: Sequence[Kind]) -> _Scope:
-        """The scope of the step behind one of this name."""
+        """The scope of the step that follows one of this name."""
         return replace(
             self,
             models=(*self.models, name) if "model" in leaves else self.models,
@@ -91,11 +91,11 @@ def check_steps(steps: Any, base: Path | None = None) -> dict[str, dict[str, Any
 
 
 def build_verb(do: str, block: Mapping[str, Any], base: Path | None) -> Any:
-    """The part that carries a step out.
+    """The part that carries out a step.
 
     Args:
         do: the name of a verb, or a file that holds one.
-        block: the keys of the step; `do` among them is passed over.
+        block: the keys of the step; `do` among them is ignored.
 
     Raises:
         RecipeError: there is no such verb.
@@ -119,14 +119,14 @@ def names_in(verb: Any, to: Kind) -> list[tuple[str, str]]:
     pairs: list[tuple[str, str]] = []
     for field_name, field in type(verb).model_fields.items():
         if StepReference(to) in field.metadata:
-            named = getattr(verb, field_name)
-            listed = named if isinstance(named, list) else [named]
-            pairs += [(_key(field_name, field), name) for name in listed if name is not None]
+            written = getattr(verb, field_name)
+            names = written if isinstance(written, list) else [written]
+            pairs += [(_key(field_name, field), name) for name in names if name is not None]
     return pairs
 
 
 def keys_of(verb: type[Any]) -> dict[str, FieldInfo]:
-    """The keys that a step of this verb takes; `from` is no word that Python lets a field have."""
+    """The keys of a step of this verb. `from` is the alias of a field, since Python reserves the word."""
     return {_key(name, field): field for name, field in verb.model_fields.items()}
 
 
@@ -135,7 +135,7 @@ def _key(field_name: str, field: FieldInfo) -> str:
 
 
 def _shares(verb: Any) -> bool:
-    """Whether a step takes a share of the budget: it trains, or its body does."""
+    """Whether a step uses a share of the budget: it trains, or its body does."""
     return "share" in type(verb).model_fields
 
 
@@ -167,7 +167,7 @@ def _check(name: str, block: Any, scope: _Scope) -> _Step:
         hint = f"did you mean `{close}`" if close else f"it has {', '.join(keys)}"
         raise StepError((*here, str(unknown)), f"step `{name}` ({do}) has no key `{unknown}`: {hint}")
     block = {**block, "do": do}
-    if "data" in keys:  # inside a loop the records at hand are the round's own
+    if "data" in keys:  # inside a loop the default is the round's share, not all records
         block.setdefault("data", CHUNK if CHUNK in scope.records else DATA)
     try:
         verb = build_verb(do, block, scope.base)
@@ -186,7 +186,7 @@ def _check(name: str, block: Any, scope: _Scope) -> _Step:
 
 
 def _refuse_unknown_names(name: str, verb: Any, scope: _Scope) -> None:
-    """Raise StepError for a model, or records, that no step before this one left."""
+    """Raise StepError for a model or records that no earlier step has."""
     references = [(pair, scope.models) for pair in names_in(verb, "model")]
     references += [(pair, scope.records) for pair in names_in(verb, "records")]
     for (key, target), known in references:
@@ -211,19 +211,19 @@ def _verb_of(name: str, do: Any, scope: _Scope) -> type[Any]:
 
 
 def _in_words(name: str, do: str, here: tuple[str, ...], error: ValidationError) -> StepError:
-    """The first thing that is wrong with the keys of a step."""
+    """The first of pydantic's errors about the keys of a step, as one sentence."""
     fault = error.errors()[0]
     key = str(fault["loc"][0]) if fault["loc"] else ""
     if fault["type"] == "missing":
         return StepError(here, f"step `{name}`: a step that does `{do}` needs `{key}`")
     what, hint = parts.in_words(fault)
-    seen = "" if fault["type"] == "value_error" else f", found {fault.get('input')!r}"
-    message = f"step `{name}`: {f'{key}: ' if key else ''}{what}{seen}"
+    written = "" if fault["type"] == "value_error" else f", found {fault.get('input')!r}"
+    message = f"step `{name}`: {f'{key}: ' if key else ''}{what}{written}"
     return StepError((*here, key) if key else here, f"{message}. {hint}" if hint else message)
 
 
 def _written_out(verb: Any) -> dict[str, Any]:
-    """Every key with its setting. Blocks that nobody wrote stay out: to write `reward:` or `probe:` says something."""
+    """Every key with its setting. A block that is not written stays out: its presence changes what the step does."""
     settings: dict[str, Any] = {}
     for name, field in type(verb).model_fields.items():
         is_block = name in verb.OVERLAYS or _holds_block(field)
@@ -238,7 +238,7 @@ def _holds_block(field: FieldInfo) -> bool:
 
 
 def _divide_budget(steps: Mapping[str, _Step], scope: _Scope) -> None:
-    """Write out the share of the budget of every step that trains; steps without one divide what is left."""
+    """Write out the share of the budget of every step that trains; steps without one divide the rest evenly."""
     blocks = {name: step.block for name, step in steps.items() if _shares(step.verb)}
     written = sum(block.get("share") or 0 for block in blocks.values())
     without = [block for block in blocks.values() if block.get("share") is None]

@@ -20,14 +20,14 @@ DEEPEST = 50
 
 @dataclass(frozen=True)
 class Document:
-    """A parsed text and the line every key stands on, by path."""
+    """A parsed text, and the line of every key by path."""
 
     data: Any
     lines: dict[Path, int]
 
 
 def fault_of(text: str) -> str | None:
-    """Why a text cannot stand in a recipe, or None."""
+    """Why a recipe cannot hold a text; None if it can."""
     if "\x00" in text:
         return "holds the character NUL"
     half = re.search("[\ud800-\udfff]", text)
@@ -56,11 +56,11 @@ for _name, _pattern, _first in _SCHEMA:
 
 
 def parse(text: str, name: str) -> Document:
-    """Read one YAML document; a text that was read before is not read again.
+    """Read one YAML document. Parsed texts are kept, because a comparison reads its recipe once for every run.
 
     Args:
         text: the document.
-        name: what messages call it, such as its file name.
+        name: its name in messages, such as the file's.
 
     Raises:
         RecipeError: malformed text, a key written twice or not text, an unknown tag; with the line.
@@ -74,7 +74,8 @@ def _parsed(text: str, name: str) -> Document:
     try:
         node = _Loader(text).get_single_node()
     except yaml.MarkedYAMLError as error:
-        raise RecipeError(f"{name}{_line(error.problem_mark)}: not valid YAML: {_plain(error)}.") from None
+        problem = " ".join(text for text in (error.context, error.problem) if text)
+        raise RecipeError(f"{name}{_line(error.problem_mark)}: not valid YAML: {problem}.") from None
     except yaml.YAMLError as error:
         raise RecipeError(f"{name}: not valid YAML: {' '.join(str(error).split())}.") from None
     except RecursionError:
@@ -90,12 +91,8 @@ def _line(mark: Any) -> str:
     return "" if mark is None else f":{mark.line + 1}"
 
 
-def _plain(error: yaml.MarkedYAMLError) -> str:
-    return " ".join(piece for piece in (error.context, error.problem) if piece)
-
-
 class _Builder:
-    """Turns YAML nodes into plain values, noting the line of every key."""
+    """Turns YAML nodes into plain values, and records the line of every key."""
 
     def __init__(self, name: str, lines: dict[Path, int]):
         self.name = name
@@ -105,7 +102,7 @@ class _Builder:
     def build(self, node: yaml.Node, path: Path) -> Any:
         if isinstance(node, yaml.ScalarNode):
             return self.scalar(node)
-        if any(node is parent for parent in self.open):
+        if any(node is parent for parent in self.open):  # or building it would never end
             raise self.error(node, "an alias refers to the block that holds it")
         if len(self.open) >= DEEPEST:
             raise self.error(node, f"blocks are nested more than {DEEPEST} deep")
@@ -117,23 +114,23 @@ class _Builder:
 
     def collection(self, node: yaml.Node, path: Path) -> Any:
         if isinstance(node, yaml.SequenceNode) and node.tag == f"{TAG}seq":
-            return [self.build(item, (*path, str(index))) for index, item in enumerate(node.value)]
+            return [self.build(member, (*path, str(index))) for index, member in enumerate(node.value)]
         if isinstance(node, yaml.MappingNode) and node.tag == f"{TAG}map":
             return self.mapping(node, path)
         raise self.error(node, f"the tag {node.tag} is not used in recipes")
 
     def mapping(self, node: yaml.MappingNode, path: Path) -> dict[str, Any]:
-        data: dict[str, Any] = {}
+        block: dict[str, Any] = {}
         for key_node, value_node in node.value:
             if not isinstance(key_node, yaml.ScalarNode) or key_node.tag != f"{TAG}str":
                 raise self.error(key_node, "a key is not text", "Put quotes around it.")
-            key, here = key_node.value, (*path, key_node.value)
-            if key in data:
-                first = self.lines[here]
+            key, key_path = key_node.value, (*path, key_node.value)
+            if key in block:  # PyYAML would take the last one in silence
+                first = self.lines[key_path]
                 raise self.error(key_node, f"`{key}` is written twice (first on line {first})", "Remove one of them.")
-            self.lines[here] = key_node.start_mark.line + 1
-            data[key] = self.build(value_node, here)
-        return data
+            self.lines[key_path] = key_node.start_mark.line + 1
+            block[key] = self.build(value_node, key_path)
+        return block
 
     def scalar(self, node: yaml.ScalarNode) -> Any:
         text = node.value

@@ -1,4 +1,4 @@
-"""The table on a terminal, with what it may say."""
+"""A comparison on a terminal: its table, then the sentences that the table supports."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from luthier.report.sentences import Results, findings, headline, notes
 from luthier.report.table import TableCell, build_table
 
 STYLES = {"good": "green", "bad": "red", "quiet": "dim", "": ""}
-ROOMY = 96  # columns from which there is room for what few methods have
-WIDE = 124  # columns from which an interval stands beside its number
+ROOMY = 96  # characters from which the column of tokens outside training fits
+WIDE = 124  # characters from which an interval fits behind its number
 
 
 def print_report(results: Results, console: Console) -> None:
     """Print headline, table, findings, notes, warnings and failures."""
     table = build_table(results, narrow=console.width < ROOMY)
     wide = console.width >= WIDE
-    shown = RichTable(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1) if wide else (0, 1, 0, 0))
+    grid = RichTable(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1) if wide else (0, 1, 0, 0))
     columns = [index for index in range(len(table.titles)) if wide or not _same_for_all(table.rows, index)]
     for index in columns:
         justify, least = ("right", None) if index else ("left", 8)
-        shown.add_column(table.titles[index], justify=justify, overflow="fold", no_wrap=index > 0, min_width=least)
+        grid.add_column(table.titles[index], justify=justify, overflow="fold", no_wrap=index > 0, min_width=least)
     for row in table.rows:
-        shown.add_row(*(_text(row[index], wide) for index in columns))
+        grid.add_row(*(_text(row[index], wide) for index in columns))
     console.print()
-    console.print(shown)
+    console.print(grid)
     for line in (headline(results), *findings(results)):
         console.print(Text(line))
     console.print()
@@ -38,17 +38,17 @@ def print_report(results: Results, console: Console) -> None:
     for line in results["warnings"]:
         console.print(Text(f"warning: {line}", style="yellow"))
     for failure in results["failures"]:
-        said = failure["error"] or "did not run"
-        console.print(Text(f"{failure['status']}: {failure['folder']}: {said}", style="red"))
+        reason = failure["error"] or "did not run"
+        console.print(Text(f"{failure['status']}: {failure['folder']}: {reason}", style="red"))
 
 
 def _same_for_all(rows: Sequence[Sequence[TableCell]], column: int) -> bool:
-    """Whether all methods have the same value there; the notes below a narrow table say such values once."""
+    """Whether all methods have the same number in a column; the notes below a narrow table name it once."""
     return len(rows) > 2 and len({row[column].text for row in rows[1:]}) == 1 and not rows[1][column].detail
 
 
 def _text(cell: TableCell, wide: bool) -> Text:
-    """Number, then interval and verdict: beside it, or below it line by line."""
+    """The number, then interval and verdict: on the same line, or below line by line."""
     text = Text(cell.text, style=STYLES[cell.tone])
     detail = f" {cell.detail}" if wide else "\n" + cell.detail.replace("] ", "]\n").replace(", p", ",\np")
     return text.append(detail, style="dim") if cell.detail else text

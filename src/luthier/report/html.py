@@ -1,4 +1,4 @@
-"""The report as one HTML file: no request leaves it, plots are inline SVG, light and dark follow the reader."""
+"""The report as one HTML file: it makes no request, plots are inline SVG, light or dark follows the reader."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from statistics import fmean
 from typing import Any
 
 from luthier.report import plots
-from luthier.report.numbers import count, duration, html_name, html_text, percent, plain, points, rate
+from luthier.report.numbers import NONE, count, duration, html_name, html_text, percent, points, rate, setting_text
 from luthier.report.sentences import (
     Results,
     findings,
@@ -29,7 +29,7 @@ OPEN_SAMPLES = 6
 
 
 def to_html(results: Results) -> str:
-    """The whole page."""
+    """The page of a results.json, with everything that it shows inside it."""
     sections = (
         _head(results),
         _table(results),
@@ -62,7 +62,8 @@ def colours(results: Results) -> dict[str, str]:
 
 def _head(results: Results) -> str:
     model = results["setup"]["model"].get("path", "")
-    seeds, budget = len(results["seeds"]), ", ".join(f"{value:g} {key}" for key, value in results["budget"].items())
+    seeds = len(results["seeds"])
+    budget = ", ".join(f"{amount:g} {unit}" for unit, amount in results["budget"].items())
     facts = [
         f"model {model}",
         f"{count(results['metric']['n'])} held-out items",
@@ -70,11 +71,11 @@ def _head(results: Results) -> str:
         f"budget {budget}",
         f"runs took {duration(results['setup']['seconds'])}",
     ]
-    said = "".join(f"<li>{html_text(line)}</li>" for line in findings(results))
-    shown = "".join(f"<span>{html_text(fact)}</span>" for fact in facts)
+    sentences = "".join(f"<li>{html_text(line)}</li>" for line in findings(results))
+    spans = "".join(f"<span>{html_text(fact)}</span>" for fact in facts)
     return (
-        f'<p class="eyebrow">Luthier comparison</p><h1>{html_text(results["name"])}</h1><p class="facts">{shown}</p>'
-        f'<div class="headline"><p class="lead">{html_text(headline(results))}</p><ul>{said}</ul></div>'
+        f'<p class="eyebrow">Luthier comparison</p><h1>{html_text(results["name"])}</h1><p class="facts">{spans}</p>'
+        f'<div class="headline"><p class="lead">{html_text(headline(results))}</p><ul>{sentences}</ul></div>'
     )
 
 
@@ -102,15 +103,15 @@ def _cell(cell: TableCell) -> str:
 
 
 def _alerts(results: Results) -> str:
-    shown = [f'<div class="alert"><p>{html_text(line)}</p></div>' for line in results["warnings"]]
-    for one in results["failures"]:
-        log_text = "\n".join(one["log"])
+    alerts = [f'<div class="alert"><p>{html_text(line)}</p></div>' for line in results["warnings"]]
+    for failure in results["failures"]:
+        log_text = "\n".join(failure["log"])
         log = f"<details><summary>last lines of its log</summary><pre>{html_text(log_text)}</pre></details>"
-        shown.append(
-            f'<div class="alert failure"><p><b>{html_text(one["folder"])}</b>: {html_text(one["status"])}. '
-            f"{html_text(one['error'] or 'It did not run.')}</p>{log if one['log'] else ''}</div>"
+        alerts.append(
+            f'<div class="alert failure"><p><b>{html_text(failure["folder"])}</b>: {html_text(failure["status"])}. '
+            f"{html_text(failure['error'] or 'It did not run.')}</p>{log if failure['log'] else ''}</div>"
         )
-    return f"<h2>Warnings and failures</h2>{''.join(shown)}" if shown else ""
+    return f"<h2>Warnings and failures</h2>{''.join(alerts)}" if alerts else ""
 
 
 def _plots(results: Results) -> str:
@@ -134,10 +135,10 @@ def _plots(results: Results) -> str:
         ),
         ("Loss in training", own, plots.curve_plot(results, "loss", "loss")),
     )
-    shown = "".join(_plot_card(*card) for card in cards)
+    grid = "".join(_plot_card(*card) for card in cards)
     cost = "Means over runs, of peak memory the highest; tick: memory estimated beforehand."
-    shown += _plot_card("Cost", cost, plots.cost_plot(results), wide=True)
-    return f'<h2>What was seen</h2><ul class="key">{key}</ul><div class="grid">{shown}</div>'
+    grid += _plot_card("Cost", cost, plots.cost_plot(results), wide=True)
+    return f'<h2>Plots</h2><ul class="key">{key}</ul><div class="grid">{grid}</div>'
 
 
 def _plot_card(title: str, hint: str, svg: str | None, wide: bool = False) -> str:
@@ -168,14 +169,16 @@ def _agreement(results: Results) -> str:
         label: [fmean(column) >= 0.5 for column in zip(*runs, strict=True)]
         for label, runs in results["scores"][0]["scores"].items()
     }
-    if len(arms) < 3:
+    if len(arms) < 3:  # of two rows the plot above shows as much
         return ""
     titles = "".join(f"<th>{html_name(label)}</th>" for label in arms)
     rows = []
     for label, ours in arms.items():
-        cells = (percent(fmean(a == b for a, b in zip(ours, theirs, strict=True))) for theirs in arms.values())
-        shown = "".join(f"<td>{cell}</td>" for cell in cells)
-        rows.append(f"<tr><td>{html_name(label)}</td>{shown}</tr>")
+        cells = ""
+        for theirs in arms.values():
+            agreement = fmean(a == b for a, b in zip(ours, theirs, strict=True))
+            cells += f"<td>{percent(agreement)}</td>"
+        rows.append(f"<tr><td>{html_name(label)}</td>{cells}</tr>")
     return (
         '<div class="card below"><h3>Agreement</h3><p>Share of items on which both are right, or both are not (right: '
         'at least half of the points).</p><div class="scroll"><table class="pairs">'
@@ -184,9 +187,9 @@ def _agreement(results: Results) -> str:
 
 
 def _samples(results: Results) -> str:
-    drawn = [sample for sample in results["samples"] if is_drawn(sample)]
-    told = [sample for sample in results["samples"] if not is_drawn(sample)]
-    return _gallery(drawn, results) + _answers(told, results)
+    pictures = [sample for sample in results["samples"] if is_drawn(sample)]
+    texts = [sample for sample in results["samples"] if not is_drawn(sample)]
+    return _gallery(pictures, results) + _answers(texts, results)
 
 
 def _gallery(samples: Sequence[Mapping[str, Any]], results: Results) -> str:
@@ -213,26 +216,22 @@ def _answers(samples: Sequence[Mapping[str, Any]], results: Results) -> str:
 
 
 def _details(results: Results) -> str:
-    """Numbers that do not decide: perplexity, seeds, data used, times."""
+    """Numbers that never rank methods: perplexity, seeds, data used, times."""
     further = list(dict.fromkeys(name for row in results["rows"] for name in row.get("further", {})))
-    shown = ("perplexity",) if any(row["perplexity"] is not None for row in results["rows"]) or not further else ()
-    titles = ("method", "each seed", "validation", *shown, *further)
+    has_perplexity = any(row["perplexity"] is not None for row in results["rows"]) or not further
+    titles = ("method", "each seed", "validation", *(("perplexity",) if has_perplexity else ()), *further)
     counted = ("records", "tokens") if results.get("counts", "tokens") == "tokens" else ("records",)
     titles += (*counted, "trained weights", "evaluation")
     rows = []
     for row in (row for row in results["rows"] if row["target"]):
         cost = row["cost"] or {}
         evaluated = cost.get("evaluate_seconds")
-        cells = (
-            row["label"],
-            ", ".join(points(mean) for mean in row["target"]["by_seed"]),
-            points(row["validation"]),
-            *("–" if row["perplexity"] is None else f"{row['perplexity']:.2f}" for _ in shown),
-            *(f"{row['further'][name]:.3g}" if name in row["further"] else "–" for name in further),
-            *(count(cost.get(name)) for name in counted),
-            count(cost.get("trainable_parameters")),
-            "–" if evaluated is None else duration(evaluated),
-        )
+        cells = [row["label"], ", ".join(points(mean) for mean in row["target"]["by_seed"]), points(row["validation"])]
+        if has_perplexity:
+            cells.append(NONE if row["perplexity"] is None else f"{row['perplexity']:.2f}")
+        cells += [f"{row['further'][name]:.3g}" if name in row["further"] else NONE for name in further]
+        cells += [count(cost.get(name)) for name in counted]
+        cells += [count(cost.get("trainable_parameters")), NONE if evaluated is None else duration(evaluated)]
         rows.append(f"<tr>{''.join(f'<td>{html_name(cell)}</td>' for cell in cells)}</tr>")
     head = "".join(f"<th>{title}</th>" for title in titles)
     return (
@@ -251,12 +250,12 @@ def _unranked(further: Sequence[str]) -> str:
 def _differs(results: Results) -> str:
     rows = []
     for path, groups, why in grouped_differences(results):
-        values = "".join(
-            f"<div><b>{html_name(value)}</b> <span>{html_name(', '.join(labels))}</span></div>"
-            for value, labels in groups
-        )
+        settings = ""
+        for setting, labels in groups:
+            settings += f"<div><b>{html_name(setting)}</b> <span>{html_name(', '.join(labels))}</span></div>"
         tone = "" if why == "the method" else ' class="tag partly"'
-        rows.append(f"<tr><td>{html_name(path)}</td><td>{values}</td><td><span{tone}>{html_text(why)}</span></td></tr>")
+        reason = f"<span{tone}>{html_text(why)}</span>"
+        rows.append(f"<tr><td>{html_name(path)}</td><td>{settings}</td><td>{reason}</td></tr>")
     if not rows:
         return ""
     return (
@@ -273,7 +272,7 @@ def _tuning(results: Results) -> str:
         return ""
     rows = []
     for run in runs:
-        values = ", ".join(f"{path.rsplit('.', 1)[-1]} {_value(value)}" for path, value in run["values"].items())
+        values = ", ".join(f"{path.rsplit('.', 1)[-1]} {_tuned(setting)}" for path, setting in run["values"].items())
         mark = '<span class="tag right">used</span>' if run["chosen"] else ""
         seed, score, spent = str(run["seed"]), points(run["validation"]), duration(run["seconds"])
         cells = (run["label"], values, seed, score, run["status"], spent)
@@ -286,14 +285,14 @@ def _tuning(results: Results) -> str:
     )
 
 
-def _value(value: Any) -> str:
-    return rate(value) if isinstance(value, float) else plain(value)
+def _tuned(setting: Any) -> str:
+    return rate(setting) if isinstance(setting, float) else setting_text(setting)
 
 
 def _setup(results: Results) -> str:
-    rows = "".join(
-        f"<tr><td>{html_text(name)}</td><td>{html_text(value)}</td></tr>" for name, value in setup_facts(results)
-    )
+    rows = ""
+    for name, fact in setup_facts(results):
+        rows += f"<tr><td>{html_text(name)}</td><td>{html_text(fact)}</td></tr>"
     settings = html_text(json.dumps(results["setup"]["settings"], indent=1, ensure_ascii=False))
     return (
         f'<h2>Set-up</h2><div class="card"><div class="scroll"><table class="setup"><tbody>{rows}</tbody></table></div>'

@@ -1,11 +1,12 @@
-"""Plots as inline SVG that takes its colours from the page, so that light and dark both read well.
+"""Plots as inline SVG whose colours are CSS variables of the page, so that light and dark both read well.
 
-matplotlib draws with stand-in colours; they are replaced by CSS variables of page.css.
+matplotlib knows no CSS variables: it draws with placeholder colours, which `_for_page` replaces.
 """
 
 from __future__ import annotations
 
 import io
+import itertools
 import re
 from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean
@@ -27,18 +28,18 @@ LONGEST_LABEL = 26
 
 
 def series_colour(index: int) -> str:
-    """The stand-in colour of the index-th method."""
+    """The placeholder colour of the index-th method."""
     return f"#0607{index % SERIES:02x}"
 
 
 def coloured_rows(results: Results) -> list[tuple[int, Mapping[str, Any]]]:
-    """Rows of methods that have a result, each with its place in the plan: a failed run shifts no colour."""
+    """Rows of methods of which a run succeeded, each with its index in the plan: a failed run shifts no colour."""
     methods = (row for row in results["rows"] if row["kind"] == "method")
     return [(index, row) for index, row in enumerate(methods) if row["target"]]
 
 
 def _height(rows: Sequence[Any]) -> float:
-    """The two plots that stand side by side share it."""
+    """The height in inches of the plots of scores, which are side by side and must be equal."""
     return max(HEIGHT, 1.2 + 0.42 * len(rows))
 
 
@@ -49,18 +50,19 @@ def target_plot(results: Results) -> str:
 
     def draw(figure: Figure) -> None:
         axes = figure.add_subplot()
-        for place, (index, row) in enumerate(rows):
-            found, colour, height = row["target"], series_colour(index), len(rows) - place
-            axes.plot([100 * found["low"], 100 * found["high"]], [height] * 2, color=colour, lw=2.2, alpha=0.55)
-            if len(found["by_seed"]) > 1:
-                seeds = [100 * mean for mean in found["by_seed"]]
+        heights = range(len(rows), 0, -1)  # the first row is the highest
+        for height, (index, row) in zip(heights, rows, strict=True):
+            score, colour = row["target"], series_colour(index)
+            axes.plot([100 * score["low"], 100 * score["high"]], [height] * 2, color=colour, lw=2.2, alpha=0.55)
+            if len(score["by_seed"]) > 1:
+                seeds = [100 * mean for mean in score["by_seed"]]
                 axes.plot(seeds, [height] * len(seeds), "|", color=colour, ms=11, mew=1.2)
-            axes.plot(100 * found["mean"], height, _marker(index), color=colour, ms=7.5)
-            _value(axes, 100 * found["mean"], height, f"{100 * found['mean']:.1f}")
+            axes.plot(100 * score["mean"], height, _marker(index), color=colour, ms=7.5)
+            _write_above(axes, 100 * score["mean"], height, f"{100 * score['mean']:.1f}")
         if base is not None:
             axes.axvline(100 * base["target"]["mean"], color=BASE, ls=(0, (4, 3)), lw=1.4)
-            _say(axes, 100 * base["target"]["mean"], f"base {100 * base['target']['mean']:.1f}")
-        axes.set_yticks([len(rows) - place for place in range(len(rows))], [_short(row["label"]) for _, row in rows])
+            _write_at_foot(axes, 100 * base["target"]["mean"], f"base {100 * base['target']['mean']:.1f}")
+        axes.set_yticks(heights, [_short(row["label"]) for _, row in rows])
         axes.margins(x=0.06)
         axes.set_ylim(0.4, len(rows) + 0.75)
         axes.set_xlabel(f"{results['metric']['name']} on held-out items, points")
@@ -70,19 +72,18 @@ def target_plot(results: Results) -> str:
 
 
 def forgetting_plot(results: Results) -> str | None:
-    """Target score against what is kept of the base's right items; up and right is better."""
+    """Target score against the share of the base's right items that are still right; up and right is better."""
     rows = coloured_rows(results)
-    shown = [(index, row) for index, row in rows if row["retain"] and row["retain"]["kept"] is not None]
-    if not shown:
+    measured = [(index, row) for index, row in rows if row["retain"] and row["retain"]["kept"] is not None]
+    if not measured:
         return None
 
     def draw(figure: Figure) -> None:
         axes = figure.add_subplot()
-        for index, row in shown:
-            x, y, found = 100 * row["retain"]["kept"], 100 * row["target"]["mean"], row["target"]
-            colour = series_colour(index)
-            axes.plot([x, x], [100 * found["low"], 100 * found["high"]], color=colour, lw=1.6, alpha=0.45)
-            axes.plot(x, y, _marker(index), color=colour, ms=9)
+        for index, row in measured:
+            kept, score, colour = 100 * row["retain"]["kept"], row["target"], series_colour(index)
+            axes.plot([kept, kept], [100 * score["low"], 100 * score["high"]], color=colour, lw=1.6, alpha=0.45)
+            axes.plot(kept, 100 * score["mean"], _marker(index), color=colour, ms=9)
         axes.margins(x=0.15, y=0.1)
         axes.set_xlabel("kept: % of the base's right retain items still right")
         axes.set_ylabel("target, points")
@@ -94,7 +95,9 @@ def forgetting_plot(results: Results) -> str | None:
 def curve_plot(results: Results, key: str, title: str) -> str | None:
     """A training curve of every method against progress: the mean over seeds, and each seed faintly."""
     rows = [(index, row["label"]) for index, row in coloured_rows(results)]
-    curves = {label: [run for run in results["curves"].get(label, []) if _drawable(run, key)] for _, label in rows}
+    curves = {}
+    for _, label in rows:
+        curves[label] = [run for run in results["curves"].get(label, []) if _has_curve(run, key)]
     if not any(curves.values()):
         return None
 
@@ -127,21 +130,21 @@ def cost_plot(results: Results) -> str | None:
         return None
 
     def draw(figure: Figure) -> None:
+        heights = range(len(rows), 0, -1)
         all_axes = figure.subplots(1, len(panels), sharey=True)
         for axes, (title, key, scale, form) in zip(all_axes, panels, strict=True):
-            for place, (index, row) in enumerate(rows):
-                value, height = scale * (row["cost"][key] or 0), len(rows) - place
-                axes.barh(height, value, height=0.62, color=series_colour(index), alpha=0.85)
+            for height, (index, row) in zip(heights, rows, strict=True):
+                cost = scale * (row["cost"][key] or 0)
+                axes.barh(height, cost, height=0.62, color=series_colour(index), alpha=0.85)
                 estimate = scale * (row["cost"]["estimated_memory_bytes"] or 0) if key == "peak_memory_bytes" else 0
                 if estimate:
                     axes.plot([estimate] * 2, [height - 0.4, height + 0.4], color=INK, lw=1.4)
-                end = (max(value, estimate), height)
-                axes.annotate(format(value, form), end, (5, 0), textcoords="offset points", va="center")
+                end = (max(cost, estimate), height)
+                axes.annotate(format(cost, form), end, (5, 0), textcoords="offset points", va="center")
             axes.set_title(title, loc="left", color=QUIET)
             axes.margins(x=0.3)
             axes.set_xlim(left=0)
             axes.set_xticks([])
-            heights = [len(rows) - place for place in range(len(rows))]
             axes.set_yticks(heights, [_short(row["label"]) for _, row in rows])
             _clean(axes)
             axes.spines["bottom"].set_visible(False)
@@ -156,19 +159,20 @@ def items_plot(results: Results) -> str | None:
     if not table["items"] or len(arms) < 2:
         return None
     labels = list(arms)
-    order = sorted(range(len(table["items"])), key=lambda item: [-arms[labels[0]][item], *_hardness(arms, item)])
+    items = range(len(table["items"]))
+    order = sorted(items, key=lambda index: [-arms[labels[0]][index], *_hardness(arms, index)])
     methods = {row["label"]: index for index, row in coloured_rows(results)}
 
     def draw(figure: Figure) -> None:
         axes = figure.add_subplot()
-        for place, label in enumerate(labels):
+        heights = range(len(labels), 0, -1)
+        for height, label in zip(heights, labels, strict=True):
             colour = series_colour(methods[label]) if label in methods else BASE
-            height = len(labels) - place
-            for start, length, value in _stretches([arms[label][item] for item in order]):
-                if value > 0:
-                    span, rows = [(start, length)], (height - 0.4, 0.8)
-                    axes.broken_barh(span, rows, color=colour, alpha=0.15 + 0.85 * value, lw=0)
-        axes.set_yticks([len(labels) - place for place in range(len(labels))], [_short(label) for label in labels])
+            for start, length, score in _equal_neighbours([arms[label][index] for index in order]):
+                if score > 0:
+                    alpha = 0.15 + 0.85 * score
+                    axes.broken_barh([(start, length)], (height - 0.4, 0.8), color=colour, alpha=alpha, lw=0)
+        axes.set_yticks(heights, [_short(label) for label in labels])
         axes.set_xlim(0, len(order))
         axes.set_ylim(0.4, len(labels) + 0.6)
         axes.set_xlabel(f"the {len(order)} held-out items, in the same order for every row")
@@ -177,28 +181,28 @@ def items_plot(results: Results) -> str | None:
     return _svg(draw, 0.8 + 0.3 * len(labels), "items", width=2 * WIDTH)
 
 
-def _hardness(arms: Mapping[str, Sequence[float]], item: int) -> list[float]:
-    values = [scores[item] for scores in arms.values()]
-    return [-fmean(values), *(-value for value in values)]
+def _hardness(arms: Mapping[str, Sequence[float]], index: int) -> list[float]:
+    """The sort key of an item, by how many models are right on it and which."""
+    scores = [of_arm[index] for of_arm in arms.values()]
+    return [-fmean(scores), *(-score for score in scores)]
 
 
 def _item_means(runs: Sequence[Sequence[float]]) -> list[float]:
     return [fmean(column) for column in zip(*runs, strict=True)]
 
 
-def _stretches(values: Sequence[float]) -> list[tuple[int, int, float]]:
-    """(start, length, value) of each run of equal neighbours: far fewer shapes than items."""
-    found: list[tuple[int, int, float]] = []
-    for place, value in enumerate(values):
-        if found and found[-1][2] == value:
-            found[-1] = (found[-1][0], found[-1][1] + 1, value)
-        else:
-            found.append((place, 1, value))
-    return found
+def _equal_neighbours(scores: Sequence[float]) -> list[tuple[int, int, float]]:
+    """(start, length, score) of each run of equal neighbours: far fewer shapes in the SVG than items."""
+    start, bars = 0, []
+    for score, neighbours in itertools.groupby(scores):
+        length = len(list(neighbours))
+        bars.append((start, length, score))
+        start += length
+    return bars
 
 
-def _drawable(run: Mapping[str, Any], key: str) -> bool:
-    return any(value is not None for value in run[key])
+def _has_curve(run: Mapping[str, Any], key: str) -> bool:
+    return any(number is not None for number in run[key])
 
 
 def _points(run: Mapping[str, Any], key: str) -> tuple[list[float], list[float]]:
@@ -207,15 +211,19 @@ def _points(run: Mapping[str, Any], key: str) -> tuple[list[float], list[float]]
 
 
 def _mean_curve(runs: Sequence[Mapping[str, Any]], key: str) -> tuple[list[float], list[float]]:
-    """The mean of runs point by point (they have as many updates each, but for a budget in seconds)."""
-    drawn = [_points(run, key) for run in runs]
-    shortest = min(len(xs) for xs, _ in drawn)
-    places = [[round(step * (len(xs) - 1) / max(1, shortest - 1)) for step in range(shortest)] for xs, _ in drawn]
-    mean = [
-        [fmean(curve[axis][at[step]] for curve, at in zip(drawn, places, strict=True)) for step in range(shortest)]
-        for axis in (0, 1)
-    ]
-    return mean[0], mean[1]
+    """The mean of runs point by point."""
+    curves = [_points(run, key) for run in runs]
+    # Under a budget in seconds the runs have different numbers of updates: the longer ones are thinned out.
+    shortest = min(len(xs) for xs, _ in curves)
+    mean_xs, mean_ys = [], []
+    for step in range(shortest):
+        points = []
+        for xs, ys in curves:
+            index = round(step * (len(xs) - 1) / max(1, shortest - 1))
+            points.append((xs[index], ys[index]))
+        mean_xs.append(fmean(x for x, _ in points))
+        mean_ys.append(fmean(y for _, y in points))
+    return mean_xs, mean_ys
 
 
 def _marker(index: int) -> str:
@@ -226,17 +234,17 @@ def _short(label: str) -> str:
     return label if len(label) <= LONGEST_LABEL else f"{label[: LONGEST_LABEL - 1]}…"
 
 
-def _value(axes: Axes, x: float, y: float, text: str) -> None:
+def _write_above(axes: Axes, x: float, y: float, text: str) -> None:
     axes.annotate(text, (x, y), (0, 6), textcoords="offset points", ha="center", va="bottom", color=INK)
 
 
-def _say(axes: Axes, x: float, text: str) -> None:
-    """A word at the foot of a vertical line, on the side where there is room."""
+def _write_at_foot(axes: Axes, x: float, text: str) -> None:
+    """Text at the foot of a vertical line, on the side that has more room."""
     low, high = axes.get_xlim()
     right = x < (low + high) / 2
-    place, side = (4, "left") if right else (-4, "right")
+    shift, side = (4, "left") if right else (-4, "right")
     axes.annotate(
-        text, (x, 0), (place, 3), xycoords=("data", "axes fraction"), textcoords="offset points", ha=side, color=QUIET
+        text, (x, 0), (shift, 3), xycoords=("data", "axes fraction"), textcoords="offset points", ha=side, color=QUIET
     )
 
 
@@ -274,17 +282,20 @@ def _svg(draw: Callable[[Figure], None], height: float, name: str, width: float 
         for axes in figure.axes:
             axes.patch.set_visible(False)
         buffer = io.StringIO()
-        without = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-        FigureCanvasSVG(figure).print_svg(buffer, metadata=without)
+        # The date would make two reports of the same results differ.
+        no_metadata = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+        FigureCanvasSVG(figure).print_svg(buffer, metadata=no_metadata)
     return _for_page(buffer.getvalue())
 
 
 def _for_page(svg: str) -> str:
+    """The SVG element without XML header, fixed size and ids; its font and colours are the page's."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     svg = re.sub(r' (width|height)="[\d.]+pt"', "", svg, count=2)
     svg = re.sub(r"font: ([\d.]+px) [^;\"]*", r"font: \1 var(--font)", svg)
+    # matplotlib numbers the ids of every figure from 1, and a page must have each id once.
     svg = re.sub(r'id="(?:figure|axes|patch|text|line2d|matplotlib|xtick|ytick|PolyCollection)[^"]*"', "", svg)
-    for stand_in, variable in VARIABLES.items():
-        svg = svg.replace(stand_in, f"var({variable})")
+    for placeholder, variable in VARIABLES.items():
+        svg = svg.replace(placeholder, f"var({variable})")
     return re.sub(r"#0607(\d\d)", r"var(--series-\1)", svg)

@@ -1,4 +1,4 @@
-"""The table of a comparison, as text cells that every format lays out in its own way."""
+"""The table of a comparison as text cells, which every format lays out in its own way."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any
 from luthier.report.numbers import NONE, count, gigabytes, interval, minutes, p_value, percent, points, rate, signed
 from luthier.report.sentences import Results, other_tokens, speed_title
 
-OTHER = 6
-"""Where the tokens that were no training stand: behind the speed, if there are any."""
+OTHER_TOKENS_COLUMN = 6
+"""The column of tokens outside training follows the speed, where any method has such tokens."""
 
 VERDICTS = {
     ("differs", "methods"): "differs",
@@ -22,7 +22,7 @@ VERDICTS = {
 
 @dataclass(frozen=True)
 class TableCell:
-    """One cell: what is said and, smaller, what it rests on. `tone` is good, bad, quiet or empty."""
+    """A number or name and, in smaller print, its interval or verdict. `tone` is good, bad, quiet or empty."""
 
     text: str
     detail: str = ""
@@ -31,24 +31,27 @@ class TableCell:
 
 @dataclass(frozen=True)
 class Table:
-    """Titles, and rows of cells below them; the first column is text, all others are numbers."""
+    """Titles and rows of cells; the first column is text, all others are numbers."""
 
     titles: tuple[str, ...]
     rows: tuple[tuple[TableCell, ...], ...]
 
 
 def build_table(results: Results, narrow: bool = False) -> Table:
-    """The rows in the order of the plan: the untrained model first, then the methods. `narrow` leaves the tokens that
-    were no training to the notes.
+    """The table of a results.json, its rows in the order of the plan: the untrained model first, then the methods.
+
+    Args:
+        results: content of results.json.
+        narrow: leave the column of tokens outside training to the notes.
     """
     titles = ["method", "target", f"change vs {results['baseline']}", "retain", "net"]
     titles += [speed_title(results), "peak GB", "min", "lr"]
     rows = [_row(row, results) for row in results["rows"]]
     other = [other_tokens(row) for row in results["rows"]]
     if any(other) and not narrow:
-        titles.insert(OTHER, "other tok")
-        for cells, value in zip(rows, other, strict=True):
-            cells.insert(OTHER, TableCell(count(value or None)))
+        titles.insert(OTHER_TOKENS_COLUMN, "other tok")
+        for cells, tokens in zip(rows, other, strict=True):
+            cells.insert(OTHER_TOKENS_COLUMN, TableCell(count(tokens or None)))
     return Table(tuple(titles), tuple(tuple(cells) for cells in rows))
 
 
@@ -56,8 +59,8 @@ def _row(row: Mapping[str, Any], results: Results) -> list[TableCell]:
     cost = row["cost"] or {}
     return [
         TableCell(row["label"], _missing(row, results), "bad" if row["failed"] else ""),
-        _target(row["target"]),
-        _change(row["change"], row),
+        _target(row),
+        _change(row),
         *_retain(row),
         TableCell(count(cost.get("tokens_per_second"))),
         TableCell(gigabytes(cost.get("peak_memory_bytes"))),
@@ -73,25 +76,29 @@ def _missing(row: Mapping[str, Any], results: Results) -> str:
     return "failed" if row["failed"] == runs else f"{row['failed']} of {runs} runs failed"
 
 
-def _target(found: Mapping[str, Any] | None) -> TableCell:
-    return TableCell(NONE) if found is None else TableCell(points(found["mean"]), interval(found["low"], found["high"]))
-
-
-def _change(found: Mapping[str, Any] | None, row: Mapping[str, Any]) -> TableCell:
-    if found is None:
+def _target(row: Mapping[str, Any]) -> TableCell:
+    target = row["target"]
+    if target is None:
         return TableCell(NONE)
-    if found["verdict"] == "baseline":
+    return TableCell(points(target["mean"]), interval(target["low"], target["high"]))
+
+
+def _change(row: Mapping[str, Any]) -> TableCell:
+    change = row["change"]
+    if change is None:
+        return TableCell(NONE)
+    if change["verdict"] == "baseline":
         return TableCell("baseline" if row["target"] else NONE, "", "quiet")
-    verdict = VERDICTS[found["verdict"], found["about"]]
-    tone = "quiet" if found["verdict"] == "n.s." else "good" if found["delta"] > 0 else "bad"
-    ends = interval(found["low"], found["high"], sign=True)
-    return TableCell(signed(found["delta"]), f"{ends} {verdict}, {p_value(found['p_adjusted'])}", tone)
+    verdict = VERDICTS[change["verdict"], change["about"]]
+    tone = "quiet" if change["verdict"] == "n.s." else "good" if change["delta"] > 0 else "bad"
+    ends = interval(change["low"], change["high"], sign=True)
+    return TableCell(signed(change["delta"]), f"{ends} {verdict}, {p_value(change['p_adjusted'])}", tone)
 
 
 def _retain(row: Mapping[str, Any]) -> tuple[TableCell, TableCell]:
-    found = row["retain"]
-    if found is None:
+    retain = row["retain"]
+    if retain is None:
         return TableCell(NONE), TableCell(NONE)
     if row["kind"] == "base":
-        return TableCell(NONE, f"{percent(found['mean'])} right"), TableCell(NONE)
-    return TableCell(percent(found["kept"])), TableCell(signed(found["net_change"]))
+        return TableCell(NONE, f"{percent(retain['mean'])} right"), TableCell(NONE)
+    return TableCell(percent(retain["kept"])), TableCell(signed(retain["net_change"]))

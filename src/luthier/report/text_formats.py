@@ -17,9 +17,9 @@ from luthier.report.numbers import (
     latex_text,
     markdown_text,
     percent,
-    plain,
     points,
     rate,
+    setting_text,
     signed,
 )
 from luthier.report.sentences import Results, findings, headline, learning_rate_rule, limitations, notes, speed_title
@@ -57,21 +57,20 @@ def to_markdown(results: Results) -> str:
         lines += ["", "**Warnings**", "", *(f"- {markdown_text(line)}" for line in results["warnings"])]
     if results["failures"]:
         lines += ["", "**Runs without a result**", ""]
-        lines += [
-            f"- {markdown_text(one['folder'])} ({one['status']}): {markdown_text(one['error'] or 'did not run')}"
-            for one in results["failures"]
-        ]
+        for failure in results["failures"]:
+            reason = markdown_text(failure["error"] or "did not run")
+            lines.append(f"- {markdown_text(failure['folder'])} ({failure['status']}): {reason}")
     return "\n".join([*lines, ""])
 
 
 def to_csv(results: Results) -> str:
-    """One line per row of the table, with plain numbers: shares in [0, 1], seconds, bytes."""
+    """One line per row of the table, its numbers unformatted: shares in [0, 1], seconds, bytes."""
     axes = sorted({path for row in results["rows"] for path in row["axes"]})
-    shown = io.StringIO()
-    writer = csv.DictWriter(shown, _flat(results["rows"][0], axes).keys(), lineterminator="\n")
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, _flat(results["rows"][0], axes).keys(), lineterminator="\n")
     writer.writeheader()
     writer.writerows(_flat(row, axes) for row in results["rows"])
-    return shown.getvalue()
+    return buffer.getvalue()
 
 
 def _flat(row: Mapping[str, Any], axes: list[str]) -> dict[str, Any]:
@@ -135,7 +134,7 @@ def _latex_row(row: Mapping[str, Any]) -> list[str]:
 
 
 def to_setup(results: Results) -> str:
-    """setup.md: all that an appendix must say so that others can repeat the comparison."""
+    """setup.md: what others need to repeat the comparison, for the appendix of a paper."""
     setup = results["setup"]
     lines = [f"# Set-up of {markdown_text(results['name'])}", "", "| what | value |", "| --- | --- |"]
     lines += [f"| {markdown_text(name)} | {markdown_text(value)} |" for name, value in setup_facts(results)]
@@ -148,13 +147,14 @@ def to_setup(results: Results) -> str:
 
 
 def setup_facts(results: Results) -> list[tuple[str, str]]:
-    """Name and value of every line of the set-up."""
+    """The lines of the set-up as (name, text)."""
     setup = results["setup"]
-    facts = [("model", " ".join(plain(value) for value in setup["model"].values() if value not in (None, False)))]
+    model = [setting_text(setting) for setting in setup["model"].values() if setting not in (None, False)]
+    facts = [("model", " ".join(model))]
     facts += [(f"data {path}", f"sha256 {digest}") for path, digest in setup["data_files"].items()]
-    facts += [(f"records {name}", plain(number)) for name, number in (setup["data"] or {}).items()]
+    facts += [(f"records {name}", setting_text(number)) for name, number in (setup["data"] or {}).items()]
     facts += [
-        ("budget", ", ".join(f"{key} {value:g}" for key, value in results["budget"].items())),
+        ("budget", ", ".join(f"{unit} {amount:g}" for unit, amount in results["budget"].items())),
         ("learning rate", learning_rate_rule(results)),
         ("seeds", ", ".join(str(seed) for seed in results["seeds"])),
         ("metric", f"{results['metric']['name']}, {count(results['metric']['n'])} items"),
@@ -163,25 +163,27 @@ def setup_facts(results: Results) -> list[tuple[str, str]]:
         ("tuning, outside the budget", duration(results["tuning"]["seconds"])),
         ("repeatable bit for bit", "yes" if setup["repeatable"] else "no"),
     ]
-    facts += [(f"version {name}", plain(value)) for name, value in setup["versions"].items()]
-    return facts + [(f"hardware {name}", plain(value)) for name, value in setup["hardware"].items()]
+    facts += [(f"version {name}", setting_text(version)) for name, version in setup["versions"].items()]
+    return facts + [(f"hardware {name}", setting_text(fact)) for name, fact in setup["hardware"].items()]
 
 
 def difference_lines(results: Results) -> list[str]:
-    """Each differing setting in one line, those not made by a method's own patch first."""
-    return [
-        f"{path}: " + "; ".join(f"{value} ({', '.join(labels)})" for value, labels in groups) + f" \N{EM DASH} {why}"
-        for path, groups, why in grouped_differences(results)
-    ]
+    """Each differing setting in one line; first those of which a method's patch is not the only reason."""
+    lines = []
+    for path, groups, why in grouped_differences(results):
+        settings = "; ".join(f"{setting} ({', '.join(labels)})" for setting, labels in groups)
+        lines.append(f"{path}: {settings} \N{EM DASH} {why}")
+    return lines
 
 
 def grouped_differences(results: Results) -> list[tuple[str, list[tuple[str, list[str]]], str]]:
-    """Path, its values with the methods that have each, and the reason, for every differing setting."""
-    found = []
-    for one in sorted(results["differences"], key=lambda one: one["why"] == "method"):
+    """Every differing setting as (path, [(setting, labels of the methods that have it)], reason)."""
+    rows = []
+    for difference in sorted(results["differences"], key=lambda difference: difference["why"] == "method"):
         groups: dict[str, list[str]] = {}
-        for label, value in one["values"].items():
-            groups.setdefault(plain(value), []).append(label)
-        why = "the method" if one["why"] == "method" else f"besides the method: {', '.join(one['writers'])}"
-        found.append((one["path"], list(groups.items()), why))
-    return found
+        for label, setting in difference["values"].items():
+            groups.setdefault(setting_text(setting), []).append(label)
+        by_method = difference["why"] == "method"
+        why = "the method" if by_method else f"besides the method: {', '.join(difference['writers'])}"
+        rows.append((difference["path"], list(groups.items()), why))
+    return rows

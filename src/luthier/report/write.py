@@ -1,4 +1,4 @@
-"""Reports on disk, from results.json alone."""
+"""Write the reports of a comparison from its results.json alone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A limit of time around code of others, and a process of its own for code that nobody has read."""
+"""A time limit for rewards, and a limited process for programs that a model wrote."""
 
 from __future__ import annotations
 
@@ -17,44 +17,44 @@ LONGEST_OUTPUT = 20_000
 
 
 class TooSlow(BaseException):
-    """The limit of time has passed. No Exception, so that no `except Exception` of a reward swallows it."""
+    """The time limit has passed. Not an Exception, so that no `except Exception` within a reward catches it."""
 
 
 def within(seconds: float, work: Callable[[], Any]) -> Any:
-    """The result of `work()`; it is broken off after `seconds`.
+    """The result of `work()`, which is interrupted after `seconds`.
 
-    In the main thread an alarm interrupts it wherever Python runs or waits. Elsewhere, and where the system has
-    no alarms, it runs in a thread that is abandoned when time is up.
+    In the main thread an alarm interrupts `work` wherever Python runs or waits. In other threads, and on systems
+    without alarms, `work` runs in a thread that is abandoned when time is up.
 
     Raises:
         TooSlow: time is up. Other exceptions of `work` pass through.
     """
     if hasattr(signal, "setitimer") and threading.current_thread() is threading.main_thread():
         return _with_alarm(seconds, work)
-    found: list[tuple[bool, Any]] = []
+    outcomes: list[tuple[bool, Any]] = []
 
     def run() -> None:
         try:
-            found.append((True, work()))
+            outcomes.append((True, work()))
         except BaseException as error:
-            found.append((False, error))
+            outcomes.append((False, error))
 
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
     thread.join(seconds)
-    if not found:
+    if not outcomes:
         raise TooSlow(f"no result after {seconds:g} s")
-    good, value = found[0]
-    if good:
-        return value
-    raise value
+    succeeded, outcome = outcomes[0]
+    if succeeded:
+        return outcome
+    raise outcome
 
 
 def _with_alarm(seconds: float, work: Callable[[], Any]) -> Any:
-    def ring(_number: int, _frame: Any) -> None:
+    def interrupt(_number: int, _frame: Any) -> None:
         raise TooSlow(f"no result after {seconds:g} s")
 
-    before = signal.signal(signal.SIGALRM, ring)
+    previous = signal.signal(signal.SIGALRM, interrupt)
     try:
         signal.setitimer(signal.ITIMER_REAL, seconds)
         try:
@@ -62,12 +62,17 @@ def _with_alarm(seconds: float, work: Callable[[], Any]) -> Any:
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0)
     finally:
-        signal.signal(signal.SIGALRM, before)
+        signal.signal(signal.SIGALRM, previous)
 
 
 @dataclass(frozen=True)
 class Ran:
-    """How a program ended: its exit status (None: time was up), and the beginning of what it wrote."""
+    """How a program ended.
+
+    Attributes:
+        status: exit status; None if the program was killed because time was up.
+        output: the first LONGEST_OUTPUT bytes of its standard output and error, decoded.
+    """
 
     status: int | None
     output: str
@@ -76,9 +81,13 @@ class Ran:
 def run_python(source: str, seconds: float, megabytes: int) -> Ran:
     """Run a Python program in a process of its own, in an empty folder, with an empty environment.
 
-    Its processor time, memory, files and number of processes are limited, and it and its children are killed when
-    time is up. This keeps mistakes and runaway programs away from the run; it is no protection from a program that
-    means harm (files that the user may read can be read, and so can the network): for that, use a container.
+    Processor time, memory and the size of files are limited; the program and its children are killed when time is
+    up. This protects the run from mistakes and runaway programs. It does not stop a malicious program, which can read
+    the user's files and use the network: for that, use a container.
+
+    Args:
+        seconds: limit of wall time, and of processor time plus one second.
+        megabytes: limit of the address space, in MiB.
     """
     with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryFile() as output:
         child = subprocess.Popen(
@@ -91,6 +100,7 @@ def run_python(source: str, seconds: float, megabytes: int) -> Ran:
             start_new_session=True,
         )
         try:
+            # A model may write half of a surrogate pair: the child then fails to read it, and the run goes on.
             child.communicate(source.encode(errors="surrogatepass"), timeout=seconds)
             status: int | None = child.returncode
         except subprocess.TimeoutExpired:
@@ -102,7 +112,7 @@ def run_python(source: str, seconds: float, megabytes: int) -> Ran:
 
 
 def _end(child: subprocess.Popen[bytes]) -> None:
-    """Kill the process and all that it started; its session is its own."""
+    """Kill the process and its children, which share its session."""
     if hasattr(os, "killpg"):
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(child.pid, signal.SIGKILL)
@@ -119,13 +129,13 @@ seconds, megabytes = float(sys.argv[1]), int(sys.argv[2])
 source = sys.stdin.buffer.read().decode()
 try:
     import resource
-    for what, most in (
+    for limit, most in (
         (resource.RLIMIT_CPU, int(seconds) + 1),
         (resource.RLIMIT_AS, megabytes << 20),
         (resource.RLIMIT_FSIZE, 1 << 24),
         (resource.RLIMIT_CORE, 0),
     ):
-        resource.setrlimit(what, (most, most))
+        resource.setrlimit(limit, (most, most))
 except ImportError:
     pass
 sys.argv = ["answer.py"]

@@ -1,8 +1,8 @@
-"""What a reward is, and how several become one number. Nothing here imports torch.
+"""Rewards, and the weighted sum of several. Nothing here imports torch.
 
-A recipe lists rewards: `[math, {kind: format, pattern: ..., weight: 0.2}]`. A weight is 1 unless it is written, and a
-reward of weight 0 is not evaluated; only where denoisers are scored it is shown. They are logged under their names; a
-second one of a kind is `format_2`.
+A recipe lists rewards: `[math, {kind: format, pattern: ..., weight: 0.2}]`. A weight is 1 unless it is written. A
+reward of weight 0 is not evaluated, except where samples of a diffusion model are scored: there it is reported. Rewards
+are logged under their names; the second reward of a kind is `format_2`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import Field
 
 from luthier.errors import RecipeError
-from luthier.parts import Part, build, told
+from luthier.parts import Part, build, describe_error
 from luthier.rewards._guard import TooSlow, within
 from luthier.types import Record
 
@@ -28,13 +28,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Answer:
-    """One answer to a record, as rewards see it.
+    """One answer to a record, as rewards read it.
 
     Attributes:
-        text: what was written, without the tokens that end a turn and without what the prompt gave away.
-        gold: the record's gold answer, empty where there is none.
-        tokens: its length, the end-of-turn token included.
-        finish: "stop" or "length" (cut off).
+        text: the answer without the tokens that end a turn; a prefix that a strategy put into the prompt is no part of
+            it.
+        gold: the record's gold answer; empty if the record has none.
+        prompt: the prompt as text.
+        tokens: length of the answer, including the end-of-turn token.
+        finish: "stop", or "length" for an answer that was cut off.
         passed: values that earlier rewards of the list passed on.
     """
 
@@ -49,7 +51,13 @@ class Answer:
 
 @dataclass(frozen=True)
 class Judged:
-    """A value with more to say: numbers to log under names, values for the rewards behind it in the list."""
+    """The value of an answer, with more to log and to pass on.
+
+    Attributes:
+        value: None if the reward does not apply.
+        parts: further numbers to log, by name.
+        passes: values for the rewards after this one in the list (`Answer.passed`).
+    """
 
     value: float | None
     parts: Mapping[str, float] = field(default_factory=dict)
@@ -60,14 +68,14 @@ Value = float | None | Judged
 
 
 class Reward(Part):
-    """How good answers are. Verb: `score` of one answer, or `score_group` where answers are compared.
+    """Values answers. Define `score` for one answer, or `score_group` if answers are compared with each other.
 
-    None says that the reward does not apply to the answer. What raises or takes too long counts as None and is
-    logged with the record; the run goes on. `seconds` is the limit for one answer, or for one group where answers
-    are compared. A reward with `MODALITY = "diffusion"` judges samples instead (`score_samples`), and what raises there
-    ends the run.
+    A value of None says that the reward does not apply to the answer. A reward that raises, or that takes longer than
+    `seconds` (for one answer; for one group if answers are compared), counts as None: the failure is logged with the
+    record, and the run goes on. A reward with `MODALITY = "diffusion"` values samples instead (`score_samples`); an
+    exception there ends the run.
 
-    EXAMPLES are answers and what they are worth, which the matrix tries: (options, answer, value), or of a group
+    EXAMPLES are answers with their values, which `luthier check` tries: (options, answer, value), or for a group
     (options, [answers], [values]). An answer is {text, gold, tokens, finish, and columns of its record}.
     """
 
@@ -82,15 +90,19 @@ class Reward(Part):
     )
 
     def score(self, answer: Answer) -> Value:
-        """The value of one answer."""
+        """The value of one answer; None if the reward does not apply."""
         raise RecipeError(f"{type(self).__name__} defines neither `score` nor `score_group`.")
 
     def score_group(self, answers: Sequence[Answer]) -> Sequence[Value]:
-        """The values of a group, in order."""
+        """One value per answer of a group (all answers to one prompt), in order."""
         return [self.score(answer) for answer in answers]
 
     def score_samples(self, samples: Tensor, condition: Mapping[str, Tensor]) -> Tensor:
-        """The values [R] of a denoiser's samples [R,...], drawn under the conditions, each [R,...]."""
+        """The values `[R]` of a diffusion model's samples `[R,...]`.
+
+        Args:
+            condition: by name, the conditions `[R,...]` that the samples were drawn under.
+        """
         raise RecipeError(f"{type(self).__name__} does not define `score_samples(self, samples, condition)`.")
 
     @property
@@ -101,7 +113,7 @@ class Reward(Part):
 
 @dataclass(frozen=True)
 class RewardSum:
-    """The sum of all rewards of an answer, None where none applied, and each of them by name."""
+    """The weighted sum of an answer's rewards (None if none applied), and each reward unweighted by name."""
 
     value: float | None
     parts: Mapping[str, float]
@@ -109,20 +121,25 @@ class RewardSum:
 
 @dataclass(frozen=True)
 class Member:
-    """One reward of a list."""
+    """One reward of a list, with its weight and the name it is logged under."""
 
     reward: Reward
     name: str
     weight: float = 1.0
 
     def of_samples(self, samples: Tensor, condition: Mapping[str, Tensor]) -> Tensor:
-        """What this reward alone says of a denoiser's samples [R,...]: one value each, as `Rewards.by_name`."""
-        found = self.reward.score_samples(samples, condition)
-        if found.shape != samples.shape[:1]:
+        """The unweighted values `[R]` of a diffusion model's samples `[R,...]`, in the samples' dtype and device.
+
+        Raises:
+            RecipeError: the reward gives another number of values.
+        """
+        values = self.reward.score_samples(samples, condition)
+        if values.shape != samples.shape[:1]:
             raise RecipeError(
-                f"The reward `{self.name}` gave {list(found.shape)} for {len(samples)} samples: one value each."
+                f"The reward `{self.name}` returned a tensor of shape {list(values.shape)} for {len(samples)} samples.",
+                f"`score_samples` returns one value per sample: shape [{len(samples)}].",
             )
-        return found.to(samples)
+        return values.to(samples)
 
 
 Log = Callable[[dict[str, Any]], None]
@@ -130,47 +147,51 @@ FAILED = "reward_failed"
 
 
 def failure_in_words(line: Mapping[str, Any]) -> str:
-    """What a logged failure says: which reward, on which record, and the error."""
+    """A logged failure of a reward as the end of a sentence: the record and the error."""
     return f"record {line['record']}: {line['error'].rstrip('.')}"
 
 
 @dataclass(frozen=True)
 class Rewards:
-    """Σ weight × reward over those that apply. `log` hears of each failure: event, reward, record, error."""
+    """Σ weight × reward over the rewards that apply.
+
+    `log` is called for each failure of a reward, with its event, reward, record and error.
+    """
 
     members: tuple[Member, ...]
     log: Log = lambda line: None
 
     def __call__(self, answers: Sequence[Answer]) -> list[RewardSum]:
-        """Judge one group of answers, in order."""
+        """Judge one group of answers (all answers to one prompt), in order."""
         totals: list[float | None] = [None] * len(answers)
         parts: list[dict[str, float]] = [{} for _ in answers]
         for member in self.members:
             if member.weight == 0:
                 continue
-            found = self._values(member, answers)
-            for index, one in enumerate(found):
-                parts[index] |= {f"{member.name}.{name}": float(value) for name, value in one.parts.items()}
-                if one.value is not None:
-                    parts[index][member.name] = one.value
-                    totals[index] = (totals[index] or 0.0) + member.weight * one.value
-            answers = [
-                replace(answer, passed={**answer.passed, **one.passes})
-                for answer, one in zip(answers, found, strict=True)
-            ]
+            judgements = self._judgements(member, answers)
+            for index, judged in enumerate(judgements):
+                for name, number in judged.parts.items():
+                    parts[index][f"{member.name}.{name}"] = float(number)
+                if judged.value is not None:
+                    parts[index][member.name] = judged.value
+                    totals[index] = (totals[index] or 0.0) + member.weight * judged.value
+            # Only rewards later in the list read what this one passes on.
+            answers = [_with_passed(*pair) for pair in zip(answers, judgements, strict=True)]
         return [RewardSum(total, named) for total, named in zip(totals, parts, strict=True)]
 
     def of_samples(self, samples: Tensor, condition: Mapping[str, Tensor]) -> Tensor:
-        """Judge a denoiser's samples [R,...]: one value each.
+        """The weighted sums `[R]` of a diffusion model's samples `[R,...]`.
 
         Raises:
             RecipeError: a reward gives another number of values.
         """
-        counted = [member for member in self.members if member.weight]
-        return self.total({member.name: member.of_samples(samples, condition) for member in counted})
+        weighted = [member for member in self.members if member.weight]
+        return self.total({member.name: member.of_samples(samples, condition) for member in weighted})
 
     def by_name(self, samples: Tensor, condition: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """What each reward says of samples [R,...] by itself, those of weight 0 too: judges that teach nothing.
+        """The unweighted values `[R]` of each reward for samples `[R,...]`.
+
+        Rewards of weight 0 are evaluated too: as judges that the training does not learn from.
 
         Raises:
             RecipeError: a reward gives another number of values.
@@ -178,43 +199,53 @@ class Rewards:
         return {member.name: member.of_samples(samples, condition) for member in self.members}
 
     def total(self, values: Mapping[str, Tensor]) -> Tensor:
-        """Σ weight × value of what rewards said of samples."""
+        """Σ weight × values over the rewards of `by_name`; a weight of 0 leaves its reward out."""
         return reduce(add, (member.weight * values[member.name] for member in self.members if member.weight))
 
-    def _values(self, member: Member, answers: Sequence[Answer]) -> list[Judged]:
+    def _judgements(self, member: Member, answers: Sequence[Answer]) -> list[Judged]:
+        # Answers that are not compared are guarded one by one: a failure on one of them leaves the others valued.
         if not member.reward.compares:
             return [self._guarded(member, [answer])[0] for answer in answers]
         return self._guarded(member, answers)
 
     def _guarded(self, member: Member, answers: Sequence[Answer]) -> list[Judged]:
-        """The values of a reward, None for all of these answers if it fails or takes too long."""
+        """The values of a reward; None for all of these answers if the reward fails or takes too long."""
         try:
             values = within(member.reward.seconds, lambda: list(member.reward.score_group(answers)))
             if len(values) != len(answers):
                 raise ValueError(f"{len(values)} values for {len(answers)} answers")
             return [_judged(value) for value in values]
-        except (Exception, SystemExit, TooSlow) as error:
+        except (Exception, SystemExit, TooSlow) as error:  # not KeyboardInterrupt: Ctrl-C still ends the run
             for record in dict.fromkeys(answer.record.id for answer in answers):
-                self.log({"event": FAILED, "reward": member.name, "record": record, "error": told(error)})
+                self.log({"event": FAILED, "reward": member.name, "record": record, "error": describe_error(error)})
             return [Judged(None)] * len(answers)
 
 
+def _with_passed(answer: Answer, judged: Judged) -> Answer:
+    return replace(answer, passed={**answer.passed, **judged.passes})
+
+
 def _judged(value: Any) -> Judged:
-    one = value if isinstance(value, Judged) else Judged(None if value is None else float(value))
-    if one.value is not None and not math.isfinite(one.value):
-        raise ValueError(f"{one.value} is no reward")
-    return one
+    judged = value if isinstance(value, Judged) else Judged(None if value is None else float(value))
+    if judged.value is not None and not math.isfinite(judged.value):
+        raise ValueError(f"{judged.value} is no reward")
+    return judged
 
 
 def build_rewards(spec: Any, base: Path | None = None, log: Log = lambda line: None) -> Rewards:
-    """The rewards of a recipe: a name, a block, or a list of them; `weight` beside the options, or beside `reward`.
+    """The rewards of a recipe.
+
+    Args:
+        spec: a name, a block, or a list of these. A block holds the options and `weight`, or `reward` and `weight`.
+        base: folder that paths of part files are relative to.
+        log: see `Rewards`.
 
     Raises:
-        RecipeError: an unknown reward or option, a weight that is no number, or none but weights of 0.
+        RecipeError: an unknown reward or option, a weight that is no number, or no weight other than 0.
     """
     members: list[Member] = []
-    for one in spec if isinstance(spec, list | tuple) else [spec]:
-        block = dict(one) if isinstance(one, Mapping) else {"reward": one}
+    for entry in spec if isinstance(spec, list | tuple) else [spec]:
+        block = dict(entry) if isinstance(entry, Mapping) else {"reward": entry}
         weight = block.pop("weight", 1.0)
         if type(weight) not in (int, float) or not math.isfinite(weight):
             raise RecipeError(f"The `weight` of a reward is a number; found {weight!r}.")

@@ -18,12 +18,12 @@ LETTER = re.compile(
 
 
 class Choice(Reward):
-    """1 for an answer that names the right one of the record's choices, by its letter or by its text.
+    """1 for an answer that names the right one of the record's choices, by letter or by text, else 0.
 
-    An answer that is a choice's text counts as that choice. Else its last letter counts (A is the first choice): one
-    in brackets, before a mark or the end, behind "answer", "option", "choice" or "is", or at the beginning. Else the
-    choice whose text comes last, and where one choice contains another, the longer. `column` names the list of
-    choices. None where the gold answer names none.
+    An answer that equals a choice's text names that choice. Otherwise the last letter counts (A is the first choice):
+    a letter in brackets, before punctuation or the end, after "answer", "option", "choice" or "is", or at the
+    beginning. Without a letter, the choice whose text ends last counts; if one choice contains another, the longer.
+    None if the gold answer names no choice.
     """
 
     SETTINGS: ClassVar = ({}, {"column": "options"})
@@ -46,24 +46,27 @@ class Choice(Reward):
 
 
 def _named(text: str, choices: list[str]) -> int | None:
-    """Index of the choice that a text names."""
-    plain = [_plain(choice) for choice in choices]
-    if _plain(text) in plain:
-        return plain.index(_plain(text))
-    named = ["".join(found) for found in LETTER.findall(text)]
-    letters = [place for letter in named if (place := ord(letter) - ord("A")) < len(choices)]
-    if letters:
-        return letters[-1]
-    ends = [(_end_of(choice, _plain(text)), len(choice), -place) for place, choice in enumerate(plain)]
-    end, _, place = max(ends, default=(-1, 0, 0))
-    return -place if end >= 0 else None
+    """Index of the choice that a text names; None if it names none."""
+    normal, normal_choices = _normal(text), [_normal(choice) for choice in choices]
+    if normal in normal_choices:
+        return normal_choices.index(normal)
+    # One of the pattern's four groups matched; the others are empty.
+    letters = ["".join(groups) for groups in LETTER.findall(text)]
+    indices = [ord(letter) - ord("A") for letter in letters]
+    valid = [index for index in indices if index < len(choices)]
+    if valid:
+        return valid[-1]
+    # Of choices that end at the same character the longer wins, then the first of the list.
+    mentions = [(_end_of(choice, normal), len(choice), -index) for index, choice in enumerate(normal_choices)]
+    end, _, negative_index = max(mentions, default=(-1, 0, 0))
+    return -negative_index if end >= 0 else None
 
 
 def _end_of(choice: str, text: str) -> int:
-    """Where the last mention of a choice ends, -1 without one."""
-    found = list(re.finditer(rf"(?<!\w){re.escape(choice)}(?!\w)", text)) if choice else []
-    return found[-1].end() if found else -1
+    """Index behind the last mention of a choice; -1 if the text does not mention it."""
+    mentions = list(re.finditer(rf"(?<!\w){re.escape(choice)}(?!\w)", text)) if choice else []
+    return mentions[-1].end() if mentions else -1
 
 
-def _plain(text: str) -> str:
+def _normal(text: str) -> str:
     return " ".join(text.split()).casefold().rstrip(".")

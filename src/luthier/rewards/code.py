@@ -14,12 +14,12 @@ BLOCK = re.compile(r"```(?:python|py)?[ \t]*\n(.*?)```", re.DOTALL | re.IGNORECA
 
 
 class Code(Reward):
-    """1 for a Python program that runs through the record's tests without an error.
+    """1 for a Python program that passes the record's tests, else 0.
 
-    The program is the last fenced block of the answer, or all of it. `column` names the tests: Python text that is
-    run behind the program (`assert` lines, for example). Each runs in a process of its own for at most `limit`
-    seconds and `megabytes` of memory; see the documentation for what that does not protect from.
-    None where the record has no tests.
+    The program is the last fenced block of the answer, or the whole answer. The tests are Python text in the record's
+    column `column`, run after the program (`assert` lines, for example). Each program runs in a process of its own
+    for at most `limit` seconds and `megabytes` of memory. This does not stop a malicious program: train on code tasks
+    in a container. None if the record has no tests.
     """
 
     SETTINGS: ClassVar = ({}, {"column": "checks"}, {"limit": 0.2}, {"megabytes": 64})
@@ -61,12 +61,12 @@ class Code(Reward):
             return Judged(None)
         blocks = BLOCK.findall(answer.text)
         program = blocks[-1] if blocks else answer.text
-        ran = run_python(f"{program}\n\n{_PROOF}\n{tests}\n{_DONE}", self.limit, self.megabytes)
-        passed = float(ran.status == _PASSED)
-        return Judged(passed, {"slow": float(ran.status is None)})
+        source = f"{program}\n\n{_IMPORT}\n{tests}\n{_EXIT}"
+        status = run_python(source, self.limit, self.megabytes).status
+        return Judged(float(status == _PASSED), {"slow": float(status is None)})
 
 
 _PASSED = 77
-"""Exit status after the last test: a program that merely ends early has not passed."""
-_PROOF = "import os as _luthier_os"
-_DONE = f"_luthier_os._exit({_PASSED})"
+"""Exit status after the last test. 0 would also come from a program that calls `sys.exit()` before the tests."""
+_IMPORT = "import os as _luthier_os"
+_EXIT = f"_luthier_os._exit({_PASSED})"

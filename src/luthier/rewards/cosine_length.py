@@ -1,4 +1,4 @@
-"""Right answers pay more when short, wrong ones cost more when short."""
+"""Short right answers are worth more, short wrong answers less."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from luthier.rewards.base import Answer, Reward
 
 
 class CosineLength(Reward):
-    """Half a cosine over the length, from the value of an empty answer to that of one of `limit` units or more.
+    """Half a cosine over the length, from the value of an empty answer to the value at `limit` units and beyond.
 
     r = end + (start - end) (1 + cos(pi t)) / 2 with t = min(1, L / limit); (start, end) is `right_range` for right
-    answers and `wrong_range` for wrong ones. `right` says which answers are right (a value of 1 or more); where it
-    does not apply, nor does this one.
+    answers and `wrong_range` for wrong ones. An answer is right if the reward `right` gives it 1 or more. If `right`
+    does not apply to an answer, neither does this reward.
 
     Source: arXiv 2502.03373; limits and ranges of arXiv 2507.08267, whose code counts characters.
     """
@@ -53,8 +53,8 @@ class CosineLength(Reward):
     right: Annotated[Any, part_field("reward")] = Field(
         "math",
         validate_default=True,
-        description="Reward that says which answers are right (a value of 1 or more). Where it does not apply, this "
-        "one does not either.",
+        description="Reward that says which answers are right (a value of 1 or more). If it does not apply to an "
+        "answer, neither does this reward.",
     )
     unit: Literal["tokens", "characters"] = Field(
         "tokens",
@@ -72,11 +72,11 @@ class CosineLength(Reward):
     )
 
     def score_group(self, answers: Sequence[Answer]) -> list[float | None]:
-        return [
-            None if right is None else self._at(length_of(answer, self.unit), right)
-            for answer, right in zip(answers, is_right(self.right, answers), strict=True)
-        ]
+        values: list[float | None] = []
+        for answer, right in zip(answers, is_right(self.right, answers), strict=True):
+            values.append(None if right is None else self._value(length_of(answer, self.unit), right))
+        return values
 
-    def _at(self, length: int, right: bool) -> float:
+    def _value(self, length: int, right: bool) -> float:
         start, end = self.right_range if right else self.wrong_range
         return end + (start - end) * (1 + math.cos(math.pi * min(1.0, length / self.limit))) / 2

@@ -1,4 +1,4 @@
-"""Whether a picture shows the digit that was asked for."""
+"""Whether an image shows the digit that its condition names."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ _digits: Any = lazy("luthier.rewards._digits")
 
 
 class Digit(Reward):
-    """The probability, by a small classifier of drawn digits, that a picture [1,8,8] shows its condition `label`.
+    """The probability that an image `[1,8,8]` shows its condition `label`, by a small classifier of drawn digits.
 
-    The classifier is trained when it is first asked, in a second; another `seed`, another judge.
+    The classifier is trained at its first use, which takes about a second. Another `seed` gives another classifier.
     """
 
     MODALITY: ClassVar[str] = "diffusion"
@@ -34,12 +34,16 @@ class Digit(Reward):
     )
 
     def score_samples(self, samples: Tensor, condition: Mapping[str, Tensor]) -> Tensor:
-        """Values in [0,1]."""
+        """Probabilities `[R]`, each in [0,1], of samples `[R,1,8,8]`.
+
+        Raises:
+            RecipeError: samples of another shape, or no condition `label`.
+        """
         if tuple(samples.shape[1:]) != (1, 8, 8) or "label" not in condition:
             shape = list(samples.shape[1:])
             raise RecipeError(
-                f"The reward `digit` judges pictures of shape [1, 8, 8] under a `label`; found {shape} under"
+                f"The reward `digit` judges images of shape [1, 8, 8] with a condition `label`; found {shape} with"
                 f" {', '.join(condition) or 'no condition'}.",
-                "Draw the data with `digits`, or write a reward of your own: `reward: ./mine.py`.",
+                "Use the data set `digits`, or write a reward of your own: `reward: ./mine.py`.",
             )
         return _digits.probability(self.seed, samples, condition["label"])

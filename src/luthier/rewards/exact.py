@@ -10,9 +10,9 @@ from luthier.rewards.base import Answer, Reward
 
 
 class Exact(Reward):
-    """1 for an answer that is the gold answer; case and spacing are forgiven unless told otherwise.
+    """1 for an answer that equals the gold answer, else 0; by default case and spacing do not count.
 
-    None where the record has no gold answer.
+    None if the record has no gold answer.
     """
 
     SETTINGS: ClassVar = ({}, {"ignore_case": False}, {"ignore_space": False})
@@ -32,7 +32,9 @@ class Exact(Reward):
     )
 
     def score(self, answer: Answer) -> float | None:
-        return float(self._normal(answer.text) == self._normal(answer.gold)) if answer.gold else None
+        if not answer.gold:
+            return None
+        return float(self._normal(answer.text) == self._normal(answer.gold))
 
     def _normal(self, text: str) -> str:
         text = " ".join(text.split()) if self.ignore_space else text

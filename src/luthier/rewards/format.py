@@ -12,9 +12,9 @@ from luthier.rewards.base import Answer, Reward
 
 
 class Format(Reward):
-    r"""1 for an answer that a regular expression matches from its first to its last character.
+    r"""1 for an answer that a regular expression matches from the first to the last character, else 0.
 
-    A dot matches line ends too. For example, a box inside the reasoning (arXiv 2507.08267):
+    A dot also matches line ends. For example, a box inside the reasoning (arXiv 2507.08267):
     `.*boxed\{.*?\}.*</think>.*`.
     """
 
@@ -31,12 +31,12 @@ class Format(Reward):
 
     @field_validator("pattern")
     @classmethod
-    def _compiles(cls, value: str) -> str:
+    def _compiles(cls, pattern: str) -> str:
         try:
-            _compiled(value)
+            _compiled(pattern)
         except re.error as error:
             raise ValueError(f"not a regular expression: {error}") from None
-        return value
+        return pattern
 
     def score(self, answer: Answer) -> float:
         return float(_compiled(self.pattern).fullmatch(answer.text) is not None)

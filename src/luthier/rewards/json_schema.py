@@ -1,4 +1,4 @@
-"""JSON that keeps to a schema."""
+"""JSON that conforms to a schema."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from luthier.rewards.base import Answer, Judged, Reward
 
 
 class JsonSchema(Reward):
-    """1 for an answer that gives valid JSON and keeps to a schema, `valid` for one that is only valid JSON.
+    """1 for an answer that is valid JSON and conforms to a schema, `valid` for an answer that is only valid JSON.
 
-    The schema is `schema_of_all`, or the record's column `column` (a mapping, or JSON as text); without either, valid
-    JSON is enough. The answer may stand in a fenced block or in prose unless `whole`. Parts: `valid`, `kept`.
-    Known keywords: those of JSON Schema 2020-12 about types, values, lengths, numbers, members and combinations,
-    and `$ref` within the schema; one that is not known is refused.
+    The schema is `schema_of_all`, or the record's column `column` (a mapping, or JSON as text). Without either, valid
+    JSON is enough. The JSON may be in a fenced block or within prose, unless `whole`. Parts: `valid`, and `kept` for
+    JSON that conforms. Known keywords: those of JSON Schema 2020-12 about types, values, lengths, numbers, members and
+    combinations, and `$ref` within the schema. An unknown keyword is refused. The parsed JSON is passed on as `json`.
     """
 
     SETTINGS: ClassVar = (
@@ -38,7 +38,7 @@ class JsonSchema(Reward):
 
     schema_of_all: dict[str, Any] | None = Field(
         None,
-        description="JSON Schema that every answer must keep to. Null takes each record's own from `column`.",
+        description="JSON Schema that every answer must conform to. Null takes each record's own from `column`.",
     )
     column: str = Field(
         "schema",
@@ -60,23 +60,25 @@ class JsonSchema(Reward):
 
     @field_validator("schema_of_all")
     @classmethod
-    def _known(cls, value: dict[str, Any] | None) -> dict[str, Any] | None:
-        if value is not None and (unknown := unknown_keywords(value)):
-            raise ValueError(f"the keyword `{unknown[0]}` of JSON Schema is not known here")
-        return value
+    def _known(cls, schema: dict[str, Any] | None) -> dict[str, Any] | None:
+        if schema is not None and (unknown := unknown_keywords(schema)):
+            raise ValueError(f"the keyword `{unknown[0]}` of JSON Schema is not supported")
+        return schema
 
     def score(self, answer: Answer) -> Judged:
-        value = parse_json(answer.text)
-        if value is None or (self.whole and not _is_json(answer.text)):
+        document = parse_json(answer.text)
+        if document is None or (self.whole and not _is_json(answer.text)):
             return Judged(0.0, {"valid": 0.0, "kept": 0.0})
-        kept = not faults(value, self._schema(answer))
-        return Judged(1.0 if kept else self.valid, {"valid": 1.0, "kept": float(kept)}, {"json": value})
+        conforms = not faults(document, self._schema(answer))
+        return Judged(1.0 if conforms else self.valid, {"valid": 1.0, "kept": float(conforms)}, {"json": document})
 
     def _schema(self, answer: Answer) -> Mapping[str, Any]:
-        found = self.schema_of_all if self.schema_of_all is not None else answer.record.fields.get(self.column)
-        schema = json.loads(found) if isinstance(found, str) else found or {}
+        if self.schema_of_all is not None:
+            return self.schema_of_all  # checked when the recipe was read
+        written = answer.record.fields.get(self.column)
+        schema = json.loads(written) if isinstance(written, str) else written or {}
         if unknown := unknown_keywords(schema):
-            raise ValueError(f"{answer.record.origin}: the keyword `{unknown[0]}` of its schema is not known")
+            raise ValueError(f"{answer.record.origin}: the keyword `{unknown[0]}` of its schema is not supported")
         return schema
 
 

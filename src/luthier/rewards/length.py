@@ -1,4 +1,4 @@
-"""Shorter answers within a group."""
+"""Brevity compared with the other answers to the same prompt."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from luthier.rewards.base import Answer, Reward
 class Length(Reward):
     """0.5 for the shortest answer of the group down to -0.5 for the longest; a wrong answer gets at most 0.
 
-    lambda = 0.5 - (L - L_min) / (L_max - L_min) over all answers of the group; all 0 where their lengths are equal.
-    `right` is the reward that says which answers are right (a value of 1 or more); where it does not apply, nor does
-    this one. `unit`: the recipe of arXiv 2507.08267 speaks of tokens and its code counts characters.
+    lambda = 0.5 - (L - L_min) / (L_max - L_min) over all answers of the group; 0 if all lengths are equal. An answer is
+    right if the reward `right` gives it 1 or more. If `right` does not apply to an answer, neither does this reward.
+    `unit`: the text of arXiv 2507.08267 counts tokens, its code characters.
 
     Source: arXiv 2501.12599 (length penalty).
     """
@@ -40,8 +40,8 @@ class Length(Reward):
     right: Annotated[Any, part_field("reward")] = Field(
         "math",
         validate_default=True,
-        description="Reward that says which answers are right (a value of 1 or more). Where it does not apply, this "
-        "one does not either.",
+        description="Reward that says which answers are right (a value of 1 or more). If it does not apply to an "
+        "answer, neither does this reward.",
     )
     unit: Literal["tokens", "characters"] = Field(
         "tokens",

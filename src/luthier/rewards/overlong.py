@@ -1,4 +1,4 @@
-"""A soft limit of length."""
+"""A soft limit on the length of answers."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from luthier.rewards.base import Answer, Reward
 
 
 class Overlong(Reward):
-    """DAPO's soft overlong penalty: 0 up to `limit` - `buffer` tokens, then down in a straight line to -1 at `limit`.
+    """DAPO's soft overlong penalty: 0 up to `limit` - `buffer` tokens, then linear down to -1 at `limit`.
 
-    Source: arXiv 2503.14476, equation 13. Put its factor into `weight`.
+    Source: arXiv 2503.14476, equation 13. The paper's factor of the penalty is the `weight` of this reward.
     """
 
     PAPER: ClassVar[str] = "arXiv 2503.14476"

@@ -1,1 +1,1 @@
-"""Which continuations of a prompt, judged how, and which then next: strategies and advantages."""
+"""Rollouts: strategies request answers to prompts, rewards judge them, advantages credit their tokens."""

@@ -1,14 +1,12 @@
-"""Rollouts: strategies ask for continuations, rewards judge them, advantages credit tokens, rows go to the engine.
+"""Rollouts: strategies request answers, rewards judge them, advantages credit tokens, rows go to the engine.
 
-`drive` is in the file of that name.
-
-    groups = drive(strategy, prompts, sample, judge, ...)       all prompts in lock-step
-    columns = score pass over rows_of(groups)                   old log-probs, entropies, values: as READS say
+    groups = drive(strategy, prompts, sample, judge, ...)       (drive.py) all prompts in lock-step
+    columns = score pass over rows_of(groups)                   the columns that the advantages' READS name
     rollout = Rollout.of(groups, columns)
     rows = rows_of(groups, credit(chain, rollout), rollout.columns)
 
-Arrays "per trajectory" are lists in the order of groups and members, each [n] over the trajectory's own ids
-(what was forced included; neither prompt nor context). B counts trajectories.
+"Per trajectory" means a list in the order of groups and members, with one array [n] for each of the B trajectories.
+The n tokens are the trajectory's own: forced tokens are included, prompt and context are not.
 """
 
 from __future__ import annotations
@@ -31,26 +29,28 @@ Arrays = list[ndarray]
 
 @dataclass(frozen=True)
 class Prompt:
-    """One question: its record, its token ids, and the token ids of its gold answer with the end-of-turn token."""
+    """A question: its record, its token ids, and the token ids of its gold answer, which end with the end token."""
 
     record: Record
     ids: Sequence[int]
     demonstration: Sequence[int] | None = None
 
     def request(self, context: Sequence[int] = (), forced: Sequence[int] = (), train_forced: bool = False) -> Request:
-        """Ask for one continuation of the prompt, of a context behind it, and of forced tokens behind both.
+        """A request for one continuation of prompt, context and forced tokens.
 
-        A context is part of the question (never trained, not part of the answer that is judged); forced tokens are
-        part of the answer.
+        Args:
+            context: tokens that extend the question; they are neither judged nor trained.
+            forced: the first tokens of the answer, which are judged with it.
+            train_forced: whether the forced tokens are trained.
         """
         return Request([*self.ids, *context], self.record.id, tuple(forced), train_forced)
 
 
 @dataclass(frozen=True)
 class Group:
-    """Answers to one prompt that are compared with each other; all saw the same `context` behind the prompt.
+    """Answers to one prompt that are compared with each other; all follow the same `context` behind the prompt.
 
-    `facts` are numbers to report, averaged over groups.
+    `facts` are numbers for the metrics (`rollout/NAME`), averaged over groups.
     """
 
     prompt: Prompt
@@ -60,8 +60,8 @@ class Group:
 
     @property
     def rewards(self) -> list[float]:
-        """Those that there are."""
-        return [one.reward for one in self.members if one.reward is not None]
+        """The rewards of the members that have one."""
+        return [member.reward for member in self.members if member.reward is not None]
 
     @property
     def informative(self) -> bool:
@@ -71,15 +71,15 @@ class Group:
 
 @dataclass(frozen=True)
 class Context:
-    """What a strategy knows besides its prompt.
+    """What a strategy may use besides its prompt.
 
     Attributes:
-        key: (seed, rollout, record, occurrence) that its random numbers depend on.
+        key: (seed, rollout, record, occurrence of the record in the rollout), which decides its random numbers.
         progress: share of the budget that is spent, 0 to 1.
-        state: what `Strategy.start()` returned; the same for all prompts and rollouts.
+        state: the return of `Strategy.start()`, the same object for all prompts and rollouts.
         decode: token ids to text.
         end_ids: tokens that end a turn.
-        max_new_tokens: the most that are sampled for one request.
+        max_new_tokens: the most tokens that are sampled for one request.
     """
 
     key: tuple[int, int, str, int]
@@ -90,7 +90,7 @@ class Context:
     max_new_tokens: int
 
     def seed(self, round: int, index: int) -> int:
-        """63 bits from (seed, rollout, record, round, index); negative indices are the strategy's own draws."""
+        """A seed of 63 bits from the key, round and index; a strategy's own draws use negative indices."""
         return seed63(*self.key, round, index)
 
 
@@ -98,9 +98,9 @@ Rounds = Generator[list[Request], list[Scored], list[Group]]
 
 
 class Strategy(Part):
-    """Which continuations of a prompt are wanted. Verb: `rounds`; hooks: `start`, `check`.
+    """Decides which answers to a prompt are sampled. Verb: `rounds`; hooks: `start`, `check`.
 
-    NEEDS ("demonstrations",) says that gold answers are used; a prompt may still lack one.
+    NEEDS = ("demonstrations",) says that the strategy uses gold answers. Single prompts may still lack one.
     """
 
     SLOT: ClassVar[str] = "strategy"
@@ -110,33 +110,36 @@ class Strategy(Part):
     def rounds(self, prompt: Prompt, ctx: Context) -> Rounds:
         """A generator: `scored = yield [requests]` as often as needed, then `return [groups]`.
 
-        Requests are made by `prompt.request`; seeds are given by the driver. Those that differ in `group` are
-        judged apart. A round's answers come back in the order of its requests.
+        `prompt.request` makes requests; the driver sets their seeds. The answers of a round come back in the order of
+        its requests. A reward sees together the answers whose requests have the same `group`.
         """
         raise RecipeError(f"{type(self).__name__} does not define `rounds(self, prompt, ctx)`.")
-        yield []
+        yield []  # makes this a generator, as every override is
 
     def start(self) -> Any:
-        """Hook: memory between rollouts, or None. It needs `state_dict() -> JSON values` and `load_state_dict`."""
+        """Hook: an object that keeps state between rollouts, such as `Memory`, or None.
+
+        Checkpoints store it: it needs `state_dict()`, which returns JSON values, and `load_state_dict`.
+        """
         return None
 
     def check(self, prompts: Sequence[Prompt]) -> None:
-        """Hook: refuse data that the strategy cannot work with, before anything is sampled.
+        """Hook: refuse prompts that the strategy cannot work with, before any sampling.
 
         Raises:
             DataError: demonstrations are needed and no prompt has one.
         """
         if "demonstrations" in self.NEEDS and not any(prompt.demonstration for prompt in prompts):
-            names = prompts[0].record if prompts else None
+            first = prompts[0].record if prompts else None
             raise DataError(
                 f"The strategy `{self.kind}` shows parts of gold answers, and no record has one"
-                + (f" (the first is {names.id}, {names.origin})." if names else "."),
+                + (f" (the first is {first.id}, {first.origin})." if first else "."),
                 "Use records with a completion, or rl.strategy=plain.",
             )
 
 
 class Memory:
-    """One plain value per record id, kept in checkpoints: what a strategy remembers between rollouts."""
+    """State of a strategy between rollouts: one JSON value per record id. Checkpoints store it."""
 
     def __init__(self) -> None:
         self.values: dict[str, Any] = {}
@@ -149,21 +152,21 @@ class Memory:
 
 
 class Judge(Protocol):
-    """Scores answers: pairs of a prompt and the answers to compare, each answered in order."""
+    """Scores answers. `asked` pairs prompts with the answers to compare; the scores keep that order."""
 
     def __call__(self, asked: Sequence[tuple[Prompt, Sequence[Trajectory]]]) -> list[list[Scored]]: ...
 
 
 @dataclass
 class Rollout:
-    """A whole rollout as advantages see it: B trajectories in groups.
+    """A rollout as advantages see it: B trajectories in groups.
 
     Attributes:
         rewards: [B], NaN where no reward applied.
-        parts: rewards by name, [B] each, NaN where not given.
-        group_of: [B] index into `groups`.
+        parts: single rewards by name, [B] each, NaN where one did not apply.
+        group_of: [B], index into `groups`.
         trained, forced: per trajectory, bool [n].
-        columns: name → per trajectory [n]; advantages may add to it (`returns`).
+        columns: name → per trajectory [n]; an advantage may add columns (`returns`).
     """
 
     groups: Sequence[Group]
@@ -176,30 +179,40 @@ class Rollout:
 
     @classmethod
     def of(cls, groups: Sequence[Group], columns: Mapping[str, Mapping[str, ndarray]] | None = None) -> Rollout:
-        """From groups and what a score pass found: name → row id → [T] over prompt, context and completion.
+        """A rollout of these groups.
 
-        An answer that has no row there is not trained.
+        Args:
+            groups: of `drive`.
+            columns: of a score pass: name → row id → [T] over prompt, context and answer. An answer whose row the
+                score pass left out is not trained.
         """
-        members = [one for group in groups for one in group.members]
-        names = dict.fromkeys(name for one in members for name in one.parts)
+        members = [member for group in groups for member in group.members]
+        trajectories = [member.trajectory for member in members]
+        parts: dict[str, ndarray] = {}
+        for index, member in enumerate(members):
+            for name, reward in member.parts.items():
+                if name not in parts:
+                    parts[name] = numpy.full(len(members), numpy.nan)
+                parts[name][index] = reward
         rollout = cls(
             groups=groups,
-            rewards=numpy.array([numpy.nan if one.reward is None else one.reward for one in members]),
-            parts={name: numpy.array([one.parts.get(name, numpy.nan) for one in members]) for name in names},
+            rewards=numpy.array([numpy.nan if member.reward is None else member.reward for member in members]),
+            parts=parts,
             group_of=numpy.repeat(numpy.arange(len(groups)), [len(group.members) for group in groups]),
-            trained=[trained_tokens(one.trajectory) & _has_row(one.trajectory, columns) for one in members],
-            forced=[forced_tokens(one.trajectory) for one in members],
+            trained=[trained_tokens(trajectory) & _has_row(trajectory, columns) for trajectory in trajectories],
+            forced=[forced_tokens(trajectory) for trajectory in trajectories],
             columns={},
         )
-        for name, column in (columns or {}).items():
-            rollout.columns[name] = [_own_part(column.get(row_id(one.trajectory)), one.trajectory) for one in members]
-        if members and all(len(one.trajectory.logprobs) == len(one.trajectory.ids) for one in members):
-            rollout.columns["sampler_logprobs"] = [numpy.array(one.trajectory.logprobs) for one in members]
+        for name, rows in (columns or {}).items():
+            rollout.columns[name] = [_own_part(rows.get(row_id(own)), own) for own in trajectories]
+        # A sampler behind a server returns no log-probabilities.
+        if members and all(len(trajectory.logprobs) == len(trajectory.ids) for trajectory in trajectories):
+            rollout.columns["sampler_logprobs"] = [numpy.array(trajectory.logprobs) for trajectory in trajectories]
         return rollout
 
     @property
     def members(self) -> list[Scored]:
-        return [one for group in self.groups for one in group.members]
+        return [member for group in self.groups for member in group.members]
 
     @property
     def lengths(self) -> ndarray:
@@ -207,48 +220,54 @@ class Rollout:
         return numpy.array([len(mask) for mask in self.trained], dtype=int)
 
     def start_values(self) -> Arrays:
-        """What a chain starts from: the reward at the last trained token, 0 before; NaN where there is no reward."""
-        values = []
+        """Per-token rewards that a chain starts from: the reward at the last trained token, 0 elsewhere.
+
+        An answer without a reward has NaN at every token, so that no sum or mean counts it as 0.
+        """
+        per_trajectory = []
         for reward, trained in zip(self.rewards, self.trained, strict=True):
-            places = trained.nonzero()[0]
-            value = numpy.full(len(trained), 0.0 if numpy.isfinite(reward) else numpy.nan)
-            if len(value):
-                value[places[-1] if len(places) else -1] = reward
-            values.append(value)
-        return values
+            positions = trained.nonzero()[0]
+            token_rewards = numpy.full(len(trained), 0.0 if numpy.isfinite(reward) else numpy.nan)
+            if len(token_rewards):
+                # An answer that is not trained still needs its reward: the means of its group count it.
+                token_rewards[positions[-1] if len(positions) else -1] = reward
+            per_trajectory.append(token_rewards)
+        return per_trajectory
 
     def totals(self, values: Arrays) -> ndarray:
-        """Σ over the tokens of each trajectory, [B]."""
-        return numpy.array([value.sum() if len(value) else numpy.nan for value in values])
+        """The sum over each trajectory's tokens, [B]; NaN for a trajectory without tokens."""
+        return numpy.array([tokens.sum() if len(tokens) else numpy.nan for tokens in values])
 
     def spread(self, numbers: ndarray) -> Arrays:
-        """One number per trajectory [B], given to each of its tokens."""
+        """Numbers [B] → per trajectory [n]: every token gets its trajectory's number."""
         return [numpy.full(length, number) for number, length in zip(numbers, self.lengths, strict=True)]
 
-    def by_group(self, what: str) -> list[ndarray]:
-        """Indices of the trajectories of each group, for an advantage that compares them.
+    def by_group(self, advantage: str) -> list[ndarray]:
+        """Indices of each group's trajectories, for an advantage of this name that compares them.
 
         Raises:
-            RunError: a group has one member, which leaves nothing to compare.
+            RunError: a group has fewer than two members.
         """
-        found = [(self.group_of == index).nonzero()[0] for index in range(len(self.groups))]
-        for group, places in zip(self.groups, found, strict=True):
-            if len(places) < 2:
+        members_of = [(self.group_of == index).nonzero()[0] for index in range(len(self.groups))]
+        for group, members in zip(self.groups, members_of, strict=True):
+            if len(members) < 2:
                 raise RunError(
-                    f"The advantage `{what}` compares the answers of a group, and record {group.prompt.record.id} has"
-                    f" {len(places)}.",
+                    f"The advantage `{advantage}` compares the answers of a group, and record {group.prompt.record.id}"
+                    f" has {len(members)}.",
                     "Set rl.strategy.group to 2 or more.",
                 )
-        return found
+        return members_of
 
 
 class Advantage(Part):
     """One link of a chain from rewards to advantages. Verb: `compute`.
 
-    A chain starts from per-token rewards (`Rollout.start_values`); a link that credits whole answers sums them and
-    gives the result to every token. READS names columns that the score pass must give, WRITES those that the link
-    adds to `rollout.columns`. TAKES and GIVES say what stands before and behind it: rewards (what is earned at each
-    token) or advantages (what a token is credited with). COMPARES says that it compares the answers of a group.
+    A chain starts from per-token rewards (`Rollout.start_values`). A link that credits complete answers returns one
+    number per answer, and every token of the answer gets that number.
+
+    READS names the columns that the score pass has to compute, WRITES the columns that the link adds to
+    `rollout.columns`. TAKES and GIVES say what the link reads and returns: rewards (earned at a token) or advantages
+    (credited to a token). COMPARES says that the link compares the answers of a group.
     """
 
     SLOT: ClassVar[str] = "advantage"
@@ -260,13 +279,14 @@ class Advantage(Part):
     COMPARES: ClassVar[bool] = False
 
     def compute(self, rollout: Rollout, values: Arrays) -> Arrays | ndarray:
-        """Per trajectory [n] → per trajectory [n]; an array [B] stands for one number per trajectory."""
+        """Per trajectory [n] → per trajectory [n], or [B]: one number for all tokens of a trajectory."""
         raise RecipeError(f"{type(self).__name__} does not define `compute(self, rollout, values)`.")
 
 
 def build_chain(spec: Any, base: Path | None = None) -> tuple[Advantage, ...]:
     """The advantages of a recipe: a name, a block, or a list of them in the order of computation."""
-    return tuple(build("advantage", one, base) for one in (spec if isinstance(spec, list | tuple) else [spec]))
+    links = spec if isinstance(spec, list | tuple) else [spec]
+    return tuple(build("advantage", link, base) for link in links)
 
 
 def credit(chain: Sequence[Advantage], rollout: Rollout) -> Arrays:
@@ -274,7 +294,7 @@ def credit(chain: Sequence[Advantage], rollout: Rollout) -> Arrays:
 
     Raises:
         RecipeError: as `check_chain`.
-        RunError: no trajectory has a reward, or a link gives something of another shape.
+        RunError: no trajectory has a reward, or a link returns arrays of other shapes.
     """
     check_chain(chain, rollout.columns)
     if not rollout.groups:
@@ -282,26 +302,31 @@ def credit(chain: Sequence[Advantage], rollout: Rollout) -> Arrays:
     if not numpy.isfinite(rollout.rewards).any():
         raise RunError(
             f"No answer of this rollout has a reward (first record: {rollout.groups[0].prompt.record.id}).",
-            "Every reward said that it does not apply. Look at the gold answers and at the failures in the log.",
+            "No reward applied to any answer. Look at the gold answers and at the failures in the log.",
         )
     values = rollout.start_values()
     for link in chain:
-        found = link.compute(rollout, values)
-        values = rollout.spread(found) if isinstance(found, ndarray) else list(found)
-        shapes = [numpy.shape(value) for value in values]
-        if shapes != [(length,) for length in rollout.lengths]:
-            raise RunError(f"The advantage `{link.kind}` gave arrays of other lengths than the answers.")
-    return [numpy.where(numpy.isnan(value), 0.0, value) for value in values]
+        # A user's link may return an array [B] or lists of any length; both are checked here, not in the loss.
+        computed = link.compute(rollout, values)
+        values = rollout.spread(computed) if isinstance(computed, ndarray) else list(computed)
+        if [numpy.shape(tokens) for tokens in values] != [(length,) for length in rollout.lengths]:
+            raise RunError(f"The advantage `{link.kind}` returned arrays of other lengths than the answers.")
+    # NaN marks answers without a reward. They get 0 only here: within the chain, 0 would count in means.
+    return [numpy.where(numpy.isnan(tokens), 0.0, tokens) for tokens in values]
 
 
 def check_chain(chain: Sequence[Advantage], columns: Collection[str] | None = None) -> None:
-    """Refuse a chain in a senseless order, or one that reads columns that nobody makes.
+    """Refuse a chain whose order makes no sense, or which reads a column that does not exist.
 
     Args:
-        columns: those that are there; None leaves that open.
+        chain: the advantages in the order of computation.
+        columns: names of the columns that exist; None: not known yet, so columns are not checked.
+
+    Raises:
+        RecipeError: names the link and what it misses.
     """
-    credited = ""
-    there = None if columns is None else set(columns)
+    credited = ""  # name of the first link that gives advantages
+    available = None if columns is None else set(columns)
     for link in chain:
         if link.TAKES == "rewards" and credited:
             raise RecipeError(
@@ -309,32 +334,33 @@ def check_chain(chain: Sequence[Advantage], columns: Collection[str] | None = No
                 f"Put `{link.kind}` first, or leave one of them out.",
             )
         if link.TAKES == "advantages" and not credited:
-            raise RecipeError(f"The advantage `{link.kind}` changes advantages, and nothing before it gives any.")
-        if missing := [name for name in link.READS if there is not None and name not in there]:
-            raise RecipeError(f"The advantage `{link.kind}` reads the column `{missing[0]}`, which is not there.")
+            raise RecipeError(f"The advantage `{link.kind}` changes advantages, and no link before it gives any.")
+        missing = [name for name in link.READS if available is not None and name not in available]
+        if missing:
+            raise RecipeError(f"The advantage `{link.kind}` reads the column `{missing[0]}`, which does not exist.")
         credited = credited or (link.kind if link.GIVES == "advantages" else "")
-        there = None if there is None else there | set(link.WRITES)
+        available = None if available is None else available | set(link.WRITES)
     if not credited:
-        last = f"`{chain[-1].kind}` leaves rewards" if chain else "the chain is empty"
+        last = f"`{chain[-1].kind}` returns rewards" if chain else "the chain is empty"
         raise RecipeError(
             f"rl.advantages gives no advantages: {last}.", "Add one, for example `group_norm` or `returns`."
         )
 
 
 def trained_tokens(trajectory: Trajectory) -> ndarray:
-    """Which ids of a trajectory are targets, bool [n]: sampled ones, forced ones if the request says so."""
+    """Which tokens of a trajectory are targets, bool [n]: sampled ones, and forced ones if the request says so."""
     request = trajectory.request
     return ~forced_tokens(trajectory) | bool(request is not None and request.train_forced)
 
 
 def forced_tokens(trajectory: Trajectory) -> ndarray:
-    """Which ids of a trajectory were given, bool [n]."""
-    given = len(trajectory.request.forced_ids) if trajectory.request is not None else 0
-    return numpy.arange(len(trajectory.ids)) < given
+    """Which tokens of a trajectory were forced and not sampled, bool [n]."""
+    count = len(trajectory.request.forced_ids) if trajectory.request is not None else 0
+    return numpy.arange(len(trajectory.ids)) < count
 
 
 def row_id(trajectory: Trajectory) -> str:
-    """`record#rollout.round.index`, the same for the same seed: what its row and its columns are called."""
+    """The id of the trajectory's row, `record#rollout.round.index`; the same in every run."""
     assert trajectory.request is not None, "trajectories of groups come from `drive`"
     return trajectory.request.metadata["row"]
 
@@ -345,17 +371,21 @@ def rows_of(
     columns: Mapping[str, Sequence[ndarray]] | None = None,
     mask_truncated: bool = False,
 ) -> list[Row]:
-    """Training rows: what was asked (prompt and context) and the completion, with their streams.
+    """Training rows [T] of prompt, context and answer, with their streams.
 
-    Streams (token): `weights` 1 on trained tokens, `forced`, `advantages`, and every column; a token's value stands
-    at its own position. Answers that broke off in an error or have no trained token make no row.
+    Streams of axis "token": `weights` (1 on trained tokens), `forced`, `advantages`, and every column. A token's number
+    is at the token's own position, and 0 on prompt and context. Answers that ended in an error or have no trained token
+    make no row.
 
     Args:
-        advantages, columns: per trajectory [n]; without them the rows serve a score pass.
-        mask_truncated: leave out answers that ran into the limit of tokens.
+        groups: of `drive`.
+        advantages, columns: per trajectory [n]; rows for a score pass need none.
+        mask_truncated: leave out answers that reached the limit of tokens.
     """
     rows = []
-    for index, trajectory in enumerate(one.trajectory for group in groups for one in group.members):
+    members = [member for group in groups for member in group.members]
+    for index, trajectory in enumerate(member.trajectory for member in members):
+        # Left-out answers still count in `advantages`, which has an entry for every trajectory: hence the index.
         left_out = trajectory.finish == "error" or (mask_truncated and trajectory.finish == "length")
         if left_out or not trained_tokens(trajectory).any():
             continue
@@ -364,21 +394,23 @@ def rows_of(
             own["advantages"] = advantages[index].astype(numpy.float32)
         own["weights"] = trained_tokens(trajectory).astype(numpy.float32)
         own["forced"] = forced_tokens(trajectory).astype(numpy.float32)
-        asked = [] if trajectory.request is None else list(trajectory.request.prompt_ids)
-        streams = {
-            name: Stream(numpy.concatenate([numpy.zeros(len(asked), dtype=values.dtype), values]), "token")
-            for name, values in own.items()
-        }
-        ids = numpy.array([*asked, *trajectory.ids], dtype=numpy.int32)
+        # `prompt_ids` of a request holds prompt and context.
+        before = [] if trajectory.request is None else list(trajectory.request.prompt_ids)
+        streams: dict[str, Stream] = {}
+        for name, numbers in own.items():
+            padding = numpy.zeros(len(before), dtype=numbers.dtype)
+            streams[name] = Stream(numpy.concatenate([padding, numbers]), "token")
+        ids = numpy.array([*before, *trajectory.ids], dtype=numpy.int32)
         rows.append(Row(row_id(trajectory), ids, streams))
     return rows
 
 
 def _has_row(trajectory: Trajectory, columns: Mapping[str, Mapping[str, ndarray]] | None) -> bool:
+    """Whether the score pass saw the trajectory's row; without a score pass, every trajectory counts."""
     return not columns or any(row_id(trajectory) in column for column in columns.values())
 
 
 def _own_part(values: ndarray | None, trajectory: Trajectory) -> ndarray:
-    """The end of a row's column [T] that belongs to the trajectory's own ids [n]; 0 where the row was left out."""
+    """The end [n] of a row's column [T], which belongs to the trajectory's own tokens; 0 where there is no row."""
     length = len(trajectory.ids)
     return numpy.zeros(length) if values is None else numpy.asarray(values)[len(values) - length :]

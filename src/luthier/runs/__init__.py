@@ -1,1 +1,1 @@
-"""A run in its folder: run.json, the journal of events, requests to stop."""
+"""A run in its folder: run.json, the journal of events, and requests to stop."""

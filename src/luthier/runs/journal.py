@@ -1,4 +1,4 @@
-"""What a run writes while it works: metrics, progress with time left, and a bar for whoever watches."""
+"""The files that a run writes while it works: metrics and progress; and a progress bar on the console."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ EVERY_SECONDS = 0.5
 
 
 class Journal:
-    """Writes metrics.jsonl and progress.jsonl in a run's folder; with a console it also draws a bar."""
+    """Writes metrics.jsonl and progress.jsonl in a run's folder; with a console it also draws a progress bar."""
 
     def __init__(self, folder: Path, console: Console | None = None):
         self.folder = folder
@@ -25,7 +25,7 @@ class Journal:
             TextColumn("{task.description:22}"), BarColumn(), TextColumn("{task.percentage:3.0f}%"),
             TimeRemainingColumn(), TextColumn("{task.fields[note]}"), console=console,
         )  # fmt: skip
-        self.counts = "tokens"  # what the speed of a training is told in
+        self.counts = "tokens"  # unit of the training's speed
         self._task: TaskID | None = None
         self._phase = ""
         self._started = self._written = 0.0
@@ -40,7 +40,7 @@ class Journal:
             self.bar.stop()
 
     def phase(self, name: str, total: int = 1) -> Callable[[int, int], None]:
-        """Begin a phase; returns a callback (done, total) for whoever does the work."""
+        """Begin a phase; returns the callback (done, total) that reports its progress."""
         self._phase, self._started, self._written = name, time.monotonic(), 0.0
         if self.bar is not None:
             self._task = self.bar.add_task(name, total=total, note="")
@@ -48,11 +48,16 @@ class Journal:
         return self.progress
 
     def progress(self, done: int, total: int, seconds_left: float | None = None, note: str = "") -> None:
-        """Record how far the phase is; written at most twice a second."""
+        """Record how far the phase is; lines are written at most every EVERY_SECONDS.
+
+        Args:
+            seconds_left: None estimates them from the phase's speed so far.
+            note: shown beside the bar.
+        """
         now = time.monotonic()
         if self.bar is not None and self._task is not None:
             self.bar.update(self._task, completed=done, total=total, note=note)
-        if now - self._written < EVERY_SECONDS and done not in (0, total):
+        if now - self._written < EVERY_SECONDS and done not in (0, total):  # a reader must see begin and end
             return
         self._written = now
         if seconds_left is None and done:
@@ -61,12 +66,13 @@ class Journal:
         append_jsonl(self.folder / "progress.jsonl", line)
 
     def event(self, event: dict[str, Any]) -> None:
-        """An event of the trainer: one line of metrics.jsonl, and progress."""
+        """Write an event as a line of metrics.jsonl; an update is progress too."""
         kind = event.pop("event")
         left = event.pop("updates_left", None)
         append_jsonl(self.folder / "metrics.jsonl", event if kind == "update" else {"event": kind, **event})
         if kind == "update":
             share = event["progress"]
+            # A budget of seconds has no known number of updates: its progress is counted in thousandths.
             total = 1000 if left is None else event["update"] + left
             done = round(1000 * share) if left is None else event["update"]
             seconds = event["seconds"] * (1 - share) / share if share else None
@@ -75,14 +81,15 @@ class Journal:
             )
 
     def forget_after(self, update: int, step: str = "") -> None:
-        """Drop what a step wrote behind this update: a resumed run will write it again.
+        """Drop the lines that a step wrote after this update: a resumed run writes them again.
 
-        A line without an update (`reward_failed`) belongs to the next update that was written behind it.
+        A line without an update (`reward_failed`) belongs to the step's next update in the file.
         """
         path = self.folder / "metrics.jsonl"
         lines = read_jsonl(path)
-        own = [line.get("step", "") == step for line in lines]
-        done = [mine and line.get("update", update + 1) <= update for mine, line in zip(own, lines, strict=True)]
-        end = max((place for place, one in enumerate(done) if one), default=-1)
-        kept = [line for place, line in enumerate(lines) if place <= end or not own[place]]
+        last = -1  # index of the step's newest line of this update or an earlier one
+        for index, line in enumerate(lines):
+            if line.get("step", "") == step and line.get("update", update + 1) <= update:
+                last = index
+        kept = [line for index, line in enumerate(lines) if index <= last or line.get("step", "") != step]
         write_text(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in kept))

@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C: a run saves its state and ends."""
+"""SIGTERM and Ctrl-C ask a run to save its state and end."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ from typing import Any
 
 
 class Ended(BaseException):
-    """The run was asked to end where ending at once loses nothing, or was asked twice."""
+    """The run ends at once: it was asked to where nothing needs saving, or it was asked twice.
+
+    A BaseException, so that no `except Exception` on the way catches it.
+    """
 
 
 class Stop:
@@ -27,7 +30,7 @@ class Stop:
 
     @contextmanager
     def at_once(self) -> Iterator[None]:
-        """A stretch of work without state to save: to be asked there, or before, raises `Ended`."""
+        """Inside this block nothing needs saving, so a request to stop, also an earlier one, raises `Ended` at once."""
         if self.asked:
             raise Ended
         self._at_once = True
@@ -37,7 +40,7 @@ class Stop:
             self._at_once = False
 
     def ask(self, *_: Any) -> None:
-        """The signal handler."""
+        """Handle the signal: end after the update in progress, or raise `Ended`."""
         if self._at_once or self.asked:
             raise Ended
         self.asked = True
@@ -46,7 +49,7 @@ class Stop:
 
 @contextmanager
 def stop_signals() -> Iterator[Stop]:
-    """SIGTERM and Ctrl-C are asking (where signals can be caught: in the main thread)."""
+    """A `Stop` that SIGTERM and Ctrl-C ask; outside of the main thread, which alone can handle signals, nobody does."""
     stop = Stop()
     if threading.current_thread() is not threading.main_thread():
         yield stop

@@ -1,1 +1,1 @@
-"""One continuation of one state by one policy: native generation and the scoring of given continuations."""
+"""Generation by one model, in this process or behind a server, and log-probabilities of known continuations."""

@@ -1,12 +1,13 @@
-"""One token for every row through a plain decoder, with less around the arithmetic than the model's own forward.
+"""One token for every row through a standard decoder, with less overhead than the model's own forward.
 
-Attention is done here, over the slots as they lie; every other piece (embeddings, norms, projections with their
-adapters, feed-forward, head) is the model's own module and is called. Which models are plain is not a list of names:
-`decoder_of` looks at the pieces, then compares logits with the model's own.
+Attention is computed here, over the cache as it lies in memory; embeddings, norms, projections with their adapters,
+feed-forward layers and the head are the model's own modules and are called. No list of model names says which models
+qualify: `decoder_of` checks the structure, then compares logits with the model's own.
 """
 
 from __future__ import annotations
 
+from operator import attrgetter
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -14,23 +15,23 @@ import torch
 from torch import Tensor, nn
 
 from luthier.models.policy import TokenPolicy
-from luthier.sampling._trunks import Trunks
+from luthier.sampling._shared_prefixes import SharedPrefixes
 from luthier.sampling.cache import Slots
 from luthier.sampling.state import Forward
 
-PIECES = ("input_layernorm", "self_attn", "post_attention_layernorm", "mlp")
+LAYER_MODULES = ("input_layernorm", "self_attn", "post_attention_layernorm", "mlp")
 ROTATIONS = ("default", "linear", "llama3", "yarn")  # angles that do not change with the length of the text
-TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}  # of the largest logit; coarser types 3e-2
-PROBE = 6
-LOOKED: WeakKeyDictionary[nn.Module, tuple[Any, bool]] = WeakKeyDictionary()
-"""Models that were compared with their own logits: what they were made of, and whether they are plain."""
+TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}  # relative to the largest logit; coarser types 3e-2
+PROBE = 6  # tokens of the comparison
+COMPARED: WeakKeyDictionary[nn.Module, tuple[Any, bool]] = WeakKeyDictionary()
+"""Models that were compared: type and modules at that time, and whether the decoder's logits were the model's."""
 
 
 class Decoder:
-    """A plain decoder: pre-norm blocks of rotary attention and a feed-forward, without windows.
+    """A decoder of pre-norm blocks with rotary attention and a feed-forward layer, without sliding windows.
 
     Args:
-        forward: the model; `decoder_of` has looked at it.
+        forward: the model; `decoder_of` says whether it has this structure.
     """
 
     def __init__(self, forward: Forward):
@@ -39,29 +40,32 @@ class Decoder:
         self.embed, self.norm = forward.inner.get_input_embeddings(), model.norm
         self.width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         self.groups = config.num_key_value_heads
-        self.pieces = [[getattr(layer, name) for name in PIECES] for layer in model.layers]
-        some = torch.zeros(1, dtype=forward.dtype, device=forward.device)
-        cosine, sine = model.rotary_emb(some, torch.arange(forward.context, device=forward.device)[None])
+        # Looked up once: an attribute of a torch module costs a search through three dictionaries.
+        self.layers = [attrgetter(*LAYER_MODULES)(layer) for layer in model.layers]
+        # The model computes the angles of each step anew; here all positions are computed once, and a step reads them.
+        like = torch.zeros(1, dtype=forward.dtype, device=forward.device)
+        cosine, sine = model.rotary_emb(like, torch.arange(forward.context, device=forward.device)[None])
         half = cosine.shape[-1] // 2
         self.cosine = cosine[0, :, None]
+        # The rotation negates the half that it moves to the front. With the sign in the sine, `roll` alone is enough.
         self.sine = torch.cat([-sine[0, :, None, :half], sine[0, :, None, half:]], dim=-1)
         self.head = TokenPolicy(forward.module).head
 
     def __call__(self, ids: Tensor, slots: Slots, bias: Tensor | None) -> Tensor:
-        """Logits [rows,V] after one new token per row; its keys and values are put into the slots at `end`.
+        """Logits [rows,V] after one new token per row; keys and values are written to column `end` of the slots.
 
         Args:
-            ids: [rows].
-            slots: what was seen before.
+            ids: new tokens [rows].
+            slots: the cache.
             bias: 0 or -inf for each column of the buffers, [rows,1,columns]; None where no row is padded.
         """
         rows, end = slots.rows, slots.end + 1
-        place = slots.next[:rows].clamp(max=len(self.cosine) - 1)
-        cosine, sine = self.cosine[place], self.sine[place]
+        positions = slots.next[:rows].clamp(max=len(self.cosine) - 1)
+        cosine, sine = self.cosine[positions], self.sine[positions]
         hidden = self.embed(ids[:, None])
         bias = None if bias is None else bias[:rows, :, slots.start : end]
-        for number, (norm, attention, norm_after, feed_forward) in enumerate(self.pieces):
-            hidden = hidden + self._attend(attention, norm(hidden), number, slots, cosine, sine, bias)
+        for layer, (norm, attention, norm_after, feed_forward) in enumerate(self.layers):
+            hidden = hidden + self._attend(attention, norm(hidden), layer, slots, cosine, sine, bias)
             hidden = hidden + feed_forward(norm_after(hidden))
         return self.head.logits(self.norm(hidden)[:, 0])
 
@@ -69,12 +73,13 @@ class Decoder:
         self,
         attention: Any,
         hidden: Tensor,
-        number: int,
+        layer: int,
         slots: Slots,
         cosine: Tensor,
         sine: Tensor,
         bias: Tensor | None,
     ) -> Tensor:
+        """Attention of one new position [rows,1,hidden] to its row; the angles are [rows,1,D]."""
         rows, width, end = slots.rows, self.width, slots.end
         query = attention.q_proj(hidden).view(rows, -1, width)
         key = attention.k_proj(hidden).view(rows, -1, width)
@@ -82,29 +87,38 @@ class Decoder:
         if hasattr(attention, "q_norm"):
             query, key = attention.q_norm(query), attention.k_norm(key)
         query, key = _rotated(query, cosine, sine), _rotated(key, cosine, sine)
-        keys, values = slots.layers[number].made_for(key[:, :, None], value[:, :, None])
+        keys, values = slots.layers[layer].allocate(key[:, :, None], value[:, :, None])
         keys[:rows, :, end], values[:rows, :, end] = key, value
-        seen = slice(slots.start, end + 1)
-        keys, values = (one[:rows].flatten(0, 1)[:, seen] for one in (keys, values))
+        window = slice(slots.start, end + 1)
+        keys, values = (buffer[:rows].flatten(0, 1)[:, window] for buffer in (keys, values))
+        # Query heads that share a key head become rows of one product, so keys are not repeated for each of them.
         query = (query * attention.scaling).view(rows * self.groups, -1, width)
-        mixed = _mixed(query, keys, values, bias, slots.trunks, number)
+        mixed = _mixed(query, keys, values, bias, slots.prefixes, layer)
         return attention.o_proj(mixed.view(rows, 1, -1))
 
 
 def _mixed(
-    query: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None, trunks: Trunks | None, number: int
+    query: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None, prefixes: SharedPrefixes | None, layer: int
 ) -> Tensor:
-    """Attention of queries [rows·H, repeats, D] over a row's own positions [rows·H, T, D] and those of its trunk."""
+    """Attention [rows·H,repeats,D] of queries of that shape to a row's own positions and those of its prefix.
+
+    Args:
+        query: [rows·H,repeats,D], scaled.
+        keys, values: the row's own, [rows·H,T,D].
+        bias: 0 or -inf, [rows,1,T].
+        prefixes: what rows share, if anything.
+        layer: index of the layer.
+    """
     scores = torch.bmm(query, keys.transpose(1, 2))
     if bias is not None:
         scores.view(len(bias), -1, scores.shape[-1]).add_(bias)
-    if trunks:
-        scores = torch.cat([trunks.scores(number, query), scores], dim=-1)
-    weights = scores.softmax(-1, dtype=torch.float32).to(values.dtype)
-    if not trunks:
+    if prefixes:
+        scores = torch.cat([prefixes.scores(layer, query), scores], dim=-1)
+    weights = scores.softmax(-1, dtype=torch.float32).to(values.dtype)  # float32, as in the models' own attention
+    if not prefixes:
         return torch.bmm(weights, values)
-    shared, own = weights.split([trunks.longest, keys.shape[1]], dim=-1)
-    return torch.bmm(own, values).add_(trunks.mixed(number, shared))
+    shared, own = weights.split([prefixes.longest, keys.shape[1]], dim=-1)
+    return torch.bmm(own, values).add_(prefixes.mixed(layer, shared))
 
 
 def _rotated(states: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
@@ -113,69 +127,84 @@ def _rotated(states: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
 
 
 def decoder_of(forward: Forward, slots: Slots) -> Decoder | None:
-    """A decoder for the model, or None where its own forward does something else or might; call it in sampling mode.
+    """A decoder for the model, or None where the model's own forward does or may do something else.
+
+    Call it in sampling mode.
 
     Args:
         forward: the model.
-        slots: empty ones, to try it in; they are empty again afterwards.
+        slots: an empty cache for the comparison; it is empty again afterwards.
     """
-    if not _looks_plain(forward):
+    if not _has_known_structure(forward):
         return None
     decoder = Decoder(forward)
-    made_of = (forward.dtype, *((name, type(piece)) for name, piece in forward.module.named_modules()))
-    known, plain = LOOKED.get(forward.inner, (None, False))
-    if known != made_of:
-        plain = _says_the_same(decoder, forward, slots)
-        LOOKED[forward.inner] = made_of, plain
-    return decoder if plain else None
+    # A user may exchange a module between two calls, for instance by adding an adapter; then we compare again.
+    modules = (forward.dtype, *((name, type(module)) for name, module in forward.module.named_modules()))
+    compared, same = COMPARED.get(forward.inner, (None, False))
+    if compared != modules:
+        same = _logits_agree(decoder, forward, slots)
+        COMPARED[forward.inner] = modules, same
+    return decoder if same else None
 
 
-def _says_the_same(decoder: Decoder, forward: Forward, slots: Slots) -> bool:
+def _logits_agree(decoder: Decoder, forward: Forward, slots: Slots) -> bool:
+    """Whether the decoder's logits after `PROBE` tokens are the model's own, on two rows of arbitrary tokens."""
     ids = torch.arange(2 * PROBE, device=forward.device).view(2, PROBE) % len(decoder.embed.weight)
-    own = forward.module(input_ids=ids, use_cache=False).logits[:, -1]
+    expected = forward.module(input_ids=ids, use_cache=False).logits[:, -1]
     slots.decoder = decoder
-    slots.blank(2)
+    slots.start_empty(2)
+    logits = expected
     try:
-        logits = [slots.advance(ids[:, place]) for place in range(PROBE)][-1]
-    except TypeError:  # a piece gives more than its states
+        for position in range(PROBE):
+            logits = slots.advance(ids[:, position])
+    except TypeError:  # a module returns more than hidden states, or needs more arguments
         return False
     finally:
         slots.decoder = None
-        slots.save_assets({0, 1})
-    near = TOLERANCE.get(forward.dtype, 3e-2) * float(own.abs().max())
-    return float((logits - own).abs().max()) <= near
+        slots.remove({0, 1})
+    tolerance = TOLERANCE.get(forward.dtype, 3e-2) * float(expected.abs().max())
+    return float((logits - expected).abs().max()) <= tolerance
 
 
-def _looks_plain(forward: Forward) -> bool:
+def _has_known_structure(forward: Forward) -> bool:
+    """Whether the model has the modules that `Decoder` calls, and nothing that shows only in longer texts."""
     inner, config = forward.inner, forward.inner.config
     model = inner.get_decoder() if hasattr(inner, "get_decoder") else None
     layers = getattr(model, "layers", None)
     if not layers or not hasattr(model, "norm") or not hasattr(model, "rotary_emb"):
         return False
+    # A window, or angles that depend on the length, would pass the comparison on a few tokens.
     rotation = getattr(config, "rope_parameters", None) or {}
     windows = set(getattr(config, "layer_types", None) or ()) - {"full_attention"}
     if windows or getattr(config, "sliding_window", None) or rotation.get("rope_type", "default") not in ROTATIONS:
         return False
-    return not _watched(inner, model, forward.module) and all(_plain_layer(layer, config) for layer in layers)
+    if _is_intercepted(inner, model, forward.module):
+        return False
+    return all(_is_standard_layer(layer) for layer in layers)
 
 
-def _plain_layer(layer: nn.Module, config: Any) -> bool:
-    if not all(hasattr(layer, name) for name in PIECES) or len(list(layer.children())) != len(PIECES):
+def _is_standard_layer(layer: nn.Module) -> bool:
+    """Whether a layer has the four modules of `LAYER_MODULES` and attention of four projections, no more."""
+    if not all(hasattr(layer, name) for name in LAYER_MODULES) or len(list(layer.children())) != len(LAYER_MODULES):
         return False
     attention: Any = layer.self_attn
-    own = {name for name, _ in attention.named_children()}
+    children = {name for name, _ in attention.named_children()}
+    projections = {"q_proj", "k_proj", "v_proj", "o_proj"}
+    # Norms of queries and keys have to be per head: some models norm all heads together, before the split.
     width = getattr(attention, "head_dim", None)
-    norms = [getattr(attention, name).weight.shape == (width,) for name in ("q_norm", "k_norm") if name in own]
-    known = {"q_proj", "k_proj", "v_proj", "o_proj"}
+    norms = [name for name in ("q_norm", "k_norm") if name in children]
     return (
-        known <= own <= known | {"q_norm", "k_norm"}
+        projections <= children <= projections | {"q_norm", "k_norm"}
         and len(norms) in (0, 2)
-        and all(norms)
+        and all(getattr(attention, name).weight.shape == (width,) for name in norms)
         and hasattr(attention, "scaling")
-        and not _watched(layer, attention)
+        and not _is_intercepted(layer, attention)
     )
 
 
-def _watched(*modules: Any) -> bool:
-    """Whether someone takes part in a call that would not be made: hooks, or a forward of the instance's own."""
-    return any(piece._forward_hooks or piece._forward_pre_hooks or "forward" in vars(piece) for piece in modules)
+def _is_intercepted(*modules: Any) -> bool:
+    """Whether hooks, or a forward set on the instance, take part in a call of these modules.
+
+    `Decoder` does not call these modules themselves, only their children, and would bypass whatever is attached.
+    """
+    return any(module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module) for module in modules)

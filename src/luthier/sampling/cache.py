@@ -1,4 +1,4 @@
-"""The states of many continuations in one key-value cache: rows enter, grow together, leave and fork."""
+"""A key-value cache for many continuations: rows are added, grow together, are removed and copied."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from torch import Tensor, nn
 from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
 from luthier.models.config import text_config
-from luthier.sampling._trunks import Trunks
-from luthier.sampling.state import Forward, Layers, State, WholeCache
+from luthier.sampling._shared_prefixes import SharedPrefixes
+from luthier.sampling.state import FixedRowsCache, Forward, Layers, State
 
-ROOM = 16  # free columns that a full buffer gets, or half its width: answers are often short, and zeros take time too
-CPU_BUDGET = 1 << 30
+SPARE_COLUMNS = 16  # free columns of a grown buffer, or half its width: answers are often short, and zeros take time
+CPU_CACHE_BYTES = 1 << 30
 CPU_ROWS, GPU_ROWS = 64, 256  # 64 rows decode 1.2 times the tokens per second of 32, 96 hardly more
 
 
 class _Layer(DynamicLayer):
-    """Keys and values [rows, H, columns, D]; the model sees the window of rows and columns in use."""
+    """Keys and values [rows,H,columns,D] of one layer; attention reads the rows and columns in use."""
 
     def __init__(self, slots: Slots):
         super().__init__()
@@ -30,77 +30,92 @@ class _Layer(DynamicLayer):
         self.buffers: tuple[Tensor, ...] = ()
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Put the states of new positions behind the others; returns all keys and all values of the window."""
+        """Append keys and values [rows,H,T,D] of new positions; returns views [rows,H,window,D] of all of them."""
         slots, end = self.slots, self.slots.end + key_states.shape[-2]
-        for buffer, states in zip(self.made_for(key_states, value_states), (key_states, value_states), strict=True):
+        buffers = self.allocate(key_states, value_states)
+        for buffer, states in zip(buffers, (key_states, value_states), strict=True):
             buffer[: slots.rows, :, slots.end : end] = states
-        keys, values = (buffer[: slots.rows, :, slots.start : end] for buffer in self.buffers)
+        keys, values = (buffer[: slots.rows, :, slots.start : end] for buffer in buffers)
         return keys, values
 
-    def made_for(self, *states: Tensor) -> tuple[Tensor, ...]:
-        """The buffers, made when the first states [...,H,T,D] come."""
+    def allocate(self, *states: Tensor) -> tuple[Tensor, ...]:
+        """The buffers for keys and values; the first states [...,H,T,D] decide H, D, type and device."""
         if not self.buffers:
             self.is_initialized, self.dtype, self.device = True, states[0].dtype, states[0].device
-            rows, columns = self.slots.room
-            self.buffers = tuple(one.new_zeros((rows, one.shape[-3], columns, one.shape[-1])) for one in states)
+            rows, columns = self.slots.capacity
+            self.buffers = tuple(like.new_zeros((rows, like.shape[-3], columns, like.shape[-1])) for like in states)
         return self.buffers
 
     def get_seq_length(self) -> int:
-        """Columns of the window."""
+        """Columns of the window. Transformers asks for them before `update` has written the new ones."""
         return self.slots.end - self.slots.start
 
 
 class Slots:
-    """Rows that end in one column, so that a step writes one column and a row can enter or leave at any time.
+    """A key-value cache whose rows all end in the same column, so that rows can be added or removed at any step.
 
-    Row r holds its positions in columns `firsts[r]` to `end`, and `next[r]` comes next; the model sees columns `start`
-    to `end`, where `seen` marks what is real. Buffers are made once and grow rarely. With `trunks` the positions before
-    a row entered are there, once for all rows that continue them; only a decoder of our own reads them.
+    A step writes one column for all rows, whatever their lengths. Row r occupies the columns `firsts[r]` to `end`,
+    and its next position is `next[r]`. Attention reads the columns `start` to `end` (the window); `valid`
+    [rows,columns] is False where a row has no token. Buffers are allocated once and grow rarely.
+
+    With `prefixes`, the positions before a row was added are stored there, once for all rows that share them. Only
+    our own `Decoder` reads `prefixes`; the model's forward does not.
 
     Args:
         forward: the model.
-        rows: rows to make room for.
-        columns: columns to make room for.
+        rows: rows to allocate.
+        columns: columns to allocate.
     """
 
-    plain = True
+    can_add = True
 
-    def __init__(self, forward: Forward, rows: int, columns: int = ROOM):
+    def __init__(self, forward: Forward, rows: int, columns: int = SPARE_COLUMNS):
         self.forward = forward
         self.rows = self.start = self.end = 0
-        self.room = (rows, columns)
+        self.capacity = (rows, columns)
         self.firsts: list[int] = []
         self.padded = False
-        self.seen = torch.ones(self.room, dtype=torch.bool, device=forward.device)
+        # Columns that are not written yet count as valid: neither this mask nor `bias` changes when a step writes one.
+        self.valid = torch.ones(self.capacity, dtype=torch.bool, device=forward.device)
         self.next = torch.zeros(rows, dtype=torch.long, device=forward.device)
         self.cache = DynamicCache(config=forward.module.config)
         self.decoder: Callable[[Tensor, Slots, Tensor | None], Tensor] | None = None  # ids, slots, bias → logits
-        self.trunks: Trunks | None = None
+        self.prefixes: SharedPrefixes | None = None
         self.bias: Tensor | None = None
         self.layers = [_Layer(self) for _ in self.cache.layers]
         self.cache.layers = [*self.layers]  # pyright: ignore[reportAttributeAccessIssue]
 
-    def blank(self, rows: int) -> None:
-        """Take in rows without a position."""
-        self._make_room(rows, 0, 1)
+    def start_empty(self, rows: int) -> None:
+        """Start `rows` rows that have no tokens yet."""
+        self._reserve(rows, 0, 1)
         self.rows = rows
         self.firsts = [0] * rows
         self.next[:rows] = 0
 
     def run(self, ids: Tensor, valid: Tensor | None = None, last: bool = True) -> Tensor:
-        """Append tokens [rows,T] to all rows; returns logits [rows,1 or T,V]. `valid` [rows,T] is False for padding."""
+        """Append tokens to all rows by the model's own forward.
+
+        Args:
+            ids: [rows,T].
+            valid: [rows,T], False for padding; None: there is none.
+            last: compute the logits of the last position only.
+
+        Returns:
+            Logits [rows,1,V] if `last`, else [rows,T,V].
+        """
         width = ids.shape[1]
-        self._make_room(self.rows, 0, width)
+        self._reserve(self.rows, 0, width)
         columns, rows = slice(self.end, self.end + width), slice(self.rows)
         if valid is None:
             positions = self.next[rows, None] + torch.arange(width, device=ids.device)
             counts = width
         else:
-            self.seen[rows, columns] = valid
+            self.valid[rows, columns] = valid
             self.padded = True
+            # Padding on the left would get position -1, which no embedding has; the mask hides it anyway.
             positions = self.next[rows, None] + (valid.cumsum(-1) - 1).clamp(min=0)
             counts = valid.sum(-1)
-        mask = self.seen[rows, self.start : columns.stop] if self.padded else None
+        mask = self.valid[rows, self.start : columns.stop] if self.padded else None
         logits = self.forward(ids, mask, positions, self.cache, last)
         self.end += width
         self.next[rows] += counts
@@ -110,172 +125,206 @@ class Slots:
         """Append one token [rows] to every row; returns logits [rows,V]."""
         if self.decoder is None:
             return self.run(ids[:, None])[:, 0]
-        self._make_room(self.rows, 0, 1)
+        self._reserve(self.rows, 0, 1)
         if self.padded and self.bias is None:
-            self.bias = torch.zeros((self.room[0], 1, self.room[1]), dtype=self.forward.dtype, device=ids.device)
-            self.bias.masked_fill_(~self.seen[:, None], float("-inf"))
+            # Over the full capacity, so that one bias serves every step until rows or buffers change.
+            self.bias = torch.zeros(
+                (self.capacity[0], 1, self.capacity[1]), dtype=self.forward.dtype, device=ids.device
+            )
+            self.bias.masked_fill_(~self.valid[:, None], float("-inf"))
         logits = self.decoder(ids, self, self.bias if self.padded else None)
         self.end += 1
         self.next[: self.rows] += 1
         return logits
 
-    def enter(self, states: Sequence[State]) -> None:
-        """Append rows that continue `states`; equal states next to each other are copied at once."""
-        longest = 0 if self.trunks else max(state.length for state in states)
-        self._make_room(self.rows + len(states), longest, 1)
-        if self.trunks:
-            self.trunks.enter(states)
-        place = self.rows
+    def add(self, states: Sequence[State]) -> None:
+        """Append one row for each of `states`, which the row continues; neighbours of one state are copied at once."""
+        longest = 0 if self.prefixes else max(state.length for state in states)
+        self._reserve(self.rows + len(states), longest, 1)
+        if self.prefixes:
+            self.prefixes.add(states)
         for state, count in _runs(states):
-            rows, first = slice(place, place + count), self.end if self.trunks else self.end - state.length
-            if not self.trunks:
-                self._put(rows, first, state)
-            self.seen[rows, :first] = False
-            self.seen[rows, first:] = True
+            rows = slice(self.rows, self.rows + count)
+            first = self.end if self.prefixes else self.end - state.length
+            if not self.prefixes:
+                self._copy_in(rows, first, state)
+            # A removed row may have left its mask here.
+            self.valid[rows, :first] = False
+            self.valid[rows, first:] = True
             self.next[rows] = state.length
             self.firsts += [first] * count
-            place += count
-        self.rows = place
+            self.rows += count
         self._fit_window()
 
-    def _put(self, rows: slice, first: int, state: State) -> None:
-        for layer, held in zip(self.layers, state.layers, strict=True):
-            for buffer, one in zip(layer.made_for(*held), held, strict=True) if held else ():
-                buffer[rows, :, first : self.end] = one
+    def _copy_in(self, rows: slice, first: int, state: State) -> None:
+        """Copy a state's keys and values [H,T,D] into the columns `first` to `end` of `rows`."""
+        for layer, stored in zip(self.layers, state.layers, strict=True):
+            if stored is None:
+                continue
+            for buffer, states in zip(layer.allocate(*stored), stored, strict=True):
+                buffer[rows, :, first : self.end] = states
 
-    def save_assets(self, gone: set[int]) -> list[int]:
-        """Drop rows; the last ones move into their places. Returns the old index of each row that stays."""
-        left = self.rows - len(gone)
-        holes = [row for row in sorted(gone) if row < left]
-        movers = [row for row in range(left, self.rows) if row not in gone]
-        order = list(range(left))
-        for hole, mover in zip(holes, movers, strict=True):
-            order[hole] = mover
-        if holes and left:
+    def remove(self, removed: set[int]) -> list[int]:
+        """Remove rows; rows at the end fill the gaps. Returns the old index of each remaining row, in the new order."""
+        remaining = self.rows - len(removed)
+        # Only as many rows move as there are gaps: closing up in order would copy nearly the whole cache.
+        gaps = [row for row in sorted(removed) if row < remaining]
+        movers = [row for row in range(remaining, self.rows) if row not in removed]
+        order = list(range(remaining))
+        for gap, mover in zip(gaps, movers, strict=True):
+            order[gap] = mover
+        if gaps:
             window = slice(self.start, self.end)
-            tensors = [buffer[:, :, window] for layer in self.layers for buffer in layer.buffers]
-            for tensor in (*tensors, self.seen, self.next):
-                tensor[holes] = tensor[movers]
-        if self.trunks:
-            self.trunks.save_assets(order)
+            buffers = [buffer[:, :, window] for layer in self.layers for buffer in layer.buffers]
+            for tensor in (*buffers, self.valid, self.next):
+                tensor[gaps] = tensor[movers]
+        if self.prefixes:
+            self.prefixes.keep(order)
         self.firsts = [self.firsts[row] for row in order]
-        self.rows = left
+        self.rows = remaining
         self._fit_window()
         return order
 
     def state(self, row: int) -> State:
-        """A copy of what `row` has cached."""
-        columns = self.start + self.seen[row, self.start : self.end].nonzero()[:, 0]
-        held = [tuple(buffer[row, :, columns] for buffer in layer.buffers) for layer in self.layers]
-        layers = tuple((one[0], one[1]) if one else None for one in held)
-        return State(int(self.next[row]), _joined(self.trunks.before(row), layers) if self.trunks else layers)
+        """A copy of what `row` has cached, its shared prefix included."""
+        columns = self.start + self.valid[row, self.start : self.end].nonzero()[:, 0]
+        layers: list[tuple[Tensor, Tensor] | None] = []
+        for layer in self.layers:
+            # Indexing by a tensor copies: the state stays when this row's columns are overwritten.
+            stored = [buffer[row, :, columns] for buffer in layer.buffers]
+            layers.append((stored[0], stored[1]) if stored else None)
+        own = tuple(layers)
+        return State(int(self.next[row]), _concatenated(self.prefixes.before(row), own) if self.prefixes else own)
 
     def _fit_window(self) -> None:
+        """Start the window at the first column that a row uses; the mask has to be read if another row starts later."""
         self.bias = None
         self.start = min(self.firsts, default=self.end)
         self.padded = max(self.firsts, default=self.end) > self.start
 
-    def _make_room(self, rows: int, width: int, more: int) -> None:
-        """Room for `rows` rows, of which new ones have `width` positions, and for `more` columns behind `end`."""
+    def _reserve(self, rows: int, width: int, more: int) -> None:
+        """Make space; nothing happens where the buffers are large enough.
+
+        Args:
+            rows: rows needed.
+            width: columns that must lie before `end`, for the positions of rows about to be added.
+            more: columns needed from `end` on.
+        """
         if not self.rows:
             self.start = self.end = width
-        left = max(0, width - self.end)
-        if rows <= self.room[0] and not left and self.end + more <= self.room[1]:
+        if rows <= self.capacity[0] and width <= self.end and self.end + more <= self.capacity[1]:
             return
+        # The window moves as far left as `width` allows. That drops the columns of rows that were removed, so a long
+        # run of short answers does not grow the buffers.
         window = slice(self.start, self.end)
         start = max(0, width - (self.end - self.start))
         end = start + self.end - self.start
-        self.room = (max(rows, self.room[0]), end + more + max(ROOM, end // 2))
+        self.capacity = (max(rows, self.capacity[0]), end + more + max(SPARE_COLUMNS, end // 2))
         shift = self.start - start
         self.firsts = [first - shift for first in self.firsts]
         moved = slice(start, end)
         for layer in self.layers:
             old, layer.buffers = layer.buffers, ()
-            for buffer, one in zip(layer.made_for(*old), old, strict=True) if old else ():
-                buffer[: self.rows, :, moved] = one[: self.rows, :, window]
-        seen, follow = self.seen.new_ones(self.room), self.next.new_zeros(self.room[0])
-        seen[: self.rows, :start] = False
-        seen[: self.rows, moved] = self.seen[: self.rows, window]
-        follow[: self.rows] = self.next[: self.rows]
-        self.seen, self.next, self.start, self.end, self.bias = seen, follow, start, end, None
+            if not old:
+                continue
+            for buffer, states in zip(layer.allocate(*old), old, strict=True):
+                buffer[: self.rows, :, moved] = states[: self.rows, :, window]
+        valid, following = self.valid.new_ones(self.capacity), self.next.new_zeros(self.capacity[0])
+        valid[: self.rows, :start] = False
+        valid[: self.rows, moved] = self.valid[: self.rows, window]
+        following[: self.rows] = self.next[: self.rows]
+        self.valid, self.next, self.start, self.end, self.bias = valid, following, start, end, None
 
 
-def open_rows(forward: Forward, rows: int, columns: int = ROOM) -> Slots | WholeCache:
-    """Room for rows of the cache that fits the model's layers."""
-    text = text_config(forward.module)
-    kinds = set(getattr(text, "layer_types", None) or ())
+def open_cache(forward: Forward, rows: int, columns: int = SPARE_COLUMNS) -> Slots | FixedRowsCache:
+    """An empty cache of the kind that fits the model's layers: `Slots` where a layer keeps one state per position."""
+    layer_types = set(getattr(text_config(forward.module), "layer_types", None) or ())
     layers = DynamicCache(config=forward.module.config).layers
-    plain = all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in layers)
-    plain = plain and bool(layers) and kinds <= {"full_attention", "sliding_attention"}
-    return Slots(forward, rows, columns) if plain and forward.positions else WholeCache(forward)
+    # Slots pad on the left, so a row's columns differ from its positions. A sliding window depends on distances alone
+    # and does not notice; chunked attention depends on the column itself, and recurrent layers have no columns.
+    by_position = all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in layers)
+    by_position = by_position and bool(layers) and layer_types <= {"full_attention", "sliding_attention"}
+    return Slots(forward, rows, columns) if by_position and forward.positions else FixedRowsCache(forward)
 
 
 def prefill(
     forward: Forward, texts: Sequence[Sequence[int]], before: State | None = None
 ) -> tuple[Tensor, list[State]]:
-    """Run texts in one pass.
+    """Run texts through the model in one pass.
 
     Args:
         forward: the model.
-        texts: token ids of each, none empty.
-        before: what comes before all of them, run earlier.
+        texts: token ids of each text, none empty.
+        before: state of a common prefix of all texts, which `texts` do not repeat.
 
     Returns:
-        The last logits [texts,V] and the state of each.
+        The logits [texts,V] of the token after each text, and the state of each text.
     """
     width = max(map(len, texts))
-    rows = open_rows(forward, len(texts), (before.length if before else 0) + width)
+    rows = open_cache(forward, len(texts), (before.length if before else 0) + width)
     if before:
-        rows.enter([before] * len(texts))
+        rows.add([before] * len(texts))
     else:
-        rows.blank(len(texts))
+        rows.start_empty(len(texts))
+    # Padding goes on the left: rows end in the same column.
     ids = torch.tensor([[0] * (width - len(text)) + list(text) for text in texts], device=forward.device)
     lengths = torch.tensor([len(text) for text in texts], device=forward.device)
     ragged = any(len(text) < width for text in texts)
+    # Without padding no mask is passed, and the model may use faster kernels.
     valid = torch.arange(width, device=forward.device) >= (width - lengths)[:, None] if ragged else None
     logits = rows.run(ids, valid)[:, 0]
     return logits, [rows.state(row) for row in range(len(texts))]
 
 
 def common_prefix(texts: Sequence[Sequence[int]]) -> int:
-    """Length of what all texts begin with, leaving each a token of its own; 0 where it saves nothing."""
+    """Length of the prefix that all texts share; at least one token of each stays outside, whose logits are needed.
+
+    The length is 0 for fewer than two texts, where sharing saves nothing.
+    """
     if len(texts) < 2:
         return 0
     lists = [list(text) for text in texts]
-    low, high = min(lists), max(lists)  # what the extremes of the order share, all share
+    # All texts lie between the smallest and the largest in lexicographic order, and share what these two share.
+    low, high = min(lists), max(lists)
     length = min(map(len, lists)) - 1
-    return next((place for place in range(length) if low[place] != high[place]), length)
+    return next((index for index in range(length) if low[index] != high[index]), length)
 
 
-def _joined(before: Layers, after: Layers) -> Layers:
-    """Positions behind one another, layer by layer; None stands for none."""
-    both = zip(before, after, strict=True)
-    return tuple((torch.cat((a[0], b[0]), 1), torch.cat((a[1], b[1]), 1)) if a and b else a or b for a, b in both)
+def _concatenated(before: Layers, after: Layers) -> Layers:
+    """Keys and values [H,T,D] of two stretches of positions, one behind the other; None is an empty stretch."""
+    layers: list[tuple[Tensor, Tensor] | None] = []
+    for early, late in zip(before, after, strict=True):
+        if early and late:
+            layers.append((torch.cat((early[0], late[0]), 1), torch.cat((early[1], late[1]), 1)))
+        else:
+            layers.append(early or late)
+    return tuple(layers)
 
 
 def _runs(states: Sequence[State]) -> Iterator[tuple[State, int]]:
-    """Each state with how many times it stands in a row."""
-    for _, same in groupby(states, key=id):
-        found = list(same)
-        yield found[0], len(found)
+    """Each run of the same state, as the state and the length of the run."""
+    for _, group in groupby(states, key=id):
+        same = list(group)
+        yield same[0], len(same)
 
 
 @contextmanager
 def sampling_mode(module: nn.Module) -> Iterator[None]:
     """Eval mode without gradients; every submodule returns to the mode that it was in."""
-    training = [piece for piece in module.modules() if piece.training]
+    # `module.train()` at the end would also switch submodules that a tuner or a user keeps in eval mode.
+    training = [submodule for submodule in module.modules() if submodule.training]
     module.eval()
     try:
         with torch.inference_mode():
             yield
     finally:
-        for piece in training:
-            piece.training = True
+        for submodule in training:
+            submodule.training = True
 
 
 @dataclass(frozen=True)
 class Space:
-    """How much may be cached at once: rows, and positions over all rows."""
+    """Bounds of a cache: rows, and positions summed over rows."""
 
     rows: int
     positions: int
@@ -286,12 +335,12 @@ class Space:
 
 
 def space_of(module: Any) -> Space:
-    """What the memory has room for: 1 GiB of cache on a CPU, a quarter of the free memory on a GPU."""
+    """Bounds of a cache of this model: 1 GiB on a CPU, a quarter of the free memory on a GPU."""
     config = text_config(module)
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     weight = next(module.parameters())
-    per_position = 2 * config.num_hidden_layers * heads * width * weight.element_size()
+    bytes_per_position = 2 * config.num_hidden_layers * heads * width * weight.element_size()  # 2: key and value
     on_gpu = weight.device.type == "cuda"
-    budget = torch.cuda.mem_get_info(weight.device)[0] // 4 if on_gpu else CPU_BUDGET
-    return Space(GPU_ROWS if on_gpu else CPU_ROWS, budget // per_position)
+    budget = torch.cuda.mem_get_info(weight.device)[0] // 4 if on_gpu else CPU_CACHE_BYTES
+    return Space(GPU_ROWS if on_gpu else CPU_ROWS, budget // bytes_per_position)

@@ -9,21 +9,22 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 from luthier.errors import RunError
+from luthier.sampling.stops import first_stop
 from luthier.types import Request, Sampling, Trajectory
 
-AGAIN = (408, 409, 425, 429, 500, 502, 503, 504)
-SHOWN = 300  # characters of a server's reason
+RETRIABLE = (408, 409, 425, 429, 500, 502, 503, 504)  # statuses after which the same request may succeed
+REASON_LENGTH = 300  # characters of a server's message that are kept
 
 
-class Unanswered(Exception):
-    """A request got no completion; `refused`: the server said no, and will say so again."""
+class NoCompletion(Exception):
+    """A request got no completion; `refused`: the server rejected it, and would reject it again."""
 
     def __init__(self, reason: str, refused: bool):
         super().__init__(reason)
@@ -32,28 +33,26 @@ class Unanswered(Exception):
 
 @dataclass
 class HttpSampler:
-    """Continues requests through a server's completions, or has a chat model answer them; a `Sampler`.
+    """A `Sampler`: an OpenAI-compatible server continues the requests, or its chat model answers them.
 
-    `completions` sends the prompt as text (not every server takes ids), without the token that tokenizers put in
-    front by themselves, as the server's will do so too. `chat` sends `messages` of the request's metadata, for the
-    server to write in its own template. What comes back is text, unless the server names `token_ids`, cut at a stop
-    string and tokenised here. Log-probabilities stay empty: a server may tell those of another temperature.
+    `completions` sends the prompt as text (not every server takes ids), without the tokens that a tokenizer adds at
+    the front, since the server's tokenizer adds them again. `chat` sends `messages` of the request's metadata. A reply
+    is text, cut at a stop string and tokenised here, or `token_ids` where the server sends them. Log-probabilities stay
+    empty: a server may compute them at another temperature.
 
-    A request that fails for good has finish "error", no tokens of its own, and in its metadata `error` and `refused`
-    (false: it may succeed later). Once no connection is to be had, what waits is not tried. With a journal, a reply
-    is kept under a key of all that was asked, and read back when that is asked again.
+    A failed request has finish "error", only the forced tokens, and `error` and `refused` in its metadata (`refused`
+    False: it may succeed later). After a failed connection, waiting requests are not sent. The journal stores each
+    reply under a hash of its request; a repeated request gets the reply of the journal.
 
     Args:
         url: up to and including the version, such as `http://localhost:8000/v1`.
-        model: the name the server knows.
+        model: the server's name of the model.
         tokenizer: of the model that the answers are for.
-        endpoint: see above; chat cannot go on behind forced tokens.
-        end: token put behind an answer that ended by itself or at a stop string, as texts do not show it.
-        extra: further fields of each request, as the server knows them.
-        concurrency: requests at a time.
-        retries: how often a refused or broken request is sent again.
-        wait: seconds before the first repetition; doubled at each.
-        limit: seconds one try may take; a server's queue counts.
+        endpoint: see above; `chat` cannot continue forced tokens.
+        end: token appended to an answer that ended by itself or at a stop string, since texts do not contain it.
+        extra: further fields of each request, as the server names them.
+        concurrency, retries: requests at a time, and how often a failed request is sent again.
+        wait, limit: seconds before the first repetition (doubled each time), and for one try, queue included.
         token: sent as a bearer token.
         journal: file of replies, one JSON line each.
     """
@@ -71,35 +70,42 @@ class HttpSampler:
     token: str | None = field(default=None, repr=False)
     journal: Path | None = None
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
-    _gone: str | None = field(default=None, repr=False)  # why nothing more is sent
+    _stopped: str | None = field(default=None, repr=False)  # why no further request is sent
 
     def __call__(
         self, requests: Sequence[Request], sampling: Sampling, progress: Callable[[int], None] | None = None
     ) -> list[Trajectory]:
-        """One trajectory per request, in their order; nothing is raised for a reply that is missing or wrong."""
+        """One trajectory per request, in their order. A missing or wrong reply raises nothing: see `finish`.
+
+        Raises:
+            ValueError: a request has forced tokens, and the endpoint is `chat`.
+        """
         if self.endpoint == "chat" and any(request.forced_ids for request in requests):
-            raise ValueError("a chat model cannot go on behind given tokens; use the endpoint `completions`")
-        known, self._gone = self._journalled(), None
-        found: dict[int, Trajectory] = {}
+            raise ValueError("a chat model cannot continue forced tokens; use the endpoint `completions`")
+        replies, self._stopped = self._read_journal(), None
+        trajectories: dict[int, Trajectory] = {}
         pool = ThreadPoolExecutor(self.concurrency)
         try:
-            jobs = {pool.submit(self._one, one, sampling, known): index for index, one in enumerate(requests)}
+            jobs: dict[Future[Trajectory], int] = {}
+            for index, request in enumerate(requests):
+                jobs[pool.submit(self._continue, request, sampling, replies)] = index
             for job in as_completed(jobs):
-                found[jobs[job]] = job.result()
+                trajectories[jobs[job]] = job.result()
                 if progress is not None:
-                    progress(len(found))
+                    progress(len(trajectories))
         except BaseException:
-            self._gone = "stopped"
+            # Ctrl-C does not wait for requests under way: they read `_stopped` and give up before their next try.
+            self._stopped = "stopped"
             pool.shutdown(wait=False, cancel_futures=True)
             raise
         pool.shutdown()
-        return [found[index] for index in range(len(requests))]
+        return [trajectories[index] for index in range(len(requests))]
 
     def reach(self) -> None:
-        """Look whether the server is there; whatever it answers shows that, unless it asks who is calling.
+        """Check that the server can be reached. Any reply shows that it can, except a refused key.
 
         Raises:
-            RunError: nothing answers, or the key is refused.
+            RunError: no server answers, or it refuses the key.
         """
         try:
             urllib.request.urlopen(self._call("models"), timeout=min(self.limit, 10.0)).close()
@@ -108,35 +114,39 @@ class HttpSampler:
             if error.code in (401, 403):
                 raise RunError(
                     f"The server at {self.url} refuses the key ({error.code}).",
-                    "Name the variable that holds it: `api_key_env: NAME`.",
+                    "Name the variable that holds the key: `api_key_env: NAME`.",
                 ) from None
         except (OSError, ValueError) as error:
             raise RunError(
-                f"No server answers at {self.url}: {_told(error)}.",
+                f"No server answers at {self.url}: {_describe_error(error)}.",
                 f"Start it (`vllm serve {self.model}`, `transformers serve {self.model}`), or correct `url`.",
             ) from None
 
-    def _one(self, request: Request, sampling: Sampling, known: dict[str, Any]) -> Trajectory:
+    def _continue(self, request: Request, sampling: Sampling, replies: dict[str, Any]) -> Trajectory:
+        """The trajectory of one request, from the journal's `replies` or from the server."""
         body = self._body(request, sampling)
+        # With the record: records of equal text and seed get a reply each, as they do without a journal.
         key = hashlib.blake2b(json.dumps([body, request.record], sort_keys=True).encode()).hexdigest()
-        reply = known.get(key)
+        reply = replies.get(key)
         if reply is None:
             try:
                 reply = _choice(self._send(body), self.endpoint)
-            except Unanswered as error:
-                reason = {**request.metadata, "error": str(error), "refused": error.refused}
-                return Trajectory([*request.forced_ids], "error", request.record, (), replace(request, metadata=reason))
-            self._keep(key, reply)
+            except NoCompletion as error:
+                metadata = {**request.metadata, "error": str(error), "refused": error.refused}
+                failed = replace(request, metadata=metadata)
+                return Trajectory([*request.forced_ids], "error", request.record, (), failed)
+            self._append_to_journal(key, reply)
         return self._trajectory(request, reply, sampling.stop)
 
     def _body(self, request: Request, sampling: Sampling) -> dict[str, Any]:
+        """The JSON fields of a request; those at their default are left out, since not every server knows them."""
         body: dict[str, Any] = {
             "model": self.model,
             "max_tokens": sampling.max_new_tokens,
             "temperature": sampling.temperature,
         }
         if sampling.temperature > 0:
-            body["seed"] = request.seed & 0x7FFFFFFF
+            body["seed"] = request.seed & 0x7FFFFFFF  # never negative, also where a server reads 32 bits
         if self.endpoint == "chat":
             body["messages"] = request.metadata["messages"]
         else:
@@ -150,76 +160,83 @@ class HttpSampler:
         return {**body, **self.extra}
 
     def _text(self, request: Request) -> str:
-        """The prompt, without what the server's tokenizer puts in front of every text."""
+        """The prompt without the tokens that the server's tokenizer adds at the front of every text."""
         ids = [*request.prompt_ids, *request.forced_ids]
-        own = ids[: len(self._opening)] == self._opening
-        return self.tokenizer.decode(ids[len(self._opening) :] if own else ids, skip_special_tokens=False)
+        if ids[: len(self._opening)] == self._opening:
+            ids = ids[len(self._opening) :]
+        return self.tokenizer.decode(ids, skip_special_tokens=False)
 
     @cached_property
     def _opening(self) -> list[int]:
-        """The tokens that the tokenizer puts before a text by itself."""
-        plain, full = (self.tokenizer("a", add_special_tokens=how)["input_ids"] for how in (False, True))
-        length = len(plain)
-        return next((list(full[:k]) for k in range(len(full)) if list(full[k : k + length]) == list(plain)), [])
+        """The tokens that the tokenizer adds at the front of a text, such as BOS."""
+        bare = list(self.tokenizer("a", add_special_tokens=False)["input_ids"])
+        full = list(self.tokenizer("a", add_special_tokens=True)["input_ids"])
+        # By search, since a tokenizer may also add tokens at the end.
+        for start in range(len(full)):
+            if full[start : start + len(bare)] == bare:
+                return full[:start]
+        return []
 
-    def _call(self, place: str, body: dict[str, Any] | None = None) -> urllib.request.Request:
+    def _call(self, path: str, body: dict[str, Any] | None = None) -> urllib.request.Request:
         headers = {"Content-Type": "application/json"}
         if self.token:
             headers["Authorization"] = f"Bearer {self.token}"
         content = None if body is None else json.dumps(body).encode()
-        return urllib.request.Request(f"{self.url.rstrip('/')}/{place}", content, headers)
+        return urllib.request.Request(f"{self.url.rstrip('/')}/{path}", content, headers)
 
     def _send(self, body: dict[str, Any]) -> Any:
-        """The server's answer, asked again while that may help.
+        """The server's response as parsed JSON; the request is repeated while that may help.
 
         Raises:
-            Unanswered: no connection, no answer in time, a status that says no, or no JSON.
+            NoCompletion: no connection, no response in time, an error status, or no JSON.
         """
         call = self._call("chat/completions" if self.endpoint == "chat" else "completions", body)
         for attempt in range(self.retries + 1):
-            if self._gone is not None:
-                raise Unanswered(self._gone, refused=False)
+            if self._stopped is not None:
+                raise NoCompletion(self._stopped, refused=False)
             try:
-                with urllib.request.urlopen(call, timeout=self.limit) as answer:
-                    return json.loads(answer.read())
+                with urllib.request.urlopen(call, timeout=self.limit) as response:
+                    return json.loads(response.read())
             except urllib.error.HTTPError as error:
                 with error:
-                    reason = f"{error.code} {error.reason}: {error.read().decode(errors='replace')[:SHOWN]}"
-                failed = Unanswered(reason, refused=error.code not in AGAIN)
+                    message = error.read().decode(errors="replace")[:REASON_LENGTH]
+                reason = f"{error.code} {error.reason}: {message}"
+                failure = NoCompletion(reason, refused=error.code not in RETRIABLE)
             except (OSError, ValueError) as error:
-                failed = Unanswered(_told(error), refused=False)
+                failure = NoCompletion(_describe_error(error), refused=False)
+                # Otherwise every waiting request would spend its own retries on a server that is down.
                 if attempt == self.retries and _no_connection(error):
-                    self._gone = str(failed)
-            if failed.refused or attempt == self.retries:
-                raise failed
+                    self._stopped = str(failure)
+            if failure.refused or attempt == self.retries:
+                raise failure
             time.sleep(self.wait * 2**attempt)
         raise AssertionError
 
     def _trajectory(self, request: Request, reply: dict[str, Any], stop: Sequence[str]) -> Trajectory:
-        own, finish = reply["token_ids"], reply["finish"]
-        if own is None:
-            text = reply["text"]
-            places = [place for one in stop if (place := text.find(one)) >= 0]
-            finish = "stop" if places else finish
-            text = text[: min(places, default=len(text))]
-            own = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        sampled, finish = reply["token_ids"], reply["finish"]
+        if sampled is None:
+            # A server may include the stop string in the text, or generate on behind one that it does not know.
+            stop_index = first_stop(reply["text"], stop)
+            finish = finish if stop_index is None else "stop"
+            sampled = self.tokenizer(reply["text"][:stop_index], add_special_tokens=False)["input_ids"]
             if finish == "stop" and self.end is not None:
-                own = [*own, self.end]
-        return Trajectory([*request.forced_ids, *own], finish, request.record, (), request)
+                sampled = [*sampled, self.end]
+        return Trajectory([*request.forced_ids, *sampled], finish, request.record, (), request)
 
-    def _journalled(self) -> dict[str, Any]:
+    def _read_journal(self) -> dict[str, Any]:
+        """The journal's replies, by the hash of their requests."""
         if self.journal is None or not self.journal.exists():
             return {}
-        found = {}
+        replies = {}
         for line in self.journal.read_text(encoding="utf-8").splitlines():
             try:
-                kept = json.loads(line)
-            except ValueError:  # a line cut off by the end of a process: its request is sent again
+                entry = json.loads(line)
+            except ValueError:  # the process ended while it wrote this line: its request is sent again
                 continue
-            found[kept["key"]] = kept["reply"]
-        return found
+            replies[entry["key"]] = entry["reply"]
+        return replies
 
-    def _keep(self, key: str, reply: dict[str, Any]) -> None:
+    def _append_to_journal(self, key: str, reply: dict[str, Any]) -> None:
         if self.journal is None:
             return
         self.journal.parent.mkdir(parents=True, exist_ok=True)
@@ -227,31 +244,32 @@ class HttpSampler:
             file.write(json.dumps({"key": key, "reply": reply}) + "\n")
 
 
-def _choice(answer: Any, endpoint: str) -> dict[str, Any]:
-    """What is kept of an answer: text, token ids if it names them, and how it ended.
+def _choice(response: Any, endpoint: str) -> dict[str, Any]:
+    """The first choice of a response: `text`, `token_ids` (None where the server sends none) and `finish`.
 
     Raises:
-        Unanswered: it is not a completion.
+        NoCompletion: the response is not a completion.
     """
     try:
-        choice = answer["choices"][0]
+        choice = response["choices"][0]
         text = choice["message"]["content"] if endpoint == "chat" else choice["text"]
         ids = choice.get("token_ids")
     except (KeyError, IndexError, TypeError, AttributeError):
-        raise Unanswered(f"not a completion: {str(answer)[:SHOWN]}", refused=True) from None
-    if not isinstance(text, str) or not (ids is None or (isinstance(ids, list) and all(type(i) is int for i in ids))):
-        raise Unanswered(f"not a completion: {str(answer)[:SHOWN]}", refused=True)
+        raise NoCompletion(f"not a completion: {str(response)[:REASON_LENGTH]}", refused=True) from None
+    valid_ids = ids is None or (isinstance(ids, list) and all(type(token) is int for token in ids))
+    if not isinstance(text, str) or not valid_ids:
+        raise NoCompletion(f"not a completion: {str(response)[:REASON_LENGTH]}", refused=True)
     finish: Literal["stop", "length"] = "length" if choice.get("finish_reason") == "length" else "stop"
     return {"text": text, "token_ids": ids, "finish": finish}
 
 
-def _told(error: Exception) -> str:
-    """What was wrong, in the words of the innermost error."""
+def _describe_error(error: Exception) -> str:
+    """The innermost error's message: urllib wraps the error of the operating system."""
     reason = getattr(error, "reason", error)
     return str(reason) or type(reason).__name__
 
 
 def _no_connection(error: Exception) -> bool:
-    """Nobody listens, which is the same for every request; slow or garbled answers are not."""
+    """Whether no server listens, which holds for every request; a slow or broken reply concerns one request."""
     reason = getattr(error, "reason", error)
     return isinstance(reason, OSError) and not isinstance(reason, TimeoutError)

@@ -1,4 +1,4 @@
-"""Generation by the model at hand: requests enter as rows become free, prompts that are equal are read once."""
+"""Generation by a model in this process: requests are added as rows become free, equal prompts are read once."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from luthier.sampling.cache import common_prefix
 from luthier.sampling.session import Prefilled, Session, SessionRow
 from luthier.types import Request, Sampling, Trajectory
 
-ENTER = 8  # waiting requests enter once an eighth of the rows is free: reading one prompt costs as much as a step
-WORTH = 256  # positions saved that are worth a pass of their own over what all texts begin with
+FREE_SHARE = 8  # an eighth of the rows has to be free before requests are added: a prompt costs as much as a step
+WORTH_SHARING = 256  # positions that have to be saved before a common prefix gets a pass of its own
 
 
 class NativeSampler:
-    """Continues requests by a model in this process; a `Sampler`.
+    """A `Sampler`: a model in this process continues the requests.
 
-    Requests of equal text (prompt and forced tokens) share its pass through the model. A request's draws depend on
+    The model reads a text (prompt and forced tokens) once for all requests that have it. A request's draws depend on
     its seed and on positions alone. Log-probabilities are those that training computes at the same temperature.
 
     Args:
@@ -40,10 +40,11 @@ class NativeSampler:
             DataError: a prompt is empty or fills the model's context.
             ModelError: the model has no key-value cache.
         """
+        # Adapters are added to the weights while the model answers: two products less at every layer and step.
         with folded_in(self.module):
-            return self._answers(requests, sampling, progress)
+            return self._continue(requests, sampling, progress)
 
-    def _answers(
+    def _continue(
         self, requests: Sequence[Request], sampling: Sampling, progress: Callable[[int], None] | None
     ) -> list[Trajectory]:
         session = Session(
@@ -55,7 +56,7 @@ class NativeSampler:
         done = 0
         with session:
             while queue.waiting or session.rows:
-                queue.admit()
+                queue.add_requests()
                 finished = session.step()
                 for _ in finished if progress else ():
                     done += 1
@@ -64,44 +65,53 @@ class NativeSampler:
 
 
 class _Queue:
-    """The requests that wait, the longest first (what does not fit in memory shows at once), equal texts together."""
+    """The waiting requests: the longest first, so that a lack of memory shows at once; equal texts are neighbours."""
 
     def __init__(self, session: Session, requests: Sequence[Request], texts: Sequence[tuple[int, ...]]):
         self.session, self.texts = session, texts
-        self.rows = [session.row(one.prompt_ids, one.seed, one.forced_ids) for one in requests]
-        first = {text: index for index, text in reversed([*enumerate(texts)])}
-        self.waiting = sorted(range(len(texts)), key=lambda index: (-len(texts[index]), first[texts[index]], index))
-        self.read: dict[tuple[int, ...], Prefilled] = {}
+        self.rows = [session.row(request.prompt_ids, request.seed, request.forced_ids) for request in requests]
+        first_index: dict[tuple[int, ...], int] = {}
+        for index, text in enumerate(texts):
+            first_index.setdefault(text, index)
+
+        def order(index: int) -> tuple[int, int, int]:
+            return -len(texts[index]), first_index[texts[index]], index
+
+        self.waiting = sorted(range(len(texts)), key=order)
+        self.prefilled: dict[tuple[int, ...], Prefilled] = {}
         self.prefix: list[int] | None = None
 
-    def admit(self) -> None:
-        """Let requests enter if enough rows are free."""
+    def add_requests(self) -> None:
+        """Add waiting requests to the session if enough rows are free."""
         session = self.session
-        if not self.waiting or (session.rows and not session.plain):
+        if not self.waiting or (session.rows and not session.can_add):
             return
         if self.prefix is None:
             distinct = list(dict.fromkeys(self.texts))
             shared = common_prefix(distinct)
-            self.prefix = list(distinct[0][: shared if shared * len(distinct) >= WORTH else 0])
+            self.prefix = list(distinct[0][: shared if shared * len(distinct) >= WORTH_SHARING else 0])
             session.share(self.prefix)
+        # The longest text that waits is the first; every row may still grow to that length plus the new tokens.
         new = session.sampling.max_new_tokens
         longest = max([len(self.texts[self.waiting[0]]), *(len(row.tokens) for row in session.rows)])
         most = session.space.rows_of(min(longest + new, session.forward.context))
         free = most - len(session.rows)
-        if session.rows and free * ENTER < most:
+        if session.rows and free * FREE_SHARE < most:
             return
         chosen, self.waiting = self.waiting[:free], self.waiting[free:]
         if chosen:
-            self._enter(chosen)
+            self._add(chosen)
 
-    def _enter(self, chosen: list[int]) -> None:
+    def _add(self, chosen: list[int]) -> None:
+        """Prefill the texts of these requests and add their rows."""
         texts = [self.texts[index] for index in chosen]
-        unread = [text for text in dict.fromkeys(texts) if text not in self.read]
+        unread = [text for text in dict.fromkeys(texts) if text not in self.prefilled]
         if unread:
-            self.read |= dict(zip(unread, self.session.read(unread), strict=True))
-        self.session.enter([self.rows[index] for index in chosen], [self.read[text] for text in texts])
-        following = self.texts[self.waiting[0]] if self.waiting and self.session.plain else None
-        self.read = {text: one for text, one in self.read.items() if text == following}
+            self.prefilled |= dict(zip(unread, self.session.prefill(unread), strict=True))
+        self.session.add([self.rows[index] for index in chosen], [self.prefilled[text] for text in texts])
+        # Equal texts are neighbours, so only the next text can be needed again; the other states are freed.
+        following = self.texts[self.waiting[0]] if self.waiting and self.session.can_add else None
+        self.prefilled = {text: state for text, state in self.prefilled.items() if text == following}
 
 
 def generate(
@@ -118,10 +128,10 @@ def generate(
 ) -> list[Trajectory]:
     """Continue each prompt until an end token, `max_new_tokens`, or the end of the model's context.
 
-    `NativeSampler` for prompts that are not part of a group.
+    A shorthand for `NativeSampler`, which also raises its errors.
 
     Args:
-        module: as NativeSampler.
+        module: a causal LM with a key-value cache.
         prompts: token ids of each prompt, none empty.
         end_ids: tokens that end a continuation.
         max_new_tokens: the most tokens of one continuation, the end token included.
@@ -131,24 +141,26 @@ def generate(
         progress: called with the number of prompts finished so far.
         records: record ids of the trajectories; default: the prompt's index.
     """
-    names = [str(index) for index in range(len(prompts))] if records is None else records
-    keys = range(len(prompts)) if seeds is None else seeds
-    requests = [Request(prompt, name, seed=seed) for prompt, name, seed in zip(prompts, names, keys, strict=True)]
+    records = [str(index) for index in range(len(prompts))] if records is None else records
+    seeds = range(len(prompts)) if seeds is None else seeds
+    requests: list[Request] = []
+    for prompt, record, seed in zip(prompts, records, seeds, strict=True):
+        requests.append(Request(prompt, record, seed=seed))
     sampler = NativeSampler(module, end_ids, batch=batch)
     return sampler(requests, Sampling(max_new_tokens, temperature), progress)
 
 
 def check_prompts(prompts: Sequence[Sequence[int]], longest: Sequence[int], names: Sequence[str], room: int) -> None:
-    """Check that each prompt holds a token and fits.
+    """Check that no prompt is empty or too long.
 
     Args:
-        prompts: token ids of each.
-        longest: positions that each prompt needs.
-        names: their records.
-        room: positions there are.
+        prompts: token ids of each prompt.
+        longest: positions that each prompt needs, its continuation included.
+        names: record ids of the prompts.
+        room: positions that the model has.
 
     Raises:
-        DataError: naming the first record that does not fit.
+        DataError: names the first record whose prompt is empty or does not fit.
     """
     for prompt, needed, name in zip(prompts, longest, names, strict=True):
         if not prompt or needed > room:

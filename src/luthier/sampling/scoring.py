@@ -1,8 +1,9 @@
-"""Log-probabilities of given continuations: choices after a prompt, and the targets of rows."""
+"""Log-probabilities of known continuations: choices after a prompt, and the targets of rows."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import islice
 from typing import Any
 
 import torch
@@ -12,13 +13,13 @@ from luthier.data.batches import collate, micro_batches
 from luthier.models.kernels.folding import folded_in
 from luthier.models.kernels.head import target_logprob
 from luthier.models.policy import TokenPolicy
-from luthier.sampling.cache import common_prefix, open_rows, prefill, sampling_mode, space_of
+from luthier.sampling.cache import common_prefix, open_cache, prefill, sampling_mode, space_of
 from luthier.sampling.native import check_prompts
 from luthier.sampling.state import Forward, State
 from luthier.types import Row
 
 LOGIT_BYTES = 128 * 2**20  # float32 logits of the choices of one batch; one prompt alone may take more
-TOKENS = 4096  # positions of one forward over rows
+FORWARD_POSITIONS = 4096  # of one forward over rows
 
 
 def choice_logprobs(
@@ -32,8 +33,8 @@ def choice_logprobs(
 ) -> list[list[float]]:
     """Summed log-probability of each choice's tokens after its prompt.
 
-    Each prompt is run once and its cache repeated for its choices; the first token of every choice is
-    read from the prompt's own last logits, so choices of one token need no second forward.
+    The model reads each prompt once, and the prompt's cache is copied for its choices. The prompt's last logits score
+    the first token of every choice, so choices of one token need no second forward.
 
     Args:
         module: a causal LM with a key-value cache; its mode is restored.
@@ -44,7 +45,7 @@ def choice_logprobs(
         records: record ids, for messages; default: the prompt's index.
 
     Returns:
-        `logprobs[prompt][choice]`, natural logarithm, in the order given.
+        `logprobs[prompt][choice]` in nats, in the order of `prompts` and `choices`.
 
     Raises:
         DataError: a prompt is empty, or does not fit the model's context together with a choice.
@@ -54,21 +55,22 @@ def choice_logprobs(
     longest = [len(prompt) + max(map(len, options)) - 1 for prompt, options in zip(prompts, choices, strict=True)]
     names = [str(index) for index in range(len(prompts))] if records is None else records
     check_prompts(prompts, longest, names, forward.context)
+    # The longest first: texts of similar length share a batch, and a lack of memory shows at once.
     order = sorted(range(len(prompts)), key=lambda index: (-longest[index], index))
-    found: dict[int, list[float]] = {}
+    scores: dict[int, list[float]] = {}
     with folded_in(module), sampling_mode(module):
         while order:
             size = batch or _prompts_that_fit(module, longest[order[0]], [choices[index] for index in order])
             chosen, order = order[:size], order[size:]
-            scores = _score_choices(forward, [prompts[i] for i in chosen], [choices[i] for i in chosen])
-            found.update(zip(chosen, scores, strict=True))
+            logprobs = _score_choices(forward, [prompts[i] for i in chosen], [choices[i] for i in chosen])
+            scores.update(zip(chosen, logprobs, strict=True))
             if progress is not None:
-                progress(len(found))
-    return [found[index] for index in range(len(prompts))]
+                progress(len(scores))
+    return [scores[index] for index in range(len(prompts))]
 
 
 def _prompts_that_fit(module: Any, length: int, choices: Sequence[Sequence[Sequence[int]]]) -> int:
-    """How many prompts to run together, by the cache and the logits of their choices."""
+    """How many of the first prompts to run together: their choices' cache and logits have to fit."""
     most = space_of(module).rows_of(length)
     vocabulary = module.get_output_embeddings().weight.shape[0]
     for size in range(1, min(most, len(choices)) + 1):
@@ -82,43 +84,48 @@ def _prompts_that_fit(module: Any, length: int, choices: Sequence[Sequence[Seque
 def _score_choices(
     forward: Forward, prompts: list[Sequence[int]], choices: list[Sequence[Sequence[int]]]
 ) -> list[list[float]]:
-    logits, states = _read(forward, prompts)
+    """Summed log-probabilities [prompt][choice] of one batch."""
+    logits, states = _prefill(forward, prompts)
     first = logits.float().log_softmax(-1)
-    owner = torch.tensor([place for place, options in enumerate(choices) for _ in options], device=forward.device)
-    flat = [list(choice) for options in choices for choice in options]
+    flat: list[list[int]] = []
+    prompt_of: list[int] = []
+    for index, options in enumerate(choices):
+        flat += [list(choice) for choice in options]
+        prompt_of += [index] * len(options)
+    # Padding goes on the right: a causal model does not let it change the tokens before it, so no mask is needed.
     width = max(map(len, flat))
     tokens = torch.tensor([choice + [0] * (width - len(choice)) for choice in flat], device=forward.device)
-    totals = first[owner, tokens[:, 0]].double()
+    totals = first[torch.tensor(prompt_of, device=forward.device), tokens[:, 0]].double()
     if width > 1:
-        rows = open_rows(forward, len(flat), max(map(len, prompts)) + width)
-        rows.enter([states[place] for place in owner.tolist()])
+        rows = open_cache(forward, len(flat), max(map(len, prompts)) + width)
+        rows.add([states[index] for index in prompt_of])
         totals += _rest(rows.run(tokens[:, :-1], last=False), tokens[:, 1:], flat)
-    values = iter(totals.tolist())
-    return [[next(values) for _ in options] for options in choices]
+    remaining = iter(totals.tolist())
+    return [list(islice(remaining, len(options))) for options in choices]
 
 
-def _read(forward: Forward, prompts: list[Sequence[int]]) -> tuple[Tensor, list[State]]:
-    """`prefill`, where what all prompts begin with is run once."""
-    shared = common_prefix(prompts) if open_rows(forward, 1).plain else 0
+def _prefill(forward: Forward, prompts: list[Sequence[int]]) -> tuple[Tensor, list[State]]:
+    """Last logits [prompts,V] and states of the prompts; their common prefix is run once."""
+    shared = common_prefix(prompts) if open_cache(forward, 1).can_add else 0
     before = prefill(forward, [prompts[0][:shared]])[1][0] if shared else None
     return prefill(forward, [prompt[shared:] for prompt in prompts], before)
 
 
 def _rest(logits: Tensor, targets: Tensor, flat: list[list[int]]) -> Tensor:
-    """Sum of the log-probabilities after the first token: logits [C,T,V], targets [C,T] → [C]."""
+    """Summed log-probabilities of each choice's tokens but the first: logits [C,T,V], targets [C,T] → [C]."""
     logits = logits.float()
-    values = logits.gather(-1, targets[..., None])[..., 0] - logits.logsumexp(-1)
+    logprobs = logits.gather(-1, targets[..., None])[..., 0] - logits.logsumexp(-1)
     lengths = torch.tensor([len(choice) - 1 for choice in flat], device=logits.device)
     inside = torch.arange(targets.shape[1], device=logits.device) < lengths[:, None]
-    return torch.where(inside, values, 0.0).double().sum(-1)
+    return torch.where(inside, logprobs, 0.0).double().sum(-1)
 
 
 def sequence_logprobs(
     module: Any, rows: Sequence[Row], *, progress: Callable[[int], None] | None = None
 ) -> list[tuple[float, int]]:
-    """For each row the summed log-probability of its targets, and how many they are.
+    """The summed log-probability of each row's targets, and the number of targets.
 
-    Weights only mark targets here; they do not scale. Full logits are never built.
+    Weights only mark targets here; they do not scale. The logits [B,T,V] of a whole batch are never built.
 
     Args:
         module: a causal LM; its mode is restored.
@@ -126,21 +133,24 @@ def sequence_logprobs(
         progress: called with the number of rows finished so far.
 
     Returns:
-        (sum of natural log-probabilities, number of targets) per row, in order.
+        (sum of log-probabilities in nats, number of targets) per row, in order.
     """
     policy = TokenPolicy(module)
     device = module.get_input_embeddings().weight.device
-    found: dict[str, tuple[float, int]] = {}
+    sums_and_counts: dict[str, tuple[float, int]] = {}
     with folded_in(module), sampling_mode(module):
-        for piece in micro_batches(rows, TOKENS, "padded"):
-            batch = collate(piece).to(device)
-            at, columns = batch.targets()
-            targets, head = batch.ids[at, columns], policy.head
+        for micro_batch in micro_batches(rows, FORWARD_POSITIONS, "padded"):
+            batch = collate(micro_batch).to(device)
+            row_of, columns = batch.targets()
+            targets, head = batch.ids[row_of, columns], policy.head
             hidden = policy.hidden(batch)
-            values = head.map(hidden, lambda part, logits, targets=targets: target_logprob(logits, targets[part]))
-            sums = torch.zeros(len(piece), dtype=torch.float64, device=device).index_add_(0, at, values.double())
-            for row, total in zip(piece, sums.tolist(), strict=True):
-                found[row.id] = (total, row.targets)
+            # `head.map` computes the logits of a few positions at a time.
+            logprobs = head.map(hidden, lambda part, logits, targets=targets: target_logprob(logits, targets[part]))
+            # float64, so that rounding in the sum of a long row stays far below the rounding of the logits.
+            sums = torch.zeros(len(micro_batch), dtype=torch.float64, device=device)
+            sums.index_add_(0, row_of, logprobs.double())
+            for row, total in zip(micro_batch, sums.tolist(), strict=True):
+                sums_and_counts[row.id] = (total, row.targets)
             if progress is not None:
-                progress(len(found))
-    return [found[row.id] for row in rows]
+                progress(len(sums_and_counts))
+    return [sums_and_counts[row.id] for row in rows]

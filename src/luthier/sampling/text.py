@@ -1,8 +1,10 @@
-"""What a continuation says."""
+"""The text of a continuation."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
+
+from luthier.sampling.stops import cut
 
 
 def answer_text(
@@ -11,9 +13,9 @@ def answer_text(
     """The text of a continuation, without the token that ended it and up to the first of the stop strings.
 
     Args:
-        ids: what was generated.
+        ids: the tokens of the continuation.
+        end_ids: tokens that end a continuation.
         decode: token ids to text.
+        stop: the stop strings.
     """
-    text = decode(ids[:-1] if ids and ids[-1] in end_ids else ids)
-    ends = [place for one in stop if (place := text.find(one)) >= 0]
-    return text[: min(ends)] if ends else text
+    return cut(decode(ids[:-1] if ids and ids[-1] in end_ids else ids), stop)

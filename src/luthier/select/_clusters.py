@@ -1,4 +1,4 @@
-"""k-means, and an even share of unequal clusters."""
+"""k-means, and even quotas from clusters of unequal size."""
 
 from __future__ import annotations
 
@@ -11,15 +11,16 @@ from numpy import ndarray
 def k_means(points: ndarray, clusters: int, iterations: int, seed: int) -> tuple[ndarray, float]:
     """Lloyd's algorithm from k-means++ centres: points [n,T] → cluster of each [n], and the sum of squared distances.
 
-    At most `clusters` clusters, fewer where points coincide; equal points are in one cluster.
+    There are at most `clusters` clusters, fewer where points coincide; equal points are in the same cluster.
     """
-    draw = numpy.random.default_rng(seed)
-    centres = _spread(points, clusters, draw)
+    generator = numpy.random.default_rng(seed)
+    centres = _initial_centres(points, clusters, generator)
     for _ in range(iterations):
         labels = _distances(points, centres).argmin(1)
         sums = numpy.zeros_like(centres)
         numpy.add.at(sums, labels, points)
         sizes = numpy.bincount(labels, minlength=len(centres))
+        # An empty cluster keeps its centre; the mean of no points would be NaN.
         moved = numpy.where(sizes[:, None] > 0, sums / numpy.maximum(sizes, 1)[:, None], centres)
         if numpy.array_equal(moved, centres):
             break
@@ -28,33 +29,38 @@ def k_means(points: ndarray, clusters: int, iterations: int, seed: int) -> tuple
     return distances.argmin(1), float(distances.min(1).sum())
 
 
-def _spread(points: ndarray, clusters: int, draw: numpy.random.Generator) -> ndarray:
-    """k-means++ (Arthur & Vassilvitskii 2007): each next centre with chance proportional to its squared distance."""
-    chosen = [int(draw.integers(len(points)))]
+def _initial_centres(points: ndarray, clusters: int, generator: numpy.random.Generator) -> ndarray:
+    """k-means++ (Arthur & Vassilvitskii 2007): draw each next centre in proportion to its squared distance, [k,T]."""
+    chosen = [int(generator.integers(len(points)))]
     nearest = ((points - points[chosen[0]]) ** 2).sum(1)
     while len(chosen) < clusters and nearest.max() > 0:
-        place = int(numpy.searchsorted(nearest.cumsum() / nearest.sum(), draw.random(), side="right"))
-        chosen.append(min(place, len(points) - 1))
+        index = int(numpy.searchsorted(nearest.cumsum() / nearest.sum(), generator.random(), side="right"))
+        chosen.append(min(index, len(points) - 1))  # rounding may leave the last cumulated share below 1
         nearest = numpy.minimum(nearest, ((points - points[chosen[-1]]) ** 2).sum(1))
     return points[chosen].copy()
 
 
 def _distances(points: ndarray, centres: ndarray) -> ndarray:
-    """Squared distances [n,k], one centre at a time: no product of rounding errors, no [n,k,T]."""
+    """Squared distances [n,k].
+
+    One centre at a time: |x|² - 2xy + |y|² would lose digits where points are close, and all at once take [n,k,T].
+    """
     return numpy.stack([((points - centre) ** 2).sum(1) for centre in centres], axis=1)
 
 
 def even_shares(sizes: Sequence[int], budget: int, smallest: int = 1) -> list[int]:
-    """How many to take of each cluster: ascending by size, each gets an even share of what is left.
+    """The number to take from each cluster: ascending by size, each gets an even share of the remaining budget.
 
-    What a small cluster cannot use passes on to larger ones, so the sum is `budget` where there is enough.
-    Clusters smaller than `smallest` come last, and only for what is then still missing.
+    The unused share of a small cluster goes to larger ones, so the sum is `budget` if there are enough points
+    (arXiv 2403.07384, algorithm 1). Clusters smaller than `smallest` come last and fill up what is missing.
     """
-    taken = [0] * len(sizes)
-    left = budget
-    for group in (lambda size: size >= smallest, lambda size: size < smallest):
-        order = sorted((place for place, size in enumerate(sizes) if group(size)), key=lambda place: sizes[place])
-        for number, place in enumerate(order):
-            taken[place] = min(sizes[place], left // (len(order) - number))
-            left -= taken[place]
-    return taken
+    quotas = [0] * len(sizes)
+    remaining = budget
+    ascending = sorted(range(len(sizes)), key=lambda cluster: sizes[cluster])
+    large = [cluster for cluster in ascending if sizes[cluster] >= smallest]
+    small = [cluster for cluster in ascending if sizes[cluster] < smallest]
+    for group in (large, small):
+        for number, cluster in enumerate(group):
+            quotas[cluster] = min(sizes[cluster], remaining // (len(group) - number))
+            remaining -= quotas[cluster]
+    return quotas

@@ -1,4 +1,4 @@
-"""What uds sees of a micro-batch: for each record the nuclear norm of its logits and their sketch."""
+"""The features of uds: the nuclear norm of each row's logits, and a sketch of them."""
 
 from __future__ import annotations
 
@@ -16,18 +16,21 @@ if TYPE_CHECKING:
     from luthier.types import Batch
 
 PIECE = 8192
-"""Rows of the output embedding that are multiplied in float64 at a time."""
+"""Rows of the output embedding that are converted to float64 at a time: 8192 × 4096 × 8 bytes are 256 MiB."""
 
 
 @dataclass
 class Sketcher:
-    """The fixed projections of both sides, and the ring of what was kept."""
+    """The state of uds: the fixed projections of both sides, and the ring of sketches that were kept.
 
-    across: Projection  # of the vocabulary
-    along: Projection  # of the positions
+    Only the ring enters checkpoints; projections are drawn from a constant, and products follow from the weight.
+    """
+
+    across: Projection  # of the vocabulary, G1 [d1,V]
+    along: Projection  # of the positions, G2 [d2,length]
     ring: Ring
-    table: Tensor | None = None  # columns of `across` for the whole vocabulary, made at the first look
-    weight: tuple[int, int] = (0, 0)  # which weight `products` are of: address and version
+    table: Tensor | None = None  # columns of `across` for the whole vocabulary, computed on first use
+    weight: tuple[int, int] = (0, 0)  # the weight that `products` were computed from: address and version
     products: tuple[Tensor, Tensor, Tensor] | None = None
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -37,19 +40,20 @@ class Sketcher:
         self.ring.load_state_dict(state)
 
     def columns(self, piece: slice, like: Tensor) -> Tensor:
-        """Columns [d1,v] of the vocabulary's projection."""
+        """Columns [d1,v] of the vocabulary's projection, on the device and in the dtype of `like`."""
         if self.table is None or self.table.device != like.device:
             self.table = self.across.columns(torch.arange(self.across.size)).to(like.device, torch.float32)
         return self.table[:, piece].to(like.dtype)
 
-    def of_weight(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    def weight_products(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """W^T W [D,D], G1 W [d1,D] and 1^T W [D] in float64, once for each state of the weight.
 
         W [V,D] is the output embedding, with the bias as a last column.
         """
-        now = (weight.data_ptr(), weight._version)
-        if self.products is None or self.weight != now:
-            self.weight, self.products = now, self._multiply(weight, bias)
+        # Optimisers change the weight in place: its address stays and its version counts up.
+        version = (weight.data_ptr(), weight._version)
+        if self.products is None or self.weight != version:
+            self.weight, self.products = version, self._multiply(weight, bias)
         return self.products
 
     def _multiply(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
@@ -66,29 +70,32 @@ class Sketcher:
 
 
 def at_every_token(batch: Batch) -> Batch:
-    """The batch with every token but the first of a record as a target."""
-    marked = (batch.example_of >= 0).to(batch.weights.dtype)
-    return replace(batch, streams={**batch.streams, "weights": replace(batch.streams["weights"], values=marked)})
+    """The batch with every token of a row as a target, except the first."""
+    weights = (batch.example_of >= 0).to(batch.weights.dtype)
+    return replace(batch, streams={**batch.streams, "weights": replace(batch.streams["weights"], values=weights)})
 
 
 def norms_and_sketches(policy: Any, batch: Batch, sketcher: Sketcher, centre: bool) -> tuple[Tensor, Tensor]:
-    """Nuclear norm [R] and sketch [R, d1·d2] of the logits at each record's targets.
+    """Nuclear norm [R] and sketch [R, d1·d2] of the logits at each row's targets (arXiv 2510.16882).
 
-    Logits that are linear in the hidden states H are never made: L L^T = H (W^T W) H^T and L G1^T = H (G1 W)^T.
-    Where a soft cap or an adapter stands in between they pass in pieces of the vocabulary.
+    Logits that are linear in the hidden states H are never computed: L L^T = H (W^T W) H^T and L G1^T = H (G1 W)^T.
+    With a soft cap or an adapter on the output head they are computed in pieces of the vocabulary.
+
+    Args:
+        centre: subtract each position's mean from its logits.
 
     Raises:
-        RunError: a record is longer than the sketch.
+        RunError: a row is longer than the sketch.
     """
     rows, columns = batch.targets()
-    owner, places = batch.example_of[rows, columns], batch.position_of[rows, columns] - 1
-    if len(places) and int(places.max()) >= sketcher.along.size:
-        record = batch.examples[int(owner[places.argmax()])]
+    owner, positions = batch.example_of[rows, columns], batch.position_of[rows, columns] - 1
+    if len(positions) and int(positions.max()) >= sketcher.along.size:
+        example = batch.examples[int(owner[positions.argmax()])]
         raise RunError(
-            f"Record {record} has {int(places.max()) + 1} positions, the sketch {sketcher.along.size}.",
+            f"Record {example} has {int(positions.max()) + 1} positions; the sketch covers {sketcher.along.size}.",
             "Raise train.select.length to data.max_tokens.",
         )
-    order = torch.argsort(owner, stable=True)
+    order = torch.argsort(owner, stable=True)  # the positions of a row become one range, whatever the layout
     hidden = policy.hidden(batch)[order]
     sizes = owner.bincount(minlength=len(batch.examples)).tolist()
     linear = policy.head.linear
@@ -97,21 +104,24 @@ def norms_and_sketches(policy: Any, batch: Batch, sketcher: Sketcher, centre: bo
     else:
         grams, sums, projected = _through_weight(hidden, linear, sizes, sketcher)
     if centre:
-        whole = sketcher.columns(slice(None), projected).sum(1)
-        projected = projected - torch.outer((sums / sketcher.across.size).to(projected.dtype), whole)
+        # Centred after the fact: the mean of the logits is a rank-one term in both products, s = L 1.
+        column_sums = sketcher.columns(slice(None), projected).sum(1)
+        projected = projected - torch.outer((sums / sketcher.across.size).to(projected.dtype), column_sums)
         grams = [g - torch.outer(s, s) / sketcher.across.size for g, s in zip(grams, sums.split(sizes), strict=True)]
-    along = sketcher.along.columns(places[order].cpu()).to(projected.device, projected.dtype)
-    pieces = zip(along.split(sizes, dim=1), projected.split(sizes), strict=True)
-    sketches = torch.stack([(side @ part).flatten() for side, part in pieces])
-    return torch.stack([nuclear_norm(one) if len(one) else one.sum() for one in grams]), sketches.float()
+    along = sketcher.along.columns(positions[order].cpu()).to(projected.device, projected.dtype)
+    sketches = []
+    for side, part in zip(along.split(sizes, dim=1), projected.split(sizes), strict=True):
+        sketches.append((side @ part).flatten())
+    norms = [nuclear_norm(gram) if len(gram) else gram.sum() for gram in grams]  # a row without targets has norm 0
+    return torch.stack(norms), torch.stack(sketches).float()
 
 
 def _through_weight(
     hidden: Tensor, linear: tuple[Tensor, Tensor | None, float], sizes: list[int], sketcher: Sketcher
 ) -> tuple[list[Tensor], Tensor, Tensor]:
-    """What `_accumulate` gives, from products with the output embedding that all records share."""
+    """The same as `_accumulate`, from products with the output embedding that all rows share."""
     weight, bias, factor = linear
-    square, projection, column_sums = sketcher.of_weight(weight, bias)
+    square, projection, column_sums = sketcher.weight_products(weight, bias)
     wide = hidden.double()
     if bias is not None:
         wide = torch.cat([wide, wide.new_ones(len(wide), 1)], 1)
@@ -122,7 +132,7 @@ def _through_weight(
 def _accumulate(
     pieces: Iterator[tuple[slice, Tensor]], sizes: list[int], sketcher: Sketcher
 ) -> tuple[list[Tensor], Tensor, Tensor]:
-    """Over pieces of the vocabulary: L L^T of each record (float64), sums of each row, and L G1^T."""
+    """Over pieces of the vocabulary: L L^T of each row (float64), the sums L 1 [N], and L G1^T [N,d1]."""
     grams: list[Any] = [0.0] * len(sizes)
     sums: Any = 0.0
     projected: Any = 0.0

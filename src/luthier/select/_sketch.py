@@ -1,4 +1,4 @@
-"""Nuclear norms and sketches of logits that are never held whole, and a ring of sketches."""
+"""Nuclear norms and sketches of logits, from products that fit in memory, and a ring buffer of sketches."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ import torch
 from torch import Tensor
 
 Scale = Literal["isometric", "fft_unnormalised"]
-SIGNS_SEED = 2510_16882  # the projection is drawn once and is the same for every run
+SIGNS_SEED = 2510_16882  # a constant: sketches in a checkpoint compare with those of any later run
 
 
 def nuclear_norm(gram_matrix: Tensor) -> Tensor:
     """Σ_j σ_j(L) from L L^T [N,N] in float64: σ_j = sqrt(max(λ_j, 0)).
 
-    In float32 the rounding noise of the null directions adds up to 1e-3 of the norm of a matrix of low rank.
+    In float32 the rounding errors of zero eigenvalues add up to 1e-3 of the norm of a low-rank matrix.
     """
     return torch.linalg.eigvalsh(gram_matrix).clamp(min=0).sqrt().sum()
 
 
 class Projection:
-    """One side of a sketch: rows of a randomised trigonometric transform of `size` coordinates.
+    """One side of a sketch: G [kept,size], rows of a randomised trigonometric transform of `size` coordinates.
 
-    Random signs, then a transform, of which `kept` coordinates stay, scaled by sqrt(size / kept).
+    Random signs, then a transform of which `kept` coordinates are sampled, scaled by sqrt(size / kept).
     *isometric*: an orthonormal DCT-II, coordinates without repetition: E‖Gx‖² = ‖x‖² for every x.
     *fft_unnormalised*: the real part of an unnormalised DFT, coordinates with repetition, as in the published
     code: E‖Gx‖² is (size / 2)(1 + 2 / size) times as large for entries of equal variance.
@@ -38,20 +38,20 @@ class Projection:
         else:
             self.coordinates = torch.randint(0, size, (kept,), generator=generator)
 
-    def columns(self, places: Tensor) -> Tensor:
-        """The columns [kept,n] of G that belong to these places [n] of the input, float64 on the CPU."""
+    def columns(self, indices: Tensor) -> Tensor:
+        """The columns [kept,n] of G with these indices [n], float64 on the CPU."""
         k, factor = self.coordinates[:, None], math.sqrt(self.size / self.kept)
         if self.scale == "isometric":
-            turns = (k * (2 * places + 1)) % (4 * self.size)  # reduced as integers, so that large k lose no digit
+            turns = (k * (2 * indices + 1)) % (4 * self.size)  # reduced as integers, so that large k lose no digit
             norm = torch.where(k == 0, math.sqrt(1 / self.size), math.sqrt(2 / self.size)).double()
             values = norm * torch.cos(math.pi / (2 * self.size) * turns.double())
         else:
-            values = torch.cos(2 * math.pi / self.size * ((k * places) % self.size).double())
-        return factor * values * self.signs[places]
+            values = torch.cos(2 * math.pi / self.size * ((k * indices) % self.size).double())
+        return factor * values * self.signs[indices]
 
 
 class Ring:
-    """The last `capacity` sketches [n,d] that were pushed; the oldest are overwritten."""
+    """A ring buffer of the last `capacity` sketches [width] that were pushed; the oldest are overwritten."""
 
     def __init__(self, capacity: int, width: int):
         self.sketches = torch.zeros(capacity, width)
@@ -63,14 +63,15 @@ class Ring:
             self.pushed += 1
 
     def held(self) -> Tensor:
-        """What is in the ring, [n,d], in no order that matters."""
+        """The sketches in the ring, [n,width], in no particular order."""
         return self.sketches[: min(int(self.pushed), len(self.sketches))]
 
     def mean_distance(self, sketches: Tensor) -> Tensor:
-        """Mean Euclidean distance [n] of each sketch to those held; 0 while nothing is."""
+        """Mean Euclidean distance [n] of sketches [n,width] to those in the ring; 0 while it is empty."""
         held = self.held()
         if not len(held):
             return torch.zeros(len(sketches))
+        # Not by matrix products, which lose the digits of small distances: near copies are what this must detect.
         return torch.cdist(sketches, held, compute_mode="donot_use_mm_for_euclid_dist").mean(1)
 
     def state_dict(self) -> dict[str, Tensor]:

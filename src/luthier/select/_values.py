@@ -1,4 +1,4 @@
-"""What selectors measure of a batch: loss by record."""
+"""Statistics of a batch that selectors share: the loss of each record."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ def loss_by_record(policy: Any, batch: Batch) -> Tensor:
 
 
 def mean_by_record(values: Tensor, batch: Batch) -> Tensor:
-    """Values at the N targets → their mean by record, [R] float64."""
+    """Mean of values [N] at the targets over each record, [R] float64; 0 for a record without a target."""
     owner = batch.example_of[batch.targets()]
+    # float64, so that the order of positions, which layouts and devices change, does not change which score is highest.
     total = torch.zeros(len(batch.examples), dtype=torch.float64, device=values.device)
     return total.index_add(0, owner, values.double()) / owner.bincount(minlength=len(batch.examples)).clamp(min=1)

@@ -1,4 +1,4 @@
-"""The former address of the family of subsets, for parts that import it from here."""
+"""The former module of `Subset`, for users' parts that import it from here."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""What a recipe's steps do: train, evaluate, check, and the process that a comparison starts for each run.
+"""The steps of a recipe: train, evaluate, check, and the verbs of pipelines.
 
-Steps put the rooms below together and are the only place that does. A step leaves its results in the
-run's folder: run.json, metrics.jsonl, evaluation.jsonl, samples.jsonl, model/.
+Steps put the packages below them together, and are the only place that does. A step writes into the run's folder:
+run.json, metrics.jsonl, evaluation.jsonl, samples.jsonl, model/.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> Any:
-    """`run_recipe` when it is first used: a verb is looked at without what running it needs."""
+    """`run_recipe`, imported at its first use: listing the verbs must not import what running them needs."""
     if name != "run_recipe":
         raise AttributeError(f"module 'luthier.steps' has no attribute {name!r}")
     from luthier.steps.run import run_recipe

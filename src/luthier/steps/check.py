@@ -1,6 +1,6 @@
-"""The check step: the data, the memory and the time that a recipe takes, and which methods apply, without training.
+"""The check of a recipe: its data, its memory, its time and the methods that fit, without training.
 
-Nothing is printed here: `check_page` does.
+Nothing is printed here: `check_page` prints the findings.
 """
 
 from __future__ import annotations
@@ -42,12 +42,18 @@ from luthier.tuners.base import TunerInputs
 PROBE_UPDATES = 3
 PIPELINES = "pipelines"
 FAMILIES = {"select": "selectors", "tuner": "tuners"}
-"""What a method that sets this key of `train:` and no objective is."""
+"""Key of `train:` → family of a method that sets this key and no objective."""
 
 
 @dataclass(frozen=True)
 class Network:
-    """A model whose records are arrays: its class, its parameters, what it belongs to, what its records hold."""
+    """A model whose records are arrays.
+
+    Attributes:
+        name: its class.
+        kind: its modality in words.
+        arrays: names and shapes of a record's arrays.
+    """
 
     name: str
     parameters: int
@@ -58,7 +64,13 @@ class Network:
 
 @dataclass(frozen=True)
 class StepLine:
-    """A step of a recipe; `depth` counts the loops around it, `share` is that of the budget, 0 to 1, if it trains."""
+    """A step of a recipe.
+
+    Attributes:
+        depth: number of loops around it.
+        model: the name that `from` gives, or the path of a `model` of its own.
+        share: its share of the budget, 0 to 1; None if it does not train.
+    """
 
     depth: int
     name: str
@@ -70,7 +82,7 @@ class StepLine:
 
 @dataclass(frozen=True)
 class Steps:
-    """The steps in order, and the training step with the largest estimated peak."""
+    """The steps in order, and the training step with the largest estimated peak memory."""
 
     lines: tuple[StepLine, ...]
     largest: str
@@ -79,7 +91,7 @@ class Steps:
 
 @dataclass(frozen=True)
 class Server:
-    """A model that answers from elsewhere; `fault` says why it cannot be reached now."""
+    """A server whose model answers in a step; `fault` says why it cannot be reached, None if it answers."""
 
     step: str
     url: str
@@ -88,7 +100,7 @@ class Server:
 
 @dataclass(frozen=True)
 class MethodFit:
-    """A method that a recipe can carry; no estimate where records are arrays."""
+    """A method that fits the recipe; `peak_bytes` is None where records are arrays, whose memory is not estimated."""
 
     name: str
     family: str
@@ -97,7 +109,7 @@ class MethodFit:
 
 @dataclass(frozen=True)
 class Methods:
-    """The methods that fit, and those that do not by the reason."""
+    """The methods that fit, and by reason the names of the methods that do not."""
 
     fits: tuple[MethodFit, ...]
     refused: dict[str, list[str]]
@@ -113,7 +125,13 @@ class Methods:
 
 @dataclass(frozen=True)
 class Timing:
-    """What a few updates took: seconds for the whole budget, `counts` per second, and peak bytes."""
+    """Time and memory, extrapolated from a few updates.
+
+    Attributes:
+        seconds: of the whole budget.
+        rate: `counts` (such as tokens) per second.
+        peak_bytes: measured.
+    """
 
     seconds: float
     rate: float
@@ -131,13 +149,13 @@ def examine_recipe(
     """Examine a recipe; with `probe`, train a few updates to estimate the time.
 
     Args:
-        tell: gets each finding as soon as it is known: some take a while.
+        tell: is called with each finding as soon as it is known, since some take a while.
 
     Returns:
-        All findings, in the order in which they were told.
+        All findings, in the order of the calls of `tell`.
 
     Raises:
-        LuthierError: the recipe cannot run as it is; all findings up to then have been told.
+        LuthierError: the recipe cannot run as it is; `tell` has got all findings up to then.
     """
     findings = []
     for finding in _findings(recipe, probe):
@@ -149,14 +167,14 @@ def examine_recipe(
 def _findings(recipe: Recipe, probe: bool) -> Iterator[Finding]:
     settings, stages = recipe.settings, stages_of(recipe)
     is_language = modality_of(settings.model, recipe.base) == "language"
-    several = is_language and bool(settings.steps or settings.rl)
-    if probe and several:
+    generates = is_language and bool(settings.steps or settings.rl)
+    if probe and generates:
         raise RecipeError(
             "`--probe` times one training on records; this recipe has steps or rollouts, whose answers take time too.",
-            "Leave out --probe, or start the recipe with a small budget (budget.updates=3) and look at its run.json.",
+            "Leave out --probe, or run the recipe with a small budget (budget.updates=3) and read its run.json.",
         )
     verify(stages)
-    if not is_language:
+    if not is_language:  # arrays have no text to examine and no memory estimate
         yield _network(recipe)
         yield _methods(recipe, None)
     else:
@@ -170,7 +188,7 @@ def _findings(recipe: Recipe, probe: bool) -> Iterator[Finding]:
             prepared = prepare(settings.data, renderer, recipe.base, Path(cache))
         check_context(load_config(settings.model, recipe.base), settings.data.max_tokens, prepared)
         refuse_unscorable_sets(recipe, prepared, renderer, SETS)
-        if several:
+        if generates:
             yield _steps(stages, prepared)
             yield from _servers(stages)
         yield _methods(recipe, prepared)
@@ -179,7 +197,7 @@ def _findings(recipe: Recipe, probe: bool) -> Iterator[Finding]:
 
 
 def _network(recipe: Recipe) -> Network:
-    """A model whose records are arrays is loaded and tried on one of them."""
+    """The facts of a model whose records are arrays; opening the workspace tries the model on one record."""
     workspace = open_workspace(recipe, None)
     module = workspace.loaded.module
     return Network(
@@ -194,19 +212,19 @@ def _network(recipe: Recipe) -> Network:
 def _steps(stages: Sequence[Stage], prepared: Prepared) -> Steps:
     lines = []
     for depth, stage in _nested(stages):
-        data = stage.block.get("data", "")
-        aside = stage.recipe.settings.model.path if "model" in stage.block else None
-        model = aside or stage.block.get("from", "")
+        names = stage.block.get("data", "")
+        records = ", ".join(names) if isinstance(names, list) else names
+        own_model = stage.recipe.settings.model.path if "model" in stage.block else None
+        model = own_model or stage.block.get("from", "")
         share = stage.share if stage.verb.TRAINS or stage.body else None
-        data = ", ".join(data) if isinstance(data, list) else data
-        lines.append(StepLine(depth, stage.name, stage.do, model, data, share))
+        lines.append(StepLine(depth, stage.name, stage.do, model, records, share))
     peaks = {stage.name: _memory(stage.recipe, prepared).total for stage in _trainings(stages)}
     largest = max(peaks, key=peaks.__getitem__)
     return Steps(tuple(lines), largest, peaks[largest])
 
 
 def _servers(stages: Sequence[Stage]) -> Iterator[Server]:
-    """Whether the models that answer from elsewhere can be reached now."""
+    """Each server that a step needs, and whether it can be reached now."""
     for stage in flat(stages):
         if address := stage.verb.server(stage):
             fault = None
@@ -228,7 +246,7 @@ def _trainings(stages: Sequence[Stage]) -> list[Stage]:
 
 
 def _methods(recipe: Recipe, prepared: Prepared | None) -> Methods:
-    """Each method on this model and data: its estimated peak, or why it does not apply."""
+    """Each bundled or local method on this model and data: its estimated peak memory, or why it does not fit."""
     fits: list[MethodFit] = []
     refused: dict[str, list[str]] = {}
     for method in list_methods(recipe.base):
@@ -239,7 +257,8 @@ def _methods(recipe: Recipe, prepared: Prepared | None) -> Methods:
             if prepared is not None:
                 peak = max(_memory(stage.recipe, prepared).total for stage in _trainings(stages))
         except LuthierError as error:
-            reason = re.sub(r"^`[^`]+` ", "", error.message)  # begins with the part's name, another for each method
+            # Without the part's name at its beginning, methods with the same reason share a line.
+            reason = re.sub(r"^`[^`]+` ", "", error.message)
             refused.setdefault(reason, []).append(method.name)
             continue
         fits.append(MethodFit(method.name, _family(method, recipe.base), peak))
@@ -247,7 +266,7 @@ def _methods(recipe: Recipe, prepared: Prepared | None) -> Methods:
 
 
 def _family(method: Method, base: Path) -> str:
-    """What a method is: the folder of its loss, the kind of part that it sets, or a pipeline of steps."""
+    """The family of a method: the folder of its objective, the kind of part that it sets, or a pipeline of steps."""
     settings = method.method.data
     if "steps" in settings:
         return PIPELINES
@@ -261,22 +280,22 @@ def _family(method: Method, base: Path) -> str:
 
 
 def _memory(recipe: Recipe, prepared: Prepared) -> estimate.Estimate:
-    """The predicted peak of a training: its parts put onto the architecture alone."""
+    """The predicted peak memory of a training, from its parts on the architecture without weights."""
     parts = Parts.of(recipe)
     rows = with_fields(training_rows(parts, prepared), prepared.records, parts.needs.fields)
     model = recipe.settings.model.model_copy(update={"dtype": compute_dtype(recipe, find_device())})
     module = _empty_model(model, recipe.base)
     if recipe.settings.train.checkpointing:
         checkpoint_layers(module)
-    # Weights are counted before the tuners edit them: of the model, or of its head where that is all that is asked.
-    kept = HeadOnly(module) if recalls(recipe, parts, rows, module) else module
-    copied = estimate.weight_bytes(kept) if parts.needs.references and parts.needs.frozen_copy else 0
+    # A frozen copy has the weights from before the tuners edit them: all, or the head if hidden states are cached.
+    reference = HeadOnly(module) if recalls(recipe, parts, rows, module) else module
+    copied = estimate.weight_bytes(reference) if parts.needs.references and parts.needs.frozen_copy else 0
     module = apply_tuners(module, parts.tuners, TunerInputs(recipe.settings.seed, rows))
     return predicted_memory(recipe, module, rows, copied)
 
 
 def _empty_model(model: Any, base: Path) -> nn.Module:
-    """The architecture without its weights (meta device)."""
+    """The architecture without weights (meta device)."""
     from transformers import AutoModelForCausalLM
 
     config = load_config(model, base)
@@ -285,7 +304,7 @@ def _empty_model(model: Any, base: Path) -> nn.Module:
 
 
 def _timing(recipe: Recipe) -> Timing:
-    """Train PROBE_UPDATES updates and multiply; the first one warms up and is not counted."""
+    """Train PROBE_UPDATES updates and extrapolate; the first update warms up and is not counted."""
     updates = {"budget": {"updates": PROBE_UPDATES}}
     lock = recipe.to_lock()
     short = load_recipe({**lock, "recipe": {**lock["recipe"], **updates}})
@@ -295,22 +314,22 @@ def _timing(recipe: Recipe) -> Timing:
         trainer, facts = training(Run(short, Path(folder)), workspace, events.append, lambda: False)
         trainer.train()
     events = [event for event in events if event["event"] == "update"]
-    if len(events) < 2:
+    if len(events) < 2:  # the first update only warms up
         raise RecipeError("The probe needs at least two updates; the data give one.")
     first, last = events[0], events[-1]
-    spent = last["seconds"] - first["seconds"]
-    rate = (last["tokens"] - first["tokens"]) / spent
+    seconds = last["seconds"] - first["seconds"]
+    rate = (last["tokens"] - first["tokens"]) / seconds
     tokens = sum(len(row) for row in workspace.prepared.train)
     budget = recipe.settings.budget
-    seconds_of_one = {
+    seconds_per_unit = {
         "epochs": tokens / rate,
         "records": tokens / len(workspace.prepared.splits["train"]) / rate,
         "tokens": 1 / rate,
-        "updates": spent / (len(events) - 1),
+        "updates": seconds / (len(events) - 1),
         "seconds": 1.0,
     }
     return Timing(
-        budget.amount * seconds_of_one[budget.unit],
+        budget.amount * seconds_per_unit[budget.unit],
         rate,
         facts["counts"],
         usage.peak(),

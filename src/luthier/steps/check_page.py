@@ -1,4 +1,4 @@
-"""What `luthier check` prints: the findings of the check step, each as soon as it is known."""
+"""The output of `luthier check`: the findings of a check, each printed as soon as it is known."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from luthier.steps.check import Finding, Methods, Network, Server, Steps, Timing
 
 
 def check_recipe(recipe: Recipe, probe: bool, console: Console) -> None:
-    """Examine a recipe and print what was found; with `probe`, train a few updates to estimate the time.
+    """Examine a recipe and print the findings; with `probe`, train a few updates to estimate the time.
 
     Raises:
         LuthierError: the recipe cannot run as it is; all findings have been printed.
@@ -29,7 +29,7 @@ def check_recipe(recipe: Recipe, probe: bool, console: Console) -> None:
 
 
 def print_finding(finding: Finding, console: Console) -> None:
-    """One finding, as a table or as lines that begin with what they are about."""
+    """Print a finding as a table, or as lines that begin with its subject."""
     if isinstance(finding, DataReport):
         print_report(finding, console)
     elif isinstance(finding, Network):
@@ -66,15 +66,14 @@ def _print_steps(steps: Steps, console: Console) -> None:
 
 
 def _print_methods(methods: Methods, console: Console) -> None:
-    """The fitting methods by family, with the memory of each where it is known, and what does not apply."""
+    """Print the fitting methods by family, with their memory if it is estimated, and why the others do not fit."""
     estimated = any(fit.peak_bytes is not None for fit in methods.fits)
     note = f" that fit  [dim](estimated peak; {_available()})[/]" if estimated else " that fit"
     console.print(f"[bold]methods[/]{note}", highlight=False)
     table = Table(box=None, show_header=False, pad_edge=False)
     for family, fits in methods.by_family().items():
-        peaks = ("" if fit.peak_bytes is None else f" {fit.peak_bytes / 1e9:.1f} GB" for fit in fits)
-        names = " · ".join(f"{fit.name}{peak}" for fit, peak in zip(fits, peaks, strict=True))
-        table.add_row(f"  {family}", escape(names))
+        names = [fit.name if fit.peak_bytes is None else f"{fit.name} {fit.peak_bytes / 1e9:.1f} GB" for fit in fits]
+        table.add_row(f"  {family}", escape(" · ".join(names)))
     console.print(table, highlight=False)
     if estimated:
         for reason, names in methods.refused.items():
@@ -92,6 +91,7 @@ def _print_timing(timing: Timing, console: Console) -> None:
 
 
 def _available() -> str:
+    """The free memory of the GPU, or of the machine if it has none."""
     if torch.cuda.is_available():
         free, total = torch.cuda.mem_get_info()
         return f"GPU: {free / 1e9:.1f} of {total / 1e9:.1f} GB free"

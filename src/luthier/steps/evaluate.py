@@ -1,4 +1,4 @@
-"""The evaluate step: a model on the target items, on what must be retained, and on validation."""
+"""Evaluation of a model on the sets of a recipe: target, retain and validation."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from luthier.data.render import Renderer
 from luthier.data.sources import load_records
 from luthier.engine.allocator import tune_allocator
 from luthier.errors import RecipeError
+from luthier.evals.answering import EvaluatedModel
 from luthier.evals.base import Evaluation
 from luthier.evals.evaluate import evaluate
 from luthier.modalities.base import Workspace, compute_dtype, find_device
@@ -22,6 +23,7 @@ from luthier.recipe import Recipe, load_recipe
 from luthier.recipe.modality import MODALITIES, modality_of
 from luthier.run_folder import append_jsonl
 from luthier.runs.journal import Journal
+from luthier.runs.run import recipe_of_run
 from luthier.steps.verify import refuse_others
 
 SAMPLES = 8
@@ -30,50 +32,58 @@ SAMPLES = 8
 def evaluate_sets(
     workspace: Workspace, module: nn.Module, sets: Sequence[str], folder: Path, journal: Journal
 ) -> dict[str, Any]:
-    """Score `module` on the named sets; writes evaluation.jsonl and samples.jsonl, returns the summaries.
+    """Score `module` on the named sets.
 
-    What a set's samples look like, where they are pictures, is samples-<set>.png.
+    Writes evaluation.jsonl, samples.jsonl and, if samples are images, samples-<set>.png.
+
+    Returns:
+        Summaries by set, with `perplexity` or the like if the workspace computes it, and `further` numbers.
     """
     for name in ("evaluation.jsonl", "samples.jsonl"):
         (folder / name).unlink(missing_ok=True)
     summaries: dict[str, Any] = {}
     further: dict[str, float] = {}
     for name in sets:
-        found = workspace.score(module, name, journal)
-        if found is None:
+        evaluation = workspace.score(module, name, journal)
+        if evaluation is None:  # the recipe has no such set
             continue
-        summaries[name] = found.to_json()
-        further |= {f"{key}, {name}": value for key, value in found.further.items()}
-        if found.sheet:
-            (folder / f"samples-{name}.png").write_bytes(found.sheet)
-        for index, item in enumerate(found.items):
-            line = {"set": name, **item.to_json()}
+        summaries[name] = evaluation.to_json()
+        for label, number in evaluation.further.items():
+            further[f"{label}, {name}"] = number
+        if evaluation.sheet:
+            (folder / f"samples-{name}.png").write_bytes(evaluation.sheet)
+        for index, answered in enumerate(evaluation.items):
+            line = {"set": name, **answered.to_json()}
             append_jsonl(folder / "evaluation.jsonl", line)
             if index < SAMPLES:
                 append_jsonl(folder / "samples.jsonl", line)
-    shown = workspace.shown(module, sets, journal)
-    further |= shown.get("further", {})
-    return summaries | shown | ({"further": further} if further else {})
+    unranked = workspace.shown(module, sets, journal)
+    further |= unranked.get("further", {})
+    return summaries | unranked | ({"further": further} if further else {})
 
 
 def evaluate_model(
     model: str, *, data: str, metric: str | None, limit: int | None, overrides: list[str], console: Console
 ) -> Evaluation:
-    """Score a model, or what a run left, on records, and print the result.
+    """Score a model, or the model of a run, on records, and print the score.
 
     Args:
-        model: a hub id, folder, bundled name, or the folder of a run: its `model/` is taken, rendered, asked and
-            judged as the run's recipe says.
+        model: a hub id, a folder, a bundled name, or the folder of a run, alone or within a comparison: then the run's
+            recipe decides precision, rendering, generation and metric.
         data: a file, or the name of a bundled data set.
-        metric: None: the run's own, or `auto`.
+        metric: None: the metric of the run, and `auto` for other models.
+        limit: score only so many records; None: as many as `evaluate.limit` of the recipe says.
         overrides: recipe keys, such as `generate.max_new_tokens=64` or `data.render=...`.
+
+    Raises:
+        RecipeError: the model is no language model, or there are no records.
     """
     recipe = _recipe(model, data, metric, overrides)
     settings = recipe.settings
-    if (kind := modality_of(settings.model, recipe.base)) != "language":
+    if (modality := modality_of(settings.model, recipe.base)) != "language":
         raise RecipeError(
-            f"{model} is one of the {MODALITIES[kind].name}, and `luthier eval` asks language models.",
-            "`luthier run` and `luthier compare` evaluate it: its recipe says on which data.",
+            f"{model} is one of the {MODALITIES[modality].name}, and `luthier eval` scores language models.",
+            "`luthier run` and `luthier compare` evaluate it, on the data of its recipe.",
         )
     refuse_others(settings.generate, recipe.base)
     tune_allocator()
@@ -85,43 +95,38 @@ def evaluate_model(
     records = limited(records, limit or settings.evaluate.limit, lambda record: record.id)
     if not records:
         raise RecipeError(f"{data} holds no records.")
+    asked = EvaluatedModel(loaded.module, loaded.tokenizer, renderer, settings.generate, settings.seed)
     with console.status(f"scoring {len(records)} records"):
-        found = evaluate(
-            loaded.module,
-            loaded.tokenizer,
-            renderer,
-            records,
-            settings.evaluate.metric,
-            settings.generate,
-            base=recipe.base,
-            seed=settings.seed,
-        )
-    score = f"{100 * found.mean:.1f}" if found.ranks else f"{found.mean:.4g}"
-    console.print(f"{found.name}: {score} on {found.n} records ({found.reason})")
-    for item in found.items[:4]:
-        console.print(f"  {item.id}: {item.prediction[:120]!r}  (gold: {item.reference[:80]!r})", markup=False)
-    return found
+        evaluation = evaluate(asked, records, settings.evaluate.metric, base=recipe.base)
+    # A metric that does not rank (perplexity) has no share of 1 to show as a percentage.
+    score = f"{100 * evaluation.mean:.1f}" if evaluation.ranks else f"{evaluation.mean:.4g}"
+    console.print(f"{evaluation.name}: {score} on {evaluation.n} records ({evaluation.reason})")
+    for answered in evaluation.items[:4]:
+        line = f"  {answered.id}: {answered.prediction[:120]!r}  (gold: {answered.reference[:80]!r})"
+        console.print(line, markup=False)
+    return evaluation
 
 
-def _recipe(model: str, data: str, metric: str | None, overrides: list[str]) -> Recipe:
-    """The recipe of an evaluation: of a run's model what its lock says, of any other the defaults."""
-    folder, lock = Path(model) / "model", Path(model) / "lock.json"
-    content: dict[str, Any] = {"model": model, "data": {"train": data}, "evaluate": {"metric": metric or "auto"}}
-    base = Path.cwd()
-    if folder.is_dir():
-        content["model"] = str(folder.resolve())
-    if folder.is_dir() and lock.is_file():
-        run = load_recipe(lock)
-        written, base = run.data, run.base
-        content["data"] = {"train": _absolute(data), **{key: written["data"][key] for key in ("render", "targets")}}
-        content |= {"generate": written["generate"], "seed": written["seed"]}
-        kept = {key: written["model"][key] for key in ("dtype", "attention", "remote_code")}
-        content["model"] = {"path": content["model"], **kept}
-        content["train"] = {"precision": written["train"]["precision"]}
-        content["evaluate"]["metric"] = metric or written["evaluate"]["metric"]
-    return load_recipe(content, overrides=overrides, base=base)
+def _recipe(model: str, source: str, metric: str | None, overrides: list[str]) -> Recipe:
+    """The recipe of an evaluation: for the model of a run, made from the run's recipe; else from the defaults."""
+    weights = Path(model) / "model"
+    content: dict[str, Any] = {"model": model, "data": {"train": source}, "evaluate": {"metric": metric or "auto"}}
+    if not weights.is_dir():
+        return load_recipe(content, overrides=overrides, base=Path.cwd())
+    content["model"] = str(weights.resolve())
+    run = recipe_of_run(Path(model))
+    if run is None:
+        return load_recipe(content, overrides=overrides, base=Path.cwd())
+    written = run.data
+    content["data"] = {"train": _absolute(source), **{key: written["data"][key] for key in ("render", "targets")}}
+    content |= {"generate": written["generate"], "seed": written["seed"]}
+    kept = {key: written["model"][key] for key in ("dtype", "attention", "remote_code")}
+    content["model"] = {"path": content["model"], **kept}
+    content["train"] = {"precision": written["train"]["precision"]}
+    content["evaluate"]["metric"] = metric or written["evaluate"]["metric"]
+    return load_recipe(content, overrides=overrides, base=run.base)
 
 
-def _absolute(data: str) -> str:
-    """A file's whole path, since a run's part files are found from elsewhere; names of data sets as they are."""
-    return str(Path(data).resolve()) if Path(data).exists() else data
+def _absolute(source: str) -> str:
+    """A file's absolute path, since paths of the run's recipe start from another folder; a data set's name as it is."""
+    return str(Path(source).resolve()) if Path(source).exists() else source

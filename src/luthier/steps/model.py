@@ -1,4 +1,4 @@
-"""A model as steps hand it on: what trained it, how its tuning is merged, how it is saved."""
+"""A model that one step leaves to the next: its module, the training that changed it, how it is merged and saved."""
 
 from __future__ import annotations
 
@@ -21,9 +21,12 @@ from luthier.runs.run import fingerprint
 
 @dataclass
 class StepModel:
-    """A model in memory: the module, what trained it last (None: nothing), an id that its derivation decides.
+    """A model in memory.
 
-    `trainings` counts how often its weights were changed since they were loaded.
+    Attributes:
+        trainer: the training that changed it last, with its tuning still unmerged; None if there is none.
+        weights_id: equal for models that were derived in the same way.
+        trainings: how often its weights were changed since they were loaded.
     """
 
     module: nn.Module
@@ -32,20 +35,22 @@ class StepModel:
     trainings: int = 0
 
     def merged(self) -> nn.Module:
-        """The module with all tuning folded in, for good."""
+        """The module with all tuning merged into its weights, which cannot be undone."""
         if self.trainer is not None:
-            for tuner in self.trainer.tuners:  # what stands below merges first
+            for tuner in self.trainer.tuners:  # in order of application: the lower tuner merges first
                 self.module = tuner.merge(self.module)
             self.trainer = None
         return self.module
 
     def save(self, folder: Path, workspace: Workspace) -> None:
-        """Write it, loadable without Luthier; after several trainings or tuners the whole model: no adapter is all."""
+        """Write the model so that it loads without Luthier: as an adapter, or with all its weights."""
         shutil.rmtree(folder, ignore_errors=True)
         weights = folder / workspace.WEIGHTS
         weights.mkdir(parents=True)
         tuners = [] if self.trainer is None else list(self.trainer.tuners)
+        # One adapter holds all changes only after a single training with a single tuner.
         if workspace.WHOLE or self.trainer is None or len(tuners) > 1 or (self.trainings > 1 and tuners[0].MERGES):
+            # The evaluation that follows needs the unmerged module.
             copied = replace(self, module=copy.deepcopy(self.module)) if self.trainer is not None else self
             copied.merged().save_pretrained(weights)  # pyright: ignore[reportCallIssue]
         else:
@@ -56,7 +61,7 @@ class StepModel:
 
 
 def derived_id(weights_id: str, stage: Stage, tensors: Mapping[str, Tensor]) -> str:
-    """An id of what a step made of a model: where it started, what the step says, the bits of all that it changed."""
+    """The id of a model that a step derived: a hash of the start's id, the step's recipe and the changed tensors."""
     digest = hashlib.sha256(f"{weights_id}/{stage.name}/{fingerprint(stage.recipe)}".encode())
     for name, tensor in tensors.items():
         digest.update(name.encode() + tensor.cpu().contiguous().flatten().view(torch.uint8).numpy().data)

@@ -1,7 +1,7 @@
-"""The steps of a recipe, one after the other.
+"""Carries out the steps of a recipe, one after the other.
 
-A pipeline is resumed by running it again: a step that had ended finds its last checkpoint or its records and
-does nothing, so what follows meets the same model and the same data bit for bit.
+A pipeline is resumed by running it again. A step that had ended reads back its last checkpoint or its records, so the
+steps after it start from the same model and the same records, bit for bit.
 """
 
 from __future__ import annotations
@@ -20,13 +20,17 @@ from luthier.steps.work import Work
 
 
 def run_pipeline(work: Work, stages: Sequence[Stage]) -> Status:
-    """All steps in order; "stopped" when one was asked to end.
+    """Carry out all steps in order.
+
+    Returns:
+        "stopped" if the run was asked to end, else "done".
 
     Raises:
         RecipeError: a step changes a model whose tuning cannot be merged.
     """
     _refuse_unmergeable(work, stages)
     loaded = work.workspace.loaded
+    # `folded`: an adapter was merged at loading, so an adapter of the next training alone is not the whole change.
     base = StepModel(loaded.module, None, loaded.weights_id, trainings=int(loaded.folded))
     work.models = {BASE: base, NEWEST: base}
     if work.run.recipe.settings.steps is None:
@@ -39,7 +43,7 @@ def run_steps(work: Work, stages: Sequence[Stage], folder: Path, after: Sequence
     """Carry out steps, each in a folder of its name.
 
     Args:
-        after: the steps that follow behind these: what they start from is kept.
+        after: the steps that follow these ones; the models that they start from must not be changed.
     """
     for index, stage in enumerate(stages):
         work.ahead = [*stages[index + 1 :], *after]
@@ -49,7 +53,7 @@ def run_steps(work: Work, stages: Sequence[Stage], folder: Path, after: Sequence
 
 
 def _run_step(work: Work, stage: Stage, folder: Path) -> Status:
-    if stage.verb.TRAINS or stage.body:  # these end between two updates, and their seconds are counted where they train
+    if stage.verb.TRAINS or stage.body:  # a training ends between two updates and counts its own seconds
         return stage.verb.run(work, stage, folder) or "done"
     with work.stop.at_once(), work.run.timed(stage.verb.kind):
         folder.mkdir(parents=True, exist_ok=True)
@@ -61,18 +65,21 @@ def _refuse_unmergeable(work: Work, stages: Sequence[Stage]) -> None:
     loaded = work.workspace.loaded
     if changing and loaded.tuner is not None:
         raise RecipeError(
-            f"{loaded.name} was trained with `{loaded.tuner}`, which cannot be merged, so it"
-            " cannot be trained further.",
+            f"{loaded.name} was trained with `{loaded.tuner}`, which cannot be merged, so the model cannot be trained"
+            " further.",
             "Start from its base model.",
         )
     for index, stage in enumerate(changing):
-        lasting = [tuner.kind for tuner in build_tuners(stage.recipe) if not tuner.MERGES] if stage.verb.TRAINS else []
+        if not stage.verb.TRAINS:
+            continue
+        unmergeable = [tuner.kind for tuner in build_tuners(stage.recipe) if not tuner.MERGES]
         later = [step for step in changing[index + 1 :] if _starts_from(step, (NEWEST, stage.name))]
-        if lasting and later:
+        if unmergeable and later:
             does = "trains" if later[0].verb.TRAINS else "changes"
             raise RecipeError(
-                f"Step `{later[0].name}` {does} what step `{stage.name}` left, and `{lasting[0]}` cannot be merged.",
-                f"Train with `{lasting[0]}` in the last step.",
+                f"Step `{later[0].name}` {does} the model of step `{stage.name}`, and `{unmergeable[0]}` cannot be"
+                " merged.",
+                f"Train with `{unmergeable[0]}` in the last step.",
             )
 
 

@@ -1,4 +1,4 @@
-"""One recipe from beginning to end: load, carry out its steps, save, evaluate, record."""
+"""One run of a recipe from beginning to end: load, carry out its steps, save, evaluate, record."""
 
 from __future__ import annotations
 
@@ -27,10 +27,16 @@ from luthier.steps.work import Work
 
 
 def run_recipe(recipe: Recipe, folder: Path, observers: Sequence[str]) -> dict[str, Any]:
-    """Train and evaluate a recipe in `folder`; goes on from its newest checkpoint. Returns run.json.
+    """Train and evaluate a recipe in `folder`, from the newest checkpoint there.
+
+    Args:
+        observers: "progress" draws a progress bar.
+
+    Returns:
+        The content of run.json; that of a finished run without training again.
 
     Raises:
-        LuthierError: what stopped it is also in run.json, unless that holds the results of a finished run.
+        LuthierError: the run failed. run.json holds the message too, unless it holds another recipe's finished run.
     """
     console = Console() if "progress" in observers else None
     run = Run(recipe, folder, console=console, cache=folder / "shared")
@@ -38,10 +44,10 @@ def run_recipe(recipe: Recipe, folder: Path, observers: Sequence[str]) -> dict[s
 
 
 def finished(recipe: Recipe, folder: Path) -> dict[str, Any] | None:
-    """The record of a run that ended here: it is not trained again, and no other recipe may replace it.
+    """The run.json of a run that is done in this folder; None if there is no such run.
 
     Raises:
-        RunError: it was another recipe's.
+        RunError: the finished run is another recipe's, whose results must not be replaced.
     """
     if not (folder / "run.json").is_file():
         return None
@@ -54,7 +60,12 @@ def finished(recipe: Recipe, folder: Path) -> dict[str, Any] | None:
 
 
 def carry_out(run: Run) -> dict[str, Any]:
-    """Train, save, evaluate, record."""
+    """Train, save, evaluate, and write run.json; returns its content.
+
+    Raises:
+        LuthierError: the run failed; run.json holds the message.
+    """
+    # Every rank writes a journal; rank 0's is the one that users read.
     folder = run.folder if run.world.rank == 0 else run.folder / f"rank-{run.world.rank}"
     folder.mkdir(parents=True, exist_ok=True)
     try:
@@ -66,23 +77,24 @@ def carry_out(run: Run) -> dict[str, Any]:
         write_json(folder / "run.json", run.record("failed", str(error)))
         raise
     except Exception as error:
-        if parts.place_in_part(error) is None:
+        if parts.place_in_part(error) is None:  # Luthier's own bug: its traceback is wanted
             raise
         failure = RunError(
-            f"A part in a file of your own raised {parts.told(error)}.",
+            f"A part in a file of your own raised {parts.describe_error(error)}.",
             "`luthier check ./FILE.py` tries it; `luthier --debug run ...` shows the traceback.",
         )
         write_json(folder / "run.json", run.record("failed", str(failure)))
         raise failure from error
     write_json(folder / "run.json", record)
     if record["status"] == "done":
-        for left in (folder / "checkpoints", folder / "shared" / "states", *folder.glob("steps/**/checkpoints")):
-            shutil.rmtree(left, ignore_errors=True)
+        # Checkpoints and cached hidden states are large, and only a run that goes on needs them.
+        for leftover in (folder / "checkpoints", folder / "shared" / "states", *folder.glob("steps/**/checkpoints")):
+            shutil.rmtree(leftover, ignore_errors=True)
     return record
 
 
 def _reach(stages: Sequence[Stage], folder: Path) -> None:
-    """Raise RunError if a model elsewhere is to answer in a step and cannot be reached."""
+    """Raise RunError if a step needs a model behind a server that cannot be reached."""
     for stage in flat(stages):
         stage.verb.reach(stage, folder)
 
@@ -90,6 +102,7 @@ def _reach(stages: Sequence[Stage], folder: Path) -> None:
 def _carry_out(run: Run, folder: Path, journal: Journal, stop: Stop) -> dict[str, Any]:
     run.phase = journal.phase
     stages = stages_of(run.recipe)
+    # A mistake in the last step, or a server that is down, must not cost the training before it.
     verify(stages)
     _reach(stages, folder)
     with stop.at_once(), run.timed("load"):
@@ -101,7 +114,7 @@ def _carry_out(run: Run, folder: Path, journal: Journal, stop: Stop) -> dict[str
     work = Work(run, workspace, journal, stop)
     status = run_pipeline(work, stages)
     facts = work.summary()
-    if status == "stopped" or run.world.rank > 0:
+    if status == "stopped" or run.world.rank > 0:  # all ranks have the same weights: rank 0 alone saves and evaluates
         return run.record(status, **facts)
     model = work.models[NEWEST]
     model.save(folder / "model", workspace)
@@ -113,7 +126,7 @@ def _carry_out(run: Run, folder: Path, journal: Journal, stop: Stop) -> dict[str
 
 
 def _unmoved(train: dict[str, Any]) -> list[str]:
-    """A sentence where half of the updates or more had nothing to learn from."""
+    """A warning if half of the updates or more had nothing to learn from."""
     skipped, updates = train.get("skipped_updates", 0), train["updates"]
     if 2 * skipped < updates or not skipped:
         return []
@@ -124,13 +137,15 @@ def _unmoved(train: dict[str, Any]) -> list[str]:
 
 
 def _reward_failures(folder: Path) -> list[str]:
-    """One sentence for each reward that failed on answers: they were judged without it."""
-    found: dict[str, list[dict[str, Any]]] = {}
+    """A warning for each reward that failed on answers, which were judged without it."""
+    failures: dict[str, list[dict[str, Any]]] = {}
     for line in read_jsonl(folder / "metrics.jsonl"):
         if line.get("event") == FAILED:
-            found.setdefault(line["reward"], []).append(line)
-    return [
-        f"The reward `{name}` failed {len(lines)} times, and these answers were judged without it; the first:"
-        f" {failure_in_words(lines[0])}. All are in metrics.jsonl."
-        for name, lines in found.items()
-    ]
+            failures.setdefault(line["reward"], []).append(line)
+    warnings = []
+    for name, lines in failures.items():
+        warnings.append(
+            f"The reward `{name}` failed {len(lines)} times, and these answers were judged without it; the first:"
+            f" {failure_in_words(lines[0])}. All are in metrics.jsonl."
+        )
+    return warnings

@@ -1,4 +1,4 @@
-"""The training of one step: its parts, the tuned model and its rows, put together for the engine."""
+"""The trainer of one step: parts, tuned model and rows, put together for the engine."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from luthier.modalities.base import Workspace
 from luthier.recipe.modality import modality_of
 from luthier.runs.run import Run, fingerprint
 
-LOOKS = 10
-"""How often an `auto` probe looks again after the first time."""
+AUTO_READINGS = 10
+"""How often a probe with `every: auto` reads the losses after the first reading."""
 WHOLE_SCHEDULE = (0.0, 1.0)
 
 
@@ -31,11 +31,13 @@ def training(
     carried: Trainer | None = None,
     span: tuple[float, float] = WHOLE_SCHEDULE,
 ) -> tuple[Trainer, dict[str, Any]]:
-    """A trainer for a recipe of one step, and what is known of the training before it starts.
+    """The trainer of a recipe of one step, and the facts that are known before the training starts.
 
     Args:
-        carried: the training that this one carries on: its model and tuners as they are, its optimiser's state.
-        span: the part of the schedule that this training is.
+        observe: gets the events of the training.
+        stop_requested: whether to end after the update in progress.
+        carried: the training that this one continues, with its model, its tuners and its optimiser's state.
+        span: begin and end of this training in its schedule, within 0 and 1.
 
     Raises:
         LuthierError: the parts do not fit each other, the model or the data.
@@ -45,10 +47,10 @@ def training(
 
     parts = Parts.of(run.recipe)
     if carried is not None:
-        parts = replace(parts, tuners=carried.tuners)  # these are on the model already
+        parts = replace(parts, tuners=carried.tuners)  # they are already applied to the model
     parts.refuse_conflicts(modality_of(settings.model, run.recipe.base))
 
-    # Columns of the model as it is are computed before the tuners change it.
+    # Columns such as the initial model's log-probabilities must be computed before the tuners change the model.
     rows = workspace.rows(run, parts)
     usage.reset_peak()
     policy = workspace.tune(run, parts, rows, alone=span == WHOLE_SCHEDULE) if carried is None else carried.policy
@@ -66,7 +68,7 @@ def training(
         stop_requested=stop_requested,
         span=span,
     )
-    if carried is not None:
+    if carried is not None:  # the model holds the weights rounded to its dtype; the float32 ones continue
         trainer.masters.load(carried.masters.state())
     return trainer, {
         "estimated_memory_bytes": workspace.estimate(policy.module, rows, frozen_bytes(policy)),
@@ -78,17 +80,26 @@ def training(
 
 
 def carry_probe(trainer: Trainer, every: int | Literal["auto"]) -> None:
-    """Let a trainer that starts read the losses of all its rows every so many updates; auto: LOOKS times."""
-    left = trainer.source.updates_left(trainer.position, trainer.batching.records) if every == "auto" else every * LOOKS
-    if left is None:
-        raise RecipeError("A budget of seconds has no known number of updates.", "Write `probe: {every: 50}`.")
+    """Let a trainer that has not started read the losses of all its rows every so many updates.
+
+    Args:
+        every: updates between two readings; "auto" gives AUTO_READINGS readings over the training.
+
+    Raises:
+        RecipeError: "auto" with a budget of seconds.
+    """
+    if every == "auto":
+        updates = trainer.source.updates_left(trainer.position, trainer.batching.records)
+        if updates is None:
+            raise RecipeError("A budget of seconds has no known number of updates.", "Write `probe: {every: 50}`.")
+        every = max(1, updates // AUTO_READINGS)
     assert isinstance(trainer.source, Records)
     rows = [row for record_rows in trainer.source.ordered.rows_by_record for row in record_rows]
-    trainer.probes = [LossCurves(rows, max(1, left // LOOKS), trainer.batching.tokens)]
+    trainer.probes = [LossCurves(rows, every, trainer.batching.tokens)]
 
 
 def trained_facts(trainer: Trainer, lines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The training's numbers for run.json; `lines` are its updates in metrics.jsonl."""
+    """The training's facts for run.json; `lines` are its updates in metrics.jsonl."""
     moved = [line for line in lines if not line.get("skipped")]
     position = trainer.position
     return {

@@ -1,4 +1,4 @@
-"""`python -m luthier.steps.verb_page docs/pipelines.md`: the tables of verbs and their keys, from the verbs' files."""
+"""`python -m luthier.steps.verb_page docs/pipelines.md` writes the tables of verbs and their keys into the page."""
 
 from __future__ import annotations
 
@@ -18,21 +18,22 @@ BEGIN, END = "<!-- verbs -->\n", "<!-- /verbs -->\n"
 
 
 def tables() -> str:
-    """What each verb does and leaves, then every key once, in Markdown."""
-    verbs = {entry.name: parts.load(SLOT, entry.name) for entry in parts.catalogue(SLOT)}
-    abouts = {entry.name: entry.about.rstrip(".") for entry in parts.catalogue(SLOT)}
-    done = [[f"`{name}`", abouts[name], _left_by(verb), _codes(keys_of(verb))] for name, verb in verbs.items()]
-    said = list(_described(verbs))
-    return "\n".join(
-        [
-            _table(["`do`", "what it does", "what it leaves", "its keys"], done),
-            _table(["key", "of", "default", "meaning"], said),
-        ]
-    )
+    """Two tables in Markdown: what each verb does and leaves, and every key."""
+    verbs, rows = {}, []
+    for entry in parts.catalogue(SLOT):
+        verb = verbs[entry.name] = parts.load(SLOT, entry.name)
+        rows.append([f"`{entry.name}`", entry.about.rstrip("."), _left_by(verb), _codes(keys_of(verb))])
+    of_verbs = _table(["`do`", "what it does", "what it leaves", "its keys"], rows)
+    of_keys = _table(["key", "of", "default", "meaning"], list(_key_rows(verbs)))
+    return f"{of_verbs}\n{of_keys}"
 
 
 def renewed(page: str) -> str:
-    """The page with the tables between its two marks."""
+    """The page with new tables between its two marks.
+
+    Raises:
+        ValueError: the page lacks a mark.
+    """
     head, _, rest = page.partition(BEGIN)
     _, mark, tail = rest.partition(END)
     if not mark:
@@ -45,8 +46,8 @@ def _left_by(verb: type[Any]) -> str:
     return ", ".join([*verb.LEAVES, *([columns] if columns else [])]) or "facts in `run.json`"
 
 
-def _described(verbs: dict[str, type[Any]]) -> Iterator[list[str]]:
-    """A row for each key and meaning; verbs that share both share the row."""
+def _key_rows(verbs: dict[str, type[Any]]) -> Iterator[list[str]]:
+    """A row for each key, default and meaning, with all verbs that have the three in common."""
     owners: dict[tuple[str, str, str], list[str]] = {}
     for name, verb in verbs.items():
         for key, field in keys_of(verb).items():

@@ -1,4 +1,4 @@
-"""What can be told of the steps of a recipe before a model is loaded."""
+"""Checks of the steps of a recipe before a model is loaded."""
 
 from __future__ import annotations
 
@@ -16,47 +16,42 @@ from luthier.rewards.base import build_rewards
 from luthier.rollouts.base import build_chain, check_chain
 
 SAMPLED = {"generate": ("advantages", "old_logprobs", "values", "returns"), "denoise": ("optimality",)}
-"""Kind of rollout → the streams that only its rows carry."""
+"""Kind of rollout → the streams that only rows of sampled answers have."""
 
 
 def verify(stages: Sequence[Stage]) -> None:
     """Let the verb of every step refuse what the step cannot do.
 
     Raises:
-        RecipeError: an objective for another kind of model or for sampled answers, where there are none; advantages
-            in a senseless order, or that compare groups of one answer; a choice by losses that no step looks at;
-            answers of another model where those of the model at hand are needed; rewards
-            of another kind of model.
+        RecipeError: an objective of another modality, or for sampled answers where there are none; advantages in an
+            order that makes no sense, or that compare groups of one answer; a selection by losses that no step
+            records; answers of another model where the trained model must answer; rewards of another modality.
     """
-    columns: set[str] = set()
+    columns: set[str] = set()  # grows in written order: a step reads only what earlier steps leave
     for stage in flat(stages):
         stage.verb.check(stage, columns)
         columns |= set(stage.verb.columns)
 
 
 def samples_itself(block: GenerateSettings, base: Path) -> bool:
-    """Whether the model that a step has is the one that answers."""
+    """Whether the block's sampler lets the step's own model answer."""
     return parts.build("sampler", block.sampler, base).OWN
 
 
 def refuse_others(block: GenerateSettings, base: Path) -> None:
-    """Raise RecipeError where another model would answer than the one that is evaluated."""
+    """Raise RecipeError if another model would answer in an evaluation than the model that is scored."""
     if not samples_itself(block, base):
-        raise _not_itself()
-
-
-def _not_itself() -> RecipeError:
-    return RecipeError(
-        "`generate.sampler` has another model answer, and evaluation asks the model that it scores.",
-        "Write it in a step that does `generate`: `steps: {answers: {do: generate, generate: {sampler: ...}}}`.",
-    )
+        raise RecipeError(
+            "`generate.sampler` lets another model answer, and an evaluation scores the answers of its own model.",
+            "Write it in a step that does `generate`: `steps: {answers: {do: generate, generate: {sampler: ...}}}`.",
+        )
 
 
 def fitting_objectives(stage: Stage) -> list[Objective]:
     """The objectives of a training step.
 
     Raises:
-        RecipeError: one is a loss of another kind of model.
+        RecipeError: an objective of another modality.
     """
     settings = stage.recipe.settings
     members = members_of(build_objective(settings.train.objective, stage.recipe.base))
@@ -68,54 +63,59 @@ def fitting_objectives(stage: Stage) -> list[Objective]:
 
 
 def refuse_misfits(stage: Stage, members: Sequence[Objective]) -> None:
-    """Raise RecipeError for tuners, rollouts and rewards that do not fit the model of a training step."""
+    """Raise RecipeError for tuners, rollouts and rewards that do not fit the model of a training step.
+
+    Args:
+        members: the step's objectives, as `fitting_objectives` gives them.
+    """
     settings = stage.recipe.settings
     modality = modality_of(settings.model, stage.recipe.base)
     if modality != "language":
-        _tuners_fold(stage, modality)
+        _refuse_unmergeable(stage, modality)
     reads = {read for member in members for read in member.reads}
     if isinstance(settings.rl, Denoise) and reads.intersection(SAMPLED["denoise"]):
-        _rollout_fits(stage)
+        _refuse_unfit_rollout(stage)
     if settings.reward != "auto":
-        _rewards_fit(stage, modality)
+        _refuse_unfit_rewards(stage, modality)
 
 
 def _misfit(objective: str, wanted: str, model: str, modality: str) -> RecipeError:
-    fitting = [e.name for e in parts.catalogue("objective") if e.constants.get("MODALITY", "language") == modality]
-    more = ", ..." if len(fitting) > 8 else ""
+    entries = parts.catalogue("objective")
+    fitting = [entry.name for entry in entries if entry.constants.get("MODALITY", "language") == modality]
+    more = ", ..." if len(fitting) > 8 else ""  # a hint of one line
     return RecipeError(
         f"`{objective}` trains {MODALITIES[wanted].name}; {model} is one of the {MODALITIES[modality].name}.",
         f"`train.objective` of {MODALITIES[modality].name}: {', '.join(fitting[:8])}{more}.",
     )
 
 
-def _tuners_fold(stage: Stage, modality: str) -> None:
+def _refuse_unmergeable(stage: Stage, modality: str) -> None:
     spec = stage.recipe.settings.train.tuner
-    for one in spec if isinstance(spec, list) else [spec]:
-        tuner = parts.build("tuner", one, stage.recipe.base)
+    for tuner_spec in spec if isinstance(spec, list) else [spec]:
+        tuner = parts.build("tuner", tuner_spec, stage.recipe.base)
         if not tuner.MERGES:
             raise RecipeError(
-                f"What the tuner `{tuner.kind}` learns cannot be merged, and {MODALITIES[modality].name} are saved as"
-                " their own library loads them.",
-                "Choose a tuner that folds into the weights, such as `lora` or `full`.",
+                f"The tuner `{tuner.kind}` cannot be merged into the weights, and {MODALITIES[modality].name} are saved"
+                " with all tuning merged.",
+                "Choose a tuner that can be merged, such as `lora` or `full`.",
             )
 
 
-def _rollout_fits(stage: Stage) -> None:
+def _refuse_unfit_rollout(stage: Stage) -> None:
     settings = stage.recipe.settings
     if settings.reward == "auto":
         raise RecipeError(
-            "The samples of a rollout are judged, and nothing says what a good one is.",
+            "A rollout samples and learns from rewards, and the recipe has no `reward`.",
             "Write `reward:`, for example ./mine.py.",
         )
     if settings.budget.unit != "updates":
         raise RecipeError(
-            f"The budget is in {settings.budget.unit}; a rollout of samples is cut into updates.",
+            f"The budget is in {settings.budget.unit}; with rollouts of samples a budget counts updates.",
             "Write `budget: {updates: 60}`.",
         )
 
 
-def _rewards_fit(stage: Stage, modality: str) -> None:
+def _refuse_unfit_rewards(stage: Stage, modality: str) -> None:
     known = {entry.name: entry.constants.get("MODALITY", "language") for entry in parts.catalogue("reward")}
     fitting = ", ".join(name for name, other in known.items() if other == modality)
     trained = MODALITIES[modality].name
@@ -123,16 +123,16 @@ def _rewards_fit(stage: Stage, modality: str) -> None:
         if modality != member.reward.MODALITY:
             judged = MODALITIES[member.reward.MODALITY].name
             raise RecipeError(
-                f"The reward `{member.name}` judges what {judged} make; this recipe trains {trained}.",
-                f'Of {trained}: {fitting}; in a file of your own, `MODALITY = "{modality}"`.',
+                f"The reward `{member.name}` judges outputs of {judged}; this recipe trains {trained}.",
+                f'Rewards for {trained}: {fitting}; in a file of your own, `MODALITY = "{modality}"`.',
             )
 
 
 def refuse_senseless_advantages(stage: Stage) -> None:
-    """Raise RecipeError for advantages in a senseless order, or that compare groups of one answer."""
+    """Raise RecipeError for advantages in an order that makes no sense, or that compare groups of one answer."""
     settings = stage.recipe.settings.rl
     if not isinstance(settings, RL):
-        return  # a rollout of a denoiser always compares the samples of a group
+        return  # a diffusion model's rollout always compares the samples of a group
     chain = build_chain(settings.advantages, stage.recipe.base)
     check_chain(chain)
     strategy = parts.build("strategy", settings.strategy, stage.recipe.base)

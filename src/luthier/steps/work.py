@@ -1,4 +1,4 @@
-"""What the steps of a recipe hand on: models, records and columns, by the name of the step that left them."""
+"""The state of a recipe being carried out: models, records and columns, by the name of the step that left them."""
 
 from __future__ import annotations
 
@@ -27,11 +27,13 @@ class Work:
     """A recipe being carried out.
 
     Attributes:
-        columns: name → id of a candidate's row → number or array; the newest step that leaves a column counts.
-        facts: by a step's label, what run.json says of it.
-        ahead: the steps behind the one at work.
-        carried: by a training step's name, its trainer in the round before, for a loop whose rounds are one training.
-        span: the part of that one training that the round is, within 0 and 1; None where rounds start anew.
+        models: by name; `base`, `newest` and every step that left a model.
+        records: by name; `data`, `chunk` within a loop, and every step that left records.
+        columns: name → id of a candidate's row → number or array; a later step replaces a column of the same name.
+        facts: by a step's label, its block in run.json.
+        ahead: the steps after the current one.
+        carried: by a training step's name, its trainer of the previous round, for a loop whose rounds are one training.
+        span: begin and end, within 0 and 1, of the current round in that one training; None if each round starts anew.
     """
 
     run: Run
@@ -49,56 +51,58 @@ class Work:
 
     @property
     def language(self) -> LanguageWorkspace:
-        """The workspace of pipelines, which are of language models."""
+        """The workspace of a pipeline; pipelines exist for language models only."""
         assert isinstance(self.workspace, LanguageWorkspace)
         return self.workspace
 
     def inputs(self, stage: Stage) -> list[Candidate]:
         """The records that a step's `data` names, one list after the other."""
         names = stage.verb.data
-        return [
-            candidate for name in (names if isinstance(names, list) else [names]) for candidate in self.records[name]
-        ]
+        candidates: list[Candidate] = []
+        for name in names if isinstance(names, list) else [names]:
+            candidates += self.records[name]
+        return candidates
 
     def module(self, name: str) -> nn.Module:
-        """The model under a name, to look at or to sample from."""
+        """The model under a name, to evaluate or to sample from; its tuning stays unmerged."""
         return self.models[name].module
 
     def merged_module(self, name: str) -> nn.Module:
-        """The model under a name with its tuning merged, to read its weights."""
+        """The model under a name with its tuning merged for good, to read its weights."""
         return self.models[name].merged()
 
     def free_module(self, name: str) -> nn.Module:
-        """The model under a name with its tuning merged, free to be changed: a later step that starts from it keeps it.
+        """The model under a name with its tuning merged, which the step may change.
 
-        It is a copy where a step ahead names that model, and otherwise the model itself.
+        A copy if a later step names the model, and otherwise the model itself.
         """
         source = self.models[name]
         module = source.merged()
         needed = {target for stage in flat(self.ahead) for _, target in names_in(stage.verb, "model")}
+        # `newest` is no reason to copy: by then this step has left a newer model.
         kept = any(self.models.get(target) is source for target in needed - {NEWEST})
         return (copy.deepcopy(module) if kept else module).requires_grad_(False)
 
     def leave_module(self, stage: Stage, module: nn.Module) -> None:
-        """Hand on a model that no training made: merged, pruned, quantised. Later steps find it as any other."""
+        """Leave a model that no training made (merged, pruned, quantised) for later steps, as `leave_model` does."""
         changed = 1 + max(model.trainings for model in self.models.values())
         self.leave_model(stage, StepModel(module, None, derived_id("", stage, module.state_dict()), changed))
 
     def leave_model(self, stage: Stage, model: StepModel) -> None:
-        """Hand on a model, under the step's name and as the newest."""
+        """Leave a model for later steps, under the step's name and as the newest."""
         self.models[stage.name] = self.models[NEWEST] = model
 
     def label(self, folder: Path) -> str:
-        """A step's name with the loops and rounds that it stands in; empty in a recipe without `steps`."""
+        """A step's path of loops, rounds and names, such as `loop/round-1/train`; empty in a recipe without `steps`."""
         return "" if folder == self.run.folder else str(folder.relative_to(self.run.folder / "steps"))
 
     def observer(self, folder: Path) -> Callable[[dict[str, Any]], None]:
-        """Writes events into metrics.jsonl under the step's label."""
+        """The callback that writes events into metrics.jsonl with the step's label."""
         label = self.label(folder)
         return self.journal.event if not label else lambda event: self.journal.event({**event, "step": label})
 
     def note(self, stage: Stage, folder: Path, facts: Mapping[str, Any]) -> dict[str, Any]:
-        """Let run.json say this of a step; returns it with what the step does."""
+        """Record a step's facts for run.json; returns them with the step's verb (`do`)."""
         label = self.label(folder)
         self.facts[label] = {"do": stage.do, **facts}
         if stage.verb.TRAINS and label not in self._trained:
@@ -106,7 +110,7 @@ class Work:
         return self.facts[label]
 
     def summary(self) -> dict[str, Any]:
-        """What run.json says of the steps: `train` as of one training, and `steps` where there are several."""
+        """The blocks of run.json about the steps: `train` as if of one training, and `steps` for a pipeline."""
         trained = [self.facts[label] for label in self._trained]
         if self.run.recipe.settings.steps is None:
             return {"train": {name: fact for name, fact in trained[0].items() if name != "do"}}
@@ -115,16 +119,24 @@ class Work:
 
 
 def _together(trained: Sequence[dict[str, Any]], others: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Several trainings as one: sums of what was used, also by `others` than trainings, the largest memory."""
+    """Several trainings as one: sums of rows, tokens and seconds, the largest memory, the first and last loss.
+
+    Args:
+        others: facts of the steps that do not train; their generated and scored tokens count too.
+    """
     sums = ("updates", "records", "tokens", "targets", "target_tokens", "seconds", "skipped_updates")
-    whole: dict[str, Any] = {name: sum(facts[name] for facts in trained) for name in sums}
+    total: dict[str, Any] = {}
+    for name in sums:
+        total[name] = sum(facts[name] for facts in trained)
     for name in ("looked_rows", "looked_tokens", "generated_tokens"):
-        whole[name] = sum(facts.get(name, 0) for facts in (*trained, *others))
+        total[name] = sum(facts.get(name, 0) for facts in (*trained, *others))
     largest = ("peak_memory_bytes", "estimated_memory_bytes", "trainable_parameters")
-    whole |= {name: max(facts[name] for facts in trained) for name in largest}
-    whole["counts"] = trained[0]["counts"]
-    whole["tokens_per_second"] = whole["tokens"] / whole["seconds"] if whole["seconds"] else None
-    whole["repeatable"] = all(facts["repeatable"] for facts in trained)
-    own = [facts for facts in trained if "model" not in facts] or trained  # models trained aside only look
-    whole |= {"loss_first": own[0]["loss_first"], "loss_last": own[-1]["loss_last"]}
-    return {**whole, **{name: own[0][name] for name in ("weights_id", "data", "micro_tokens")}}
+    for name in largest:
+        total[name] = max(facts[name] for facts in trained)
+    total["counts"] = trained[0]["counts"]
+    total["tokens_per_second"] = total["tokens"] / total["seconds"] if total["seconds"] else None
+    total["repeatable"] = all(facts["repeatable"] for facts in trained)
+    # A proxy (a step with a `model` of its own) is not the model that the run leaves: its losses say nothing of it.
+    own = [facts for facts in trained if "model" not in facts] or trained
+    total |= {"loss_first": own[0]["loss_first"], "loss_last": own[-1]["loss_last"]}
+    return {**total, **{name: own[0][name] for name in ("weights_id", "data", "micro_tokens")}}

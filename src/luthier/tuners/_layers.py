@@ -1,4 +1,4 @@
-"""Linear layers of a model: find them by name, put others in their place, save what they learned."""
+"""Linear layers of a model: find them by name, replace them, save their differences."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ Layer = TypeVar("Layer", bound=nn.Module)
 
 
 class Replacement(nn.Linear):
-    """A layer in the place of a linear one, whose weight and bias it shares and does not copy."""
+    """A layer that replaces a linear layer and shares its weight and bias (no copy)."""
 
-    def __init__(self, plain: nn.Linear):
+    def __init__(self, linear: nn.Linear):
         # On the meta device, so that no weight is allocated only to be dropped in the next line.
-        super().__init__(plain.in_features, plain.out_features, plain.bias is not None, device="meta")
-        self.weight, self.bias = plain.weight, plain.bias
+        super().__init__(linear.in_features, linear.out_features, linear.bias is not None, device="meta")
+        self.weight, self.bias = linear.weight, linear.bias
 
-    def plain_with(self, weight: Any) -> nn.Linear:
+    def with_weight(self, weight: Any) -> nn.Linear:
         """An ordinary linear layer with this weight [out,in] and the shared bias."""
         layer = nn.Linear(self.in_features, self.out_features, self.bias is not None, device="meta")
         layer.weight, layer.bias = weight, self.bias
@@ -36,22 +36,21 @@ def linear_layers(model: nn.Module, targets: Targets, part: str, *, head: bool) 
 
     Args:
         targets: last names such as `q_proj`, or `all-linear`.
-        part: the tuner that asks, for the message.
-        head: whether the output embedding may be among them.
+        part: the tuner, for the message.
+        head: whether the output embedding may be included.
 
     Raises:
-        RecipeError: there is none.
+        RecipeError: the model has no such layer.
     """
     embeddings = getattr(model, "get_output_embeddings", None)  # which only language models have
     excluded = embeddings() if embeddings and not head else None
-    layers = [
-        (name, module)
-        for name, module in layers_of(model, nn.Linear)
-        if module is not excluded and (targets == ALL or name.rpartition(".")[2] in targets)
-    ]
+    layers = []
+    for name, module in layers_of(model, nn.Linear):
+        if module is not excluded and (targets == ALL or name.rpartition(".")[2] in targets):
+            layers.append((name, module))
     if not layers:
-        called = "" if isinstance(targets, str) else f" called {', '.join(targets)}"
-        raise RecipeError(f"tuner `{part}` finds no linear layers{called}.", "Name layers of this model in `targets`.")
+        names = "" if isinstance(targets, str) else f" called {', '.join(targets)}"
+        raise RecipeError(f"tuner `{part}` finds no linear layers{names}.", "Name layers of this model in `targets`.")
     return layers
 
 
@@ -61,18 +60,18 @@ def layers_of(model: nn.Module, kind: type[Layer]) -> Iterator[tuple[str, Layer]
 
 
 def replace_layer(model: nn.Module, name: str, layer: nn.Module) -> None:
-    """Put a layer where the module of this dotted name is."""
+    """Replace the module with this dotted name."""
     parent, _, key = name.rpartition(".")
     setattr(model.get_submodule(parent), key, layer)
 
 
-def save_delta(learned: WeightDelta, folder: Path) -> None:
-    """Write what was learned alone, beside the model that holds it."""
-    learned.save(folder / "delta" / "delta.safetensors")
+def save_delta(delta: WeightDelta, folder: Path) -> None:
+    """Write the differences from the base model to `delta/` in the folder of the complete model."""
+    delta.save(folder / "delta" / "delta.safetensors")
 
 
 def save_without(model: Any, folder: Path, own: Callable[[str], bool]) -> None:
-    """Write the model without the tensors that only a tuner's layers know, so that transformers loads it.
+    """Write the model without the tensors that only a tuner's layers have, so that transformers can load it.
 
     Args:
         own: whether a tensor of this name belongs to the tuner.

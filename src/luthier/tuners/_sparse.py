@@ -1,4 +1,4 @@
-"""A linear layer whose frozen weight carries some trained differences, and the rules that move them."""
+"""A linear layer with a frozen weight and sparse trained differences; their optimisers, and how entries move."""
 
 from __future__ import annotations
 
@@ -18,14 +18,16 @@ Candidates = Literal["update", "micro_batch"]
 
 @dataclass
 class Window:
-    """What is remembered of the dense gradient while entries are looked for.
+    """Statistics of the dense gradient over some updates, from which new entries are chosen.
+
+    Only the candidates' gradients are kept: a dense sum would take the memory of a full gradient per layer.
 
     Attributes:
         candidates: flat positions [K], None until they are chosen.
         first, second: sums over updates of the candidates' gradient and of its square, [K].
-        updates: how many went into them.
-        dense: the gradient of the update in progress, where candidates are chosen from a whole update.
-        pending: the candidates' gradient of the update in progress.
+        updates: number of updates in these sums.
+        dense: the gradient of the update in progress, if candidates are chosen from a whole update.
+        pending: the candidates' gradient of the update in progress, [K].
     """
 
     candidates: Tensor | None = None
@@ -35,16 +37,16 @@ class Window:
     dense: Tensor | None = None
     pending: Tensor | None = None
 
-    def look(self, gradient: Tensor, count: int, source: Candidates) -> None:
-        """Take in one micro-batch's dense gradient [outputs, inputs]; it is kept only while candidates are chosen."""
+    def add_gradient(self, gradient: Tensor, count: int, source: Candidates) -> None:
+        """Add one micro-batch's dense gradient [out,in]; it is kept only in the update that chooses candidates."""
         flat = gradient.flatten()
         if self.candidates is None and source == "update":
             self.dense = flat if self.dense is None else self.dense.add_(flat)
             return
         if self.candidates is None:
             self.candidates = largest(flat.abs(), count)
-        seen = flat[self.candidates].to(torch.promote_types(flat.dtype, torch.float32))
-        self.pending = seen if self.pending is None else self.pending + seen
+        gradients = flat[self.candidates].to(torch.promote_types(flat.dtype, torch.float32))
+        self.pending = gradients if self.pending is None else self.pending + gradients
 
     def close_update(self, count: int) -> None:
         """Add the finished update's gradient to the sums."""
@@ -62,7 +64,7 @@ class Window:
         self.pending = None
 
     def forget_update(self) -> None:
-        """Drop what an update that did not come to pass has left."""
+        """Drop the gradients of an update that ran out of memory and is repeated."""
         self.dense = self.pending = None
         if self.updates == 0:
             self.candidates = None
@@ -71,45 +73,47 @@ class Window:
 class SparseLinear(Replacement):
     """y = x (W + scatter(index, delta))ᵀ + b: W frozen, `delta` [k] trained, in fp32 or wider.
 
-    The sum is made for each product and not kept. The gradient of W is made to read k entries from it (and by an
-    open `window`) and dropped; W never has a `.grad`.
+    The sum is computed for each product and not kept. The backward computes the dense gradient of W, reads its k
+    entries (and those of an open `window`) and drops it; W never has a `.grad`.
 
     Args:
-        plain: the layer that it takes the place of; its weight is shared, not copied.
-        index: distinct flat positions row * inputs + column, [k].
+        linear: the layer to replace; its weight is shared, not copied.
+        index: distinct flat positions row * in + column, [k].
+        source: the gradient from which a window chooses candidates.
     """
 
     index: Tensor
 
-    def __init__(self, plain: nn.Linear, index: Tensor, source: Candidates):
-        super().__init__(plain)
-        device, dtype = plain.weight.device, torch.promote_types(plain.weight.dtype, torch.float32)
+    def __init__(self, linear: nn.Linear, index: Tensor, source: Candidates):
+        super().__init__(linear)
+        device, dtype = linear.weight.device, torch.promote_types(linear.weight.dtype, torch.float32)
         self.register_buffer("index", index.to(device), persistent=False)
         self.delta = nn.Parameter(torch.zeros(len(index), device=device, dtype=dtype))
+        # The optimiser gets parameters alone, and SM3 needs the rows and columns of the layer's entries.
         self.delta.layer = self  # pyright: ignore[reportAttributeAccessIssue]
         self.source: Candidates = source
         self.window: Window | None = None
-        self.on = True
+        self.enabled = True
 
     def effective(self) -> Tensor:
-        """W + scatter(index, delta) in W's type: each changed entry is summed wide and rounded once."""
-        made = self.weight.detach().clone()
-        flat = made.view(-1)
-        flat[self.index] = (flat[self.index].to(self.delta.dtype) + self.delta.detach()).to(made.dtype)
-        return made
+        """W + scatter(index, delta) in W's dtype; entries are summed in delta's dtype and rounded once."""
+        weight = self.weight.detach().clone()
+        flat = weight.view(-1)
+        flat[self.index] = (flat[self.index].to(self.delta.dtype) + self.delta.detach()).to(weight.dtype)
+        return weight
 
     def forward(self, input: Tensor) -> Tensor:
-        if not self.on:
+        if not self.enabled:
             return functional.linear(input, self.weight, self.bias)
         return _Product.apply(input, self.delta, self)
 
-    def plain(self) -> nn.Linear:
+    def merged(self) -> nn.Linear:
         """An ordinary layer with the differences added."""
-        return self.plain_with(nn.Parameter(self.effective(), requires_grad=False))
+        return self.with_weight(nn.Parameter(self.effective(), requires_grad=False))
 
 
 def sparse_layers(model: nn.Module) -> Iterator[tuple[str, SparseLinear]]:
-    """All sparse layers of a model by name."""
+    """All sparse layers of a model, by name."""
     return layers_of(model, SparseLinear)
 
 
@@ -117,24 +121,29 @@ class _Product(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, delta: Tensor, layer: SparseLinear) -> Tensor:
         ctx.layer = layer
-        ctx.watched = context_value(ASIDE) is None
+        # lfu's ascent step differentiates another loss; its gradient must not enter the window.
+        ctx.trains = context_value(ASIDE) is None
         ctx.save_for_backward(x, delta)
         return functional.linear(x, layer.effective(), layer.bias)
 
     @staticmethod
-    def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor | None, ...]:
-        (x, delta), layer, dy = ctx.saved_tensors, ctx.layer, outer[0]
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        (x, delta), layer, dy = ctx.saved_tensors, ctx.layer, grad_outputs[0]
+        # W + delta is computed again: saving it would keep a copy of every layer's weight until the backward.
         dx = dy @ layer.effective() if ctx.needs_input_grad[0] else None
         if not ctx.needs_input_grad[1]:
             return dx, None, None
         gradient = dy.flatten(0, -2).T @ x.flatten(0, -2)
-        if layer.window is not None and ctx.watched:
-            layer.window.look(gradient, len(delta), layer.source)
+        if layer.window is not None and ctx.trains:
+            layer.window.add_gradient(gradient, len(delta), layer.source)
         return dx, gradient.flatten()[layer.index].to(delta.dtype), None
 
 
 def largest(scores: Tensor, count: int) -> Tensor:
-    """Positions of the largest scores, largest first; the lower position first where they are equal."""
+    """Positions of the `count` largest scores, largest first; of equal scores the lower position first.
+
+    `topk` alone leaves the order of equal scores open, and the choice would depend on the device.
+    """
     count = min(count, len(scores))
     if count == 0:
         return torch.zeros(0, dtype=torch.long, device=scores.device)
@@ -146,7 +155,7 @@ def largest(scores: Tensor, count: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Rule:
-    """What moves the differences: AdamW with an age per entry, or SM3."""
+    """The optimiser of the differences: AdamW with an age per entry, or SM3."""
 
     kind: Literal["adamw", "sm3"]
     lr: float
@@ -160,7 +169,7 @@ class Rule:
 
 
 class AgedAdamW(torch.optim.Optimizer):
-    """AdamW whose number of steps is a tensor: an entry that joined later is corrected for its own age."""
+    """AdamW with one step count per entry: the bias correction of a later entry uses its own age."""
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -171,24 +180,24 @@ class AgedAdamW(torch.optim.Optimizer):
 
 
 def _aged_step(p: Tensor, state: dict[str, Tensor], group: dict[str, Any]) -> None:
-    """One step; `age` is the step that each entry is about to make, 1 at first."""
+    """One step in place; `age` is the number of the step that each entry is about to take, 1 at first."""
     if not state:
         state |= {"exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p), "age": torch.ones_like(p)}
-        state["betas"] = torch.tensor(group["betas"], dtype=torch.float64)  # for who seeds the moments of new entries
+        state["betas"] = torch.tensor(group["betas"], dtype=torch.float64)  # `grow_accumulated` reads them
     (beta1, beta2), lr = group["betas"], group["lr"]
     mean, square, age, gradient = state["exp_avg"], state["exp_avg_sq"], state["age"], p.grad
     assert gradient is not None
     p.mul_(1 - lr * group["weight_decay"])
     mean.lerp_(gradient, 1 - beta1)
     square.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
-    wide = age.double()  # 1 - 0.999 loses four digits in float32
+    wide = age.double()  # at age 1, 1 - beta2 = 1 - 0.999 loses four digits in float32
     root = (square / (1 - beta2**wide)).sqrt().to(p.dtype) + group["eps"]
     p.sub_(lr * (mean / (1 - beta1**wide)).to(p.dtype) / root)
     age += 1
 
 
 class SparseSM3(torch.optim.Optimizer):
-    """SM3 (arXiv 1901.11150) over the active entries of a matrix: one accumulator per row and per column."""
+    """SM3 (arXiv 1901.11150) over the active entries: one accumulator per row and per column of the matrix."""
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -212,41 +221,46 @@ def _sm3_step(p: Any, state: dict[str, Tensor], group: dict[str, Any]) -> None:
 
 @torch.no_grad()
 def grow_accumulated(layer: SparseLinear, state: dict[str, Tensor], quantity: int) -> None:
-    """Give the slots of the smallest |delta| to the candidates with the largest accumulated gradient.
+    """Replace `quantity` entries: drop the smallest |delta|, grow the candidates with the largest accumulated gradient.
 
-    The new entry's moments are those that AdamW would have had after the window's a updates:
-    mean g (1 - beta1^a), mean g² (1 - beta2^a); its next step is number a + 1.
+    A new entry gets the moments that AdamW would have after the window's a updates at the mean gradient:
+    mean g (1 - beta1^a), mean g² (1 - beta2^a); its next step is number a + 1 (arXiv 2401.16405).
     """
     window = layer.window
     if window is None or window.candidates is None or window.first is None or window.second is None or not quantity:
         return
-    out = torch.argsort(layer.delta.abs(), stable=True)[:quantity]
-    remaining = torch.ones(len(layer.index), dtype=torch.bool, device=out.device)
-    remaining[out] = False
+    dropped = torch.argsort(layer.delta.abs(), stable=True)[:quantity]
+    remaining = torch.ones(len(layer.index), dtype=torch.bool, device=dropped.device)
+    remaining[dropped] = False
     free = ~torch.isin(window.candidates, layer.index[remaining])
     grown = free.nonzero()[:, 0]
     grown = grown[largest(window.first[grown].abs(), quantity)]
-    kept = torch.isin(layer.index[out], window.candidates[grown])  # dropped and grown at once: nothing happens
-    grown = grown[~torch.isin(window.candidates[grown], layer.index[out])]
-    out = out[~kept][: len(grown)]
-    grown = grown[: len(out)]
+    # An entry that is both dropped and grown keeps its delta, its moments and its age.
+    kept = torch.isin(layer.index[dropped], window.candidates[grown])
+    grown = grown[~torch.isin(window.candidates[grown], layer.index[dropped])]
+    # Candidates may be fewer than dropped entries; the surplus entries stay, so the number of entries is constant.
+    dropped = dropped[~kept][: len(grown)]
+    grown = grown[: len(dropped)]
     age = window.updates
     beta1, beta2 = state["betas"].tolist()
-    layer.index[out] = window.candidates[grown]
-    layer.delta[out] = 0.0
-    state["exp_avg"][out] = (window.first[grown] / age * (1 - beta1**age)).to(layer.delta.dtype)
-    state["exp_avg_sq"][out] = (window.second[grown] / age * (1 - beta2**age)).to(layer.delta.dtype)
-    state["age"][out] = float(age + 1)
+    layer.index[dropped] = window.candidates[grown]
+    layer.delta[dropped] = 0.0
+    state["exp_avg"][dropped] = (window.first[grown] / age * (1 - beta1**age)).to(layer.delta.dtype)
+    state["exp_avg_sq"][dropped] = (window.second[grown] / age * (1 - beta2**age)).to(layer.delta.dtype)
+    state["age"][dropped] = float(age + 1)
 
 
 @torch.no_grad()
 def grow_momentum(layer: SparseLinear, state: dict[str, Tensor], quantity: int) -> None:
-    """Give the slots of the smallest |delta| to the inactive positions with the largest row × column accumulator."""
+    """Replace `quantity` entries: drop the smallest |delta|, grow the inactive positions with the largest score.
+
+    The score of a position is SM3's accumulator of its row times that of its column (arXiv 2401.16405).
+    """
     quantity = min(quantity, layer.weight.numel() - len(layer.index))
     if not quantity:
         return
     scores = torch.outer(state["row"], state["column"]).flatten()
-    scores[layer.index] = -1.0
-    out = torch.argsort(layer.delta.abs(), stable=True)[:quantity]
-    layer.index[out] = largest(scores, quantity)
-    layer.delta[out] = 0.0
+    scores[layer.index] = -1.0  # below every accumulator: active positions are not candidates
+    dropped = torch.argsort(layer.delta.abs(), stable=True)[:quantity]
+    layer.index[dropped] = largest(scores, quantity)
+    layer.delta[dropped] = 0.0

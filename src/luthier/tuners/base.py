@@ -1,4 +1,4 @@
-"""The family of tuners."""
+"""The base class of tuners, which choose and parameterise what is trained."""
 
 from __future__ import annotations
 
@@ -23,44 +23,45 @@ else:
 
 @contextmanager
 def disabled_layers(layers: Iterable[Any]) -> Iterator[None]:
-    """A scope in which layers, whose `on` says whether their tuning counts, are as before."""
-    chosen = list(layers)
-    for layer in chosen:
-        layer.on = False
+    """A context in which these layers compute as before tuning: their attribute `enabled` is False inside."""
+    disabled = list(layers)  # `layers` may be a generator, and is needed twice
+    for layer in disabled:
+        layer.enabled = False
     try:
         yield
     finally:
-        for layer in chosen:
-            layer.on = True
+        for layer in disabled:
+            layer.enabled = True
 
 
 @dataclass(frozen=True)
 class TunerInputs:
-    """What a tuner may look at before it is applied: the seed of the run and its training rows."""
+    """What a tuner's `plan` may read: the seed of the run and its training rows."""
 
     seed: int = 0
     rows: Sequence[Row] = ()
 
     def first(self, count: int) -> list[Row]:
-        """The rows that training would begin with.
+        """The first `count` rows in the order of training.
 
         Raises:
-            RecipeError: there are none.
+            RecipeError: there are no training rows.
         """
         if not self.rows:
-            raise RecipeError("The tuner looks at training records before it is applied, and there are none.")
+            raise RecipeError("The tuner reads training records before it is applied, and there are none.")
         order = batches.data_order([row.id for row in self.rows], self.seed, 0)
-        return [self.rows[place] for place in order[:count]]
+        return [self.rows[index] for index in order[:count]]
 
 
 class Tuner(Part):
-    """Which parameters move. Verbs: `apply`, `save`, `merge`; the rest are hooks.
+    """Which parameters are trained, and how. Methods to write: `apply`, `save`, `merge`; the rest are hooks.
 
-    EXCLUDES names tuners that it cannot be combined with, itself included if it cannot be used twice.
-    DISABLING_RESTORES_BASE says that inside `disabled()` the model is as it was before training, so that it serves as
-    its own reference; without it a reference is a frozen copy. MERGES is False where the tuning cannot be folded into
-    the weights: such a tuner stands alone, trains last, and its `save` is read back by its `load`. WHOLE_ROWS says
-    that it looks at a batch's positions that are no targets: its records then never share a prompt in a batch.
+    EXCLUDES: tuners that this one cannot be combined with, itself included if it cannot be used twice.
+    DISABLING_RESTORES_BASE: True if the model inside `disabled()` is the one before training; it then serves as its
+    own reference. Without it a reference is a frozen copy.
+    MERGES: False if the tuning cannot be folded into the weights. Such a tuner is used alone and trains last, and its
+    `load` reads back what `save` wrote.
+    WHOLE_ROWS: True if the tuner reads positions that are not targets; the rows of a batch then never share a prompt.
     """
 
     SLOT: ClassVar[str] = "tuner"
@@ -79,61 +80,65 @@ class Tuner(Part):
 
     @property
     def fields(self) -> tuple[str, ...]:
-        """Columns of the data, holding numbers, that it reads as row streams `field:<name>`."""
+        """Numeric columns of the data that the tuner reads as row streams `field:<name>`, [R]."""
         return ()
 
     def plan(self, model: nn.Module, inputs: TunerInputs) -> dict[str, Any]:
-        """Hook: choose what `apply` needs (masks, indices, the seed of an initialisation)."""
+        """Hook: choose masks, indices or the seed of an initialisation, from rows and seed; the argument of `apply`."""
         return {}
 
     def apply(self, model: nn.Module, plan: dict[str, Any]) -> nn.Module:
-        """Make the model trainable; deterministic given the plan. Returns the module to train."""
+        """Set up the trained parameters and return the module to train; deterministic, given the plan.
+
+        Raises:
+            RecipeError: the model has no layers that the tuner can train.
+        """
         raise RecipeError(f"{type(self).__name__} does not define `apply(self, model, plan)`.")
 
     def parameters(self, model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-        """Names and parameters that the optimiser moves, each once."""
+        """Names and parameters that the optimiser updates, each once."""
         return ((name, p) for name, p in model.named_parameters() if p.requires_grad)
 
     def disabled(self, model: nn.Module) -> AbstractContextManager[Any]:
-        """The model without this tuner, where DISABLING_RESTORES_BASE."""
+        """A context in which the model computes without this tuner; only if DISABLING_RESTORES_BASE."""
         return nullcontext()
 
     def save(self, model: nn.Module, masters: dict[str, Tensor], folder: Path) -> None:
-        """Write the result so that it loads without Luthier; `masters` are the fp32 values by name."""
+        """Write the trained model to `folder`, so that it loads without Luthier; `masters`: fp32 values by name."""
         raise RecipeError(f"{type(self).__name__} does not define `save(self, model, masters, folder)`.")
 
     def load(self, model: nn.Module, folder: Path) -> nn.Module:
-        """Put what `save` left onto the model in `folder/base`; called where the folder has a `tuner.json`."""
+        """Apply what `save` wrote to the model of `folder/base`; called for a folder with a `tuner.json`."""
         raise RecipeError(f"{type(self).__name__} does not define `load(self, model, folder)`.")
 
     def merge(self, model: nn.Module) -> nn.Module:
-        """The plain model with the tuning folded in."""
+        """The base model's architecture with the tuning folded into its weights."""
         return model
 
     def optimizer(self, written: Any) -> Any:
-        """Hook: what moves this tuner's parameters instead of the recipe's optimiser `written`, or None.
+        """Hook: an optimiser for this tuner's parameters, or None: the recipe's optimiser `written` updates them.
 
-        A rule of its own takes the learning rate, and other options it has, from `written`.
+        An own optimiser reads the learning rate, and other options that it has, from `written`.
         """
         return None
 
     def start(self, policy: Any) -> Any:
-        """Hook: mutable state, or None. It needs `state_dict() -> {name: Tensor}` and `load_state_dict`."""
+        """Hook: mutable state, or None. The state needs `state_dict() -> {name: Tensor}` and `load_state_dict`."""
         return None
 
     def before_update(self, model: nn.Module, update: Update) -> None:
-        """Hook: before the first forward that trains; again when the update is tried again with less memory."""
+        """Hook: before the first training forward; called again when the update is repeated with less memory."""
 
     def units(self, batch: Batch) -> dict[str, float]:
-        """Hook: counts that its terms are divided by, summed over the update as an objective's are."""
+        """Hook: {unit: count} of a micro-batch, to divide the tuner's terms by; summed over the update."""
         return {}
 
     def micro_batch_context(self, policy: Any, batch: Batch, update: Update) -> AbstractContextManager[Any]:
-        """Hook: a context around forward and backward of one micro-batch, within that of the objective."""
+        """Hook: a context around forward and backward of one micro-batch, inside the objective's context."""
         return nullcontext()
 
     def terms(self, policy: Any, batch: Batch, update: Update) -> list[Term]:
-        """Hook: summands of a micro-batch's loss, asked for after the objective's, in the same scope."""
+        """Hook: summands of a micro-batch's loss, called after the objective's `terms`, in the same context."""
         return []
 
     def before_step(self, model: nn.Module, update: Update) -> None:
@@ -147,4 +152,4 @@ class Tuner(Part):
         return []
 
     def finish(self, model: nn.Module) -> None:
-        """Hook: at the true end of training, always."""
+        """Hook: at the end of training; not called when a run stops early and can be resumed."""

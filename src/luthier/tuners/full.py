@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class Full(Tuner):
-    """Full fine-tuning: all parameters move; the result is a complete model folder."""
+    """Full fine-tuning: all parameters are trained, embeddings included; the result is a complete model folder."""
 
     DISABLING_RESTORES_BASE: ClassVar[bool] = False
 
@@ -20,5 +20,5 @@ class Full(Tuner):
         return model.requires_grad_(True)
 
     def save(self, model: nn.Module, masters: dict[str, Tensor], folder: Path) -> None:
-        """A folder for `from_pretrained`, in the dtype the model computes in."""
+        """Write a folder for `from_pretrained`, in the dtype that the model computes in."""
         model.save_pretrained(folder)  # pyright: ignore[reportCallIssue]

@@ -24,7 +24,11 @@ else:
 class LoRA(Tuner):
     """Low-rank adaptation: W + (alpha / r) B A, with A and B trained and W frozen.
 
-    Saved in PEFT's format, so plain PEFT loads it. Source: arXiv 2106.09685.
+    A [r,in] is random and B [out,r] zero, so training starts from the base model. With `rank_stabilised` the factor
+    is alpha / √r (arXiv 2312.03732). The adapter is saved in PEFT's format, so PEFT loads it without Luthier.
+
+    Raises: RecipeError where PEFT cannot attach the adapter to the layers of `targets`.
+    Source: arXiv 2106.09685.
     """
 
     PAPER: ClassVar[str] = "arXiv 2106.09685"
@@ -71,6 +75,7 @@ class LoRA(Tuner):
         return {"seed": inputs.seed}
 
     def apply(self, model: nn.Module, plan: dict[str, Any]) -> nn.Module:
+        # Models that do not generate get PEFT's generic wrapper: the causal one needs the method tested for here.
         config = peft.LoraConfig(
             task_type="CAUSAL_LM" if hasattr(model, "prepare_inputs_for_generation") else None,
             r=self.r,
@@ -79,6 +84,7 @@ class LoRA(Tuner):
             target_modules=self.targets,
             use_rslora=self.rank_stabilised,
         )
+        # PEFT draws A from the global generator; forked, so that the draws of the training do not depend on the tuner.
         with torch.random.fork_rng():
             torch.manual_seed(plan["seed"])
             try:
@@ -92,8 +98,8 @@ class LoRA(Tuner):
         return model.disable_adapter()  # pyright: ignore[reportCallIssue]
 
     def save(self, model: nn.Module, masters: dict[str, Tensor], folder: Path) -> None:
-        """A PEFT adapter folder holding the fp32 master values."""
-        state = {name: masters.get(name, value) for name, value in model.state_dict().items()}
+        """Write a PEFT adapter folder with the fp32 master values."""
+        state = {name: masters.get(name, tensor) for name, tensor in model.state_dict().items()}
         model.save_pretrained(folder, state_dict=state, safe_serialization=True)  # pyright: ignore[reportCallIssue]
 
     def merge(self, model: nn.Module) -> nn.Module:

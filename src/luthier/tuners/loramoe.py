@@ -1,4 +1,4 @@
-"""LoRAMoE: low-rank experts in the feed-forward layers, mixed by a router that is kept in balance."""
+"""LoRAMoE: low-rank experts in the feed-forward layers, mixed by a router with a balancing loss."""
 
 from __future__ import annotations
 
@@ -40,15 +40,18 @@ class LoRAMoE(Tuner):
 
         L = Var(Z) / Mean(Z)²  (`form` mean: Var(Z) / Mean(Z)),  Z_n = I_n Q_n,  Q_n = Σ_tokens g_n.
 
-    With `types`, the name of a column of the data that holds 0 or 1, the first half of the experts is at home with
-    rows of type 0 and the second with type 1: I is 1 - `delta` at home, 1 + `delta` elsewhere, so that at the
-    minimum a group has the share (1 + delta) / 2 of its own type. The paper's I has the signs the other way round,
-    which names the groups the other way round (`home` less); without `types` I is 1 and use is made equal.
+    With `types`, the name of a column of the data that holds 0 or 1, rows of type 0 own the first half of the experts
+    and rows of type 1 the second: I is 1 - `delta` for a row's own half and 1 + `delta` for the other, so that at the
+    minimum the own half has the share (1 + delta) / 2. The paper's I has the opposite signs, which swaps the two
+    halves (`home: less`). Without `types` I is 1, and the minimum is equal use of all experts.
 
-    Published, Z is taken over all rows of a micro-batch at once, padding included (`pool: micro_batch`, without
-    padding), and the loss then depends on how an update is cut and on lengths. `pool: row` is the same formula of one
-    row at a time; both are least where all Z of a row are equal. `form` mean grows with the number of tokens.
-    Cannot be merged: the mixture depends on the input. Source: arXiv 2312.09979, and its code.
+    The published code takes Z over all rows of a micro-batch at once, padding included (`pool: micro_batch`, without
+    padding); that loss depends on how an update is split and on lengths. `pool: row` is the same formula of one row at
+    a time; both have their minimum where all Z of a row are equal. `form` mean grows with the number of tokens.
+    The tuning cannot be merged: the mixture depends on the input.
+
+    Raises: RecipeError where the model has no layer of `targets`, or the rows have no column `types`.
+    Source: arXiv 2312.09979, and its code.
     """
 
     PAPER: ClassVar[str] = "arXiv 2312.09979"
@@ -138,9 +141,9 @@ class LoRAMoE(Tuner):
     @model_validator(mode="after")
     def _groups(self) -> LoRAMoE:
         if self.balance and self.experts % 2:
-            raise ValueError(f"{self.experts} experts do not make two groups: take an even number, or `balance: 0`")
+            raise ValueError(f"{self.experts} experts do not form two halves: set an even number, or `balance: 0`")
         if self.delta and self.types is None:
-            raise ValueError("`delta` says how groups differ by the type of a row: name the column in `types`")
+            raise ValueError("`delta` needs the type of each row: name the column in `types`")
         return self
 
     @property
@@ -148,12 +151,12 @@ class LoRAMoE(Tuner):
         return () if self.types is None else (self.types,)
 
     def plan(self, model: nn.Module, inputs: TunerInputs) -> dict[str, Any]:
-        """The seed of the first values."""
+        """{"seed": seed of the initial values}."""
         for name in self.fields:
             if inputs.rows and f"field:{name}" not in inputs.rows[0].streams:
                 raise RecipeError(
-                    f"tuner `loramoe` reads the column `{name}`, which rows of this training do not carry.",
-                    "Rollouts keep no columns of the data: leave `types` and `delta` out.",
+                    f"tuner `loramoe` reads the column `{name}`, which the rows of this training do not have.",
+                    "Rollouts drop the columns of the data: remove `types` and `delta`.",
                 )
         return {"seed": inputs.seed}
 
@@ -172,7 +175,7 @@ class LoRAMoE(Tuner):
 
     @contextmanager
     def micro_batch_context(self, policy: Any, batch: Batch, update: Update) -> Iterator[None]:
-        """The forward of the objective tells, layer by layer, how much each expert was used."""
+        """Record, in the objective's forward, the use of each expert in each layer."""
         if not self.balance:
             yield
             return
@@ -180,11 +183,11 @@ class LoRAMoE(Tuner):
         try:
             with context.forward_context(**{_experts.USAGE: usage}):
                 yield
-        finally:  # checkpointing holds the context, and the graph of what was found holds checkpointing
-            usage.found.clear()
+        finally:  # breaks a reference cycle: checkpointing holds the context, and the recorded tensors' graph holds it
+            usage.by_layer.clear()
 
     def terms(self, policy: Any, batch: Batch, update: Update) -> list[Term]:
-        """`balance` × the imbalance of each row, or of all rows times their number, summed over the layers."""
+        """`balance` × the imbalance summed over layers and rows (pooled: R times that of all R rows together)."""
         if not self.balance:
             return []
         expected = self._expected(batch)
@@ -195,28 +198,33 @@ class LoRAMoE(Tuner):
 
     def _imbalance(self, z: Tensor) -> Tensor:
         """Sum over the rows of Z [R,N] of their imbalance; pooled, R times that of all entries."""
-        if self.pool == "micro_batch":
+        if self.pool == "micro_batch":  # times R, since the engine divides by the update's number of rows
             return len(z) * _experts.imbalance(z.flatten(), self.form)
         return _experts.imbalance(z, self.form).sum()
 
     def _used(self, policy: Any, batch: Batch) -> list[Tensor]:
-        """Q of every layer; with a forward of its own where the objective had none over this batch."""
+        """Q [R,N] of every layer."""
         usage = context.context_value(_experts.USAGE)
         layers = [layer for _, layer in _experts.experts_of(policy.module)]
-        if any(layer not in usage.found for layer in layers):
+        if any(layer not in usage.by_layer for layer in layers):  # a coupled loss may run none in this context
             policy.hidden(batch)
-        return [usage.found[layer] for layer in layers]
+        return [usage.by_layer[layer] for layer in layers]
 
     def _expected(self, batch: Batch) -> Tensor:
-        """I, [R,N] or [1,1]."""
+        """I of each row and expert, [R,N]; [1,1] without `types`."""
         if self.types is None:
             return torch.ones(1, 1, device=batch.ids.device)
         types = batch.streams[f"field:{self.types}"].values
         return _experts.expectations(types, self.experts, self.delta if self.home == "more" else -self.delta)
 
     def save(self, model: nn.Module, masters: dict[str, Tensor], folder: Path) -> None:
-        """The model as it was in `base/`, and beside it the experts and what they are; Luthier alone loads both."""
-        own = {f"{name}.{key}" for name, _ in _experts.experts_of(model) for key in ("down", "up", "router")}
+        """Write the base model to `base/`, the experts to `experts.safetensors` and the options to `tuner.json`.
+
+        Only Luthier loads the folder: a mixture that depends on the input has no form in transformers or PEFT.
+        """
+        own: set[str] = set()
+        for name, _ in _experts.experts_of(model):
+            own |= {f"{name}.{key}" for key in ("down", "up", "router")}
         values = {name: masters[name].detach().cpu().contiguous() for name in sorted(own)}
         safetensors.save_file(values, folder / VALUES)
         (folder / "tuner.json").write_text(json.dumps({"kind": self.kind, **self.model_dump()}, indent=2) + "\n")

@@ -1,4 +1,4 @@
-"""S2FT: a few attention heads and feed-forward channels, trained densely."""
+"""S2FT: train the weights of a few attention heads and feed-forward channels."""
 
 from __future__ import annotations
 
@@ -34,13 +34,15 @@ class S2FT(Tuner):
     """Structured sparse fine-tuning: whole heads and channels are picked once, and their slice of W is trained.
 
     y = W x with W[:, I] trained (`o_proj`, `down_proj`; I: columns of the picked units) or W[I, :] trained
-    (`v_proj`, `up_proj`). The backward makes dW[:, I] = dy^T x[..., I] only. `targets` gives the share of
+    (`v_proj`, `up_proj`). The backward computes dW[:, I] = dy^T x[..., I] only. `targets` gives the share of
     units, int(share * units * layers) of them and at least one. `selection` scores units by the norm of their
-    slice (weight), the mean size of what flows through them (activation), both multiplied (product), or the
-    norm of their gradient, on `calibration` training records; the paper names these without formulas.
+    slice (weight), the mean |activation| (activation), the product of both (product), or the norm of their
+    gradient, on `calibration` training records; the paper names these without formulas.
 
-    `permute` moves coupled rows and columns together so that slices are ranges; a head never leaves its
-    group. Results are in the model's own order and agree with the unpermuted ones to rounding.
+    `permute` moves coupled rows and columns together so that slices are contiguous; a head stays in its key-value
+    group. Saved weights are in the model's own order and equal the unpermuted ones up to rounding.
+
+    Raises: RecipeError for a share outside (0, 1], and where the model has no layer of a target's name.
     Source: arXiv 2412.06289, sections 3 and 4.
     """
 
@@ -95,58 +97,65 @@ class S2FT(Tuner):
     )
 
     def plan(self, model: nn.Module, inputs: TunerInputs) -> dict[str, Any]:
-        """The picked units of each layer, sorted, by the layer's name."""
+        """{"picked": {layer: sorted units [k]}}."""
         picked: dict[str, Tensor] = {}
-        for place, (target, share) in enumerate(sorted(self.targets.items())):
+        for stream, (target, share) in enumerate(sorted(self.targets.items())):
             if not 0 < share <= 1:
-                raise RecipeError(f"tuner.targets.{target}: a share lies above 0 and at most at 1, found {share}.")
-            layers = _units.slabs(model, target)
-            scores = self._scores(model, layers, inputs, place)
+                raise RecipeError(f"tuner.targets.{target}: a share must be above 0 and at most 1, not {share}.")
+            layers = _units.unit_layers(model, target)
+            scores = self._scores(model, layers, inputs, stream)
             picked |= {layer.name: units for layer, units in _pick(layers, scores, share, self.scope) if len(units)}
         return {"picked": picked}
 
-    def _scores(self, model: nn.Module, layers: Sequence[_units.Slab], inputs: TunerInputs, place: int) -> list[Tensor]:
-        """What the largest are picked of, [units] per layer."""
-        if self.selection == "random" or layers[0].linear.weight.is_meta:  # without values only the count matters
-            generator = torch.Generator().manual_seed(inputs.seed * 1_000_003 + place)
+    def _scores(
+        self, model: nn.Module, layers: Sequence[_units.UnitLayer], inputs: TunerInputs, stream: int
+    ) -> list[Tensor]:
+        """Scores [units] of each layer, of which the largest are picked; `stream` keys the draw of `random`."""
+        # An estimate of memory plans on the meta device, where weights have no values and only the count matters.
+        if self.selection == "random" or layers[0].linear.weight.is_meta:
+            generator = torch.Generator().manual_seed(inputs.seed * 1_000_003 + stream)
             return [torch.rand(layer.units, generator=generator, dtype=torch.float64) for layer in layers]
         scores = [_scores.weight_scores(layer) for layer in layers]
         if self.selection != "weight":
             batch = batches.collate(inputs.first(self.calibration)).to(layers[0].linear.weight.device)
-            look = _scores.gradient_scores if self.selection == "gradient" else _scores.activation_scores
-            seen = look(model, layers, batch)
-            scores = [w * a for w, a in zip(scores, seen, strict=True)] if self.selection == "product" else seen
+            measure = _scores.gradient_scores if self.selection == "gradient" else _scores.activation_scores
+            measured = measure(model, layers, batch)
+            scores = [w * a for w, a in zip(scores, measured, strict=True)] if self.selection == "product" else measured
         return [-score.cpu() if self.smallest else score.cpu() for score in scores]
 
     def apply(self, model: nn.Module, plan: dict[str, Any]) -> nn.Module:
         picked: dict[str, Tensor] = plan["picked"]
-        places = self._permuted(model, picked) if self.permute else picked
+        positions = self._permute(model, picked) if self.permute else picked
         for target in self.targets:
-            for layer in _units.slabs(model, target):
-                if layer.name in picked:
-                    now, by = places[layer.name].sort()
-                    index, origin = (_units.spread(units, layer.size) for units in (now, picked[layer.name][by]))
-                    sliced = _slices.SliceLinear(layer.linear, index, layer.dim, origin)
-                    _layers.replace_layer(model, layer.name, sliced)
+            for layer in _units.unit_layers(model, target):
+                if layer.name not in picked:
+                    continue
+                units, by = positions[layer.name].sort()
+                index = _units.spread(units, layer.size)
+                origin = _units.spread(picked[layer.name][by], layer.size)
+                sliced = _slices.SliceLinear(layer.linear, index, layer.dim, origin)
+                _layers.replace_layer(model, layer.name, sliced)
         return model
 
-    def _permuted(self, model: nn.Module, picked: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Permute the blocks; where each picked unit is now, in the order of `picked`."""
-        size, chosen = _units.head_size(model), {name: units.tolist() for name, units in picked.items()}
-        places = {}
+    def _permute(self, model: nn.Module, picked: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Permute the blocks in place; returns the new positions of the picked units, in the order of `picked`."""
+        size, units = _units.head_size(model), {name: picks.tolist() for name, picks in picked.items()}
+        positions = {}
         for block in _units.blocks(model):
-            order = block.order(size, chosen)
+            order = block.order(size, units)
             block.permute(order, size)
+            # `merge` and `save` undo the permutation. Not persistent: a saved model must not contain it.
             block.module.register_buffer("unit_order", order, persistent=False)
             for key in _units.DIMS:
                 if (name := f"{block.name}.{key}") in picked:
-                    now = torch.argsort(_units.group_order(order, block.groups(size)) if key == "v_proj" else order)
-                    places[name] = now[picked[name]]
-        return places
+                    # The units of v_proj are key-value groups, those of the other layers heads or channels.
+                    inverse = torch.argsort(_units.group_order(order, block.groups(size)) if key == "v_proj" else order)
+                    positions[name] = inverse[picked[name]]
+        return positions
 
     @contextmanager
     def disabled(self, model: nn.Module) -> Iterator[None]:
-        """The base, in the exact bits that it started from."""
+        """The base model, bit for bit: the slices' initial values are put back, not subtracted."""
         layers = [layer for _, layer in _slices.slices_of(model)]
         for layer in layers:
             layer.switch(False)
@@ -157,9 +166,9 @@ class S2FT(Tuner):
                 layer.switch(True)
 
     def delta(self, model: nn.Module, masters: dict[str, Tensor]) -> deltas.WeightDelta:
-        """What was learned, for the untouched base: rows or columns by layer, fp32."""
+        """Differences from the untouched base, fp32: rows or columns by layer, in the base's own order."""
         changes = {}
-        with _in_own_order(model):
+        with _original_order(model):
             for name, layer in _slices.slices_of(model):
                 values = masters.get(f"{name}.slice", layer.slice.detach()).float() - layer.start.float()
                 before = layer.weight.detach().index_copy(layer.dim, layer.origin, layer.start)
@@ -173,54 +182,55 @@ class S2FT(Tuner):
         return deltas.WeightDelta(changes)
 
     def save(self, model: nn.Module, masters: dict[str, Tensor], folder: Path) -> None:
-        """The complete model, and in `delta/` what was learned alone."""
+        """Write the complete model, and the differences from the base to `delta/`."""
         _layers.save_delta(self.delta(model, masters), folder)
-        with _in_own_order(model):
+        with _original_order(model):
             _layers.save_without(model, folder, lambda name: name.endswith(".slice"))
 
     def merge(self, model: nn.Module) -> nn.Module:
-        """Ordinary layers with the trained weights.
+        """Replace the slice layers by ordinary layers with the trained weights.
 
-        They are in the model's own order, except in blocks where another tuner was put on top of permuted layers:
-        what it learned is in their order, and the function is the same in either.
+        Units are in the model's own order, except in blocks where another tuner wrapped a permuted layer: its
+        parameters are in the permuted order. The function of the model is the same in both orders.
         """
-        for block in _settled(model):
+        for block in _write_slices(model):
             block.permute(torch.argsort(block.module.unit_order), _units.head_size(model))  # pyright: ignore
             del block.module.unit_order
         for name, layer in list(_slices.slices_of(model)):
-            _layers.replace_layer(model, name, layer.plain())
+            _layers.replace_layer(model, name, layer.merged())
         return model
 
 
-def _pick(layers: Sequence[_units.Slab], scores: Sequence[Tensor], share: float, scope: str) -> Iterator[Any]:
-    """(layer, picked units, sorted): the largest scores of each layer, or of all layers together."""
+def _pick(layers: Sequence[_units.UnitLayer], scores: Sequence[Tensor], share: float, scope: str) -> Iterator[Any]:
+    """Yield (layer, sorted units [k]) with the largest scores of each layer, or of all layers together."""
     if scope == "layer":
         for layer, score in zip(layers, scores, strict=True):
             yield layer, score.topk(max(1, int(share * layer.units))).indices.sort().values
         return
-    together = torch.cat(list(scores))
-    chosen = torch.zeros(len(together), dtype=torch.bool)
-    chosen[together.topk(max(1, int(share * len(together)))).indices] = True
-    for layer, mask in zip(layers, chosen.split([layer.units for layer in layers]), strict=True):
+    all_scores = torch.cat(list(scores))
+    picked = torch.zeros(len(all_scores), dtype=torch.bool)
+    picked[all_scores.topk(max(1, int(share * len(all_scores)))).indices] = True
+    for layer, mask in zip(layers, picked.split([layer.units for layer in layers]), strict=True):
         yield layer, mask.nonzero()[:, 0]
 
 
-def _settled(model: nn.Module) -> list[_units.UnitBlock]:
-    """Write the trained values down, and give the permuted blocks that may be put back into their own order."""
+def _write_slices(model: nn.Module) -> list[_units.UnitBlock]:
+    """Copy the slices into the weights; returns the permuted blocks whose own order can be restored."""
     for _, layer in _slices.slices_of(model):
         layer.write()
-    return [block for block in _units.blocks(model) if hasattr(block.module, "unit_order") and block.plain()]
+    permuted = [block for block in _units.blocks(model) if hasattr(block.module, "unit_order")]
+    return [block for block in permuted if block.has_linear_layers()]
 
 
 @contextmanager
-def _in_own_order(model: nn.Module) -> Iterator[None]:
-    """The weights as the untouched model orders them; no forward may run inside."""
-    found, size = _settled(model), _units.head_size(model)
-    orders: list[Tensor] = [block.module.unit_order for block in found]  # pyright: ignore[reportAssignmentType]
-    for block, order in zip(found, orders, strict=True):
+def _original_order(model: nn.Module) -> Iterator[None]:
+    """A context with the weights in the untouched model's order; a forward inside would write slices out of order."""
+    blocks, size = _write_slices(model), _units.head_size(model)
+    orders: list[Tensor] = [block.module.unit_order for block in blocks]  # pyright: ignore[reportAssignmentType]
+    for block, order in zip(blocks, orders, strict=True):
         block.permute(torch.argsort(order), size)
     try:
         yield
     finally:
-        for block, order in zip(found, orders, strict=True):
+        for block, order in zip(blocks, orders, strict=True):
             block.permute(order, size)

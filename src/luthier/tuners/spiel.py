@@ -1,4 +1,4 @@
-"""SpIEL: sparse differences from the frozen weights, whose places are found while training."""
+"""SpIEL: sparse differences from the frozen weights, whose positions are chosen during training."""
 
 from __future__ import annotations
 
@@ -27,23 +27,29 @@ else:
     _layers = lazy("luthier.tuners._layers")
     _sparse = lazy("luthier.tuners._sparse")
 
-OWN = {"adamw": ("lr", "betas", "eps", "weight_decay", "clip"), "sm3": ("lr", "eps", "weight_decay", "clip")}
+OPTIMIZER_OPTIONS = {
+    "adamw": ("lr", "betas", "eps", "weight_decay", "clip"),
+    "sm3": ("lr", "eps", "weight_decay", "clip"),
+}
 
 
 class Spiel(Tuner):
     """Sparse fine-tuning by dropping and growing: k entries per matrix are trained, and move to where it counts.
 
     y = x (W + scatter(index, delta))ᵀ + b. After every `every` updates and `window` more, the share p of the
-    deltas that moved least is dropped and as many entries grow: with `selection` "accumulated" (SpIEL-AG) where
-    the gradient summed over the window is largest, moved by AdamW with an age per entry; with "momentum"
-    (SpIEL-MA) where SM3's row × column accumulator is largest, moved by SM3; "fixed" never moves. p falls from
-    `rate` to 0 (linear or cosine); with linear the first time is p = 1. `density` counts all of the model's
-    parameters, `count` is the number itself; each matrix gets its share by size.
+    deltas with the smallest size is dropped and as many entries grow. `selection` "accumulated" (SpIEL-AG) grows
+    where the gradient summed over the window is largest and trains by AdamW with an age per entry; "momentum"
+    (SpIEL-MA) grows where SM3's row × column accumulator is largest and trains by SM3; "fixed" never changes entries.
+    p falls from `rate` to 0 (linear or cosine); with linear the first selection has p = 1. `density` counts all of the
+    model's parameters, `count` is the number itself; each matrix gets its share by size.
 
     Candidates of a window are the k entries with the largest gradient of its first update. With several
-    micro-batches that sums a dense gradient for this one update; `candidates: micro_batch` takes the first
-    micro-batch's, as published, and then depends on how the update was cut. Where the released code stores an
-    age of a after a window of a updates, a + 1 is right and used here. Source: arXiv 2401.16405, section 3.
+    micro-batches this sums a dense gradient for that one update; `candidates: micro_batch` takes the first
+    micro-batch's, as published, and depends on how the update is split. After a window of a updates an entry's age is
+    a + 1, the number of its next step; the released code stores a.
+
+    Raises: RecipeError for several processes, another optimiser than `adamw`'s options, or a model without `targets`.
+    Source: arXiv 2401.16405, section 3.
     """
 
     PAPER: ClassVar[str] = "arXiv 2401.16405"
@@ -121,7 +127,7 @@ class Spiel(Tuner):
         return self
 
     def plan(self, model: nn.Module, inputs: TunerInputs) -> dict[str, Any]:
-        """Sorted flat positions of each layer, drawn without replacement."""
+        """{"index": {layer: sorted flat positions [k]}}, drawn without replacement."""
         layers = self._layers(model)
         total = sum(layer.weight.numel() for _, layer in layers)
         budget = self.count or math.floor(self.density * sum(p.numel() for p in model.parameters()))
@@ -133,7 +139,7 @@ class Spiel(Tuner):
         return {"index": index}
 
     def _layers(self, model: nn.Module) -> list[tuple[str, nn.Linear]]:
-        """The adapted layers: every linear one but the head, or those named."""
+        """The adapted layers: all linear layers but the output embedding, or those of `targets`."""
         return _layers.linear_layers(model, self.targets, "spiel", head=False)
 
     def apply(self, model: nn.Module, plan: dict[str, Any]) -> nn.Module:
@@ -145,14 +151,20 @@ class Spiel(Tuner):
         return ((f"{name}.delta", layer.delta) for name, layer in _sparse.sparse_layers(model))
 
     def optimizer(self, written: Any) -> Any:
-        """AdamW with ages or SM3, with the options that the recipe writes of `adamw`."""
+        """AdamW with ages or SM3, with the options of `adamw` in the recipe.
+
+        Raises:
+            RecipeError: the recipe sets an option that this optimiser does not have.
+        """
         kind = "sm3" if self.selection == "momentum" else "adamw"
-        changed = {n for n, f in type(written).model_fields.items() if getattr(written, n) != f.default}
-        unknown = sorted(changed - set(OWN[kind]))  # a resolved recipe spells every option out
+        fields = type(written).model_fields
+        # Compared with the defaults: a resolved recipe writes every option, so being written proves nothing.
+        changed = {name for name, field in fields.items() if getattr(written, name) != field.default}
+        unknown = sorted(changed - set(OPTIMIZER_OPTIONS[kind]))
         if unknown:
             raise RecipeError(
                 f"train.optimizer.{unknown[0]}: the optimiser of `spiel` ({kind}) has no such option.",
-                f"It takes {', '.join(OWN[kind])}.",
+                f"Its options: {', '.join(OPTIMIZER_OPTIONS[kind])}.",
             )
         options = {name: getattr(written, name) for name in written.model_fields_set - {"clip", "lr"}}
         if kind == "sm3":
@@ -166,7 +178,8 @@ class Spiel(Tuner):
         return _State(dict(_sparse.sparse_layers(policy.module)))
 
     def before_update(self, model: nn.Module, update: Update) -> None:
-        """Open a window, or forget what an update that did not come to pass has left in it."""
+        """Open a window, or drop the gradients of an update that ran out of memory and is repeated."""
+        # A cycle of `every` updates begins with its window; entries move once the window's last update is done.
         within = (update.index - 1) % self.every
         for _, layer in _sparse.sparse_layers(model):
             if self.selection != "accumulated" or within >= self.window:
@@ -184,6 +197,7 @@ class Spiel(Tuner):
 
     def _reselect(self, layer: _sparse.SparseLinear, state: dict[str, Tensor], share: float) -> None:
         quantity = math.floor(len(layer.index) * share)
+        # Without optimiser state no gradient reached the layer, so there is nothing to choose by.
         if state and self.selection == "momentum":
             _sparse.grow_momentum(layer, state, quantity)
         elif state:
@@ -191,7 +205,7 @@ class Spiel(Tuner):
         layer.window = None
 
     def share(self, updates: int, done: float) -> float:
-        """p: the share of entries that is replaced after `updates`, when the share `done` of the budget is spent."""
+        """The share p of entries that is replaced after `updates`, with the share `done` of the budget spent."""
         if self.decay == "cosine":
             return self.rate * (1 + math.cos(math.pi * done)) / 2
         return 1.0 if updates == self.window else self.rate * (1 - done)
@@ -200,51 +214,50 @@ class Spiel(Tuner):
         return disabled_layers(layer for _, layer in _sparse.sparse_layers(model))
 
     def delta(self, model: nn.Module) -> deltas.WeightDelta:
-        """What was learned, for the base: flat positions and their differences, fp32."""
-        return deltas.WeightDelta(
-            {
-                f"{name}.weight": deltas.Change(
-                    layer.delta.detach().float().cpu(),
-                    deltas.tensor_hash(layer.weight),
-                    tuple(layer.weight.shape),
-                    index=layer.index.cpu(),
-                )
-                for name, layer in _sparse.sparse_layers(model)
-            }
-        )
+        """Differences from the base, fp32: flat positions and their values by layer."""
+        changes = {}
+        for name, layer in _sparse.sparse_layers(model):
+            changes[f"{name}.weight"] = deltas.Change(
+                layer.delta.detach().float().cpu(),
+                deltas.tensor_hash(layer.weight),
+                tuple(layer.weight.shape),
+                index=layer.index.cpu(),
+            )
+        return deltas.WeightDelta(changes)
 
     def save(self, model: nn.Module, masters: dict[str, Tensor], folder: Path) -> None:
-        """The complete model, and in `delta/` what was learned alone."""
-        learned = self.delta(model)
-        _layers.save_delta(learned, folder)
-        with learned.applied(model):
+        """Write the complete model, and the differences from the base to `delta/`."""
+        delta = self.delta(model)
+        _layers.save_delta(delta, folder)
+        with delta.applied(model):
             _layers.save_without(model, folder, lambda name: name.endswith(".delta"))
 
     def merge(self, model: nn.Module) -> nn.Module:
         for name, layer in list(_sparse.sparse_layers(model)):
-            _layers.replace_layer(model, name, layer.plain())
+            _layers.replace_layer(model, name, layer.merged())
         return model
 
 
 class _State:
-    """Where the entries are, and the open window of each layer."""
+    """State for checkpoints: the positions of the entries, and the open window of each layer."""
 
     def __init__(self, layers: dict[str, _sparse.SparseLinear]):
         self.layers = layers
 
     def state_dict(self) -> dict[str, Tensor]:
-        found = {}
+        state = {}
         for name, layer in self.layers.items():
-            found[f"{name}/index"] = layer.index
+            state[f"{name}/index"] = layer.index
             window = layer.window
             if window is not None and window.updates:
-                found[f"{name}/updates"] = torch.tensor(window.updates)
+                state[f"{name}/updates"] = torch.tensor(window.updates)
                 for key in ("candidates", "first", "second"):
-                    found[f"{name}/{key}"] = getattr(window, key)
-        return found
+                    state[f"{name}/{key}"] = getattr(window, key)
+        return state
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         for name, layer in self.layers.items():
+            # Checkpoints lie between updates, when `dense` and `pending` are None: they are not saved.
             layer.index.copy_(state[f"{name}/index"])
             layer.window = None
             if f"{name}/updates" in state:
@@ -253,7 +266,9 @@ class _State:
 
 
 def _draw(size: int, count: int, generator: torch.Generator) -> Tensor:
-    """`count` distinct sorted positions below `size`; few of a large matrix without a permutation of all."""
+    """`count` distinct sorted positions below `size`, [count]."""
+    # A permutation of a large matrix's positions would take 8 bytes for every weight; few positions are drawn with
+    # replacement instead, until enough are distinct.
     if count * 4 > size:
         return torch.randperm(size, generator=generator)[:count].sort().values
     drawn = torch.randint(size, (2 * count + 16,), generator=generator).unique()

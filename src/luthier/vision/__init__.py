@@ -1,1 +1,1 @@
-"""Images: what they are drawn from and what encodes them. Losses live in `objectives/`, samplers in `sampling/`."""
+"""Pictures of drawn digits, small image-text encoders, and arrays as PNG files."""

@@ -1,4 +1,4 @@
-"""Two towers that meet in one space, small enough for tests and proofs in seconds."""
+"""An image-text dual encoder that trains in seconds, for tests and proofs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from luthier.vision.digits import CLASSES, SIDE
 
 
 class ImageTower(nn.Module):
-    """8×8 pixels [R,1,8,8] to a vector [R,width]."""
+    """Encodes pictures [R,1,8,8] as vectors [R,width]."""
 
     def __init__(self, width: int, dropout: float):
         super().__init__()
@@ -25,7 +25,7 @@ class ImageTower(nn.Module):
 
 
 class LabelTower(nn.Module):
-    """A label [R] to a vector [R,width]: a caption of one word."""
+    """Encodes labels [R], captions of one word, as vectors [R,width]."""
 
     def __init__(self, width: int, classes: int):
         super().__init__()
@@ -37,10 +37,10 @@ class LabelTower(nn.Module):
 
 
 class DualEncoder(nn.Module):
-    """An image tower and a label tower; the logarithm of their scale, and a bias, are learned with them.
+    """An image tower and a label tower with a learned scale (as its logarithm) and a learned bias of their products.
 
-    Scale starts at log 10 and bias at -10 (SigLIP, arXiv 2303.15343): at the start nearly every pair is a
-    negative, and is given as one.
+    The scale starts at 10 and the bias at -10 (SigLIP, arXiv 2303.15343): nearly all pairs of a batch do not belong
+    together, and the first predictions say so.
     """
 
     def __init__(self, width: int = 32, classes: int = CLASSES, dropout: float = 0.0, bias: float = -10.0):

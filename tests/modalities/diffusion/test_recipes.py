@@ -54,7 +54,7 @@ def flow(tmp_path_factory):
 def test_a_run_of_a_denoiser_made_from_a_config_is_told_who_evaluates_it(flow):
     folder, _ = flow
     write_json(folder / "lock.json", recipe("reward=auto").to_lock())
-    with pytest.raises(RecipeError, match="asks language models"):
+    with pytest.raises(RecipeError, match="scores language models"):
         evaluate_model(str(folder), data="x.jsonl", metric=None, limit=None, overrides=[], console=Console())
 
 
@@ -201,9 +201,9 @@ def test_cached_latents_and_prompt_embeddings_from_a_file(tmp_path):
         (RecipeError, "generate: of denoisers .* nothing is written", {"generate": {"max_new_tokens": 9}}),
         (RecipeError, "steps: of denoisers", {"steps": {"one": {"do": "train"}}}),
         (RecipeError, "evaluate.metric: of denoisers", {"evaluate": {"metric": "exact"}}),
-        (RecipeError, "nothing says what a good one is", {**NFT, "reward": "auto"}),
+        (RecipeError, "the recipe has no `reward`", {**NFT, "reward": "auto"}),
         (RecipeError, "budget is in epochs", {**NFT, "budget": {"epochs": 1}}),
-        (RecipeError, "reward `length` judges what language models make", {"reward": {"kind": "length"}}),
+        (RecipeError, "reward `length` judges outputs of language models", {"reward": {"kind": "length"}}),
         (RecipeError, "`loramoe` learns cannot be merged", {"train": {"objective": "flow", "tuner": "loramoe"}}),
         (RecipeError, "exclude each other", {"model": {"path": "x", "config": TINY}}),
         (ModelError, "Did you mean `SD3Transformer2DModel`", {"model": {"config": {"_class_name": "SD3Transformer"}}}),
@@ -255,7 +255,7 @@ def test_check_says_what_a_recipe_trains(flow):
     fitting = re.search(r"methods that fit\n((?: {2}.*\n)+)", text)[1].split()
     assert {"flow", "diffusion_nft"} <= set(fitting) and not {"sft", "dft", "grpo", "siglip", "loramoe"} & set(fitting)
     assert "condition:" not in text and "records/s" in text and "estimated" not in text
-    with pytest.raises(RecipeError, match="one of the denoisers, and `luthier eval` asks language models"):
+    with pytest.raises(RecipeError, match="one of the denoisers, and `luthier eval` scores language models"):
         evaluate_model(
             str(flow[0] / "model"), data="sums", metric="auto", limit=None, overrides=[], console=Console(file=seen)
         )

@@ -126,7 +126,7 @@ def test_what_is_refused_is_left_out_and_told_unless_it_is_all(data):
     "more, said",
     [
         ({"generate": "http"}, "evaluation asks the model that it scores"),
-        ({"rl": {"generate": "http"}, "train": {"objective": "grpo"}}, "learns from what the model in training says"),
+        ({"rl": {"generate": "http"}, "train": {"objective": "grpo"}}, "learns from answers of the model in training"),
         ({"steps": {"a": {"do": "train"}, "b": {"do": "evaluate", "generate": "http"}}}, "evaluation asks the model"),
         ({"steps": {"a": {"do": "generate"}, "b": {"do": "train"}}, "generate": "http"}, "evaluation asks the model"),
         (

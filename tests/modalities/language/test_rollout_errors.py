@@ -156,7 +156,7 @@ def test_a_tuner_that_edits_the_base_is_measured_against_a_frozen_copy(name, cop
 
 
 def test_an_objective_that_does_not_look_at_rewards_is_refused(tmp_path, unsampled):
-    with pytest.raises(RecipeError, match="`sft` does not look at rewards") as error:
+    with pytest.raises(RecipeError, match="`sft` does not read rewards") as error:
         run_recipe(recipe(tmp_path, "train.objective=sft"), tmp_path / "run", [])
     assert "s3ft" in error.value.hint
     verify(stages_of(recipe(tmp_path, train={"objective": ["grpo", {"objective": "sft", "coefficient": 0.1}]})))

@@ -46,7 +46,7 @@ def test_the_minimiser_moves_against_both(beta, wanted):
 
     def gradient(at):
         free.data.fill_(at)
-        loss = (p * nft.plain(free.expand(2, 1), old, target, R, beta)).sum()
+        loss = (p * nft.theoretical(free.expand(2, 1), old, target, R, beta)).sum()
         return float(torch.autograd.grad(loss, free)[0])
 
     low, high = gradient(0.0), gradient(1.0)  # the loss is a parabola: its gradient is a line
@@ -70,7 +70,7 @@ def test_all_optimal_is_flow_matching():
     clean, noise, trained, old, level = drawn()
     one, target = torch.ones(5, dtype=torch.float64), noise - clean
     flow = (trained - target).square().mean(1)
-    assert torch.allclose(nft.plain(trained, old, target, one, 1.0), flow)
+    assert torch.allclose(nft.theoretical(trained, old, target, one, 1.0), flow)
     size = (level[:, None] * (trained - target)).detach().abs().mean(1)  # the error of the clean sample
     wanted = 5.0 * level**2 * flow / size
     assert torch.allclose(practical(trained, old, clean, noise, level, one), wanted)
@@ -80,7 +80,7 @@ def test_one_half_says_nothing():
     clean, noise, _, old, level = drawn()
     trained, half = old.clone().requires_grad_(), torch.full((5,), 0.5, dtype=torch.float64)
     for loss in (
-        nft.plain(trained, old, noise - clean, half, 0.7),
+        nft.theoretical(trained, old, noise - clean, half, 0.7),
         practical(trained, old, clean, noise, level, half, 0.7),
     ):
         (gradient,) = torch.autograd.grad(loss.sum(), trained)
@@ -93,7 +93,7 @@ def test_gradient_at_old_is_independent_of_beta_and_flips_with_r():
     wanted = 2 * (2 * r - 1)[:, None] * (old - (noise - clean)) / 7  # a mean over 7 dimensions
     for beta in (1.0, 0.1):
         for sign, given in ((1, r), (-1, 1 - r)):
-            loss = nft.plain(trained, old, noise - clean, given, beta) / beta
+            loss = nft.theoretical(trained, old, noise - clean, given, beta) / beta
             (gradient,) = torch.autograd.grad(loss.sum(), trained)
             assert torch.allclose(sign * gradient, wanted, atol=1e-12)
     found = [

@@ -149,7 +149,7 @@ def test_a_sum_shares_the_pass_and_keeps_the_value_loss(monkeypatch):
     one = trained(ppo(), full(), WHOLE, rows=rows())
     two = trained(parts.build("objective", "sft"), full(), WHOLE, rows=rows())
     assert apart({name: 2 * one[name] + 0.5 * two.get(name, 0) for name in one}, both) < 1e-6
-    with pytest.raises(RecipeError, match="companion called `values`"):
+    with pytest.raises(RecipeError, match="companion module called `values`"):
         trained(WeightedSum(members=((ppo(), 1.0), (ppo(), 1.0))), full(), WHOLE, rows=rows())
 
 

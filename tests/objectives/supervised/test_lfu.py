@@ -183,11 +183,11 @@ def test_layers_are_thirds_rounded_outwards():
     class Layers:
         layers = range(30)
 
-    assert lfu(layers="early").chosen(Layers) == list(range(10))
-    assert lfu(layers="middle").chosen(Layers) == list(range(10, 20))
-    assert lfu(layers="late").chosen(Layers) == list(range(20, 30))
+    assert lfu(layers="early").layer_indices(Layers) == list(range(10))
+    assert lfu(layers="middle").layer_indices(Layers) == list(range(10, 20))
+    assert lfu(layers="late").layer_indices(Layers) == list(range(20, 30))
     Layers.layers = range(2)
-    assert [lfu(layers=name).chosen(Layers) for name in ("early", "middle", "late")] == [[0], [0, 1], [1]]
+    assert [lfu(layers=name).layer_indices(Layers) for name in ("early", "middle", "late")] == [[0], [0, 1], [1]]
 
 
 def test_positions_compared():
@@ -205,7 +205,7 @@ def test_sum_is_the_mean_times_the_width():
 
 def test_what_the_base_reads_is_read_and_ift_is_refused():
     assert reads_of(lfu(base="asft")) == ("logits:initial",)
-    with pytest.raises(RecipeError, match="cannot stand on `ift`"):
+    with pytest.raises(RecipeError, match="cannot use `ift` as its base"):
         trained(lfu(base="ift"), full(), WHOLE)
 
 

@@ -1,1 +1,1 @@
-"""Shapes of records with several judged answers, one file each."""
+"""Shapes of records with several judged answers to one prompt, one file each."""

@@ -1,4 +1,4 @@
-"""The family of shapes: records of several judged answers to one prompt, each of which becomes a row."""
+"""The base class of record shapes: several judged answers to one prompt, each of which becomes a row."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from luthier.types import Record, Stream
 class RecordShape(Part):
     """A shape of records with several answers. Verb: `sides`; hooks: `read`, `streams`.
 
-    COLUMNS are the columns that tell the shape: a record that has them all has it. An objective reads such records if
-    its NEEDS name FORM, or the shape; every other objective learns the first side alone, which is the good answer.
+    A record that has all COLUMNS has the shape. An objective reads all answers if its NEEDS name FORM, or the shape;
+    every other objective learns the first side alone, which is the good answer.
     """
 
     SLOT: ClassVar[str] = "shape"
@@ -22,13 +22,13 @@ class RecordShape(Part):
     FORM: ClassVar[str] = ""
 
     def read(self, fields: Mapping[str, Any], origin: str) -> dict[str, Any]:
-        """Hook: the record's columns, checked; raises DataError that names `origin` for one that cannot be read."""
+        """Hook: the checked columns of a record; raises a DataError that names `origin` if it cannot read them."""
         return dict(fields)
 
     def sides(self, record: Record) -> tuple[tuple[str, Record], ...]:
-        """A name and a record of one answer for each answer, the good one first; the names differ."""
+        """For each answer a name of its own and a record with that answer alone; the good one comes first."""
         raise RecipeError(f"{type(self).__name__} does not define `sides(self, record)`.")
 
     def streams(self, record: Record) -> tuple[Mapping[str, Stream], ...]:
-        """Hook: row streams of each side; `preferred`, 1 for the first and 0 for the others, is there without."""
+        """Hook: row streams of each side, besides `preferred` (1 for the first, 0 for the others), which all have."""
         return tuple({} for _ in self.sides(record))

@@ -18,14 +18,17 @@ class Preference(RecordShape):
     FORM: ClassVar[str] = "pairs"
 
     def read(self, fields: Mapping[str, Any], origin: str) -> dict[str, Any]:
-        """Both answers and the prompt, if there is one, as text or messages."""
-        read = {"prompt": None, **fields}
-        for name in (*self.COLUMNS, *(("prompt",) if read["prompt"] is not None else ())):
-            read[name] = text_or_messages(read[name], name, self.kind, origin)
-        return read
+        """The columns with both answers, and the prompt if there is one, checked to be text or messages."""
+        checked = {"prompt": None, **fields}
+        names = [*self.COLUMNS] if checked["prompt"] is None else [*self.COLUMNS, "prompt"]
+        for name in names:
+            checked[name] = text_or_messages(checked[name], name, self.kind, origin)
+        return checked
 
     def sides(self, record: Record) -> tuple[tuple[str, Record], ...]:
-        """The record with its chosen answer as the answer, and with its rejected one."""
-        return tuple(
-            (side, replace(record, fields={**record.fields, "chosen": record.fields[side]})) for side in self.COLUMNS
-        )
+        """The record with its chosen answer in `chosen`, and with its rejected one there."""
+        sides = []
+        for side in self.COLUMNS:
+            fields = {**record.fields, "chosen": record.fields[side]}
+            sides.append((side, replace(record, fields=fields)))
+        return tuple(sides)

@@ -12,11 +12,10 @@ from luthier.types import Record
 
 
 class Choice(Metric):
-    """1 when the reference is the most probable of the record's `choices`; nothing is generated.
+    """1 if the reference is the most probable of the record's `choices`, else 0; the model generates nothing.
 
-    `normalize` divides each choice's summed log-probability by its number of tokens or characters, so
-    that long choices are not at a disadvantage. Equal values (bfloat16 has many) are settled by the
-    alphabet, since data sets often list the right answer first.
+    `normalize` divides each choice's summed log-probability by its number of tokens or characters, so that long
+    choices are not at a disadvantage.
     """
 
     NEEDS: ClassVar[tuple[str, ...]] = ("choices",)
@@ -34,8 +33,9 @@ class Choice(Metric):
             "tokens": list(tokens),
             "characters": [len(choice) for choice in choices],
         }[self.normalize]
-        values = [logprob / length for logprob, length in zip(logprobs, lengths, strict=True)]
-        return max(range(len(choices)), key=lambda index: (values[index], choices[index]))
+        normalized = [logprob / length for logprob, length in zip(logprobs, lengths, strict=True)]
+        # The alphabet settles ties, of which bfloat16 has many: data sets often list the right answer first.
+        return max(range(len(choices)), key=lambda index: (normalized[index], choices[index]))
 
     def score(self, prediction: str, record: Record, reference: str) -> float:
         return float(prediction.strip() == reference.strip())

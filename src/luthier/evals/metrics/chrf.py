@@ -12,10 +12,12 @@ from luthier.types import Record
 
 
 class Chrf(Metric):
-    """chrF: how many character n-grams answer and reference share, recall weighing beta times precision.
+    """chrF: F-score of the character n-grams that answer and reference share; recall weighs beta times precision.
 
-    F = (1 + beta²) P R / (beta² P + R), where P and R are means over the n-gram orders 1 to `order`
-    that both texts are long enough for. Spaces are left out.
+    F = (1 + beta²) P R / (beta² P + R), where P and R are means over the n-gram orders 1 to `order` that both texts are
+    long enough for. Spaces are removed.
+
+    Source: Popović 2015, W15-3049.
     """
 
     NEEDS: ClassVar[tuple[str, ...]] = ("generation",)

@@ -11,7 +11,7 @@ from luthier.types import Record
 
 
 class Exact(Metric):
-    """1 when the answer is the reference, letter for letter; case and spacing are forgiven unless told otherwise."""
+    """1 if the answer equals the reference, else 0; by default case and spacing do not count."""
 
     NEEDS: ClassVar[tuple[str, ...]] = ("generation",)
     EXAMPLES: ClassVar = (

@@ -17,11 +17,11 @@ Path = tuple[str | int, ...]
 
 
 class JsonFields(Metric):
-    """Share of the reference's leaf fields that the answer has right; a field too many counts as one wrong.
+    """Share of the reference's leaf fields that the answer has right; an extra field counts as a wrong one.
 
-    score = right / (leaves of the reference + leaves that only the answer has). Lists are compared by
-    index, numbers by value (to nine digits), strings without surrounding space. An answer that is not JSON scores 0.
-    `strict` gives 1 only when every field is right and none is extra.
+    score = right / (leaves of the reference + leaves that only the answer has). Lists are compared by index, numbers
+    by value (to nine digits), strings without surrounding space. An answer that is not JSON scores 0. `strict` gives 1
+    only if every field is right and none is extra, else 0.
     """
 
     NEEDS: ClassVar[tuple[str, ...]] = ("generation",)
@@ -41,31 +41,35 @@ class JsonFields(Metric):
         gold = parse_json(reference)
         if gold is None:
             raise ValueError(f"its reference is not JSON: {reference[:80]!r}")
-        wanted, found = dict(_leaves(gold)), dict(_leaves(parse_json(prediction)))
-        right = sum(path in found and self._same(value, found[path]) for path, value in wanted.items())
-        extra = sum(path not in wanted for path in found)
-        share = right / (len(wanted) + extra)
+        gold_leaves, leaves = dict(_leaves(gold)), dict(_leaves(parse_json(prediction)))
+        right = sum(path in leaves and self._same(leaf, leaves[path]) for path, leaf in gold_leaves.items())
+        extra = sum(path not in gold_leaves for path in leaves)
+        share = right / (len(gold_leaves) + extra)
         return float(share == 1) if self.strict else share
 
-    def _same(self, gold: Any, found: Any) -> bool:
-        if isinstance(gold, bool) or isinstance(found, bool):
-            return gold is found
-        if isinstance(gold, int | float) and isinstance(found, int | float):
-            exact = Fraction(gold), Fraction(found)  # floats overflow on what a model may write
-            return abs(exact[0] - exact[1]) <= abs(exact[0]) * CLOSE
-        if isinstance(gold, str) and isinstance(found, str):
-            pair = (gold.strip(), found.strip())
-            return pair[0].casefold() == pair[1].casefold() if self.ignore_case else pair[0] == pair[1]
-        return type(gold) is type(found) and gold == found
+    def _same(self, gold: Any, answer: Any) -> bool:
+        if isinstance(gold, bool) or isinstance(answer, bool):
+            return gold is answer  # True == 1 in Python, not in JSON
+        if isinstance(gold, int | float) and isinstance(answer, int | float):
+            exact_gold, exact_answer = Fraction(gold), Fraction(answer)  # a model may write integers beyond any float
+            return abs(exact_gold - exact_answer) <= abs(exact_gold) * CLOSE
+        if isinstance(gold, str) and isinstance(answer, str):
+            gold, answer = gold.strip(), answer.strip()
+            return gold.casefold() == answer.casefold() if self.ignore_case else gold == answer
+        return type(gold) is type(answer) and gold == answer
 
 
-def _leaves(value: Any) -> Iterator[tuple[Path, Any]]:
-    """Each value that holds no others, with the keys that lead to it; an empty object or list is a leaf."""
-    open_values: list[tuple[Path, Any]] = [((), value)]
-    while open_values:
-        path, value = open_values.pop()
-        inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-        if inner and value:
-            open_values += [((*path, key), one) for key, one in inner]
+def _leaves(document: Any) -> Iterator[tuple[Path, Any]]:
+    """Each leaf of a JSON document with the keys that lead to it; an empty object or list is a leaf.
+
+    A stack replaces recursion, which deeply nested answers would exhaust.
+    """
+    stack: list[tuple[Path, Any]] = [((), document)]
+    while stack:
+        path, node = stack.pop()
+        if isinstance(node, dict) and node:
+            stack += [((*path, key), child) for key, child in node.items()]
+        elif isinstance(node, list) and node:
+            stack += [((*path, index), child) for index, child in enumerate(node)]
         else:
-            yield path, value
+            yield path, node

@@ -10,7 +10,7 @@ from luthier.types import Record
 
 
 class JsonValid(Metric):
-    """1 when the answer holds a valid JSON object or list, whatever is in it."""
+    """1 if the answer holds a valid JSON object or list with any content, else 0."""
 
     NEEDS: ClassVar[tuple[str, ...]] = ("generation",)
 

@@ -12,7 +12,7 @@ from luthier.types import Record
 
 
 class Number(Metric):
-    """1 when the final number of the answer equals that of the reference: 1,200 and 1200.0 are equal."""
+    """1 if the final numbers of answer and reference are equal, else 0; 1,200 equals 1200.0."""
 
     NEEDS: ClassVar[tuple[str, ...]] = ("generation",)
     EXAMPLES: ClassVar = (

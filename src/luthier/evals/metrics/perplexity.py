@@ -10,14 +10,13 @@ from luthier.evals.base import Metric
 
 
 class Perplexity(Metric):
-    """exp of the mean negative log-probability per target token: shown, never ranks, lower is better.
+    """exp of the mean negative log-probability per target token; lower is better, and it never ranks methods.
 
-    An item's own value is its mean negative log-probability per token, in nats. Objectives other than
-    maximum likelihood trade it for accuracy, so it must not choose between them.
+    An item's score is its mean negative log-probability per target token, in nats.
     """
 
     NEEDS: ClassVar[tuple[str, ...]] = ("logprobs",)
-    RANKS: ClassVar[bool] = False
+    RANKS: ClassVar[bool] = False  # objectives other than maximum likelihood trade perplexity for accuracy
     RIGHT: ClassVar[float] = 1e999  # infinite: no item counts as right
 
     def of_logprobs(self, total: float, targets: int) -> float:

@@ -10,9 +10,10 @@ from luthier.evals.base import Metric
 
 
 class PreferenceAccuracy(Metric):
-    """1 when the chosen answer of a pair is more probable than the rejected one, 0.5 for a tie; nothing is generated.
+    """1 if the chosen answer of a pair is more probable than the rejected one, 0.5 for a tie, else 0.
 
-    `normalize: tokens` compares the mean log-probability per token, so that long answers are not at a disadvantage.
+    The model generates nothing. `normalize: tokens` compares mean log-probabilities per token, so that long answers are
+    not at a disadvantage.
     """
 
     NEEDS: ClassVar[tuple[str, ...]] = ("pairs",)
@@ -25,5 +26,10 @@ class PreferenceAccuracy(Metric):
     )
 
     def of_pair(self, chosen: tuple[float, int], rejected: tuple[float, int]) -> float:
-        one, other = (total / (count if self.normalize == "tokens" else 1) for total, count in (chosen, rejected))
-        return 1.0 if one > other else 0.5 if one == other else 0.0
+        chosen_logprob, rejected_logprob = self._normalized(*chosen), self._normalized(*rejected)
+        if chosen_logprob == rejected_logprob:
+            return 0.5
+        return 1.0 if chosen_logprob > rejected_logprob else 0.0
+
+    def _normalized(self, total: float, tokens: int) -> float:
+        return total / tokens if self.normalize == "tokens" else total

@@ -14,7 +14,7 @@ _PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
 class TokenF1(Metric):
-    """F1 of the words that answer and reference share, as SQuAD scores it: no case, punctuation or articles."""
+    """F1 of the words that answer and reference share, as in SQuAD: without case, punctuation and English articles."""
 
     NEEDS: ClassVar[tuple[str, ...]] = ("generation",)
     PAPER: ClassVar[str] = "Rajpurkar et al. 2016, arXiv:1606.05250"

@@ -13,7 +13,8 @@ import numpy
 from luthier import parts
 from luthier.data.shapes import last_answer, messages_of, question_and_answer
 from luthier.errors import RunError
-from luthier.evals.evaluate import assign_metrics, measure
+from luthier.evals.answering import measure
+from luthier.evals.evaluate import assign_metrics
 from luthier.keyed import seed63
 from luthier.modalities.language.model import LanguageModel
 from luthier.recipe.settings import GenerateSettings

@@ -111,7 +111,7 @@ class Rollouts:
 
         if self.settings.refill:
             filled = refill(take, play, records, 1 + self.settings.refill)
-            groups, made = filled.groups, filled.made
+            groups, made = filled.groups, filled.all_groups
         else:
             groups = made = play(take(records))
         used = cursor.records - position.records
@@ -133,7 +133,7 @@ class Rollouts:
             end_ids=self.end_ids,
             progress=progress,
             state=self.memory,
-            seen=seen,
+            occurrences=seen,
         )
 
     def _counted(

@@ -22,6 +22,7 @@ from luthier.engine.hidden_cache import HiddenStateCache
 from luthier.engine.score import with_column
 from luthier.engine.source import RowSource
 from luthier.errors import DataError, RecipeError
+from luthier.evals.answering import EvaluatedModel
 from luthier.evals.base import Evaluation
 from luthier.evals.evaluate import evaluate, perplexity, refuse_unscorable
 from luthier.modalities.base import Log, Workspace, find_device, micro_tokens
@@ -133,17 +134,8 @@ class LanguageWorkspace(Workspace, LanguageModel):
         settings, (records, metric) = self.recipe.settings, set_of(self.recipe, self.prepared, name)
         if not records:
             return None
-        return evaluate(
-            module,
-            self.loaded.tokenizer,
-            self.renderer,
-            records,
-            metric,
-            settings.generate,
-            journal.phase(f"evaluate {name}", len(records)),
-            base=self.recipe.base,
-            seed=settings.seed,
-        )
+        model = EvaluatedModel(module, self.loaded.tokenizer, self.renderer, settings.generate, settings.seed)
+        return evaluate(model, records, metric, journal.phase(f"evaluate {name}", len(records)), self.recipe.base)
 
     def shown(self, module: nn.Module, sets: Sequence[str], journal: Journal) -> dict[str, Any]:
         if not (self.recipe.settings.evaluate.perplexity and "target" in sets and self.prepared.test):

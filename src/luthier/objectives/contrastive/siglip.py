@@ -1,4 +1,4 @@
-"""SigLIP: every image with every text, each pair a yes-or-no question."""
+"""SigLIP: a binary classification of every pair of an image and a text of the update."""
 
 from __future__ import annotations
 
@@ -23,10 +23,11 @@ else:
 class SigLIP(CoupledObjective):
     """Sigmoid loss over all pairs of images x_i and texts y_j of an update, both of unit length.
 
-    L = -1/B Σ_i Σ_j log σ(s_ij (exp(t) ⟨x_i, y_j⟩ + b)), with s_ij = +1 where i and j belong together and -1
-    elsewhere; t and b are learned, parameters of the encoder (`scale`, `bias`), starting at log 10 and -10.
-    `same` names a row stream: rows of equal value belong together too (captions that occur more than once would
-    otherwise be pushed away from their own images). B is the whole update's, over micro-batches and ranks.
+    L = -1/B Σ_i Σ_j log σ(s_ij (exp(t) ⟨x_i, y_j⟩ + b)), with s_ij = +1 for matching i and j and -1
+    elsewhere; t and b are trained parameters of the encoder (`scale`, `bias`), starting at log 10 and -10.
+    `same` names a row stream: rows of equal value match too (a caption that occurs more than once would
+    otherwise be pushed away from its own images). B counts the whole update, over micro-batches and ranks.
+    Meter: `text_found`, the share of images whose nearest text matches.
 
     Source: arXiv 2303.15343, algorithm 1.
     """
@@ -43,17 +44,17 @@ class SigLIP(CoupledObjective):
     )
 
     def features(self, policy: Any, batch: Batch) -> dict[str, Tensor]:
-        found = policy.outputs(batch, ("image", "text", "scale", "bias"))
-        return found | {name: functional.normalize(found[name], dim=-1) for name in ("image", "text")}
+        outputs = policy.outputs(batch, ("image", "text", "scale", "bias"))
+        return outputs | {name: functional.normalize(outputs[name], dim=-1) for name in ("image", "text")}
 
     def coupled_loss(self, features: dict[str, Tensor], streams: dict[str, Tensor], update: Update) -> list[Term]:
         similarity = features["image"] @ features["text"].T
-        # One value per record of what is one parameter: the mean hands each record its share of the gradient.
+        # `features` repeats the two scalar parameters once per record; the mean gives each record 1/B of the gradient.
         logits = features["scale"].mean().exp() * similarity + features["bias"].mean()
-        together = torch.eye(len(logits), dtype=torch.bool, device=logits.device)
+        matches = torch.eye(len(logits), dtype=torch.bool, device=logits.device)
         if self.same is not None:
-            together |= streams[self.same][:, None] == streams[self.same][None, :]
-        signs = torch.where(together, 1.0, -1.0).to(logits.dtype)
+            matches |= streams[self.same][:, None] == streams[self.same][None, :]
+        signs = torch.where(matches, 1.0, -1.0).to(logits.dtype)
         nearest = logits.detach().argmax(1, keepdim=True)
-        update.meter("text_found", together.gather(1, nearest).double().sum(), self.unit)
+        update.meter("text_found", matches.gather(1, nearest).double().sum(), self.unit)
         return [Term(-functional.logsigmoid(signs * logits).sum(), self.unit)]

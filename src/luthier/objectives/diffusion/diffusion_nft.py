@@ -1,4 +1,4 @@
-"""DiffusionNFT: reward a denoiser on the way into the noise; good samples pull, bad ones push."""
+"""DiffusionNFT: reinforcement learning of a denoiser by flow matching towards good samples and away from bad ones."""
 
 from __future__ import annotations
 
@@ -29,11 +29,12 @@ else:
 class DiffusionNFT(Objective):
     """Forward-process reinforcement learning with implicit negatives.
 
-    Row streams: `latent` (a clean sample of the set `old`), `level` σ, `optimality` r in [0,1]. With
+    Row streams: `latent` (a clean sample drawn with the weights `old`), `level` σ, `optimality` r in [0,1]. With
     v± = v_old ± beta (v - v_old): loss = adv_clip/beta · (r ℓ₊ + (1-r) ℓ₋) + kl_weight · |v - v_initial|², where ℓ is
-    the error in the clean sample over its own mean size (`normalise`), or, without it, the theorem's
-    r |v₊ - (ε - x₀)|² + (1-r) |v₋ - (ε - x₀)|². No likelihood, no stored path: any solver may have drawn the samples.
-    `old` moves with the rollout, `initial` never.
+    the squared error of the clean sample over its mean absolute error (`normalise`), or, without it, the theorem's
+    r |v₊ - (ε - x₀)|² + (1-r) |v₋ - (ε - x₀)|². The loss needs no likelihood and no stored path, so any solver may
+    have drawn the samples. The weights `old` move after each rollout, `initial` never.
+    Meters: `kl`, |v - v_initial|²; `from_old`, |v - v_old|².
 
     Source: arXiv 2509.16117 (theorem, loss and released code); adopted by arXiv 2510.16888.
     """
@@ -70,26 +71,27 @@ class DiffusionNFT(Objective):
     )
 
     def start(self, policy: Any) -> Any:
-        """The sets `old` and `initial`, equal to the trained parameters; checkpoints carry them."""
-        made = sets.Sets(policy.module, ("old", "initial"))
-        policy.sets.update(made.sets)
-        return made
+        """The weight sets `old` and `initial`, copies of the trained parameters; checkpoints hold them."""
+        weight_sets = sets.Sets(policy.module, ("old", "initial"))
+        policy.sets.update(weight_sets.sets)
+        return weight_sets
 
     def terms(self, policy: Any, batch: Batch, update: Update) -> list[Term]:
         wide = torch.promote_types(next(policy.module.parameters()).dtype, torch.float32)
         clean, sigma, r = (batch.streams[name].values.to(wide) for name in ("latent", "level", "optimality"))
+        # All three velocities are read at the same noised sample: the loss is a difference of velocities at one point.
         noise = draws.normal(update, batch.examples, 0, clean)
         x = levels.noised(clean, noise, sigma)
-        condition, held = policy.condition(batch), update.state_of(self)
-        with held["old"].using():
+        condition, weight_sets = policy.condition(batch), update.state_of(self)
+        with weight_sets["old"].using():
             old = policy.velocity(x, sigma, condition)
-        with held["initial"].using():
+        with weight_sets["initial"].using():
             initial = policy.velocity(x, sigma, condition)
         trained = policy.velocity(x, sigma, condition)
         if self.normalise:
             loss = nft.practical(trained, old, x, clean, sigma, r, self.beta, self.adv_clip)
         else:
-            loss = self.adv_clip / self.beta * nft.plain(trained, old, noise - clean, r, self.beta)
+            loss = self.adv_clip / self.beta * nft.theoretical(trained, old, noise - clean, r, self.beta)
         kl = nft.distance(trained, initial)
         update.meter("kl", kl.detach().sum(), self.unit)
         update.meter("from_old", nft.distance(trained, old).detach().sum(), self.unit)

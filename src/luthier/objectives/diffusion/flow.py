@@ -1,4 +1,4 @@
-"""Flow: learn the velocity that leads from noise to the data."""
+"""Flow: learn the velocity field that transports noise to data."""
 
 from __future__ import annotations
 
@@ -26,7 +26,8 @@ else:
 class Flow(Objective):
     """Flow matching on clean samples x₀ (row stream `latent`): mean over dimensions of |v(x, σ, c) - (ε - x₀)|².
 
-    x = (1-σ) x₀ + σ ε. Noise and level are functions of (seed, update, record, draw).
+    x = (1-σ) x₀ + σ ε, c the row streams `condition:<name>`. ε and σ are functions of (seed, update, row, draw).
+    Meter: `flow`, the loss.
 
     Source: arXiv 2210.02747, on the straight path of arXiv 2209.03003; logit-normal levels arXiv 2403.03206.
     """
@@ -57,11 +58,12 @@ class Flow(Objective):
         return [Term(total, self.unit)]
 
     def _loss(self, policy: Any, batch: Batch, update: Update, clean: Tensor, draw: int) -> Tensor:
+        # Even draws are noises and odd ones levels, so that the two are independent.
         noise = draws.normal(update, batch.examples, 2 * draw, clean)
         sigma = self._levels(update, batch, 2 * draw + 1, clean)
         x = levels.noised(clean, noise, sigma)
-        wrong = policy.velocity(x, sigma, policy.condition(batch)) - (noise - clean)
-        return wrong.square().flatten(1).mean(1).sum()
+        error = policy.velocity(x, sigma, policy.condition(batch)) - (noise - clean)
+        return error.square().flatten(1).mean(1).sum()
 
     def _levels(self, update: Update, batch: Batch, draw: int, clean: Tensor) -> Tensor:
         if self.level == "uniform":

@@ -1,7 +1,7 @@
-"""What policy objectives share: ratios, clipping, divergences from samples, the value loss. All per token, [n].
+"""Functions that policy-gradient losses share: ratios, clipping, sampled divergences, the value loss. All tensors [n].
 
 Advantages, old and reference log-probabilities and returns are constants; gradients flow to `logprob` and
-`value` alone. Everything returned is to be minimised, except ratios and divergences.
+`values` alone. Every function that is not a ratio or a divergence returns a loss to minimise.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 LOG_RATIO_BOUND = 20.0
-"""A ratio beyond e^20 is infinite for every purpose but arithmetic, where it must stay a number."""
+"""Bound of log-ratios: exp(20) = 5e8 is beyond every clipping range, and exp(89) would overflow float32."""
 
 
 def ratio(logprob: Tensor, old: Tensor | None, record_mean: Tensor | None = None) -> Tensor:
@@ -20,12 +20,13 @@ def ratio(logprob: Tensor, old: Tensor | None, record_mean: Tensor | None = None
 
     Args:
         old: log-probabilities under the policy that sampled; None where that is this policy: the ratio is
-            then 1 in value, not in gradient.
+            then 1, with the gradient of logprob.
         record_mean: mean of logprob - old over each token's whole record, no gradient; the ratio is then the
             sequence's, exp(record_mean) (GSPO, arXiv 2507.18071, equation 14).
     """
     difference = logprob - (logprob.detach() if old is None else old)
     if record_mean is not None:
+        # The value is the sequence's, the gradient the token's own: x - sg[x] is 0 with gradient 1.
         difference = record_mean + logprob - logprob.detach()
     return difference.clamp(-LOG_RATIO_BOUND, LOG_RATIO_BOUND).exp()
 
@@ -67,8 +68,8 @@ def k3(logprob: Tensor, reference: Tensor, most: float | None = None) -> Tensor:
     """r - 1 - log r with r = π_ref / π: never negative; its mean is KL(π || π_ref), its gradient's KL(π_ref || π)'s.
 
     Args:
-        most: bound of the value, beyond which the gradient is 0; log r is then held within LOG_RATIO_BOUND, where the
-            exponential is a number. None: no bound.
+        most: bound of k3, beyond which its gradient is 0; log r is then clamped to ±LOG_RATIO_BOUND first, so that
+            the exponential does not overflow. None: no bound.
     """
     difference = reference - logprob
     if most is None:
@@ -81,10 +82,10 @@ ESTIMATORS: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {"k1": k1, "k2": 
 """Of KL(π || π_ref) from samples of π (Schulman 2020, "Approximating KL divergence")."""
 
 
-def value_loss(value: Tensor, old: Tensor, returns: Tensor, clip: float | None) -> Tensor:
-    """max((v - R)², (clip(v, old ± clip) - R)²) / 2; without a clip the first alone."""
-    error = (value - returns).square()
+def value_loss(values: Tensor, old: Tensor, returns: Tensor, clip: float | None) -> Tensor:
+    """max((v - R)², (clip(v, old ± clip) - R)²) / 2, with `clip` None (v - R)² / 2."""
+    error = (values - returns).square()
     if clip is not None:
-        near = torch.minimum(torch.maximum(value, old - clip), old + clip)
-        error = torch.maximum(error, (near - returns).square())
+        clipped_values = torch.minimum(torch.maximum(values, old - clip), old + clip)
+        error = torch.maximum(error, (clipped_values - returns).square())
     return error / 2

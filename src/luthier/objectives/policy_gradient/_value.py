@@ -1,4 +1,4 @@
-"""A value for every state: one linear function of the hidden state that the head reads."""
+"""The value head of ppo: a linear function of the hidden state that the output head reads."""
 
 from __future__ import annotations
 
@@ -7,7 +7,12 @@ from torch import Tensor, nn
 
 
 class ValueHead(nn.Module):
-    """Hidden states [n,D] → values [n], in fp32 or wider; 0 everywhere before training."""
+    """Hidden states [n,D] → values [n], in fp32 or wider; 0 everywhere before training.
+
+    Args:
+        width: D.
+        like: a tensor of the model; the head takes its device and its dtype, widened to fp32.
+    """
 
     def __init__(self, width: int, like: Tensor):
         super().__init__()

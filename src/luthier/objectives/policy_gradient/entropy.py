@@ -20,8 +20,8 @@ class Entropy(TokenObjective):
     """The entropy bonus of policy gradients; its coefficient in a sum is the field's entropy coefficient.
 
     loss_t = -H_t with H_t = -Σ_v p_v log p_v, over the whole vocabulary at the temperature of sampling, in nats;
-    divided by the targets of the update. All answers count, those without an advantage too: their entropy
-    can be raised whatever they earned. A negative coefficient takes entropy away.
+    divided by the targets of the update. Answers without an advantage count too: their entropy does not depend on
+    their reward. A negative coefficient lowers entropy. Meter: `entropy`.
 
     Sources: arXiv 1602.01783, equation 7; 1707.06347, equation 9; on written answers the confidence penalty of
     1701.06548.
@@ -31,6 +31,6 @@ class Entropy(TokenObjective):
     READS_TARGETS: ClassVar[bool] = False
 
     def token_loss(self, view: TokenView) -> Tensor:
-        value = divergence.entropy(view.logits)
-        view.meter("entropy", value)
-        return -value
+        entropies = divergence.entropy(view.logits)
+        view.meter("entropy", entropies)
+        return -entropies

@@ -1,4 +1,4 @@
-"""GRPO: a clipped policy gradient on sampled answers, with advantages made within groups."""
+"""GRPO: a clipped policy gradient on sampled answers, with advantages relative to a group of answers."""
 
 from __future__ import annotations
 
@@ -22,13 +22,15 @@ else:
 class GRPO(TokenObjective):
     """Group relative policy optimisation and its relatives, over the stream `advantages`.
 
+    Per token (paper, equation 3):
     loss_t = -min(ρ_t A_t, clip(ρ_t, 1 - clip_low, 1 + clip_high) A_t) + kl_coefficient · k_t, with ρ = π / π_old
     of the token, or with `ratio: sequence` (GSPO) exp of the mean log-ratio of the whole record. Without the
     stream `old_logprobs` (one update per rollout) ρ is 1 and its gradient A ∇ log π.
 
     norm: `token` divides by the targets of the update (dapo, trl's default), `sequence` takes the mean of
     each record and then of the records (the grpo paper), `constant` divides by records × max_length (dr_grpo).
-    Micro-batch means (bnpo) are not offered: they depend on how an update was cut. `k3_clamp` bounds k3 of a token.
+    Micro-batch means (bnpo) are not offered: they depend on how an update is split. `k3_clamp` bounds k3 of a token.
+    Meters: `ratio`, `clip_fraction`, and `kl` with a `kl_coefficient`.
 
     Sources: arXiv 2402.03300 (grpo), 2503.14476 (dapo), 2503.20783 (dr_grpo), 2507.18071 (gspo), 2506.13585
     (cispo), 1912.09729 (dual clip). In cispo the cap is 1 + clip_high as in the paper; trl's option is the cap.
@@ -113,9 +115,7 @@ class GRPO(TokenObjective):
     @model_validator(mode="after")
     def _clamp_is_read(self) -> GRPO:
         if self.k3_clamp is not None and not (self.kl_coefficient and self.kl_estimator == "k3"):
-            raise ValueError(
-                "`k3_clamp` bounds k3 in the loss: it needs `kl_coefficient` above 0 and `kl_estimator: k3`"
-            )
+            raise ValueError("`k3_clamp` bounds k3 in the loss: set `kl_coefficient` above 0 and `kl_estimator: k3`")
         return self
 
     @property
@@ -127,6 +127,7 @@ class GRPO(TokenObjective):
         return "targets" if self.norm == "token" else "records"
 
     def has_gradient(self, row: Row) -> bool:
+        # Advantages of 0 leave only the divergence; without one the row is counted and never forwarded.
         return bool(self.kl_coefficient) or not row.silent("advantages")
 
     def token_loss(self, view: TokenView) -> Tensor:
@@ -134,13 +135,15 @@ class GRPO(TokenObjective):
         if self.kl_coefficient:
             reference = view.stream("logprobs:initial")
             loss = loss + self.kl_coefficient * self._divergence(view.logprob, reference)
+            # Reported as k3 whatever the loss uses, so that runs with different estimators compare.
             view.meter("kl", surrogates.k3(view.logprob, reference, self.k3_clamp))
+        # The engine divides by the number of answers; the mean within an answer is taken here.
         if self.norm == "sequence":
             return loss / view.record_targets
         return loss / self.max_length if self.norm == "constant" else loss
 
     def _divergence(self, logprob: Tensor, reference: Tensor) -> Tensor:
-        """k of each token, [n]."""
+        """The chosen estimator of KL(policy ‖ initial), [n]."""
         if self.kl_estimator == "k3":
             return surrogates.k3(logprob, reference, self.k3_clamp)
         return surrogates.ESTIMATORS[self.kl_estimator](logprob, reference)
@@ -158,5 +161,5 @@ class GRPO(TokenObjective):
         old = view.streams.get("old_logprobs")
         if self.ratio == "token" or old is None:
             return surrogates.ratio(view.logprob, old)
-        mean = view.record_mean(lambda whole: whole.logprob - whole.streams["old_logprobs"])
+        mean = view.record_mean(lambda batch: batch.logprob - batch.streams["old_logprobs"])
         return surrogates.ratio(view.logprob, old, mean)

@@ -1,4 +1,4 @@
-"""PPO: a clipped policy gradient whose advantages come from a learnt value of every state."""
+"""PPO: a clipped policy gradient whose advantages come from a learnt value function."""
 
 from __future__ import annotations
 
@@ -29,12 +29,13 @@ class PPO(TokenObjective):
 
     loss_t = -min(ρ_t A_t, clip(ρ_t, 1 - clip_low, 1 + clip_high) A_t)
              + value_coefficient · max((v_t - R_t)², (clip(v_t, V_t ± value_clip) - R_t)²) / 2,
-    both averaged over the targets of the update. v_t is the value of the state before token t, V_t what it was
+    both averaged over the targets of the update. v_t is the value of the state before token t, V_t its estimate
     when the rollout was scored (stream `values`), R_t = A_t + V_t before whitening (stream `returns`). The
-    advantage `gae` makes A and R; a KL penalty belongs to the reward.
+    advantage `gae` computes A and R; a KL penalty belongs to the reward.
 
-    The value head reads the hidden state that predicts token t. `value_rate` is its factor of the learning
-    rate; without `value_reaches_model` its loss trains the head alone. Its gradient is clipped apart.
+    The value head reads the hidden state that predicts token t. Its learning rate is `value_rate` times the model's;
+    without `value_reaches_model` its loss trains the head alone. Its gradient is clipped separately.
+    Meters: `ratio`, `clip_fraction`, `value_error`, the mean of (v_t - R_t)².
 
     Sources: arXiv 1707.06347, 1506.02438; value clipping and coefficients as in trl, which trains a second
     model for the values.
@@ -99,8 +100,9 @@ class PPO(TokenObjective):
         return surrogates.clipped(rho, advantages, self.clip_low, self.clip_high)
 
     def hidden_terms(self, policy: Any, batch: Batch, hidden: Tensor, update: Update) -> list[Term]:
-        value = policy.companions["values"].module(hidden if self.value_reaches_model else hidden.detach())
-        old, returns = (batch.at_targets(name).to(value.dtype) for name in ("values", "returns"))
-        loss = surrogates.value_loss(value, old, returns, self.value_clip)
-        update.meter("value_error", (value - returns).detach().square().sum(), "targets")
+        # `hidden` holds the states that predict the targets, so values[i] is the value before target i.
+        values = policy.companions["values"].module(hidden if self.value_reaches_model else hidden.detach())
+        old, returns = (batch.at_targets(name).to(values.dtype) for name in ("values", "returns"))
+        loss = surrogates.value_loss(values, old, returns, self.value_clip)
+        update.meter("value_error", (values - returns).detach().square().sum(), "targets")
         return [Term((loss * batch.at_targets("weights")).sum(), self.UNIT, self.value_coefficient)]

@@ -1,4 +1,4 @@
-"""RLOO: REINFORCE on whole answers, each compared with the others to its prompt."""
+"""RLOO: REINFORCE on whole answers, with the mean reward of the prompt's other answers as the baseline."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ class RLOO(TokenObjective):
     """REINFORCE leave-one-out: the answer is one action, its probability the product over its tokens.
 
     loss_i = -min(ρ_i A_i, clip(ρ_i, 1 - clip_low, 1 + clip_high) A_i) with ρ_i = exp Σ_t (log π - log π_old),
-    averaged over answers. Each of an answer's n tokens carries loss_i / n with the gradient of its own log π,
+    averaged over answers. Each of an answer's n tokens gets loss_i / n with n times the gradient of its own log π,
     which sums to the gradient of loss_i. Without `old_logprobs` (one update per rollout) this is REINFORCE.
 
-    The leave-one-out baseline is made in the rollout (advantage `leave_one_out`), and so is the KL
-    penalty, which belongs to the reward here.
+    The rollout subtracts the leave-one-out baseline (advantage `leave_one_out`) and adds the KL penalty, which is
+    part of the reward. Meters: `ratio`, `clip_fraction`.
 
     Source: arXiv 2402.14740; clipping as in trl, for several updates per rollout.
     """
@@ -58,8 +58,9 @@ class RLOO(TokenObjective):
         advantages, count = view.stream("advantages"), view.record_targets
         old, total = view.streams.get("old_logprobs"), None
         if old is not None:
-            total = count * view.record_mean(lambda whole: whole.logprob - whole.streams["old_logprobs"])
+            total = count * view.record_mean(lambda batch: batch.logprob - batch.streams["old_logprobs"])
             old = count * old
+        # n · log π gives the token n times its gradient; divided by n below, the tokens sum to the answer's gradient.
         rho = surrogates.ratio(count * view.logprob, old, total)
         view.meter("ratio", rho)
         view.meter("clip_fraction", surrogates.is_clipped(rho, advantages, self.clip_low, self.clip_high))

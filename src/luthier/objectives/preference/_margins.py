@@ -23,12 +23,12 @@ def report(view: PairView, margin: Tensor) -> None:
 
 
 def smoothed(margin: Tensor, flips: float) -> Tensor:
-    """-(1 - ε) log σ(m) - ε log σ(-m): the mean loss if a share ε of the labels is the wrong way round."""
+    """-(1 - ε) log σ(m) - ε log σ(-m): the expected loss if a share ε of the labels is flipped."""
     return -(1 - flips) * functional.logsigmoid(margin) - flips * functional.logsigmoid(-margin)
 
 
 def robust(margin: Tensor, flips: float) -> Tensor:
-    """[-(1 - ε) log σ(m) + ε log σ(-m)] / (1 - 2ε): its mean over flipped labels is the loss of the true ones."""
+    """[-(1 - ε) log σ(m) + ε log σ(-m)] / (1 - 2ε): its expectation over flipped labels is the loss of true labels."""
     return (flips * functional.logsigmoid(-margin) - (1 - flips) * functional.logsigmoid(margin)) / (1 - 2 * flips)
 
 
@@ -37,15 +37,17 @@ def hinge(margin: Tensor) -> Tensor:
     return torch.relu(1 - margin)
 
 
-def log1mexp(value: Tensor) -> Tensor:
-    """log(1 - exp(a)) for a < 0, without loss of digits at either end (Mächler 2012); -0 is the least a."""
-    value = value.clamp(max=-torch.finfo(value.dtype).tiny)
-    near = value > -math.log(2)
-    small = torch.where(near, value, value.new_full((), -1.0))
-    large = torch.where(near, value.new_full((), -1.0), value)
-    return torch.where(near, (-torch.expm1(small)).log(), torch.log1p(-large.exp()))
+def log1mexp(a: Tensor) -> Tensor:
+    """log(1 - exp(a)) for a < 0, accurate near 0 and near -inf (Mächler 2012); a = 0 is taken as the largest a < 0."""
+    a = a.clamp(max=-torch.finfo(a.dtype).tiny)
+    near_zero = a > -math.log(2)
+    # Each branch gets a harmless -1 where the other one counts: `where` multiplies the unused branch's gradient by 0,
+    # and 0 · inf would be NaN.
+    small = torch.where(near_zero, a, a.new_full((), -1.0))
+    large = torch.where(near_zero, a.new_full((), -1.0), a)
+    return torch.where(near_zero, (-torch.expm1(small)).log(), torch.log1p(-large.exp()))
 
 
-def log_odds(value: Tensor) -> Tensor:
-    """log(p / (1 - p)) of log p."""
-    return value - log1mexp(value)
+def log_odds(log_p: Tensor) -> Tensor:
+    """log(p / (1 - p)) from log p."""
+    return log_p - log1mexp(log_p)

@@ -1,4 +1,4 @@
-"""Objectives of judged answers: a loss per preference pair, or per answer that is labelled good or bad."""
+"""Base classes for judged answers: a loss per preference pair, or per answer that is labelled good or bad."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ else:
 
 @dataclass
 class PairView:
-    """One micro-batch of P preference pairs: `chosen` and `rejected` hold the P rows of either side."""
+    """One micro-batch of P preference pairs; row i of `chosen` and row i of `rejected` are a pair."""
 
     chosen: SequenceView
     rejected: SequenceView
@@ -36,7 +36,7 @@ class PairView:
 class PairObjective(Objective):
     """A loss per preference pair from summed log-probabilities: write `pair_loss(view) -> [P]`.
 
-    `nll` is reported of the chosen answers, per token.
+    The meter `nll` is that of the chosen answers, per token.
     """
 
     NEEDS: ClassVar[tuple[str, ...]] = ("pairs",)
@@ -57,26 +57,34 @@ class PairObjective(Objective):
         return self.terms_of(view)
 
     def terms_of(self, view: PairView) -> list[Term]:
-        """The summands of a micro-batch; a part may add to them. `chosen_targets` is a unit too."""
+        """Hook: the summands of a micro-batch, divided by "records" (pairs) or "chosen_targets"."""
         loss = check_one_per(self.pair_loss(view), view.chosen.count, f"{type(self).__name__}.pair_loss", "pair")
         return [Term(loss.sum(), self.unit)]
 
 
 def pair_view(policy: TokenPolicy, batch: Batch, update: Update) -> PairView:
-    """One forward over the pairs of a micro-batch, in whatever order their rows stand; one drawn twice is two."""
+    """One forward over the pairs of a micro-batch, whose rows may be in any order; a pair drawn twice is two pairs."""
+    # One forward for both sides: the answers of a pair may share their prompt in a row of the batch.
     both = sequence_view(policy, batch, update)
-    chosen, rejected = [], {}
-    for row, side in enumerate(_sides(batch)):
-        chosen.append(row) if side else rejected.setdefault(batch.records[row], []).append(row)
-    other = [rejected[batch.records[row]].pop() for row in chosen]
-    return PairView(*(both.take(torch.tensor(rows, device=batch.ids.device)) for rows in (chosen, other)))
+    chosen: list[int] = []
+    rejected: dict[str, list[int]] = {}
+    for row, preferred in enumerate(batch.streams["preferred"].values.tolist()):
+        if preferred == 1:
+            chosen.append(row)
+        else:
+            rejected.setdefault(batch.records[row], []).append(row)
+    partners = [rejected[batch.records[row]].pop() for row in chosen]
+    device = batch.ids.device
+    return PairView(
+        both.index_select(torch.tensor(chosen, device=device)), both.index_select(torch.tensor(partners, device=device))
+    )
 
 
 class LabelObjective(SequenceObjective):
-    """A loss per answer that is good or bad by itself: write `sequence_loss(view) -> [R]`, `good(view)` tells which.
+    """A loss per answer that is labelled good or bad: write `sequence_loss(view) -> [R]`; `good(view)` is the label.
 
-    It is divided by the update's number of answers, each side of a pair being one. `nll` is reported of the good
-    answers, per token; `good` and `bad` count answers, and are units of meters.
+    The loss is divided by the update's number of answers; a pair counts as two. The meter `nll` is that of the good
+    answers, per token. `good` and `bad` count answers and are units of meters.
     """
 
     NEEDS: ClassVar[tuple[str, ...]] = ("labels",)
@@ -86,7 +94,7 @@ class LabelObjective(SequenceObjective):
         rows, columns = batch.targets()
         owner = batch.example_of[rows, columns]
         good = batch.streams["preferred"].values == 1
-        answers = owner.unique()
+        answers = owner.unique()  # an answer without targets (all truncated) is not in any count
         return {
             **super().units(batch),
             "answers": float(len(answers)),
@@ -103,10 +111,5 @@ class LabelObjective(SequenceObjective):
 
 
 def good(view: SequenceView) -> Tensor:
-    """Which rows hold a good answer, [R]."""
+    """Whether each row is a good answer, bool [R]."""
     return view.streams["preferred"] == 1
-
-
-def _sides(batch: Batch) -> list[bool]:
-    """Whether each row is the chosen one of its pair."""
-    return [value == 1 for value in batch.streams["preferred"].values.tolist()]

@@ -1,4 +1,4 @@
-"""DPO: prefer the chosen answer over the rejected one, measured against the initial model."""
+"""DPO: raise the likelihood of the chosen answer over the rejected one, relative to the initial model."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ class DPO(PairObjective):
     """Direct preference optimisation: a logistic loss of the difference of two log-ratios.
 
     loss = -log σ(β h), h = (log p - log q)(chosen) - (log p - log q)(rejected), summed over the answers' tokens,
-    with p the policy and q the model as training found it, read once before training. With ε = label_smoothing,
+    with p the policy and q the model before training, whose numbers are computed once. With ε = label_smoothing,
     sigmoid: -(1 - ε) log σ(β h) - ε log σ(-β h) (conservative DPO);
     robust: [-(1 - ε) log σ(β h) + ε log σ(-β h)] / (1 - 2ε), unbiased when a share ε of the labels is flipped;
-    hinge: max(0, 1 - β h). `margin` is β h, `accuracy` the share of pairs with h > 0, ties half.
+    hinge: max(0, 1 - β h). Meters: `margin`, β h; `accuracy`, the share of pairs with h > 0, a tie counting half.
 
     Source: arXiv 2305.18290, equation 7; smoothing: its authors' note of 2023; robust: arXiv 2403.00409;
     hinge: arXiv 2305.10425.
@@ -64,7 +64,7 @@ class DPO(PairObjective):
         if self.loss == "robust" and self.label_smoothing == 0:
             raise ValueError("`loss: robust` needs `label_smoothing` above 0; without it, it is `sigmoid`")
         if self.loss == "hinge" and self.label_smoothing > 0:
-            raise ValueError("`loss: hinge` has no `label_smoothing`")
+            raise ValueError("`loss: hinge` has no `label_smoothing`; remove it, or choose `sigmoid` or `robust`")
         return self
 
     def pair_loss(self, view: PairView) -> Tensor:
@@ -72,5 +72,5 @@ class DPO(PairObjective):
         margins.report(view, margin)
         if self.loss == "hinge":
             return margins.hinge(margin)
-        form = margins.robust if self.loss == "robust" else margins.smoothed
-        return form(margin, self.label_smoothing)
+        logistic = margins.robust if self.loss == "robust" else margins.smoothed
+        return logistic(margin, self.label_smoothing)

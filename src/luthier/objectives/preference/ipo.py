@@ -1,4 +1,4 @@
-"""IPO: pull the difference of two log-ratios to a fixed value instead of to infinity."""
+"""IPO: a squared loss that pulls the difference of two log-ratios to a finite value."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ class IPO(PairObjective):
 
     loss = (h - 1/(2β))², h = r(chosen) - r(rejected), r = Σ_t (log p - log q) for `log_ratio: summed` (the
     paper's equation) or its mean over the answer's tokens for `averaged`, which does not favour short answers.
+    p is the policy and q the model before training. Meters: `margin`, h; `accuracy`.
 
     Source: arXiv 2310.12036, equation 17.
     """

@@ -1,4 +1,4 @@
-"""KTO: answers that are each good or bad by themselves, measured against how far the policy has moved altogether."""
+"""KTO: raise good answers and lower bad ones, relative to the policy's mean distance from the initial model."""
 
 from __future__ import annotations
 
@@ -25,23 +25,23 @@ else:
 class KTO(LabelObjective):
     """Kahneman-Tversky optimisation: a value that saturates, of each answer's log-ratio against a baseline.
 
-    With r = Σ_t (log p - log q) over the answer's tokens, p the policy and q the model as training found it,
+    With r = Σ_t (log p - log q) over the answer's tokens, p the policy and q the model before training,
     good answers: desirable_weight · (1 - σ(β (r - z))), bad ones: undesirable_weight · (1 - σ(β (z - r))).
-    z = max(0, mean r of the update's answers, each behind the prompt of another record), held constant: an estimate
-    of KL(p || q) that is one number for the whole update, taken in eval mode before its first backward. An update
-    whose answers all have one prompt has z = 0. With `baseline: zero` z is 0 always (APO-zero for unpaired answers).
+    z = max(0, mean r of the update's answers, each after the prompt of another record), a constant: an estimate
+    of KL(p || q), one number for the whole update, computed in eval mode before its first backward. An update
+    whose answers all have the same prompt has z = 0. `baseline: zero` sets z = 0 (APO-zero for unpaired answers).
     Meters: `kl` is z, `good_reward` and `bad_reward` the means of β r.
 
     Raises:
-        RecipeError: the first update has no two prompts.
+        RecipeError: all answers of the first update have the same prompt.
 
-    Source: arXiv 2402.01306, equations 7 and 8; `zero`: arXiv 2408.06266. The card rotates the answers of a
-    micro-batch; here those of the update are taken, and the cut into micro-batches changes nothing.
+    Source: arXiv 2402.01306, equations 7 and 8; `zero`: arXiv 2408.06266. TRL rotates the prompts within a device's
+    batch; Luthier permutes those of the whole update, so splitting it does not change z.
     """
 
     PAPER: ClassVar[str] = "arXiv 2402.01306"
     READS: ClassVar = ("logprobs:initial",)
-    SETTINGS: ClassVar = (  # DETACHED is not said: the matrix's workspace has z = 0, where nothing is held
+    SETTINGS: ClassVar = (  # no DETACHED: the conformance workspace has z = 0, where the gradient is the derivative
         {},
         {"beta": 0.5},
         {"desirable_weight": 2.0},
@@ -75,11 +75,12 @@ class KTO(LabelObjective):
 
     @property
     def reads(self) -> tuple[str, ...]:
+        # Answers after other prompts are in no precomputed column, so the initial model itself has to run.
         return (*self.READS, "logits:initial") if self.baseline == "kl" else self.READS
 
     def prepare(self, policy: TokenPolicy, update: Update) -> None:
-        found = baselines.mismatch(policy, update, self.kind) if self.baseline == "kl" else 0.0
-        update.set_prepared(self, max(0.0, found))
+        kl = baselines.mismatch(policy, update, self.kind) if self.baseline == "kl" else 0.0
+        update.set_prepared(self, max(0.0, kl))
 
     def sequence_loss(self, view: SequenceView) -> Tensor:
         ratio, baseline, desirable = view.log_ratio(), view.update.prepared_by(self), good(view)

@@ -1,4 +1,4 @@
-"""ORPO: the likelihood of the chosen answer and the odds against the rejected one, without a reference."""
+"""ORPO: the nll of the chosen answer plus a log-odds-ratio loss against the rejected one; no reference model."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ class ORPO(PairObjective):
 
     loss = nll(chosen) + weight · -log σ(log odds(chosen) - log odds(rejected)), odds = P / (1 - P) with P the
     geometric mean of an answer's token probabilities. nll is divided by the update's number of chosen targets,
-    the odds term by its number of pairs. The margin of `margin` and `accuracy` is the difference of the log odds.
+    the odds term by its number of pairs. Meters: `margin`, the difference of the log odds; `accuracy`.
 
-    Source: arXiv 2403.07691, equations 6 and 7. The released code counts the prompt's tokens into nll; here
-    only the answer's, as in sft.
+    Source: arXiv 2403.07691, equations 6 and 7. The released code includes the prompt's tokens in nll; Luthier only
+    the answer's, as in sft.
     """
 
     PAPER: ClassVar[str] = "arXiv 2403.07691"

@@ -1,4 +1,4 @@
-"""SimPO: prefer by the mean log-probability per token, without a reference."""
+"""SimPO: a preference loss of the mean log-probability per token; no reference model."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ else:
 class SimPO(PairObjective):
     """Simple preference optimisation: the reward is what generation ranks by, and must win by a margin.
 
-    loss = -log σ(β (avg(chosen) - avg(rejected)) - γ), avg the mean log p per token of an answer. No reference
-    is read, so nothing but the learning rate holds the policy near its start.
+    loss = -log σ(β (avg(chosen) - avg(rejected)) - γ), avg the mean log p per token of an answer. Without a
+    reference, only the learning rate keeps the policy near its start. Meters: `margin`, before γ; `accuracy`.
 
     Source: arXiv 2405.14734, equation 6.
     """

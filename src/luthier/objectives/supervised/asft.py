@@ -21,13 +21,13 @@ else:
 class ASFT(TokenObjective):
     """Anchored supervised fine-tuning: the dft loss plus a pull towards the model training started from.
 
-    loss_t = -sg[p(y_t)^prob_power] log p(y_t) + kl_weight · KL_t over the whole vocabulary, with
+    loss_t = -sg[p(y_t)^prob_power] log p(y_t) + kl_weight · KL_t over the whole vocabulary, sg: no gradient, with
     forward: KL(reference || policy) = Σ_v q_v (log q_v - log p_v); reverse: KL(policy || reference).
-    The reference is the state at the start of this training (`initial`), dropout off, never updated.
-    kl_weight 0 is dft. The paper's text and released trainer both use the forward direction.
+    The reference is the model at the start of this training (`initial`), in eval mode, never updated.
+    kl_weight 0 is dft. The paper's text and the released trainer both use the forward direction.
 
-    Source: arXiv 2509.23753. The released code divides by each micro-batch's own token count; here it is
-    the update's, so gradient accumulation changes nothing.
+    Source: arXiv 2509.23753. The released code divides by each micro-batch's own token count; Luthier divides by the
+    update's, so gradient accumulation does not change the gradient.
     """
 
     PAPER: ClassVar[str] = "arXiv 2509.23753"

@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 class DFT(TokenObjective):
     """Dynamic fine-tuning: tokens the model finds unlikely are pulled less.
 
-    loss_t = -sg[p(y_t)^prob_power] log p(y_t), sg = no gradient through the weight; `prob_power` 1 is the
-    paper's method, 0 is sft. The mean weight is reported as `mean_weight`. Its loss cannot be compared
-    with a cross-entropy: read `nll`, which every run reports.
+    loss_t = -sg[p(y_t)^prob_power] log p(y_t), sg: no gradient through the weight. `prob_power` 1 is the
+    paper's method, 0 is sft. Meter: `mean_weight`. The loss cannot be compared with a cross-entropy: compare `nll`,
+    which every run reports.
 
     Source: arXiv 2508.05629, equation 9.
     """

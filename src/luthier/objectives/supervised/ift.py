@@ -1,4 +1,4 @@
-"""IFT: the model reads a blend of the answer and its own guesses, and early tokens answer for later ones."""
+"""IFT: the model reads a blend of the answer and its own guesses; a token's weight grows with the losses after it."""
 
 from __future__ import annotations
 
@@ -34,14 +34,16 @@ class IFT(Objective):
     1. Without gradient and in eval mode, the greedy guess x'_t of every target from its gold prefix.
     2. With gradient, l_t = -log p(y_t | e), where e_t = (1-residual) E[x_t] + residual E[x'_t] at targets.
     3. c_t = Σ_{i≥t} decay^(i-t) l_i within the record, w_t = c_t N / Σ c; decay 0 means w = 1.
-    A record's loss is (1/N) Σ_t w_t l_t with N its targets, an update's the mean over records. The weights are
-    differentiated unless `detach_weights`. The lookup E gets no gradient (a tied output still trains the
+    A record's loss is (1/N) Σ_t w_t l_t with N its targets, the update's loss is the mean over records. The weights
+    are differentiated unless `detach_weights`. The lookup E gets no gradient (a tied output still trains the
     table) unless `train_embedding_through_blend`. `residual` moves from `residual_start` over training, or
     over its first `residual_warmup` updates, and is multiplied by 1 + residual_noise · n, n one normal number per
     update. `propagation: mask` takes 1 for l_i in 3, a schedule by position. Token weights multiply l_t.
+    Meters: `nll` (of the gold prefix), `blended_nll`, `agreement` (share of guesses that equal the target).
 
     Source: arXiv 2405.11870 and its released code, which differ: equation 21 is an undiscounted double sum
     with the opposite order. This is the code's form.
+    Raises: RecipeError at the start, where the model does not accept input embeddings.
     """
 
     PAPER: ClassVar[str] = "arXiv 2405.11870"
@@ -120,7 +122,7 @@ class IFT(Objective):
 
     def terms(self, policy: TokenPolicy, batch: Batch, update: Update) -> list[Term]:
         rows, columns = batch.targets()
-        if not len(rows):
+        if not len(rows):  # a micro-batch without targets has no losses to take a maximum or a total of
             return []
         targets, owner, position = (x[rows, columns] for x in (batch.ids, batch.example_of, batch.position_of))
         guesses, nll = greedy_guesses(policy, batch)
@@ -137,6 +139,7 @@ class IFT(Objective):
     def blend(self, policy: TokenPolicy, batch: Batch, guesses: Tensor, residual: float) -> Tensor:
         """Embeddings [B,T,D] of the batch, at the targets mixed with those of the guesses [N]."""
         guessed = batch.ids.index_put(batch.targets(), guesses)
+        # As in the released code, the table learns only where it is tied to the output, unless the option asks.
         with torch.set_grad_enabled(self.train_embedding_through_blend):
             return torch.lerp(policy.embed(batch.ids), policy.embed(guessed), residual)
 
@@ -144,11 +147,12 @@ class IFT(Objective):
         """Weights [N] with mean 1 in each record, from losses [N], their record and their position in it."""
         if self.decay == 0.0:
             return torch.ones_like(losses)
-        carried = losses.detach() if self.detach_weights else losses
-        sums = discounted(
-            torch.ones_like(losses) if self.propagation == "mask" else carried, owner, position, self.decay
-        )
+        propagated = losses.detach() if self.detach_weights else losses
+        if self.propagation == "mask":
+            propagated = torch.ones_like(losses)
+        sums = discounted(propagated, owner, position, self.decay)
         total = sums.new_zeros(int(owner.max()) + 1).index_add(0, owner, sums)
+        # A record whose losses are all 0 has a total of 0; its weights are then 0 and not 0/0.
         return sums * owner.bincount()[owner] / total.clamp_min(torch.finfo(sums.dtype).tiny)[owner]
 
     def residual_at(self, update: Update) -> float:
@@ -157,28 +161,31 @@ class IFT(Objective):
         share = update.progress if self.residual_warmup is None else min(1.0, (update.index - 1) / self.residual_warmup)
         residual = start + (self.residual - start) * share
         if self.residual_noise:
-            one, two = keyed_uniform(torch.zeros(1, dtype=torch.int64), update, 2)[0].tolist()
-            normal = math.sqrt(-2 * math.log(1 - one)) * math.cos(2 * math.pi * two)
+            # Box and Muller's transform of keyed numbers: every rank and a resumed run draw the same noise.
+            first, second = keyed_uniform(torch.zeros(1, dtype=torch.int64), update, 2)[0].tolist()
+            normal = math.sqrt(-2 * math.log(1 - first)) * math.cos(2 * math.pi * second)
             residual *= 1 + self.residual_noise * normal
         return min(1.0, max(0.0, residual))
 
 
 def greedy_guesses(policy: TokenPolicy, batch: Batch) -> tuple[Tensor, Tensor]:
-    """The likeliest token at every target, and -log p of the true one, from the gold prefix: [N] each, no gradient."""
+    """The likeliest token at every target and -log p of the target, from the gold prefix: [N] each, no gradient."""
     targets: Any = batch.ids[batch.targets()]
+    guesses, nll = [], []
     with policies.reading(policy.module):
         hidden = policy.hidden(batch)
-        found = []
         for piece in policy.head.chunks(hidden):
             logits = policy.head.logits(hidden[piece])
-            found.append((logits.argmax(-1), -heads.target_logprob(logits, targets[piece])))
-        return torch.cat([guess for guess, _ in found]), torch.cat([nll for _, nll in found])
+            guesses.append(logits.argmax(-1))
+            nll.append(-heads.target_logprob(logits, targets[piece]))
+        return torch.cat(guesses), torch.cat(nll)
 
 
 def discounted(values: Tensor, owner: Tensor, position: Tensor, decay: float) -> Tensor:
     """Σ_{i≥t} decay^(i-t) v_i over the later positions of the same record: [N] → [N].
 
-    By doubling: after k rounds each position holds the sum over the 2^k positions from it on.
+    By doubling, in log2(length) tensor operations: after k rounds a position holds the sum over the 2^k positions
+    that start at it.
     """
     length = int(position.max()) + 1
     grid = values.new_zeros(int(owner.max()) + 1, length).index_put((owner, position), values)

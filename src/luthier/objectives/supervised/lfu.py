@@ -1,4 +1,4 @@
-"""LfU: the hidden states should not move when the model is pushed where its loss grows."""
+"""LfU: hidden states should stay where they are when the model takes a step of gradient ascent on its loss."""
 
 from __future__ import annotations
 
@@ -33,22 +33,24 @@ else:
 class LFU(Objective):
     """Learning from the undesirable: the base loss plus consistency under one step of gradient ascent.
 
-    Per update: auxiliary parameters a, fresh (a low-rank addition to every linear, or a steering vector per layer) or
-    the trained adapter itself; g = d base(a) / d a over the whole update; the push is step_size · g / ||g|| over all
-    of them together. Then loss = base + coef · (1/TK) Σ_t Σ_l ||sg[h_lt] - h'_lt||², h' the outputs of the K layers
-    under the push, T the targets' own positions (`mask: all`: every position but each record's first). The push is
-    constant there and discarded afterwards; theta learns through h' alone. `reduction` over the width: the paper's
-    text and the released code say mean, its equation sum. `layers` are pushed and compared; `states: tuple` compares
-    transformers' tuple of K + 1 states instead: what the first layer reads included, the last behind the final norm.
-    Reported: `consistency`, `ascent_norm` ||g||, and `auxiliary_nll`, which must lie above `nll`.
+    Per update: auxiliary parameters a, new ones (a low-rank addition to every linear, or a steering vector per layer)
+    or the trained adapter itself; g = d base(a) / d a over the whole update; a takes the ascent step
+    step_size · g / ||g||, the norm being over all of a. Then loss = base + coef · (1/TK) Σ_t Σ_l ||sg[h_lt] - h'_lt||²,
+    h the outputs of the K layers without the step and h' with it, T the targets' own positions (`mask: all`: every
+    position but each record's first). The step is a constant of the loss and is discarded afterwards; the trained
+    weights get the second term's gradient through h' alone. `reduction` over the width: the paper's text and the
+    released code have the mean, its equation the sum. `layers` take the step and are compared; `states: tuple`
+    compares transformers' tuple of K + 1 states: the input of the first layer, and the last state after the final norm.
+    Meters: `consistency`, `ascent_norm` ||g||, and `auxiliary_nll` (with the step), which must exceed `nll`.
 
-    Source: arXiv 2511.13052, its text; the released code is another method (docs/methods/lfu.md says how).
-    The ascent is one per update, never per micro-batch, so a split changes nothing.
+    Raises: RecipeError at the start, where `base` changes the model's input or `trained` has no adapter.
+    Source: arXiv 2511.13052, its text; the released code differs (docs/methods/lfu.md). There is one ascent per
+    update, never one per micro-batch, so splitting an update does not change the gradient.
     """
 
     PAPER: ClassVar[str] = "arXiv 2511.13052"
     WHOLE_ROWS: ClassVar[bool] = True
-    DETACHED: ClassVar = ("hidden states at rest",)
+    DETACHED: ClassVar = ("hidden states without the ascent step",)
     SETTINGS: ClassVar = (
         {},
         {"base": "dft"},
@@ -116,16 +118,14 @@ class LFU(Objective):
     @model_validator(mode="after")
     def _options_are_read(self) -> LFU:
         if self.auxiliary == "trained" and self.rank != type(self).model_fields["rank"].default:
-            raise ValueError(
-                "`auxiliary: trained` pushes the tuner's adapter, whose rank is the tuner's: leave `rank` out"
-            )
+            raise ValueError("`auxiliary: trained` uses the tuner's adapter, whose rank the tuner sets: remove `rank`")
         if self.states == "tuple" and self.layers != "all":
-            raise ValueError("`states: tuple` compares all states: leave `layers` out")
+            raise ValueError("`states: tuple` compares all states: remove `layers`")
         return self
 
     @property
     def weight(self) -> float:
-        """`coef`, or the published value for what is pushed."""
+        """`coef`, or the published value for this kind of auxiliary parameters."""
         if self.coef is not None:
             return self.coef
         return 0.1 if self.auxiliary == "steering" else 5.0
@@ -137,41 +137,45 @@ class LFU(Objective):
     def start(self, policy: TokenPolicy) -> None:
         if not isinstance(self.base, TokenObjective | SequenceObjective):
             raise RecipeError(
-                f"lfu cannot stand on `{self.base.kind}`: both of its forwards must read the record as it is.",
-                "Take a loss over tokens or records as its base, such as sft or dft.",
+                f"lfu cannot use `{self.base.kind}` as its base: both forwards must read the record unchanged.",
+                "Set `base` to a loss over tokens or records, such as sft or dft.",
             )
         if self.auxiliary == "trained":
-            auxiliaries.adapters(policy, self.chosen(policy))
+            auxiliaries.adapters(policy, self.layer_indices(policy))  # raises before training, not in update 1
 
     def units(self, batch: Batch) -> dict[str, float]:
+        # A count of its own: `mask: all` compares positions that are not targets.
         return self.base.units(batch) | {"compared": float(self.compared(batch).sum())}
 
     def prepare(self, policy: TokenPolicy, update: Update) -> None:
         self.base.prepare(policy, update)
-        made = self._auxiliary(policy, update)
-        gradients = [torch.zeros_like(value) for value in made.values]
-        aside = replace(update, meters={})
-        with made.attached(), context.forward_context(**{context.ASIDE: True}):
+        auxiliary = self._auxiliary(policy, update)
+        gradients = [torch.zeros_like(parameter) for parameter in auxiliary.values]
+        unmetered = replace(update, meters={})  # the base reports its meters in the training forward, once
+        # The context tells tuners that collect gradients (spiel) to ignore this backward.
+        with auxiliary.attached(), context.forward_context(**{context.ASIDE: True}):
             for batch in update.batches:
-                with self.base.micro_batch_context(policy, batch, update), made.active(), _same_draws(batch, update):
-                    loss = total_of(self.base.terms(policy, batch, aside), update.counts)
-                    if loss is not None:
-                        found = torch.autograd.grad(loss, made.values, materialize_grads=True, allow_unused=True)
-                        for total, piece in zip(gradients, found, strict=True):
-                            total += piece
+                inside = self.base.micro_batch_context(policy, batch, update)
+                with inside, auxiliary.active(), _same_draws(batch, update):
+                    loss = total_of(self.base.terms(policy, batch, unmetered), update.counts)
+                    if loss is None:
+                        continue
+                    pieces = torch.autograd.grad(loss, auxiliary.values, materialize_grads=True, allow_unused=True)
+                    for gradient, piece in zip(gradients, pieces, strict=True):
+                        gradient += piece
         update.sum_tensors(gradients)
-        update.set_prepared(self, (made, made.ascend(gradients, self.step_size)))
+        update.set_prepared(self, (auxiliary, auxiliary.ascend(gradients, self.step_size)))
 
-    def _auxiliary(self, policy: TokenPolicy, update: Update) -> auxiliaries.Auxiliary | auxiliaries.PushedAdapter:
-        """What this update pushes, not yet pushed."""
+    def _auxiliary(self, policy: TokenPolicy, update: Update) -> auxiliaries.Auxiliary | auxiliaries.PerturbedAdapter:
+        """The parameters that take this update's ascent step, before the step."""
         if self.auxiliary == "trained":
-            return auxiliaries.adapters(policy, self.chosen(policy))
+            return auxiliaries.adapters(policy, self.layer_indices(policy))
         key = f"{update.seed}/{update.index}"
-        return auxiliaries.make(policy, self.auxiliary, self.chosen(policy), self.rank, key)
+        return auxiliaries.make(policy, self.auxiliary, self.layer_indices(policy), self.rank, key)
 
     def _states(self, policy: TokenPolicy) -> AbstractContextManager[dict[int, Tensor]]:
-        """Collects the hidden states of the forward that is run inside."""
-        return policy.state_tuple() if self.states == "tuple" else policy.layer_outputs(self.chosen(policy))
+        """A context that records the hidden states of the forward inside: {layer: [B,T,D]}."""
+        return policy.state_tuple() if self.states == "tuple" else policy.layer_outputs(self.layer_indices(policy))
 
     @contextmanager
     def micro_batch_context(self, policy: TokenPolicy, batch: Batch, update: Update) -> Iterator[None]:
@@ -181,12 +185,13 @@ class LFU(Objective):
 
     def terms(self, policy: TokenPolicy, batch: Batch, update: Update) -> list[Term]:
         auxiliary, norm = update.prepared_by(self)
-        with _same_draws(batch, update), self._states(policy) as plain:
+        with _same_draws(batch, update), self._states(policy) as states:
             terms = self.base.terms(policy, batch, update)
-        with _same_draws(batch, update), auxiliary.active(), self._states(policy) as pushed:
+        with _same_draws(batch, update), auxiliary.active(), self._states(policy) as perturbed:
             hidden = policy.hidden(batch)
-        where = self.compared(batch)
-        distance = torch.stack([self.distance(plain[i][where].detach(), pushed[i][where]) for i in plain]).mean(0)
+        mask = self.compared(batch)
+        distances = [self.distance(states[index][mask].detach(), perturbed[index][mask]) for index in states]
+        distance = torch.stack(distances).mean(0)
         update.meter("consistency", distance.detach().sum(), "compared")
         self._report(policy, batch, update, hidden.detach(), norm)
         return [*terms, Term(distance.sum(), "compared", self.weight)]
@@ -198,11 +203,12 @@ class LFU(Objective):
         self.base.after_step(policy, update)
 
     def compared(self, batch: Batch) -> Tensor:
-        """Positions [B,T] whose hidden states are compared."""
+        """Mask [B,T] of the positions whose hidden states are compared."""
+        # A record's first position is excluded: no token is predicted there, with either mask.
         inner = (batch.example_of >= 0) & (batch.position_of > 0)
         return inner & (batch.weights != 0) if self.mask == "response" else inner
 
-    def chosen(self, policy: TokenPolicy) -> list[int]:
+    def layer_indices(self, policy: TokenPolicy) -> list[int]:
         """Indices of the layers: all, or a third of them, rounded outwards."""
         count = len(policy.layers)
         if self.layers == "all":
@@ -210,21 +216,22 @@ class LFU(Objective):
         third = ("early", "middle", "late").index(self.layers)
         return list(range(third * count // 3, -(-(third + 1) * count // 3)))
 
-    def distance(self, plain: Tensor, pushed: Tensor) -> Tensor:
+    def distance(self, states: Tensor, perturbed: Tensor) -> Tensor:
         """Squared distance of hidden states [n,D] in float32 or wider: [n]."""
-        wide = torch.promote_types(plain.dtype, torch.float32)
-        squares = (plain.to(wide) - pushed.to(wide)).square()
+        wide = torch.promote_types(states.dtype, torch.float32)
+        squares = (states.to(wide) - perturbed.to(wide)).square()
         return squares.mean(-1) if self.reduction == "mean" else squares.sum(-1)
 
     def _report(self, policy: TokenPolicy, batch: Batch, update: Update, hidden: Tensor, norm: float) -> None:
-        """The gradient's norm, and the likelihood after the step: if it did not fall, the step is wrong."""
+        """Report ||g|| and the nll with the ascent step: where that does not exceed `nll`, the step is wrong."""
         targets = batch.ids[batch.targets()]
         with torch.no_grad():
             nll = policy.head.sum(hidden, lambda piece, logits: -heads.target_logprob(logits, targets[piece]))
         update.meter("auxiliary_nll", nll, "targets")
+        # A meter is a sum over the update divided by a count: norm × targets, summed, over all targets is the norm.
         update.meter("ascent_norm", norm * len(targets), "targets")
 
 
 def _same_draws(batch: Batch, update: Update) -> Any:
-    """Both forwards of a micro-batch drop the same, else they differ without any push."""
+    """A context in which dropout draws the same mask in both forwards, which would otherwise differ without a step."""
     return context.same_draws(f"{update.seed}/{update.index}/{'/'.join(batch.examples)}", batch.ids.device)

@@ -23,15 +23,17 @@ else:
 class OTR(TokenObjective):
     """One-token rollout: candidates a_1..a_K are drawn at the gold prefix, the right one is rewarded.
 
-    loss_t = -(1/K) Σ_j R(a_j) log p(a_j), R = 1 for the gold token and `mismatch_reward` otherwise,
+    With y the gold token and z the logits of a target position:
+
+    loss_t = -(1/K) Σ_j R(a_j) log p(a_j), R(y) = 1 and R(a) = `mismatch_reward` for a ≠ y,
     a_j ~ p' = softmax(z / sampling_temperature), drawn with replacement and keyed by (seed, update,
     record, position). Samples, rewards and p' are constants; log p is at temperature 1.
-    `estimator: exact` sums over the vocabulary instead: loss_t = -Σ_a p'(a) R(a) log p(a), the
-    expectation of the above (ours, not the paper's). Divided per record, then by records
-    (`normalization: token`: by all targets). At sampling_temperature 1 the expected gradient is
-    (1 - mismatch_reward) times dft's. Reported: `hit_rate`, the share of draws that are gold.
+    `estimator: exact` (ours, not the paper's) takes the expectation over the draws:
+    loss_t = -Σ_a p'(a) R(a) log p(a). The loss is a mean over each record's targets, then over records
+    (`normalization: token`: over all targets). At sampling_temperature 1 the expected gradient is
+    (1 - mismatch_reward) times dft's. Meter: `hit_rate`, the share of draws that are the gold token.
 
-    Source: arXiv 2509.26313. Temperature and mismatch reward are not given in its public sources.
+    Source: arXiv 2509.26313. Its public sources state neither temperature nor mismatch reward.
     """
 
     PAPER: ClassVar[str] = "arXiv 2509.26313"
@@ -81,7 +83,7 @@ class OTR(TokenObjective):
 
     def token_loss(self, view: TokenView) -> Tensor:
         shares = torch.softmax(view.logits.detach() / self.sampling_temperature, dim=-1)
-        if self.estimator == "sampled":
+        if self.estimator == "sampled":  # the frequencies of K draws take the place of the probabilities
             drawn = _draw(shares, view.uniform(self.num_samples))
             shares = torch.zeros_like(shares).scatter_add_(-1, drawn, torch.full_like(drawn, 1, dtype=shares.dtype))
             shares /= self.num_samples
@@ -97,7 +99,7 @@ def _draw(probabilities: Tensor, uniform: Tensor) -> Tensor:
     """Tokens [n,K] by inverse distribution function: probabilities [n,V], uniform numbers [n,K]."""
     cumulative = probabilities.cumsum(-1)
     total = cumulative[:, -1:]
-    # Rounding may lift a number to the total, where no token lies.
+    # Rounding may lift uniform · total to the total itself, for which searchsorted returns V: no token.
     below = torch.nextafter(total, torch.zeros_like(total))
-    wanted = torch.minimum((uniform * total).to(cumulative.dtype), below)
-    return torch.searchsorted(cumulative, wanted, right=True)
+    levels = torch.minimum((uniform * total).to(cumulative.dtype), below)
+    return torch.searchsorted(cumulative, levels, right=True)

@@ -1,1 +1,1 @@
-"""Advantages: from rewards to what each token is credited with."""
+"""Advantages: from the rewards of answers to the credit of each token."""

@@ -12,7 +12,7 @@ from luthier.rollouts.base import Advantage, Arrays, Rollout
 
 
 class BatchNorm(Advantage):
-    """A_i = (R_i - mean of the group) / (std + epsilon), the unbiased deviation being that of all rewards.
+    """A_i = (R_i - mean of the group) / (std + epsilon), with the unbiased deviation of all rewards of the rollout.
 
     Source: arXiv 2508.08221 (group mean, batch deviation).
     """
@@ -31,5 +31,5 @@ class BatchNorm(Advantage):
 
     def compute(self, rollout: Rollout, values: Arrays) -> ndarray:
         rewards = rollout.totals(values)
-        std = mean_and_std(rewards)[1]
+        std = mean_and_std(rewards)[1]  # of the rewards as they are: groups of different difficulty widen it
         return less_group_means(rewards, rollout.by_group(self.kind)) / (std + self.epsilon)

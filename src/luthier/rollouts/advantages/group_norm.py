@@ -16,7 +16,7 @@ class GroupNorm(Advantage):
 
     A group whose rewards are equal gets 0.
 
-    Source: arXiv 2402.03300. The paper does not say which deviation; the public implementations divide by G - 1.
+    Source: arXiv 2402.03300. The paper leaves the deviation open; the public implementations divide by G - 1.
     """
 
     PAPER: ClassVar[str] = "arXiv 2402.03300"
@@ -33,7 +33,7 @@ class GroupNorm(Advantage):
 
     def compute(self, rollout: Rollout, values: Arrays) -> ndarray:
         rewards = rollout.totals(values)
-        for places in rollout.by_group(self.kind):
-            mean, std = mean_and_std(rewards[places])
-            rewards[places] = (rewards[places] - mean) / (std + self.epsilon)
+        for members in rollout.by_group(self.kind):
+            mean, std = mean_and_std(rewards[members])
+            rewards[members] = (rewards[members] - mean) / (std + self.epsilon)
         return rewards

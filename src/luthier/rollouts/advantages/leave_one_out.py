@@ -13,7 +13,7 @@ from luthier.rollouts.base import Advantage, Arrays, Rollout
 class LeaveOneOut(Advantage):
     """A_i = R_i - mean of the other rewards of the group, which is G / (G - 1) times `center`.
 
-    The paper's penalty for leaving the reference is a link before this one: `[kl_penalty, leave_one_out]`.
+    The paper's penalty on the distance to the reference is a link before this one: `[kl_penalty, leave_one_out]`.
 
     Source: arXiv 2402.14740.
     """
@@ -24,11 +24,12 @@ class LeaveOneOut(Advantage):
 
     def compute(self, rollout: Rollout, values: Arrays) -> ndarray:
         rewards = rollout.totals(values)
-        for places in rollout.by_group(self.kind):
-            there = places[numpy.isfinite(rewards[places])]
-            if len(there) > 1 and rewards[there].min() < rewards[there].max():  # equal rewards: 0 to the last bit
-                others = (rewards[there].sum() - rewards[there]) / (len(there) - 1)
-                rewards[there] = rewards[there] - others
+        for members in rollout.by_group(self.kind):
+            rewarded = members[numpy.isfinite(rewards[members])]
+            # Equal rewards get exactly 0; by the formula, rounding would leave a difference in the last bit.
+            if len(rewarded) > 1 and rewards[rewarded].min() < rewards[rewarded].max():
+                others = (rewards[rewarded].sum() - rewards[rewarded]) / (len(rewarded) - 1)
+                rewards[rewarded] = rewards[rewarded] - others
             else:
-                rewards[there] = 0.0
+                rewards[rewarded] = 0.0
         return rewards

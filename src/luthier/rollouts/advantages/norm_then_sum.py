@@ -13,14 +13,15 @@ from luthier.rollouts.advantages._statistics import mean_and_std
 from luthier.rollouts.base import Advantage, Arrays, Rollout
 
 ROUNDING = 1e-12
-"""Below this a mean of numbers near 1 is an error of rounding."""
+"""A mean of numbers near 1 that is smaller than this is taken for a rounding error of 0."""
 
 
 class NormThenSum(Advantage):
     """S = Σ_k w_k (r_k - mean_k) / (std_k + epsilon) by group, then (S - mean) / (std + epsilon) over the rollout.
 
-    Rewards of large and of small spread count alike. It reads the rewards by name and not their weighted sum:
-    `weights` says how much each counts (1 unless named; 0 leaves it out), and nothing may stand before it.
+    Rewards of large and of small spread count alike. This link reads the single rewards by name and not their weighted
+    sum, so it has to be the first of its chain. `weights` says how much each reward counts: 1 unless named, 0 leaves
+    it out.
 
     Source: arXiv 2601.05242.
     """
@@ -32,14 +33,14 @@ class NormThenSum(Advantage):
 
     weights: dict[str, float] = Field(
         default_factory=dict,
-        description="Factor of each reward by name, applied behind its normalisation: 1 unless named, 0 leaves it out."
-        " Larger counts it more.",
+        description="Factor of each reward by name, applied after its normalisation: 1 unless named, 0 leaves the "
+        "reward out. Larger gives the reward more weight.",
     )
     epsilon: float = Field(
         1e-4,
         gt=0,
         description="Number added to each deviation, of a reward in its group and of the sum, before dividing by it. "
-        "Larger damps what hardly differs.",
+        "Larger damps rewards that hardly differ.",
     )
 
     def compute(self, rollout: Rollout, values: Arrays) -> ndarray:
@@ -50,12 +51,14 @@ class NormThenSum(Advantage):
         total = numpy.where(numpy.isfinite(rollout.rewards), 0.0, numpy.nan)
         groups = rollout.by_group(self.kind)
         for name, reward in rollout.parts.items():
+            # `NAME.PART` is a part of the reward NAME, which already counts it.
             weight = self.weights.get(name, 0.0 if "." in name else 1.0)
-            for places in groups:
-                mean, std = mean_and_std(reward[places])
-                z = (reward[places] - mean) / (std + self.epsilon)
-                total[places] += weight * numpy.where(numpy.isfinite(z), z, 0.0)
+            for members in groups:
+                mean, std = mean_and_std(reward[members])
+                z = (reward[members] - mean) / (std + self.epsilon)
+                total[members] += weight * numpy.where(numpy.isfinite(z), z, 0.0)
         mean, std = mean_and_std(total)
-        if abs(mean) < ROUNDING:  # the mean of groups with mean 0: groups that say nothing stay at exactly 0
+        # Every group has mean 0, so the total mean is 0 but for rounding; groups of equal rewards keep exactly 0.
+        if abs(mean) < ROUNDING:
             mean = 0.0
         return (total - mean) / (std + self.epsilon)

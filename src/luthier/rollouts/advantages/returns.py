@@ -1,4 +1,4 @@
-"""REINFORCE: what is still to come."""
+"""REINFORCE: each token is credited with the discounted rewards from there on."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ class Returns(Advantage):
         1.0,
         ge=0,
         le=1,
-        description="Discount γ per token of what is still to come: 1 credits a token with every later reward alike, "
-        "less with near ones more.",
+        description="Discount γ per token of later rewards. 1 credits a token equally with every later reward; smaller "
+        "credits it less with distant ones.",
     )
 
     def compute(self, rollout: Rollout, values: Arrays) -> Arrays:
-        made = []
-        for value, trained in zip(values, rollout.trained, strict=True):
-            total, found = 0.0, numpy.zeros(len(value))
-            for place in trained.nonzero()[0][::-1]:
-                total = value[place] + self.gamma * total
-                found[place] = total
-            made.append(found)
-        return made
+        returns = []
+        for rewards, trained in zip(values, rollout.trained, strict=True):
+            total, of_answer = 0.0, numpy.zeros(len(rewards))
+            for index in trained.nonzero()[0][::-1]:
+                total = rewards[index] + self.gamma * total
+                of_answer[index] = total
+            returns.append(of_answer)
+        return returns

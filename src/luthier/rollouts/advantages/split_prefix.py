@@ -1,4 +1,4 @@
-"""Prefix-RFT's other estimator: prefixes and what follows them are credited apart."""
+"""Prefix-RFT's other estimator: prefixes and the tokens after them are credited separately."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from luthier.rollouts.base import Advantage, Arrays, Rollout
 
 
 class SplitPrefix(Advantage):
-    """Answers are compared only with those that began alike; a prefix with the answers that began with none.
+    """Answers are compared only with answers of the same prefix, and a prefix with the answers without one (the free).
 
-    What was sampled: R - mean of the answers of the group with the same prefix. One that is alone with its prefix gets
-    0, or with `alone: reward` its reward. A prefix: (R - mean of the answers without a prefix) / number of answers
-    with it; where all answers have one, 0.
+    Sampled tokens: R - mean of the group's answers with the same prefix. If no other answer has the prefix, they get 0,
+    or with `alone: reward` the reward. Prefix tokens: (R - mean of the free answers) / number of answers with this
+    prefix; 0 where the group has no free answer.
 
-    The released code of arXiv 2507.01679 takes, in place of R, what the answer was credited with: `prefix: centred`.
-    Its first variant is then `alone: reward`, its second `alone: zero`, in which a prefix that one answer has is
-    credited with minus the mean of the free answers whatever it earned. With one answer per prefix and
-    `alone: reward` both values of `prefix` are the same. The paper's own form is `center`.
+    The released code of arXiv 2507.01679 puts the credit of the sampled tokens in place of R: `prefix: centred`. Its
+    first variant is then `alone: reward`, its second `alone: zero`: there, the prefix of a single answer is credited
+    with minus the mean of the free answers whatever its answer earned. With one answer per prefix and
+    `alone: reward`, both options of `prefix` are the same. The paper's own form is `center`.
     """
 
     PAPER: ClassVar[str] = "arXiv 2507.01679"
@@ -32,34 +32,39 @@ class SplitPrefix(Advantage):
 
     alone: Literal["zero", "reward"] = Field(
         "zero",
-        description="Credit of the sampled tokens where no other answer has the same prefix: `zero`, or `reward`, the "
-        "answer's own without a baseline.",
+        description="Credit of the sampled tokens if no other answer has the same prefix: `zero`, or `reward`, the "
+        "answer's reward without a baseline.",
     )
     prefix: Literal["reward", "centred"] = Field(
         "reward",
-        description="What a prefix is credited with, less the mean reward of the answers without one: the answer's"
-        " reward, or (the released code) its reward already centred among the answers with this prefix.",
+        description="Credit of a prefix, before the mean reward of the answers without one is subtracted: the answer's"
+        " `reward`, or (the released code) its reward `centred` among the answers with this prefix.",
     )
 
     def compute(self, rollout: Rollout, values: Arrays) -> Arrays:
         rewards = rollout.totals(values)
-        made = rollout.spread(rewards)
-        for places in rollout.by_group(self.kind):
-            for prefix, alike in self._by_prefix(rollout, places).items():
-                mean = mean_and_std(rewards[alike])[0]
-                free = mean_and_std(rewards[[i for i in places if not rollout.forced[i].any()]])[0]
-                for index in alike:
-                    single = len(alike) == 1 and bool(prefix)
-                    own = (rewards[index] if self.alone == "reward" else 0.0) if single else rewards[index] - mean
-                    made[index][:] = own
-                    credited = own if self.prefix == "centred" else rewards[index]
-                    made[index][rollout.forced[index]] = (credited - free) / len(alike)
-        return made
+        advantages = rollout.spread(rewards)
+        for members in rollout.by_group(self.kind):
+            # NaN where the group has no free answer; `credit` turns it into 0.
+            free = mean_and_std(rewards[[index for index in members if not rollout.forced[index].any()]])[0]
+            for prefix, sharing in self._by_prefix(rollout, members).items():
+                mean = mean_and_std(rewards[sharing])[0]
+                single = len(sharing) == 1 and bool(prefix)
+                for index in sharing:
+                    if not single:
+                        sampled = rewards[index] - mean
+                    else:
+                        sampled = rewards[index] if self.alone == "reward" else 0.0
+                    advantages[index][:] = sampled
+                    of_prefix = sampled if self.prefix == "centred" else rewards[index]
+                    advantages[index][rollout.forced[index]] = (of_prefix - free) / len(sharing)
+        return advantages
 
-    def _by_prefix(self, rollout: Rollout, places: ndarray) -> dict[tuple[int, ...], list[int]]:
-        members = rollout.members
-        found: dict[tuple[int, ...], list[int]] = {}
-        for index in places:
-            ids = numpy.asarray(members[index].trajectory.ids)[rollout.forced[index]]
-            found.setdefault(tuple(ids.tolist()), []).append(int(index))
-        return found
+    def _by_prefix(self, rollout: Rollout, members: ndarray) -> dict[tuple[int, ...], list[int]]:
+        """The indices of a group's answers by the token ids of their prefix, which are none for free answers."""
+        trajectories = [member.trajectory for member in rollout.members]
+        indices: dict[tuple[int, ...], list[int]] = {}
+        for index in members:
+            ids = numpy.asarray(trajectories[index].ids)[rollout.forced[index]]
+            indices.setdefault(tuple(ids.tolist()), []).append(int(index))
+        return indices

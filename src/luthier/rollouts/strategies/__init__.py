@@ -1,1 +1,1 @@
-"""Strategies: which continuations of one prompt are asked for, round after round."""
+"""Strategies: which answers to a prompt are sampled, in rounds."""

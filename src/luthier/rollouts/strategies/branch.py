@@ -1,4 +1,4 @@
-"""BREAD: where the model fails, it goes on from the shortest useful part of the solution."""
+"""BREAD: where the model fails, it continues the shortest beginning of the solution that helps."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from luthier.types import Request, Scored
 
 @dataclass(frozen=True)
 class _Probe:
-    """A group that was sampled behind the first `shown` episodes, and its share of successes."""
+    """A group that was sampled behind a hint of the first `episodes` episodes, and its share of successes."""
 
-    shown: int
+    episodes: int
     success: float
     scored: tuple[Scored, ...]
 
@@ -25,14 +25,15 @@ class _Probe:
 class Branch(Strategy):
     """Branched rollouts: an unaided group first; if it fails, a group behind the shortest hint that helps.
 
-    The solution is cut into at most `episodes` parts; hints are its first k parts, never the last. A binary search
-    over k probes one group at a time. p is the share of answers with a reward of `success` or more, `enough` (1 /
-    group unless set) is what p has to reach. With `early_stop` the search ends at a hint with p <= `plenty`
-    (1 - 1 / group unless set). `warm_start` first tries the hint that was used last time, and the next shorter one.
-    The hint is context: it is neither judged nor trained. A prompt that no hint helps, or whose best hint makes
-    every answer right, is skipped (`keep_failed` keeps its unaided group, whose advantages are 0).
+    The solution is cut into at most `episodes` parts, and a hint is the first k of them, never all. A binary search
+    over k samples one group per hint. A hint helps if the share p of answers with a reward of at least `success`
+    reaches `enough` (default 1 / group). With `early_stop`, the search ends at a hint that helps and has p <= `plenty`
+    (default 1 - 1 / group). `warm_start` first tries the record's last hint, and the next shorter one.
 
-    Source: arXiv 2506.17211. No code was released; numbers of the band are not known, those here are chosen.
+    The hint is context: it is neither judged nor trained. A prompt is skipped if no hint helps, or if the best hint
+    makes every answer right; `keep_failed` keeps its unaided group, whose advantages are 0.
+
+    Source: arXiv 2506.17211. No code was released, and the paper's bounds on p are not known; these are our choice.
     """
 
     PAPER: ClassVar[str] = "arXiv 2506.17211"
@@ -53,18 +54,18 @@ class Branch(Strategy):
     group: int = Field(
         8,
         ge=2,
-        description="Answers sampled at once, without a hint or behind one. More tells low rates of success apart, at "
-        "a cost in proportion.",
+        description="Answers of one group, without or with a hint. More measure low success rates better; the cost "
+        "grows in proportion.",
     )
     episodes: int = Field(
         10,
         ge=1,
-        description="Parts that the gold answer is cut into; a hint is the first few, never all. More makes hints "
+        description="Parts that the gold answer is cut into; a hint is the first few, never all. More parts make hints "
         "finer and the search longer; the paper has 10.",
     )
     cut: Literal["sentences", "tokens"] = Field(
         "sentences",
-        description="Where parts of the gold answer may end: `sentences`, behind a sentence or a line, or `tokens`, "
+        description="Where parts of the gold answer may end: `sentences`, after a sentence or a line, or `tokens`, "
         "anywhere.",
     )
     success: float = Field(
@@ -76,7 +77,7 @@ class Branch(Strategy):
         None,
         gt=0,
         le=1,
-        description="Share of successes that makes a group worth learning from. Larger leads to longer hints; null is "
+        description="Share of successes from which a group is trained on. Larger leads to longer hints; null is "
         "1 / `group`, one success.",
     )
     plenty: float | None = Field(
@@ -94,7 +95,7 @@ class Branch(Strategy):
     warm_start: bool = Field(
         True,
         description="Whether the search begins with the record's last hint and the next shorter one, which saves "
-        "groups when a record comes again.",
+        "groups when a record is drawn again.",
     )
     keep_failed: bool = Field(
         False,
@@ -111,7 +112,7 @@ class Branch(Strategy):
         unaided = self._probe(0, scored)
         memory = ctx.state.values
         if unaided.success >= enough:
-            memory.pop(prompt.record.id, None)
+            memory.pop(prompt.record.id, None)  # solved unaided: the next search starts afresh
             return [Group(prompt, unaided.scored, facts=_facts(unaided, 0, 0.0))]
         decode = None if self.cut == "tokens" else ctx.decode
         solution = list(prompt.demonstration or ())
@@ -122,48 +123,60 @@ class Branch(Strategy):
             facts = _facts(unaided, len(probes), 0.0)
             return [Group(prompt, unaided.scored, facts=facts)] if self.keep_failed else []
         if self.warm_start:
-            memory[prompt.record.id] = best.shown
-        facts = _facts(unaided, len(probes), best.shown / (len(ends) + 1))
-        return [Group(prompt, best.scored, tuple(solution[: ends[best.shown - 1]]), facts)]
+            memory[prompt.record.id] = best.episodes
+        facts = _facts(unaided, len(probes), best.episodes / (len(ends) + 1))
+        return [Group(prompt, best.scored, tuple(solution[: ends[best.episodes - 1]]), facts)]
 
     def _search(
         self, prompt: Prompt, solution: list[int], ends: Sequence[int], last: int | None, enough: float
     ) -> Generator[list[Request], list[Scored], list[_Probe]]:
-        """Probe hints until the shortest that is enough is known; all probes, in order."""
+        """Sample groups behind hints until the shortest hint that helps is known; returns all of them, in order.
+
+        Args:
+            prompt: the prompt.
+            solution: token ids of the gold answer.
+            ends: token index in the solution where each episode but the last ends.
+            last: episodes of the record's last hint, if known.
+            enough: share of successes from which a hint helps.
+        """
         low, high = 1, len(ends)
         probes: list[_Probe] = []
-        first = [last, last - 1] if self.warm_start and last is not None else []
+        # Two groups end the search if the last hint helps again and the next shorter one does not.
+        guesses = [last, last - 1] if self.warm_start and last is not None else []
         while low <= high:
-            first = [shown for shown in first if low <= shown <= high]
-            shown = first.pop(0) if first else (low + high) // 2
-            hint = solution[: ends[shown - 1]]
+            guesses = [guess for guess in guesses if low <= guess <= high]
+            episodes = guesses.pop(0) if guesses else (low + high) // 2
+            hint = solution[: ends[episodes - 1]]
             scored = yield [prompt.request(context=hint) for _ in range(self.group)]
-            probes.append(self._probe(shown, scored))
+            probes.append(self._probe(episodes, scored))
             if probes[-1].success < enough:
-                low = shown + 1
+                low = episodes + 1
                 continue
-            high = shown - 1
+            high = episodes - 1
             if self.early_stop and probes[-1].success <= (self.plenty or 1 - 1 / self.group):
                 break
         return probes
 
-    def _probe(self, shown: int, scored: Sequence[Scored]) -> _Probe:
-        right = sum(one.reward is not None and one.reward >= self.success for one in scored)
-        return _Probe(shown, right / len(scored), tuple(scored))
+    def _probe(self, episodes: int, scored: Sequence[Scored]) -> _Probe:
+        right = sum(answer.reward is not None and answer.reward >= self.success for answer in scored)
+        return _Probe(episodes, right / len(scored), tuple(scored))
 
 
 def _facts(unaided: _Probe, probes: int, hint: float) -> dict[str, float]:
-    """Success without a hint, groups sampled behind hints, and the share of the episodes that was shown."""
+    """Success without a hint, the number of groups behind hints, and the share of the episodes in the chosen hint."""
     return {"unaided": unaided.success, "probes": float(probes), "hint": hint}
 
 
 def _chosen(probes: Sequence[_Probe], enough: float) -> _Probe | None:
-    """The shortest hint that was enough; where all its answers are right, the longest shorter one with some right."""
+    """The shortest hint that helps; if all its answers are right, the longest shorter hint with some right answers.
+
+    A group whose answers are all right has advantages of 0 and teaches nothing.
+    """
     feasible = [probe for probe in probes if probe.success >= enough]
     if not feasible:
         return None
-    best = min(feasible, key=lambda probe: probe.shown)
+    best = min(feasible, key=lambda probe: probe.episodes)
     if best.success < 1:
         return best
-    shorter = [probe for probe in probes if probe.shown < best.shown and probe.success > 0]
-    return max(shorter, key=lambda probe: probe.shown, default=None)
+    shorter = [probe for probe in probes if probe.episodes < best.episodes and probe.success > 0]
+    return max(shorter, key=lambda probe: probe.episodes, default=None)

@@ -18,7 +18,8 @@ class Plain(Strategy):
     group: int = Field(
         8,
         ge=1,
-        description="Answers sampled to each prompt. More steadies the advantages, at a cost in proportion; TRL has 8.",
+        description="Answers to each prompt. More make the advantages less noisy; the cost grows in proportion. TRL "
+        "has 8.",
     )
 
     def rounds(self, prompt: Prompt, ctx: Context) -> Rounds:

@@ -1,4 +1,4 @@
-"""Prefix-RFT: in each group, one answer begins as the demonstration does."""
+"""Prefix-RFT: in each group, one answer begins with the first tokens of the gold answer."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from luthier.rollouts.base import Context, Group, Prompt, Rounds, Strategy
 
 
 class Prefix(Strategy):
-    """`group` answers per prompt, of which `hybrids` go on from the first tokens of the demonstration.
+    """`group` answers per prompt, of which `hybrids` continue the first tokens of the demonstration (the gold answer).
 
-    The prefix is part of the answer: it is judged, credited and trained with it. Its length is floor(l · D) of the
-    D tokens of the demonstration, at least `least` and at most D - 1, with l = low + (high - low) · Beta(a, b).
-    `low` falls from `high` to `end` along half a cosine, over `horizon` of the budget. Prompts without a
-    demonstration (or of one token) get ordinary answers.
+    The prefix is part of the answer: it is judged, credited and trained with the answer. Of the demonstration's D
+    tokens it has floor(l · D), at least `least` and at most D - 1, with l = low + (high - low) · Beta(a, b). `low`
+    falls from `high` to `end` along half a cosine, over `horizon` of the budget. Prompts without a demonstration, or
+    with one of one token, get ordinary answers.
 
-    Source: arXiv 2507.01679, section 3. The paper's last value of `low` is not known; 0.05 stands for "near 0".
+    Source: arXiv 2507.01679, section 3. The paper's last value of `low` is not known; `end` is 0.05 for "near 0".
     """
 
     PAPER: ClassVar[str] = "arXiv 2507.01679"
@@ -39,8 +39,8 @@ class Prefix(Strategy):
     group: int = Field(
         8,
         ge=2,
-        description="Answers to each prompt, hybrids included. More steadies the comparison, at a cost in proportion; "
-        "8 is the group of the paper's control.",
+        description="Answers to each prompt, hybrids included. More make the comparison less noisy; the cost grows in "
+        "proportion. The paper's control has 8.",
     )
     hybrids: int = Field(
         1,
@@ -52,8 +52,8 @@ class Prefix(Strategy):
         0.95,
         ge=0,
         le=1,
-        description="Upper bound of the share of the gold answer that is given, and first value of the lower bound. "
-        "Larger imitates more; the paper has 0.95.",
+        description="Upper bound of the prefix's share of the gold answer, and first value of the lower bound. Larger "
+        "imitates more; the paper has 0.95.",
     )
     end: float = Field(
         0.05,
@@ -72,7 +72,7 @@ class Prefix(Strategy):
     least: int = Field(
         0,
         ge=0,
-        description="Smallest number of tokens that a prefix has; the last token of the gold answer is never given.",
+        description="Smallest number of tokens of a prefix; a prefix never contains the gold answer's last token.",
     )
     a: float = Field(
         1.0,
@@ -94,31 +94,35 @@ class Prefix(Strategy):
         return self
 
     def low(self, progress: float) -> float:
-        """The lower bound of the ratio."""
+        """The lower bound of the prefix's share of the demonstration, at this share of the budget."""
         if progress > self.horizon:
             return self.end
         return self.end + 0.5 * (1 + math.cos(math.pi * progress / self.horizon)) * (self.high - self.end)
 
     def length(self, ratio: float, demonstration: int) -> int:
-        """Tokens to give of a demonstration of so many; 0 for an ordinary answer."""
+        """Prefix length for this share of a demonstration of so many tokens; 0: an ordinary answer."""
         if ratio <= 0 or demonstration < 2:
             return 0
+        # 1e-9 against rounding: 0.58 · 50 is 28.999999999999996. At least the last token is left to the model.
         return min(max(math.floor(ratio * demonstration + 1e-9), self.least), demonstration - 1)
 
     def rounds(self, prompt: Prompt, ctx: Context) -> Rounds:
         demonstration = list(prompt.demonstration or ())
+        # `end` may be above `high`; the bounds then change places.
         low, high = sorted((self.low(ctx.progress), self.high))
         lengths = []
         for index in range(self.hybrids):
+            # Negative indices: the seeds of requests use 0 and up.
             draw = float(numpy.random.default_rng(ctx.seed(0, -1 - index)).beta(self.a, self.b))
             lengths.append(self.length(low + (high - low) * draw, len(demonstration)))
-        plain = [prompt.request() for _ in range(self.group - self.hybrids)]
+        ordinary = [prompt.request() for _ in range(self.group - self.hybrids)]
         hybrid = [prompt.request(forced=demonstration[:length], train_forced=length > 0) for length in lengths]
-        scored = yield [*plain, *hybrid]
-        shown = [length for length in lengths if length]
-        facts = {"prefix": sum(shown) / len(shown) / len(demonstration)} if shown else {}
-        for name, some in (("plain_reward", scored[: len(plain)]), ("hybrid_reward", scored[len(plain) :])):
-            rewards = [one.reward for one in some if one.reward is not None]
-            if rewards and shown:
+        scored = yield [*ordinary, *hybrid]
+        prefix_lengths = [length for length in lengths if length]
+        facts = {"prefix": sum(prefix_lengths) / len(prefix_lengths) / len(demonstration)} if prefix_lengths else {}
+        answers_of = {"plain_reward": scored[: len(ordinary)], "hybrid_reward": scored[len(ordinary) :]}
+        for name, answers in answers_of.items():
+            rewards = [answer.reward for answer in answers if answer.reward is not None]
+            if rewards and prefix_lengths:
                 facts[name] = sum(rewards) / len(rewards)
         return [Group(prompt, tuple(scored), facts=facts)]

@@ -1,4 +1,4 @@
-"""The family of samplers: who writes the answers of a step."""
+"""The family of samplers: the model that writes the answers of a step, and where it runs."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from luthier.types import Sampler
 
 @dataclass(frozen=True)
 class Asking:
-    """What a step knows of the answers that it wants.
+    """What a step passes to a sampler.
 
     Attributes:
         module: the step's model.
-        tokenizer: that answers are tokenised with.
+        tokenizer: turns answers into tokens.
         end_ids: tokens that end an answer.
-        end: the one of them that a training row ends with; None where there is none.
-        rows: prompts answered together; None leaves it to the sampler.
-        folder: where replies may be kept, for a step that is resumed and for the other runs of a comparison.
+        end: the end token of a training row, one of `end_ids`; None where rows have none.
+        rows: prompts answered together; None lets the sampler choose.
+        folder: where the sampler may store replies. A resumed step and the other runs of a comparison read them.
     """
 
     module: Any
@@ -33,17 +33,21 @@ class Asking:
 
 
 class SamplerPart(Part):
-    """Makes a `Sampler` (types.py). Verb: `make`; `reach` where answers come from elsewhere.
+    """Makes a `Sampler` (types.py). Verb: `make`; hook: `reach`, for answers of a server.
 
-    OWN says that the step's model itself answers, as reinforcement learning and evaluation need it.
+    OWN says that the step's own model answers, which reinforcement learning and evaluation need.
     """
 
     SLOT: ClassVar[str] = "sampler"
     OWN: ClassVar[bool] = False
 
     def make(self, asking: Asking) -> Sampler:
-        """A sampler of requests, whose metadata hold the conversation to answer as `messages`."""
+        """A sampler. The metadata of each request hold the conversation to answer as `messages`."""
         raise RecipeError(f"{type(self).__name__} does not define `make(self, asking)`.")
 
     def reach(self) -> None:
-        """Called before anything starts; raises RunError if nothing could be answered now."""
+        """Called before a run starts any work.
+
+        Raises:
+            RunError: no request could be answered now.
+        """

@@ -16,10 +16,11 @@ from luthier.types import Sampler
 class Http(SamplerPart):
     """A model behind an OpenAI-compatible server (vLLM, SGLang, llama.cpp, `transformers serve`) answers.
 
-    `chat` sends the record's messages, for the server to write in its model's own template. `completions` sends the
-    prompt as the recipe's model reads it: for that same model, or one without a template. Answers come as text, are
-    tokenised for the recipe's model, and end with its end token where they ended by themselves. `extra` holds further
-    fields of each request, as the server knows them. The key is read from the variable named by `api_key_env`.
+    `chat` sends the record's messages, and the server applies its model's own template. `completions` sends the
+    prompt in the template of the recipe's model: for a server of that same model, or of one without a template.
+    Answers come as text and are tokenised for the recipe's model; an answer that ended by itself gets that model's end
+    token. `extra` holds further fields of each request, as the server names them. The key is read from the environment
+    variable that `api_key_env` names.
     """
 
     SETTINGS: ClassVar = ({"url": "http://127.0.0.1:9/v1", "model": "none"},)
@@ -28,15 +29,15 @@ class Http(SamplerPart):
         pattern=r"^https?://",
         description="Address of the server up to and including the version, such as http://127.0.0.1:8000/v1.",
     )
-    model: str = Field(description="Name by which the server knows the model that should answer.")
+    model: str = Field(description="The server's name of the model that answers.")
     endpoint: Literal["chat", "completions"] = Field(
         "chat",
-        description="`chat` sends messages, which the server writes in its model's template; `completions` sends the "
-        "prompt as the recipe's model reads it.",
+        description="`chat` sends messages, and the server applies its model's template; `completions` sends the "
+        "prompt in the template of the recipe's model.",
     )
     api_key_env: str | None = Field(
         None,
-        description="Environment variable that holds the server's key; the key itself never stands in a recipe. Null "
+        description="Environment variable that holds the server's key; a recipe never contains the key itself. Null "
         "sends none.",
     )
     concurrency: int = Field(
@@ -58,7 +59,7 @@ class Http(SamplerPart):
     )
     extra: dict[str, Any] = Field(
         default_factory=dict,
-        description="Further fields of each request, as the server knows them, such as `{repetition_penalty: 1.1}`.",
+        description="Further fields of each request, as the server names them, such as `{repetition_penalty: 1.1}`.",
     )
 
     def make(self, asking: Asking) -> Sampler:
@@ -69,7 +70,11 @@ class Http(SamplerPart):
         )
 
     def reach(self) -> None:
-        """Raise RunError where nothing answers, or the key is missing or refused."""
+        """Check that the server can be reached.
+
+        Raises:
+            RunError: no server answers, or the key is missing or refused.
+        """
         self._client(None).reach()
 
     def _client(self, tokenizer: Any, **more: Any) -> HttpSampler:
@@ -91,7 +96,7 @@ class Http(SamplerPart):
             return None
         if not os.environ.get(self.api_key_env):
             raise RunError(
-                f"The variable {self.api_key_env}, which should hold the key for {self.url}, is not set.",
+                f"The environment variable {self.api_key_env}, which should hold the key for {self.url}, is not set.",
                 f"export {self.api_key_env}=...",
             )
         return os.environ[self.api_key_env]

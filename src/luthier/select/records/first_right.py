@@ -1,4 +1,4 @@
-"""First right: each record's first answer that the judge calls right, else its gold answer."""
+"""First right: each record's first answer that the reward calls right, else its gold answer."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from luthier.types import Candidate
 class FirstRight(Subset):
     """Keeps the first candidate of each record with a reward of at least `right`, in the order of `data`.
 
-    Gold answers are right by definition, so `data: [answers, rewrites, data]` falls back on them; without them
-    in the list, `otherwise: drop` loses the record. Source: S3FT, arXiv 2502.08130.
+    Gold answers are right by definition, so `data: [answers, rewrites, data]` falls back on them. If the list does
+    not contain them, `otherwise: drop` drops a record without a right answer. Source: S3FT, arXiv 2502.08130.
     """
 
     PAPER: ClassVar[str] = "arXiv 2502.08130"
@@ -32,10 +32,10 @@ class FirstRight(Subset):
 
     def choose(self, candidates: Sequence[Candidate], columns: Columns, seed: int) -> list[int]:
         kept = []
-        for places in by_record(candidates).values():
-            good = [place for place in places if self._good(candidates[place])]
-            kept += good[:1] or (places[-1:] if self.otherwise == "last" else [])
+        for indices in by_record(candidates).values():
+            right = [index for index in indices if self._is_right(candidates[index])]
+            kept += right[:1] or (indices[-1:] if self.otherwise == "last" else [])
         return kept
 
-    def _good(self, candidate: Candidate) -> bool:
+    def _is_right(self, candidate: Candidate) -> bool:
         return candidate.source == "data" or (candidate.reward is not None and candidate.reward >= self.right)

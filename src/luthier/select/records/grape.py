@@ -1,4 +1,4 @@
-"""GRAPE: of several answers to one prompt, those that the model finds most natural."""
+"""GRAPE: of several answers to a prompt, keep those that the untuned model finds most likely."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from luthier.types import Candidate, Row
 class Grape(Subset):
     """Keeps the `top` answers of each prompt with the highest log-probability per token under the untuned model.
 
-    s(x, y) = (1/|y|) Σ_t log p(y_t | x, y_<t) over the answer's target tokens, the token that ends it included
-    unless `include_eos` is off; `reduce: sum` is not divided, and favours short answers. Equal scores keep the
-    order of the candidates; an answer given twice counts once. Prompts are compared as tokens, so answers to one
-    prompt may come from several records and steps; `group_by: record` compares within a record.
+    s(x, y) = (1/|y|) Σ_t log p(y_t | x, y_<t) over the answer's target tokens, with the token that ends it
+    unless `include_eos` is off; `reduce: sum` does not divide, and favours short answers. Equal scores keep the
+    order of the candidates; an answer that occurs twice counts once. Prompts are compared as tokens, so answers to
+    the same prompt may come from several records and steps; `group_by: record` compares within a record.
 
-    `by` also gives the controls: `unlikeliest`, `longest`, `random`. A text that repeats itself is likely: let
-    only right answers compete (put `right` before it) where answers can be checked.
+    `by` has controls: `unlikeliest`, `longest`, `random`. A text that repeats itself is likely: where answers can be
+    checked, let only right answers compete (put `right` before `grape`).
 
     Source: arXiv 2502.04194.
     """
@@ -67,22 +67,23 @@ class Grape(Subset):
 
     def choose(self, candidates: Sequence[Candidate], columns: Columns, seed: int) -> list[int]:
         groups: dict[object, list[int]] = {}
-        for place, candidate in enumerate(candidates):
+        for index, candidate in enumerate(candidates):
             key = candidate.record.id if self.group_by == "record" else prompt_of(candidate.row)
-            groups.setdefault(key, []).append(place)
+            groups.setdefault(key, []).append(index)
         logprobs = columns["logprobs"]
-        scores = [self._score(one.row, logprobs[one.row.id], seed) for one in candidates]
+        scores = [self._score(candidate.row, logprobs[candidate.row.id], seed) for candidate in candidates]
         kept = []
-        for places in groups.values():
-            different = list({candidates[place].row.ids.tobytes(): place for place in reversed(places)}.values())
-            best = sorted(different, key=lambda place: (-scores[place], place))
+        for indices in groups.values():
+            # Reversed, so that of equal answers the first candidate stays.
+            distinct = {candidates[index].row.ids.tobytes(): index for index in reversed(indices)}
+            best = sorted(distinct.values(), key=lambda index: (-scores[index], index))
             kept += best[: self.top]
         return kept
 
     def _score(self, row: Row, logprobs: Sequence[float], seed: int) -> float:
         if self.by == "random":
             return float(hash64(seed, row.id))
-        values = [float(logprobs[place]) for place in target_places(row)]
+        values = [float(logprobs[position]) for position in target_positions(row)]
         if self.by == "longest":
             return float(len(values))
         values = values if self.include_eos else values[:-1]
@@ -90,11 +91,12 @@ class Grape(Subset):
         return score if self.by == "likeliest" else -score
 
 
-def target_places(row: Row) -> list[int]:
-    """Where the targets of a row stand."""
-    return [place for place, weight in enumerate(row.streams["weights"].values) if weight != 0 and place > 0]
+def target_positions(row: Row) -> list[int]:
+    """Positions of the row's targets; position 0 is never one, as nothing predicts it."""
+    weights = row.streams["weights"].values
+    return [position for position, weight in enumerate(weights) if weight != 0 and position > 0]
 
 
 def prompt_of(row: Row) -> bytes:
-    """The tokens before the first target."""
-    return row.ids[: next(iter(target_places(row)), len(row.ids))].tobytes()
+    """The tokens before the first target, as bytes that compare and hash."""
+    return row.ids[: next(iter(target_positions(row)), len(row.ids))].tobytes()

@@ -1,4 +1,4 @@
-"""Right: right answers of each record's own samples: one drawn evenly, or all; the often solved records first."""
+"""Right: keep right answers of each record, one at random or all; records that are often solved come first."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from luthier.types import Candidate
 class Right(Subset):
     """Rejection sampling: keeps one candidate with a reward of at least `right` per record, drops the others.
 
-    `order: rate` puts records with the largest share of right samples first (stable: a curriculum; train with
-    `batch: {order: written}` to keep it), `data` leaves the order of the records. `choice` draws evenly among the
-    right ones, takes the shortest, or `all`: a filter in front of another choice. Gold answers are right by
-    definition. Source: FARE, arXiv 2510.17793.
+    `order: rate` puts records with the largest share of right samples first, a curriculum (train with
+    `batch: {order: written}` to keep it); `data` keeps the order of the records. `choice` draws uniformly among the
+    right answers, or takes the shortest, or `all` of them as a filter before another choice. Gold answers are right
+    by definition. Source: FARE, arXiv 2510.17793.
     """
 
     PAPER: ClassVar[str] = "arXiv 2510.17793"
@@ -41,19 +41,20 @@ class Right(Subset):
 
     def choose(self, candidates: Sequence[Candidate], columns: Columns, seed: int) -> list[int]:
         kept: list[tuple[float, int]] = []
-        for record, places in by_record(candidates).items():
-            good = [place for place in places if self._good(candidates[place])]
-            if good:
-                chosen = good if self.choice == "all" else [self._one(good, candidates, f"{seed}/{record}")]
-                kept += [(len(good) / len(places), place) for place in chosen]
+        for record, indices in by_record(candidates).items():
+            right = [index for index in indices if self._is_right(candidates[index])]
+            if right:
+                chosen = right if self.choice == "all" else [self._pick(right, candidates, f"{seed}/{record}")]
+                kept += [(len(right) / len(indices), index) for index in chosen]
         if self.order == "rate":
-            kept.sort(key=lambda one: -one[0])
-        return [place for _, place in kept]
+            kept.sort(key=lambda rate_and_index: -rate_and_index[0])  # stable: equal rates keep the records' order
+        return [index for _, index in kept]
 
-    def _good(self, candidate: Candidate) -> bool:
+    def _is_right(self, candidate: Candidate) -> bool:
         return candidate.source == "data" or (candidate.reward or 0.0) >= self.right
 
-    def _one(self, good: list[int], candidates: Sequence[Candidate], key: str) -> int:
+    def _pick(self, right: list[int], candidates: Sequence[Candidate], key: str) -> int:
         if self.choice == "shortest":
-            return min(good, key=lambda place: (len(candidates[place].row), place))
-        return good[hash64(key) % len(good)]
+            return min(right, key=lambda index: (len(candidates[index].row), index))
+        # Keyed by the record, so that adding or removing other records does not change this draw.
+        return right[hash64(key) % len(right)]

@@ -1,4 +1,4 @@
-"""S2L: an even share of every way in which a small model's loss falls."""
+"""S2L: even shares of clusters of records, by their loss curves over a small model's training."""
 
 from __future__ import annotations
 
@@ -19,13 +19,14 @@ class S2L(Subset):
     """Clusters records by their loss over a small model's training, and samples the clusters evenly.
 
     The column `trajectory` [T] holds a record's mean loss per target at T moments of that training (a probe
-    leaves it). k-means with Euclidean distance; then, ascending by size, every cluster gives an even share of what
-    is left, so that rare kinds of records are taken whole and common ones thinned out. Within a cluster the draw
-    is by (seed, id). NaN counts as 0.
+    records it). k-means with Euclidean distance; then, ascending by size, every cluster gets an even share of the
+    remaining budget, so that rare kinds of records are taken completely and common ones thinned out. Within a cluster
+    the draw is by (seed, id). NaN counts as 0.
 
-    `smallest: 3` leaves clusters below three for the end and `stratify_by: source` clusters each value of a
-    column by itself: both as in the published code. Clusters are at most half as many as the records.
+    `smallest: 3` puts clusters of fewer than three records last, and `stratify_by: source` clusters each value of a
+    column separately: both as in the published code. There are at most half as many clusters as records.
 
+    Raises: DataError for records without a trajectory.
     Source: arXiv 2403.07384, algorithm 1.
     """
 
@@ -78,34 +79,36 @@ class S2L(Subset):
     )
 
     def choose(self, candidates: Sequence[Candidate], columns: Columns, seed: int) -> list[int]:
-        found = columns["trajectory"]
-        if missing := [one.row.id for one in candidates if one.row.id not in found]:
+        trajectories = columns["trajectory"]
+        if missing := [candidate.row.id for candidate in candidates if candidate.row.id not in trajectories]:
             raise DataError(
                 f"{len(missing)} records have no trajectory, such as {missing[0]}.",
-                "Probe the small model's training on all records that are chosen from.",
+                "Probe the small model's training on all records of this step.",
             )
         strata: dict[str, list[int]] = {}
-        for place in sorted(range(len(candidates)), key=lambda place: candidates[place].row.id):
-            name = str(candidates[place].record.fields.get(self.stratify_by)) if self.stratify_by else ""
-            strata.setdefault(name, []).append(place)
-        budget = max(1, round(self.share * len(candidates)))
+        # By id: k-means starts from drawn indices, and the choice must not depend on the order of the candidates.
+        for index in sorted(range(len(candidates)), key=lambda index: candidates[index].row.id):
+            stratum = str(candidates[index].record.fields.get(self.stratify_by)) if self.stratify_by else ""
+            strata.setdefault(stratum, []).append(index)
+        quotas = even_shares([len(indices) for indices in strata.values()], max(1, round(self.share * len(candidates))))
         kept: list[int] = []
-        for places, quota in zip(strata.values(), even_shares([len(p) for p in strata.values()], budget), strict=True):
-            names = [candidates[place].row.id for place in places]
-            points = numpy.nan_to_num(numpy.stack([numpy.asarray(found[name], dtype=numpy.float64) for name in names]))
-            kept += [places[index] for index in self.pick(points, names, quota, seed)]
+        for indices, quota in zip(strata.values(), quotas, strict=True):
+            names = [candidates[index].row.id for index in indices]
+            curves = [numpy.asarray(trajectories[name], dtype=numpy.float64) for name in names]
+            points = numpy.nan_to_num(numpy.stack(curves))
+            kept += [indices[picked] for picked in self.pick(points, names, quota, seed)]
         return sorted(kept)
 
     def pick(self, points: numpy.ndarray, names: Sequence[str], budget: int, seed: int) -> list[int]:
-        """Places of `budget` of the n points [n,T]; `names` key the draw."""
+        """Indices of `budget` of the n points [n,T], not sorted; `names` key the draw."""
         if self.normalise == "zscore":
             spread = points.std(1, keepdims=True)
             points = (points - points.mean(1, keepdims=True)) / numpy.where(spread > 0, spread, 1.0)
-        labels, _ = k_means(points, max(1, min(self.clusters, len(points) // 2)), self.iterations, seed)
+        clusters = max(1, min(self.clusters, len(points) // 2))  # at least two records per cluster on average
+        labels, _ = k_means(points, clusters, self.iterations, seed)
         members = [numpy.flatnonzero(labels == label).tolist() for label in range(int(labels.max()) + 1)]
-        taken = even_shares([len(one) for one in members], budget, self.smallest)
-
-        def lot(place: int) -> bytes:
-            return order(seed, names[place])
-
-        return [place for one, quota in zip(members, taken, strict=True) for place in sorted(one, key=lot)[:quota]]
+        quotas = even_shares([len(cluster) for cluster in members], budget, self.smallest)
+        picked: list[int] = []
+        for cluster, quota in zip(members, quotas, strict=True):
+            picked += sorted(cluster, key=lambda index: order(seed, names[index]))[:quota]
+        return picked

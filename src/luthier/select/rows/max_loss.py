@@ -1,4 +1,4 @@
-"""MaxLoss: the candidates that the model is worst at."""
+"""MaxLoss: keep the candidates with the highest loss."""
 
 from __future__ import annotations
 
@@ -23,8 +23,9 @@ else:
 class MaxLoss(Selector):
     """Candidates with the highest mean loss per target. Wrong labels have a high loss too.
 
-    With `pressure` s, candidates are drawn without replacement instead: of n, the one of rank i (0: highest
-    loss) with probability proportional to s^(-i/n), so that the first is about s times as likely as the last.
+    score = -(1/N) Σ_t log p(y_t) over a record's N targets. With `pressure` s, candidates are drawn without
+    replacement: of n, the candidate of rank i (0: highest loss) with probability proportional to s^(-i/n), so that
+    the first is about s times as likely as the last.
 
     Source: arXiv 1511.06343 (online batch selection).
     """
@@ -39,7 +40,7 @@ class MaxLoss(Selector):
         "loss more closely; null keeps the highest, without a draw.",
     )
 
-    def look(self, policy: Any, batch: Batch, state: Any) -> dict[str, Tensor]:
+    def features(self, policy: Any, batch: Batch, state: Any) -> dict[str, Tensor]:
         return {"loss": measured.loss_by_record(policy, batch)}
 
     def scores(self, pool: Pool) -> Tensor:
@@ -48,7 +49,10 @@ class MaxLoss(Selector):
 
 
 def drawn_by_rank(values: Tensor, uniform: Tensor, pressure: float) -> Tensor:
-    """Keys [n] whose top k are a draw of k without replacement, by the rank of `values` (Gumbel top-k)."""
+    """Scores [n] whose top k are a draw of k without replacement, by the rank of `values` (Gumbel top-k).
+
+    Source: arXiv 1903.06059 for the Gumbel trick.
+    """
     rank = torch.argsort(torch.argsort(values, descending=True, stable=True))
     log_chance = -torch.log(torch.tensor(pressure, dtype=torch.float64)) * rank / len(values)
-    return log_chance - torch.log(-torch.log(uniform.clamp(min=1e-300)))
+    return log_chance - torch.log(-torch.log(uniform.clamp(min=1e-300)))  # uniform may be 0

@@ -1,4 +1,4 @@
-"""Random: an equal share of every pool, drawn by lot."""
+"""Random: an equal share of every pool, drawn at random."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ if TYPE_CHECKING:
 
 
 class Random(Selector):
-    """Candidates drawn by lot: the control of every other selector at the same `keep`.
+    """Candidates drawn at random: the control of every other selector at the same `keep`.
 
-    The draw is a function of (seed, update, record id); no model looks at the candidates.
+    The draw is a function of (seed, update, record id); no forward of the model is run.
     """
 
     FORWARD: ClassVar = False

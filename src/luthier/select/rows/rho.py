@@ -1,4 +1,4 @@
-"""RHO-Loss: what is still to learn, and can be learned."""
+"""RHO-Loss: keep candidates whose loss a model trained on held-out data has reduced."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ else:
 class Rho(Selector):
     """Candidates with the highest reducible loss: the model's loss minus that of a reference trained on held-out data.
 
-    A wrong label is unlikely under the reference too, so its difference is small; what is known already has a
-    small loss to begin with. Both losses are means over a record's targets; the reference's is computed once
-    for the data set (column `logprobs:<reference>`).
+    score = L(model) - L(reference), each the mean of -log p over the record's targets. A wrong label is unlikely under
+    the reference too, so its difference is small; a record that the model knows has a small loss already. The
+    reference's losses are computed once for the data set (column `logprobs:<reference>`).
 
-    Source: arXiv 2206.07137, eq. 3.
+    Source: arXiv 2206.07137, equation 3.
     """
 
     PAPER: ClassVar[str] = "arXiv 2206.07137"
@@ -45,9 +45,9 @@ class Rho(Selector):
     def reads(self) -> tuple[str, ...]:
         return (f"logprobs:{self.reference}",)
 
-    def look(self, policy: Any, batch: Batch, state: Any) -> dict[str, Tensor]:
-        known = measured.mean_by_record(-batch.at_targets(f"logprobs:{self.reference}"), batch)
-        return {"reducible": measured.loss_by_record(policy, batch) - known}
+    def features(self, policy: Any, batch: Batch, state: Any) -> dict[str, Tensor]:
+        irreducible = measured.mean_by_record(-batch.at_targets(f"logprobs:{self.reference}"), batch)
+        return {"reducible": measured.loss_by_record(policy, batch) - irreducible}
 
     def scores(self, pool: Pool) -> Tensor:
         return pool.features["reducible"]

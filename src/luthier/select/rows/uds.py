@@ -1,4 +1,4 @@
-"""UDS: the candidates with the largest, most varied logits that are unlike those trained on lately."""
+"""UDS: keep candidates with large and varied logits that differ from those of recently kept candidates."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from luthier.select.base import Pool, Selector
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from luthier.select import _logits as looked
+    from luthier.select import _logits as logits
     from luthier.select import _sketch as sketch
     from luthier.types import Batch
 else:
-    looked = lazy("luthier.select._logits")
+    logits = lazy("luthier.select._logits")
     sketch = lazy("luthier.select._sketch")
 
 
@@ -25,15 +25,16 @@ class UDS(Selector):
     """Utility and diversity of each candidate, from one forward pass.
 
     score_i = ‖L_i‖_* + diversity_weight · mean over z in Q of ‖z_i - z‖, with L_i [N,V] the logits of the
-    candidate, z_i = vec(G2 L_i G1^T) a sketch of d2 x d1 numbers, Q a ring of the sketches that were kept last
-    (0 while it is empty). The nuclear norm is taken through L L^T in float64; of a plain head the logits are never
-    made (L L^T = H (W^T W) H^T), else they pass in pieces of the vocabulary.
+    candidate, z_i = vec(G2 L_i G1^T) a sketch of d2 x d1 numbers, Q a ring of the sketches kept last (the mean is 0
+    while Q is empty). The nuclear norm is computed from L L^T in float64. For a linear head the logits are never
+    computed (L L^T = H (W^T W) H^T); for another head they are computed in pieces of the vocabulary.
 
     The published code sketches with unnormalised transforms (`sketch_scale: fft_unnormalised`): distances are
     about sqrt(N V) / 2 times as large, N being `length`, so its weight 1.5e-3 at N = 512, V = 152k is 6.6 here.
-    It also counts padding, whose amount depends on how rows were batched; that is not offered. The last
-    position of a record, which predicts nothing, is left out.
+    It also counts padding, whose amount depends on how rows were batched; Luthier never does. The last position of a
+    record, which predicts nothing, is excluded.
 
+    Raises: RunError for a record longer than `length`.
     Source: arXiv 2510.16882.
     """
 
@@ -104,12 +105,13 @@ class UDS(Selector):
         length = self.length or getattr(config, "max_position_embeddings", None) or 4096
         vocabulary = policy.module.get_output_embeddings().weight.shape[0]
         across = sketch.Projection(vocabulary, self.sketch_vocabulary, self.sketch_scale)
+        # Another seed, or positions and vocabulary would get the same signs.
         along = sketch.Projection(length, self.sketch_positions, self.sketch_scale, seed=sketch.SIGNS_SEED + 1)
-        return looked.Sketcher(across, along, sketch.Ring(self.buffer_size, across.kept * along.kept))
+        return logits.Sketcher(across, along, sketch.Ring(self.buffer_size, across.kept * along.kept))
 
-    def look(self, policy: Any, batch: Batch, state: Any) -> dict[str, Tensor]:
-        seen = looked.at_every_token(batch) if self.positions == "tokens" else batch
-        norm, sketches = looked.norms_and_sketches(policy, seen, state, self.center_logits)
+    def features(self, policy: Any, batch: Batch, state: Any) -> dict[str, Tensor]:
+        scored = logits.at_every_token(batch) if self.positions == "tokens" else batch
+        norm, sketches = logits.norms_and_sketches(policy, scored, state, self.center_logits)
         return {"norm": norm, "sketch": sketches}
 
     def scores(self, pool: Pool) -> Tensor:

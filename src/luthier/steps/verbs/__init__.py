@@ -1,1 +1,1 @@
-"""What a step of a pipeline can do: one file per verb."""
+"""The verbs that a step of a pipeline can do, one file each."""

@@ -1,4 +1,4 @@
-"""One training of a pipeline: where it starts, on which rows, and what it hands on. `train` and `rl` share it."""
+"""The training of one step, for the verbs `train` and `rl`: its start, its rows, and the model that it leaves."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ Probe = Mapping[str, Any] | None
 def train(work: Work, stage: Stage, folder: Path, probe: Probe = None) -> Status:
     """Train the model that the step's `from` names, on the records of its `data`.
 
-    In a loop whose rounds are one training, model and optimiser go on where the round before left them.
+    In a loop whose rounds are one training, model and optimiser continue from the previous round.
 
     Raises:
-        RunError: the step's records are none.
+        RunError: the step has no records.
     """
     carried = work.carried.get(stage.name) if work.span is not None else None
     with work.stop.at_once():
@@ -39,10 +39,12 @@ def train(work: Work, stage: Stage, folder: Path, probe: Probe = None) -> Status
         trainer, facts = _start(work, stage, folder, workspace, probe, carried)
     status = _carry_out(work, folder, trainer)
     if status == "done" and source.weights_id != work.workspace.loaded.weights_id:
-        forget_states(trainer.policy)  # of a model that this run alone has
+        # Other runs of the comparison cannot reuse hidden states of a model that only this run has trained.
+        forget_states(trainer.policy)
     weights_id = source.weights_id
-    if work.label(folder):  # else no step follows, and nobody asks for the id
+    if work.label(folder):  # hashing all weights takes time, and without steps nothing reads the id
         weights_id = derived_id(weights_id, stage, trainer.masters.of_model())
+    # Rounds that are one training change the weights once.
     model = StepModel(trainer.policy.module, trainer, weights_id, source.trainings + (not carried))
     work.leave_model(stage, model)
     work.carried[stage.name] = trainer
@@ -51,8 +53,8 @@ def train(work: Work, stage: Stage, folder: Path, probe: Probe = None) -> Status
     return status
 
 
-def train_aside(work: Work, stage: Stage, folder: Path, probe: Probe = None) -> Status:
-    """Train the model of the step's own recipe, and hand on only what its probe read."""
+def train_proxy(work: Work, stage: Stage, folder: Path, probe: Probe = None) -> Status:
+    """Train the `model` of the step itself, and leave only the columns of its probe."""
     with work.stop.at_once():
         workspace = open_workspace(stage.recipe, work.run.cache)
         trainer, facts = _start(work, stage, folder, workspace, probe, None)
@@ -66,7 +68,7 @@ def train_aside(work: Work, stage: Stage, folder: Path, probe: Probe = None) -> 
 def _start(
     work: Work, stage: Stage, folder: Path, workspace: Workspace, probe: Probe, carried: Trainer | None
 ) -> tuple[Trainer, dict[str, Any]]:
-    """The step's trainer at its newest checkpoint; what an earlier try wrote behind that is dropped."""
+    """The step's trainer at its newest checkpoint; lines that an earlier try wrote after it are dropped."""
     run = replace(work.run, recipe=stage.recipe, folder=folder)
     observe, span = work.observer(folder), work.span or (0.0, 1.0)
     trainer, facts = training(run, workspace, observe, work.stop.requested, carried, span)
@@ -92,7 +94,7 @@ def _workspace(work: Work, stage: Stage, source: StepModel, carried: Trainer | N
         chosen = work.inputs(stage)
         if not chosen:
             raise RunError(
-                f"Step `{stage.name}` has nothing to train on: `{stage.verb.data}` kept no record.",
+                f"Step `{stage.name}` has nothing to train on: `{stage.verb.data}` has no record.",
                 "Sample more answers, start from a better model, or keep gold answers too.",
             )
         records = prepared.records | {candidate.row.id: candidate.record for candidate in chosen}

@@ -1,4 +1,4 @@
-"""The family of verbs: what a step of a pipeline does (`do:`)."""
+"""The family of verbs: a step of a pipeline does one (`do:`)."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Status = Literal["done", "stopped"]
 From = Annotated[
     str,
     StepReference("model"),
-    Field(alias="from", description="The model: `base` (the recipe's), `newest`, or what an earlier step left."),
+    Field(alias="from", description="The model: `base` (the recipe's), `newest`, or an earlier step that left one."),
 ]
 
 
@@ -39,7 +39,7 @@ Data = Annotated[
     AfterValidator(_named),
     Field(
         description="The records, one name or a list: `data` (the recipe's, with their gold answers), `chunk` (in a"
-        " loop the round's share, and the default there), or what an earlier step left."
+        " loop the round's share, and the default there), or an earlier step that left some."
     ),
 ]
 
@@ -53,21 +53,21 @@ def _share(share: Any) -> Any:
 Share = Annotated[
     float | None,
     BeforeValidator(_share),
-    Field(description="Share of the budget, above 0 and at most 1; steps without one divide what is left."),
+    Field(description="Share of the budget, above 0 and at most 1; steps without a share divide the rest."),
 ]
 Blocks = Annotated[Any, Field(description="Keys of the recipe's block of this name, laid over it for this step alone.")]
 
 
 class Verb(Part):
-    """What a step does. Verb: `run`; its options are the keys of the step.
+    """One thing that a step can do. Define `run`; the options are the keys of the step.
 
     LEAVES: what later steps find under the step's name, "model" or "records".
-    COLUMNS: numbers per row that it may leave for a `select` step behind it.
-    TRAINS: it trains, takes a `share` of the budget, and ends between two updates when the run is asked to stop.
+    COLUMNS: numbers per row that the step may leave for a later `select` step.
+    TRAINS: the step trains, takes a `share` of the budget, and ends between two updates if the run is asked to stop.
     OVERLAYS: keys that are blocks of the recipe.
 
-    An option with `StepReference("model")` or `StepReference("records")` names what earlier steps left. A verb with the
-    option `steps` has a body (`loop`).
+    An option with `StepReference("model")` or `StepReference("records")` names a model or records of earlier steps. A
+    verb with the option `steps` has a body (`loop`).
     """
 
     model_config = ConfigDict(strict=True)
@@ -78,69 +78,73 @@ class Verb(Part):
     OVERLAYS: ClassVar[tuple[str, ...]] = ()
 
     def run(self, work: Work, stage: Stage, folder: Path) -> Status | None:
-        """Carry the step out.
+        """Carry out the step.
 
-        A run that goes on after a stop calls it again for steps that had ended: it reads back what it wrote into
-        `folder`, or does the same work once more, bit for bit.
+        A resumed run calls this again for steps that had ended: the verb then reads back the files that it wrote into
+        `folder`, or does the same work again, bit for bit.
 
         Args:
             work: models, records and columns by the name of the step that left them.
-            stage: the step's name, its recipe with its own blocks laid over it, and its place.
+            stage: the step's name, its recipe with its own blocks laid over it, and its body.
             folder: of the step; it exists, unless the verb TRAINS or has a body.
 
         Returns:
-            "stopped" where the run was asked to end; None stands for "done".
+            "stopped" if the run was asked to end; None means "done".
         """
         raise RecipeError(f"{type(self).__name__} does not define `run(self, work, stage, folder)`.")
 
     @property
     def leaves(self) -> tuple[Literal["model", "records"], ...]:
-        """LEAVES, unless the step's keys say otherwise."""
+        """What this step leaves: LEAVES, or less by its keys."""
         return self.LEAVES
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """COLUMNS, unless the step's keys say otherwise."""
+        """The columns that this step leaves: COLUMNS, or fewer by its keys."""
         return self.COLUMNS
 
     @property
     def repeats(self) -> int:
-        """How often a body is carried out: its steps divide the budget by this number."""
+        """How often the body is carried out; the shares of its steps are divided by this number."""
         return 1
 
     def overlays(self) -> dict[str, Any]:
-        """The blocks of the recipe that the step wrote."""
+        """The blocks of the recipe that are written in the step."""
         return {key: getattr(self, key) for key in self.OVERLAYS if key in self.model_fields_set}
 
     def adapt(self, recipe: dict[str, Any]) -> None:
         """Hook: change the whole recipe, as plain blocks, before the step's own are laid over it."""
 
     def named_parts(self) -> Iterable[tuple[str, str, Any]]:
-        """Hook: (key, slot, description) of the parts that keys name; each is built when the recipe is read."""
+        """Hook: (key, slot, description) of each part that a key names; it is built when the recipe is read."""
         return ()
 
     def check_body(self, body: Mapping[str, Verb]) -> None:
-        """Hook of verbs with a body: raise ValueError, in words, for steps that cannot be its body."""
+        """Hook of verbs with a body: raise ValueError, with the reason, for steps that cannot be its body."""
 
     def check(self, stage: Stage, columns: Collection[str]) -> None:
-        """Raise RecipeError for what the step cannot do, before a model is loaded. Overriding it, call this one too.
+        """Raise RecipeError before a model is loaded if the step cannot be carried out. Overrides call this one too.
 
         Args:
-            columns: what steps before it leave.
+            columns: names of the columns that earlier steps leave.
         """
         verify.refuse_others(stage.recipe.settings.generate, stage.recipe.base)
 
     @classmethod
     def without(cls, column: str) -> tuple[str, str]:
-        """Why a column is missing, and the step to write: the end of a sentence, and a hint."""
+        """Why `column`, one of COLUMNS, is missing (the end of a sentence), and a hint: the step to write."""
         return (
-            f"and no `{cls.__name__.lower()}` step before it leaves that",
+            f"and no earlier `{cls.__name__.lower()}` step leaves that column",
             f"Put a `{cls.__name__.lower()}` step before it.",
         )
 
     def server(self, stage: Stage) -> str | None:
-        """The address of another model that answers in this step."""
+        """The address of the server whose model answers in this step; None if there is none."""
         return None
 
     def reach(self, stage: Stage, folder: Path | None = None) -> None:
-        """Hook: raise RunError if whom the step needs elsewhere cannot be reached; `folder` is that of the run."""
+        """Hook: raise RunError if a server that the step needs cannot be reached.
+
+        Args:
+            folder: of the run, where finished work may make the server needless.
+        """

@@ -1,4 +1,4 @@
-"""Evaluate: scores of the model as it is between two steps."""
+"""Evaluate: score a model between two steps."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Generate: answers to records, judged."""
+"""Generate: sample answers to records, and judge them."""
 
 from __future__ import annotations
 
@@ -41,23 +41,26 @@ class Generate(Verb):
     data: Data = DATA
     generate: Blocks = None
     reward: Blocks = None
-    samples: Annotated[Count, Field(description="Answers to each record.")] = 1
+    samples: Annotated[
+        Count,
+        Field(description="Answers sampled for each record; more cost more and give `select` a wider choice."),
+    ] = 1
     instruction: Annotated[
         str | None,
         AfterValidator(_instruction),
         Field(
-            description="How answers are asked for instead: text with `{prompt}`, and `{answer}` to show the gold"
-            " answer. What is trained on is always the record's own prompt."
+            description="Text that replaces the prompt while sampling, with `{prompt}` and, to show the gold answer,"
+            " `{answer}`. Training always uses the record's own prompt."
         ),
     ] = None
     unless: Annotated[
         str | None,
         StepReference("records"),
-        Field(description="Skips records to which that step already has a right answer (reward 1 or more)."),
+        Field(description="An earlier step; records to which it has a right answer (reward of 1 or more) are skipped."),
     ] = None
 
     def check(self, stage: Stage, columns: Collection[str]) -> None:
-        """Another model may answer where the step's own block says so: only then the rule for all steps is off."""
+        """Lets another model answer if the step's own block names it; the recipe's block may not."""
         if "sampler" not in (self.generate or {}):
             super().check(stage, columns)
 
@@ -65,7 +68,7 @@ class Generate(Verb):
         return getattr(self._sampler(stage), "url", None)
 
     def reach(self, stage: Stage, folder: Path | None = None) -> None:
-        """A step that has its answers needs nobody."""
+        """Reach the server, unless the step has written its answers already."""
         if folder is None or not any(folder.glob(f"steps/**/{stage.name}/{FILE}")):
             self._sampler(stage).reach()
 
@@ -73,12 +76,13 @@ class Generate(Verb):
         return parts.build("sampler", stage.recipe.settings.generate.sampler, stage.recipe.base)
 
     def run(self, work: Work, stage: Stage, folder: Path) -> None:
-        """Writes records.jsonl, one line per answer; reads it back where it is there."""
+        """Write records.jsonl, one line per answer; a file that is there already is read back."""
         path, workspace = folder / FILE, replace(work.language, recipe=stage.recipe)
         asked = self._asked(work, stage)
         total = len({candidate.record.id for candidate in asked}) * self.samples
         if not path.is_file():
-            answers.write_candidates(path, self._answered(work, stage, folder, asked, total))
+            answers.write_candidates(path, self._generate(work, stage, folder, asked, total))
+        # Read back even when just written, so that a resumed run has the same candidates bit for bit.
         candidates = answers.read_candidates(path, workspace)
         work.records[stage.name] = candidates
         rewards = [candidate.reward for candidate in candidates if candidate.reward is not None]
@@ -93,6 +97,7 @@ class Generate(Verb):
         work.note(stage, folder, facts)
 
     def _asked(self, work: Work, stage: Stage) -> list[Candidate]:
+        """The candidates of `data`, without records that the step `unless` has solved."""
         asked = work.inputs(stage)
         if self.unless is None:
             return asked
@@ -100,11 +105,11 @@ class Generate(Verb):
         solved = {candidate.record.id for candidate in earlier if (candidate.reward or 0) >= 1}
         return [candidate for candidate in asked if candidate.record.id not in solved]
 
-    def _answered(self, work: Work, stage: Stage, folder: Path, asked: list[Candidate], total: int) -> list[Candidate]:
+    def _generate(self, work: Work, stage: Stage, folder: Path, asked: list[Candidate], total: int) -> list[Candidate]:
         workspace, block = replace(work.language, recipe=stage.recipe), stage.recipe.settings.generate
         sample = answers.make_sampler(workspace, work.module(self.from_), block, work.run.shared)
         label, observe = work.label(folder), work.observer(folder)
-        work.journal.forget_after(0, label)
+        work.journal.forget_after(0, label)  # an earlier try may have logged failed rewards
         progress = work.journal.phase(f"generate {stage.name}", total)
         return answers.generate_candidates(
             workspace,

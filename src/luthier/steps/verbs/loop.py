@@ -1,4 +1,4 @@
-"""Loop: a body of steps, several times."""
+"""Loop: carry out a body of steps several times."""
 
 from __future__ import annotations
 
@@ -29,34 +29,41 @@ class Loop(Verb):
 
     data: Data = DATA
     share: Share = None
-    rounds: Annotated[Count, Field(description="How often the body is carried out.")] = 2
+    rounds: Annotated[
+        Count,
+        Field(description="Number of times that the body is carried out; each round has an equal part of the records."),
+    ] = 2
     carry: Annotated[
         bool,
         Field(
-            description="The rounds are one training: one optimiser, one schedule over all rounds. Otherwise each round"
-            " starts both anew, on the model of the round before."
+            description="Whether all rounds are one training, with one optimiser and one schedule. Otherwise each round"
+            " starts both anew, on the model of the previous round."
         ),
     ] = False
-    steps: Annotated[dict[str, Any], Field(description="The body, written like the recipe's `steps`; one step trains.")]
+    steps: Annotated[
+        dict[str, Any],
+        Field(description="The body, written like the recipe's `steps`; exactly one of its steps trains."),
+    ]
 
     @property
     def repeats(self) -> int:
         return self.rounds
 
     def check_body(self, body: Mapping[str, Verb]) -> None:
-        """The rounds divide one training; with several, `carry` would not say which goes on."""
+        """Exactly one step of the body trains: with several, `carry` would not say which training continues."""
         sharing = [verb for verb in body.values() if "share" in type(verb).model_fields]
         if len(sharing) != 1 or not sharing[0].TRAINS:
             raise ValueError(f"the body of a loop trains in exactly one step, found {len(sharing)}")
 
     def run(self, work: Work, stage: Stage, folder: Path) -> Status:
-        """The body once per round."""
+        """Carry out the body once per round, each round on its own chunk of the records."""
         later = work.ahead
         chunks = _chunks(work.inputs(stage), self.rounds, work.run.recipe.settings.seed)
         work.carried = {}
         for number, chunk in enumerate(chunks):
             work.records[CHUNK] = chunk
             work.span = (number / self.rounds, (number + 1) / self.rounds) if self.carry else None
+            # In all rounds but the last, the body follows itself: models that it starts from must be kept.
             after = [*(stage.body if number + 1 < self.rounds else ()), *later]
             if pipeline.run_steps(work, stage.body, folder / f"round-{number + 1}", after) == "stopped":
                 return "stopped"
@@ -66,8 +73,11 @@ class Loop(Verb):
 
 
 def _chunks(source: Sequence[Candidate], rounds: int, seed: int) -> list[list[Candidate]]:
-    """Disjoint equal shares of the records in keyed order; all candidates of a record stay together."""
+    """Disjoint equal shares of the records in an order keyed by `seed`; a record's candidates stay together."""
     names = list(dict.fromkeys(candidate.record.id for candidate in source))
     ordered = [names[index] for index in batches.data_order(names, seed, 0)]
     chunk_of = {name: index * rounds // len(ordered) for index, name in enumerate(ordered)}
-    return [[candidate for candidate in source if chunk_of[candidate.record.id] == number] for number in range(rounds)]
+    chunks: list[list[Candidate]] = [[] for _ in range(rounds)]
+    for candidate in source:
+        chunks[chunk_of[candidate.record.id]].append(candidate)
+    return chunks

@@ -21,7 +21,7 @@ verify = lazy("luthier.steps.verify")
 
 
 class Rl(Verb):
-    """Samples answers, judges them, trains on them."""
+    """Samples answers, judges them and trains on them."""
 
     LEAVES: ClassVar = ("model",)
     TRAINS: ClassVar = True
@@ -35,32 +35,32 @@ class Rl(Verb):
     reward: Blocks = None
 
     def adapt(self, recipe: dict[str, Any]) -> None:
-        """The step samples even where the recipe says nothing of how."""
+        """Give the step the default rollout if the recipe has no `rl` block."""
         if recipe["rl"] is None:
             recipe["rl"] = {}
 
     def check(self, stage: Stage, columns: Collection[str]) -> None:
         settings, base = stage.recipe.settings, stage.recipe.base
-        # A denoiser's rollout (`Denoise`) draws samples itself, and its advantages are fixed.
+        # A diffusion model's rollout (`Denoise`) draws the samples itself, and its advantages are fixed.
         answers = settings.rl if isinstance(settings.rl, RL) else None
         if answers and not verify.samples_itself(answers.generate, base):
             raise RecipeError(
-                f"The step `{stage.name}` learns from what the model in training says, and rl.generate.sampler has"
-                " another one answer.",
-                "Leave it out; to learn from another model, `generate` its answers and `train` on them.",
+                f"The step `{stage.name}` learns from answers of the model in training, and `rl.generate.sampler` lets"
+                " another model answer.",
+                "Leave the sampler out; to learn from another model, `generate` its answers and `train` on them.",
             )
         super().check(stage, columns)
         members = verify.fitting_objectives(stage)
         verify.refuse_misfits(stage, members)
         if answers and not any("advantages" in member.reads for member in members):
             raise RecipeError(
-                f"`{members[0].kind}` does not look at rewards, and the step `{stage.name}` would train it on whatever"
-                " the model samples.",
+                f"`{members[0].kind}` does not read rewards, and the step `{stage.name}` would train the model on"
+                " all of its own answers, right or wrong.",
                 "Write `rl:` in the methods that learn from rewards (grpo brings its own), not in the recipe; to train"
                 " on right answers of the model's own, generate and select them (methods s3ft, fare).",
             )
         verify.refuse_senseless_advantages(stage)
 
     def run(self, work: Work, stage: Stage, folder: Path) -> Status:
-        """The training, from its newest checkpoint."""
+        """Train from the newest checkpoint."""
         return _training.train(work, stage, folder)

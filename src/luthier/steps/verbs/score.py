@@ -1,4 +1,4 @@
-"""Score: how likely answers are under a model, and what the judge says of them."""
+"""Score: log-probability, entropy and reward of answers under a model."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ scores = lazy("luthier.steps.scores")
 
 
 class Score(Verb):
-    """Says of each answer how likely it is under a model, and what the judge gives it."""
+    """Computes the log-probability of each answer under a model, and its reward."""
 
     COLUMNS: ClassVar = ("sum_logprob", "mean_logprob", "tokens", "reward", "entropy")
     OVERLAYS: ClassVar = ("reward",)
@@ -31,10 +31,13 @@ class Score(Verb):
     from_: From = NEWEST
     data: Data = DATA
     entropy: Annotated[
-        bool, Field(description="Also the mean entropy (nats) of the distributions that targets are predicted from.")
+        bool,
+        Field(
+            description="Whether to compute the mean entropy (nats) of the distributions that predict the targets, too."
+        ),
     ] = False
     reward: Annotated[
-        Blocks, Field(description="Rewards of this step alone; with them all answers are judged, not only gold ones.")
+        Blocks, Field(description="Rewards of this step alone; they judge all answers, not only gold ones.")
     ] = None
 
     @property
@@ -45,12 +48,12 @@ class Score(Verb):
     def without(cls, column: str) -> tuple[str, str]:
         wanted = str(column == "entropy").lower()
         return (
-            "and no `score` step before it gives that",
+            "and no earlier `score` step leaves that column",
             f"Put one before it: `scores: {{do: score, data: ..., entropy: {wanted}}}`.",
         )
 
     def run(self, work: Work, stage: Stage, folder: Path) -> None:
-        """Writes scores.jsonl, one line per answer; reads it back where it is there."""
+        """Write scores.jsonl, one line per answer; a file that is there already is read back."""
         path, candidates = folder / "scores.jsonl", work.inputs(stage)
         if not path.is_file():
             module = work.module(self.from_)

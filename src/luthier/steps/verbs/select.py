@@ -1,4 +1,4 @@
-"""Select: which records, or which answers to them, later steps work on."""
+"""Select: choose the records, or the answers to them, for later steps."""
 
 from __future__ import annotations
 
@@ -45,25 +45,25 @@ class Select(Verb):
     subset: Annotated[
         dict[str, Any],
         BeforeValidator(_subset),
-        Field(description="The part that chooses; likelihoods that it reads are those under the model `from`."),
+        Field(description="The subset that chooses; log-probabilities that it reads are those of the model `from`."),
     ]
 
     def named_parts(self) -> Iterable[tuple[str, str, Any]]:
         return [("subset", "subset", self.subset)]
 
     def check(self, stage: Stage, columns: Collection[str]) -> None:
-        """Columns that verbs leave must be left by a step before; others are computed in this step."""
+        """Columns that some verb leaves must come from an earlier step; this step computes the others."""
         super().check(stage, columns)
-        leaving = {
-            name: entry.name for entry in parts.catalogue(self.SLOT) for name in entry.constants.get("COLUMNS", ())
-        }
+        verb_of: dict[str, str] = {}
+        for entry in parts.catalogue(self.SLOT):
+            verb_of |= dict.fromkeys(entry.constants.get("COLUMNS", ()), entry.name)
         for read in self._part(stage).READS:
-            if read in leaving and read not in columns:
-                why, hint = parts.load(self.SLOT, leaving[read]).without(read)
+            if read in verb_of and read not in columns:
+                why, hint = parts.load(self.SLOT, verb_of[read]).without(read)
                 raise RecipeError(f"The step `{stage.name}` chooses by `{read}`, {why}.", hint)
 
     def run(self, work: Work, stage: Stage, folder: Path) -> None:
-        """Leaves the chosen candidates in the order that the part gives; kept.json names them."""
+        """Leave the chosen candidates in the order that the subset gives; kept.json lists their rows."""
         part, candidates = self._part(stage), work.inputs(stage)
         columns = self._columns(work, stage, candidates, part.READS)
         indices = part.choose(candidates, columns, stage.recipe.settings.seed)
@@ -71,7 +71,7 @@ class Select(Verb):
         work.records[stage.name] = chosen
         sources = dict(Counter(candidate.source for candidate in chosen))
         facts: dict[str, Any] = {"candidates": len(candidates), "kept": len(chosen), "sources": sources}
-        if set(part.READS) - set(work.columns):
+        if set(part.READS) - set(work.columns):  # the model scored all candidates here, which is a cost
             tokens = sum(len(candidate.row) for candidate in candidates)
             facts |= {"looked_rows": len(candidates), "looked_tokens": tokens}
         facts = work.note(stage, folder, facts)
@@ -83,7 +83,7 @@ class Select(Verb):
     def _columns(
         self, work: Work, stage: Stage, candidates: Sequence[Candidate], names: Sequence[str]
     ) -> dict[str, Mapping[str, Any]]:
-        """What the newest step that leaves a column left, and else what a score pass of the model gives."""
+        """Each column as the newest step that leaves it left it; the other columns from a score pass of the model."""
         columns = {name: work.columns[name] for name in names if name in work.columns}
         for name, column in columns.items():
             _refuse_missing(stage, candidates, name, column)
@@ -95,11 +95,11 @@ class Select(Verb):
 
 
 def _refuse_missing(stage: Stage, candidates: Sequence[Candidate], name: str, column: Mapping[str, Any]) -> None:
-    """Raise RunError where the step that left a column looked at other answers than those that are chosen from."""
+    """Raise RunError if a column lacks some of the candidates: its step scored other answers."""
     missing = [candidate.row.id for candidate in candidates if candidate.row.id not in column]
     if missing:
         raise RunError(
             f"Step `{stage.name}` chooses by `{name}`, which {len(missing)} of {len(candidates)} answers lack, such"
             f" as {missing[0]}.",
-            f"Let the step before it that leaves `{name}` look at the same `data`.",
+            f"Give the earlier step that leaves `{name}` the same `data`.",
         )

@@ -1,4 +1,4 @@
-"""Train: the recipe's training, on records."""
+"""Train: the training of the recipe, on records."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ class Train(Verb):
     model: Annotated[
         Any,
         Field(
-            description="Trains this model aside, on `data` under its own tokenizer, for its probe; `newest` stays what"
-            " it was."
+            description="A proxy: another model that is trained on `data` with its own tokenizer, for its probe alone;"
+            " `newest` stays the same."
         ),
     ] = None
     train: Blocks = None
@@ -51,8 +51,8 @@ class Train(Verb):
         dict[str, int | Literal["auto"]] | None,
         BeforeValidator(_probe),
         Field(
-            description="`{every: k}` reads the losses of all rows of the step before its first update and after every"
-            " k-th (`auto`: about ten times): the column `trajectory`."
+            description="`{every: k}` computes the losses of all rows before the first update and after every k-th"
+            " update (`auto`: about ten times), for the column `trajectory`."
         ),
     ] = None
 
@@ -63,22 +63,22 @@ class Train(Verb):
         return self
 
     @property
-    def aside(self) -> bool:
-        """Whether it trains a model of its own, which is no model of the recipe's."""
+    def is_proxy(self) -> bool:
+        """Whether the step trains a model of its own instead of the recipe's."""
         return "model" in self.model_fields_set
 
     @property
     def leaves(self) -> tuple[Literal["model", "records"], ...]:
-        return () if self.aside else ("model",)
+        return () if self.is_proxy else ("model",)
 
     @property
     def columns(self) -> tuple[str, ...]:
         return self.COLUMNS if self.probe else ()
 
     def adapt(self, recipe: dict[str, Any]) -> None:
-        """A training on records has no rollouts; a model of its own takes no key of the recipe's model."""
+        """Drop the rollouts, and for a proxy the recipe's `model`, whose keys are of another model."""
         recipe["rl"] = None
-        if self.aside:
+        if self.is_proxy:
             recipe["model"] = {}
 
     def check(self, stage: Stage, columns: Collection[str]) -> None:
@@ -90,19 +90,19 @@ class Train(Verb):
                 raise RecipeError(
                     f"`{member.kind}` learns from `{sampled[0]}` of answers that the model samples itself, and the step"
                     f" `{stage.name}` trains on records.",
-                    "Add `rl: {}` to the recipe (in a pipeline, `do: rl`) and say in `reward:` what a good answer is.",
+                    "Add `rl: {}` to the recipe (in a pipeline, `do: rl`), and define right answers by `reward:`.",
                 )
         verify.refuse_misfits(stage, members)
 
     @classmethod
     def without(cls, column: str) -> tuple[str, str]:
         return (
-            "the losses over a training, and no step before it has a probe",
-            "Put a step before it such as `proxy: {do: train, probe: {every: auto}}`.",
+            "the losses over a training, and no earlier step has a probe",
+            "Put a step before it, such as `proxy: {do: train, probe: {every: auto}}`.",
         )
 
     def run(self, work: Work, stage: Stage, folder: Path) -> Status:
-        """The training, from its newest checkpoint."""
-        if self.aside:
-            return _training.train_aside(work, stage, folder, self.probe)
+        """Train from the newest checkpoint."""
+        if self.is_proxy:
+            return _training.train_proxy(work, stage, folder, self.probe)
         return _training.train(work, stage, folder, self.probe)
