@@ -304,7 +304,7 @@ class Unforced(Own):
         ("schedule", Counts, "a function of progress", "a counter, or a random call"),
         ("schedule", UnreadFloor, "every option", "`floor`"),
         ("optimizer", WithoutClip, "options `lr`", "there is no option `clip`"),
-        ("optimizer", OtherRate, "options `lr`", "`lr` is not the rate"),
+        ("optimizer", OtherRate, "options `lr`", "`lr` is not the learning rate"),
         ("optimizer", MatricesOnly, "options `lr`", "holds 2 of 3 parameters"),
         ("optimizer", Stands, "moves every", "does not move"),
         ("optimizer", MovesAtRateZero, "moves every", "moves although the learning rate is 0"),

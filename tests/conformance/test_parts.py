@@ -214,7 +214,7 @@ SPLIT = "gradient: splits"
         ("objective", MaskTooEarly, "gradient: of every target", "does not depend on the last target"),
         ("objective", EntropyMoved, "gradient: of every target", "behind the token before the last target"),
         ("objective", EntropyTooEarly, "gradient: of every target", "not depend on the token before the last target"),
-        ("objective", EntropyUnsaid, "gradient: of every target", "says READS_TARGETS = False"),
+        ("objective", EntropyUnsaid, "gradient: of every target", "declares READS_TARGETS = False"),
         ("objective", Contaminated, SPLIT, "with packed the gradient differs"),
         ("objective", LocalSum, "gradient: two ranks", "on two ranks the gradient differs"),
         ("objective", ForgottenDetach, "gradient: derivative", "is a `detach` forgotten?"),
