@@ -37,8 +37,10 @@ def test_the_report_is_written_as_it_was(command, old, form, file):
     (old / "comparison" / file).unlink()
     answer = command("report", "comparison", "--format", form)
     assert (answer.code, answer.out) == (0, f"comparison/{file}\n")
-    if form != "markdown":  # whose sentences may change
-        assert (old / "comparison" / file).read_text() == (OLD / "comparison" / file).read_text()
+    if form != "markdown":  # its sentences may change, and so may the notes below a table
+        now, before = (folder / "comparison" / file for folder in (old, OLD))
+        end = "\\end{tabular}" if form == "latex" else "\0"
+        assert now.read_text().split(end)[0] == before.read_text().split(end)[0]
 
 
 def test_the_report_is_written_as_html(command, old):

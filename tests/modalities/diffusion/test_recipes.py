@@ -197,10 +197,10 @@ def test_cached_latents_and_prompt_embeddings_from_a_file(tmp_path):
         (RecipeError, "`rl.kind: generate` is of rollouts of language models", {"rl": {"kind": "generate"}}),
         (RecipeError, "`rl.passes` is of rollouts of language models", {"rl": {"passes": 2}}),
         (RecipeError, "learns from `optimality`", {**NFT, "rl": None}),
-        (RecipeError, "data.max_tokens: of denoisers", {"data": {**SMALL["data"], "max_tokens": 99}}),
-        (RecipeError, "generate: of denoisers .* nothing is written", {"generate": {"max_new_tokens": 9}}),
-        (RecipeError, "steps: of denoisers", {"steps": {"one": {"do": "train"}}}),
-        (RecipeError, "evaluate.metric: of denoisers", {"evaluate": {"metric": "exact"}}),
+        (RecipeError, "`data.max_tokens` has no effect for denoisers", {"data": {**SMALL["data"], "max_tokens": 99}}),
+        (RecipeError, "`generate` has no effect for denoisers: nothing is written", {"generate": {"max_new_tokens": 9}}),
+        (RecipeError, "`steps` has no effect for denoisers", {"steps": {"one": {"do": "train"}}}),
+        (RecipeError, "`evaluate.metric` has no effect for denoisers", {"evaluate": {"metric": "exact"}}),
         (RecipeError, "the recipe has no `reward`", {**NFT, "reward": "auto"}),
         (RecipeError, "budget is in epochs", {**NFT, "budget": {"epochs": 1}}),
         (RecipeError, "reward `length` judges outputs of language models", {"reward": {"kind": "length"}}),
@@ -239,11 +239,11 @@ def test_a_scheduler_of_another_path_is_refused(flow, tmp_path):
 
 
 def test_language_models_are_not_asked_how_to_draw():
-    with pytest.raises(RecipeError, match=r"as `sample`.*evaluate.sample: of language models this says"):
+    with pytest.raises(RecipeError, match=r"as `sample`.*evaluate.sample` has no effect for language models"):
         load_recipe({"extends": "small.yaml", "sample": {"steps": 3}}, base=ROOT / "examples")
     with pytest.raises(RecipeError, match=r"as `rollout`.* is of rollouts of denoisers; .* one of the language"):
         load_recipe({"extends": "small.yaml", "rollout": {"steps": 3}}, base=ROOT / "examples")
-    with pytest.raises(RecipeError, match=r"model.config: of language models"):
+    with pytest.raises(RecipeError, match=r"`model.config` has no effect for language models"):
         load_recipe({"model": {"config": {"model_type": "llama"}}, "data": {"train": "sums"}})
 
 
