@@ -19,9 +19,13 @@ class Turns:
             os._exit(0)
         self.started, self.processor = time.perf_counter(), time.process_time()
 
-    def done(self, **facts) -> None:
-        """Say what the update took, and wait for the next turn."""
+    def tell(self, **facts) -> None:
+        """Say what the update took."""
         seconds, processor = time.perf_counter() - self.started, time.process_time() - self.processor
         self.answers.write(json.dumps({"seconds": seconds, "processor_seconds": processor, **facts}) + "\n")
         self.answers.flush()
+
+    def done(self, **facts) -> None:
+        """Say what the update took, and wait for the next turn."""
+        self.tell(**facts)
         self.wait()
