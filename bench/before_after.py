@@ -40,7 +40,7 @@ def train(checkout: Path, folder: Path, method: str, tuner: str, updates: int) -
     recipe = {**RECIPE, "budget": {"updates": updates}}
     recipe["train"] = {**RECIPE["train"], "tuner": tuner}
     (folder / "recipe.yaml").write_text(json.dumps(recipe))
-    environment = {**os.environ, "PYTHONPATH": str(checkout / "src"), "OMP_NUM_THREADS": "2"}
+    environment = {**os.environ, "PYTHONPATH": str(checkout / "src"), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "luthier", "run", "recipe.yaml", "--method", method, "observe=[]"]
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import torch
 
@@ -12,8 +12,6 @@ from luthier.data.batches import Layout, collate, group_by_record, micro_batches
 from luthier.engine.distributed import World
 from luthier.errors import RunError
 from luthier.types import Batch, Row
-
-Attempted = TypeVar("Attempted")
 
 
 @dataclass(frozen=True)
@@ -56,41 +54,42 @@ class MicroBatches:
         layout = self.batching.layout
         return [self.collate(micro, layout) for micro in self.cut(rows, layout)]
 
-    def within_memory(
-        self,
-        rows: Sequence[Row],
-        update: int,
-        attempt: Callable[[], Attempted],
-        observe: Callable[[dict[str, Any]], None],
-    ) -> Attempted:
-        """The attempt's return value; when memory runs out, its gradients are discarded and the micro-batch halved.
+    def expect_out_of_memory(self, error: BaseException, rows: Sequence[Row], update: int) -> None:
+        """Discard the gradients of an attempt that ran out of memory; `halve` then prepares the next one.
 
-        Args:
-            observe: receives an event when micro-batches become smaller.
+        Call `halve` behind the `except` block: only there the error is gone, and with it the tensors that its frames
+        hold.
 
         Raises:
             RunError: memory runs out with a single record per forward, or on one of several ranks.
+            BaseException: the error itself, if it is another one.
         """
-        while True:
-            try:
-                return attempt()
-            except (MemoryError, RuntimeError) as error:
-                if not _out_of_memory(error):
-                    raise
-                self._clear()
-                longest = max(positions(record, self.batching.layout) for record in group_by_record(rows))
-                # One rank of several cannot cut smaller by itself: the others would wait for its sums forever.
-                if self.world.size > 1 or self.tokens <= longest:
-                    raise RunError(
-                        f"Out of memory at update {update} with micro-batches of {self.tokens} tokens (longest record:"
-                        f" {longest}).",
-                        "Lower train.batch.micro or data.max_tokens, or set train.checkpointing=true.",
-                    ) from error
-            # Outside of `except`: the error is gone, and with it the tensors that its frames held.
-            self.tokens = max(longest, self.tokens // 2)
-            observe({"event": "micro", "tokens": self.tokens, "update": update})
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
+        if not _out_of_memory(error):
+            raise error
+        self._clear()
+        longest = self._longest(rows)
+        # One rank of several cannot cut smaller by itself: the others would wait for its sums forever.
+        if self.world.size > 1 or self.tokens <= longest:
+            raise RunError(
+                f"Out of memory at update {update} with micro-batches of {self.tokens} tokens (longest record:"
+                f" {longest}).",
+                "Lower train.batch.micro or data.max_tokens, or set train.checkpointing=true.",
+            ) from error
+
+    def halve(self, rows: Sequence[Row], update: int, observe: Callable[[dict[str, Any]], None]) -> None:
+        """Cut half as large from now on, but no smaller than the longest record.
+
+        Args:
+            observe: receives an event of the new size.
+        """
+        self.tokens = max(self._longest(rows), self.tokens // 2)
+        observe({"event": "micro", "tokens": self.tokens, "update": update})
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+    def _longest(self, rows: Sequence[Row]) -> int:
+        """Positions of the longest record: its rows share a forward."""
+        return max(positions(record, self.batching.layout) for record in group_by_record(rows))
 
 
 def _out_of_memory(error: BaseException) -> bool:

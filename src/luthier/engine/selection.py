@@ -30,13 +30,13 @@ class Kept:
 
 @dataclass
 class Selection:
-    """The selector of one training with its state; without a selector every row is trained on.
+    """The selector of one training with its state.
 
     Attributes:
         state: the return value of the selector's `start`.
     """
 
-    selector: Selector | None
+    selector: Selector
     state: Any
     policy: Policy
     micro_batches: MicroBatches
@@ -49,19 +49,24 @@ class Selection:
             observe: receives an event with the ids of the kept rows.
         """
         selector = self.selector
-        if selector is None or not rows or update <= selector.warmup:
+        if not rows or update <= selector.warmup:
             return Kept(rows)
         rows_by_record = group_drawn(rows)
-
-        def attempt() -> Features:  # changes no state, so it may be repeated where memory runs out
-            return candidate_features(self.policy, selector, self.state, rows, self.micro_batches)
-
-        features = self.micro_batches.within_memory(rows, update, attempt, observe)
+        features = self._features(rows, update, observe)
         kept = choose(selector, self.state, rows_by_record, features, self.seed, update)
         observe({"event": "kept", "update": update, "records": [row.id for row in kept]})
         if not selector.FORWARD:
             return Kept(kept)
         return Kept(kept, len(rows), sum(len(row) for row in rows))
+
+    def _features(self, rows: Sequence[Row], update: int, observe: Callable[[dict[str, Any]], None]) -> Features:
+        """The candidates' features; they change no state, so they are computed again where memory runs out."""
+        while True:
+            try:
+                return candidate_features(self.policy, self.selector, self.state, rows, self.micro_batches)
+            except (MemoryError, RuntimeError) as error:
+                self.micro_batches.expect_out_of_memory(error, rows, update)
+            self.micro_batches.halve(rows, update, observe)
 
     def snapshot(self) -> dict[str, Tensor]:
         """A copy of the selector's state, for `restore` after an update that fails."""

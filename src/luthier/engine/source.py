@@ -9,7 +9,9 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from luthier.data.batches import Ordered
+from luthier.engine.assemble import Parts
 from luthier.engine.budget import Budget, Position
+from luthier.recipe import Recipe
 from luthier.types import Row
 
 
@@ -65,6 +67,12 @@ class Records:
     def __init__(self, rows: Sequence[Row], seed: int, budget: Budget, shuffled: bool = True):
         self.ordered = Ordered(rows, seed, shuffled)
         self.budget = budget
+
+    @classmethod
+    def of(cls, recipe: Recipe, parts: Parts, rows: Sequence[Row]) -> Records:
+        """The records of a recipe's training, in its order and within its budget."""
+        settings = recipe.settings
+        return cls(rows, settings.seed, parts.budget(recipe), settings.train.batch.order == "shuffled")
 
     def __len__(self) -> int:
         return len(self.ordered)

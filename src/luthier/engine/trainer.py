@@ -61,8 +61,9 @@ class Trainer:
         # garbage collection.
         self.micro = MicroBatches(self.batching, self.world, self.masters.clear)
         selector = self.parts.selector
-        selector_state = None if selector is None else self.states.of(selector)
-        self.selection = Selection(selector, selector_state, self.policy, self.micro, self.seed)
+        self.selection = None
+        if selector is not None:
+            self.selection = Selection(selector, self.states.of(selector), self.policy, self.micro, self.seed)
         self.checkpoints = Checkpoints(self.saving, self.world)
 
     @property
@@ -102,8 +103,10 @@ class Trainer:
             return False
 
         # The selector's state moves on with its choice, so it is copied first, for an update that fails.
-        selector_before = self.selection.snapshot()
-        kept = self.selection.keep(drawn.rows, self.position.updates + 1, self.observe)
+        kept, selector_before = Kept(drawn.rows), {}
+        if self.selection is not None:
+            selector_before = self.selection.snapshot()
+            kept = self.selection.keep(drawn.rows, self.position.updates + 1, self.observe)
 
         # The learning rate is that of the middle of this update's share of the budget: neither end is favoured.
         position = advanced(self.position, drawn, kept)
@@ -114,7 +117,8 @@ class Trainer:
             report = self._update(kept.rows, progress, done) if kept.rows else SKIPPED
         except NotFinite:
             # No weight has changed. Saving here lets a resumed run begin with this very update.
-            self.selection.restore(selector_before)
+            if self.selection is not None:
+                self.selection.restore(selector_before)
             self.save()
             raise
 
@@ -126,7 +130,7 @@ class Trainer:
             report,
             position,
             drawn,
-            kept if self.parts.selector is not None else None,
+            kept if self.selection is not None else None,
             updates_left=self.source.updates_left(position, self.batching.records),
             progress=self.source.budget.spent(position, len(self.source)),
             learning_rate=self.parts.optimizer.lr * self.parts.schedule.factor(progress),
@@ -140,7 +144,7 @@ class Trainer:
         # Rows whose loss has no gradient count in every denominator, but need no forward.
         with_gradient, without_gradient = _split_by_gradient(self.parts, rows)
 
-        def attempt() -> UpdateReport:
+        while True:
             # Seeded anew: no generator's state is saved, and a repeated attempt draws the same.
             seed_everything(self.seed, index, self.world.rank)
             update = Update(
@@ -154,18 +158,22 @@ class Trainer:
                 names=self.parts.names,
                 states=self.states.by_name,
             )
-            return run_update(
-                self.policy,
-                self.parts.objective,
-                self.tuners,
-                self.masters,
-                update,
-                clip=self.parts.optimizer.clip,
-                factor=self.parts.schedule.factor(progress),
-                world=self.world,
-            )
-
-        return self.micro.within_memory(rows, index, attempt, self.observe)
+            try:
+                return run_update(
+                    self.policy,
+                    self.parts.objective,
+                    self.tuners,
+                    self.masters,
+                    update,
+                    clip=self.parts.optimizer.clip,
+                    factor=self.parts.schedule.factor(progress),
+                    world=self.world,
+                )
+            except (MemoryError, RuntimeError) as error:
+                self.micro.expect_out_of_memory(error, rows, index)
+            # Outside of `except`: the error is gone, and with it the tensors that its frames held.
+            del update
+            self.micro.halve(rows, index, self.observe)
 
     def _scheduled(self, position: Position) -> float:
         """Progress of a position of this training in the whole schedule, 0 to 1."""

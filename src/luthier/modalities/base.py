@@ -64,8 +64,7 @@ class Workspace(ABC):
 
     def source(self, parts: Parts, rows: list[Row], policy: Any, layout: Layout, log: Log) -> RowSource:
         """Where the rows of each update come from."""
-        shuffled = self.recipe.settings.train.batch.order == "shuffled"
-        return Records(rows, self.recipe.settings.seed, parts.budget(self.recipe), shuffled)
+        return Records.of(self.recipe, parts, rows)
 
     def states(self, run: Run, parts: Parts, rows: Sequence[Row]) -> HiddenStateCache | None:
         """Hidden states of the initial model at the rows, or None where the reference is run at every update."""

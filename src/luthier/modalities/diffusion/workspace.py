@@ -21,7 +21,7 @@ from luthier.diffusion.load import SCHEDULER, make_denoiser, open_denoiser, shif
 from luthier.diffusion.policy import PREFIX, DenoiserPolicy
 from luthier.diffusion.solvers import SOLVERS
 from luthier.engine.assemble import Parts
-from luthier.engine.source import RowSource
+from luthier.engine.source import Records, RowSource
 from luthier.errors import DataError, ModelError
 from luthier.evals.base import Evaluation, Item
 from luthier.keyed import sha256_number
@@ -101,7 +101,7 @@ class DiffusionWorkspace(ArrayWorkspace):
     def source(self, parts: Parts, rows: list[Row], policy: Any, layout: Layout, log: Log) -> RowSource:
         settings = self.recipe.settings
         if not isinstance(settings.rl, Denoise) or OPTIMALITY not in parts.needs.reads:
-            return super().source(parts, rows, policy, layout, log)
+            return Records.of(self.recipe, parts, rows)
         budget = parts.budget(self.recipe)
         shift = self.shift if settings.rl.shift == "auto" else float(settings.rl.shift)
         how = Sampled(self.shape, **settings.rl.model_dump(exclude={"kind", "shift"}), shift=shift)

@@ -20,7 +20,7 @@ from luthier.engine import estimate, usage
 from luthier.engine.assemble import Parts
 from luthier.engine.hidden_cache import HiddenStateCache
 from luthier.engine.score import with_column
-from luthier.engine.source import RowSource
+from luthier.engine.source import Records, RowSource
 from luthier.errors import DataError, RecipeError
 from luthier.evals.answering import EvaluatedModel
 from luthier.evals.base import Evaluation
@@ -87,14 +87,15 @@ class LanguageWorkspace(Workspace, LanguageModel):
             return rows  # only their prompts are used: the rows to score come with each rollout
         needs = parts.needs
         untuned = TokenPolicy(self.loaded.module)
-        rows = with_references(run, self, rows, needs.columns, lambda: self.layout(untuned, parts))
+        if needs.columns:
+            rows = with_references(run, self, rows, needs.columns, lambda: self.layout(untuned, parts))
         for column in needs.candidate_columns:
             rows = with_column(rows, column, logprobs_of(run, self, rows, column.split(":", 1)[1]))
-        return with_fields(rows, self.prepared.records, needs.fields)
+        return with_fields(rows, self.prepared.records, needs.fields) if needs.fields else rows
 
     def source(self, parts: Parts, rows: list[Row], policy: Any, layout: Layout, log: Log) -> RowSource:
         if self.recipe.settings.rl is None:
-            return super().source(parts, rows, policy, layout, log)
+            return Records.of(self.recipe, parts, rows)
         return Rollouts(self, parts, rows, policy, self.micro(), log, layout)
 
     def states(self, run: Run, parts: Parts, rows: Sequence[Row]) -> HiddenStateCache | None:
