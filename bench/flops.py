@@ -38,8 +38,9 @@ from luthier import parts
 from luthier.engine import allocator, master_weights, update
 from luthier.engine.assemble import Parts, tuned_policy
 from luthier.engine.budget import Budget
+from luthier.engine.micro_batches import Batching
 from luthier.engine.source import Records
-from luthier.engine.trainer import Batching, Trainer
+from luthier.engine.trainer import Trainer
 from luthier.modalities.base import MICRO_TOKENS
 from luthier.models.kernels.attention import use_short_rows
 from luthier.models.kernels.head import Head

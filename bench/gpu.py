@@ -53,8 +53,9 @@ from luthier import parts
 from luthier.engine import usage
 from luthier.engine.assemble import Parts
 from luthier.engine.budget import Budget
+from luthier.engine.micro_batches import Batching
 from luthier.engine.source import Records
-from luthier.engine.trainer import Batching, Trainer
+from luthier.engine.trainer import Trainer
 from luthier.models.policy import TokenPolicy
 from luthier.sampling.native import NativeSampler
 from luthier.tuners.base import TunerInputs

@@ -94,8 +94,9 @@ def child(objective_text: str, tuner_text: str, layers: int, asked: bool) -> Non
     from luthier.engine import allocator, usage
     from luthier.engine.assemble import Parts, tuned_policy
     from luthier.engine.budget import Budget
+    from luthier.engine.micro_batches import Batching
     from luthier.engine.source import Records
-    from luthier.engine.trainer import Batching, Trainer
+    from luthier.engine.trainer import Trainer
     from luthier.objectives.base import TokenObjective
     from luthier.objectives.sum import reads_of
     from luthier.tuners.base import TunerInputs

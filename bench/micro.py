@@ -31,8 +31,9 @@ def child(tokens: int, layout: str) -> None:
     from luthier.engine import allocator, usage
     from luthier.engine.assemble import Parts
     from luthier.engine.budget import Budget
+    from luthier.engine.micro_batches import Batching
     from luthier.engine.source import Records
-    from luthier.engine.trainer import Batching, Trainer
+    from luthier.engine.trainer import Trainer
     from luthier.models.loading.load import fast_bfloat16
     from luthier.models.policy import TokenPolicy
     from luthier.types import Row, Stream

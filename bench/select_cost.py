@@ -31,8 +31,9 @@ def child(tuner_name: str, selector_name: str) -> None:
     from luthier import parts
     from luthier.engine.assemble import Parts, tuned_policy
     from luthier.engine.budget import Budget
+    from luthier.engine.micro_batches import Batching
     from luthier.engine.source import Records
-    from luthier.engine.trainer import Batching, Trainer
+    from luthier.engine.trainer import Trainer
     from luthier.tuners.base import TunerInputs
     from luthier.types import Row, Stream
 

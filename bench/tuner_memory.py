@@ -60,8 +60,9 @@ def measure(name: str) -> dict[str, Any]:
     from luthier.engine import allocator, usage
     from luthier.engine.assemble import Parts, tuned_policy
     from luthier.engine.budget import Budget
+    from luthier.engine.micro_batches import Batching
     from luthier.engine.source import Records
-    from luthier.engine.trainer import Batching, Trainer
+    from luthier.engine.trainer import Trainer
     from luthier.tuners.base import TunerInputs
     from luthier.types import Row, Stream
 

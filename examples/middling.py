@@ -2,7 +2,7 @@
 
 from typing import ClassVar
 
-from luthier.select._values import loss_by_record
+from luthier.select._values import loss_by_row
 from luthier.select.base import Selector
 
 
@@ -13,7 +13,7 @@ class Middling(Selector):
 
     def features(self, policy, batch, state):
         """Mean loss per target of each record of a micro-batch, without gradient."""
-        return {"loss": loss_by_record(policy, batch)}
+        return {"loss": loss_by_row(policy, batch)}
 
     def scores(self, pool):
         """Higher is kept: the nearer to the pool's median, the better."""

@@ -10,9 +10,10 @@ import torch
 from luthier.data.batches import Ordered, collate, micro_batches
 from luthier.engine.assemble import Parts, tuned_policy
 from luthier.modalities.open import open_workspace
-from luthier.objectives.base import Update, total_of
+from luthier.objectives.base import total_of
 from luthier.recipe.load import load_recipe
 from luthier.tuners.base import TunerInputs
+from luthier.update import Update
 
 CHANGES = {
     "extends": "small.yaml",

@@ -27,7 +27,6 @@ def test_student_against_scipy():
     for degrees in (1, 2, 3, 4, 7.5, 30, 400, 5000):
         for t in (0.0, 0.01, 0.3, 1.0, 2.0, 5.0, 20.0, -1.3):
             assert stats.student_p(t, degrees) == pytest.approx(2 * theirs.sf(abs(t), degrees), rel=1e-9, abs=1e-300)
-            assert stats.student_cdf(t, degrees) == pytest.approx(theirs.cdf(t, degrees), rel=1e-9)
         for probability in (0.6, 0.9, 0.995, 0.001):
             assert stats.student_quantile(probability, degrees) == pytest.approx(theirs.ppf(probability, degrees))
 

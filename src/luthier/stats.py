@@ -216,12 +216,6 @@ def student_p(t: float, degrees: float) -> float:
     return incomplete_beta(degrees / (degrees + t * t), degrees / 2, 0.5)
 
 
-def student_cdf(t: float, degrees: float) -> float:
-    """P(T <= t) of Student's t."""
-    tail = student_p(t, degrees) / 2
-    return 1 - tail if t > 0 else tail
-
-
 def student_quantile(probability: float, degrees: float) -> float:
     """The t below which Student's distribution has this probability (0 < probability < 1)."""
     if not 0 < probability < 1:

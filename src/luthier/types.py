@@ -1,10 +1,10 @@
 """The types that all packages share, and the legend of shape letters. Nothing here imports torch.
 
-Shapes: B rows of a batch, T positions of a row, N target positions, R records in a batch,
+Shapes: B lines of a batch, T positions of a line, N target positions, R rows (examples) in a batch,
 V vocabulary, D width of the hidden state, S seeds.
 
 Well-known streams: `weights` (token, float; a target is a position whose weight is not 0 and that
-has a position of the same record before it), `logprobs:<reference>` (token, float), `preferred` (row, float; 1 of a
+has a position of the same row before it), `logprobs:<reference>` (token, float), `preferred` (row, float; 1 of a
 pair's chosen row and of an answer labelled true, 0 of a rejected one and of one labelled false). Of rollouts:
 `advantages`, `old_logprobs`, `rewards`, `values`, `returns`, `forced` (token, float; forced is 1 where
 the token was given, not sampled).
@@ -81,7 +81,7 @@ class Row:
 
     @property
     def targets(self) -> int:
-        """Number of target positions (the first position of a record is never predicted)."""
+        """Number of target positions (the first position of a row is never predicted)."""
         return int((self.streams["weights"].values[1:] != 0).sum())
 
 
@@ -91,10 +91,10 @@ class Batch:
 
     Four layouts: *right-padded* (no mask: a causal model never looks right, so padding cannot be seen),
     *left-padded* (2-D `attention_mask`), *packed* (positions restart within a row, no mask: together with
-    restarting positions a 2-D mask would let records see each other, silently), *shared* (a prompt, then the
-    answers of several records to it; `prompts` marks what all records of a row see, and the model is given a 4-D
-    mask). `example_of [B,T]` indexes `examples` (-1: padding; a shared prompt belongs to its row's first record)
-    and `position_of [B,T]` counts within the record, so per-record sums are the same whatever the layout.
+    restarting positions a 2-D mask would let rows see each other, silently), *shared* (a prompt, then the
+    answers of several rows to it; `prompts` marks what all rows of a line see, and the model is given a 4-D
+    mask). `example_of [B,T]` indexes `examples` (-1: padding; a shared prompt belongs to its line's first row)
+    and `position_of [B,T]` counts within the row, so sums by row are the same whatever the layout.
     """
 
     ids: Tensor  # int64 [B,T]

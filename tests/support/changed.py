@@ -5,7 +5,7 @@ import subprocess
 from functools import cache
 from pathlib import Path
 
-from luthier.families import PACKAGE, families
+from luthier.families import PACKAGE, SHARED_FILES, families
 from luthier.parts import Entry
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -42,7 +42,7 @@ def is_tried(entry: Entry, changed: frozenset[Path], commit: str | None) -> bool
     if commit is None or entry.path in changed:
         return True
     folders = [PACKAGE / folder for folder in families()[entry.slot].folders]
-    shared = (path for path in changed if path.stem == "base" or path.name.startswith("_"))
+    shared = (path for path in changed if path.stem in SHARED_FILES or path.name.startswith("_"))
     if any(folder in path.parents for path in shared for folder in folders):
         return True
     return has_turn(f"{entry.slot}/{entry.name}", commit)

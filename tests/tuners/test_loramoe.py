@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from luthier import parts
 from luthier.conformance.base import Failed, apart
-from luthier.conformance.tiny import tiny_model, tiny_rows, with_made_fields
+from luthier.conformance.tiny import tiny_model, tiny_rows, with_random_fields
 from luthier.conformance.training import check_invariance, check_ranks, trained, trainer
 from luthier.data.batches import collate
 from luthier.engine.assemble import refuse_excluded
@@ -170,7 +170,7 @@ def terms_of(tuner, model, batch):
 
 def test_the_term_is_the_sum_over_rows_and_layers():
     tuner, model = applied(tiny_model(), **TYPED)
-    rows = with_made_fields(tiny_rows(4), tuner.fields)
+    rows = with_random_fields(tiny_rows(4), tuner.fields)
     term = terms_of(tuner, model, collate(rows))
     assert (term.unit, term.coefficient) == ("rows", 0.1)
     kept, total = {}, 0.0
@@ -205,7 +205,7 @@ def test_a_published_sum_over_a_micro_batch_would_feel_it(monkeypatch):
 def test_pooled_the_rows_of_a_micro_batch_are_balanced_together():
     """As published: one variance over the entries of all rows. A micro-batch counts as much as it has rows."""
     tuner, model = applied(tiny_model(), pool="micro_batch", **TYPED)
-    rows = with_made_fields(tiny_rows(4), tuner.fields)
+    rows = with_random_fields(tiny_rows(4), tuner.fields)
     batch = collate(rows)
     usage = Usage(batch)
     with forward_context(**{USAGE: usage}):

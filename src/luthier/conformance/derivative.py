@@ -18,7 +18,8 @@ from luthier.conformance.base import Failed, apart
 from luthier.conformance.needs_of import rows_for
 from luthier.conformance.tiny import RECORDS, VOCABULARY
 from luthier.conformance.training import TOLERANCE, trained, trainer, weights_of
-from luthier.engine.trainer import Batching, Trainer
+from luthier.engine.micro_batches import Batching
+from luthier.engine.trainer import Trainer
 from luthier.objectives.base import Objective
 from luthier.types import Row
 

@@ -17,7 +17,7 @@ from luthier import parts
 from luthier.conformance.base import CheckOutcome, Failed
 from luthier.errors import LuthierError, RunError
 from luthier.families import PACKAGE, families
-from luthier.models.loading.load import quiet
+from luthier.models.quiet import quiet
 from luthier.recipe.methods import slot_of_file
 from luthier.recipe.settings import slots
 

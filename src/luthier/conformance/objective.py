@@ -20,7 +20,7 @@ from luthier.conformance.training import (
     now_and_later,
     tuner_for,
 )
-from luthier.engine.trainer import Batching
+from luthier.engine.micro_batches import Batching
 
 
 def checks(part: type[Any]) -> Iterator[tuple[str, Callable[[], None]]]:

@@ -19,7 +19,8 @@ from luthier.conformance.needs_of import rows_for
 from luthier.conformance.tiny import with_streams
 from luthier.conformance.training import trainer, weights_of
 from luthier.engine.budget import Budget
-from luthier.engine.trainer import Batching, Trainer
+from luthier.engine.micro_batches import Batching
+from luthier.engine.trainer import Trainer
 from luthier.engine.update import NotFinite
 from luthier.errors import LuthierError
 

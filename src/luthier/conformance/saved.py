@@ -13,7 +13,7 @@ from luthier import parts
 from luthier.conformance.base import Failed
 from luthier.conformance.tiny import VOCABULARY, tiny_model, tiny_rows
 from luthier.conformance.training import trainer
-from luthier.engine.trainer import Batching
+from luthier.engine.micro_batches import Batching
 from luthier.errors import LuthierError
 from luthier.models.loading.load import TUNER_FILE, load_tuned
 from luthier.recipe.settings import Model as ModelSettings

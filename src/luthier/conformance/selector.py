@@ -19,8 +19,10 @@ from luthier.conformance.ranks import Meeting, Peer
 from luthier.conformance.tiny import RECORDS, tiny_rows
 from luthier.conformance.training import LAYOUTS, trainer, weights_of
 from luthier.engine.budget import Budget
+from luthier.engine.checkpoints import Saving
+from luthier.engine.micro_batches import Batching
 from luthier.engine.score import with_column
-from luthier.engine.trainer import Batching, Saving, Trainer
+from luthier.engine.trainer import Trainer
 from luthier.errors import RunError
 from luthier.select.base import Selector
 from luthier.types import Row

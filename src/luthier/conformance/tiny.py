@@ -180,7 +180,7 @@ def with_streams(rows: Sequence[Row], names: Sequence[str]) -> list[Row]:
     return filled
 
 
-def with_made_fields(rows: list[Row], names: Sequence[str]) -> list[Row]:
+def with_random_fields(rows: list[Row], names: Sequence[str]) -> list[Row]:
     """The rows with random columns of the data, 0 or 1, as row streams `field:<name>`."""
     for name in names:
         numbers = numpy.random.default_rng([*name.encode()]).integers(0, 2, len(rows)).astype(numpy.float32)

@@ -16,7 +16,7 @@ from luthier import parts
 from luthier.conformance.base import Failed, apart
 from luthier.conformance.needs_of import rows_for
 from luthier.conformance.ranks import Meeting, Peer
-from luthier.conformance.tiny import RECORDS, tiny_model_of, with_common_prompts, with_made_fields, with_streams
+from luthier.conformance.tiny import RECORDS, tiny_model_of, with_common_prompts, with_random_fields, with_streams
 from luthier.engine.assemble import Parts, tuned_policy
 from luthier.engine.budget import Budget
 from luthier.engine.checkpoints import Saving
@@ -63,7 +63,7 @@ def trainer(objective: Objective, tuner: Any, rows: list[Row], batching: Batchin
     dtype = more.pop("dtype", torch.float64)
     seed = more.get("seed", 0)
     modality = tiny_model_of(objective)
-    rows = with_made_fields(rows, tuner.fields)
+    rows = with_random_fields(rows, tuner.fields)
     constant = parts.build("schedule", "constant")
     optimizer, schedule = more.pop("optimizer", GradientDescent()), more.pop("schedule", constant)
     chosen = Parts(objective, (tuner,), optimizer, schedule, more.pop("selector", None))

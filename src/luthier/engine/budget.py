@@ -62,9 +62,9 @@ class Budget:
             return None
         if self.unit == "tokens":
             return self.amount / sum(map(len, rows))
-        rows_by_record = len(group_by_record(rows))
-        drawn = {"epochs": rows_by_record, "records": 1, "updates": records}[self.unit]
-        return self.kept * self.amount * drawn / rows_by_record
+        epoch = len(group_by_record(rows))  # records of one pass
+        drawn = {"epochs": epoch, "records": 1, "updates": records}[self.unit]
+        return self.kept * self.amount * drawn / epoch
 
     def spent(self, position: Position, rows: int) -> float:
         """The part of the budget used up, 0 to 1."""

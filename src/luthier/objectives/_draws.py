@@ -1,4 +1,4 @@
-"""Random numbers without a generator: functions of (seed, update, record, position, draw) alone."""
+"""Random numbers without a generator: functions of (seed, update, row, position, draw) alone."""
 
 from __future__ import annotations
 

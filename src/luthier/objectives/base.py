@@ -129,7 +129,7 @@ class TokenObjective(Objective):
     """A loss that is a sum over target positions: write `token_loss(view) -> [n]`.
 
     The engine multiplies each position's loss by its token weight and divides the sum by the update's global count
-    of `unit`: "targets", "weights" or "records". A mean per record divides by `view.record_targets` first.
+    of `unit`: "targets", "weights" or "records". A mean per row divides by `view.record_targets` first.
     """
 
     def token_loss(self, view: TokenView) -> Tensor:
@@ -163,19 +163,19 @@ class TokenObjective(Objective):
 
 
 class SequenceObjective(Objective):
-    """A loss per record from summed log-probabilities: write `sequence_loss(view) -> [R]`."""
+    """A loss per row from summed log-probabilities: write `sequence_loss(view) -> [R]`."""
 
     UNIT: ClassVar[str] = "records"
 
     def sequence_loss(self, view: SequenceView) -> Tensor:
-        """Loss [R] of each record of the micro-batch."""
+        """Loss [R] of each of the micro-batch's R rows."""
         raise RecipeError(f"{type(self).__name__} does not define `sequence_loss(self, view)`.")
 
     def terms(self, policy: TokenPolicy, batch: Batch, update: Update) -> list[Term]:
         view = sequence_view(policy, batch, update)
         update.meter("nll", -view.logprob.detach().sum(), "targets")
         loss = check_one_per(self.sequence_loss(view), view.count, f"{type(self).__name__}.sequence_loss", "record")
-        # A record without targets is in no count of `units`, so its loss must not enter the sum either.
+        # A row without targets is in no count of `units`, so its loss must not enter the sum either.
         return [Term((loss * (view.count > 0)).sum(), self.unit)]
 
 

@@ -26,14 +26,14 @@ else:
 
 @dataclass
 class MicroBatchTargets:
-    """All N targets of a micro-batch, without gradient: for losses that need statistics of a token's record."""
+    """All N targets of a micro-batch, without gradient: for losses that need statistics of a token's row."""
 
     head: heads.Head
     hidden: Tensor  # [N,D]
     targets: Tensor  # [N]
-    owner: Tensor  # [N] index of each position's record
+    owner: Tensor  # [N] index of each position's row
     streams: dict[str, Tensor]  # token streams [N]
-    counts: Tensor  # [R] targets of each record
+    counts: Tensor  # [R] targets of each row
 
     @cached_property
     def logprob(self) -> Tensor:
@@ -42,7 +42,7 @@ class MicroBatchTargets:
             return self.head.map(self.hidden, lambda piece, logits: heads.target_logprob(logits, self.targets[piece]))
 
     def mean(self, values: Tensor) -> Tensor:
-        """Mean of values [N] over each position's record, [N]."""
+        """Mean of values [N] over each position's row, [N]."""
         sums = torch.zeros(len(self.counts), dtype=values.dtype, device=values.device)
         return (sums.index_add(0, self.owner, values) / self.counts)[self.owner]
 
@@ -55,8 +55,8 @@ class TokenView:
     targets: Tensor  # [n]
     streams: dict[str, Tensor]  # token streams at the chunk's positions, [n]
     hidden_of: dict[str, Any]  # reference name → (reference, hidden [n,D])
-    keys: Tensor  # [n] int64: hash of (record, position), for keyed draws
-    record_targets: Tensor  # [n] targets of the record that each position belongs to
+    keys: Tensor  # [n] int64: hash of (row id, position), for keyed draws
+    record_targets: Tensor  # [n] targets of the row that each position belongs to
     update: Update
     micro_batch: MicroBatchTargets | None = None
     piece: slice = field(default_factory=lambda: slice(None))  # the chunk's positions within `micro_batch`
@@ -82,7 +82,7 @@ class TokenView:
         return self.streams[name]
 
     def record_mean(self, values: Callable[[MicroBatchTargets], Tensor]) -> Tensor:
-        """Mean over each position's record, [n], of per-token values [N]; no gradient."""
+        """Mean over each position's row, [n], of per-token values [N]; no gradient."""
         assert self.micro_batch is not None
         return self.micro_batch.mean(values(self.micro_batch).detach())[self.piece]
 
@@ -95,7 +95,7 @@ class TokenView:
         return handle.logits(hidden)
 
     def uniform(self, draws: int) -> Tensor:
-        """Uniform numbers [n,draws] in [0,1), float64, a function of (seed, update, record, position, draw) alone."""
+        """Uniform numbers [n,draws] in [0,1), float64, a function of (seed, update, row, position, draw) alone."""
         return keyed_uniform(self.keys, self.update, draws)
 
     def meter(self, name: str, values: Tensor, unit: str = "targets") -> None:

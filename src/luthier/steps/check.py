@@ -25,7 +25,7 @@ from luthier.engine import estimate, usage
 from luthier.engine.assemble import Parts, apply_tuners
 from luthier.errors import DataError, LuthierError, RecipeError
 from luthier.modalities.base import compute_dtype, find_device
-from luthier.modalities.language.columns import recalls, with_fields
+from luthier.modalities.language.columns import can_cache_reference, with_fields
 from luthier.modalities.language.workspace import check_context, predicted_memory, refuse_unscorable_sets, training_rows
 from luthier.modalities.open import open_workspace
 from luthier.models.context import checkpoint_layers
@@ -288,7 +288,7 @@ def _memory(recipe: Recipe, prepared: Prepared) -> estimate.Estimate:
     if recipe.settings.train.checkpointing:
         checkpoint_layers(module)
     # A frozen copy has the weights from before the tuners edit them: all, or the head if hidden states are cached.
-    reference = HeadOnly(module) if recalls(recipe, parts, rows, module) else module
+    reference = HeadOnly(module) if can_cache_reference(recipe, parts, rows, module) else module
     copied = estimate.weight_bytes(reference) if parts.needs.references and parts.needs.frozen_copy else 0
     module = apply_tuners(module, parts.tuners, TunerInputs(recipe.settings.seed, rows))
     return predicted_memory(recipe, module, rows, copied)

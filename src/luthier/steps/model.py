@@ -16,7 +16,7 @@ from luthier.engine.checkpoints import save_companions
 from luthier.engine.trainer import Trainer
 from luthier.modalities.base import Workspace
 from luthier.recipe import Stage
-from luthier.runs.run import fingerprint
+from luthier.recipe.fingerprint import fingerprint
 
 
 @dataclass

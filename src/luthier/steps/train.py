@@ -15,8 +15,9 @@ from luthier.engine.source import Records
 from luthier.engine.trainer import Trainer
 from luthier.errors import RecipeError
 from luthier.modalities.base import Workspace
+from luthier.recipe.fingerprint import fingerprint
 from luthier.recipe.modality import modality_of
-from luthier.runs.run import Run, fingerprint
+from luthier.runs.run import Run
 
 AUTO_READINGS = 10
 """How often a probe with `every: auto` reads the losses after the first reading."""

@@ -96,7 +96,7 @@ def gold(model: LanguageModel) -> list[Candidate]:
     return candidates
 
 
-def in_request_order(model: LanguageModel, record: Record, instruction: str | None = None) -> Record:
+def with_instruction(model: LanguageModel, record: Record, instruction: str | None = None) -> Record:
     """The record whose prompt is sent to the sampler: the record itself, or the instruction filled in with it."""
     if instruction is None:
         return record
@@ -140,7 +140,7 @@ def generate_candidates(
     settings = model.recipe.settings
     requests = []
     for record in records:
-        record_asked = in_request_order(model, record, instruction)
+        record_asked = with_instruction(model, record, instruction)
         for index in range(samples):
             requests.append(_request(model, record_asked, seed63(settings.seed, name, record.id, index)))
     trajectories = sample(requests, settings.generate.sampling(), progress)

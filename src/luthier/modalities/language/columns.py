@@ -96,14 +96,14 @@ def logprobs_of(run: Run, model: LanguageModel, rows: Sequence[Row], name: str) 
     return _logprobs(run, model, rows, loaded, "padded")
 
 
-RECALLED_BYTES = 4 * 2**30
+CACHED_BYTES = 4 * 2**30
 """Most bytes on disk for the hidden states of a reference; above, the reference runs at every update."""
 
 
-def recalls(recipe: Recipe, parts: Parts, rows: Sequence[Row], module: nn.Module) -> bool:
+def can_cache_reference(recipe: Recipe, parts: Parts, rows: Sequence[Row], module: nn.Module) -> bool:
     """Whether the hidden states of `initial` are computed once for all rows, rather than at every update.
 
-    They are if every row is trained on at least once and the states fit RECALLED_BYTES. In bfloat16 they then carry the
+    They are if every row is trained on at least once and the states fit CACHED_BYTES. In bfloat16 they then carry the
     rounding of another batch than the trained model's. Not for a budget in seconds, which the pass over all rows would
     not be charged to, and not for rollouts, whose rows are new every time.
     """
@@ -116,7 +116,7 @@ def recalls(recipe: Recipe, parts: Parts, rows: Sequence[Row], module: nn.Module
             return False
     epochs = parts.budget(recipe).epochs(rows, settings.train.batch.records)
     weight: Tensor = module.get_output_embeddings().weight  # pyright: ignore
-    return epochs is not None and epochs >= 1 and state_bytes(rows, weight.shape[1], weight.dtype) <= RECALLED_BYTES
+    return epochs is not None and epochs >= 1 and state_bytes(rows, weight.shape[1], weight.dtype) <= CACHED_BYTES
 
 
 def _reads_reference_at_rows(objective: Objective) -> bool:

@@ -26,7 +26,13 @@ from luthier.evals.answering import EvaluatedModel
 from luthier.evals.base import Evaluation
 from luthier.evals.evaluate import evaluate, perplexity, refuse_unscorable
 from luthier.modalities.base import Log, Workspace, find_device, micro_tokens
-from luthier.modalities.language.columns import initial_states, logprobs_of, recalls, with_fields, with_references
+from luthier.modalities.language.columns import (
+    can_cache_reference,
+    initial_states,
+    logprobs_of,
+    with_fields,
+    with_references,
+)
 from luthier.modalities.language.model import LanguageModel
 from luthier.modalities.language.rollout import Rollouts, columns_read
 from luthier.models.checks import PADDED, can_share, verify_packing, verify_sharing
@@ -67,7 +73,7 @@ class LanguageWorkspace(Workspace, LanguageModel):
         return cls(recipe, device, loaded, prepared, renderer)
 
     def records(self, split: str) -> list[Record]:
-        """As `held_out`."""
+        """The records of `validation` or `test` that are evaluated, as `held_out` chooses them."""
         return held_out(self.recipe, self.prepared, split)
 
     def policy(self, module: nn.Module) -> TokenPolicy:
@@ -93,7 +99,9 @@ class LanguageWorkspace(Workspace, LanguageModel):
         return Rollouts(self, parts, rows, policy, self.micro(), log, layout)
 
     def states(self, run: Run, parts: Parts, rows: Sequence[Row]) -> HiddenStateCache | None:
-        return initial_states(run, self, rows) if recalls(self.recipe, parts, rows, self.loaded.module) else None
+        if not can_cache_reference(self.recipe, parts, rows, self.loaded.module):
+            return None
+        return initial_states(run, self, rows)
 
     def online_references(self, parts: Parts) -> Collection[str]:
         rl = self.recipe.settings.rl

@@ -41,7 +41,7 @@ class MaxLoss(Selector):
     )
 
     def features(self, policy: Any, batch: Batch, state: Any) -> dict[str, Tensor]:
-        return {"loss": measured.loss_by_record(policy, batch)}
+        return {"loss": measured.loss_by_row(policy, batch)}
 
     def scores(self, pool: Pool) -> Tensor:
         loss = pool.features["loss"]

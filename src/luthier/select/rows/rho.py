@@ -46,8 +46,8 @@ class Rho(Selector):
         return (f"logprobs:{self.reference}",)
 
     def features(self, policy: Any, batch: Batch, state: Any) -> dict[str, Tensor]:
-        irreducible = measured.mean_by_record(-batch.at_targets(f"logprobs:{self.reference}"), batch)
-        return {"reducible": measured.loss_by_record(policy, batch) - irreducible}
+        irreducible = measured.mean_by_row(-batch.at_targets(f"logprobs:{self.reference}"), batch)
+        return {"reducible": measured.loss_by_row(policy, batch) - irreducible}
 
     def scores(self, pool: Pool) -> Tensor:
         return pool.features["reducible"]

@@ -19,7 +19,7 @@ from luthier.types import Candidate
 
 if TYPE_CHECKING:
     from luthier.recipe import Stage
-    from luthier.select.subset import Subset
+    from luthier.select.records.base import Subset
     from luthier.steps.work import Work
 
 workspace = lazy("luthier.modalities.base")
