@@ -80,7 +80,11 @@ class _Silent:
     [
         (RecipeError, "`flow` trains denoisers; .* image and text encoders", {"train": {"objective": "flow"}}),
         (RecipeError, "`reward` has no effect for image and text encoders", {"reward": "digit"}),
-        (RecipeError, "`evaluate.sample` has no effect for image and text encoders", {"evaluate": {"sample": {"steps": 4}}}),
+        (
+            RecipeError,
+            "`evaluate.sample` has no effect for image and text encoders",
+            {"evaluate": {"sample": {"steps": 4}}},
+        ),
         (DataError, "holds text", {"data": {"train": "sums"}}),
         (ModelError, "cannot read the data", {"model": {"config": {"vision_config": {"num_channels": 3}}}}),
         (ModelError, "siglip cannot be built", {"model": {"config": {"text_config": {"vocab_size": "many"}}}}),

@@ -198,7 +198,11 @@ def test_cached_latents_and_prompt_embeddings_from_a_file(tmp_path):
         (RecipeError, "`rl.passes` is of rollouts of language models", {"rl": {"passes": 2}}),
         (RecipeError, "learns from `optimality`", {**NFT, "rl": None}),
         (RecipeError, "`data.max_tokens` has no effect for denoisers", {"data": {**SMALL["data"], "max_tokens": 99}}),
-        (RecipeError, "`generate` has no effect for denoisers: nothing is written", {"generate": {"max_new_tokens": 9}}),
+        (
+            RecipeError,
+            "`generate` has no effect for denoisers: nothing is written",
+            {"generate": {"max_new_tokens": 9}},
+        ),
         (RecipeError, "`steps` has no effect for denoisers", {"steps": {"one": {"do": "train"}}}),
         (RecipeError, "`evaluate.metric` has no effect for denoisers", {"evaluate": {"metric": "exact"}}),
         (RecipeError, "the recipe has no `reward`", {**NFT, "reward": "auto"}),
