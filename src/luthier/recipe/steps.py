@@ -111,6 +111,9 @@ def _load(do: str, base: Path | None) -> type[Any]:
         raise RecipeError(
             f"{verb.__name__} in {do} is no verb.", "Derive it from Verb (`from luthier.steps.verbs.base import Verb`)."
         )
+    unknown = next((kind for kind in verb.LEAVES if kind not in get_args(Kind)), None)
+    if unknown is not None:  # nothing would find it, and the step would seem to leave nothing
+        raise RecipeError(f"{verb.__name__} in {do}: LEAVES names `{unknown}`.", "A step leaves `model` or `records`.")
     return verb
 
 
