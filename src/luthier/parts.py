@@ -36,6 +36,19 @@ A former name is refused only in families that no longer declare it.
 """
 
 
+MOVED_MODULES: Mapping[str, str] = {
+    "luthier.data.generated": "luthier.datasets",
+    "luthier.vision.generated": "luthier.datasets.pictures",
+    "luthier.objectives._view": "luthier.objectives.views",
+    "luthier.objectives.policy": "luthier.objectives.policy_gradient",
+    "luthier.objectives.flow": "luthier.objectives.diffusion",
+    "luthier.objectives.vision": "luthier.objectives.contrastive",
+    "luthier.engine.precision": "luthier.engine.master_weights",
+    "luthier.steps.ground": "luthier.modalities.base",
+}
+"""Former address of a module that part files import → its address now; docs/renames.md lists all."""
+
+
 class _Lazy(ModuleType):
     """A module imported at its first attribute access."""
 
@@ -376,9 +389,18 @@ def _import(path: Path) -> ModuleType:
         del sys.modules[name]  # a module that failed half-way would be taken for a whole one next time
         if isinstance(error, LuthierError):  # such as a hook under its former name
             raise RecipeError(f"{path}: {error.message}", error.hint) from error
-        moved = isinstance(error, ImportError) and str(error.name).startswith("luthier")
+        line = place_in_part(error)
+        where = f"{path.parent / line}" if line and line.startswith(f"{path.name}:") else f"{path}"
         raise RecipeError(
-            f"{path} cannot be imported: {type(error).__name__}: {error}.",
-            "docs/renames.md lists the files and names that changed." if moved else None,
+            f"{where} cannot be imported: {type(error).__name__}: {error}.", _where_it_went(error)
         ) from error
     return module
+
+
+def _where_it_went(error: Exception) -> str | None:
+    """The hint of a failed import from the package: the address that the module has now; None of other errors."""
+    if not isinstance(error, ImportError) or not str(error.name).startswith("luthier"):
+        return None
+    new = MOVED_MODULES.get(str(error.name))
+    moved = f"`{error.name}` is `{new}` now. " if new else ""
+    return f"{moved}docs/renames.md lists the files and names that changed."

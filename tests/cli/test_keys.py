@@ -32,3 +32,10 @@ def test_the_schema_is_json(command):
 def test_a_wrong_value_says_what_the_key_means(command, here):
     result = command("check", "mine.yaml", "data.max_tokens=many")
     assert result.code == 2 and "data.max_tokens: Tokens of a record at most" in result.error
+
+
+def test_descriptions_fit_the_terminal(command, monkeypatch):
+    for columns in (80, 100):
+        monkeypatch.setenv("COLUMNS", str(columns))
+        described = [line for line in command("keys", "train").out.splitlines() if line.startswith("    ")]
+        assert columns - 15 < max(map(len, described)) <= columns

@@ -1,5 +1,7 @@
 """A user's part that uses a former name gets one error that names the new one, also through `luthier check`."""
 
+import importlib
+import importlib.util
 import textwrap
 
 import pytest
@@ -90,9 +92,20 @@ def test_a_helper_class_may_use_any_name(tmp_path):
 
 def test_an_import_of_a_file_that_moved_leads_to_the_list_of_names(tmp_path):
     (tmp_path / "mine.py").write_text("from luthier.steps.ground import Ground\n" + OBJECTIVE.format(line=""))
-    with pytest.raises(RecipeError, match="cannot be imported: ModuleNotFoundError") as error:
+    with pytest.raises(RecipeError, match=r"mine\.py:1 cannot be imported: ModuleNotFoundError") as error:
+        parts.build("objective", "./mine.py", tmp_path)
+    assert error.value.hint.startswith("`luthier.steps.ground` is `luthier.modalities.base` now. docs/renames.md lists")
+    (tmp_path / "mine.py").write_text("\nfrom luthier.types import Trajectry\n" + OBJECTIVE.format(line=""))
+    with pytest.raises(RecipeError, match=r"mine\.py:2 cannot be imported: ImportError: .*Trajectry") as error:
         parts.build("objective", "./mine.py", tmp_path)
     assert error.value.hint == "docs/renames.md lists the files and names that changed."
+
+
+def test_every_module_that_moved_is_where_its_message_says():
+    for old, new in parts.MOVED_MODULES.items():
+        assert importlib.util.find_spec(new) is not None
+        with pytest.raises(ModuleNotFoundError):
+            importlib.import_module(old)
 
 
 def test_an_unknown_option_of_a_method_names_the_nearest(command, here):

@@ -49,9 +49,15 @@ class OneEach(Advantage):
         return [value[:1] for value in values]
 
 
+class OneTooFew(Advantage):
+    def compute(self, rollout, values):
+        return rollout.totals(values)[:-1]
+
+
 @pytest.mark.parametrize(
     "part, check, words",
     [
+        (OneTooFew, "one finite", "`compute` returns numbers for 11 of 12 answers"),
         (WholeMean, "one finite", "without a reward"),
         (OneEach, "one finite", "not one number per token"),
         (InPlace, "deterministic", "copy them"),

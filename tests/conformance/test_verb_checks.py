@@ -53,6 +53,13 @@ class Noisy(Verb):
         work.leave_module(stage, module)
         work.note(stage, folder, {})
 """,
+    "keeping": """
+class Keeping(Verb):
+    LEAVES: ClassVar = ("model",)
+
+    def run(self, work, stage, folder):
+        work.note(stage, folder, {})
+""",
     "appending": """
 class Appending(Verb):
     def run(self, work, stage, folder):
@@ -94,6 +101,12 @@ def test_planted_fault_is_caught(verb, name, check, words):
     run_check = next(function for title, function in checks_of("verb", verb(name)) if title.startswith(check))
     with pytest.raises(Failed, match=re.escape(words)):
         run_check()
+
+
+def test_a_verb_that_leaves_less_than_it_says_is_told_so(verb):
+    *_, last = run_checks("verb", verb("keeping"))
+    assert not last.passed and "left no model, though LEAVES of the verb `keeping` names `model`" in last.message
+    assert "work.leave_module(stage, module)" in last.message
 
 
 def test_an_error_of_the_verb_is_an_outcome_with_its_line(verb):

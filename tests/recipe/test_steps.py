@@ -94,6 +94,23 @@ def test_mistakes_inside_a_step_show_when_the_recipe_is_read(steps, said):
     assert said in str(error.value)
 
 
+def test_a_mistake_inside_a_step_is_told_with_file_and_line(tmp_path):
+    """The blocks of a step are checked after the recipe's own; their messages name the line all the same."""
+    start = "model: nano\ndata: {train: {kind: sums, count: 40}}\nbudget: {updates: 3}\nsteps:\n"
+    body = {
+        "  warm: {do: train}\n  last:\n    do: train\n    train:\n      objectve: dft\n": "9: step last: there is",
+        "  warm: {do: train}\n  last:\n    do: train\n    train:\n      optimizer:\n        lrr: 1\n": "10: step last",
+        "  warm: {do: train}\n  kept:\n    do: select\n    subset: rihgt\n": "8: step kept: subset",
+        "  warm: {do: train}\n  polish: {from: base}\n": "6: step `polish` has no `do`, and its name is no verb",
+        "  rounds: {do: loop, steps: {\n    warm: {do: train,\n      train: {objectve: dft}}}}\n": "7: step warm",
+    }
+    for text, told in body.items():
+        (tmp_path / "mine.yaml").write_text(start + text)
+        with pytest.raises(RecipeError) as error:
+            load_recipe(tmp_path / "mine.yaml")
+        assert f"recipe mine.yaml:{told}" in str(error.value)
+
+
 PIPELINES = ["fare", "grape", "s2l", "s3ft", "two_stage"]
 
 

@@ -179,6 +179,7 @@ OBJECTIVE = "from luthier import TokenObjective\n\nclass Lossy(TokenObjective):\
     [
         ({"do": "./avrage.py"}, "step `mean`: verb: there is no file"),
         ({"do": "./lossy.py"}, "step `mean`: Lossy in ./lossy.py is no verb. Derive it from Verb"),
+        ({"do": "./odd.py"}, "step `mean`: Odd in ./odd.py: LEAVES names `modle`. A step leaves `model` or `records`"),
         ({"do": "./average.py"}, "step `mean`: a step that does `./average.py` needs `models`"),
         ({"do": "./average.py", "models": ["one"]}, "step `mean`: models: "),
         ({"do": "./average.py", "models": ["one", "two"]}, "models: 'two' is not known here; known: base, newest, one"),
@@ -189,6 +190,8 @@ OBJECTIVE = "from luthier import TokenObjective\n\nclass Lossy(TokenObjective):\
 )
 def test_mistakes_in_a_step_of_ones_own_are_named(data, step, said):
     (data / "lossy.py").write_text(OBJECTIVE)
+    verb = "from luthier.steps.verbs.base import Verb\n\nclass Odd(Verb):\n    LEAVES = ('modle',)\n"
+    (data / "odd.py").write_text(verb)
     with pytest.raises(RecipeError) as error:
         recipe(data, {**TRAINED, "mean": step})
     assert said in str(error.value)

@@ -23,12 +23,14 @@ def command(
 
 
 def _print(setting: Setting) -> None:
+    import shutil
     import textwrap
 
+    columns = min(max(shutil.get_terminal_size().columns, 72), 110)  # as the tables of `luthier methods NAME`
     default = f", default {setting.default}" if setting.default not in ("", "–") else ""
     kind = f" (kind: {setting.grammar})" if setting.grammar else ""
     typer.echo(f"{setting.path}{kind}: {setting.form}{default}")
-    typer.echo(textwrap.fill(setting.description, 110, initial_indent="    ", subsequent_indent="    "))
+    typer.echo(textwrap.fill(setting.description, columns, initial_indent="    ", subsequent_indent="    "))
 
 
 def schema() -> None:

@@ -55,6 +55,8 @@ def _start_values(link: Advantage, rollout: Rollout) -> Arrays:
 def credits(link: Advantage, rollout: Rollout) -> Arrays:
     """Advantages per answer that has a reward, [n] each; what the link gives to the others does not count."""
     computed = link.compute(rollout, _start_values(link, rollout))
+    if len(computed) != len(rollout.rewards):
+        raise Failed(f"{link!r}: `compute` returns numbers for {len(computed)} of {len(rollout.rewards)} answers")
     arrays = rollout.spread(computed) if isinstance(computed, numpy.ndarray) else list(computed)
     return [array for array, reward in zip(arrays, rollout.rewards, strict=True) if numpy.isfinite(reward)]
 

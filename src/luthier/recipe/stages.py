@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
 from luthier import parts
 from luthier.errors import RecipeError
-from luthier.recipe.merge import Layer, Merged, check_keys
+from luthier.recipe.merge import DEFAULT, Key, Layer, Merged, check_keys
 from luthier.recipe.resolve import Recipe, resolve
 from luthier.recipe.settings import copy, expand
 from luthier.recipe.steps import build_verb
@@ -40,6 +40,29 @@ class Stage:
         return build_verb(self.do, self.block, self.recipe.base)
 
 
+@dataclass(frozen=True)
+class _WrittenIn(Layer):
+    """The blocks of one step, whose keys come from the file and line that the whole recipe names for them.
+
+    Attributes:
+        origins: of the whole recipe.
+        path: of the step in it.
+    """
+
+    origins: Mapping[str, str] = field(default_factory=dict)
+    path: Key = ()
+
+    def origin(self, key: Key) -> str:
+        """File, line and step: "recipe mine.yaml:6: step answers"; of a key that nobody wrote, the block around it."""
+        for length in range(len(key), -1, -1):
+            dotted = ".".join((*self.path, *key[:length]))
+            under = [origin for leaf, origin in self.origins.items() if f"{leaf}.".startswith(f"{dotted}.")]
+            written = [origin for origin in under if origin != DEFAULT]
+            if written:
+                return f"{written[0]}: {self.label}"
+        return self.label
+
+
 def stages_of(recipe: Recipe) -> list[Stage]:
     """The steps of a recipe in order; a recipe without `steps` is one step, `rl` where it has that block.
 
@@ -50,7 +73,7 @@ def stages_of(recipe: Recipe) -> list[Stage]:
     if steps is None:
         do = "train" if recipe.settings.rl is None else "rl"
         return [Stage(do, do, recipe, {"do": do, "from": "base", "data": "data"})]
-    return list(_stages(recipe, steps, 1.0))
+    return list(_stages(recipe, steps, 1.0, ("steps",)))
 
 
 def flat(stages: Sequence[Stage]) -> Iterator[Stage]:
@@ -60,25 +83,26 @@ def flat(stages: Sequence[Stage]) -> Iterator[Stage]:
         yield from flat(stage.body)
 
 
-def _stages(recipe: Recipe, steps: Mapping[str, Any], share: float) -> Iterator[Stage]:
+def _stages(recipe: Recipe, steps: Mapping[str, Any], share: float, path: Key) -> Iterator[Stage]:
     for name, block in steps.items():
         own = share * (block.get("share") or 0.0)
         verb = build_verb(block["do"], block, recipe.base)
-        _refuse_unknown_parts(recipe, name, verb)
+        written = _WrittenIn({}, f"step {name}", recipe.base, origins=recipe.origins, path=(*path, name))
+        _refuse_unknown_parts(written, verb)
         if "steps" in block:
-            body = tuple(_stages(recipe, block["steps"], own / verb.repeats))
+            body = tuple(_stages(recipe, block["steps"], own / verb.repeats, (*path, name, "steps")))
             yield Stage(name, block["do"], recipe, block, own, body)
         else:
-            yield Stage(name, block["do"], _recipe_of(recipe, name, verb, own), block, own)
+            yield Stage(name, block["do"], _recipe_of(recipe, written, verb, own), block, own)
 
 
-def _recipe_of(recipe: Recipe, name: str, verb: Any, share: float) -> Recipe:
+def _recipe_of(recipe: Recipe, written: _WrittenIn, verb: Any, share: float) -> Recipe:
     """The recipe of one step: its overlays merged in, its budget reduced to its share."""
     origins = {tuple(path.split(".")): origin for path, origin in recipe.origins.items()}
     merged = Merged(copy(recipe.data), origins)
     merged.data["steps"] = None
     verb.adapt(merged.data)
-    overlay = Layer(expand(verb.overlays()), f"step {name}", recipe.base)
+    overlay = replace(written, data=expand(verb.overlays()))
     check_keys(overlay)
     merged.add(overlay)
     if share and recipe.settings.budget.unit != "updates":
@@ -88,10 +112,10 @@ def _recipe_of(recipe: Recipe, name: str, verb: Any, share: float) -> Recipe:
     return resolve(merged, recipe.name, recipe.base)
 
 
-def _refuse_unknown_parts(recipe: Recipe, step: str, verb: Any) -> None:
+def _refuse_unknown_parts(written: _WrittenIn, verb: Any) -> None:
     """Raise RecipeError for a part that a key of the step names, and that does not exist or has other options."""
     for key, slot, spec in verb.named_parts():
         try:
-            parts.build(slot, spec, recipe.base)
+            parts.build(slot, spec, written.folder)
         except RecipeError as error:
-            raise RecipeError(f"step {step}: {key}: {error.message}", error.hint) from None
+            raise RecipeError(f"{written.origin((key,))}: {key}: {error.message}", error.hint) from None

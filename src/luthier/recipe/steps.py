@@ -111,6 +111,9 @@ def _load(do: str, base: Path | None) -> type[Any]:
         raise RecipeError(
             f"{verb.__name__} in {do} is no verb.", "Derive it from Verb (`from luthier.steps.verbs.base import Verb`)."
         )
+    unknown = next((kind for kind in verb.LEAVES if kind not in get_args(Kind)), None)
+    if unknown is not None:  # nothing would find it, and the step would seem to leave nothing
+        raise RecipeError(f"{verb.__name__} in {do}: LEAVES names `{unknown}`.", "A step leaves `model` or `records`.")
     return verb
 
 
@@ -160,7 +163,7 @@ def _check(name: str, block: Any, scope: _Scope) -> _Step:
     if not isinstance(block, Mapping):
         raise StepError(here, f"step `{name}` is not a block of keys")
     do = block.get("do", name)
-    keys = keys_of(_verb_of(name, do, scope))
+    keys = keys_of(_verb_of(name, do, (*here, "do") if "do" in block else here, scope))
     unknown = next((key for key in block if key not in (*keys, "do")), None)
     if unknown is not None:
         close = nearest(str(unknown), list(keys))
@@ -195,19 +198,19 @@ def _refuse_unknown_names(name: str, verb: Any, scope: _Scope) -> None:
             raise StepError((*scope.path, name, key), message)
 
 
-def _verb_of(name: str, do: Any, scope: _Scope) -> type[Any]:
-    """The class behind `do`: the name of a verb, or a file of the user's."""
-    here = (*scope.path, name, "do")
+def _verb_of(name: str, do: Any, where: tuple[str, ...], scope: _Scope) -> type[Any]:
+    """The class behind `do`: the name of a verb, or a file of the user's. `where` is the key that an error names."""
     known = [entry.name for entry in parts.catalogue(SLOT)]
     if do not in known and not (isinstance(do, str) and do.endswith(".py")):
         close = nearest(str(do), known)
         hint = f"did you mean `{close}`" if close else f"give it one of {', '.join(known)} or ./FILE.py as `do`"
-        raise StepError(here, f"step `{name}` does `{do}`, which is no verb: {hint}")
+        does = f"does `{do}`, which is no verb" if where[-1] == "do" else "has no `do`, and its name is no verb"
+        raise StepError(where, f"step `{name}` {does}: {hint}")
     try:
         return _load(do, scope.base)
     except RecipeError as error:
         hint = f" {error.hint.rstrip('.')}" if error.hint else ""
-        raise StepError(here, f"step `{name}`: {error.message if hint else error.message.rstrip('.')}{hint}") from None
+        raise StepError(where, f"step `{name}`: {error.message if hint else error.message.rstrip('.')}{hint}") from None
 
 
 def _in_words(name: str, do: str, here: tuple[str, ...], error: ValidationError) -> StepError:

@@ -308,6 +308,10 @@ def credit(chain: Sequence[Advantage], rollout: Rollout) -> Arrays:
     for link in chain:
         # A user's link may return an array [B] or lists of any length; both are checked here, not in the loss.
         computed = link.compute(rollout, values)
+        if len(computed) != len(rollout.lengths):
+            raise RunError(
+                f"The advantage `{link.kind}` returned numbers for {len(computed)} of {len(rollout.lengths)} answers."
+            )
         values = rollout.spread(computed) if isinstance(computed, ndarray) else list(computed)
         if [numpy.shape(tokens) for tokens in values] != [(length,) for length in rollout.lengths]:
             raise RunError(f"The advantage `{link.kind}` returned arrays of other lengths than the answers.")

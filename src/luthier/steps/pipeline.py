@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from luthier.engine.assemble import build_tuners
-from luthier.errors import RecipeError
+from luthier.errors import RecipeError, RunError
 from luthier.modalities.language.answers import gold
 from luthier.recipe import Stage, flat
 from luthier.recipe.steps import BASE, DATA, NEWEST, names_in
@@ -54,10 +54,26 @@ def run_steps(work: Work, stages: Sequence[Stage], folder: Path, after: Sequence
 
 def _run_step(work: Work, stage: Stage, folder: Path) -> Status:
     if stage.verb.TRAINS or stage.body:  # a training ends between two updates and counts its own seconds
-        return stage.verb.run(work, stage, folder) or "done"
-    with work.stop.at_once(), work.run.timed(stage.verb.kind):
-        folder.mkdir(parents=True, exist_ok=True)
-        return stage.verb.run(work, stage, folder) or "done"
+        status = stage.verb.run(work, stage, folder) or "done"
+    else:
+        with work.stop.at_once(), work.run.timed(stage.verb.kind):
+            folder.mkdir(parents=True, exist_ok=True)
+            status = stage.verb.run(work, stage, folder) or "done"
+    if status == "done":
+        _refuse_missing(work, stage)
+    return status
+
+
+def _refuse_missing(work: Work, stage: Stage) -> None:
+    """Raise RunError for a model or records that a step should leave and did not; later steps would not find them."""
+    kept = {"model": work.models, "records": work.records}
+    for kind in stage.verb.leaves:
+        if stage.name not in kept[kind]:
+            call = "work.leave_module(stage, module)" if kind == "model" else "work.records[stage.name] = candidates"
+            raise RunError(
+                f"Step `{stage.name}` left no {kind}, though LEAVES of the verb `{stage.verb.kind}` names `{kind}`.",
+                f"Write `{call}` in its `run`, or take `{kind}` out of LEAVES.",
+            )
 
 
 def _refuse_unmergeable(work: Work, stages: Sequence[Stage]) -> None:

@@ -82,7 +82,7 @@ class _Silent:
         (RecipeError, "`reward` has no effect for image and text encoders", {"reward": "digit"}),
         (
             RecipeError,
-            "`evaluate.sample` has no effect for image and",
+            "`evaluate.sample` has no effect for image and text encoders",
             {"evaluate": {"sample": {"steps": 4}}},
         ),
         (DataError, "holds text", {"data": {"train": "sums"}}),

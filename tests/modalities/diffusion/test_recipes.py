@@ -200,7 +200,7 @@ def test_cached_latents_and_prompt_embeddings_from_a_file(tmp_path):
         (RecipeError, "`data.max_tokens` has no effect for denoisers", {"data": {**SMALL["data"], "max_tokens": 99}}),
         (
             RecipeError,
-            "`generate` has no effect for denoisers",
+            "`generate` has no effect for denoisers: nothing is written",
             {"generate": {"max_new_tokens": 9}},
         ),
         (RecipeError, "`steps` has no effect for denoisers", {"steps": {"one": {"do": "train"}}}),
