@@ -11,6 +11,7 @@ import ast
 import hashlib
 import importlib
 import importlib.util
+import re
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -325,6 +326,27 @@ def _refuse_renamed(slot: str, tree: ast.Module, part: ast.ClassDef, path: Path)
                     f"{path}:{assignment.lineno}: the constant `{name}` is called `{new}` now.",
                     f"Write `{new}`. {values}",
                 )
+
+
+FORMER_VALUES = {
+    "FACE": {'"token"': '"language"', '"denoiser"': '"diffusion"', '"encoder"': '"contrastive"'},
+    "HOLDS": {},
+    "RESTORES": {'"base"': "True", '"nothing"': "False"},
+}
+"""Former constant → its former values as they are written, and what they are now."""
+
+
+def with_current_constants(text: str) -> str:
+    """A part file's text with RENAMED_CONSTANTS under their names of today: run folders hold texts of older parts."""
+    lines = text.split("\n")
+    for number, line in enumerate(lines):
+        name = re.match(r"\s+([A-Z]+)\b\s*[:=]", line)
+        if name is None or name[1] not in FORMER_VALUES:
+            continue
+        for former, current in FORMER_VALUES[name[1]].items():
+            line = re.sub(rf"=\s*{former}\s*$", f"= {current}", line)
+        lines[number] = line.replace(name[1], RENAMED_CONSTANTS[name[1]][0], 1)
+    return "\n".join(lines)
 
 
 def _with_local_bases(tree: ast.Module, part: ast.ClassDef) -> list[ast.ClassDef]:

@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 
+from luthier import parts
 from luthier.errors import RecipeError
 from luthier.recipe import load_recipe
 from luthier.recipe.lock import versions
@@ -63,6 +64,32 @@ def test_a_part_file_that_changed_is_taken_from_the_lock(locked, workshop, happe
     part = again.build_parts()["train.objective"]
     assert (part.power, part.kind) == (1.0, "mine")
     assert list(again.text_of_parts.values()) == [MINE.format(n=1)]
+
+
+OLD = """
+from typing import ClassVar
+
+from luthier import TokenObjective
+
+
+class Mine(TokenObjective):
+    FACE: ClassVar[str] = "token"
+    HOLDS: ClassVar = ("weights",)  # HOLDS in a comment stays
+    power: float = 1.0
+
+    def token_loss(self, view):
+        return -view.logprob
+"""
+
+
+def test_a_part_locked_under_former_names_of_constants_is_read_under_those_of_today(locked, workshop):
+    """Its owner has corrected the file since; the lock still holds the text of before."""
+    _, lock = locked
+    lock["parts"] = {"./mine.py": OLD}
+    again = load_recipe(lock)
+    objective = parts.build("objective", again.settings.train.objective, again.base)
+    assert objective.DETACHED == ("weights",) and objective.MODALITY == "language"
+    assert "# HOLDS in a comment stays" in Path(again.settings.train.objective["kind"]).read_text()
 
 
 def test_a_damaged_copy_in_the_cache_is_replaced(locked, workshop):

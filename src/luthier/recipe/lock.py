@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from luthier.errors import RecipeError
+from luthier.parts import with_current_constants
 from luthier.recipe.merge import leaves
 from luthier.recipe.settings import copy
 
@@ -123,6 +124,7 @@ def _locked_file(kind: str, base: Path, text: str) -> str:
     path = base / kind
     if path.is_file() and path.read_bytes() == text.encode("utf-8"):
         return kind
+    text = with_current_constants(text)
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "luthier" / "parts"
     copied = cache / hashlib.sha256(text.encode("utf-8")).hexdigest()[:16] / Path(kind).name
     if not copied.is_file() or copied.read_bytes() != text.encode("utf-8"):
