@@ -55,7 +55,7 @@ from luthier.engine.assemble import Parts
 from luthier.engine.budget import Budget
 from luthier.engine.micro_batches import Batching
 from luthier.engine.source import Records
-from luthier.engine.trainer import Trainer
+from luthier.engine.trainer import Trainer, set_training
 from luthier.models.policy import TokenPolicy
 from luthier.sampling.native import NativeSampler
 from luthier.tuners.base import TunerInputs
@@ -193,7 +193,7 @@ def ours(setting: Setting, work: str, compiled: bool) -> Iterator[int]:
         batching=Batching(records, setting.rows * setting.context, "shared" if grpo else "padded"),
         observe=lambda event: tokens.append(event["tokens"]) if event["event"] == "update" else None,
     )
-    trainer._mode(training=True)
+    set_training(policy, True)
     for _ in range(updates):
         trainer._one_update()
         yield tokens[-1] - (tokens[-2] if len(tokens) > 1 else 0)
