@@ -202,7 +202,7 @@ def test_mistakes_raise_clear_errors():
         def compute(self, rollout, values):
             return values[1:]
 
-    with pytest.raises(RunError, match="other lengths"):
+    with pytest.raises(RunError, match="numbers for 1 of 2 answers"):
         credit([Short()], rollout([1.0, 0.0]))
 
     class Needing(Twice):
