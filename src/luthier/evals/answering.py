@@ -6,6 +6,7 @@ A way of answering refuses records that it cannot ask about, and turns the other
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
@@ -97,17 +98,18 @@ class Reply:
     generated: int = 0
 
 
-class Answering:
+class Answering(ABC):
     """One way in which a model answers questions. Verbs: `refuse` before training, `replies` after it."""
 
     NEED: ClassVar[str]
 
     def refuse(self, question: Question, renderer: ReferenceRenderer) -> None:
         """Raise EvaluationError, naming the record, where the question cannot be asked."""
+        return
 
+    @abstractmethod
     def replies(self, model: EvaluatedModel, questions: Sequence[Question], finished: Finished) -> Iterator[Reply]:
         """One reply per question, in order; `finished` is called with the number of questions answered so far."""
-        raise NotImplementedError
 
 
 class Generation(Answering):
