@@ -81,6 +81,14 @@ SMALL: dict[str, Any] = {
 
 FOUR: dict[str, Any] = {"num_hidden_layers": 4}
 HYBRID = {"layers_block_type": ["mamba", "hybrid", "mamba", "hybrid"], **FOUR}
+GEMMA4 = {
+    "layer_types": ["sliding_attention", "full_attention"],
+    "head_dim": 16,
+    "global_head_dim": 16,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "num_kv_shared_layers": 0,
+}
 NOT_SET = object()
 
 # What a type needs beyond SMALL to be built so small, with all its kinds of layers.
@@ -92,6 +100,18 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "exaone4": {"sliding_window_pattern": 2, **FOUR},
     "exaone_moe": {"sliding_window_pattern": 2, **FOUR},
     "falcon_h1": {"mamba_d_ssm": 128},
+    "gemma3n_text": {
+        "num_hidden_layers": 4,
+        "num_kv_shared_layers": 0,
+        "layer_types": ["sliding_attention", "full_attention"] * 2,
+        "intermediate_size": [96] * 4,
+        "activation_sparsity_pattern": [0.0] * 4,
+        "hidden_size_per_layer_input": 8,
+        "vocab_size_per_layer_input": 264,
+        "laurel_rank": 8,
+    },
+    "gemma4_text": {**GEMMA4, "hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": 264},
+    "gemma4_unified_text": GEMMA4,
     "gpt_neo": {"attention_types": [[["global", "local"], 1]], "window_size": 8},
     "gptj": {"rotary_dim": 8},
     "granitemoehybrid": {"layer_types": ["mamba", "attention"]},
@@ -191,7 +211,7 @@ def config_of(name: str) -> Any:
     sizes = {}
     for key, size in SMALL.items():
         # Properties are computed from other keys and cannot be set.
-        if hasattr(usual, key) and not isinstance(getattr(kind, key, None), property):
+        if _has(usual, key) and not isinstance(getattr(kind, key, None), property):
             sizes[key] = size
     if "kv_lora_rank" in sizes:  # MLA: as many heads for keys, and a head size of its own
         sizes |= {"num_key_value_heads": 4}
@@ -206,6 +226,13 @@ def config_of(name: str) -> Any:
     if hasattr(config, "is_decoder") and not getattr(config, "is_encoder_decoder", False):
         config.is_decoder = changes.get("is_decoder", True)
     return config
+
+
+def _has(config: Any, key: str) -> bool:
+    try:
+        return hasattr(config, key)
+    except Exception:  # a size that may differ between layers is read from each layer's config
+        return False
 
 
 def build(name: str) -> Any:
