@@ -224,11 +224,12 @@ class Sampler(Protocol):
 
 @dataclass(frozen=True)
 class Scored:
-    """A trajectory and its reward: None where no reward applies, the parts by name."""
+    """A trajectory and its reward: None where no reward applies, the parts by name, and the weights of their sum."""
 
     trajectory: Trajectory
     reward: float | None
     parts: Mapping[str, float] = field(default_factory=dict)
+    weights: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -89,3 +89,19 @@ def test_how_often_a_row_is_trained_on(budget, epochs):
 def test_both_rows_of_a_pair_are_trained_on_together():
     pairs = tiny_pairs(10)
     assert Budget("updates", 5).epochs(pairs, 4) == 2 and Budget("tokens", 7).epochs(pairs, 4) < 1
+
+
+def test_records_are_spent_as_their_updates_are_done():
+    """Four updates on eight records: a quarter of them is spent with each, also where ten make the epoch."""
+    drawn = [Position(records=8, unspent_records=8 * left / 4) for left in (3, 2, 1, 0)]
+    assert [Budget("records", 8).spent(position, 10) for position in drawn] == [0.25, 0.5, 0.75, 1.0]
+    assert [Budget("epochs", 1).spent(position, 10) for position in drawn] == pytest.approx([0.2, 0.4, 0.6, 0.8])
+    # What decides which records come next is what was drawn.
+    assert Budget("records", 8).draw(Ordered(ROWS, 0), drawn[0], 4) == []
+
+
+def test_skipped_tokens_end_a_budget_of_tokens():
+    position = Position(tokens=60, skipped_tokens=40)
+    assert Budget("tokens", 200).spent(position, 10) == 0.5
+    assert Budget("tokens", 100).draw(Ordered(ROWS, 0), position, 4) == []
+    assert Budget("tokens", 100).updates(Ordered(ROWS, 0), position, 4) == 0

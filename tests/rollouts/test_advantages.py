@@ -1,11 +1,12 @@
 import math
+from dataclasses import replace
 
 import numpy
 import pytest
 
 from luthier.errors import RecipeError, RunError
 from luthier.parts import build, catalogue, load
-from luthier.rollouts.base import Rollout, build_chain, credit, rows_of
+from luthier.rollouts.base import Rollout, build_chain, check_chain, credit, rows_of
 from support.scripted import rollout, with_parts
 
 
@@ -320,3 +321,37 @@ def test_equal_rewards_are_credited_with_exactly_nothing(chain, reward, count):
     beside = with_parts(beside, {"good": [*[reward] * count, 1.0, 0.0, 0.3]})
     per_token = [value.tolist() for value in advantages(chain, beside)]
     assert per_token[:count] == [[0.0, 0.0]] * count and all(any(value) for value in per_token[count:])
+
+
+@pytest.mark.parametrize("chain", ["center", "group_norm", "batch_norm", "leave_one_out", "split_prefix"])
+def test_rewards_that_differ_by_rounding_alone_are_equal(chain):
+    sums = [0.1 + 0.2, 0.3, 0.3 + 1e-13, 0.15 + 0.15]
+    assert len(set(sums)) > 1
+    sampled = rollout(sums, [1.0, 0.0])
+    assert firsts(chain, sampled)[:4] == [0.0] * 4 and firsts(chain, sampled)[4] > 0
+    assert not sampled.groups[0].informative and sampled.groups[1].informative
+
+
+def test_small_rewards_that_differ_by_more_than_rounding_are_not_equal():
+    assert firsts("group_norm", rollout([1e-6, 2e-6]))[1] > 0
+    assert rollout([1e-6, 2e-6]).groups[0].informative
+
+
+def test_normalise_then_sum_takes_the_weights_of_the_recipe():
+    """A negative weight turns the sign; an option of the link goes before the recipe."""
+    sampled = with_parts(rollout([2, 0], [5, 1]), {"small": [0.1, 0, 0.2, 0.5], "large": [0, 100, 300, 100]})
+
+    def credits(of_recipe, **options):
+        return firsts([{"kind": "norm_then_sum", **options}], replace(sampled, weights=of_recipe))
+
+    usual = credits({"small": 1.0, "large": 1.0})
+    assert credits({}) == usual
+    assert credits({"small": -1.0, "large": -1.0}) == near(*(-credit for credit in usual))
+    assert credits({"small": 5.0, "large": 1.0}) == credits({}, weights={"small": 5.0}) != usual
+    assert credits({"small": 5.0}, weights={"small": 1.0}) == usual
+
+
+@pytest.mark.parametrize("first", ["kl_penalty", "whiten"])
+def test_nothing_stands_before_a_link_that_reads_the_single_rewards(first):
+    with pytest.raises(RecipeError, match=f"`{first}` before it would have no effect"):
+        check_chain(build_chain([first, "norm_then_sum"]))

@@ -23,6 +23,8 @@ class Position:
         seconds: spent in updates.
         looked_rows, looked_tokens: read by selectors and probes without gradient, which is cost.
         generated_tokens: sampled for rollouts, which is cost.
+        unspent_records: the part of the drawn records whose updates are still to come.
+        skipped_tokens: of rows without anything to learn from, which a budget of tokens counts: it would never end.
     """
 
     updates: int = 0
@@ -33,6 +35,8 @@ class Position:
     looked_rows: int = 0
     looked_tokens: int = 0
     generated_tokens: int = 0
+    unspent_records: float = 0.0
+    skipped_tokens: int = 0
 
     def to_json(self) -> dict[str, float]:
         return asdict(self)
@@ -67,8 +71,17 @@ class Budget:
         return self.kept * self.amount * drawn / epoch
 
     def spent(self, position: Position, rows: int) -> float:
-        """The part of the budget used up, 0 to 1."""
-        used = position.records / rows if self.unit == "epochs" else getattr(position, self.unit)
+        """The part of the budget used up, 0 to 1.
+
+        Records count as their updates are done: the schedule of several updates per rollout moves on with each.
+        """
+        if self.unit == "tokens":
+            used = _tokens(position)
+        elif self.unit in ("epochs", "records"):
+            records = position.records - position.unspent_records
+            used = records / rows if self.unit == "epochs" else records
+        else:
+            used = getattr(position, self.unit)
         return min(1.0, used / self.amount)
 
     def draw(self, ordered: Ordered, position: Position, records: int) -> list[RecordRows]:
@@ -93,7 +106,7 @@ class Budget:
         if self.unit != "tokens":
             return rows_by_record
         # Whole records, since rows of a record stay together: the last may exceed the budget.
-        kept, used = [], position.tokens
+        kept, used = [], _tokens(position)
         for record_rows in rows_by_record:
             if used >= self.amount:
                 break
@@ -111,6 +124,11 @@ class Budget:
             tokens = sum(sum(map(len, record_rows)) for record_rows in ordered.rows_by_record)
             mean = tokens / len(ordered)
             # Rounded up: a last update is needed for what remains.
-            return max(0, round((self.amount - position.tokens) / (mean * self.kept * records) + 0.499))
+            return max(0, round((self.amount - _tokens(position)) / (mean * self.kept * records) + 0.499))
         total = round(self.amount * len(ordered)) if self.unit == "epochs" else int(self.amount)
         return max(0, -(-(total - position.records) // records))
+
+
+def _tokens(position: Position) -> int:
+    """Tokens that a budget of tokens counts: trained, or skipped because they would not move the model."""
+    return position.tokens + position.skipped_tokens

@@ -24,12 +24,17 @@ class Drawn:
         records: number of records (or prompts) of the data that they use up.
         facts: further numbers to report with the update.
         generated: number of tokens sampled for them.
+        unspent: the part of the records drawn last that later updates still train on: of a rollout that gives four
+            updates, 3/4 of its prompts with the first, none with the last.
+        skipped_tokens: tokens of rows that are left out because they would not move the model.
     """
 
     rows: Sequence[Row]
     records: int
     facts: Mapping[str, float] = field(default_factory=dict)
     generated: int = 0
+    unspent: float = 0.0
+    skipped_tokens: int = 0
 
 
 class RowSource(Protocol):

@@ -260,6 +260,8 @@ def advanced(position: Position, drawn: Drawn, kept: Kept) -> Position:
         looked_rows=position.looked_rows + kept.scored_rows,
         looked_tokens=position.looked_tokens + kept.scored_tokens,
         generated_tokens=position.generated_tokens + drawn.generated,
+        unspent_records=drawn.unspent,
+        skipped_tokens=position.skipped_tokens + drawn.skipped_tokens,
     )
 
 

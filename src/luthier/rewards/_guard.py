@@ -9,11 +9,14 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 LONGEST_OUTPUT = 20_000
+AGAIN = 0.1
+"""Seconds after which the alarm of a time limit rings again."""
 
 
 class TooSlow(BaseException):
@@ -23,12 +26,22 @@ class TooSlow(BaseException):
 def within(seconds: float, work: Callable[[], Any]) -> Any:
     """The result of `work()`, which is interrupted after `seconds`.
 
-    In the main thread an alarm interrupts `work` wherever Python runs or waits. In other threads, and on systems
-    without alarms, `work` runs in a thread that is abandoned when time is up.
+    In the main thread an alarm interrupts `work` wherever Python runs or waits, and rings again until `work` has
+    ended: a bare `except` may have caught the first. In other threads, and on systems without alarms, `work` runs in a
+    thread that is abandoned when time is up. Whatever `work` returns after its time does not count.
 
     Raises:
         TooSlow: time is up. Other exceptions of `work` pass through.
     """
+    started = time.monotonic()
+    outcome = _within(seconds, work)
+    # The work may have put an alarm of its own in place of ours.
+    if time.monotonic() - started > seconds + AGAIN:
+        raise TooSlow(f"no result after {seconds:g} s")
+    return outcome
+
+
+def _within(seconds: float, work: Callable[[], Any]) -> Any:
     if hasattr(signal, "setitimer") and threading.current_thread() is threading.main_thread():
         return _with_alarm(seconds, work)
     outcomes: list[tuple[bool, Any]] = []
@@ -51,16 +64,23 @@ def within(seconds: float, work: Callable[[], Any]) -> Any:
 
 
 def _with_alarm(seconds: float, work: Callable[[], Any]) -> Any:
+    rung = False
+
     def interrupt(_number: int, _frame: Any) -> None:
+        nonlocal rung
+        rung = True
         raise TooSlow(f"no result after {seconds:g} s")
 
     previous = signal.signal(signal.SIGALRM, interrupt)
     try:
-        signal.setitimer(signal.ITIMER_REAL, seconds)
+        signal.setitimer(signal.ITIMER_REAL, seconds, AGAIN)
         try:
-            return work()
+            outcome = work()
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0)
+        if rung:  # caught within `work`
+            raise TooSlow(f"no result after {seconds:g} s")
+        return outcome
     finally:
         signal.signal(signal.SIGALRM, previous)
 

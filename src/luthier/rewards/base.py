@@ -161,6 +161,11 @@ class Rewards:
     members: tuple[Member, ...]
     log: Log = lambda line: None
 
+    @property
+    def weights(self) -> dict[str, float]:
+        """The weight of each reward, by the name it is logged under."""
+        return {member.name: member.weight for member in self.members}
+
     def __call__(self, answers: Sequence[Answer]) -> list[RewardSum]:
         """Judge one group of answers (all answers to one prompt), in order."""
         totals: list[float | None] = [None] * len(answers)
@@ -171,13 +176,19 @@ class Rewards:
             judgements = self._judgements(member, answers)
             for index, judged in enumerate(judgements):
                 for name, number in judged.parts.items():
-                    parts[index][f"{member.name}.{name}"] = float(number)
+                    parts[index][f"{member.name}.{name}"] = number
                 if judged.value is not None:
                     parts[index][member.name] = judged.value
                     totals[index] = (totals[index] or 0.0) + member.weight * judged.value
             # Only rewards later in the list read what this one passes on.
             answers = [_with_passed(*pair) for pair in zip(answers, judgements, strict=True)]
-        return [RewardSum(total, named) for total, named in zip(totals, parts, strict=True)]
+        sums = []
+        for answer, total, named in zip(answers, totals, parts, strict=True):
+            if total is not None and not math.isfinite(total):
+                self._failed("the weighted sum", [answer], f"ValueError: {total} is no reward")
+                total, named = None, {}
+            sums.append(RewardSum(total, named))
+        return sums
 
     def of_samples(self, samples: Tensor, condition: Mapping[str, Tensor]) -> Tensor:
         """The weighted sums `[R]` of a diffusion model's samples `[R,...]`.
@@ -216,20 +227,40 @@ class Rewards:
                 raise ValueError(f"{len(values)} values for {len(answers)} answers")
             return [_judged(value) for value in values]
         except (Exception, SystemExit, TooSlow) as error:  # not KeyboardInterrupt: Ctrl-C still ends the run
-            for record in dict.fromkeys(answer.record.id for answer in answers):
-                self.log({"event": FAILED, "reward": member.name, "record": record, "error": describe_error(error)})
+            self._failed(member.name, answers, describe_error(error))
             return [Judged(None)] * len(answers)
+
+    def _failed(self, reward: str, answers: Sequence[Answer], error: str) -> None:
+        for record in dict.fromkeys(answer.record.id for answer in answers):
+            self.log({"event": FAILED, "reward": reward, "record": record, "error": error})
 
 
 def _with_passed(answer: Answer, judged: Judged) -> Answer:
     return replace(answer, passed={**answer.passed, **judged.passes})
 
 
-def _judged(value: Any) -> Judged:
-    judged = value if isinstance(value, Judged) else Judged(None if value is None else float(value))
-    if judged.value is not None and not math.isfinite(judged.value):
-        raise ValueError(f"{judged.value} is no reward")
-    return judged
+def _judged(returned: Any) -> Judged:
+    """What a reward returned, as plain numbers; parts without a number are left out.
+
+    Raises:
+        TypeError, ValueError: the value or a part is no number, or the value is not finite.
+    """
+    judged = returned if isinstance(returned, Judged) else Judged(returned)
+    value = None if judged.value is None else _number(judged.value)
+    if value is not None and not math.isfinite(value):
+        raise ValueError(f"{value} is no reward")
+    parts = {}
+    for name, part in (judged.parts or {}).items():
+        if part is not None and math.isfinite(number := _number(part)):
+            parts[str(name)] = number
+    return Judged(value, parts, dict(judged.passes or {}))
+
+
+def _number(value: Any) -> float:
+    # float() would read text, such as "1_0" as 10: a reward that returns text has a fault.
+    if isinstance(value, str | bytes):
+        raise TypeError(f"{value!r} is text, not a number")
+    return float(value)
 
 
 def build_rewards(spec: Any, base: Path | None = None, log: Log = lambda line: None) -> Rewards:

@@ -26,6 +26,9 @@ from luthier.types import Record, Request, Row, Scored, Stream, Trajectory
 
 Arrays = list[ndarray]
 
+ROUNDING = 1e-9
+"""Rewards that differ by less, relative to their mean where that exceeds 1, count as equal."""
+
 
 @dataclass(frozen=True)
 class Prompt:
@@ -66,7 +69,7 @@ class Group:
     @property
     def informative(self) -> bool:
         """Whether rewards differ: otherwise every group-relative advantage is 0."""
-        return len(set(self.rewards)) > 1
+        return len(set(level(numpy.array(self.rewards)).tolist())) > 1
 
 
 @dataclass(frozen=True)
@@ -138,6 +141,19 @@ class Strategy(Part):
             )
 
 
+def level(rewards: ndarray) -> ndarray:
+    """Rewards [G] of a group; where they differ by rounding alone, all become their mean. NaN stays NaN.
+
+    A sum of weighted rewards rounds. Differences of 1e-13, divided by a deviation of 1e-13, would move the model.
+    """
+    finite = rewards[numpy.isfinite(rewards)]
+    if len(finite) == 0 or finite.max() - finite.min() > ROUNDING * max(1.0, abs(float(finite.mean()))):
+        return rewards
+    # Exact where all are equal: a mean may be off in its last bit.
+    mean = finite[0] if finite.min() == finite.max() else finite.mean()
+    return numpy.where(numpy.isfinite(rewards), mean, rewards)
+
+
 class Memory:
     """State of a strategy between rollouts: one JSON value per record id. Checkpoints store it."""
 
@@ -164,6 +180,7 @@ class Rollout:
     Attributes:
         rewards: [B], NaN where no reward applied.
         parts: single rewards by name, [B] each, NaN where one did not apply.
+        weights: the recipe's weight of each single reward, by name.
         group_of: [B], index into `groups`.
         trained, forced: per trajectory, bool [n].
         columns: name → per trajectory [n]; an advantage may add columns (`returns`).
@@ -176,6 +193,7 @@ class Rollout:
     trained: Arrays
     forced: Arrays
     columns: dict[str, Arrays]
+    weights: Mapping[str, float] = field(default_factory=dict)
 
     @classmethod
     def of(cls, groups: Sequence[Group], columns: Mapping[str, Mapping[str, ndarray]] | None = None) -> Rollout:
@@ -189,15 +207,25 @@ class Rollout:
         members = [member for group in groups for member in group.members]
         trajectories = [member.trajectory for member in members]
         parts: dict[str, ndarray] = {}
+        weights: dict[str, float] = {}
         for index, member in enumerate(members):
+            weights |= member.weights
             for name, reward in member.parts.items():
                 if name not in parts:
                     parts[name] = numpy.full(len(members), numpy.nan)
                 parts[name][index] = reward
+        rewards = numpy.array(
+            [numpy.nan if member.reward is None else member.reward for member in members], dtype=float
+        )
+        ends = numpy.cumsum([len(group.members) for group in groups])[:-1]
+        for numbers in (rewards, *parts.values()):
+            for of_group in numpy.split(numbers, ends):
+                of_group[:] = level(of_group)
         rollout = cls(
             groups=groups,
-            rewards=numpy.array([numpy.nan if member.reward is None else member.reward for member in members]),
+            rewards=rewards,
             parts=parts,
+            weights=weights,
             group_of=numpy.repeat(numpy.arange(len(groups)), [len(group.members) for group in groups]),
             trained=[trained_tokens(trajectory) & _has_row(trajectory, columns) for trajectory in trajectories],
             forced=[forced_tokens(trajectory) for trajectory in trajectories],
@@ -267,7 +295,8 @@ class Advantage(Part):
 
     READS names the columns that the score pass has to compute, WRITES the columns that the link adds to
     `rollout.columns`. TAKES and GIVES say what the link reads and returns: rewards (earned at a token) or advantages
-    (credited to a token). COMPARES says that the link compares the answers of a group.
+    (credited to a token). COMPARES says that the link compares the answers of a group, READS_PARTS that it starts
+    from the single rewards by name, so that no link before it would have an effect.
     """
 
     SLOT: ClassVar[str] = "advantage"
@@ -277,6 +306,7 @@ class Advantage(Part):
     TAKES: ClassVar[Literal["rewards", "advantages", "either"]] = "either"
     GIVES: ClassVar[Literal["advantages", "the same"]] = "advantages"
     COMPARES: ClassVar[bool] = False
+    READS_PARTS: ClassVar[bool] = False
 
     def compute(self, rollout: Rollout, values: Arrays) -> Arrays | ndarray:
         """Per trajectory [n] → per trajectory [n], or [B]: one number for all tokens of a trajectory."""
@@ -331,7 +361,13 @@ def check_chain(chain: Sequence[Advantage], columns: Collection[str] | None = No
     """
     credited = ""  # name of the first link that gives advantages
     available = None if columns is None else set(columns)
-    for link in chain:
+    for index, link in enumerate(chain):
+        if link.READS_PARTS and index:
+            raise RecipeError(
+                f"The advantage `{link.kind}` starts from the single rewards, so `{chain[index - 1].kind}` before it"
+                " would have no effect.",
+                f"Put `{link.kind}` first, or leave one of them out.",
+            )
         if link.TAKES == "rewards" and credited:
             raise RecipeError(
                 f"The advantage `{link.kind}` starts from rewards, and `{credited}` before it gives advantages.",

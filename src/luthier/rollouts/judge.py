@@ -49,7 +49,7 @@ def judge_by(
                 if reward is None:
                     scored.append(Scored(trajectory, None))
                 else:
-                    scored.append(Scored(trajectory, reward.value, reward.parts))
+                    scored.append(Scored(trajectory, reward.value, reward.parts, rewards.weights))
             judged.append(scored)
         return judged
 

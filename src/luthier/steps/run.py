@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -121,19 +122,34 @@ def _carry_out(run: Run, folder: Path, journal: Journal, stop: Stop) -> dict[str
     with run.timed("evaluate"), stop.at_once():
         evaluation = evaluate_sets(workspace, model.module, run.sets, folder, journal)
     return run.record(
-        status, **facts, evaluation=evaluation, warnings=[*_unmoved(facts["train"]), *_reward_failures(folder)]
+        status, **facts, evaluation=evaluation, warnings=[*_unmoved(facts["train"], folder), *_reward_failures(folder)]
     )
 
 
-def _unmoved(train: dict[str, Any]) -> list[str]:
-    """A warning if half of the updates or more had nothing to learn from."""
+def _unmoved(train: dict[str, Any], folder: Path) -> list[str]:
+    """A warning if half of the updates or more had nothing to learn from, with the cause of most of them."""
     skipped, updates = train.get("skipped_updates", 0), train["updates"]
     if 2 * skipped < updates or not skipped:
         return []
-    return [
-        f"{skipped} of {updates} updates did not move the model: all answers to each of their prompts got the same"
-        " reward. Sample more answers, or give a reward that tells them apart."
-    ]
+    causes: Counter[str] = Counter()
+    for line in read_jsonl(folder / "metrics.jsonl"):
+        if not line.get("skipped"):
+            continue
+        if not line.get("informative_groups"):
+            cause = (
+                "all answers to each of their prompts got the same reward. Sample more answers, or give a reward that"
+                " tells them apart."
+            )
+        elif line.get("truncated", 0.0) == 1.0:
+            cause = (
+                "all answers ran into `generate.max_new_tokens`, and `rl.train_cut_off: false` leaves such answers out."
+                " Raise the limit."
+            )
+        else:
+            cause = "no token of an answer had an advantage. Look at `rl.advantages` and at the failed answers."
+        causes[cause] += 1
+    cause, _ = causes.most_common(1)[0]
+    return [f"{skipped} of {updates} updates did not move the model: {cause}"]
 
 
 def _reward_failures(folder: Path) -> list[str]:

@@ -190,15 +190,17 @@ class Rollouts(RolloutSource):
         """The rollout's rows in keyed order, cut into `updates`, `passes` times; without a signal one empty update."""
         rows = self._rows(groups)
         if not any(self.objective.has_gradient(row) for row in rows):
-            return [Drawn([], used, {**facts, "skipped": 1.0})]
-        updates: list[Drawn] = []
+            return [Drawn([], used, {**facts, "skipped": 1.0}, skipped_tokens=_tokens_of(groups))]
         count = min(self.settings.updates, len(rows))
+        total = count * self.settings.passes
+        updates: list[Drawn] = []
         for number in range(self.settings.passes):
             shuffled = self.shuffled(rows, number)
             for piece in numpy.array_split(numpy.arange(len(rows)), count):
-                updates.append(Drawn([shuffled[index] for index in piece], 0))
-        # The prompts count once: with the first update.
-        updates[0] = Drawn(updates[0].rows, used, {**facts, "skipped": 0.0})
+                still_to_come = total - 1 - len(updates)
+                updates.append(Drawn([shuffled[index] for index in piece], 0, unspent=used * still_to_come / total))
+        # The prompts are drawn once, with the first update, and used up by all of them alike.
+        updates[0] = replace(updates[0], records=used, facts={**facts, "skipped": 0.0})
         return updates
 
     def _rows(self, groups: Sequence[Group]) -> list[Row]:
@@ -228,7 +230,7 @@ class Rollouts(RolloutSource):
         for drawn in self.pending:
             names = [row.id for row in drawn.rows]
             rows.update(zip(names, drawn.rows, strict=True))
-            pending.append([names, drawn.records, dict(drawn.facts)])
+            pending.append([names, drawn.records, dict(drawn.facts), drawn.unspent])
         memory = None if self.memory is None else self.memory.state_dict()
         return pack(list(rows.values())), {
             "rollout": self.rollout,
@@ -243,8 +245,16 @@ class Rollouts(RolloutSource):
             self.memory.load_state_dict(meta["memory"])
         rows = {row.id: row for row in unpack(meta["rows"], tensors)}
         self.pending = []
-        for names, records, facts in meta["pending"]:
-            self.pending.append(Drawn([rows[name] for name in names], records, facts))
+        for names, records, facts, *unspent in meta["pending"]:  # older checkpoints end before the last
+            self.pending.append(Drawn([rows[name] for name in names], records, facts, unspent=sum(unspent)))
+
+
+def _tokens_of(groups: Sequence[Group]) -> int:
+    """Tokens of all prompts and answers, at least 1: what a rollout costs that teaches nothing."""
+    tokens = 1
+    for group in groups:
+        tokens += sum(len(group.prompt.ids) + len(member.trajectory.ids) for member in group.members)
+    return tokens
 
 
 def pack(rows: Sequence[Row]) -> dict[str, Tensor]:

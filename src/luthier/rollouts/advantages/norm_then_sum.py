@@ -20,21 +20,21 @@ class NormThenSum(Advantage):
     """S = Σ_k w_k (r_k - mean_k) / (std_k + epsilon) by group, then (S - mean) / (std + epsilon) over the rollout.
 
     Rewards of large and of small spread count alike. This link reads the single rewards by name and not their weighted
-    sum, so it has to be the first of its chain. `weights` says how much each reward counts: 1 unless named, 0 leaves
-    it out.
+    sum, so it has to be the first of its chain. A reward counts by its weight in `reward`, unless `weights` names it.
 
     Source: arXiv 2601.05242.
     """
 
     PAPER: ClassVar[str] = "arXiv 2601.05242"
     COMPARES: ClassVar = True
+    READS_PARTS: ClassVar = True
     TAKES: ClassVar = "rewards"
     SETTINGS: ClassVar = ({}, {"epsilon": 0.1}, {"weights": {"one": 3.0}})
 
     weights: dict[str, float] = Field(
         default_factory=dict,
-        description="Factor of each reward by name, applied after its normalisation: 1 unless named, 0 leaves the "
-        "reward out. Larger gives the reward more weight.",
+        description="Factor of each reward by name, applied after its normalisation: the weight in `reward` unless "
+        "named, 0 leaves the reward out. Larger gives the reward more weight.",
     )
     epsilon: float = Field(
         1e-4,
@@ -52,7 +52,8 @@ class NormThenSum(Advantage):
         groups = rollout.by_group(self.kind)
         for name, reward in rollout.parts.items():
             # `NAME.PART` is a part of the reward NAME, which already counts it.
-            weight = self.weights.get(name, 0.0 if "." in name else 1.0)
+            usual = 0.0 if "." in name else rollout.weights.get(name, 1.0)
+            weight = self.weights.get(name, usual)
             for members in groups:
                 mean, std = mean_and_std(reward[members])
                 z = (reward[members] - mean) / (std + self.epsilon)
