@@ -9,6 +9,8 @@ import sys
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from luthier.threads import limit_spinning
+
 if TYPE_CHECKING:
     from luthier.compare import compare
     from luthier.errors import LuthierError
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
     from luthier.tuners.base import Tuner
 
 __version__ = "0.1.0"
+
+limit_spinning()  # before anything below imports torch
 
 _MODULES = {
     "CoupledObjective": "luthier.objectives.base",

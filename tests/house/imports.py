@@ -13,6 +13,7 @@ from pathlib import Path
 RANKS = {
     "errors": 0.0,
     "keyed": 0.0,
+    "threads": 0.0,
     "families": 0.05,
     "types": 0.1,
     "options": 0.1,

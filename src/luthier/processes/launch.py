@@ -13,6 +13,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 
+from luthier.processes.environment import child_environment
+
 WORKER = (sys.executable, "-m", "luthier.processes.worker")
 FORK_SERVER = (sys.executable, "-m", "luthier.processes.fork_server")
 GPUS = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
@@ -73,7 +75,12 @@ class SpawnedProcess:
     def __init__(self, command: Sequence[str], log: Path):
         with log.open("ab") as output:
             self._process = subprocess.Popen(
-                command, stdout=output, stderr=output, stdin=subprocess.DEVNULL, start_new_session=True
+                command,
+                stdout=output,
+                stderr=output,
+                stdin=subprocess.DEVNULL,
+                env=child_environment(),
+                start_new_session=True,
             )
 
     def wait(self, timeout: float | None = None) -> int | None:
@@ -102,6 +109,7 @@ class ForkServer:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=errors,
+                env=child_environment(),
                 bufsize=0,  # a buffered line would be invisible to the `select` of `reply`
                 start_new_session=True,
             )

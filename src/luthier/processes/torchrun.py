@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from luthier.errors import RunError
+from luthier.processes.environment import child_environment
 from luthier.recipe import Recipe
 from luthier.run_folder import read_json, write_json
 from luthier.runs.run import SETS
@@ -46,7 +47,9 @@ def _launch(command: list[str], log: Path) -> int:
     """Run the launcher to its end; returns its exit code."""
     with log.open("ab") as output, stop_signals() as stop:
         # In a session of its own the launcher gets no Ctrl-C from the terminal: it is asked once, and its ranks save.
-        process = subprocess.Popen(command, stdout=output, stderr=output, start_new_session=True)
+        process = subprocess.Popen(
+            command, stdout=output, stderr=output, env=child_environment(), start_new_session=True
+        )
         passed_on = False
         try:
             while process.poll() is None:

@@ -246,21 +246,21 @@ def _judged(returned: Any) -> Judged:
         TypeError, ValueError: the value or a part is no number, or the value is not finite.
     """
     judged = returned if isinstance(returned, Judged) else Judged(returned)
-    value = None if judged.value is None else _number(judged.value)
-    if value is not None and not math.isfinite(value):
-        raise ValueError(f"{value} is no reward")
+    reward = None if judged.value is None else _number(judged.value)
+    if reward is not None and not math.isfinite(reward):
+        raise ValueError(f"{reward} is no reward")
     parts = {}
     for name, part in (judged.parts or {}).items():
         if part is not None and math.isfinite(number := _number(part)):
             parts[str(name)] = number
-    return Judged(value, parts, dict(judged.passes or {}))
+    return Judged(reward, parts, dict(judged.passes or {}))
 
 
-def _number(value: Any) -> float:
+def _number(returned: Any) -> float:
     # float() would read text, such as "1_0" as 10: a reward that returns text has a fault.
-    if isinstance(value, str | bytes):
-        raise TypeError(f"{value!r} is text, not a number")
-    return float(value)
+    if isinstance(returned, str | bytes):
+        raise TypeError(f"{returned!r} is text, not a number")
+    return float(returned)
 
 
 def build_rewards(spec: Any, base: Path | None = None, log: Log = lambda line: None) -> Rewards:

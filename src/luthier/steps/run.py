@@ -25,6 +25,7 @@ from luthier.steps.evaluate import evaluate_sets
 from luthier.steps.pipeline import run_pipeline
 from luthier.steps.verify import verify
 from luthier.steps.work import Work
+from luthier.threads import spinning_warning
 
 
 def run_recipe(recipe: Recipe, folder: Path, observers: Sequence[str]) -> dict[str, Any]:
@@ -122,7 +123,10 @@ def _carry_out(run: Run, folder: Path, journal: Journal, stop: Stop) -> dict[str
     with run.timed("evaluate"), stop.at_once():
         evaluation = evaluate_sets(workspace, model.module, run.sets, folder, journal)
     return run.record(
-        status, **facts, evaluation=evaluation, warnings=[*_unmoved(facts["train"], folder), *_reward_failures(folder)]
+        status,
+        **facts,
+        evaluation=evaluation,
+        warnings=[*_unmoved(facts["train"], folder), *_reward_failures(folder), *filter(None, [spinning_warning()])],
     )
 
 
