@@ -40,7 +40,7 @@ generate: {max_new_tokens: 1}
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--pairs", type=int, default=5, help="pairs of each way")
-    parser.add_argument("--model", default="smollm2", help="model to train")
+    parser.add_argument("--model", default="smollm2-135m-instruct", help="model to train")
     arguments = parser.parse_args()
     seconds: dict[str, dict[str, list[float]]] = {way: {"quiet": [], "busy": []} for way in WAYS}
     for pair in range(arguments.pairs):

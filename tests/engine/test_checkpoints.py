@@ -1,12 +1,15 @@
 """Checkpoints survive kills and full disks."""
 
 import errno
+import json
+import re
 
 import pytest
 import torch
 
 from luthier.engine import checkpoints
 from luthier.engine.checkpoints import Checkpoint
+from luthier.engine.distributed import World
 from luthier.errors import RunError
 
 
@@ -62,3 +65,67 @@ def test_a_full_disk_is_said_and_loses_nothing(tmp_path, monkeypatch):
     with pytest.raises(RunError, match="Earlier checkpoints are intact"):
         saved(tmp_path, 2)
     assert [path.name for path in tmp_path.iterdir()] == ["update-00000001"]
+
+
+def restored(folder, **more):
+    tracked = checkpoints.Checkpoints(checkpoints.Saving(folder, fingerprint="f", **more), World())
+    return tracked, tracked.restore()
+
+
+def written(folder, *updates, inputs=None):
+    for update in updates:
+        meta = {"fingerprint": "f", "position": {"updates": update}, "inputs": inputs or {}}
+        checkpoints.save(folder, update, Checkpoint({"x": torch.full((300,), float(update))}, meta), 9)
+
+
+def flip(path):
+    content = bytearray(path.read_bytes())
+    content[-2] ^= 1
+    path.write_bytes(content)
+
+
+DAMAGES = {
+    "a flipped byte": lambda folder: flip(folder / "state.safetensors"),
+    "cut off": lambda folder: (folder / "state.safetensors").write_bytes(b"12345678"),
+    "empty": lambda folder: (folder / "state.safetensors").write_bytes(b""),
+    "no state": lambda folder: (folder / "state.safetensors").unlink(),
+    "half a description": lambda folder: (folder / "meta.json").write_text("{"),
+    "another description": lambda folder: (folder / "meta.json").write_text("[]"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
+def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(tmp_path, damage):
+    written(tmp_path, 5, 10)
+    damage(tmp_path / "update-00000010")
+    tracked, checkpoint = restored(tmp_path)
+    assert checkpoint is not None and float(checkpoint.tensors["x"][0]) == 5.0
+    assert [path.name for path in tracked.damaged] == ["update-00000010"]
+    damage(tmp_path / "update-00000005")
+    with pytest.raises(RunError, match=r"All checkpoints .* are damaged: update-00000005, update-00000010"):
+        restored(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["update-zzz", "update-1", "update-000000011", "update-00000011.bak"])
+def test_a_folder_of_another_name_is_no_checkpoint(tmp_path, name):
+    written(tmp_path, 10)
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "meta.json").write_text("{}")
+    assert restored(tmp_path)[1].meta["position"]["updates"] == 10
+
+
+def test_other_inputs_are_refused_by_name(tmp_path):
+    written(tmp_path, 5, inputs={"The training data (d.jsonl)": "a", "The model (m)": "b"})
+    same = {"The training data (d.jsonl)": "a", "The model (m)": "b"}
+    assert restored(tmp_path, inputs=same)[1] is not None
+    for name in same:
+        with pytest.raises(RunError, match=re.escape(name) + " has changed"):
+            restored(tmp_path, inputs=same | {name: "other"})
+
+
+def test_checkpoints_without_digests_are_still_read(tmp_path):
+    written(tmp_path, 5)
+    meta = tmp_path / "update-00000005" / "meta.json"
+    older = {key: entry for key, entry in json.loads(meta.read_text()).items() if key not in ("state_sha256", "inputs")}
+    meta.write_text(json.dumps(older))
+    assert restored(tmp_path, inputs={"The model (m)": "b"})[1] is not None

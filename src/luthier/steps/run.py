@@ -126,8 +126,19 @@ def _carry_out(run: Run, folder: Path, journal: Journal, stop: Stop) -> dict[str
         status,
         **facts,
         evaluation=evaluation,
-        warnings=[*_unmoved(facts["train"], folder), *_reward_failures(folder), *filter(None, [spinning_warning()])],
+        warnings=_warnings(facts, folder),
     )
+
+
+def _warnings(facts: dict[str, Any], folder: Path) -> list[str]:
+    """What the user should know about a run that has ended."""
+    warnings = [*_unmoved(facts["train"], folder), *_reward_failures(folder)]
+    for training in (facts["train"], *facts.get("steps", {}).values()):
+        for name in training.get("damaged_checkpoints", ()):
+            warnings.append(f"The checkpoint {name} was damaged, so the run went on from the one before it.")
+    if spinning := spinning_warning():
+        warnings.append(spinning)
+    return warnings
 
 
 def _unmoved(train: dict[str, Any], folder: Path) -> list[str]:

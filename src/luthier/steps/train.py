@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
+
+import numpy
 
 from luthier.engine import usage
 from luthier.engine.assemble import Parts, frozen_bytes
@@ -18,6 +21,7 @@ from luthier.modalities.base import Workspace
 from luthier.recipe.fingerprint import fingerprint
 from luthier.recipe.modality import modality_of
 from luthier.runs.run import Run
+from luthier.types import Row
 
 AUTO_READINGS = 10
 """How often a probe with `every: auto` reads the losses after the first reading."""
@@ -64,7 +68,13 @@ def training(
         batching=Batching(train.batch.records, workspace.micro(), layout, pad_id=workspace.pad_id),
         seed=settings.seed,
         world=run.world,
-        saving=Saving(run.folder / "checkpoints", train.save.every, train.save.keep, fingerprint(run.recipe)),
+        saving=Saving(
+            run.folder / "checkpoints",
+            train.save.every,
+            train.save.keep,
+            fingerprint(run.recipe),
+            inputs(workspace, rows),
+        ),
         observe=observe,
         stop_requested=stop_requested,
         span=span,
@@ -77,6 +87,21 @@ def training(
         "trainable_parameters": sum(p.numel() for p in trainer.masters.compute.values()),
         "weights_id": workspace.loaded.weights_id,
         "data": workspace.prepared.report.to_json(),
+    }
+
+
+def inputs(workspace: Workspace, rows: Sequence[Row]) -> dict[str, str]:
+    """Digests of what a training starts from: a resumed run must find the same."""
+    digest = hashlib.sha256()
+    for row in rows:
+        digest.update(row.id.encode())
+        digest.update(numpy.ascontiguousarray(row.ids).tobytes())
+        if "weights" in row.streams:
+            digest.update(numpy.ascontiguousarray(row.streams["weights"].values).tobytes())
+    source = workspace.recipe.settings.data.train
+    return {
+        f"The training data ({source.get('path') or source.get('kind')})": digest.hexdigest(),
+        f"The model ({workspace.recipe.settings.model.path})": workspace.loaded.weights_id,
     }
 
 

@@ -75,6 +75,8 @@ def _start(
     if probe:
         carry_probe(trainer, probe["every"])
     trainer.resume()
+    if trainer.checkpoints.damaged:
+        facts["damaged_checkpoints"] = [path.name for path in trainer.checkpoints.damaged]
     work.journal.forget_after(trainer.position.updates, work.label(folder))
     return trainer, facts
 
