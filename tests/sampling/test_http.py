@@ -15,6 +15,9 @@ from support.served import completion, serving
 class Letters:
     """One token per character."""
 
+    def __len__(self):
+        return 0x110000
+
     def decode(self, ids, **options):
         return "".join(map(chr, ids))
 
@@ -49,9 +52,38 @@ def test_answers_come_in_order_and_side_by_side():
     }
 
 
-def test_token_ids_of_the_server_are_used():
-    with serving(lambda body, number: completion("ignored", token_ids=[5, 6])) as (url, _):
-        assert HttpSampler(url, "tiny", Letters())(asking(1), Sampling())[0].ids == [ord("F"), 5, 6]
+class Pairs(Letters):
+    """Letters, and one token more for `ab`."""
+
+    def __len__(self):
+        return 301
+
+    def decode(self, ids, **options):
+        return "".join("ab" if token == 300 else chr(token) for token in ids)
+
+
+@pytest.mark.parametrize(
+    "sent, used",
+    [
+        ([300, ord("c")], [300, ord("c")]),
+        ([300, ord("c"), 0], [300, ord("c")]),  # with the end token
+        ([10, 11, 12], [*map(ord, "abc")]),  # of another tokenizer
+        ([300, ord("c"), 999_999], [*map(ord, "abc")]),
+        ([-5], [*map(ord, "abc")]),
+        ([10**30], [*map(ord, "abc")]),
+        ([], [*map(ord, "abc")]),
+    ],
+)
+def test_token_ids_of_the_server_are_used_where_they_are_of_our_tokenizer(sent, used):
+    with serving(lambda body, number: completion("abc", token_ids=sent)) as (url, _):
+        trajectory = HttpSampler(url, "tiny", Pairs(), end=0)(asking(1), Sampling())[0]
+    assert trajectory.ids == [ord("F"), *used, 0]
+
+
+def test_token_ids_end_at_a_stop_string():
+    with serving(lambda body, number: completion("ab#x", token_ids=[300, ord("#"), ord("x")])) as (url, _):
+        trajectory = HttpSampler(url, "tiny", Pairs(), end=0)(asking(1), Sampling(stop=("#",)))[0]
+    assert trajectory.ids == [*map(ord, "Fab"), 0] and trajectory.finish == "stop"
 
 
 @pytest.mark.parametrize("broken", [(503, b"busy"), (429, b""), (200, b"{not json")])

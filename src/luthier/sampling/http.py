@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import http.client
 import json
 import threading
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
@@ -16,11 +16,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 from luthier.errors import RunError
+from luthier.sampling._transport import ErrorStatus, Redirected, TimedOut, TooLong, exchange
 from luthier.sampling.stops import first_stop
 from luthier.types import Request, Sampling, Trajectory
 
 RETRIABLE = (408, 409, 425, 429, 500, 502, 503, 504)  # statuses after which the same request may succeed
 REASON_LENGTH = 300  # characters of a server's message that are kept
+REPLY_BYTES, TOKEN_BYTES = 2**20, 2**10  # of a reply: its frame, and each new token with what a server says about it
+ENDED = ("stop", "eos_token", "stop_sequence")  # reasons of an answer that is complete; the last two are of TGI
+HIDDEN = "[key]"
 
 
 class NoCompletion(Exception):
@@ -37,8 +41,9 @@ class HttpSampler:
 
     `completions` sends the prompt as text (not every server takes ids), without the tokens that a tokenizer adds at
     the front, since the server's tokenizer adds them again. `chat` sends `messages` of the request's metadata. A reply
-    is text, cut at a stop string and tokenised here, or `token_ids` where the server sends them. Log-probabilities stay
-    empty: a server may compute them at another temperature.
+    is text, cut at a stop string and tokenised here; `token_ids` of the server are used if they decode to that text.
+    More than `max_new_tokens` of our tokens are cut off (finish "length"). Log-probabilities stay empty: a server may
+    compute them at another temperature.
 
     A failed request has finish "error", only the forced tokens, and `error` and `refused` in its metadata (`refused`
     False: it may succeed later). After a failed connection, waiting requests are not sent. The journal stores each
@@ -108,17 +113,23 @@ class HttpSampler:
             RunError: no server answers, or it refuses the key.
         """
         try:
-            urllib.request.urlopen(self._call("models"), timeout=min(self.limit, 10.0)).close()
-        except urllib.error.HTTPError as error:
-            error.close()
+            exchange(self._call("models"), min(self.limit, 10.0), REPLY_BYTES)
+        except TooLong:
+            pass  # a long list of models is a reply too
+        except Redirected as error:
+            raise RunError(
+                f"The server at {self.url} answers {self._without_key(str(error))}.",
+                "Luthier follows no redirect, since the other server would get the key. Correct `url`.",
+            ) from None
+        except ErrorStatus as error:
             if error.code in (401, 403):
                 raise RunError(
                     f"The server at {self.url} refuses the key ({error.code}).",
                     "Name the variable that holds the key: `api_key_env: NAME`.",
                 ) from None
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, TimedOut, http.client.HTTPException) as error:
             raise RunError(
-                f"No server answers at {self.url}: {_describe_error(error)}.",
+                f"No server answers at {self.url}: {self._without_key(_describe_error(error))}.",
                 f"Start it (`vllm serve {self.model}`, `transformers serve {self.model}`), or correct `url`.",
             ) from None
 
@@ -130,13 +141,14 @@ class HttpSampler:
         reply = replies.get(key)
         if reply is None:
             try:
-                reply = _choice(self._send(body), self.endpoint)
+                reply = _choice(self._send(body, sampling.max_new_tokens), self.endpoint)
             except NoCompletion as error:
-                metadata = {**request.metadata, "error": str(error), "refused": error.refused}
+                reason = self._without_key(str(error))
+                metadata = {**request.metadata, "error": reason, "refused": error.refused}
                 failed = replace(request, metadata=metadata)
                 return Trajectory([*request.forced_ids], "error", request.record, (), failed)
             self._append_to_journal(key, reply)
-        return self._trajectory(request, reply, sampling.stop)
+        return self._trajectory(request, reply, sampling)
 
     def _body(self, request: Request, sampling: Sampling) -> dict[str, Any]:
         """The JSON fields of a request; those at their default are left out, since not every server knows them."""
@@ -184,25 +196,27 @@ class HttpSampler:
         content = None if body is None else json.dumps(body).encode()
         return urllib.request.Request(f"{self.url.rstrip('/')}/{path}", content, headers)
 
-    def _send(self, body: dict[str, Any]) -> Any:
+    def _send(self, body: dict[str, Any], new_tokens: int) -> Any:
         """The server's response as parsed JSON; the request is repeated while that may help.
 
         Raises:
-            NoCompletion: no connection, no response in time, an error status, or no JSON.
+            NoCompletion: no connection, no response in time, an error status, a redirect, or no JSON.
         """
         call = self._call("chat/completions" if self.endpoint == "chat" else "completions", body)
         for attempt in range(self.retries + 1):
             if self._stopped is not None:
                 raise NoCompletion(self._stopped, refused=False)
             try:
-                with urllib.request.urlopen(call, timeout=self.limit) as response:
-                    return json.loads(response.read())
-            except urllib.error.HTTPError as error:
-                with error:
-                    message = error.read().decode(errors="replace")[:REASON_LENGTH]
-                reason = f"{error.code} {error.reason}: {message}"
-                failure = NoCompletion(reason, refused=error.code not in RETRIABLE)
-            except (OSError, ValueError) as error:
+                response = json.loads(exchange(call, self.limit, REPLY_BYTES + TOKEN_BYTES * new_tokens))
+                if not isinstance(response, dict) or "error" not in response or response.get("choices"):
+                    return response
+                # Some servers report an error of theirs with status 200.
+                failure = NoCompletion(f"an error: {str(response['error'])[:REASON_LENGTH]}", refused=False)
+            except (Redirected, TooLong) as error:
+                failure = NoCompletion(str(error), refused=True)
+            except ErrorStatus as error:
+                failure = NoCompletion(str(error)[:REASON_LENGTH], refused=error.code not in RETRIABLE)
+            except (OSError, ValueError, RecursionError, TimedOut, http.client.HTTPException) as error:
                 failure = NoCompletion(_describe_error(error), refused=False)
                 # Otherwise every waiting request would spend its own retries on a server that is down.
                 if attempt == self.retries and _no_connection(error):
@@ -212,16 +226,30 @@ class HttpSampler:
             time.sleep(self.wait * 2**attempt)
         raise AssertionError
 
-    def _trajectory(self, request: Request, reply: dict[str, Any], stop: Sequence[str]) -> Trajectory:
-        sampled, finish = reply["token_ids"], reply["finish"]
-        if sampled is None:
-            # A server may include the stop string in the text, or generate on behind one that it does not know.
-            stop_index = first_stop(reply["text"], stop)
-            finish = finish if stop_index is None else "stop"
-            sampled = self.tokenizer(reply["text"][:stop_index], add_special_tokens=False)["input_ids"]
-            if finish == "stop" and self.end is not None:
-                sampled = [*sampled, self.end]
+    def _trajectory(self, request: Request, reply: dict[str, Any], sampling: Sampling) -> Trajectory:
+        # A server may include the stop string in the text, or generate on behind one that it does not know.
+        stop_index = first_stop(reply["text"], sampling.stop)
+        finish = reply["finish"] if stop_index is None else "stop"
+        sampled = self._ids(reply["text"][:stop_index], reply["token_ids"])
+        if len(sampled) > sampling.max_new_tokens:
+            sampled, finish = sampled[: sampling.max_new_tokens], "length"
+        if finish == "stop" and self.end is not None:
+            sampled = [*sampled, self.end]
         return Trajectory([*request.forced_ids, *sampled], finish, request.record, (), request)
+
+    def _ids(self, text: str, sent: list[int] | None) -> list[int]:
+        """The tokens of a text, without the one that ends an answer: the server's, if they are of our tokenizer."""
+        if sent and sent[-1] == self.end:
+            sent = sent[:-1]
+        known = sent is not None and all(0 <= token < len(self.tokenizer) for token in sent)
+        if sent and known and self.tokenizer.decode(sent, skip_special_tokens=False) == text:
+            return sent
+        # The text of a control token is text here: tokenised as the token, it would open a turn of its own.
+        return list(self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"])
+
+    def _without_key(self, text: str) -> str:
+        """A server's message, which may repeat the header that it refuses."""
+        return text.replace(self.token, HIDDEN) if self.token else text
 
     def _read_journal(self) -> dict[str, Any]:
         """The journal's replies, by the hash of their requests."""
@@ -248,19 +276,23 @@ def _choice(response: Any, endpoint: str) -> dict[str, Any]:
     """The first choice of a response: `text`, `token_ids` (None where the server sends none) and `finish`.
 
     Raises:
-        NoCompletion: the response is not a completion.
+        NoCompletion: the response is not a completion, or the answer ended in another way than by itself, at a stop
+            string or at the limit of tokens.
     """
     try:
         choice = response["choices"][0]
         text = choice["message"]["content"] if endpoint == "chat" else choice["text"]
-        ids = choice.get("token_ids")
+        ids, reason = choice.get("token_ids"), choice.get("finish_reason", "stop")
     except (KeyError, IndexError, TypeError, AttributeError):
         raise NoCompletion(f"not a completion: {str(response)[:REASON_LENGTH]}", refused=True) from None
+    if reason not in (*ENDED, "length"):
+        raise NoCompletion(f"the answer was not finished: finish_reason {str(reason)[:REASON_LENGTH]}", refused=True)
     valid_ids = ids is None or (isinstance(ids, list) and all(type(token) is int for token in ids))
     if not isinstance(text, str) or not valid_ids:
         raise NoCompletion(f"not a completion: {str(response)[:REASON_LENGTH]}", refused=True)
-    finish: Literal["stop", "length"] = "length" if choice.get("finish_reason") == "length" else "stop"
-    return {"text": text, "token_ids": ids, "finish": finish}
+    # JSON may hold half of a surrogate pair, which no tokenizer reads.
+    text = text.encode(errors="replace").decode()
+    return {"text": text, "token_ids": ids, "finish": "length" if reason == "length" else "stop"}
 
 
 def _describe_error(error: Exception) -> str:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 from typing import Any, ClassVar, Literal
+from urllib.parse import urlsplit
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from luthier.errors import RunError
 from luthier.sampling.http import HttpSampler
@@ -61,6 +62,14 @@ class Http(SamplerPart):
         default_factory=dict,
         description="Further fields of each request, as the server names them, such as `{repetition_penalty: 1.1}`.",
     )
+
+    @field_validator("url")
+    @classmethod
+    def _no_user(cls, url: str) -> str:
+        # A password in the address would stand in the lock, in run.json and in every message.
+        if "@" in urlsplit(url).netloc:
+            raise ValueError("the address holds a user name or password; name a variable instead: `api_key_env: NAME`")
+        return url
 
     def make(self, asking: Asking) -> Sampler:
         return self._client(
