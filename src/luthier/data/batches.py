@@ -196,6 +196,15 @@ def _prompt(row: Row) -> bytes:
     return row.ids[: prompt_length(row)].astype(numpy.int32).tobytes()
 
 
+def shortened(row: Row, length: int) -> Row:
+    """The row with its first `length` tokens; row streams stay."""
+    streams = dict(row.streams)
+    for name, stream in row.streams.items():
+        if stream.axis == "token":
+            streams[name] = Stream(stream.values[:length], "token", stream.pad)
+    return replace(row, ids=row.ids[:length], streams=streams)
+
+
 def lines_of(rows: Sequence[Row]) -> list[list[Row]]:
     """The rows of each line of a batch: a row, and those after it that share its prompt."""
     lines: list[list[Row]] = []

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 import numpy
 
+from luthier.data.batches import shortened
 from luthier.data.cache import Cached, read_cache, write_cache
 from luthier.data.near import overlap
 from luthier.data.pairs import rows_of
@@ -20,7 +21,7 @@ from luthier.data.shapes import EmptyAnswer, content_hash
 from luthier.data.sources import NotUtf8, load_records, scan_records
 from luthier.data.split import is_share, split_records, unique
 from luthier.errors import DataError, RecipeError
-from luthier.types import Record, Row, Stream
+from luthier.types import Record, Row
 
 SPLITS = ("train", "validation", "test")
 POLICIES = ("drop", "truncate", "error")
@@ -230,7 +231,7 @@ def _fit(rows_by_record: Sequence[tuple[Row, ...]], records: Mapping[str, Record
         elif policy == "drop":
             dropped += 1
         else:
-            short = tuple(_cut(row, limit) for row in record_rows)
+            short = tuple(shortened(row, limit) for row in record_rows)
             # A pair with one answer cut away would compare an answer with nothing.
             if all(row.targets for row in short):
                 kept.append(short)
@@ -238,15 +239,6 @@ def _fit(rows_by_record: Sequence[tuple[Row, ...]], records: Mapping[str, Record
             else:
                 no_target += 1
     return Fitted(kept, dropped=dropped, truncated=truncated, no_target=no_target, equal_pairs=equal_pairs)
-
-
-def _cut(row: Row, length: int) -> Row:
-    """The row with its first `length` tokens; row streams stay."""
-    streams = dict(row.streams)
-    for name, stream in row.streams.items():
-        if stream.axis == "token":
-            streams[name] = Stream(stream.values[:length], "token", stream.pad)
-    return replace(row, ids=row.ids[:length], streams=streams)
 
 
 def _nothing_to_learn(train: Sequence[Row], report: DataReport) -> DataError | None:

@@ -9,9 +9,11 @@ from rich.console import Console
 from safetensors.torch import load_file
 from transformers.utils.import_utils import is_serve_available
 
-from luthier.errors import RecipeError, RunError
+from luthier.errors import DataError, RecipeError, RunError
 from luthier.models.loading.bundled import bundled_path
+from luthier.models.loading.load import load_tokenizer
 from luthier.recipe import load_recipe
+from luthier.recipe.settings import Model
 from luthier.run_folder import read_jsonl
 from luthier.steps.check_page import check_recipe
 from luthier.steps.evaluate import evaluate_model
@@ -177,3 +179,59 @@ def test_nano_learns_from_nano_behind_transformers_serve(data, tmp_path):
         run_recipe(learning(data, url, model=str(bundled_path("nano"))), data / "run", [])
     own, elsewhere = (read_jsonl(data / name / "steps" / "answers" / "records.jsonl") for name in ("own", "run"))
     assert [line["ids"] for line in own] == [line["ids"] for line in elsewhere]
+
+
+def rows_learned(folder):
+    return [line["ids"][line["prompt_tokens"] :] for line in read_jsonl(folder / "steps/answers/records.jsonl")]
+
+
+@pytest.mark.parametrize("policy, answers, most", [("drop", 7, 29), ("truncate", 8, 30)])
+def test_rows_above_max_tokens_are_left_out_or_cut_and_counted(data, policy, answers, most):
+    def wordy(body, number):
+        return said("z" * 40) if "afk" in body["messages"][-1]["content"] else reversing(body, number)
+
+    with serving(wordy) as (url, _):
+        content = learning(data, url).data | {"data": {"train": "data.jsonl", "validation": None, "test": None}}
+        content["data"] |= {"max_tokens": 30, "too_long": policy}
+        content["generate"] = {"max_new_tokens": 40}
+        record = run_recipe(load_recipe(content, base=data), data / "run", [])
+    facts = record["steps"]["answers"]
+    assert facts["answers"] == answers and facts["too_long"] == 1 and "refused" not in facts
+    lines = read_jsonl(data / "run/steps/answers/records.jsonl")
+    assert max(len(line["ids"]) for line in lines) <= most
+    assert sum(len(line["ids"]) == 30 for line in lines) == (policy == "truncate")
+
+
+def test_rows_above_max_tokens_end_the_run_if_the_recipe_says_so(data):
+    with serving(lambda body, number: said("z" * 40)) as (url, _):
+        content = learning(data, url).data | {"generate": {"max_new_tokens": 40}}
+        content["data"] = {
+            "train": "data.jsonl",
+            "validation": None,
+            "test": None,
+            "max_tokens": 30,
+            "too_long": "error",
+        }
+        with pytest.raises(DataError, match=r"more than data\.max_tokens 30"):
+            run_recipe(load_recipe(content, base=data), data / "run", [])
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_an_answer_that_ended_at_a_stop_string_is_learned_without_it_and_with_its_end(data, own):
+    """From a server and from the model itself alike: the row is what the answer's text is judged for."""
+    with serving(lambda body, number: said("kfa")) as (url, _):
+        content = learning(data, url).data
+        answers = content["steps"]["answers"]
+        answers["generate"] |= {"stop": ["f"], "max_new_tokens": 12}
+        if own:
+            answers["generate"]["sampler"] = "native"
+        run_recipe(load_recipe(content, base=data), data / "run", [])
+    tokenizer = load_tokenizer(Model(path="nano"), None)
+    texts = [line["answer"] for line in read_jsonl(data / "run/steps/answers/records.jsonl")]
+    stopped = 0
+    for text, learned in zip(texts, rows_learned(data / "run"), strict=True):
+        assert "f" not in tokenizer.decode(learned)
+        if learned[-1] == tokenizer.eos_token_id:
+            assert tokenizer.decode(learned[:-1]) == text
+            stopped += 1
+    assert stopped

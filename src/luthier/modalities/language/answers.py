@@ -11,8 +11,9 @@ from typing import Any
 import numpy
 
 from luthier import parts
+from luthier.data.batches import shortened
 from luthier.data.shapes import last_answer, messages_of, question_and_answer
-from luthier.errors import RunError
+from luthier.errors import DataError, RunError
 from luthier.evals.answering import measure
 from luthier.evals.evaluate import assign_metrics
 from luthier.keyed import seed63
@@ -25,6 +26,9 @@ from luthier.run_folder import read_jsonl, write_text
 from luthier.sampling.samplers.base import Asking, SamplerPart
 from luthier.sampling.text import answer_text
 from luthier.types import Candidate, Record, Request, Row, Sampler, Scored, Stream, Trajectory
+
+TOO_LONG = "too_long"
+"""The event of an answer whose row is longer than `data.max_tokens`."""
 
 
 def make_sampler(model: LanguageModel, module: Any, block: GenerateSettings, folder: Path | None = None) -> Sampler:
@@ -155,7 +159,34 @@ def generate_candidates(
             if answer.trajectory.finish != "error":
                 row_id = f"{prompt.record.id}@{name}.{index}"
                 candidates.append(_candidate(model, prompt, answer, row_id, name))
-    return candidates
+    return _fitting(model, candidates, log)
+
+
+def _fitting(model: LanguageModel, candidates: list[Candidate], log: Log) -> list[Candidate]:
+    """The candidates within `data.max_tokens`, by `data.too_long`; what is left out or cut is logged.
+
+    Raises:
+        DataError: `data.too_long` is `error` and a row is longer.
+    """
+    limit, policy = model.recipe.settings.data.max_tokens, model.recipe.settings.data.too_long
+    fitting = []
+    for candidate in candidates:
+        length, row = len(candidate.row), candidate.row
+        if length <= limit:
+            fitting.append(candidate)
+            continue
+        if policy == "error":
+            raise DataError(
+                f"An answer to record {candidate.record.id} has {length} tokens with its prompt, more than"
+                f" data.max_tokens {limit}.",
+                "Raise `data.max_tokens`, lower `generate.max_new_tokens`, or choose `data.too_long: drop`.",
+            )
+        short = shortened(row, limit)
+        kept = policy == "truncate" and short.targets > 0
+        if kept:
+            fitting.append(replace(candidate, row=short))
+        log({"event": TOO_LONG, "record": candidate.record.id, "tokens": length, "kept": kept})
+    return fitting
 
 
 def _refuse_missing(answers: Sequence[Trajectory], log: Log) -> None:
@@ -181,12 +212,19 @@ def _details(answer: Trajectory) -> Mapping[str, Any]:
 
 
 def _candidate(model: LanguageModel, prompt: Prompt, scored: Scored, row: str, name: str) -> Candidate:
-    ids = numpy.array([*prompt.ids, *scored.trajectory.ids], dtype=numpy.int32)
+    generate = model.recipe.settings.generate
+    answer = text_of(model, generate, scored.trajectory.ids)
+    learned = list(scored.trajectory.ids)
+    if generate.stop and answer != answer_text(learned, model.renderer.end_ids, model.decode):
+        # The row is what the answer's text is judged for: without the stop string, and with its end.
+        learned = model.loaded.tokenizer(answer, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        learned += [] if model.renderer.end_id is None else [model.renderer.end_id]
+    ids = numpy.array([*prompt.ids, *learned], dtype=numpy.int32)
     weights = (numpy.arange(len(ids)) >= len(prompt.ids)).astype(numpy.float32)
     return Candidate(
         prompt.record,
         Row(row, ids, {"weights": Stream(weights, "token")}),
-        text_of(model, model.recipe.settings.generate, scored.trajectory.ids),
+        answer,
         name,
         scored.reward,
     )

@@ -13,6 +13,7 @@ from luthier import parts
 from luthier.parts import lazy
 from luthier.recipe.settings import Count
 from luthier.recipe.steps import DATA, NEWEST, StepReference
+from luthier.run_folder import read_jsonl
 from luthier.steps.verbs.base import Blocks, Data, From, Verb
 from luthier.types import Candidate
 
@@ -86,15 +87,23 @@ class Generate(Verb):
         candidates = answers.read_candidates(path, workspace)
         work.records[stage.name] = candidates
         rewards = [candidate.reward for candidate in candidates if candidate.reward is not None]
-        refused = {"refused": total - len(candidates)} if len(candidates) < total else {}
+        too_long = self._too_long(work, folder)
+        left_out = sum(not line["kept"] for line in too_long)
+        counts = {"refused": total - len(candidates) - left_out, "too_long": len(too_long)}
         facts: dict[str, Any] = {
             "answers": len(candidates),
-            **refused,
+            **{name: count for name, count in counts.items() if count},
             "generated_tokens": sum(candidate.row.targets for candidate in candidates),
             "reward": sum(rewards) / len(rewards) if rewards else None,
             "right": sum(reward >= 1 for reward in rewards),
         }
         work.note(stage, folder, facts)
+
+    def _too_long(self, work: Work, folder: Path) -> list[dict[str, Any]]:
+        """The events of answers that `data.max_tokens` left out or cut."""
+        lines = read_jsonl(work.run.folder / "metrics.jsonl")
+        label = work.label(folder)
+        return [line for line in lines if line.get("event") == answers.TOO_LONG and line.get("step", "") == label]
 
     def _asked(self, work: Work, stage: Stage) -> list[Candidate]:
         """The candidates of `data`, without records that the step `unless` has solved."""
