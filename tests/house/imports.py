@@ -14,6 +14,8 @@ RANKS = {
     "errors": 0.0,
     "keyed": 0.0,
     "threads": 0.0,
+    "terminal": 0.0,
+    "console": 0.05,
     "families": 0.05,
     "types": 0.1,
     "options": 0.1,

@@ -10,6 +10,7 @@ import typer
 from luthier import __version__
 from luthier.cli import check, compare, evaluate, keys, methods, prove, report, run
 from luthier.errors import LuthierError
+from luthier.terminal import echo
 
 app = typer.Typer(
     help="Compare ways of fine-tuning a model: on your model, your data, one budget.",
@@ -33,7 +34,7 @@ app.command("report")(report.command)
 
 def _version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"luthier {__version__}")
+        echo(f"luthier {__version__}")
         raise typer.Exit
 
 
@@ -59,7 +60,7 @@ def main() -> None:
     except LuthierError as error:
         if debug:
             raise
-        typer.echo(f"error: {error.message}", err=True)
+        echo(f"error: {error.message}", err=True)
         if error.hint:
-            typer.echo(f"  {error.hint}", err=True)
+            echo(f"  {error.hint}", err=True)
         sys.exit(error.exit_code)

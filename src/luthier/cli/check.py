@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from luthier.cli.arguments import Overrides, RecipeArgument, split_names
+from luthier.console import Terminal
 from luthier.errors import RecipeError
+from luthier.terminal import echo
 
 if TYPE_CHECKING:
     from luthier.recipe import Recipe
@@ -39,17 +41,15 @@ def command(
     _try_methods(loaded, recipe, overrides or [], methods)
     if show:
         return
-    from rich.console import Console
 
     from luthier.steps.check_page import check_recipe
 
-    check_recipe(loaded, probe, Console())
+    check_recipe(loaded, probe, Terminal())
 
 
 def _check_part(path: Path) -> None:
     if not path.is_file():
         raise RecipeError(f"There is no part file {path}.")
-    from rich.console import Console
 
     from luthier import parts
     from luthier.cli.methods import show_part
@@ -58,7 +58,7 @@ def _check_part(path: Path) -> None:
     show_part(parts.read_entry(slot_of_file(path), path.resolve()))
     from luthier.conformance.matrix import check_part
 
-    check_part(path.resolve(), Console())
+    check_part(path.resolve(), Terminal())
 
 
 def _show_values(recipe: Recipe) -> None:
@@ -69,7 +69,7 @@ def _show_values(recipe: Recipe) -> None:
     key_width = max(len(key) for key, _ in rows)
     setting_width = min(40, max(len(setting) for _, setting in rows))
     for key, setting in rows:
-        typer.echo(f"{key:{key_width}}  {setting:{setting_width}}  {recipe.origins[key]}")
+        echo(f"{key:{key_width}}  {setting:{setting_width}}  {recipe.origins[key]}")
 
 
 def _try_methods(recipe: Recipe, source: str, overrides: list[str], names_text: str | None) -> None:
@@ -84,9 +84,9 @@ def _try_methods(recipe: Recipe, source: str, overrides: list[str], names_text: 
         except RecipeError as error:
             if not everything:
                 raise
-            typer.echo(f"method {name}: does not apply: {error.message}")
+            echo(f"method {name}: does not apply: {error.message}")
             continue
-        typer.echo(f"method {name}: {'; '.join(changed) or 'changes nothing in this recipe'}")
+        echo(f"method {name}: {'; '.join(changed) or 'changes nothing in this recipe'}")
 
 
 def _changes(before: Recipe, after: Recipe) -> list[str]:

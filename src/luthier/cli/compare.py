@@ -8,6 +8,8 @@ from typing import Annotated
 import typer
 
 from luthier.cli.arguments import Out, Overrides, RecipeArgument, read_seeds, split_names, with_out
+from luthier.console import Terminal
+from luthier.terminal import echo
 
 
 def command(
@@ -27,9 +29,8 @@ def command(
     chosen_seeds = read_seeds(seeds)
     folder = None if resume is None else RunFolder.open(resume)
     loaded = load_recipe(recipe, [], with_out(overrides, out))
-    from rich.console import Console
 
     from luthier.compare import compare
 
-    report = compare(loaded, split_names(methods) or None, chosen_seeds, folder, Console())
-    typer.echo(f"report: {report}")
+    report = compare(loaded, split_names(methods) or None, chosen_seeds, folder, Terminal())
+    echo(f"report: {report}")

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from luthier.cli.arguments import Overrides
+from luthier.console import Terminal
 
 
 def command(
@@ -19,8 +20,6 @@ def command(
     limit: Annotated[int | None, typer.Option("--limit", min=1, help="Use only so many records.")] = None,
 ) -> None:
     """Score a model on records that it was not trained on; a run's model is prompted as its recipe says."""
-    from rich.console import Console
-
     from luthier.steps.evaluate import evaluate_model
 
-    evaluate_model(model, data=data, metric=metric, limit=limit, overrides=overrides or [], console=Console())
+    evaluate_model(model, data=data, metric=metric, limit=limit, overrides=overrides or [], console=Terminal())

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from luthier.terminal import echo
+
 if TYPE_CHECKING:
     from luthier.recipe.keys import Setting
 
@@ -29,8 +31,8 @@ def _print(setting: Setting) -> None:
     columns = min(max(shutil.get_terminal_size().columns, 72), 110)  # as the tables of `luthier methods NAME`
     default = f", default {setting.default}" if setting.default not in ("", "–") else ""
     kind = f" (kind: {setting.grammar})" if setting.grammar else ""
-    typer.echo(f"{setting.path}{kind}: {setting.form}{default}")
-    typer.echo(textwrap.fill(setting.description, columns, initial_indent="    ", subsequent_indent="    "))
+    echo(f"{setting.path}{kind}: {setting.form}{default}")
+    echo(textwrap.fill(setting.description, columns, initial_indent="    ", subsequent_indent="    "))
 
 
 def schema() -> None:
@@ -39,4 +41,4 @@ def schema() -> None:
 
     from luthier.recipe.keys import json_schema
 
-    typer.echo(json.dumps(json_schema(), indent=1, ensure_ascii=False))
+    echo(json.dumps(json_schema(), indent=1, ensure_ascii=False))

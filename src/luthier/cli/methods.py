@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from luthier.errors import RecipeError, nearest
+from luthier.terminal import echo
 
 if TYPE_CHECKING:
     from luthier.parts import Entry
@@ -34,28 +35,28 @@ def _list_all() -> None:
     from luthier.recipe.settings import slots
 
     groups = grouped(Path.cwd())
-    typer.echo("methods (luthier compare RECIPE --methods sft,dft; `+` composes; `methods NAME` shows one)")
-    typer.echo("needs: columns of a record, a reward, a reference (the initial model, or one that the recipe names)")
-    typer.echo("time: of training, relative to sft (diffusion: flow) in the proof, on a small model; see docs/speed.md")
-    typer.echo("proof: its verdict, and how many of the claims that were written before it ran hold")
+    echo("methods (luthier compare RECIPE --methods sft,dft; `+` composes; `methods NAME` shows one)")
+    echo("needs: columns of a record, a reward, a reference (the initial model, or one that the recipe names)")
+    echo("time: of training, relative to sft (diffusion: flow) in the proof, on a small model; see docs/speed.md")
+    echo("proof: its verdict, and how many of the claims that were written before it ran hold")
     widths = [0, 0, 0, 0]  # of all groups together, so that their columns are aligned
     for line in chain.from_iterable(groups.values()):
         cells = (line.name, line.needs, line.cost, line.evidence)
         widths = [max(width, len(cell)) for width, cell in zip(widths, cells, strict=True)]
     for heading, group in groups.items():
-        typer.echo(f"\n{heading}")
+        echo(f"\n{heading}")
         for line in group:
             cells = zip((line.name, line.needs, line.cost, line.evidence), widths, strict=True)
-            typer.echo(f"  {'  '.join(f'{cell:{width}}' for cell, width in cells)}  {line.about}")
+            echo(f"  {'  '.join(f'{cell:{width}}' for cell, width in cells)}  {line.about}")
     for slot in slots():
-        typer.echo(f"\n{slot}")
+        echo(f"\n{slot}")
         _table([(entry.name, entry.about) for entry in parts.catalogue(slot)])
 
 
 def _table(rows: list[tuple[str, str]]) -> None:
     width = max((len(left) for left, _ in rows), default=0)
     for left, right in rows:
-        typer.echo(f"  {left:{width}}  {right}".rstrip())
+        echo(f"  {left:{width}}  {right}".rstrip())
 
 
 def _show(name: str) -> None:
@@ -79,7 +80,7 @@ def _show(name: str) -> None:
         entries = [entry for entry in _parts_of(method) if entry not in entries] + entries
     for index, entry in enumerate(entries):
         if methods or index:
-            typer.echo("")
+            echo("")
         show_part(entry)
 
 
@@ -99,7 +100,7 @@ def _show_method(method: Method) -> None:
 
     proof = committed(method.name)
     others = [other for other in list_methods(Path.cwd()) if other.name != method.name]
-    typer.echo(f"{method.name}: {method.about}")
+    echo(f"{method.name}: {method.about}")
     _table(
         [
             *(("sets", line) for line in _lines(method.method.data)),
@@ -196,12 +197,12 @@ def show_part(entry: Entry) -> None:
         constant = getattr(part_class, name, None)  # of the class, because base classes declare constants too
         if constant and name != "SETTINGS":
             facts.append((name.lower(), as_written(constant)))
-    typer.echo(f"{entry.slot} {entry.name}: {entry.about}")
+    echo(f"{entry.slot} {entry.name}: {entry.about}")
     _table([*facts, ("file", str(entry.path))])
     if entry.described:
-        typer.echo("  options")
+        echo("  options")
     for line in _option_lines(entry):
-        typer.echo(line)
+        echo(line)
 
 
 NARROW, WIDE = 72, 120

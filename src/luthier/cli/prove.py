@@ -8,6 +8,8 @@ from typing import Annotated
 import typer
 
 from luthier.cli.arguments import Out, with_out
+from luthier.console import Terminal
+from luthier.terminal import echo
 
 
 def command(
@@ -19,20 +21,18 @@ def command(
     out: Out = None,
 ) -> None:
     """Run a method's proof and report whether each claim holds; a claim that fails is a result, not an error."""
-    from rich.console import Console
-
     from luthier.compare.prove import prove
     from luthier.proofs.proof import read_proof
     from luthier.run_folder import RunFolder, read_json, write_json
 
     proof = read_proof(method)
     folder = None if resume is None else RunFolder.open(resume)
-    path = prove(proof, folder, Console(), overrides=with_out(None, out))
+    path = prove(proof, folder, Terminal(), overrides=with_out(None, out))
     report = read_json(path)
     outcomes = [claim["verdict"]["outcome"] for claim in report["claims"].values()]
     counts = ", ".join(f"{outcomes.count(outcome)} {outcome}" for outcome in ("holds", "fails", "undecided"))
-    typer.echo(f"{proof.method}: {report['mark']} ({counts} of {len(outcomes)} claims)")
-    typer.echo(f"proof: {path}")
+    echo(f"{proof.method}: {report['mark']} ({counts} of {len(outcomes)} claims)")
+    echo(f"proof: {path}")
     if write:
         write_json(proof.result, report)
-        typer.echo(f"written: {proof.result}")
+        echo(f"written: {proof.result}")

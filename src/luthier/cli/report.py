@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from luthier.terminal import echo
+
 
 class ReportFormat(StrEnum):
     """The formats of a report."""
@@ -29,4 +31,4 @@ def command(
     folder = RunFolder.open(run)
     from luthier.report import write_report
 
-    typer.echo(str(write_report(folder.path, format.value)))
+    echo(str(write_report(folder.path, format.value)))

@@ -10,6 +10,7 @@ import typer
 
 from luthier.cli.arguments import Out, Overrides, RecipeArgument, with_out
 from luthier.errors import RunError
+from luthier.terminal import echo
 
 if TYPE_CHECKING:
     from luthier.recipe import Recipe
@@ -53,10 +54,10 @@ def command(
 
             record = run_on_ranks(loaded, folder.path, processes)
     if record["status"] == "stopped":
-        typer.echo(f"stopped; to go on, give the same command with --resume {folder.path}", err=True)
+        echo(f"stopped; to go on, give the same command with --resume {folder.path}", err=True)
         raise typer.Exit(STOPPED)
     _print_record(record)
-    typer.echo(f"results: {folder.path}")
+    echo(f"results: {folder.path}")
 
 
 def _print_record(record: Mapping[str, Any]) -> None:
@@ -65,19 +66,19 @@ def _print_record(record: Mapping[str, Any]) -> None:
     for name in ("target", "retain"):
         scores = record["evaluation"].get(name)
         if scores is None and name == "target":
-            typer.echo("target    not scored: no test record")
+            echo("target    not scored: no test record")
         if scores is not None:
             mean = f"{100 * scores['mean']:5.1f}" if scores["ranks"] else f"{scores['mean']:5.3g}"
-            typer.echo(f"{name:8}{mean}  ({scores['n']} records, {scores['metric']})")
+            echo(f"{name:8}{mean}  ({scores['n']} records, {scores['metric']})")
     for name, mean in record["evaluation"].get("further", {}).items():
-        typer.echo(f"{mean:8.3g}  {name}")
+        echo(f"{mean:8.3g}  {name}")
     measured, estimated = train["peak_memory_bytes"] / 1e9, train["estimated_memory_bytes"]
     speed = f"{train['tokens_per_second']:,.0f} {train.get('counts', 'tokens')}/s"
-    typer.echo(f"speed   {speed} over {train['seconds']:.0f} s of training")
+    echo(f"speed   {speed} over {train['seconds']:.0f} s of training")
     before = "" if estimated is None else f" ({estimated / 1e9:.2f} GB estimated before)"
-    typer.echo(f"memory  {measured:.2f} GB at the peak{before}")
+    echo(f"memory  {measured:.2f} GB at the peak{before}")
     for line in [*train.get("data", {}).get("warnings", []), *record.get("warnings", [])]:
-        typer.echo(f"warning: {line}")
+        echo(f"warning: {line}")
 
 
 def _refuse_changes(now: Recipe, then: Recipe, folder: Path) -> None:

@@ -16,6 +16,7 @@ from luthier.compare.plan import Plan, plan
 from luthier.compare.progress import ConsoleWatcher
 from luthier.compare.results import assemble
 from luthier.compare.runs import RunOutcome, read_run
+from luthier.console import Terminal
 from luthier.errors import RunError
 from luthier.processes.launch import Workers
 from luthier.recipe import Recipe
@@ -57,7 +58,7 @@ def compare(
         RunError: the base model cannot be evaluated, or no run succeeded.
     """
     comparison = plan(recipe, methods=methods, seeds=seeds, baseline=baseline, overrides=overrides)
-    console = console or Console()
+    console = console or Terminal()
     run_folder = _run_folder(comparison, folder)
     with run_folder.lock():  # a second comparison in this folder would rename the runs of the first
         path = run_folder.path

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from luthier.compare.job import compare
+from luthier.console import Terminal
 from luthier.data.sources import load_records
 from luthier.errors import RecipeError
 from luthier.proofs.claims import UNTRAINED, Claim, Measured, judge
@@ -48,7 +49,7 @@ def prove(
         RunError: no run succeeded.
         Stopped: the user stopped it; the hint says how to go on.
     """
-    console = console or Console()
+    console = console or Terminal()
     recipe = {"name": f"prove-{proof.method}", **proof.recipe}
     report = compare(recipe, folder=folder, console=console, overrides=overrides, command=command)
     proof_json = document(proof, report.parent)

@@ -8,9 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from luthier import parts
+from luthier.console import Terminal
 from luthier.errors import LuthierError, RunError
 from luthier.modalities.open import open_workspace
 from luthier.recipe import Recipe, Stage, flat, stages_of
@@ -40,7 +39,7 @@ def run_recipe(recipe: Recipe, folder: Path, observers: Sequence[str]) -> dict[s
     Raises:
         LuthierError: the run failed. run.json holds the message too, unless it holds another recipe's finished run.
     """
-    console = Console() if "progress" in observers else None
+    console = Terminal() if "progress" in observers else None
     run = Run(recipe, folder, console=console, cache=folder / "shared")
     return finished(recipe, folder) or carry_out(run)
 
