@@ -179,3 +179,17 @@ def test_lines_are_json(tmp_path):
 def test_a_folder_that_cannot_be_locked(tmp_path):
     with pytest.raises(RunError, match="cannot be written"), RunFolder(tmp_path / "gone").lock():
         pass
+
+
+def test_no_link_in_a_run_folder_is_written_through(tmp_path):
+    """A received folder may hold links to files of the user."""
+    mine, folder = tmp_path / "mine.txt", tmp_path / "run"
+    mine.write_text("precious\n")
+    folder.mkdir()
+    (folder / ".lock").symlink_to(mine)
+    (folder / "progress.jsonl").symlink_to(mine)
+    with pytest.raises(RunError, match=r"\.lock"), RunFolder(folder).lock():
+        pass
+    with pytest.raises(RunError, match=r"progress\.jsonl"):
+        append_jsonl(folder / "progress.jsonl", {"a": 1})
+    assert mine.read_text() == "precious\n"

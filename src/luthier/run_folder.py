@@ -63,7 +63,7 @@ class RunFolder:
         """
         path = self.path / ".lock"
         try:
-            handle = open(path, "a+", encoding="ascii")  # noqa: SIM115 - held until the caller is done
+            handle = open(path, "a+", encoding="ascii", opener=no_link)  # noqa: SIM115 - held until the caller is done
         except OSError as error:
             raise cannot_write(path, error, "A run needs a folder that can be written.") from None
         with handle:
@@ -131,7 +131,7 @@ def append_jsonl(path: Path, content: Any) -> None:
     """
     line = json.dumps(_finite(content), ensure_ascii=False, allow_nan=False).encode("utf-8", "backslashreplace") + b"\n"
     try:
-        with open(path, "r+b" if path.exists() else "w+b", buffering=0) as handle:
+        with open(path, "r+b" if path.exists() else "w+b", buffering=0, opener=no_link) as handle:
             end = _end_of_lines(handle)
             handle.truncate(end)
             handle.seek(end)
@@ -142,6 +142,11 @@ def append_jsonl(path: Path, content: Any) -> None:
                 raise
     except OSError as error:
         raise cannot_write(path, error, "All lines written before are kept.") from None
+
+
+def no_link(path: str, flags: int) -> int:
+    """An `opener` that follows no link: in a folder that came from elsewhere it may lead to any file of the user."""
+    return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)
 
 
 def read_jsonl(path: Path) -> list[Any]:

@@ -1,11 +1,13 @@
 import contextlib
 import math
+import time
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from luthier.errors import RecipeError
+from luthier.recipe import methods
 from luthier.recipe.yaml import parse
 
 
@@ -112,3 +114,22 @@ def test_any_punctuation_is_read_or_refused(text):
 @given(st.floats(allow_nan=False, allow_infinity=False))
 def test_numbers_survive(number):
     assert value(repr(number)) == number
+
+
+BOMB = "a: &a [1, 2, 3, 4, 5, 6, 7, 8, 9, 10]\n" + "".join(
+    f"{name}: &{name} [{', '.join([f'*{before}'] * 10)}]\n" for before, name in zip("abcdefg", "bcdefgh", strict=True)
+)
+
+
+def test_aliases_of_aliases_are_refused_with_a_line():
+    start = time.monotonic()
+    with pytest.raises(RecipeError, match=r"bomb\.yaml:\d.*more than 100,000 values"):
+        parse(BOMB, "bomb.yaml")
+    assert time.monotonic() - start < 10
+
+
+def test_such_a_file_beside_it_stops_no_command(tmp_path):
+    (tmp_path / "bomb.yaml").write_text(BOMB)
+    start = time.monotonic()
+    assert "bomb" not in [method.name for method in methods.list_methods(tmp_path)]
+    assert time.monotonic() - start < 10

@@ -61,3 +61,17 @@ def test_tokens_beside_training_have_a_column_where_there_are_any(several, spend
     assert "1,234,567" in to_html(changed)
     line = list(csv.DictReader(io.StringIO(to_csv(changed))))[2]
     assert (line["looked_tokens"], line["generated_tokens"]) == ("1200000", "34567")
+
+
+def test_no_cell_is_a_formula_for_a_table_program(single):
+    rows = [{**row, "label": f"{sign}1+1"} for row, sign in zip(single["rows"], "=+-@", strict=True)]
+    lines = list(csv.DictReader(io.StringIO(to_csv({**single, "rows": rows}))))
+    assert [line["row"] for line in lines] == ["'=1+1", "'+1+1", "'-1+1", "'@1+1"]
+    assert {line["target_mean"][:1] for line in lines} <= {"", "0", "1"}  # numbers stay as they are
+
+
+def test_names_of_further_numbers_are_text_and_nothing_runs(single):
+    rows = [{**row, "further": {"<script>x</script>": 0.5}} for row in single["rows"]]
+    page = to_html({**single, "rows": rows})
+    assert "<script" not in page and "&lt;script&gt;" in page
+    assert "default-src 'none'" in page[: page.index("<title>")]

@@ -16,6 +16,8 @@ Path = tuple[str, ...]
 TAG = "tag:yaml.org,2002:"
 DEEPEST = 50
 """Levels of blocks and lists in a recipe."""
+MOST = 100_000
+"""Values of a recipe; those behind an alias count each time that it is used."""
 
 
 @dataclass(frozen=True)
@@ -98,8 +100,12 @@ class _Builder:
         self.name = name
         self.lines = lines
         self.open: list[yaml.Node] = []
+        self.built = 0
 
     def build(self, node: yaml.Node, path: Path) -> Any:
+        self.built += 1
+        if self.built > MOST:  # lists of aliases of lists of aliases: eight lines stand for 10^8 values
+            raise self.error(node, f"the recipe stands for more than {MOST:,} values")
         if isinstance(node, yaml.ScalarNode):
             return self.scalar(node)
         if any(node is parent for parent in self.open):  # or building it would never end

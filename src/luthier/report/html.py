@@ -26,6 +26,8 @@ from luthier.report.text_formats import grouped_differences, setup_facts
 
 CSS = Path(__file__).with_name("page.css")
 OPEN_SAMPLES = 6
+POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
+"""What a browser may load or run for the page: nothing but its own styles and pictures, whatever a text smuggles in."""
 
 
 def to_html(results: Results) -> str:
@@ -46,6 +48,7 @@ def to_html(results: Results) -> str:
     title = html_text(f"{results['name']} · comparison")
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
+        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         '<meta name="color-scheme" content="light dark">'
         f"<title>{title}</title><style>\n{CSS.read_text(encoding='utf-8')}</style></head>\n<body><main>\n"
@@ -232,7 +235,7 @@ def _details(results: Results) -> str:
         cells += [count(cost.get(name)) for name in counted]
         cells += [count(cost.get("trainable_parameters")), NONE if evaluated is None else duration(evaluated)]
         rows.append(f"<tr>{''.join(f'<td>{html_name(cell)}</td>' for cell in cells)}</tr>")
-    head = "".join(f"<th>{title}</th>" for title in titles)
+    head = "".join(f"<th>{html_text(title)}</th>" for title in titles)
     return (
         '<h2>More numbers</h2><div class="card"><div class="scroll"><table>'
         f"<thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"

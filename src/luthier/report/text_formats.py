@@ -69,8 +69,14 @@ def to_csv(results: Results) -> str:
     buffer = io.StringIO()
     writer = csv.DictWriter(buffer, _flat(results["rows"][0], axes).keys(), lineterminator="\n")
     writer.writeheader()
-    writer.writerows(_flat(row, axes) for row in results["rows"])
+    for row in results["rows"]:
+        writer.writerow({key: _no_formula(cell) for key, cell in _flat(row, axes).items()})
     return buffer.getvalue()
+
+
+def _no_formula(cell: Any) -> Any:
+    """A text cell that no table program takes for a formula; numbers stay numbers."""
+    return f"'{cell}" if isinstance(cell, str) and cell.startswith(("=", "+", "-", "@", "\t", "\r")) else cell
 
 
 def _flat(row: Mapping[str, Any], axes: list[str]) -> dict[str, Any]:
