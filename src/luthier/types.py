@@ -34,12 +34,15 @@ class Record:
     `completion` (both str, or both lists of messages; `label`, true or false, may say whether it is a good one);
     text: `text`; preference: `prompt`
     (str, messages or None), `chosen`, `rejected`. Further columns stay in `fields` under their names.
+    `group`: the id of one of the records that are not independent of this one, the same for all of them (`data/groups`);
+    empty as long as nobody compared it with others.
     """
 
     id: str
     shape: Shape
     fields: Mapping[str, Any]
     origin: str  # "data.jsonl:12", for messages
+    group: str = ""
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,100 @@
+"""Leaks: what held-out records share with the training records, counted by kind."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from luthier.data.words import Words, prefixes, sequence_hash
+from luthier.types import Record
+
+LONG = 20  # words from which a question with its answer is taken for the same wherever it stands in a conversation
+EXAMPLES = 3
+
+
+@dataclass(frozen=True)
+class Leaks:
+    """Ids of held-out records, each in one of the first three lists at most.
+
+    Attributes:
+        exact: its question is asked in train, word for word.
+        near: train holds a near-duplicate.
+        related: train holds another part of the same conversation or document, or a record of the same group.
+        answers: its answer, to the same question, is a part of a training record.
+        size: number of held-out records.
+    """
+
+    exact: list[str]
+    near: list[str]
+    related: list[str]
+    answers: list[str]
+    size: int
+
+    def to_json(self) -> dict[str, Any]:
+        """The numbers, and some of the ids."""
+        ids = dict.fromkeys([*self.exact, *self.near, *self.related, *self.answers])
+        return {
+            "exact": len(self.exact),
+            "near": len(self.near),
+            "related": len(self.related),
+            "answers": len(self.answers),
+            "examples": list(ids)[:EXAMPLES],
+        }
+
+
+def find_leaks(
+    train: Sequence[Words], other: Sequence[Words], records: Sequence[Record], near: set[int], related: set[int]
+) -> Leaks:
+    """The leaks into held-out records.
+
+    Args:
+        train: words of the training records.
+        other: words of the held-out `records`.
+        near: indices of held-out records with a near-duplicate in train.
+        related: indices of held-out records with a record of their group in train.
+    """
+    questions = {sequence_hash(words.question) for words in train}
+    wholes: set[int] = set()
+    exchanges: set[int] = set()
+    for words in train:
+        wholes.update(_answered(words))
+        exchanges.update(number for number, _ in _exchanges(words))
+    lists: dict[str, list[str]] = {"exact": [], "near": [], "related": [], "answers": []}
+    for index, (record, words) in enumerate(zip(records, other, strict=True)):
+        if sequence_hash(words.question) in questions:
+            lists["exact"].append(record.id)
+        elif index in near:
+            lists["near"].append(record.id)
+        elif index in related:
+            lists["related"].append(record.id)
+        if _is_trained(words, wholes, exchanges):
+            lists["answers"].append(record.id)
+    return Leaks(**lists, size=len(records))
+
+
+def _is_trained(words: Words, wholes: set[int], exchanges: set[int]) -> bool:
+    """Whether train holds the last answer behind all that comes before it, or behind the same question alone."""
+    if not words.asks:
+        return False
+    if _answered(words)[-1] in wholes:
+        return True
+    number, length = _exchanges(words)[-1]
+    return number in exchanges and (len(words.asks) == 1 or length >= LONG)
+
+
+def _answered(words: Words) -> list[int]:
+    """The hash of everything up to each answer and with it."""
+    if not words.asks:
+        return []
+    hashes = prefixes(words.turns)
+    return [int(hashes[end - 1]) ^ end if end else 0 for end in words.replies]
+
+
+def _exchanges(words: Words) -> list[tuple[int, int]]:
+    """The hash of each question with its answer, without what comes before, and its number of words."""
+    starts = (0, *words.replies[:-1])
+    pairs = []
+    for start, end in zip(starts, words.replies, strict=True):
+        pairs.append((sequence_hash(words.turns[start:end]), end - start))
+    return pairs
