@@ -34,8 +34,8 @@ class Record:
     `completion` (both str, or both lists of messages; `label`, true or false, may say whether it is a good one);
     text: `text`; preference: `prompt`
     (str, messages or None), `chosen`, `rejected`. Further columns stay in `fields` under their names.
-    `group`: the id of one of the records that are not independent of this one, the same for all of them (`data/groups`);
-    empty as long as nobody compared it with others.
+    `group`: an id that records share which are not independent of each other (`data/groups.py`): that of one of them;
+    empty where they were not compared.
     """
 
     id: str

@@ -7,10 +7,10 @@ import numpy
 import pytest
 
 from luthier.data.cache import read_cache
+from luthier.data.identity import content_hash
 from luthier.data.pairs import without_rejected
 from luthier.data.prepare import prepare
 from luthier.data.render import Renderer
-from luthier.data.identity import content_hash
 from luthier.errors import DataError, RecipeError
 
 

@@ -14,7 +14,7 @@ from itertools import pairwise
 import numpy
 
 from luthier.data.near import Groups
-from luthier.data.words import FACTOR, Words, powers, prefixes
+from luthier.data.words import FACTOR, WordHashes, powers, prefixes
 
 BRANCHES = 10  # different continuations from which a beginning is an opening
 MANY = 0.5  # share of all conversations from which it is one, too
@@ -23,9 +23,43 @@ SPAN = 8  # words by which the beginning of a text is recognised in others
 _TABLE_BITS = 22
 
 
-def join_conversations(words: Sequence[Words], groups: Groups) -> None:
-    """Join the conversations that have the same beginning, up to one of the user's turns, unless it is an opening."""
+def join_conversations(words: Sequence[WordHashes], groups: Groups) -> list[list[numpy.ndarray]]:
+    """Join the conversations that have the same beginning, up to one of the user's turns, unless it is an opening.
+
+    Returns:
+        The openings of each record: words [N] of turns and of a system message with which others begin.
+    """
     contexts = [_contexts(record) for record in words]
+    following, short = _followed(words, contexts)
+    # Conversations whose end is the beginning of another one are no further ones.
+    ends = [own[-1] if own and own[-1] not in following else None for own in contexts]
+    leaves = len({end for end in ends if end is not None})
+    openings: set[int] = set()
+    for context, branches in following.items():  # from the longest beginnings to the shortest
+        # What an opening begins with is one, too: all but the last of the examples before a question, for instance.
+        if is_opening(len(branches), leaves, context in short) or not openings.isdisjoint(branches):
+            openings.add(context)
+    first: dict[int, int] = {}
+    preambles = _instructions(words, ends, leaves)
+    for index, own in enumerate(contexts):
+        opened = 0
+        for context, end in zip(own, words[index].asks, strict=True):
+            if context in openings:
+                opened = end
+            elif context in following:
+                groups.join(first.setdefault(context, index), index)
+        if opened:
+            preambles[index].append(words[index].turns[:opened])
+    return preambles
+
+
+def is_opening(branches: int, conversations: int, short: bool) -> bool:
+    """Whether so many different continuations make a beginning one that says nothing about a conversation."""
+    return branches > BRANCHES or (branches > 1 and (short or branches > MANY * conversations))
+
+
+def _followed(words: Sequence[WordHashes], contexts: Sequence[Sequence[int]]) -> tuple[dict[int, set[int]], set[int]]:
+    """The next contexts of each context that is not always the last, the longest first; and those of few words."""
     following: dict[int, set[int]] = defaultdict(set)
     depth: dict[int, int] = {}
     short: set[int] = set()
@@ -35,31 +69,25 @@ def join_conversations(words: Sequence[Words], groups: Groups) -> None:
             depth[context] = max(depth.get(context, 0), index)
             if record.asked_words(index) < FEW_WORDS:
                 short.add(context)
-    if not following:
-        return
-    leaves = len({own[-1] for own in contexts if own})
-    openings: set[int] = set()
-    for context in sorted(following, key=depth.__getitem__, reverse=True):
-        branches = len(following[context])
-        # What an opening begins with is one, too: all but the last of the examples before a question, for instance.
-        if (
-            _is_opening(branches, context in short)
-            or (branches > 1 and branches > MANY * leaves)
-            or not openings.isdisjoint(following[context])
-        ):
-            openings.add(context)
-    first: dict[int, int] = {}
-    for index, own in enumerate(contexts):
-        for context in own:
-            if context in following and context not in openings:
-                groups.join(first.setdefault(context, index), index)
+    return {context: following[context] for context in sorted(depth, key=depth.__getitem__, reverse=True)}, short
 
 
-def _is_opening(branches: int, short: bool) -> bool:
-    return branches > BRANCHES or (branches > 1 and short)
+def _instructions(
+    words: Sequence[WordHashes], ends: Sequence[int | None], conversations: int
+) -> list[list[numpy.ndarray]]:
+    """The system message of each record before which many different questions are asked; an empty list without one."""
+    asked: dict[int, set[int]] = defaultdict(set)
+    for record, end in zip(words, ends, strict=True):
+        if len(record.system) and end is not None:
+            asked[_whole(record.system)].add(end)
+    preambles: list[list[numpy.ndarray]] = []
+    for record in words:
+        branches = len(asked[_whole(record.system)]) if len(record.system) else 0
+        preambles.append([record.system] if is_opening(branches, conversations, short=False) else [])
+    return preambles
 
 
-def _contexts(record: Words) -> list[int]:
+def _contexts(record: WordHashes) -> list[int]:
     """The hash of what stands before each answer, in the order of the answers."""
     if not record.asks:
         return []
@@ -67,7 +95,7 @@ def _contexts(record: Words) -> list[int]:
     return [int(hashes[end - 1]) ^ end if end else 0 for end in record.asks]
 
 
-def join_texts(words: Sequence[Words], groups: Groups) -> None:
+def join_texts(words: Sequence[WordHashes], groups: Groups) -> None:
     """Join a record with those that begin with all of its words, such as turns of a conversation in one string."""
     wholes: dict[int, int] = {}
     for index, record in enumerate(words):
@@ -82,14 +110,17 @@ def join_texts(words: Sequence[Words], groups: Groups) -> None:
         hashes ^= numpy.arange(SPAN, len(record.turns), dtype=numpy.uint64)
         for whole, position in table.hits(hashes):
             end = position + SPAN  # the number of words of the shorter record
-            longer[whole].append((index, _span(record.turns, end)))
+            if end not in record.replies:  # else both have turns there, which are compared as such
+                longer[whole].append((index, _span(record.turns, end)))
+    texts = len({index for others in longer.values() for index, _ in others})
     for whole, others in longer.items():
-        if not _is_opening(len({following for _, following in others}), short=False):
+        short = len(words[wholes[whole]].turns) < 2 * FEW_WORDS  # of a question and its answer
+        if not is_opening(len({following for _, following in others}), texts, short):
             for index, _ in others:
                 groups.join(wholes[whole], index)
 
 
-def join_overlapping(words: Sequence[Words], texts: Sequence[int], groups: Groups) -> None:
+def join_overlapping(words: Sequence[WordHashes], texts: Sequence[int], groups: Groups) -> None:
     """Join texts of which one begins within the other and repeats all that follows there, as windows of a document do.
 
     Args:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 MOST_COMPLAINTS = 10
 MOST_ORIGINS = 3  # lines named per complaint
 MOST_TOKENS = 600  # tokens of a preview
+LEAKS = ("exact", "near", "related", "answers")
 PROBLEM_NAMES = {
     "unreadable": "unreadable lines",
     "not_utf8": "lines not UTF-8",
@@ -114,7 +115,7 @@ def _lines(report: DataReport) -> list[tuple[str, str]]:
     lines = [
         ("read", f"{report.read:,} records" + (f" ({shapes})" if shapes else "")),
         ("records", ", ".join(f"{name} {count:,}" for name, count in report.counts.items()) or "none"),
-        ("duplicates", f"{report.duplicates:,} exact, {report.near_duplicates:,} near"),
+        ("duplicates", f"{report.duplicates:,} exact, {report.near_duplicates:,} near or parts of another's whole"),
     ]
     if report.lengths:
         lines.append(("tokens per row", "median {p50:,}, 95% {p95:,}, longest {max:,}".format(**report.lengths)))
@@ -125,5 +126,5 @@ def _lines(report: DataReport) -> list[tuple[str, str]]:
         share = f"{report.target_tokens:,} of {report.tokens:,} training tokens ({report.target_share:.0%})"
         lines.append(("targets", share))
     for name, leak in report.leakage.items():
-        lines.append((f"{name} in train", f"{leak['exact']:,} exact, {leak['near']:,} near"))
+        lines.append((f"{name} in train", ", ".join(f"{leak.get(kind, 0):,} {kind}" for kind in LEAKS)))
     return lines

@@ -9,7 +9,7 @@ from typing import Any
 
 from luthier.data.continuations import join_conversations, join_overlapping, join_texts
 from luthier.data.near import Groups, join_near
-from luthier.data.words import Words, sequence_hash, words_of
+from luthier.data.words import WordHashes, sequence_hash, words_of
 from luthier.errors import DataError, nearest
 from luthier.types import Record
 
@@ -33,7 +33,7 @@ class Grouping:
 
 
 def group_records(
-    records: Sequence[Record], words: Sequence[Words] | None = None, column: str | None = None
+    records: Sequence[Record], words: Sequence[WordHashes] | None = None, column: str | None = None
 ) -> Grouping:
     """Group the records that are near-duplicates, parts of one conversation or document, or equal in a column.
 
@@ -49,12 +49,12 @@ def group_records(
     """
     words = words_of(records) if words is None else words
     groups, alike = Groups(len(records)), Groups(len(records))
-    join_conversations(words, groups)
+    preambles = join_conversations(words, groups)
     join_texts(words, groups)
     join_overlapping(words, [index for index, record in enumerate(records) if record.shape == "text"], groups)
     if column is not None:
         groups.join_equal(_cells(records, column))
-    join_near(words, alike)
+    join_near(words, preambles, alike)
     limit, divided = max(FEW, LARGEST * len(records)), 0
     for members in alike.all():
         if len(members) <= limit:
@@ -76,7 +76,7 @@ def with_groups(records: Sequence[Record], grouping: Grouping) -> list[Record]:
     return named
 
 
-def _by_words(words: Sequence[Words], members: Sequence[int], limit: float) -> list[list[int]]:
+def _by_words(words: Sequence[WordHashes], members: Sequence[int], limit: float) -> list[list[int]]:
     """The members by their question; those of a question that more than `limit` ask, by their answer, too."""
     asked: dict[int, list[int]] = defaultdict(list)
     for index in members:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from luthier.data.words import Words, prefixes, sequence_hash
+from luthier.data.words import WordHashes, prefixes, sequence_hash
 from luthier.types import Record
 
 LONG = 20  # words from which a question with its answer is taken for the same wherever it stands in a conversation
@@ -44,7 +44,11 @@ class Leaks:
 
 
 def find_leaks(
-    train: Sequence[Words], other: Sequence[Words], records: Sequence[Record], near: set[int], related: set[int]
+    train: Sequence[WordHashes],
+    other: Sequence[WordHashes],
+    records: Sequence[Record],
+    near: set[int],
+    related: set[int],
 ) -> Leaks:
     """The leaks into held-out records.
 
@@ -73,7 +77,7 @@ def find_leaks(
     return Leaks(**lists, size=len(records))
 
 
-def _is_trained(words: Words, wholes: set[int], exchanges: set[int]) -> bool:
+def _is_trained(words: WordHashes, wholes: set[int], exchanges: set[int]) -> bool:
     """Whether train holds the last answer behind all that comes before it, or behind the same question alone."""
     if not words.asks:
         return False
@@ -83,7 +87,7 @@ def _is_trained(words: Words, wholes: set[int], exchanges: set[int]) -> bool:
     return number in exchanges and (len(words.asks) == 1 or length >= LONG)
 
 
-def _answered(words: Words) -> list[int]:
+def _answered(words: WordHashes) -> list[int]:
     """The hash of everything up to each answer and with it."""
     if not words.asks:
         return []
@@ -91,7 +95,7 @@ def _answered(words: Words) -> list[int]:
     return [int(hashes[end - 1]) ^ end if end else 0 for end in words.replies]
 
 
-def _exchanges(words: Words) -> list[tuple[int, int]]:
+def _exchanges(words: WordHashes) -> list[tuple[int, int]]:
     """The hash of each question with its answer, without what comes before, and its number of words."""
     starts = (0, *words.replies[:-1])
     pairs = []

@@ -12,13 +12,14 @@ from itertools import accumulate, pairwise
 
 import numpy
 
-from luthier.data.words import FACTOR, Words, sequence_hash
+from luthier.data.words import FACTOR, WordHashes, sequence_hash
 
 THRESHOLD = 0.8
 BANDS, ROWS = 20, 5  # a pair at 0.8 is missed once in 2,500: (1 - 0.8^5)^20 = 0.0004
 COMMON = 0.1  # word sequences in more than this share of the records are boilerplate
 COMMON_FROM = 20  # records; with fewer, a tenth is one or two records, and any repetition would be boilerplate
 CROWD = 32  # members of a bucket that are compared with a new one, so that a crowded bucket costs no quadratic time
+SLOT_BITS = 20
 BLOCK = 4096  # word sequences that are hashed at once: their hashes fit a processor's cache
 
 _STREAM = numpy.random.default_rng(20240229)
@@ -64,10 +65,21 @@ class Groups:
         return list(members.values())
 
 
-def join_near(words: Sequence[Words], groups: Groups) -> None:
-    """Join the records that ask the same question, word for word or nearly so."""
+def join_near(words: Sequence[WordHashes], preambles: Sequence[Sequence[numpy.ndarray]], groups: Groups) -> None:
+    """Join the records that ask the same question, word for word or nearly so.
+
+    Args:
+        preambles: for each record, words of its question that other questions begin with, too (an instruction, examples
+            before the question): their sequences do not count.
+    """
     groups.join_equal(sequence_hash(record.question) for record in words)
-    _join_similar(_distinctive([_shingles(record.question) for record in words]), groups)
+    shingles = []
+    for record, preamble in zip(words, preambles, strict=True):
+        own = _shingles(record.question)
+        for common in preamble:
+            own = own[~numpy.isin(own, _shingles(common))]
+        shingles.append(own)
+    _join_similar(_distinctive(shingles), groups)
 
 
 def _shingles(words: numpy.ndarray) -> numpy.ndarray:
@@ -82,8 +94,17 @@ def _shingles(words: numpy.ndarray) -> numpy.ndarray:
 def _distinctive(shingles: list[numpy.ndarray]) -> list[numpy.ndarray]:
     if len(shingles) < COMMON_FROM:
         return shingles
-    hashes, counts = numpy.unique(numpy.concatenate(shingles), return_counts=True)
-    common = hashes[counts > COMMON * len(shingles)]
+    least, shift = COMMON * len(shingles), numpy.uint64(64 - SLOT_BITS)
+    # Few slots are so full that they may hold a common sequence: only theirs are counted one by one.
+    counts = numpy.zeros(1 << SLOT_BITS, dtype=numpy.int64)
+    for start, end in _blocks([len(own) for own in shingles], 256 * BLOCK):
+        slots = (numpy.concatenate(shingles[start:end]) >> shift).astype(numpy.int64)
+        counts += numpy.bincount(slots, minlength=len(counts))
+    full = counts > least
+    if not full.any():
+        return shingles
+    hashes, counts = numpy.unique(numpy.concatenate([own[full[own >> shift]] for own in shingles]), return_counts=True)
+    common = hashes[counts > least]
     if not len(common):
         return shingles
     return [own[~numpy.isin(own, common)] for own in shingles]
@@ -128,12 +149,12 @@ def _bands(shingles: Sequence[numpy.ndarray]) -> numpy.ndarray:
     return bands
 
 
-def _blocks(lengths: Sequence[int]) -> Iterable[tuple[int, int]]:
-    """Ranges of records, each with about BLOCK word sequences."""
+def _blocks(lengths: Sequence[int], size: int = BLOCK) -> Iterable[tuple[int, int]]:
+    """Ranges of records, each with about `size` word sequences."""
     start = total = 0
     for index, length in enumerate(lengths):
         total += length
-        if total >= BLOCK:
+        if total >= size:
             yield start, index + 1
             start, total = index + 1, 0
     if start < len(lengths):

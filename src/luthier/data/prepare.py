@@ -220,7 +220,7 @@ def _own_source(
 
 
 def _has(records: Sequence[Record], column: str | None) -> bool:
-    return any(record.fields.get(column) is not None for record in records)
+    return column is not None and any(record.fields.get(column) is not None for record in records)
 
 
 def _read(source: Source, base: Path, columns: Sequence[str], problems: Problems | None) -> list[Record]:

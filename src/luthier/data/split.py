@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from luthier.data.groups import FEW, LARGEST, Grouping, group_records, with_groups
 from luthier.data.identity import identities
-from luthier.data.words import Words, words_of
+from luthier.data.words import WordHashes, words_of
 from luthier.errors import DataError, RecipeError
 from luthier.keyed import sha256_number
 from luthier.types import Record
@@ -39,7 +39,7 @@ class Split:
     duplicates: int
     groups: list[int]
     near: Mapping[str, int] = field(default_factory=dict)
-    words: Mapping[str, Words] = field(default_factory=dict)
+    words: Mapping[str, WordHashes] = field(default_factory=dict)
     notes: Sequence[str] = ()
 
 

@@ -21,19 +21,21 @@ INVISIBLE = (0x00AD, 0x200B, 0x2060, 0xFEFF)
 
 
 @dataclass(frozen=True, slots=True)
-class Words:
+class WordHashes:
     """The words of a record as hashes, uint64.
 
     Attributes:
         question: [Q], of everything before the last answer; of a text without turns all of it.
         answer: [A], of the last answer.
-        turns: [T], of all messages up to the last answer, without system messages.
+        system: [S], of the system messages before the last answer.
+        turns: [T], of all other messages up to the last answer.
         asks: index in `turns` of the first word of each answer: what stands before it is what was asked.
         replies: index in `turns` behind each answer. A text without turns has one, and no question.
     """
 
     question: numpy.ndarray
     answer: numpy.ndarray
+    system: numpy.ndarray
     turns: numpy.ndarray
     asks: tuple[int, ...]
     replies: tuple[int, ...]
@@ -75,7 +77,7 @@ def normal(text: str) -> str:
     return text.lower()
 
 
-def words_of(records: Sequence[Record], columns: Sequence[str] = ()) -> list[Words]:
+def words_of(records: Sequence[Record], columns: Sequence[str] = ()) -> list[WordHashes]:
     """The words of each record.
 
     Args:
@@ -109,39 +111,41 @@ def powers(count: int) -> numpy.ndarray:
 _powers = [numpy.ones(1, dtype=numpy.uint64)]
 
 
-def _read(record: Record, columns: Sequence[str], vocabulary: _Vocabulary) -> Words:
+def _read(record: Record, columns: Sequence[str], vocabulary: _Vocabulary) -> WordHashes:
     before = [_hashed(str(record.fields[name]), vocabulary) for name in columns if _is_text(record.fields.get(name))]
     record = good_side(record)
     if record.shape == "text":
         text = numpy.concatenate([*before, _hashed(record.fields["text"], vocabulary)])
-        return Words(text, text[:0], text, (), (len(text),))
+        return WordHashes(text, text[:0], text[:0], text, (), (len(text),))
     if record.shape == "preference" and record.fields["prompt"] is None and isinstance(record.fields["chosen"], str):
         chosen, rejected = (_hashed(record.fields[name], vocabulary) for name in ("chosen", "rejected"))
         whole = numpy.concatenate([*before, chosen])
-        return Words(whole, rejected, whole, (), (len(whole),))
+        return WordHashes(whole, rejected, whole[:0], whole, (), (len(whole),))
     messages = messages_of(record)
     last = last_answer(messages)
-    question, turns = list(before), list(before)
-    answer = numpy.zeros(0, dtype=numpy.uint64)
-    asks, replies, length = [], [], sum(map(len, before))
-    for index, message in enumerate(messages[: last + 1]):
-        words = _hashed(plain_text(message), vocabulary)
-        if index < last:
-            question.append(words)
-        else:
-            answer = words
+    pieces = [_hashed(plain_text(message), vocabulary) for message in messages[: last + 1]]
+    kept, system, asks, replies, length = list(before), [], [], [], sum(map(len, before))
+    for message, piece in zip(messages, pieces, strict=False):
         if message["role"] == "system":
+            system.append(piece)
             continue
-        turns.append(words)
         if message["role"] == "assistant":
             asks.append(length)
-            replies.append(length + len(words))
-        length += len(words)
-    return Words(_joined(question), answer, _joined(turns), tuple(asks), tuple(replies))
+            replies.append(length + len(piece))
+        kept.append(piece)
+        length += len(piece)
+    turns = _joined(kept)
+    answer = turns[asks[-1] :] if asks else turns[:0]
+    # Without system messages one array serves as both.
+    question = _joined([*before, *pieces[:last]]) if system else turns[: len(turns) - len(answer)]
+    return WordHashes(question, answer, _joined(system), turns, tuple(asks), tuple(replies))
+
+
+_NOTHING = numpy.zeros(0, dtype=numpy.uint64)
 
 
 def _joined(pieces: list[numpy.ndarray]) -> numpy.ndarray:
-    return numpy.concatenate(pieces) if pieces else numpy.zeros(0, dtype=numpy.uint64)
+    return numpy.concatenate(pieces) if pieces else _NOTHING
 
 
 def _is_text(cell: Any) -> bool:
