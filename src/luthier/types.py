@@ -25,6 +25,9 @@ Axis = Literal["row", "token"]
 Shape = str
 """`messages`, `prompt_completion`, `text`, or the name of a file in `data/forms/`: records of several answers."""
 
+EVERY = "*"
+"""In place of a column's name: all columns of a record, for a reader that does not say which of them it reads."""
+
 
 @dataclass(frozen=True)
 class Record:

@@ -27,7 +27,9 @@ PROBLEM_NAMES = {
 }
 
 
-def examine(settings: DataSettings, renderer: Renderer, base: Path, cache: Path | None = None) -> DataReport:
+def examine(
+    settings: DataSettings, renderer: Renderer, base: Path, cache: Path | None = None, columns: Sequence[str] = ()
+) -> DataReport:
     """Read, split and render all data; `problems` lists every record that cannot be used.
 
     The first warning says why training is impossible, if it is: no record is left, or everything is masked.
@@ -36,7 +38,7 @@ def examine(settings: DataSettings, renderer: Renderer, base: Path, cache: Path 
         ModelError: the tokenizer cannot render any record.
         RecipeError: a setting that is not understood.
     """
-    return prepare_with_report(settings, renderer, base, cache, collect=True).report
+    return prepare_with_report(settings, renderer, base, cache, columns, collect=True).report
 
 
 def print_report(report: DataReport, console: Console) -> None:

@@ -13,10 +13,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from luthier.data.shapes import CONTENT_COLUMNS, label_of, shape_columns
-from luthier.types import Record
-
-EVERY = "*"
-"""In place of a column: all of them, for a reader that does not say which columns it reads."""
+from luthier.types import EVERY, Record
 
 
 def content_hash(record: Record, columns: Sequence[str] = ()) -> str:

@@ -70,7 +70,8 @@ class Item:
     """One record's answer and score; a line of evaluation.jsonl.
 
     `pictures` holds the prompt, the reference or the prediction (under these names) if it is an image: a PNG as a data
-    URI. `finish` is "stop" or "length", and None if nothing was generated.
+    URI. `finish` is "stop" or "length", and None if nothing was generated. Items of one `group` are not independent; it
+    is the id of one of their records, and empty for an item that stands alone.
     """
 
     id: str
@@ -82,9 +83,10 @@ class Item:
     metric: str
     right: bool
     pictures: Mapping[str, str] = field(default_factory=dict)
+    group: str = ""
 
     def to_json(self) -> dict[str, Any]:
-        line = asdict(self)
+        line = asdict(self) | {"group": self.group or self.id}
         if not self.pictures:
             del line["pictures"]
         return line

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from luthier.data.groups import group_records, with_groups
 from luthier.data.shapes import label_of
 from luthier.errors import RecipeError
 from luthier.evals.answering import WAYS, EvaluatedModel, Question, ReferenceRenderer, Reply, refuse_infinite
@@ -17,6 +18,8 @@ from luthier.sampling.scoring import sequence_logprobs
 from luthier.types import Record, Row
 
 Progress = Callable[[int, int], None]
+RECORD_COLUMNS = ("metric", "choices")
+"""Columns of a record that decide how it is scored, whatever the recipe's metric."""
 
 
 def evaluate(
@@ -79,6 +82,8 @@ def _questions(
     scorable = [record for record in records if label_of(record) is not False]
     if not scorable:
         raise EvaluationError("There are no records to evaluate.", "Check the source of the evaluation set.")
+    if not all(record.group for record in scorable):  # a source that no split was made of
+        scorable = with_groups(scorable, group_records(scorable))
     scorable.sort(key=lambda record: record.id)
     references = {record.id: renderer.reference(record) for record in scorable}
     metrics, reason = assign_metrics(scorable, references, metric, base)
@@ -166,4 +171,5 @@ def _item(question: Question, reply: Reply, renderer: ReferenceRenderer) -> Item
         finish=reply.finish,
         metric=metric.kind,
         right=reply.score >= metric.RIGHT,
+        group=record.group,
     )

@@ -24,7 +24,7 @@ from luthier.engine.source import Records, RowSource
 from luthier.errors import DataError, RecipeError
 from luthier.evals.answering import EvaluatedModel
 from luthier.evals.base import Evaluation
-from luthier.evals.evaluate import evaluate, perplexity, refuse_unscorable
+from luthier.evals.evaluate import RECORD_COLUMNS, evaluate, perplexity, refuse_unscorable
 from luthier.modalities.base import Log, Workspace, find_device, micro_tokens
 from luthier.modalities.language.columns import (
     can_cache_reference,
@@ -40,6 +40,7 @@ from luthier.models.loading.load import folded, load_model
 from luthier.models.policy import TokenPolicy
 from luthier.objectives.sum import members_of
 from luthier.recipe import Recipe
+from luthier.recipe.columns import read_columns
 from luthier.recipe.settings import RL
 from luthier.rollouts.base import build_chain
 from luthier.runs.journal import Journal
@@ -68,7 +69,7 @@ class LanguageWorkspace(Workspace, LanguageModel):
         loaded = folded(load_model(settings.model.model_copy(update={"dtype": dtype}), recipe.base, device))
         say("preparing the data")
         renderer = Renderer(loaded.tokenizer, settings.data.render, settings.data.targets)
-        prepared = prepare(settings.data, renderer, recipe.base, cache)
+        prepared = prepare(settings.data, renderer, recipe.base, cache, columns_of(recipe))
         check_context(loaded.module.config, settings.data.max_tokens, prepared)
         return cls(recipe, device, loaded, prepared, renderer)
 
@@ -159,6 +160,11 @@ class LanguageWorkspace(Workspace, LanguageModel):
 
     def save_assets(self, folder: Path) -> None:
         self.loaded.tokenizer.save_pretrained(folder)
+
+
+def columns_of(recipe: Recipe) -> tuple[str, ...]:
+    """The columns of the data that evaluation and parts of a recipe read besides question and answer."""
+    return tuple(dict.fromkeys((*RECORD_COLUMNS, *read_columns(recipe))))
 
 
 def check_context(config: Any, max_tokens: int, prepared: Prepared) -> None:
