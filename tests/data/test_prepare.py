@@ -23,7 +23,7 @@ def setting(tmp_path):
     def make(rows=(), name="data.jsonl", **changes):
         (tmp_path / name).write_text("".join(json.dumps(row_fields) + "\n" for row_fields in rows))
         defaults = {"train": name, "validation": "10%", "test": "15%", "split_seed": 0, "max_tokens": 200}
-        return SimpleNamespace(**(defaults | {"too_long": "drop", "deduplicate": True, "group": None} | changes))
+        return SimpleNamespace(**(defaults | {"too_long": "drop", "deduplicate": True, "group_by": None} | changes))
 
     return make
 

@@ -100,7 +100,7 @@ def _cells(records: Sequence[Record], column: str) -> list[Hashable]:
         names = list(dict.fromkeys(name for record in records for name in record.fields))
         close = nearest(column, names)
         raise DataError(
-            f"No record has the column `{column}`, by which `data.group` keeps records together.",
+            f"No record has the column `{column}`, by which `data.group_by` keeps records together.",
             f"Did you mean `{close}`?" if close else f"Columns: {', '.join(names)}.",
         )
     return [None if cell is None else _text(cell) for cell in cells]

@@ -49,7 +49,7 @@ class DataSettings(Protocol):
     @property
     def deduplicate(self) -> bool: ...
     @property
-    def group(self) -> str | None: ...
+    def group_by(self) -> str | None: ...
 
 
 @dataclass(frozen=True)
@@ -169,7 +169,7 @@ def _divide(
         deduplicate=settings.deduplicate,
         columns=every,
         prompt_columns=prompt_columns,
-        group=settings.group,
+        group=settings.group_by,
     )
     parts = {"train": split.train, "validation": split.validation, "test": split.test}
     ids, count = {record.id for record in read}, len(read)
@@ -179,7 +179,7 @@ def _divide(
             records = [_renamed(record, name, ids) for record in _read(sources[name], base, every, problems)]
             count += len(records)
             ids |= {record.id for record in records}
-            parts[name], leaks = _own_source(records, split, prompt_columns, settings.group)
+            parts[name], leaks = _own_source(records, split, prompt_columns, settings.group_by)
             leakage[name] = leaks.to_json()
         elif parts[name]:
             leakage[name] = _leaks_of_share(parts[name], split).to_json()

@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from luthier.data.groups import group_records, with_groups
 from luthier.data.shapes import label_of
 from luthier.errors import RecipeError
 from luthier.evals.answering import WAYS, EvaluatedModel, Question, ReferenceRenderer, Reply, refuse_infinite
@@ -82,8 +81,6 @@ def _questions(
     scorable = [record for record in records if label_of(record) is not False]
     if not scorable:
         raise EvaluationError("There are no records to evaluate.", "Check the source of the evaluation set.")
-    if not all(record.group for record in scorable):  # a source that no split was made of
-        scorable = with_groups(scorable, group_records(scorable))
     scorable.sort(key=lambda record: record.id)
     references = {record.id: renderer.reference(record) for record in scorable}
     metrics, reason = assign_metrics(scorable, references, metric, base)

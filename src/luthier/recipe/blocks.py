@@ -220,7 +220,7 @@ class Data(Block):
         default=True,
         description="true keeps one of several identical records. Set false where repetition is meant as a weight.",
     )
-    group: str | None = Field(
+    group_by: str | None = Field(
         default=None,
         description="A column that names what records were cut from, such as a document, a conversation or an author: "
         "records of one value stay on one side of a split. null goes by the texts alone.",

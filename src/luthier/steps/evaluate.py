@@ -96,7 +96,7 @@ def evaluate_model(
     renderer = Renderer(loaded.tokenizer, settings.data.render, settings.data.targets)
     records = load_records(settings.data.train, recipe.base, (*renderer.columns, *columns_of(recipe)))
     words = words_of(records, renderer.columns)
-    records = with_groups(records, group_records(records, words, settings.data.group))
+    records = with_groups(records, group_records(records, words, settings.data.group_by))
     records = limited(records, limit or settings.evaluate.limit, lambda record: record.id)
     if not records:
         raise RecipeError(f"{data} holds no records.")

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from luthier.data.batches import Layout, limited
+from luthier.data.groups import group_records, with_groups
 from luthier.data.pairs import is_judged, is_paired, without_rejected
 from luthier.data.prepare import Prepared, prepare
 from luthier.data.render import Renderer
@@ -184,7 +185,8 @@ def retain_records(recipe: Recipe) -> list[Record]:
     settings = recipe.settings.evaluate
     if settings.retain is None:
         return []
-    return limited(load_records(settings.retain, recipe.base), settings.limit, lambda record: record.id)
+    records = load_records(settings.retain, recipe.base)
+    return limited(with_groups(records, group_records(records)), settings.limit, lambda record: record.id)
 
 
 def held_out(recipe: Recipe, prepared: Prepared, split: str) -> list[Record]:
