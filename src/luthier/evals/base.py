@@ -71,7 +71,7 @@ class Item:
 
     `pictures` holds the prompt, the reference or the prediction (under these names) if it is an image: a PNG as a data
     URI. `finish` is "stop" or "length", and None if nothing was generated. Items of one `group` are not independent; it
-    is the id of one of their records, and empty for an item that stands alone.
+    is the id of one of their records, which is the item's own where it stands alone.
     """
 
     id: str
@@ -85,8 +85,12 @@ class Item:
     pictures: Mapping[str, str] = field(default_factory=dict)
     group: str = ""
 
+    def __post_init__(self) -> None:
+        if not self.group:
+            object.__setattr__(self, "group", self.id)
+
     def to_json(self) -> dict[str, Any]:
-        line = asdict(self) | {"group": self.group or self.id}
+        line = asdict(self)
         if not self.pictures:
             del line["pictures"]
         return line
