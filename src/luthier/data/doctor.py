@@ -117,7 +117,7 @@ def _lines(report: DataReport) -> list[tuple[str, str]]:
     lines = [
         ("read", f"{report.read:,} records" + (f" ({shapes})" if shapes else "")),
         ("records", ", ".join(f"{name} {count:,}" for name, count in report.counts.items()) or "none"),
-        ("duplicates", f"{report.duplicates:,} exact, {report.near_duplicates:,} near or parts of another's whole"),
+        ("duplicates", f"{report.duplicates:,} exact, {report.near_duplicates:,} near or related"),
     ]
     if report.lengths:
         lines.append(("tokens per row", "median {p50:,}, 95% {p95:,}, longest {max:,}".format(**report.lengths)))
@@ -128,5 +128,6 @@ def _lines(report: DataReport) -> list[tuple[str, str]]:
         share = f"{report.target_tokens:,} of {report.tokens:,} training tokens ({report.target_share:.0%})"
         lines.append(("targets", share))
     for name, leak in report.leakage.items():
-        lines.append((f"{name} in train", ", ".join(f"{leak.get(kind, 0):,} {kind}" for kind in LEAKS)))
+        kinds = [kind for kind in LEAKS if kind in ("exact", "near") or leak.get(kind)]
+        lines.append((f"{name} in train", ", ".join(f"{leak[kind]:,} {kind}" for kind in kinds)))
     return lines

@@ -47,8 +47,8 @@ class Division:
         parts: records by split.
         read: number of records that could be read, of all sources.
         duplicates: number of exact copies of another record.
-        near_duplicates: number of records that nearly repeat another one.
-        largest_group: size of the largest group of near-duplicates.
+        near_duplicates: number of records that nearly repeat another one, or are a part of the same whole.
+        largest_group: size of the largest group of such records.
         leakage: by split, how many of its records are in train too, by the kinds of `leaks.Leaks`, with examples.
         notes: sentences on groups that a split could not follow, or that made it uneven.
     """
