@@ -108,6 +108,31 @@ def test_windows_of_a_document_are_a_group():
     assert sizes(rows) == [per_document] * 8
 
 
+def test_windows_below_a_title_are_a_group():
+    rows = []
+    for name in range(20):
+        words = text(f"document {name}", 340).split()
+        starts = range(0, 280, 40)
+        rows += [document(f"Chapter {name}, page {start}\n{' '.join(words[start : start + 60])}") for start in starts]
+    assert sizes(rows)[10:] == [7] * 10
+
+
+def test_windows_of_a_conversation_are_a_group():
+    rows = []
+    for name in range(12):
+        turns = [(text(f"{name}-{index}", 15), text(f"{name}+{index}", 15)) for index in range(6)]
+        rows += [chat(*turns[index], *turns[index + 1]) for index in range(5)]
+    assert sizes(rows) == [5] * 12
+
+
+def test_characters_without_spaces_between_words_are_compared_one_by_one():
+    rows = []
+    for index in range(25):
+        letters = "".join(chr(0x4E00 + random.Random(f"{index}-{k}").randrange(2000)) for k in range(60))
+        rows += [plain(letters), plain(f"{letters[:20]}的{letters[21:]}")]
+    assert sizes(rows) == [2] * 25
+
+
 def test_a_text_and_its_beginning_are_a_group_and_a_licence_is_none():
     licence = text("licence", 60)
     files = [document(f"{licence}\n{text(index, 80)}") for index in range(30)]

@@ -9,17 +9,20 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import pairwise
+from itertools import combinations, pairwise
 
 import numpy
 
 from luthier.data.near import Groups
-from luthier.data.words import FACTOR, WordHashes, powers, prefixes
+from luthier.data.words import FACTOR, WordHashes, powers, prefixes, sequence_hash
 
 BRANCHES = 10  # different continuations from which a beginning is an opening
 MANY = 0.5  # share of all conversations from which it is one, too
 FEW_WORDS = 8  # words up to which a beginning with two continuations is one: a greeting
 SPAN = 8  # words by which the beginning of a text is recognised in others
+LONG = 20  # words from which a question with its answer is taken for the same wherever it stands in a conversation
+PASSAGE = 0.1  # share of the shorter text that two texts have in common
+LEAST_SPANS = 3  # sampled sequences in common, at least: about a dozen words
 _TABLE_BITS = 22
 
 
@@ -142,6 +145,61 @@ def join_overlapping(words: Sequence[WordHashes], texts: Sequence[int], groups: 
                 for other in candidates:
                     if other != index and _repeats(text[position:], words[other].turns[1:]):
                         groups.join(index, other)
+
+
+def join_exchanges(words: Sequence[WordHashes], groups: Groups) -> None:
+    """Join conversations that hold the same long question with the same answer, as windows of one conversation do."""
+    holders: dict[int, set[int]] = defaultdict(set)
+    for index, record in enumerate(words):
+        if len(record.asks) > 1:
+            for exchange, length in exchanges(record):
+                if length >= LONG:
+                    holders[exchange].add(index)
+    for indices in holders.values():
+        if len(indices) <= BRANCHES:
+            groups.join_all(sorted(indices))
+
+
+def exchanges(record: WordHashes) -> list[tuple[int, int]]:
+    """The hash of each question with its answer, without what comes before, and its number of words."""
+    starts = (0, *record.replies[:-1])
+    pairs = []
+    for start, end in zip(starts, record.replies, strict=True):
+        pairs.append((sequence_hash(record.turns[start:end]), end - start))
+    return pairs
+
+
+def join_passages(words: Sequence[WordHashes], texts: Sequence[int], groups: Groups) -> None:
+    """Join texts that share a passage of at least a tenth of the shorter one, such as windows below a title.
+
+    Passages are compared by a sample of their sequences of SPAN words, those half of them by their hash.
+
+    Args:
+        texts: indices of the records that are texts without turns.
+    """
+    sampled = []
+    for index in texts:
+        spans = numpy.unique(_spans(words[index].turns)) if len(words[index].turns) > SPAN else _NONE
+        sampled.append(spans[(spans >> numpy.uint64(32)) & numpy.uint64(1) == 0])
+    if not sampled:
+        return
+    owners = numpy.repeat(numpy.arange(len(texts)), [len(own) for own in sampled])
+    spans = numpy.concatenate(sampled)
+    order = numpy.argsort(spans, kind="stable")
+    spans, owners = spans[order], owners[order]
+    borders = numpy.flatnonzero(numpy.concatenate(([True], spans[1:] != spans[:-1], [True])))
+    counts = numpy.diff(borders)
+    shared: dict[tuple[int, int], int] = defaultdict(int)
+    for start, count in zip(borders[:-1][counts > 1].tolist(), counts[counts > 1].tolist(), strict=True):
+        if count <= BRANCHES:  # more texts than that hold a form or a licence
+            for pair in combinations(owners[start : start + count].tolist(), 2):
+                shared[pair] += 1
+    for (first, second), count in shared.items():
+        if count >= max(LEAST_SPANS, PASSAGE * min(len(sampled[first]), len(sampled[second]))):
+            groups.join(texts[first], texts[second])
+
+
+_NONE = numpy.zeros(0, dtype=numpy.uint64)
 
 
 def _repeats(tail: numpy.ndarray, text: numpy.ndarray) -> bool:

@@ -7,13 +7,19 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from luthier.data.continuations import join_conversations, join_overlapping, join_texts
+from luthier.data.continuations import (
+    join_conversations,
+    join_exchanges,
+    join_overlapping,
+    join_passages,
+    join_texts,
+)
 from luthier.data.near import Groups, join_near
 from luthier.data.words import WordHashes, sequence_hash, words_of
 from luthier.errors import DataError, nearest
 from luthier.types import Record
 
-LARGEST = 0.1  # a chain of near-duplicates above this share of the records shares a template, not a question
+LARGEST = 0.1  # a chain above this share of the records shares a template, not a question
 FEW = 10  # records that a chain may always have
 
 
@@ -24,11 +30,13 @@ class Grouping:
     Attributes:
         groups: the indices of each group, rising; most are of one record.
         near: for each record a number that a chain of near-duplicates shares, whether it is one group or was divided.
-        divided: records in chains of near-duplicates that were too long to stay together.
+        parts: the same of a chain of records that share passages.
+        divided: records in chains that were too long to stay together.
     """
 
     groups: list[list[int]]
     near: list[int]
+    parts: list[int]
     divided: int
 
 
@@ -37,8 +45,9 @@ def group_records(
 ) -> Grouping:
     """Group the records that are near-duplicates, parts of one conversation or document, or equal in a column.
 
-    A chain of near-duplicates of more than a tenth of the records would decide the split alone: of these only records
-    with the same question stay together, or, if they all ask the same, with the same answer, too.
+    A chain of near-duplicates, or of records that share passages, that takes in more than a tenth of the records would
+    decide the split alone: of these only records with the same question stay together, or, if they all ask the same,
+    with the same answer, too.
 
     Args:
         words: the words of the records; None: those of their content alone.
@@ -48,22 +57,32 @@ def group_records(
         DataError: no record has `column`.
     """
     words = words_of(records) if words is None else words
-    groups, alike = Groups(len(records)), Groups(len(records))
+    texts = [index for index, record in enumerate(records) if record.shape == "text"]
+    groups, near, parts = (Groups(len(records)) for _ in range(3))
     preambles = join_conversations(words, groups)
     join_texts(words, groups)
-    join_overlapping(words, [index for index, record in enumerate(records) if record.shape == "text"], groups)
+    join_overlapping(words, texts, groups)
     if column is not None:
         groups.join_equal(_cells(records, column))
-    join_near(words, preambles, alike)
-    limit, divided = max(FEW, LARGEST * len(records)), 0
-    for members in alike.all():
+    join_near(words, preambles, near)
+    join_exchanges(words, parts)
+    join_passages(words, texts, parts)
+    divided = _join_chains(groups, near, words) + _join_chains(groups, parts, words)
+    roots = [[union.root(index) for index in range(len(records))] for union in (near, parts)]
+    return Grouping(groups.all(), roots[0], roots[1], divided)
+
+
+def _join_chains(groups: Groups, chains: Groups, words: Sequence[WordHashes]) -> int:
+    """Join in `groups` what `chains` joins, and of chains that are too long what is the same; their records' number."""
+    limit, divided = max(FEW, LARGEST * len(words)), 0
+    for members in chains.all():
         if len(members) <= limit:
             groups.join_all(members)
             continue
         divided += len(members)
         for same in _by_words(words, members, limit):
             groups.join_all(same)
-    return Grouping(groups.all(), [alike.root(index) for index in range(len(records))], divided)
+    return divided
 
 
 def with_groups(records: Sequence[Record], grouping: Grouping) -> list[Record]:

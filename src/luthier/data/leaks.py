@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from luthier.data.continuations import LONG
+from luthier.data.continuations import exchanges as exchanges_of
 from luthier.data.words import WordHashes, prefixes, sequence_hash
 from luthier.types import Record
 
-LONG = 20  # words from which a question with its answer is taken for the same wherever it stands in a conversation
 EXAMPLES = 3
 
 
@@ -63,7 +64,7 @@ def find_leaks(
     exchanges: set[int] = set()
     for words in train:
         wholes.update(_answered(words))
-        exchanges.update(number for number, _ in _exchanges(words))
+        exchanges.update(number for number, _ in exchanges_of(words))
     lists: dict[str, list[str]] = {"exact": [], "near": [], "related": [], "answers": []}
     for index, (record, words) in enumerate(zip(records, other, strict=True)):
         if sequence_hash(words.question) in questions:
@@ -83,7 +84,7 @@ def _is_trained(words: WordHashes, wholes: set[int], exchanges: set[int]) -> boo
         return False
     if _answered(words)[-1] in wholes:
         return True
-    number, length = _exchanges(words)[-1]
+    number, length = exchanges_of(words)[-1]
     return number in exchanges and (len(words.asks) == 1 or length >= LONG)
 
 
@@ -93,12 +94,3 @@ def _answered(words: WordHashes) -> list[int]:
         return []
     hashes = prefixes(words.turns)
     return [int(hashes[end - 1]) ^ end if end else 0 for end in words.replies]
-
-
-def _exchanges(words: WordHashes) -> list[tuple[int, int]]:
-    """The hash of each question with its answer, without what comes before, and its number of words."""
-    starts = (0, *words.replies[:-1])
-    pairs = []
-    for start, end in zip(starts, words.replies, strict=True):
-        pairs.append((sequence_hash(words.turns[start:end]), end - start))
-    return pairs

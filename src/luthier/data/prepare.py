@@ -196,10 +196,12 @@ def _divide(
 
 def _leaks_of_share(records: Sequence[Record], split: Split) -> Leaks:
     """The leaks into a share of the training source: groups stay together, but chains that were divided do not."""
-    train = {split.near[record.id] for record in split.train}
-    near = {index for index, record in enumerate(records) if split.near[record.id] in train}
+    near, parts = (
+        _touched([split.chains[record.id][kind] for record in (*split.train, *records)], len(split.train))
+        for kind in (0, 1)
+    )
     words = [split.words[record.id] for record in records]
-    return find_leaks([split.words[record.id] for record in split.train], words, records, near, set())
+    return find_leaks([split.words[record.id] for record in split.train], words, records, near, parts)
 
 
 def _own_source(
@@ -209,14 +211,18 @@ def _own_source(
     own, train = words_of(records, prompt_columns), [split.words[record.id] for record in split.train]
     both = group_records([*split.train, *records], [*train, *own], group)
     border = len(train)
-    trained_chains = set(both.near[:border])
-    near = {index for index, chain in enumerate(both.near[border:]) if chain in trained_chains}
-    related = set()
+    near, related = _touched(both.near, border), _touched(both.parts, border)
     for members in both.groups:
         if members[0] < border:  # indices rise within a group: the first one tells whether train has a record in it
             related.update(index - border for index in members if index >= border)
     grouped = with_groups(records, group_records(records, own, group if _has(records, group) else None))
     return grouped, find_leaks(train, own, records, near, related)
+
+
+def _touched(chains: Sequence[int], border: int) -> set[int]:
+    """The records from `border` on, counted from there, that are in a chain with one before it."""
+    before = set(chains[:border])
+    return {index for index, chain in enumerate(chains[border:]) if chain in before}
 
 
 def _has(records: Sequence[Record], column: str | None) -> bool:

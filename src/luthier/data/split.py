@@ -28,7 +28,7 @@ class Split:
     Attributes:
         duplicates: number of exact copies of another record, whether they are removed or not.
         groups: sizes (> 1) of the groups of related records, the largest first.
-        near: by id of a record, a number that a chain of near-duplicates shares, in whatever split they are.
+        chains: by id of a record, the numbers of its chains (`Grouping.near`, `Grouping.parts`), in whatever split.
         words: by id of a record, its words.
         notes: sentences on groups that the split could not follow, or that made it uneven.
     """
@@ -38,7 +38,7 @@ class Split:
     test: list[Record]
     duplicates: int
     groups: list[int]
-    near: Mapping[str, int] = field(default_factory=dict)
+    chains: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     words: Mapping[str, WordHashes] = field(default_factory=dict)
     notes: Sequence[str] = ()
 
@@ -92,7 +92,7 @@ def split_records(
         parts["test"],
         len(records) - len(firsts),
         sizes,
-        dict(zip(ids, grouping.near, strict=True)),
+        dict(zip(ids, zip(grouping.near, grouping.parts, strict=True), strict=True)),
         dict(zip(ids, words, strict=True)),
         _notes(asked, {name: len(parts[name]) for name in asked}, len(kept), sizes, grouping),
     )
@@ -217,8 +217,9 @@ def _notes(
             )
     if grouping.divided:
         notes.append(
-            f"{grouping.divided} of {total} records form chains of near-duplicates of more than {LARGEST:.0%} of all"
-            " records each, as a template gives them: of these only records with the same question stay on one side."
+            f"{grouping.divided} of {total} records form chains of near-duplicates or shared passages of more than"
+            f" {LARGEST:.0%} of all records each, as a template gives them: of these only records with the same"
+            " question stay on one side."
         )
     return notes
 

@@ -15,6 +15,10 @@ from luthier.keyed import hash64
 from luthier.types import Record
 
 WORDS = re.compile(r"\w+|[^\w\s]")
+UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
+"""Letters of scripts that put no spaces between words: Thai, Lao, Burmese, Khmer, kana and Chinese characters."""
+LETTERS = re.compile(rf"[{UNSPACED}]|[^\W{UNSPACED}]+|[^\w\s]")
+"""As WORDS, with each of these letters as a word: a whole sentence would be one otherwise."""
 FACTOR = 0x9E3779B97F4A7C15
 INVISIBLE = (0x00AD, 0x200B, 0x2060, 0xFEFF)
 """Soft hyphen, zero-width space, word joiner and byte order mark, which no reader can see."""
@@ -153,5 +157,6 @@ def _is_text(cell: Any) -> bool:
 
 
 def _hashed(text: str, vocabulary: _Vocabulary) -> numpy.ndarray:
-    words = WORDS.findall(normal(text))
+    text = normal(text)
+    words = (WORDS if text.isascii() else LETTERS).findall(text)
     return numpy.fromiter(map(vocabulary.__getitem__, words), dtype=numpy.uint64, count=len(words))
