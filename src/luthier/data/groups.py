@@ -79,9 +79,10 @@ def _join_chains(groups: Groups, chains: Groups, words: Sequence[WordHashes]) ->
         if len(members) <= limit:
             groups.join_all(members)
             continue
-        divided += len(members)
         for same in _by_words(words, members, limit):
             groups.join_all(same)
+        if len({groups.root(index) for index in members}) > 1:
+            divided += len(members)
     return divided
 
 
