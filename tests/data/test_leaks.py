@@ -153,3 +153,10 @@ def test_choices_that_differ_tell_records_apart(prepared):
         rows.append({"prompt": "Which is a fruit?", "completion": "fig", "choices": ["fig", text(index, 1)]})
     assert prepared(rows, test=rows[:1], columns=("choices",)).report.duplicates < 10
     assert prepared(rows, test=rows[:1]).report.duplicates == 39
+
+
+def test_copies_within_a_test_file_are_told_and_share_a_group(prepared):
+    rows = [plain(f"t{index}") for index in range(5)]
+    done = prepared([plain(index) for index in range(20)], [*rows, *rows[:2]])
+    assert any("2 of 7 test records are copies of another one there" in text for text in done.report.warnings)
+    assert len({done.records[name].group for name in done.splits["test"]}) == 5

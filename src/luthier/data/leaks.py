@@ -23,14 +23,12 @@ class Leaks:
         near: train holds a near-duplicate.
         related: train holds another part of the same conversation or document, or a record of the same group.
         answers: its answer, to the same question, is a part of a training record.
-        size: number of held-out records.
     """
 
     exact: list[str]
     near: list[str]
     related: list[str]
     answers: list[str]
-    size: int
 
     def to_json(self) -> dict[str, Any]:
         """The numbers, and some of the ids."""
@@ -44,48 +42,58 @@ class Leaks:
         }
 
 
-def find_leaks(
-    train: Sequence[WordHashes],
-    other: Sequence[WordHashes],
-    records: Sequence[Record],
-    near: set[int],
-    related: set[int],
-) -> Leaks:
-    """The leaks into held-out records.
+@dataclass(frozen=True)
+class Trained:
+    """What the training records ask and answer, as hashes.
 
-    Args:
-        train: words of the training records.
-        other: words of the held-out `records`.
-        near: indices of held-out records with a near-duplicate in train.
-        related: indices of held-out records with a record of their group in train.
+    Attributes:
+        questions: everything before the last answer of each record.
+        wholes: everything up to each answer and with it, system messages apart.
+        exchanges: each question with its answer, without what comes before.
     """
-    questions = {sequence_hash(words.question) for words in train}
-    wholes: set[int] = set()
-    exchanges: set[int] = set()
-    for words in train:
-        wholes.update(_answered(words))
-        exchanges.update(number for number, _ in exchanges_of(words))
-    lists: dict[str, list[str]] = {"exact": [], "near": [], "related": [], "answers": []}
-    for index, (record, words) in enumerate(zip(records, other, strict=True)):
-        if sequence_hash(words.question) in questions:
-            lists["exact"].append(record.id)
-        elif index in near:
-            lists["near"].append(record.id)
-        elif index in related:
-            lists["related"].append(record.id)
-        if _is_trained(words, wholes, exchanges):
-            lists["answers"].append(record.id)
-    return Leaks(**lists, size=len(records))
 
+    questions: set[int]
+    wholes: set[int]
+    exchanges: set[int]
 
-def _is_trained(words: WordHashes, wholes: set[int], exchanges: set[int]) -> bool:
-    """Whether train holds the last answer behind all that comes before it, or behind the same question alone."""
-    if not words.asks:
-        return False
-    if _answered(words)[-1] in wholes:
-        return True
-    number, length = exchanges_of(words)[-1]
-    return number in exchanges and (len(words.asks) == 1 or length >= LONG)
+    @classmethod
+    def of(cls, train: Sequence[WordHashes]) -> Trained:
+        """From the words of the training records."""
+        trained = cls(set(), set(), set())
+        for words in train:
+            trained.questions.add(sequence_hash(words.question))
+            trained.wholes.update(_answered(words))
+            trained.exchanges.update(number for number, _ in exchanges_of(words))
+        return trained
+
+    def answers(self, words: WordHashes) -> bool:
+        """Whether the last answer is trained behind all that comes before it, or behind the same question alone."""
+        if not words.asks:
+            return False
+        if _answered(words)[-1] in self.wholes:
+            return True
+        number, length = exchanges_of(words)[-1]
+        return number in self.exchanges and (len(words.asks) == 1 or length >= LONG)
+
+    def leaks(self, other: Sequence[WordHashes], records: Sequence[Record], near: set[int], related: set[int]) -> Leaks:
+        """The leaks into held-out records.
+
+        Args:
+            other: words of the held-out `records`.
+            near: indices of held-out records with a near-duplicate in train.
+            related: indices of held-out records that share more with a training record, or its group.
+        """
+        lists: dict[str, list[str]] = {"exact": [], "near": [], "related": [], "answers": []}
+        for index, (record, words) in enumerate(zip(records, other, strict=True)):
+            if sequence_hash(words.question) in self.questions:
+                lists["exact"].append(record.id)
+            elif index in near:
+                lists["near"].append(record.id)
+            elif index in related:
+                lists["related"].append(record.id)
+            if self.answers(words):
+                lists["answers"].append(record.id)
+        return Leaks(**lists)
 
 
 def _answered(words: WordHashes) -> list[int]:

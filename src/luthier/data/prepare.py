@@ -13,8 +13,8 @@ import numpy
 
 from luthier.data.cache import Cached, read_cache, write_cache
 from luthier.data.groups import group_records, with_groups
-from luthier.data.identity import content_hash
-from luthier.data.leaks import Leaks, find_leaks
+from luthier.data.identity import content_hash, identities
+from luthier.data.leaks import Leaks, Trained
 from luthier.data.pairs import rows_of
 from luthier.data.render import Renderer
 from luthier.data.report import DataReport, Division, Fitted, measure_lengths
@@ -173,16 +173,21 @@ def _divide(
     )
     parts = {"train": split.train, "validation": split.validation, "test": split.test}
     ids, count = {record.id for record in read}, len(read)
-    leakage = {}
+    trained = Trained.of([split.words[record.id] for record in split.train])
+    leakage, notes = {}, [*split.notes]
     for name in SPLITS[1:]:
         if name in sources:
             records = [_renamed(record, name, ids) for record in _read(sources[name], base, every, problems)]
             count += len(records)
             ids |= {record.id for record in records}
-            parts[name], leaks = _own_source(records, split, prompt_columns, settings.group_by)
+            parts[name], leaks = _own_source(records, split, trained, prompt_columns, settings.group_by)
             leakage[name] = leaks.to_json()
+            if copies := len(records) - len(set(identities(records, every))):
+                notes.append(
+                    f"{copies} of {len(records)} {name} records are copies of another one there; all are scored."
+                )
         elif parts[name]:
-            leakage[name] = _leaks_of_share(parts[name], split).to_json()
+            leakage[name] = _leaks_of_share(parts[name], split, trained).to_json()
     return Division(
         parts,
         read=count,
@@ -190,22 +195,22 @@ def _divide(
         near_duplicates=sum(size - 1 for size in split.groups),
         largest_group=max(split.groups, default=1),
         leakage=leakage,
-        notes=split.notes,
+        notes=notes,
     )
 
 
-def _leaks_of_share(records: Sequence[Record], split: Split) -> Leaks:
+def _leaks_of_share(records: Sequence[Record], split: Split, trained: Trained) -> Leaks:
     """The leaks into a share of the training source: groups stay together, but chains that were divided do not."""
     near, parts = (
         _touched([split.chains[record.id][kind] for record in (*split.train, *records)], len(split.train))
         for kind in (0, 1)
     )
     words = [split.words[record.id] for record in records]
-    return find_leaks([split.words[record.id] for record in split.train], words, records, near, parts)
+    return trained.leaks(words, records, near, parts)
 
 
 def _own_source(
-    records: list[Record], split: Split, prompt_columns: Sequence[str], group: str | None
+    records: list[Record], split: Split, trained: Trained, prompt_columns: Sequence[str], group: str | None
 ) -> tuple[list[Record], Leaks]:
     """The records of a split with a source of its own, with their groups, and the leaks into them."""
     own, train = words_of(records, prompt_columns), [split.words[record.id] for record in split.train]
@@ -216,7 +221,7 @@ def _own_source(
         if members[0] < border:  # indices rise within a group: the first one tells whether train has a record in it
             related.update(index - border for index in members if index >= border)
     grouped = with_groups(records, group_records(records, own, group if _has(records, group) else None))
-    return grouped, find_leaks(train, own, records, near, related)
+    return grouped, trained.leaks(own, records, near, related)
 
 
 def _touched(chains: Sequence[int], border: int) -> set[int]:
