@@ -160,3 +160,14 @@ def test_copies_within_a_test_file_are_told_and_share_a_group(prepared):
     done = prepared([plain(index) for index in range(20)], [*rows, *rows[:2]])
     assert any("2 of 7 test records are copies of another one there" in text for text in done.report.warnings)
     assert len({done.records[name].group for name in done.splits["test"]}) == 5
+
+
+@pytest.mark.parametrize(
+    "column, values, hinted",
+    [("doc_id", 20, True), ("Source", 20, True), ("source", 2, False), ("row_id", 100, False), ("topic", 20, False)],
+)
+def test_a_column_that_seems_to_name_documents_is_offered(prepared, column, values, hinted):
+    rows = [{"text": text(index, 30), column: f"d{index % values}"} for index in range(100)]
+    notes = [note for note in prepared(rows).report.warnings if "data.group_by" in note]
+    assert [f"`data.group_by: {column}`" in note for note in notes] == [True] * hinted
+    assert not any("are in train and held out" in note for note in prepared(rows, group_by=column).report.warnings)

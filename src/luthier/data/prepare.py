@@ -15,6 +15,7 @@ from luthier.data.cache import Cached, read_cache, write_cache
 from luthier.data.groups import group_records, with_groups
 from luthier.data.identity import content_hash, identities
 from luthier.data.leaks import Leaks, Trained
+from luthier.data.origins import divided_origins
 from luthier.data.pairs import rows_of
 from luthier.data.render import Renderer
 from luthier.data.report import DataReport, Division, Fitted, measure_lengths
@@ -188,6 +189,8 @@ def _divide(
                 )
         elif parts[name]:
             leakage[name] = _leaks_of_share(parts[name], split, trained).to_json()
+    if settings.group_by is None:
+        notes += divided_origins(parts, every)
     return Division(
         parts,
         read=count,
