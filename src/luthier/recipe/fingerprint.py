@@ -44,7 +44,7 @@ An option that a part gets later belongs here if its default computes what the p
 """
 
 
-ADDED_KEYS: Mapping[tuple[str, str], Any] = {("data", "group_by"): None}
+ADDED_KEYS: Mapping[tuple[str, str], Any] = {("data", "group_by"): None, ("data", "identity"): []}
 """(block, key) → the default of a key that recipes did not have when run folders were first written."""
 
 

@@ -41,6 +41,7 @@ class Modality:
 
 
 _TEXT = {
+    "data.identity": "arrays are compared whole",
     "data.group_by": "records of arrays have no columns of text",
     "data.render": "there is no text to render",
     "data.targets": "a record is its own target",

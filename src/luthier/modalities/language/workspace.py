@@ -165,7 +165,7 @@ class LanguageWorkspace(Workspace, LanguageModel):
 
 def columns_of(recipe: Recipe) -> tuple[str, ...]:
     """The columns of the data that evaluation and parts of a recipe read besides question and answer."""
-    return tuple(dict.fromkeys((*RECORD_COLUMNS, *read_columns(recipe))))
+    return tuple(dict.fromkeys((*RECORD_COLUMNS, *read_columns(recipe), *recipe.settings.data.identity)))
 
 
 def check_context(config: Any, max_tokens: int, prepared: Prepared) -> None:
