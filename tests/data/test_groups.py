@@ -8,7 +8,7 @@ from luthier.errors import DataError
 from luthier.types import Record
 
 WORDS = [f"word{index}" for index in range(2000)]
-EXPORT = [{"role": "user", "content": "2 + 2?"}, {"role": "assistant", "content": "4"}] * 3
+SHORT = [{"role": "user", "content": "2 + 2?"}, {"role": "assistant", "content": "4"}] * 3
 
 
 def text(seed, count=12):
@@ -93,8 +93,9 @@ def test_many_system_prompts_make_no_groups():
 
 @pytest.mark.parametrize("count", [6, 30])
 def test_examples_before_the_question_make_no_group(count):
-    before = [message["content"] for message in EXPORT]
-    assert max(sizes([chat(*before, text(index), "yes") for index in range(count)])) == 1
+    long = [text(f"example {index}", 15) for index in range(6)]
+    for before in ([message["content"] for message in SHORT], long):
+        assert max(sizes([chat(*before, text(index), "yes") for index in range(count)])) == 1
     written = "".join(f"Q: {text(f'q{index}')}\nA: {text(f'a{index}', 2)}\n\n" for index in range(4))
     assert max(sizes([plain(f"{written}Q: {text(index)}\nA:", "yes") for index in range(40)])) == 1
 
@@ -131,6 +132,15 @@ def test_characters_without_spaces_between_words_are_compared_one_by_one():
         letters = "".join(chr(0x4E00 + random.Random(f"{index}-{k}").randrange(2000)) for k in range(60))
         rows += [plain(letters), plain(f"{letters[:20]}的{letters[21:]}")]
     assert sizes(rows) == [2] * 25
+
+
+@pytest.mark.parametrize("count, forms", [(8, 1), (30, 1), (30, 3), (400, 12)])
+def test_a_form_of_texts_makes_no_group(count, forms):
+    rows = []
+    for index in range(count):
+        form = text(f"form {index % forms}", 30)
+        rows.append(document(f"{form}\n\n### Instruction:\n{text(index, 8)}\n\n### Response:\n{text(f'r{index}', 8)}"))
+    assert max(sizes(rows)) == 1
 
 
 def test_a_text_and_its_beginning_are_a_group_and_a_licence_is_none():

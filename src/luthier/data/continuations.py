@@ -21,6 +21,7 @@ MANY = 0.5  # share of all conversations from which it is one, too
 FEW_WORDS = 8  # words up to which a beginning with two continuations is one: a greeting
 SPAN = 8  # words by which the beginning of a text is recognised in others
 LONG = 20  # words from which a question with its answer is taken for the same wherever it stands in a conversation
+WINDOWS = 4  # texts that a passage is in at most, if it tells that they are of one document
 PASSAGE = 0.1  # share of the shorter text that two texts have in common
 LEAST_SPANS = 3  # sampled sequences in common, at least: about a dozen words
 _TABLE_BITS = 22
@@ -155,8 +156,9 @@ def join_exchanges(words: Sequence[WordHashes], groups: Groups) -> None:
             for exchange, length in exchanges(record):
                 if length >= LONG:
                     holders[exchange].add(index)
+    conversations = sum(len(record.asks) > 1 for record in words)
     for indices in holders.values():
-        if len(indices) <= BRANCHES:
+        if len(indices) <= max(2, min(BRANCHES, MANY * conversations)):
             groups.join_all(sorted(indices))
 
 
@@ -191,7 +193,7 @@ def join_passages(words: Sequence[WordHashes], texts: Sequence[int], groups: Gro
     counts = numpy.diff(borders)
     shared: dict[tuple[int, int], int] = defaultdict(int)
     for start, count in zip(borders[:-1][counts > 1].tolist(), counts[counts > 1].tolist(), strict=True):
-        if count <= BRANCHES:  # more texts than that hold a form or a licence
+        if count <= max(2, min(WINDOWS, MANY * len(texts))):  # more texts than that hold a form or a licence
             for pair in combinations(owners[start : start + count].tolist(), 2):
                 shared[pair] += 1
     for (first, second), count in shared.items():
