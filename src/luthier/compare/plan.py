@@ -191,7 +191,6 @@ def plan(
     recipes = _same_identity(recipes, untouched, arms)
     _check_folders(arms)
     seed_list = _seeds(options.seeds if seeds is None else seeds)
-
     candidates: tuple[Mapping[str, Any], ...] = ()
     tuning: tuple[tuple[str, int, Task], ...] = ()
     if options.learning_rate == "tune" and options.tune:

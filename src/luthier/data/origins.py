@@ -39,8 +39,8 @@ def divided_origins(parts: Mapping[str, Sequence[Record]], read: Collection[str]
                     counts[name][str(cell)] += 1
     notes, total = [], sum(map(len, parts.values()))
     for name, values in held_out.items():
-        divided = [value for value in values if value in trained[name]]
-        largest = max((values[value] + trained[name][value] for value in divided), default=0)
+        divided = [cell for cell in values if cell in trained[name]]
+        largest = max((values[cell] + trained[name][cell] for cell in divided), default=0)
         # A value that many records share is a kind of record, such as the name of a data set, and no origin.
         if divided and len({*values, *trained[name]}) >= FEWEST and largest <= LARGEST * total:
             notes.append(
