@@ -85,6 +85,11 @@ class Part(BaseModel):
         file = getattr(sys.modules[type(self).__module__], "__file__", None)  # a notebook's classes have none
         return Path(file or type(self).__name__).stem
 
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """Columns of a record that it reads besides question and answer: records that differ there are different."""
+        return ()
+
 
 @dataclass(frozen=True)
 class Entry:

@@ -25,6 +25,9 @@ Axis = Literal["row", "token"]
 Shape = str
 """`messages`, `prompt_completion`, `text`, or the name of a file in `data/forms/`: records of several answers."""
 
+EVERY = "*"
+"""In place of a column's name: all columns of a record, for a reader that does not say which of them it reads."""
+
 
 @dataclass(frozen=True)
 class Record:
@@ -34,12 +37,15 @@ class Record:
     `completion` (both str, or both lists of messages; `label`, true or false, may say whether it is a good one);
     text: `text`; preference: `prompt`
     (str, messages or None), `chosen`, `rejected`. Further columns stay in `fields` under their names.
+    `group`: an id that records share which are not independent of each other (`data/groups.py`): that of one of them;
+    empty where they were not compared.
     """
 
     id: str
     shape: Shape
     fields: Mapping[str, Any]
     origin: str  # "data.jsonl:12", for messages
+    group: str = ""
 
 
 @dataclass(frozen=True)

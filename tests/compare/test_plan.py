@@ -94,6 +94,16 @@ def test_a_fingerprint_follows_what_is_computed(recipe):
     assert plan(recipe, methods=["sft"]).runs({})[0].fingerprint != first.fingerprint
 
 
+def test_records_are_the_same_for_methods_that_read_other_columns(recipe):
+    (recipe.parent / "typed.yaml").write_text(
+        "about: by type\nmethod: {train: {tuner: {kind: loramoe, types: kind}}}\n"
+    )
+    planned = plan(recipe, methods=["sft", "typed"], overrides=["data.identity=[page]"])
+    tasks = [*planned.runs({}), *planned.bases]
+    assert [task.recipe["recipe"]["data"]["identity"] for task in tasks] == [["kind", "page"]] * len(tasks)
+    assert [task.recipe["recipe"]["data"]["identity"] for task in plan(recipe, methods=["sft", "wide"]).bases] == [[]]
+
+
 def test_a_recipe_is_loaded_once_whatever_the_number_of_seeds(recipe, monkeypatch):
     loads = []
 

@@ -12,7 +12,7 @@ from luthier.data.report import grouped
 
 def settings(**changes):
     defaults = {"train": "data.jsonl", "validation": None, "test": None, "split_seed": 0, "max_tokens": 120}
-    return SimpleNamespace(**(defaults | {"too_long": "error", "deduplicate": True} | changes))
+    return SimpleNamespace(**(defaults | {"too_long": "error", "deduplicate": True, "group_by": None} | changes))
 
 
 def line(index, answer="Yes."):

@@ -7,10 +7,10 @@ import numpy
 import pytest
 
 from luthier.data.cache import read_cache
+from luthier.data.identity import content_hash
 from luthier.data.pairs import without_rejected
 from luthier.data.prepare import prepare
 from luthier.data.render import Renderer
-from luthier.data.shapes import content_hash
 from luthier.errors import DataError, RecipeError
 
 
@@ -23,7 +23,7 @@ def setting(tmp_path):
     def make(rows=(), name="data.jsonl", **changes):
         (tmp_path / name).write_text("".join(json.dumps(row_fields) + "\n" for row_fields in rows))
         defaults = {"train": name, "validation": "10%", "test": "15%", "split_seed": 0, "max_tokens": 200}
-        return SimpleNamespace(**(defaults | {"too_long": "drop", "deduplicate": True} | changes))
+        return SimpleNamespace(**(defaults | {"too_long": "drop", "deduplicate": True, "group_by": None} | changes))
 
     return make
 

@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from luthier.data.shapes import EmptyAnswer, content_hash
+from luthier.data.identity import content_hash
+from luthier.data.shapes import EmptyAnswer
 from luthier.data.sources import NotUtf8, load_records, scan_records
 from luthier.errors import DataError, LuthierError, RecipeError
 

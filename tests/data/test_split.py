@@ -2,7 +2,7 @@ import random
 
 import pytest
 
-from luthier.data.near import near_duplicates, overlap
+from luthier.data.groups import group_records
 from luthier.data.split import split_records
 from luthier.errors import DataError, RecipeError
 from luthier.types import Record
@@ -85,7 +85,7 @@ def test_near_duplicates_stay_together():
 def test_what_all_records_share_makes_no_duplicates():
     form = "Extract the invoice as JSON with the keys total, date and name, and write nothing else. Text: {} {} {}"
     filled = [record(index, form.format(*random.Random(index).choices(WORDS, k=3))) for index in range(300)]
-    assert max(len(group) for group in near_duplicates(filled)) <= 3
+    assert max(len(group) for group in group_records(filled).groups) <= 3
 
 
 def test_one_question_for_all_does_not_send_all_to_one_split():
@@ -100,18 +100,10 @@ def test_groups_do_not_depend_on_the_order():
     every = [*base, *variants]
     shuffled = random.Random(1).sample(every, len(every))
     first, other = (
-        {frozenset(order[index].id for index in group) for group in near_duplicates(order)}
+        {frozenset(order[index].id for index in group) for group in group_records(order).groups}
         for order in (every, shuffled)
     )
     assert first == other and sum(len(group) == 2 for group in first) == 30
-
-
-def test_overlap_between_files_is_found():
-    train = records(200)
-    exact = record("exact", train[3].fields["prompt"].capitalize())
-    near = record("near", train[4].fields["prompt"] + " really")
-    assert overlap(train, [exact, near, record(999)]) == (["exact"], ["near"])
-    assert overlap(train, [exact, near], nearly=False) == (["exact"], [])
 
 
 def test_nothing_left_to_train_on_is_an_error():
@@ -123,3 +115,40 @@ def test_nothing_left_to_train_on_is_an_error():
 def test_shares_must_be_shares(share):
     with pytest.raises(RecipeError, match=r"data\.test: .* is no share"):
         split_records(records(5), None, share)
+
+
+def windows(name, count, length=60):
+    """Texts of one document, each of which overlaps the next by a third."""
+    words = random.Random(name).choices(WORDS, k=count * length)
+    starts = range(0, len(words) - length, length * 2 // 3)
+    texts = [" ".join(words[start : start + length]) for start in starts]
+    return [Record(f"{name}-{index}", "text", {"text": text}, "x:1") for index, text in enumerate(texts)]
+
+
+def test_a_split_that_large_groups_make_uneven_is_told_with_its_figures():
+    three = [*windows("a", 40), *windows("b", 40), *windows("c", 38)]
+    split = split_records(three, None, "10%")
+    (note,) = split.notes
+    assert len(split.groups) == 3 and len(split.test) == split.groups[2] > 40
+    assert f"data.test asks for 10% ({len(three) / 10:.0f} of {len(three)} records) and gets {len(split.test)}" in note
+    assert f"the largest group has {split.groups[0]}" in note
+    single = split_records(windows("a", 40), "10%", "15%")
+    assert not single.test and ["test" in note for note in single.notes] == [True, False]
+
+
+def test_a_count_that_groups_cannot_fill_is_told():
+    split = split_records([*windows("a", 20), *windows("b", 20)], None, 20)
+    assert len(split.test) == 0 and "data.test asks for 20" in split.notes[0]
+
+
+@pytest.mark.parametrize("count", [3, 10, 50, 1000])
+def test_records_that_stand_alone_need_no_note(count):
+    assert not split_records(records(count), "10%", "15%").notes
+    assert not split_records(records(count), 1, 1).notes
+
+
+def test_a_chain_of_near_duplicates_is_divided_and_told():
+    words = random.Random(0).choices(WORDS, k=200)
+    chain = [record(index, " ".join(words[index : index + 20])) for index in range(100)]
+    split = split_records([*records(100, start=1000), *chain], "10%", "15%")
+    assert split.test and split.train and any("100 of 200 records form chains" in note for note in split.notes)

@@ -51,6 +51,14 @@ def test_generated_answers_are_scored_in_record_order(run, record, own_answer):
     assert found.to_json()["mean"] == 0.75
 
 
+def test_items_say_to_which_group_they_belong(run, record):
+    records = [replace(record("a"), group="a"), replace(record("b"), group="a"), record("c")]
+    lines = [answered.to_json() for answered in run(records, "exact").items]
+    assert [(line["id"], line["group"]) for line in lines] == [("a", "a"), ("b", "a"), ("c", "c")]
+    older = {key: cell for key, cell in lines[1].items() if key != "group"}
+    assert Item.from_json(lines[1]).group == "a" and Item.from_json(older).group == "b"
+
+
 def test_a_bad_answer_is_no_reference(run, record, own_answer):
     good = record("a", "q", own_answer("q"))
     bad = replace(record("b", "ask", "x"), fields={"prompt": "ask", "completion": "x", "label": False})

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from luthier.errors import RecipeError, nearest
 from luthier.recipe import Recipe, load_recipe, method_label
+from luthier.recipe.columns import read_columns
 from luthier.recipe.fingerprint import digest, evaluated_blocks, file_digest, task_fingerprint
 from luthier.recipe.modality import MODALITIES, modality_of
 
@@ -187,9 +188,9 @@ def plan(
     _check_splits(untouched)
     files = data_files(untouched)
     arms = tuple(_arms(recipes, untouched, names, options.learning_rate))
+    recipes = _same_identity(recipes, untouched, arms)
     _check_folders(arms)
     seed_list = _seeds(options.seeds if seeds is None else seeds)
-
     candidates: tuple[Mapping[str, Any], ...] = ()
     tuning: tuple[tuple[str, int, Task], ...] = ()
     if options.learning_rate == "tune" and options.tune:
@@ -212,6 +213,23 @@ def plan(
         tuning=tuning,
         data_files=files,
     )
+
+
+def _same_identity(recipes: RecipeLoader, untouched: Recipe, arms: Sequence[Arm]) -> RecipeLoader:
+    """The loader, with `data.identity` set to what any of the methods reads if they read different columns.
+
+    Records that differ in a column that one method reads would be copies for the others, and the data no longer the
+    same for all.
+    """
+    if modality_of(untouched.settings.model, untouched.base) != "language":
+        return recipes
+    every = [untouched, *(recipes.load([arm.patch], arm.overrides) for arm in arms)]
+    read = [{*read_columns(recipe), *recipe.settings.data.identity} for recipe in every]
+    if all(columns == read[0] for columns in read):
+        return recipes
+    columns = json.dumps(sorted(set().union(*read)))
+    kept = [text for text in recipes.overrides if _path_of(text) != "data.identity"]
+    return RecipeLoader(recipes.recipe, (*kept, f"data.identity={columns}"), recipes.base)
 
 
 def learning_rate(settings: Mapping[str, Any]) -> float | None:

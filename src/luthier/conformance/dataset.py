@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from luthier.conformance.base import Failed, check_options, variants
-from luthier.data.shapes import content_hash, make_record, question_and_answer
+from luthier.data.identity import content_hash
+from luthier.data.shapes import make_record, question_and_answer
 from luthier.errors import DataError
 from luthier.types import Record, Row
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 MOST_COMPLAINTS = 10
 MOST_ORIGINS = 3  # lines named per complaint
 MOST_TOKENS = 600  # tokens of a preview
+LEAKS = ("exact", "near", "related", "answers")
 PROBLEM_NAMES = {
     "unreadable": "unreadable lines",
     "not_utf8": "lines not UTF-8",
@@ -26,7 +27,9 @@ PROBLEM_NAMES = {
 }
 
 
-def examine(settings: DataSettings, renderer: Renderer, base: Path, cache: Path | None = None) -> DataReport:
+def examine(
+    settings: DataSettings, renderer: Renderer, base: Path, cache: Path | None = None, columns: Sequence[str] = ()
+) -> DataReport:
     """Read, split and render all data; `problems` lists every record that cannot be used.
 
     The first warning says why training is impossible, if it is: no record is left, or everything is masked.
@@ -35,7 +38,7 @@ def examine(settings: DataSettings, renderer: Renderer, base: Path, cache: Path 
         ModelError: the tokenizer cannot render any record.
         RecipeError: a setting that is not understood.
     """
-    return prepare_with_report(settings, renderer, base, cache, collect=True).report
+    return prepare_with_report(settings, renderer, base, cache, columns, collect=True).report
 
 
 def print_report(report: DataReport, console: Console) -> None:
@@ -114,7 +117,7 @@ def _lines(report: DataReport) -> list[tuple[str, str]]:
     lines = [
         ("read", f"{report.read:,} records" + (f" ({shapes})" if shapes else "")),
         ("records", ", ".join(f"{name} {count:,}" for name, count in report.counts.items()) or "none"),
-        ("duplicates", f"{report.duplicates:,} exact, {report.near_duplicates:,} near"),
+        ("duplicates", f"{report.duplicates:,} exact, {report.near_duplicates:,} near or related"),
     ]
     if report.lengths:
         lines.append(("tokens per row", "median {p50:,}, 95% {p95:,}, longest {max:,}".format(**report.lengths)))
@@ -125,5 +128,6 @@ def _lines(report: DataReport) -> list[tuple[str, str]]:
         share = f"{report.target_tokens:,} of {report.tokens:,} training tokens ({report.target_share:.0%})"
         lines.append(("targets", share))
     for name, leak in report.leakage.items():
-        lines.append((f"{name} in train", f"{leak['exact']:,} exact, {leak['near']:,} near"))
+        kinds = [kind for kind in LEAKS if kind in ("exact", "near") or leak.get(kind)]
+        lines.append((f"{name} in train", ", ".join(f"{leak[kind]:,} {kind}" for kind in kinds)))
     return lines

@@ -13,13 +13,17 @@ import numpy
 
 from luthier.data.batches import shortened
 from luthier.data.cache import Cached, read_cache, write_cache
-from luthier.data.near import overlap
+from luthier.data.groups import group_records, with_groups
+from luthier.data.identity import content_hash, identities
+from luthier.data.leaks import Leaks, Trained
+from luthier.data.origins import divided_origins
 from luthier.data.pairs import rows_of
 from luthier.data.render import Renderer
 from luthier.data.report import DataReport, Division, Fitted, measure_lengths
-from luthier.data.shapes import EmptyAnswer, content_hash
+from luthier.data.shapes import EmptyAnswer
 from luthier.data.sources import NotUtf8, load_records, scan_records
-from luthier.data.split import is_share, split_records, unique
+from luthier.data.split import Split, is_share, split_records
+from luthier.data.words import words_of
 from luthier.errors import DataError, RecipeError
 from luthier.types import Record, Row
 
@@ -46,6 +50,8 @@ class DataSettings(Protocol):
     def too_long(self) -> str: ...
     @property
     def deduplicate(self) -> bool: ...
+    @property
+    def group_by(self) -> str | None: ...
 
 
 @dataclass(frozen=True)
@@ -60,7 +66,9 @@ class Prepared:
     report: DataReport
 
 
-def prepare(settings: DataSettings, renderer: Renderer, base: Path, cache: Path | None = None) -> Prepared:
+def prepare(
+    settings: DataSettings, renderer: Renderer, base: Path, cache: Path | None = None, columns: Sequence[str] = ()
+) -> Prepared:
     """Read, split, render and cut the data of a recipe.
 
     Args:
@@ -68,17 +76,24 @@ def prepare(settings: DataSettings, renderer: Renderer, base: Path, cache: Path 
         renderer: renderer with the model's tokenizer and the block's `render` and `targets`.
         base: folder that relative paths start from.
         cache: folder for tokenised rows, which are read again for the same records, tokenizer and rendering alone.
+        columns: columns that the recipe reads besides those of the renderer; they tell records apart.
 
     Raises:
         DataError: the first record that cannot be used (with file and line), a row that is too long with
             `too_long: error`, an empty data set, or no target left to learn.
         RecipeError: a setting that is not understood.
     """
-    return prepare_with_report(settings, renderer, base, cache, collect=False)
+    return prepare_with_report(settings, renderer, base, cache, columns, collect=False)
 
 
 def prepare_with_report(
-    settings: DataSettings, renderer: Renderer, base: Path, cache: Path | None = None, *, collect: bool
+    settings: DataSettings,
+    renderer: Renderer,
+    base: Path,
+    cache: Path | None = None,
+    columns: Sequence[str] = (),
+    *,
+    collect: bool,
 ) -> Prepared:
     """`prepare`, which with `collect` leaves out records that it cannot use and lists them in the report.
 
@@ -95,7 +110,7 @@ def prepare_with_report(
         policy = "drop"  # the report counts all rows that are too long, where a run stops at the first
     problems: Problems = {}
     try:
-        division = _divide(settings, base, problems if collect else None)
+        division = _divide(settings, renderer.columns, columns, base, problems if collect else None)
     except DataError as error:
         if not collect:
             raise
@@ -142,38 +157,92 @@ def split_settings(settings: DataSettings) -> tuple[dict[str, Source], dict[str,
     return sources, shares
 
 
-def _divide(settings: DataSettings, base: Path, problems: Problems | None) -> Division:
+def _divide(
+    settings: DataSettings, prompt_columns: Sequence[str], columns: Sequence[str], base: Path, problems: Problems | None
+) -> Division:
     """The records of all splits, and how much of each split is in train too."""
     sources, shares = split_settings(settings)
-    read = _read(settings.train, base, problems)
-    split = split_records(read, **shares, seed=settings.split_seed, deduplicate=settings.deduplicate)
+    every = tuple(dict.fromkeys((*prompt_columns, *columns)))
+    read = _read(settings.train, base, every, problems)
+    split = split_records(
+        read,
+        **shares,
+        seed=settings.split_seed,
+        deduplicate=settings.deduplicate,
+        columns=every,
+        prompt_columns=prompt_columns,
+        group=settings.group_by,
+    )
     parts = {"train": split.train, "validation": split.validation, "test": split.test}
     ids, count = {record.id for record in read}, len(read)
-    for name, source in sources.items():
-        parts[name] = [_renamed(record, name, ids) for record in _read(source, base, problems)]
-        count += len(parts[name])
-        ids |= {record.id for record in parts[name]}
-    leakage = {}
+    trained = Trained.of([split.words[record.id] for record in split.train])
+    leakage, notes = {}, [*split.notes]
     for name in SPLITS[1:]:
-        if parts[name]:
-            # The split of a share keeps near-duplicates together; identical questions alone may be in two splits.
-            exact, near = overlap(parts["train"], parts[name], nearly=name in sources)
-            leakage[name] = {"exact": len(exact), "near": len(near), "examples": [*exact, *near][:3]}
+        if name in sources:
+            records = [_renamed(record, name, ids) for record in _read(sources[name], base, every, problems)]
+            count += len(records)
+            ids |= {record.id for record in records}
+            parts[name], leaks = _own_source(records, split, trained, prompt_columns, settings.group_by)
+            leakage[name] = leaks.to_json()
+            if copies := len(records) - len(set(identities(records, every))):
+                notes.append(
+                    f"{copies} of {len(records)} {name} records are copies of another one there; all are scored."
+                )
+        elif parts[name]:
+            leakage[name] = _leaks_of_share(parts[name], split, trained).to_json()
+    if settings.group_by is None:
+        notes += divided_origins(parts, every)
     return Division(
         parts,
         read=count,
-        duplicates=len(read) - len(unique(read)),
+        duplicates=split.duplicates,
         near_duplicates=sum(size - 1 for size in split.groups),
         largest_group=max(split.groups, default=1),
         leakage=leakage,
+        notes=notes,
     )
 
 
-def _read(source: Source, base: Path, problems: Problems | None) -> list[Record]:
+def _leaks_of_share(records: Sequence[Record], split: Split, trained: Trained) -> Leaks:
+    """The leaks into a share of the training source: groups stay together, but chains that were divided do not."""
+    near, parts = (
+        _touched([split.chains[record.id][kind] for record in (*split.train, *records)], len(split.train))
+        for kind in (0, 1)
+    )
+    words = [split.words[record.id] for record in records]
+    return trained.leaks(words, records, near, parts)
+
+
+def _own_source(
+    records: list[Record], split: Split, trained: Trained, prompt_columns: Sequence[str], group: str | None
+) -> tuple[list[Record], Leaks]:
+    """The records of a split with a source of its own, with their groups, and the leaks into them."""
+    own, train = words_of(records, prompt_columns), [split.words[record.id] for record in split.train]
+    both = group_records([*split.train, *records], [*train, *own], group)
+    border = len(train)
+    near, related = _touched(both.near, border), _touched(both.parts, border)
+    for members in both.groups:
+        if members[0] < border:  # indices rise within a group: the first one tells whether train has a record in it
+            related.update(index - border for index in members if index >= border)
+    grouped = with_groups(records, group_records(records, own, group if _has(records, group) else None))
+    return grouped, trained.leaks(own, records, near, related)
+
+
+def _touched(chains: Sequence[int], border: int) -> set[int]:
+    """The records from `border` on, counted from there, that are in a chain with one before it."""
+    before = set(chains[:border])
+    return {index for index, chain in enumerate(chains[border:]) if chain in before}
+
+
+def _has(records: Sequence[Record], column: str | None) -> bool:
+    return column is not None and any(record.fields.get(column) is not None for record in records)
+
+
+def _read(source: Source, base: Path, columns: Sequence[str], problems: Problems | None) -> list[Record]:
     """The records of a source; without `problems` a record that cannot be used raises its error, else it is listed."""
     if problems is None:
-        return load_records(source, base)
-    records, errors = scan_records(source, base)
+        return load_records(source, base, columns)
+    records, errors = scan_records(source, base, columns)
     for error in errors:
         kind = {NotUtf8: "not_utf8", EmptyAnswer: "empty"}.get(type(error), "unreadable")
         problems.setdefault(kind, []).append(str(error))
@@ -189,7 +258,7 @@ def _render(
     records: Sequence[Record], renderer: Renderer, cache: Path | None, problems: Problems | None
 ) -> dict[str, Cached]:
     """Record id → its rows and notes, from the cache if it has exactly these records."""
-    hashes = [content_hash(record) for record in records]
+    hashes = [content_hash(record, renderer.columns) for record in records]
     stored = read_cache(cache, renderer, hashes) if cache is not None else None
     rendered: dict[str, Cached] = {}
     if stored is not None:

@@ -97,6 +97,11 @@ class Renderer:
         closing = self.template.closing_id if self._format is None and self.tokenizer.chat_template else None
         return self.tokenizer.eos_token_id if closing is None else closing
 
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns that the format string writes besides the question and the answer; none in a chat."""
+        return () if self._format is None else self._format.columns
+
     @cached_property
     def key(self) -> str:
         """Hash of everything besides the record that decides its ids and targets."""

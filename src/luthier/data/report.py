@@ -47,9 +47,10 @@ class Division:
         parts: records by split.
         read: number of records that could be read, of all sources.
         duplicates: number of exact copies of another record.
-        near_duplicates: number of records that nearly repeat another one.
-        largest_group: size of the largest group of near-duplicates.
-        leakage: by split, how many of its questions are in train too, exactly and nearly, with examples.
+        near_duplicates: number of records that nearly repeat another one, or are a part of the same whole.
+        largest_group: size of the largest group of such records.
+        leakage: by split, how many of its records are in train too, by the kinds of `leaks.Leaks`, with examples.
+        notes: sentences on groups that a split could not follow, or that made it uneven.
     """
 
     parts: Mapping[str, list[Record]]
@@ -58,6 +59,7 @@ class Division:
     near_duplicates: int
     largest_group: int
     leakage: dict[str, dict[str, Any]]
+    notes: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,7 @@ class DataReport:
         counts: records per split that are left.
         lengths: tokens per row before truncation (p50, p95, p99, max), over all splits.
         dropped, truncated, leakage: per split.
+        split_notes: sentences on groups that a split could not follow, or that made it uneven.
         equal_pairs: dropped preference pairs of two equal answers.
         labelled_bad: training records with `label: false`.
         seem_bad: training records whose label seems to mean `false` in other words, which no objective reads.
@@ -109,6 +112,7 @@ class DataReport:
     tokens: int = 0
     target_tokens: int = 0
     leakage: dict[str, dict[str, Any]] = field(default_factory=dict)
+    split_notes: list[str] = field(default_factory=list)
     problems: dict[str, list[str]] = field(default_factory=dict)
     notes: dict[str, int] = field(default_factory=dict)
     previews: list[list[tuple[str, bool]]] = field(default_factory=list)
@@ -137,6 +141,7 @@ class DataReport:
             tokens=sum(len(row) for row in rows),
             target_tokens=sum(row.targets for row in rows),
             leakage=division.leakage,
+            split_notes=list(division.notes),
             **facts,
         )
         return replace(report, warnings=find_warnings(report))
@@ -230,15 +235,26 @@ def _about_splits(report: DataReport) -> list[str]:
     if report.duplicates:
         warnings.append(f"{report.duplicates} exact duplicates; `data.deduplicate` decides whether they are removed.")
     for name, leak in report.leakage.items():
-        exact, near, size = leak["exact"], leak["near"], report.counts.get(name, 0)
-        if exact or near:
+        if leaks := _leaks_in_words(leak):
             warnings.append(
-                f"{exact} of {size} {name} records have a question that is also in train, {near} more nearly so "
-                f"(for example {', '.join(leak['examples'])}): {name} scores will flatter. Remove them from one side."
+                f"Of {report.counts.get(name, 0)} {name} records {leaks} (for example {', '.join(leak['examples'])}): "
+                f"{name} scores will flatter. Remove them from one side."
             )
+    warnings += report.split_notes
     if 0 < report.counts.get("test", 0) < FEW_TEST_RECORDS:
         warnings.append(f"Only {report.counts['test']} test records: scores will have wide intervals.")
     return warnings
+
+
+def _leaks_in_words(leak: Mapping[str, Any]) -> str:
+    """What a split shares with train, as a list of clauses; empty if nothing is shared."""
+    words = {
+        "exact": "{} have a question that is also in train",
+        "near": "{} nearly so",
+        "related": "{} are parts of a conversation, a document or a group that is also in train",
+        "answers": "{} have an answer that is trained behind the same question",
+    }
+    return ", ".join(text.format(leak[kind]) for kind, text in words.items() if leak.get(kind))
 
 
 def _about_problems(problems: Mapping[str, Sequence[str]]) -> list[str]:

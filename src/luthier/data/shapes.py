@@ -6,10 +6,8 @@ holds all other columns unchanged.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -74,7 +72,7 @@ class EmptyAnswer(DataError):
 
 
 def make_record(row: Any, columns: Mapping[str, str], origin: str) -> Record:
-    """Turn the object in one line into a Record without an id (see `assign_ids`).
+    """Turn the object in one line into a Record without an id (see `identity.assign_ids`).
 
     Args:
         row: the object in the line, which must be a mapping.
@@ -104,36 +102,6 @@ def make_record(row: Any, columns: Mapping[str, str], origin: str) -> Record:
     _refuse_lone_surrogates(record)
     _refuse_empty(record)
     return record
-
-
-def assign_ids(records: list[Record]) -> list[Record]:
-    """The records with ids: of the column `id` if all records have different ones, else the hash of the content.
-
-    A suffix distinguishes identical records without ids: `ab12...`, `ab12...-2`.
-    """
-    own = [record.fields.get("id") for record in records]
-    # bool is a kind of int in Python: a column of flags is no column of ids.
-    usable = all(isinstance(name, str | int) and not isinstance(name, bool) and name != "" for name in own)
-    if records and usable and len({str(name) for name in own}) == len(own):
-        return [replace(record, id=str(name)) for record, name in zip(records, own, strict=True)]
-    counts: dict[str, int] = {}
-    named = []
-    for record in records:
-        key = content_hash(record)[:16]
-        counts[key] = counts.get(key, 0) + 1
-        named.append(replace(record, id=key if counts[key] == 1 else f"{key}-{counts[key]}"))
-    return named
-
-
-def content_hash(record: Record) -> str:
-    """Hex digest of the columns that a model reads and learns; ids, origins and further columns do not enter it."""
-    # `label` is no column of CONTENT_COLUMNS: it counts only where it is read, as true or false.
-    columns = dict.fromkeys((*CONTENT_COLUMNS, *shape_columns()[record.shape]))
-    content = {name: record.fields[name] for name in columns if record.fields.get(name) is not None}
-    if (label := label_of(record)) is not None:
-        content["label"] = label
-    text = json.dumps([record.shape, content], sort_keys=True, ensure_ascii=False, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def label_of(record: Record) -> bool | None:

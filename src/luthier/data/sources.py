@@ -6,11 +6,12 @@ import csv
 import io
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from luthier.data.shapes import assign_ids, content_hash, make_record
+from luthier.data.identity import assign_ids, identities
+from luthier.data.shapes import make_record
 from luthier.errors import DataError, LuthierError, RecipeError, nearest
 from luthier.parts import build, catalogue
 from luthier.types import Record
@@ -31,12 +32,13 @@ class EmptySource(DataError):
     """A source without a record that can be used."""
 
 
-def load_records(source: Mapping[str, Any] | str, base: Path) -> list[Record]:
+def load_records(source: Mapping[str, Any] | str, base: Path, columns: Sequence[str] = ()) -> list[Record]:
     """Read all records of a source.
 
     Args:
         source: a path, a hub id, `{path, columns, limit, split, config}` or `{kind: <dataset part>, ...}`.
         base: folder that relative paths start from (the recipe's).
+        columns: columns that a recipe reads besides the content; they tell records apart.
 
     Raises:
         DataError: the first line that cannot be used, with file and line, or a source without records.
@@ -46,28 +48,30 @@ def load_records(source: Mapping[str, Any] | str, base: Path) -> list[Record]:
     def stop(error: DataError) -> None:
         raise error
 
-    return _load(source, base, stop)
+    return _load(source, base, columns, stop)
 
 
-def scan_records(source: Mapping[str, Any] | str, base: Path) -> tuple[list[Record], list[DataError]]:
+def scan_records(
+    source: Mapping[str, Any] | str, base: Path, columns: Sequence[str] = ()
+) -> tuple[list[Record], list[DataError]]:
     """All records of a source that can be used, and the error of every line that cannot."""
     problems: list[DataError] = []
     try:
-        return _load(source, base, problems.append), problems
+        return _load(source, base, columns, problems.append), problems
     except EmptySource as error:
         return [], problems or [error]  # the errors of all lines already say why no record is left
     except DataError as error:
         return [], [*problems, error]
 
 
-def _load(source: Mapping[str, Any] | str, base: Path, fail: Fail) -> list[Record]:
+def _load(source: Mapping[str, Any] | str, base: Path, read: Sequence[str], fail: Fail) -> list[Record]:
     spec: dict[str, Any] = {"path": source} if isinstance(source, str) else dict(source)
     if "kind" in spec:
         part = build("dataset", spec, base)
         if not hasattr(part, "records"):
             raise DataError(f"The data set `{part.kind}` holds arrays; a language model reads text.")
         records = part.records()
-        return assign_ids(records) if any(not record.id for record in records) else list(records)
+        return assign_ids(records, read) if any(not record.id for record in records) else list(records)
     _check_keys(spec)
     columns = spec.get("columns") or {}
     records = []
@@ -78,7 +82,7 @@ def _load(source: Mapping[str, Any] | str, base: Path, fail: Fail) -> list[Recor
             fail(error)
     if not records:
         raise EmptySource(f"{spec['path']}: the data set is empty: no record in it can be used.")
-    return _limited(assign_ids(records), spec.get("limit"))
+    return _limited(assign_ids(records, read), spec.get("limit"), read)
 
 
 def _check_keys(spec: Mapping[str, Any]) -> None:
@@ -91,11 +95,12 @@ def _check_keys(spec: Mapping[str, Any]) -> None:
         raise RecipeError("A data source needs `path` (a file or a hub id) or `kind` (a generated data set).")
 
 
-def _limited(records: list[Record], limit: int | None) -> list[Record]:
-    """The `limit` records with the smallest content hash, in file order: a smaller limit keeps a subset of a larger."""
+def _limited(records: list[Record], limit: int | None, read: Sequence[str]) -> list[Record]:
+    """The `limit` records with the smallest identity, in file order: a smaller limit keeps a subset of a larger."""
     if limit is None or limit >= len(records):
         return records
-    order = sorted(range(len(records)), key=lambda index: (content_hash(records[index]), records[index].id))
+    names = identities(records, read)
+    order = sorted(range(len(records)), key=lambda index: (names[index], records[index].id))
     kept = set(order[:limit])
     return [record for index, record in enumerate(records) if index in kept]
 

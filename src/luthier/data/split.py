@@ -1,7 +1,7 @@
-"""The split of records into training, validation and test, by their content, with near-duplicates together.
+"""The split of records into training, validation and test, by their content, with related records together.
 
-A percentage assigns every group of near-duplicates by the hash of its content alone, so a record added later
-moves no other record. A count takes the groups with the smallest hashes.
+A percentage assigns every group of related records by the hash of its content alone, so a record added later
+moves no other. A count takes the groups with the smallest hashes.
 """
 
 from __future__ import annotations
@@ -9,10 +9,11 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from luthier.data.near import near_duplicates
-from luthier.data.shapes import content_hash
+from luthier.data.groups import FEW, LARGEST, Grouping, group_records, with_groups
+from luthier.data.identity import identities
+from luthier.data.words import WordHashes, words_of
 from luthier.errors import DataError, RecipeError
 from luthier.keyed import sha256_number
 from luthier.types import Record
@@ -22,13 +23,24 @@ PERCENT = re.compile(r"(\d+(?:\.\d+)?)\s*%")
 
 @dataclass(frozen=True)
 class Split:
-    """Records by split. `duplicates`: removed exact copies; `groups`: sizes (> 1) of the near-duplicate groups."""
+    """Records by split, each with the id of its group.
+
+    Attributes:
+        duplicates: number of exact copies of another record, whether they are removed or not.
+        groups: sizes (> 1) of the groups of related records, the largest first.
+        chains: by id of a record, the numbers of its chains (`Grouping.near`, `Grouping.parts`), in whatever split.
+        words: by id of a record, its words.
+        notes: sentences on groups that the split could not follow, or that made it uneven.
+    """
 
     train: list[Record]
     validation: list[Record]
     test: list[Record]
     duplicates: int
     groups: list[int]
+    chains: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    words: Mapping[str, WordHashes] = field(default_factory=dict)
+    notes: Sequence[str] = ()
 
 
 def split_records(
@@ -38,6 +50,9 @@ def split_records(
     *,
     seed: int = 0,
     deduplicate: bool = True,
+    columns: Sequence[str] = (),
+    prompt_columns: Sequence[str] = (),
+    group: str | None = None,
 ) -> Split:
     """Divide records by content.
 
@@ -47,25 +62,40 @@ def split_records(
         test: the same; test records are assigned first, so a change of `validation` leaves them alone.
         seed: each seed gives another division.
         deduplicate: drop all but the first of identical records.
+        columns: columns that a recipe reads besides the content, as `content_hash` has them.
+        prompt_columns: those of them that the prompt holds.
+        group: a column by which records stay together.
 
     Raises:
-        DataError: no records, or none left to train on.
+        DataError: no records, or none left to train on; no record has the column `group`.
         RecipeError: a share that is neither a percentage below 100 nor a number of records.
     """
     if not records:
         raise DataError("The training data is empty: no record in it can be used.")
-    kept = unique(records) if deduplicate else list(records)
-    groups = near_duplicates(kept)
-    hashes = [content_hash(record) for record in kept]
-    keys = []
-    for group in groups:
-        keys.append(min(hashes[index] for index in group))
-    split_of = divide(keys, groups, validation, test, seed)
+    names = identities(records, columns)
+    firsts = _firsts(names)
+    indices = firsts if deduplicate else range(len(records))
+    kept, names = [records[index] for index in indices], [names[index] for index in indices]
+    words = words_of(kept, prompt_columns)
+    grouping = group_records(kept, words, group)
+    keys = [min(names[index] for index in members) for members in grouping.groups]
+    split_of = divide(keys, grouping.groups, validation, test, seed)
     parts: Mapping[str, list[Record]] = defaultdict(list)
-    for index, record in enumerate(kept):
+    for index, record in enumerate(with_groups(kept, grouping)):
         parts[split_of.get(index, "train")].append(record)
-    sizes = sorted((len(group) for group in groups if len(group) > 1), reverse=True)
-    return Split(parts["train"], parts["validation"], parts["test"], len(records) - len(kept), sizes)
+    sizes = sorted((len(members) for members in grouping.groups if len(members) > 1), reverse=True)
+    ids = [record.id for record in kept]
+    asked = {"test": test, "validation": validation}
+    return Split(
+        parts["train"],
+        parts["validation"],
+        parts["test"],
+        len(records) - len(firsts),
+        sizes,
+        dict(zip(ids, zip(grouping.near, grouping.parts, strict=True), strict=True)),
+        dict(zip(ids, words, strict=True)),
+        _notes(asked, {name: len(parts[name]) for name in asked}, len(kept), sizes, grouping),
+    )
 
 
 def divide(
@@ -101,11 +131,11 @@ def divide(
     return split_of
 
 
-def unique(records: Sequence[Record]) -> list[Record]:
-    """The first of each set of records with identical content."""
-    first: dict[str, Record] = {}
-    for record in records:
-        first.setdefault(content_hash(record), record)
+def _firsts(names: Sequence[str]) -> list[int]:
+    """The index of the first of each set of equal names."""
+    first: dict[str, int] = {}
+    for index, name in enumerate(names):
+        first.setdefault(name, index)
     return list(first.values())
 
 
@@ -150,16 +180,53 @@ def _assign(
     if isinstance(wanted, int):
         missing = wanted
         for _, group in free:
-            # A group that is too large is passed over rather than divided: near-duplicates stay together.
+            # A group that is too large is passed over rather than divided: related records stay together.
             if len(group) <= missing:
                 split_of.update(dict.fromkeys(group, name))
                 missing -= len(group)
         return start
     end = start + wanted
-    chosen = [group for position, group in free if start <= position < end]
-    if not chosen and len(ordered) >= 3:
-        # A small data set would otherwise lose the split by chance.
-        chosen = [group for _, group in free[:1]]
+    total = sum(len(group) for _, group in ordered)
+    # A group that alone is more than the share trains: which one it is would be a matter of chance.
+    most = max(FEW, LARGEST * total, wanted * total)
+    fitting = [(position, group) for position, group in free if len(group) <= most]
+    chosen = [group for position, group in fitting if start <= position < end]
+    if not chosen and len(ordered) >= 3 and wanted:
+        # A small data set, or one of a few large groups, would otherwise lose the split by chance.
+        fallback = fitting or sorted(free, key=lambda entry: (len(entry[1]), entry[0]))
+        chosen = [group for _, group in fallback[:1]]
     for group in chosen:
         split_of.update(dict.fromkeys(group, name))
     return end
+
+
+def _notes(
+    asked: Mapping[str, str | int | None], got: Mapping[str, int], total: int, sizes: Sequence[int], grouping: Grouping
+) -> list[str]:
+    """Sentences on splits that are empty or far from what was asked, and on chains that were divided."""
+    notes = []
+    for name, setting in asked.items():
+        wanted = share(setting, name)
+        goal = wanted if isinstance(wanted, int) else wanted * total
+        if (goal >= 1 or sizes) and goal and _is_far(got[name], goal, total, counted=isinstance(wanted, int)):
+            largest = sizes[0] if sizes else 1
+            notes.append(
+                f"data.{name} asks for {setting} ({goal:.0f} of {total} records) and gets {got[name]}: records that"
+                f" belong together stay on one side, and the largest group has {largest} ({largest / total:.0%}). Name"
+                f" a source of its own in `data.{name}`, or bring records of more conversations or documents."
+            )
+    if grouping.divided:
+        notes.append(
+            f"{grouping.divided} of {total} records form chains of near-duplicates or shared passages of more than"
+            f" {LARGEST:.0%} of all records each, as a template gives them: of these only records with the same"
+            " question stay on one side."
+        )
+    return notes
+
+
+def _is_far(got: int, goal: float, total: int, counted: bool) -> bool:
+    """Whether a split is empty, or further from its goal than chance explains where every record is alone."""
+    if counted or not got:
+        return got != goal
+    deviation = (goal * (1 - goal / total)) ** 0.5
+    return not goal / 2 <= got <= 2 * goal and abs(got - goal) > 3 * deviation

@@ -231,6 +231,8 @@ class FormatString:
                 'For example `render: "Question: {prompt}\\nAnswer: {completion}"`.',
             )
         self.form, self.pieces, self.target = form, pieces, names[-1]
+        own = ("prompt", "completion") if self.target == "completion" else ("text",)
+        self.columns = tuple(dict.fromkeys(name for name in names if name not in own))
 
     def render(self, record: Record, everything: bool) -> Rendered:
         """The record written into the format string; the span is the answer, or with `everything` the whole text."""

@@ -70,7 +70,8 @@ class Item:
     """One record's answer and score; a line of evaluation.jsonl.
 
     `pictures` holds the prompt, the reference or the prediction (under these names) if it is an image: a PNG as a data
-    URI. `finish` is "stop" or "length", and None if nothing was generated.
+    URI. `finish` is "stop" or "length", and None if nothing was generated. Items of one `group` are not independent; it
+    is the id of one of their records, which is the item's own where it stands alone.
     """
 
     id: str
@@ -82,6 +83,11 @@ class Item:
     metric: str
     right: bool
     pictures: Mapping[str, str] = field(default_factory=dict)
+    group: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.group:
+            object.__setattr__(self, "group", self.id)
 
     def to_json(self) -> dict[str, Any]:
         line = asdict(self)

@@ -17,6 +17,8 @@ from luthier.sampling.scoring import sequence_logprobs
 from luthier.types import Record, Row
 
 Progress = Callable[[int, int], None]
+RECORD_COLUMNS = ("metric", "choices")
+"""Columns of a record that decide how it is scored, whatever the recipe's metric."""
 
 
 def evaluate(
@@ -166,4 +168,5 @@ def _item(question: Question, reply: Reply, renderer: ReferenceRenderer) -> Item
         finish=reply.finish,
         metric=metric.kind,
         right=reply.score >= metric.RIGHT,
+        group=record.group,
     )

@@ -220,6 +220,16 @@ class Data(Block):
         default=True,
         description="true keeps one of several identical records. Set false where repetition is meant as a weight.",
     )
+    identity: list[str] = Field(
+        default_factory=list,
+        description="Further columns in which records differ that are no copies of each other, besides those that the "
+        "recipe's parts and `data.render` read. A comparison adds what only some of its methods read.",
+    )
+    group_by: str | None = Field(
+        default=None,
+        description="A column that names what records were cut from, such as a document, a conversation or an author: "
+        "records of one value stay on one side of a split. null goes by the texts alone.",
+    )
 
 
 class BatchSettings(Block):

@@ -44,13 +44,20 @@ An option that a part gets later belongs here if its default computes what the p
 """
 
 
+ADDED_KEYS: Mapping[tuple[str, str], Any] = {("data", "group_by"): None, ("data", "identity"): []}
+"""(block, key) → the default of a key that recipes did not have when run folders were first written."""
+
+
 def hashed_form(data: Mapping[str, Any]) -> dict[str, Any]:
     """A resolved recipe in the form that is hashed, so that a run folder of an older version can be resumed.
 
     The form is that of the first run folders: `rollout` and `sample` are blocks at the top, and options of
-    ADDED_OPTIONS appear only where they differ from their default.
+    ADDED_OPTIONS and keys of ADDED_KEYS appear only where they differ from their default.
     """
     hashed = {key: _without_added(block) for key, block in data.items()}
+    for (block, key), default in ADDED_KEYS.items():
+        if block in hashed and hashed[block].get(key) == default:
+            hashed[block].pop(key, None)
     rl, evaluate = hashed.get("rl"), hashed.get("evaluate")
     hashed["rollout"], hashed["sample"] = dict(ROLLOUT_AT_THE_TOP), dict(SAMPLE_AT_THE_TOP)
     if isinstance(rl, dict):

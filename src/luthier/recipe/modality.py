@@ -41,6 +41,8 @@ class Modality:
 
 
 _TEXT = {
+    "data.identity": "arrays are compared whole",
+    "data.group_by": "records of arrays have no columns of text",
     "data.render": "there is no text to render",
     "data.targets": "a record is its own target",
     "data.max_tokens": "records have no tokens",

@@ -39,6 +39,10 @@ class Choice(Reward):
         description="Column of the record that lists its choices, in the order of their letters (A is the first).",
     )
 
+    @property
+    def fields(self) -> tuple[str, ...]:
+        return (self.column,)
+
     def score(self, answer: Answer) -> float | None:
         choices = [str(choice) for choice in answer.record.fields.get(self.column) or ()]
         right = _named(answer.gold, choices)

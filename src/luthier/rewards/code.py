@@ -55,6 +55,10 @@ class Code(Reward):
         "and not left out.",
     )
 
+    @property
+    def fields(self) -> tuple[str, ...]:
+        return (self.column,)
+
     def score(self, answer: Answer) -> Judged:
         tests = answer.record.fields.get(self.column)
         if not tests:

@@ -65,6 +65,10 @@ class JsonSchema(Reward):
             raise ValueError(f"the keyword `{unknown[0]}` of JSON Schema is not supported")
         return schema
 
+    @property
+    def fields(self) -> tuple[str, ...]:
+        return (self.column,)
+
     def score(self, answer: Answer) -> Judged:
         document = parse_json(answer.text)
         if document is None or (self.whole and not _is_json(answer.text)):

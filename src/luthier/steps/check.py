@@ -26,7 +26,13 @@ from luthier.engine.assemble import Parts, apply_tuners
 from luthier.errors import DataError, LuthierError, RecipeError
 from luthier.modalities.base import compute_dtype, find_device
 from luthier.modalities.language.columns import can_cache_reference, with_fields
-from luthier.modalities.language.workspace import check_context, predicted_memory, refuse_unscorable_sets, training_rows
+from luthier.modalities.language.workspace import (
+    check_context,
+    columns_of,
+    predicted_memory,
+    refuse_unscorable_sets,
+    training_rows,
+)
 from luthier.modalities.open import open_workspace
 from luthier.models.context import checkpoint_layers
 from luthier.models.loading.load import load_config, load_tokenizer
@@ -180,12 +186,12 @@ def _findings(recipe: Recipe, probe: bool) -> Iterator[Finding]:
     else:
         renderer = Renderer(load_tokenizer(settings.model, recipe.base), settings.data.render, settings.data.targets)
         with tempfile.TemporaryDirectory() as cache:
-            report = examine(settings.data, renderer, recipe.base, Path(cache))
+            report = examine(settings.data, renderer, recipe.base, Path(cache), columns_of(recipe))
             yield report
             if report.problems:
                 number = sum(len(errors) for errors in report.problems.values())
                 raise DataError(f"{number} record(s) cannot be used; they are listed above.", "Correct or remove them.")
-            prepared = prepare(settings.data, renderer, recipe.base, Path(cache))
+            prepared = prepare(settings.data, renderer, recipe.base, Path(cache), columns_of(recipe))
         check_context(load_config(settings.model, recipe.base), settings.data.max_tokens, prepared)
         refuse_unscorable_sets(recipe, prepared, renderer, SETS)
         if generates:

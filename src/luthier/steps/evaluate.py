@@ -10,14 +10,17 @@ from rich.console import Console
 from torch import nn
 
 from luthier.data.batches import limited
+from luthier.data.groups import group_records, with_groups
 from luthier.data.render import Renderer
 from luthier.data.sources import load_records
+from luthier.data.words import words_of
 from luthier.engine.allocator import tune_allocator
 from luthier.errors import RecipeError
 from luthier.evals.answering import EvaluatedModel
 from luthier.evals.base import Evaluation
 from luthier.evals.evaluate import evaluate
 from luthier.modalities.base import Workspace, compute_dtype, find_device
+from luthier.modalities.language.workspace import columns_of
 from luthier.models.loading.load import load_model
 from luthier.recipe import Recipe, load_recipe
 from luthier.recipe.modality import MODALITIES, modality_of
@@ -91,7 +94,9 @@ def evaluate_model(
     typed = settings.model.model_copy(update={"dtype": compute_dtype(recipe, device)})
     loaded = load_model(typed, recipe.base, device)
     renderer = Renderer(loaded.tokenizer, settings.data.render, settings.data.targets)
-    records = load_records(settings.data.train, recipe.base)
+    records = load_records(settings.data.train, recipe.base, (*renderer.columns, *columns_of(recipe)))
+    words = words_of(records, renderer.columns)
+    records = with_groups(records, group_records(records, words, settings.data.group_by))
     records = limited(records, limit or settings.evaluate.limit, lambda record: record.id)
     if not records:
         raise RecipeError(f"{data} holds no records.")

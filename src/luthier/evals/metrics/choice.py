@@ -27,6 +27,10 @@ class Choice(Metric):
         "helps long choices against short ones.",
     )
 
+    @property
+    def fields(self) -> tuple[str, ...]:
+        return ("choices",)
+
     def pick(self, logprobs: Sequence[float], choices: Sequence[str], tokens: Sequence[int]) -> int:
         lengths = {
             "none": [1] * len(choices),

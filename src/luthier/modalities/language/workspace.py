@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from luthier.data.batches import Layout, limited
+from luthier.data.groups import group_records, with_groups
 from luthier.data.pairs import is_judged, is_paired, without_rejected
 from luthier.data.prepare import Prepared, prepare
 from luthier.data.render import Renderer
@@ -24,7 +25,7 @@ from luthier.engine.source import Records, RowSource
 from luthier.errors import DataError, RecipeError
 from luthier.evals.answering import EvaluatedModel
 from luthier.evals.base import Evaluation
-from luthier.evals.evaluate import evaluate, perplexity, refuse_unscorable
+from luthier.evals.evaluate import RECORD_COLUMNS, evaluate, perplexity, refuse_unscorable
 from luthier.modalities.base import Log, Workspace, find_device, micro_tokens
 from luthier.modalities.language.columns import (
     can_cache_reference,
@@ -40,6 +41,7 @@ from luthier.models.loading.load import folded, load_model
 from luthier.models.policy import TokenPolicy
 from luthier.objectives.sum import members_of
 from luthier.recipe import Recipe
+from luthier.recipe.columns import read_columns
 from luthier.recipe.settings import RL
 from luthier.rollouts.base import build_chain
 from luthier.runs.journal import Journal
@@ -68,7 +70,7 @@ class LanguageWorkspace(Workspace, LanguageModel):
         loaded = folded(load_model(settings.model.model_copy(update={"dtype": dtype}), recipe.base, device))
         say("preparing the data")
         renderer = Renderer(loaded.tokenizer, settings.data.render, settings.data.targets)
-        prepared = prepare(settings.data, renderer, recipe.base, cache)
+        prepared = prepare(settings.data, renderer, recipe.base, cache, columns_of(recipe))
         check_context(loaded.module.config, settings.data.max_tokens, prepared)
         return cls(recipe, device, loaded, prepared, renderer)
 
@@ -161,6 +163,11 @@ class LanguageWorkspace(Workspace, LanguageModel):
         self.loaded.tokenizer.save_pretrained(folder)
 
 
+def columns_of(recipe: Recipe) -> tuple[str, ...]:
+    """The columns of the data that evaluation and parts of a recipe read besides question and answer."""
+    return tuple(dict.fromkeys((*RECORD_COLUMNS, *read_columns(recipe), *recipe.settings.data.identity)))
+
+
 def check_context(config: Any, max_tokens: int, prepared: Prepared) -> None:
     """Raise DataError for rows longer than the model's context, `max_position_embeddings` tokens."""
     context = getattr(config, "max_position_embeddings", None)
@@ -178,7 +185,8 @@ def retain_records(recipe: Recipe) -> list[Record]:
     settings = recipe.settings.evaluate
     if settings.retain is None:
         return []
-    return limited(load_records(settings.retain, recipe.base), settings.limit, lambda record: record.id)
+    records = load_records(settings.retain, recipe.base)
+    return limited(with_groups(records, group_records(records)), settings.limit, lambda record: record.id)
 
 
 def held_out(recipe: Recipe, prepared: Prepared, split: str) -> list[Record]:

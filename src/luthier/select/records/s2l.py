@@ -78,6 +78,10 @@ class S2L(Subset):
         "clusters all together; the published code uses `source`.",
     )
 
+    @property
+    def fields(self) -> tuple[str, ...]:
+        return () if self.stratify_by is None else (self.stratify_by,)
+
     def choose(self, candidates: Sequence[Candidate], columns: Columns, seed: int) -> list[int]:
         trajectories = columns["trajectory"]
         if missing := [candidate.row.id for candidate in candidates if candidate.row.id not in trajectories]:
