@@ -130,8 +130,8 @@ def _finite(text: str) -> float:
 
 
 def boxed(text: str) -> str | None:
-    r"""The content of the last complete `\boxed{...}` of a text, inner braces included; None without one."""
-    starts = [match.end() for match in re.finditer(r"\\?boxed\s*\{", text)]
+    r"""The content of the last complete `\boxed{...}` (or `\fbox`) of a text, inner braces included; None without one."""
+    starts = [match.end() for match in re.finditer(r"(?:\\?boxed|\\fbox)\s*\{", text)]
     for start in reversed(starts[-TRIES:]):
         depth = 1
         for index in range(start, len(text)):
