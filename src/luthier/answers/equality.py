@@ -95,7 +95,7 @@ def _of_relation(node: Node) -> Node:
     if signs[0] in ("in", "to") and len(signs) == 1 and _is_name(members[0]):
         return members[1]
     if set(signs) == {"="}:
-        if _is_name(members[0]) and not set(_symbols(members[-1])) & set(_symbols(members[0])):
+        if _is_name(members[0]) and _symbols(members[0])[0] not in _symbols(members[-1]):
             return _of_chain(members[1:])
         if len(members) == 2 and _is_name(members[1]) and not _symbols(members[0]):
             return members[0]

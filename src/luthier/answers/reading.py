@@ -176,7 +176,7 @@ def _in_units_of_one(reading: Reading) -> Node:
 
 
 def _as_text(text: str) -> str:
-    """A text as it is compared: space between words and digits alone, words without case; single letters keep theirs."""
+    """A text as it is compared: space between words and digits alone, words (not single letters) without case."""
     text = re.sub(r"(?<!\w)\s+|\s+(?!\w)", "", text.strip())
     text = re.sub(r"\s+", " ", text)
     return re.sub(r"[^\W\d_]{2,}", lambda match: match[0].casefold(), text)
