@@ -10,7 +10,7 @@ from typing import Any
 from luthier.data.shapes import label_of
 from luthier.errors import RecipeError
 from luthier.evals.answering import WAYS, EvaluatedModel, Question, ReferenceRenderer, Reply, refuse_infinite
-from luthier.evals.auto import choose_metric
+from luthier.evals.auto import choose_metric, metric_of_odd
 from luthier.evals.base import Evaluation, EvaluationError, Item, Metric
 from luthier.parts import build
 from luthier.sampling.scoring import sequence_logprobs
@@ -104,6 +104,9 @@ def assign_metrics(
     reason = "set in the recipe" if rest else "each record names its metric or has `choices`"
     if metric == "auto" and rest:
         metric, reason = choose_metric(rest, [references[record.id] for record in rest])
+        for record in rest:
+            if (odd := metric_of_odd(metric, references[record.id])) != metric:
+                own[record.id] = odd
     # One object per spelling: a metric of a user's file is loaded once, not for every record.
     built = {repr(metric): build("metric", metric, base)} if rest else {}
     for record in records:
