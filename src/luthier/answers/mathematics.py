@@ -2,11 +2,15 @@ r"""The judge of mathematical answers, for the metric and the reward `math`."""
 
 from __future__ import annotations
 
+import re
 from fractions import Fraction
 from itertools import product
 
 from luthier.answers.final import answer_of
 from luthier.answers.reading import read_answer, same_answer
+
+_MATHEMATICAL = re.compile(r"\d|[\\=+*/^<>½√π∞∅]|boxed|####")
+"""What every gold answer has in it: a word or letter by itself is one only in a box or behind the mark."""
 
 
 def judge(text: str, gold: str, tolerance: float = 0.0) -> float | None:
@@ -15,7 +19,7 @@ def judge(text: str, gold: str, tolerance: float = 0.0) -> float | None:
     Args:
         tolerance: deviation of a number that counts as equal, relative to the gold number.
     """
-    gold_answer = answer_of(gold)
+    gold_answer = answer_of(gold) if _MATHEMATICAL.search(gold) else ""
     if not gold_answer:
         return None
     answer = answer_of(text)

@@ -17,7 +17,7 @@ class Math(Reward):
     formula or number. Fractions, roots, powers, tuples, intervals, sets and equations are read, in LaTeX or plain
     text, and compared exactly; two terms with variables are compared at several points. 50% equals 50 and 0.5.
     Known units must agree where both answers have one. What is no formula is compared as text.
-    None if the gold answer holds no number, formula or single word.
+    None if the gold answer holds no number, formula or box.
     """
 
     SETTINGS: ClassVar = ({}, {"tolerance": 0.01})

@@ -39,5 +39,5 @@ class Math(Metric):
     def score(self, prediction: str, record: Record, reference: str) -> float:
         score = judge(prediction, reference, self.tolerance)
         if score is None:
-            raise ValueError(f"its reference holds no number, formula or single word: {reference[:80]!r}")
+            raise ValueError(f"its reference holds no number, formula or box: {reference[:80]!r}")
         return score
