@@ -102,7 +102,7 @@ def with_options(questions: Sequence[Question], renderer: ReferenceRenderer, rea
     if not asked:
         return list(questions), reason
     naming, words = naming_of([(questions[index].reference, choices) for index, choices in asked.items()])
-    written: set[Naming] = {getattr(questions[index].metric, "answers", "auto") for index in asked}
+    written: set[Naming] = {questions[index].metric.naming for index in asked}
     if len(written) == 1 and written != {"auto"}:
         (naming,) = written
         words = f"the answers are {IN_WORDS[naming]}"
@@ -111,7 +111,7 @@ def with_options(questions: Sequence[Question], renderer: ReferenceRenderer, rea
     optioned = list(questions)
     for index, choices in asked.items():
         question = questions[index]
-        own: Naming = getattr(question.metric, "answers", "auto")
+        own = question.metric.naming
         way = naming if own == "auto" else own
         right = chosen(question.reference, choices, way)
         if right is not None:

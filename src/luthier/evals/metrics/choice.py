@@ -35,6 +35,10 @@ class Choice(Metric):
         "1). `auto` takes the first of these that fits every record.",
     )
 
+    @property
+    def naming(self) -> Naming:
+        return self.answers
+
     def pick(self, logprobs: Sequence[float], choices: Sequence[str], tokens: Sequence[int]) -> int:
         lengths = {
             "none": [1] * len(choices),
