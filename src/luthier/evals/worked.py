@@ -22,7 +22,7 @@ OTHERS = 200
 
 
 @dataclass(frozen=True)
-class WorkedExample:
+class MetricExample:
     """A reference with an answer that the metric calls right and one that it calls wrong, and their scores.
 
     Attributes:
@@ -44,7 +44,7 @@ class ExplainedMetric:
 
     name: str
     reason: str
-    examples: tuple[WorkedExample, ...]
+    examples: tuple[MetricExample, ...]
 
 
 def explain_metric(
@@ -72,7 +72,7 @@ def _spread(questions: Sequence[Question]) -> list[Question]:
     return different[::step][:EXAMPLES]
 
 
-def _worked(question: Question, questions: Sequence[Question]) -> WorkedExample:
+def _worked(question: Question, questions: Sequence[Question]) -> MetricExample:
     others = _others(question, questions)
     scored = [(answer, _score(question, answer)) for answer in (*_restated(question), question.reference)]
     right = next(((answer, score) for answer, score in scored if score >= question.metric.RIGHT), None)
@@ -80,7 +80,7 @@ def _worked(question: Question, questions: Sequence[Question]) -> WorkedExample:
     wrong = next(((answer, score) for answer, score in changed if score < question.metric.RIGHT), None)
     alike = {answer for answer, score in changed[: len(others)] if score >= question.metric.RIGHT}
     mistaken = next((answer for answer in others if answer in alike and not _same_text(answer, question)), None)
-    return WorkedExample(question.record.id, question.metric.kind, question.reference, right, wrong, mistaken)
+    return MetricExample(question.record.id, question.metric.kind, question.reference, right, wrong, mistaken)
 
 
 def _score(question: Question, answer: str) -> float:
