@@ -47,6 +47,8 @@ from luthier.data.parsers import boxed, names_two_numbers, parse_json, parse_num
         ("3 million people", "3000000"),
         ("2.5 thousand", "2500"),
         ("2 dozen eggs", "24"),
+        ("it is minus 5", "-5"),
+        ("7 minus 5", "5"),
         ("version 1.5.2 costs 7", "7"),
         ("answer: 0.", "0"),
     ],

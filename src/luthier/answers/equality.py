@@ -47,6 +47,12 @@ def equal(answer: Node, gold: Node, tolerance: Fraction = Fraction(0)) -> bool:
     Raises:
         Unreadable: a term has no value, as 1/0.
     """
+    if _is_equation(answer) and _is_equation(gold) and (_symbols(answer) or _symbols(gold)):
+        if _proportional(_difference(answer), _difference(gold)):
+            return True
+        names = {node.parts[0].label for node in (answer, gold) if node.parts[0].kind == "symbol"}
+        if len(names) == 2 and not _symbols(answer.parts[1]):  # x = 5 is not y = 5; y = 2x is f(x) = 2x
+            return False
     answer, gold = _plain(answer), _plain(gold)
     if _several(answer) or _several(gold):
         return _same_members(answer, gold, tolerance)
@@ -60,6 +66,10 @@ def equal(answer: Node, gold: Node, tolerance: Fraction = Fraction(0)) -> bool:
             equal(part, other, tolerance) for part, other in zip(answer.parts, gold.parts, strict=True)
         )
     return _same_term(answer, gold, tolerance)
+
+
+def _is_equation(node: Node) -> bool:
+    return node.kind == "relation" and node.label == ("=",)
 
 
 def scaled(node: Node, factor: Node) -> Node:
@@ -78,7 +88,11 @@ def _plain(node: Node) -> Node:
         parts: list[Node] = []
         for part in _without_name(node.parts):
             part = _plain(part)
-            parts += part.parts if part.kind in ("list", "union") else [part]
+            members = part.parts if part.kind in ("list", "union") else [part]
+            for member in members:
+                # A set holds each member once; a list of solutions may hold one twice.
+                if node.kind != "set" or not any(equal(member, other) for other in parts):
+                    parts.append(member)
         return parts[0] if len(parts) == 1 else Node("list", tuple(parts), node.label)
     if _holds(node, "plus_minus") and node.kind not in ("sequence", "matrix", "ratio", "relation"):
         return Node("list", (_signed(node, 1), _signed(node, -1)))

@@ -14,7 +14,7 @@ from luthier.answers.formulas import CONSTANTS, FUNCTIONS
 from luthier.answers.notation import plain_signs
 from luthier.answers.reading import read_answer
 from luthier.answers.units import MULTIPLES, read_unit
-from luthier.data.parsers import NUMBER, boxed
+from luthier.data.parsers import NUMBER, boxed, signed_words
 
 MARK = "####"
 _ANSWER_IS = re.compile(r"\banswer[*_]*[^\S\n]?(?:is|:|=)[*_:]*[^\S\n]*(?=\S)", re.IGNORECASE)
@@ -39,7 +39,7 @@ def answer_of(text: str) -> str:
     if MARK in text:
         line = _first_line(text[text.rfind(MARK) + len(MARK) :])
         return _leading(line.split()) or line[:_WHOLE].strip()
-    text = _OPEN_BOX.sub(" ", plain_signs(text)).strip()
+    text = signed_words(_OPEN_BOX.sub(" ", plain_signs(text))).strip()
     short = len(text) <= _WHOLE and "\n" not in text
     if short and ("\\text{" in text or (not _has_words(text) and _reads(text))):
         return text

@@ -43,7 +43,10 @@ _SYNONYMS = {
     # Spaces and sizes. A thin space between groups of digits is a thousands separator.
     r"(?<=\d)(?:\\[,!;: ]|\{,\}|,\\!)(?=\d{3}(?!\d))": ",",
     r"\\(?:left|right|[bB]igg?[lrm]?)(?![a-zA-Z])\.?|\\(?:limits|quad|qquad|thinspace|nobreak)(?![a-zA-Z])": " ",
-    r"\\[,;:! ]|~|\\[()\[\]]": " ",
+    r"(?<!\\)\\[,;:! ]|~|(?<!\\)\\[()\[\]]": " ",
+    r"(?<=\d)\s+[xX]\s+(?=\d)|(?<=\d)[xX](?=10\s*(?:\^|\*\*))": "*",
+    r"(?<=\d)'(?=\d{3}(?!\d))": ",",
+    r"(\d{1,20})\.(\d{0,20})\\overline\s*\{(\d{1,20})\}": lambda match: _repeating(*match.groups()),
     # An argument without braces is one digit or letter.
     r"\\frac\s*(\d)\s*(\d)": r"\\frac{\1}{\2}",
     r"\\frac\s*(\d)\s*\{": r"\\frac{\1}{",
@@ -77,6 +80,12 @@ def latex_notation(text: str) -> str:
     for pattern, replacement in _PATTERNS:
         text = pattern.sub(replacement, text)
     return text
+
+
+def _repeating(whole: str, fixed: str, repeated: str) -> str:
+    """A repeating decimal as a fraction: 0.1666… is (16 - 1)/90."""
+    above = int(whole + fixed + repeated) - int(whole + fixed)
+    return f"\\frac{{{above}}}{{{'9' * len(repeated)}{'0' * len(fixed)}}}"
 
 
 def _ascii(sign: str) -> str:

@@ -26,6 +26,7 @@ _UNIT = re.compile(
 )
 _ORDINAL = re.compile(r"\d(?:st|nd|rd|th)\Z")
 _CALLED = re.compile(r"\A(?P<name>[A-Za-z]{3,}(?: [A-Za-z]+){0,4})\s*(?:=|:|\bis\b)\s*(?=\S)")
+_LEADING = re.compile(r"\A(?:=|≈|\\approx(?![a-z])|\\sim(?![a-z]))\s*")
 _DEGREE_FACTOR = Node("constant", (), "degree")
 
 
@@ -68,6 +69,7 @@ def _undressed(answer: str) -> str:
     if text.count("$") % 2 == 0:
         text = text.replace("$", " ")
     text = text.strip().strip('*`"').strip()
+    text = _LEADING.sub("", text)
     if (match := _CALLED.match(text)) and match["name"].split()[0] not in FUNCTIONS:
         text = text[match.end() :]
     return text.rstrip(" .,;:").strip()

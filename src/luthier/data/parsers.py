@@ -31,6 +31,9 @@ _MULTIPLE = re.compile(r"\s?(hundred|thousand|million|billion|trillion|dozen)\b"
 MULTIPLES = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12}
 """Words behind a number, with the power of ten that they stand for."""
 _TWO_NUMBERS = re.compile(r"\d\S*(?: [^\W\d]+)? or \Z")
+_MINUS_WORD = re.compile(
+    r"((?:\A|[=:(\n]|\b(?:is|are|was|equals|equal to)\b)[ $]{0,3})(?:minus|negative) (?=[$€£¥]?\.?\d)"
+)
 _WIDE = str.maketrans("０１２３４５６７８９．，＋－／％＄", "0123456789.,+-/%$")
 DATE = re.compile(r"\d{1,4}(?:/\d{1,4}){2,}")
 MIXED = re.compile(r"(?<![\w./])(?P<sign>[-−]?)(?P<whole>\d{1,9}) (?P<above>\d{1,9})/(?P<below>\d{1,9})(?![\d/])")
@@ -131,9 +134,14 @@ def parse_json(text: str) -> dict[str, Any] | list[Any] | None:
 
 def _with_simple_fractions(text: str) -> str:
     """The text with LaTeX fractions and mixed numbers written a/b, and without the slashes of dates."""
-    text = re.sub(r"(?<=\d)(?:\{,\}|\\[,!])(?=\d{3}(?!\d))", ",", text.translate(_WIDE))
+    text = re.sub(r"(?<=\d)(?:\{,\}|\\[,!])(?=\d{3}(?!\d))", ",", signed_words(text.translate(_WIDE)))
     text = _LONE_MINUS.sub(r"\1-", _LATEX_FRACTION.sub(_slashed, text))
     return MIXED.sub(_improper, DATE.sub(lambda match: match[0].replace("/", " "), text))
+
+
+def signed_words(text: str) -> str:
+    """The text with `minus 5` as -5 where a number may begin: `it is minus 5`, and not `7 minus 5`."""
+    return _MINUS_WORD.sub(r"\1-", text)
 
 
 def _slashed(match: re.Match[str]) -> str:
