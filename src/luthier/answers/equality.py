@@ -104,28 +104,17 @@ def _several(node: Node) -> bool:
 
 
 def _of_relation(node: Node) -> Node:
-    """The right side of `x = 5` and of `2 + 3 = 5`; the interval of an inequality with one symbol; else the node."""
+    """The last side of `x = 5`, and of `2 + 3 = 5` even if that is false; an inequality's interval; else the node."""
     members, signs = node.parts, node.label
     if signs[0] in ("in", "to") and len(signs) == 1 and _is_name(members[0]):
         return members[1]
     if set(signs) == {"="}:
         if _is_name(members[0]) and _symbols(members[0])[0] not in _symbols(members[-1]):
-            return _of_chain(members[1:])
+            return members[-1]
         if len(members) == 2 and _is_name(members[1]) and not _symbols(members[0]):
             return members[0]
-        return _of_chain(members) if not _symbols(node) else node
+        return members[-1] if not _symbols(node) else node
     return _interval(members, signs) or node
-
-
-def _of_chain(members: Sequence[Node]) -> Node:
-    """The last of equal members: 2 + 3 = 5 gives 5.
-
-    Raises:
-        Unreadable: the members differ.
-    """
-    if not all(_same_term(member, members[-1], Fraction(0)) for member in members[:-1]):
-        raise Unreadable("an equation that does not hold")
-    return members[-1]
 
 
 def _is_name(node: Node) -> bool:

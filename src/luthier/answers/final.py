@@ -27,7 +27,11 @@ _AROUND = 1000
 """Characters before and behind the last digit of a text in which its last formula is searched."""
 _MOST_TOKENS = 12
 _WORD = re.compile(r"[^\W\d_]{2,}(?:['’./-][^\W\d_]+)*\.?")
-_LONE_WORD = re.compile(r"(?<!\S)[A-Za-z]{2,}(?=[\s.,;:!?]|\Z)")
+_CLOSING_TAG = re.compile(r"</([A-Za-z][\w-]{0,20})>")
+_CONTROL = re.compile(r"<\|[\w ]{1,40}\|>")
+_NUMBERED = re.compile(r"\A\(?(?:\d{1,2}|[a-z])[.)]\s+(?=[-−$]*\d)")
+"""The number of a point in a list, before its content."""
+_HYPHENED = re.compile(r"\d-[A-Za-z]{2}")
 _STOP = re.compile(r"[.;:!?][*\"')\]]*\Z")
 _AROUND_TOKENS = "()[]'\"*`#.,;:!?"
 
@@ -39,7 +43,7 @@ def answer_of(text: str) -> str:
     if MARK in text:
         line = _first_line(text[text.rfind(MARK) + len(MARK) :])
         return _leading(line.split()) or line[:_WHOLE].strip()
-    text = signed_words(_OPEN_BOX.sub(" ", plain_signs(text))).strip()
+    text = _undecorated(text)
     short = len(text) <= _WHOLE and "\n" not in text
     if short and ("\\text{" in text or (not _has_words(text) and _reads(text))):
         return text
@@ -47,12 +51,22 @@ def answer_of(text: str) -> str:
     return answer or (text if short and not re.search(r"\s|\d", text) else "")
 
 
+def _undecorated(text: str) -> str:
+    """The text without boxes that are open, tags, numbers of points and exclamation marks in a row."""
+    text = signed_words(_OPEN_BOX.sub(" ", plain_signs(text))).strip()
+    if "</" in text or "<|" in text:
+        for tag in {match[1] for match in _CLOSING_TAG.finditer(text)}:
+            text = text.replace(f"<{tag}>", " ").replace(f"</{tag}>", " ")
+        text = _CONTROL.sub(" ", text).strip()
+    return _NUMBERED.sub("", re.sub(r"!{2,}", "", text))
+
+
 def _first_line(text: str) -> str:
     return text.lstrip()[: 2 * _WHOLE].partition("\n")[0]
 
 
 def _has_words(text: str) -> bool:
-    return any(word not in (*FUNCTIONS, *CONSTANTS) for word in _LONE_WORD.findall(text))
+    return any(_is_word(token) and len(token.strip(_AROUND_TOKENS)) > 1 for token in text.split())
 
 
 def _reads(text: str) -> bool:
@@ -102,8 +116,10 @@ def _leading(tokens: Sequence[str]) -> str:
 def _readable(chunk: str) -> str:
     """The chunk, or the chunk without signs of punctuation around it, if that is a formula; else empty."""
     chunk = chunk.rstrip("!?")
-    for candidate in (chunk, chunk.rstrip("*\"'`)].,;:"), chunk.strip(_AROUND_TOKENS)):
-        if candidate and not _has_unread_words(candidate) and _reads(candidate):
+    if re.fullmatch(r"[(\[]\d{1,3}(?:,\d{3})+(?:\.\d+)?[)\]]", chunk):  # a number in brackets, in a sentence
+        chunk = chunk[1:-1]
+    for candidate in (chunk, chunk.rstrip("*\"'`)].,;:="), chunk.strip(_AROUND_TOKENS + "{}=")):
+        if candidate and not _has_unread_words(candidate) and not _HYPHENED.search(candidate) and _reads(candidate):
             return candidate
     return ""
 

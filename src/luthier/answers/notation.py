@@ -6,7 +6,7 @@ import re
 import unicodedata
 
 SIGNS = {
-    "−": "-", "–": "-", "—": "-", "‐": "-", "‑": "-", "﹣": "-", "×": "*", "·": "*", "⋅": "*", "∗": "*", "÷": "/",
+    "−": "-", "–": "-", "‐": "-", "‑": "-", "﹣": "-", "×": "*", "·": "*", "⋅": "*", "∗": "*", "÷": "/",
     "⁄": "/", "∕": "/", "√": "\\surd ", "π": "\\pi ", "∞": "\\infty ", "≤": "\\le ", "≥": "\\ge ", "≠": "\\ne ",
     "⩽": "\\le ", "⩾": "\\ge ", "∪": "\\cup ", "∈": "\\in ", "°": "^\\circ ", "±": "\\pm ", "∅": "\\emptyset ",
     "’": "'", "′": "'", "\u00a0": " ", "\u202f": " ", "\u2009": " ", "\u200b": "", "¢": " cents", "º": "^\\circ ",
@@ -54,7 +54,7 @@ _SYNONYMS = {
     r"\\sqrt\s*(\d|[a-zA-Z](?![a-zA-Z]))": r"\\sqrt{\1}",
 }
 _PATTERNS = tuple((re.compile(pattern), replacement) for pattern, replacement in _SYNONYMS.items())
-TEXT = re.compile(r"\\(?:text|mathrm|textbf|textit|textrm|textnormal|mbox|hbox|rm)\s*\{([^{}]*)\}")
+TEXT = re.compile(r"\\(?:text|mathrm|textbf|textit|textrm|textnormal|mathbf|boldsymbol|bm|mbox|hbox|rm)\s*\{([^{}]*)\}")
 """A command that writes its argument as words."""
 
 

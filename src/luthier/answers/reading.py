@@ -26,7 +26,9 @@ _UNIT = re.compile(
 )
 _ORDINAL = re.compile(r"\d(?:st|nd|rd|th)\Z")
 _CALLED = re.compile(r"\A(?P<name>[A-Za-z]{3,}(?: [A-Za-z]+){0,4})\s*(?:=|:|\bis\b)\s*(?=\S)")
-_LEADING = re.compile(r"\A(?:=|≈|\\approx(?![a-z])|\\sim(?![a-z]))\s*")
+_DOLLAR = re.compile(r"(?<!\\)\$")
+_LEADING = re.compile(r"\A(?:(?:=|≈|\\approx(?![a-z])|\\sim(?![a-z]))\s*|[A-Z]:\s+|[A-Za-z]\s*\([^()=]{1,20}\)\s*=\s*)")
+"""What stands before an answer: `≈`, `A: `, or the name `P(A) =`."""
 _DEGREE_FACTOR = Node("constant", (), "degree")
 
 
@@ -64,10 +66,12 @@ def _undressed(answer: str) -> str:
     r"""The answer without layout, quotes, a name before it, and the full stop of a sentence; `\text{}` is opened."""
     if len(answer) > 2 * LONGEST:
         return answer.strip()
-    text = latex_notation(plain_signs(answer))
-    text = TEXT.sub(r" \1 ", text)
-    if text.count("$") % 2 == 0:
-        text = text.replace("$", " ")
+    text = plain_signs(answer)
+    if "\\begin" not in text:  # JSON within JSON doubles backslashes
+        text = re.sub(r"\\\\(?=[A-Za-z$%{(\[])", r"\\", text)
+    text = latex_notation(TEXT.sub(r" \1 ", text))
+    if len(_DOLLAR.findall(text)) % 2 == 0:  # formulas stand between two, prices behind one
+        text = _DOLLAR.sub(" ", text)
     text = text.strip().strip('*`"').strip()
     text = _LEADING.sub("", text)
     if (match := _CALLED.match(text)) and match["name"].split()[0] not in FUNCTIONS:
