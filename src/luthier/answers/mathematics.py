@@ -9,7 +9,7 @@ from itertools import product
 from luthier.answers.final import answer_of
 from luthier.answers.reading import read_answer, same_answer
 
-_MATHEMATICAL = re.compile(r"\d|[\\=+*/^<>½√π∞∅]|boxed|####")
+_MATHEMATICAL = re.compile(r"\d|[\\=+*/^<>½√π∞∅]|boxed|####|(?<!\w)[a-z]\s*[-−]\s*[a-z](?!\w)")
 """What every gold answer has in it: a word or letter by itself is one only in a box or behind the mark."""
 
 

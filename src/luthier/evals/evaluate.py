@@ -120,7 +120,8 @@ def with_options(questions: Sequence[Question], renderer: ReferenceRenderer, rea
             optioned[index] = replace(question, reference=options[right], options=options)
     if naming != "text":
         words += ", which the prompts list" if listed else "; the texts are compared, as the prompts do not list them"
-    return optioned, f"{reason}; {words}"
+    # That references are the texts of choices is the rule, and said only where they could be something else.
+    return optioned, reason if naming == "text" and ";" not in words else f"{reason}; {words}"
 
 
 def assign_metrics(

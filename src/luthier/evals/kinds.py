@@ -51,6 +51,7 @@ _INTRODUCED = re.compile(
 )
 _EQUATION = re.compile(r"\d\s*[-+*/×÷=]\s*[$€£]?\d")
 _LATEX = re.compile(r"\\[a-zA-Z]{2,}|\$[^$]+\$|[√π∞∪]|\d\^|\^\{|[\[(]\s*-?[\w.∞]+\s*,\s*-?[\w.∞]+\s*[\])]")
+_OPERATOR = re.compile(r"\d.*[-+*/^=]|[-+*/^=].*\d|(?<!\w)[a-z] [-+*/=] [a-z](?!\w)")
 
 WORDS = {
     "json": "are JSON objects or lists",
@@ -116,7 +117,7 @@ def _short_kind(text: str) -> str:
         return "math" if _is_formula(text) and _LATEX.search(text) else "identifier"
     if _PHONE.fullmatch(text):
         return "phone"
-    if _is_formula(text) and (_LATEX.search(text) or (re.search(r"\d", text) and re.search(r"[-+*/^=]", text))):
+    if _LATEX.search(text) or (_is_formula(text) and _OPERATOR.search(text)):
         return "math"
     if _ends_in_answer(text, False):
         return "number"
