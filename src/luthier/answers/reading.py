@@ -12,6 +12,7 @@ from luthier.answers.formulas import CONSTANTS, FUNCTIONS, LONGEST, Node, Unread
 from luthier.answers.notation import TEXT, latex_notation, plain_signs
 from luthier.answers.units import CURRENCY, MULTIPLES, Unit, read_unit
 
+_LONGEST_DRESSED = 2 * LONGEST
 _NUMBER_WORDS = (
     "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve",
 )  # fmt: skip
@@ -49,9 +50,15 @@ class Reading:
     unit: Unit | None = None
 
 
-@lru_cache(4096)
 def read_answer(answer: str) -> tuple[Reading, ...]:
     """The ways to read an answer, which is all of the text; there is always one."""
+    if len(answer) > _LONGEST_DRESSED:  # no formula, and nothing to keep in a cache
+        return (Reading(None, answer.strip()),)
+    return _readings(answer)
+
+
+@lru_cache(4096)
+def _readings(answer: str) -> tuple[Reading, ...]:
     text = _undressed(answer)
     if len(text) <= LONGEST and not _is_words(text):
         readings = (_with_sign(text), _with_price(text), _with_unit(text), _bare(text))
@@ -64,8 +71,6 @@ def read_answer(answer: str) -> tuple[Reading, ...]:
 
 def _undressed(answer: str) -> str:
     r"""The answer without layout, quotes, a name before it, and the full stop of a sentence; `\text{}` is opened."""
-    if len(answer) > 2 * LONGEST:
-        return answer.strip()
     text = plain_signs(answer)
     if "\\begin" not in text:  # JSON within JSON doubles backslashes
         text = re.sub(r"\\\\(?=[A-Za-z$%{(\[])", r"\\", text)
