@@ -1,8 +1,10 @@
 """The reader of mathematical answers: written forms against the same value, its negative and other values."""
 
 import importlib.util
+import random
 import sys
 import time
+from fractions import Fraction
 from pathlib import Path
 
 import pytest
@@ -10,20 +12,34 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from luthier.answers.mathematics import judge
+from luthier.data.parsers import parse_number
 
 PAIRS = Path(__file__).parents[2] / "bench" / "reader_pairs.py"
 
 
-def made_up_pairs():
+def pairs_module():
     spec = importlib.util.spec_from_file_location("reader_pairs", PAIRS)
     module = importlib.util.module_from_spec(spec)
     sys.modules["reader_pairs"] = module
     spec.loader.exec_module(module)
-    return module.pairs(most=6000)
+    return module
+
+
+def test_the_reader_of_numbers_reads_every_written_form_of_a_number():
+    """The metric `number`: a percent sign is a unit there."""
+    forms = 0
+    for group in pairs_module().groups(random.Random(0)):
+        for answer in (answer for value in group for answer in value):
+            if answer.key[0] == "number" and answer.key[2:] == (1, 0):
+                forms += 1
+                number = answer.key[1] * (100 if answer.percent else 1)
+                written = parse_number(answer.text)
+                assert written is not None and abs(Fraction(written) - number) <= abs(number) / 10**20, answer
+    assert forms > 1000
 
 
 def test_no_written_form_is_taken_for_its_negative_or_a_multiple():
-    pairs = made_up_pairs()
+    pairs = pairs_module().pairs(most=6000)
     assert len(pairs) == 6000 and 600 < sum(right for *_, right in pairs) < 5400
     wrong = []
     for text, answer, gold, right in pairs:

@@ -34,6 +34,12 @@ _TWO_NUMBERS = re.compile(r"\d\S*(?: [^\W\d]+)? or \Z")
 _MINUS_WORD = re.compile(
     r"((?:\A|[=:(\n]|\b(?:is|are|was|equals|equal to)\b)[ $]{0,3})(?:minus|negative) (?=[$€£¥]?\.?\d)"
 )
+_RAISED = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺", "0123456789-+")
+_POWER = re.compile(
+    r"(?P<digits>(?<![\w.])\d{1,40}(?:\.\d{1,40})? ?(?:\\times|\\cdot|[×·*xX]) ?)?(?<![\d.])10"
+    r"(?:(?: ?\^ ?|\*\*)(?:\{ ?(?P<braced>[-−+]?\d{1,3}) ?\}|(?P<bare>[-−+]?\d{1,3})(?!\d))"
+    r"|(?P<raised>[⁻⁺]?[⁰¹²³⁴⁵⁶⁷⁸⁹]{1,3}))"
+)
 _WIDE = str.maketrans("０１２３４５６７８９．，＋－／％＄", "0123456789.,+-/%$")
 DATE = re.compile(r"\d{1,4}(?:/\d{1,4}){2,}")
 MIXED = re.compile(r"(?<![\w./])(?P<sign>[-−]?)(?P<whole>\d{1,9}) (?P<above>\d{1,9})/(?P<below>\d{1,9})(?![\d/])")
@@ -133,8 +139,11 @@ def parse_json(text: str) -> dict[str, Any] | list[Any] | None:
 
 
 def _with_simple_fractions(text: str) -> str:
-    """The text with LaTeX fractions and mixed numbers written a/b, and without the slashes of dates."""
-    text = re.sub(r"(?<=\d)(?:\{,\}|\\[,!])(?=\d{3}(?!\d))", ",", signed_words(text.translate(_WIDE)))
+    """The text with fractions and mixed numbers written a/b, powers of ten 1e3, and without the slashes of dates."""
+    text = re.sub(
+        r"(?<=\d)(?:\{,\}|\\[,!])(?=\d{3}(?!\d))", ",", signed_words(text.translate(_WIDE).replace("\\$", "$"))
+    )
+    text = _POWER.sub(_exponent, text)
     text = _LONE_MINUS.sub(r"\1-", _LATEX_FRACTION.sub(_slashed, text))
     return MIXED.sub(_improper, DATE.sub(lambda match: match[0].replace("/", " "), text))
 
@@ -151,6 +160,13 @@ def _slashed(match: re.Match[str]) -> str:
     sign = "-" if negative else "+" if match["sign"] else ""
     before = match.string[match.start() - 1 : match.start()]
     return f"{'' if sign or not before.isalnum() else ' '}{sign}{above.lstrip('-−')}/{below.lstrip('-−')} "
+
+
+def _exponent(match: re.Match[str]) -> str:
+    """A number times a power of ten in the form 1.5e3."""
+    digits = re.match(r"[\d.]*", match["digits"] or "1")
+    power = match["braced"] or match["bare"] or match["raised"].translate(_RAISED)
+    return f"{digits[0] if digits else 1}e{power.replace('−', '-')}"
 
 
 def _improper(match: re.Match[str]) -> str:
