@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from luthier.data.parsers import boxed, parse_json, parse_number
+from luthier.data.parsers import boxed, names_two_numbers, parse_json, parse_number, unclear_number
 
 
 @pytest.mark.parametrize(
@@ -30,7 +30,33 @@ from luthier.data.parsers import boxed, parse_json, parse_number
         ("on 12/05/2024", "2024"),
         ("He pays 2 and 3.\n#### 1,080 euro, i.e. 5 each", "1080"),
         ("1'000", "1000"),
-        ("1,2345", "2345"),
+        ("3,5 or rather 7", "7"),
+        (r"-\frac{1}{2}", "-0.5"),
+        (r"so x = -\dfrac{3}{4}.", "-0.75"),
+        (r"\frac{-3}{4}", "-0.75"),
+        (r"-\frac{-3}{4}", "0.75"),
+        (r"\frac12", "0.5"),
+        (r"-2\frac{1}{2}", "-2.5"),
+        (r"9-\frac{1}{2}", "0.5"),
+        ("x = - 3", "-3"),
+        ("- 3", "-3"),
+        ("(− 3)", "-3"),
+        ("1{,}000", "1000"),
+        ("１２．５", "12.5"),
+        ("－７", "-7"),
+        ("3 million people", "3000000"),
+        ("2.5 thousand", "2500"),
+        ("2 dozen eggs", "24"),
+        (r"750 \times 10^{-3}", "0.75"),
+        (r"-1.5\cdot10^3 m", "-1500"),
+        ("1.5 × 10⁻³", "0.0015"),
+        ("2x10^3", "2000"),
+        ("10**2", "100"),
+        ("10^{5}", "100000"),
+        ("3 * 10 = 30", "30"),
+        (r"-\$0.75", "-0.75"),
+        ("it is minus 5", "-5"),
+        ("7 minus 5", "5"),
         ("version 1.5.2 costs 7", "7"),
         ("answer: 0.", "0"),
     ],
@@ -39,9 +65,24 @@ def test_the_answer_number_is_found(text, number):
     assert parse_number(text) == Decimal(number)
 
 
-@pytest.mark.parametrize("text", ["", "none", "x2", "H2O", "5/0", "9" * 5000, "####"])
+@pytest.mark.parametrize(
+    "text", ["", "none", "x2", "H2O", "5/0", "9" * 5000, "####", "3,5", "1,2345", "1.234,56", "2 at 3,5", "1,2,3"]
+)
 def test_what_is_no_number_is_none(text):
     assert parse_number(text) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "digits"), [("3,5", "3,5"), ("7 and 3,5 l", "3,5"), ("3,5 and 7", None), ("1,234", None)]
+)
+def test_digits_with_a_comma_may_be_unclear(text, digits):
+    assert unclear_number(text) == digits
+
+
+def test_two_numbers_are_no_answer():
+    assert [names_two_numbers(text) for text in ("5 or 6", "5 apples or 6", "5, or so 6", "6", "for 6")] == [
+        True, True, False, False, False
+    ]  # fmt: skip
 
 
 def test_a_mark_decides_where_to_look():

@@ -94,6 +94,46 @@ def test_choices_by_log_probability(run, module, letters, record):
     assert found.name == "choice" and found.generated == 0 and found.items[0].finish is None
 
 
+@pytest.mark.parametrize("naming", ["text", "letter", "index", "number"])
+def test_letters_and_indices_score_the_same_choices_as_texts(run, record, naming):
+    choices = ["yes", "no", "perhaps"]
+    names = {"text": choices, "letter": ["A", "(B)", "C."], "index": ["0", "1", "2"], "number": ["1", "2", "3"]}[naming]
+    by_text = run([record(str(i), f"question {i}", choices[i % 3], choices=choices) for i in range(6)], "auto")
+    named = run([record(str(i), f"question {i}", names[i % 3], choices=choices) for i in range(6)], "auto")
+    assert named.items == by_text.items
+    words = {"text": "`choices`", "letter": "letters", "index": "indices", "number": "numbers"}
+    assert words[naming] in named.reason
+    written = {"kind": "choice", "answers": naming}
+    assert (
+        run([record(str(i), f"question {i}", names[i % 3], choices=choices) for i in range(6)], written).mean
+        == by_text.mean
+    )
+
+
+def test_where_the_prompt_lists_the_choices_their_letters_are_scored(run, record):
+    choices = ["yes", "no", "perhaps"]
+    prompt = "Which? (A) yes (B) no (C) perhaps"
+    letters = run([record("a", prompt, "(B)", choices=choices)], "auto")
+    same = run([record("a", prompt, "(B)", choices=["(A)", "(B)", "(C)"])], "auto")
+    assert letters.items == same.items and letters.items[0].reference == "(B)"
+    assert "which the prompts list" in letters.reason
+    texts = run([record("a", prompt, "no", choices=choices)], "auto")
+    assert texts.items[0].reference == "no"
+
+
+def test_choices_that_are_numbers_are_read_alike_in_the_whole_set(run, record):
+    sums = [
+        record("a", "2+1", "2", choices=["1", "2", "3", "4"]),
+        record("b", "1+1", "1", choices=["1", "2", "5", "7"]),
+    ]
+    indices = [*sums, record("c", "1+4", "0", choices=["5", "6", "7", "8"])]
+    assert [item.reference for item in run(sums, "auto").items] == ["2", "1"]
+    assert "`index`" in run(sums, "auto").reason
+    assert [item.reference for item in run(indices, "auto").items] == ["3", "2", "5"]
+    written = {"kind": "choice", "answers": "index"}
+    assert [item.reference for item in run(sums, written).items] == ["3", "2"]
+
+
 def test_records_with_their_own_metric(run, record):
     records = [
         record("a", "ask", "x", metric={"kind": "chrf", "order": 2}),

@@ -27,6 +27,20 @@ def score(metric, prediction, reference):
         ("number", "so it is 1,200.0", "1200", 1),
         ("number", "first 7 and then 8", "7", 0),
         ("number", "no idea", "7", 0),
+        ("number", r"$-\frac{1}{2}$", r"$\frac{1}{2}$", 0),
+        ("number", r"$-\frac{1}{2}$", "-0.5", 1),
+        ("number", "− 5", "-5", 1),
+        ("number", "3,5", "3,5", 1),
+        ("number", "4,5", "3,5", 0),
+        ("number", "5", "3,5", 0),
+        ("number", "3,5", "5", 0),
+        ("number", "5 or 6", "6", 0),
+        ("number", "5 or 6", "5 or 6", 1),
+        ("number", "3 million", "3,000,000", 1),
+        ("number", "3 million", "3", 0),
+        ("math", r"\boxed{\frac{\sqrt{2}}{2}}", r"\boxed{1/\sqrt2}", 1),
+        ("math", r"\boxed{-\frac{3}{4}}", r"\boxed{\frac{3}{4}}", 0),
+        ({"kind": "math", "tolerance": 0.001}, "3.14", r"\boxed{\pi}", 1),
         ({"kind": "number", "after": "####"}, "5 #### 7", "3 #### 7", 1),
         ({"kind": "number", "after": "####"}, "it is 7", "3 #### 7", 0),
         ("json_valid", '{"a": [1, 2]}', "whatever", 1),
@@ -76,7 +90,7 @@ def test_json_fields_options_and_edges():
     assert score("json_fields", "[" * 300 + "]" * 300, '{"a": 0.5}') == 0
 
 
-@pytest.mark.parametrize("metric", ["number", "json_fields"])
+@pytest.mark.parametrize("metric", ["number", "json_fields", "math"])
 def test_a_reference_that_cannot_be_scored(metric):
     with pytest.raises(ValueError, match="its reference"):
         score(metric, "1", "nothing here")

@@ -30,6 +30,7 @@ RANKS = {
     "vision": 1,
     "diffusion": 1,
     "report": 1,
+    "answers": 1.5,
     "datasets": 1.5,
     "objectives": 2,
     "tuners": 2,

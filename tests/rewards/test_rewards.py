@@ -100,6 +100,49 @@ def test_choice(text, gold, value):
     assert score(own, text, gold) is None
 
 
+@pytest.mark.parametrize(
+    ("text", "gold", "value"),
+    [
+        ("b", "B", 1),
+        ("(b)", "B", 1),
+        ("b.", "B", 1),
+        ("answer b", "B", 1),
+        ("the answer is (b).", "green", 1),
+        ("The answer is a colour: green", "green", 1),
+        ("The answer is A. Option B is wrong.", "A", 1),
+        ("The answer is A. Option B is wrong.", "B", 0),
+        ("Answer: B\n\nExplanation: In C. elegans it is so.", "B", 1),
+        ("B) green", "B", 1),
+        ("green", "1", 1),
+        ("B", "1", 1),
+        ("1", "1", 1),
+        ("2", "1", 0),
+        ("red", "(b)", 0),
+        ("green", "b.", 1),
+        ("green", "3", 0),
+        ("green", "4", None),
+        ("green", "-1", None),
+    ],
+)
+def test_choice_by_letter_or_index(text, gold, value):
+    choices = ["red", "green", "light green"]
+    assert score(build("reward", "choice"), text, gold, choices=choices) == value
+    published = {"text": choices, "label": ["A", "B", "C"]}
+    assert score(build("reward", "choice"), text, gold, choices=published) == value
+
+
+def test_choices_that_are_numbers_are_texts_unless_the_recipe_says_indices():
+    choices = ["3", "2", "0", "1"]
+    auto, index = build("reward", "choice"), build("reward", {"kind": "choice", "answers": "index"})
+    judged = auto.score(answer("2", "2", choices=choices))
+    assert (judged.value, judged.parts) == (1.0, {"ambiguous": 1.0})
+    assert auto.score(answer("2", "B", choices=choices)).parts == {}
+    assert score(index, "C", "2", choices=choices) == 1
+    assert score(index, "2", "1", choices=choices) == 0
+    assert score(index, "2", "2", choices=choices) == 1
+    assert score(index, "The answer is B.", "1", choices=choices) == 1
+
+
 def test_the_format_must_match_the_whole_answer_across_lines():
     """The oracle of the two-stage recipe: a box before the closing tag."""
     reward = build("reward", {"kind": "format", "pattern": r".*boxed\{.*?\}.*</think>.*"})

@@ -19,7 +19,28 @@ NUMBER = re.compile(
     r"(?:[eE](?P<power>[-+]?\d{1,3})(?!\d))?"
     r"(?:[ ]?/[ ]?(?P<below>" + _DIGITS + r")(?![\d/]))?"
 )
-LATEX_FRACTION = re.compile(r"\\[dt]?frac\{(-?" + _DIGITS + r")\}\{(" + _DIGITS + r")\}")
+_LATEX_FRACTION = re.compile(
+    r"(?P<sign>[-+−–]?)\\[dtc]?frac ?"
+    r"(?:\{(?P<above>[-−]?" + _DIGITS + r")\}|(?P<digit>\d)) ?(?:\{(?P<below>[-−]?" + _DIGITS + r")\}|(?P<last>\d))"
+)
+_LONE_MINUS = re.compile(r"((?:\A|[\n(\[=:])[ ]*)[-−–] (?=[$€£¥]?\.?\d)")
+"""A minus and a space behind no number or word: a sign, and no operator."""
+UNCLEAR = re.compile(r"(?<![\w.,])\d+(?:[.,]\d+)*,\d+(?:[.,]\d+)*(?!\w)")
+"""Digits with a comma. What is no number with thousands separators is 3,5 or a list, which nobody can tell apart."""
+_MULTIPLE = re.compile(r"\s?(hundred|thousand|million|billion|trillion|dozen)\b")
+MULTIPLES = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12}
+"""Words behind a number, with the power of ten that they stand for."""
+_TWO_NUMBERS = re.compile(r"\d\S*(?: [^\W\d]+)? or \Z")
+_MINUS_WORD = re.compile(
+    r"((?:\A|[=:(\n]|\b(?:is|are|was|equals|equal to)\b)[ $]{0,3})(?:minus|negative) (?=[$€£¥]?\.?\d)"
+)
+_RAISED = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺", "0123456789-+")
+_POWER = re.compile(
+    r"(?P<digits>(?<![\w.])\d{1,40}(?:\.\d{1,40})? ?(?:\\times|\\cdot|[×·*xX]) ?)?(?<![\d.])10"
+    r"(?:(?: ?\^ ?|\*\*)(?:\{ ?(?P<braced>[-−+]?\d{1,3}) ?\}|(?P<bare>[-−+]?\d{1,3})(?!\d))"
+    r"|(?P<raised>[⁻⁺]?[⁰¹²³⁴⁵⁶⁷⁸⁹]{1,3}))"
+)
+_WIDE = str.maketrans("０１２３４５６７８９．，＋－／％＄", "0123456789.,+-/%$")
 DATE = re.compile(r"\d{1,4}(?:/\d{1,4}){2,}")
 MIXED = re.compile(r"(?<![\w./])(?P<sign>[-−]?)(?P<whole>\d{1,9}) (?P<above>\d{1,9})/(?P<below>\d{1,9})(?![\d/])")
 
@@ -28,7 +49,8 @@ def parse_number(text: str, after: str | None = None) -> Decimal | None:
     """The number that a text gives as its answer; None without one.
 
     Reads signs, thousands separators, currency signs, units after the number, decimals, powers of ten and fractions
-    (3/4, 1 1/2, LaTeX). A percent sign is a unit. A minus after a word or number is an operator.
+    (3/4, 1 1/2, LaTeX), and words such as million. A percent sign is a unit. A minus after a word or number is an
+    operator. Digits with a comma that separates no thousands, such as 3,5, are no number: nobody knows what they mean.
 
     Args:
         text: any text.
@@ -47,10 +69,48 @@ def number_and_rest(text: str, after: str | None = None) -> tuple[Decimal, str] 
         return None
     text = _with_simple_fractions(text if start < 0 else text[start + len(mark) :])
     matches = list(NUMBER.finditer(text))
+    unclear = _unclear(text)
     for match in reversed(matches) if start < 0 else matches:
+        if any(first <= match.start() < last for first, last in unclear):
+            return None
         if (number := _number(match)) is not None:
-            return number, text[match.end() :]
+            return _multiplied(number, text[match.end() :])
     return None
+
+
+def unclear_number(text: str) -> str | None:
+    """The last digits of a text that a comma makes unclear, such as 3,5 or 1.234,56; None if the last are clear."""
+    text = _with_simple_fractions(text)
+    spans, matches = _unclear(text), list(NUMBER.finditer(text))
+    if not spans or (matches and matches[-1].start() >= spans[-1][1]):
+        return None
+    return text[slice(*spans[-1])]
+
+
+def names_two_numbers(text: str) -> bool:
+    """Whether the last number of a text is the second of two that the text leaves open: `5 or 6`."""
+    matches = list(NUMBER.finditer(text))
+    return (
+        bool(matches) and _TWO_NUMBERS.search(text[max(0, matches[-1].start() - 40) : matches[-1].start()]) is not None
+    )
+
+
+def _unclear(text: str) -> list[tuple[int, int]]:
+    spans = []
+    for match in UNCLEAR.finditer(text):
+        if re.fullmatch(r"\d{1,3}(?:,\d{3})+(?:\.\d+)?", match[0]) is None:
+            spans.append(match.span())
+    return spans
+
+
+def _multiplied(number: Decimal, rest: str) -> tuple[Decimal, str]:
+    """The number times the word behind it (3 million), and the text behind both."""
+    match = _MULTIPLE.match(rest)
+    if match is None:
+        return number, rest
+    word = match[1]
+    scaled = number * 12 if word == "dozen" else number.scaleb(MULTIPLES[word])
+    return scaled, rest[match.end() :]
 
 
 def parse_json(text: str) -> dict[str, Any] | list[Any] | None:
@@ -79,9 +139,34 @@ def parse_json(text: str) -> dict[str, Any] | list[Any] | None:
 
 
 def _with_simple_fractions(text: str) -> str:
-    """The text with LaTeX fractions and mixed numbers written a/b, and without the slashes of dates."""
-    text = LATEX_FRACTION.sub(r" \1/\2 ", text)
+    """The text with fractions and mixed numbers written a/b, powers of ten 1e3, and without the slashes of dates."""
+    text = re.sub(
+        r"(?<=\d)(?:\{,\}|\\[,!])(?=\d{3}(?!\d))", ",", signed_words(text.translate(_WIDE).replace("\\$", "$"))
+    )
+    text = _POWER.sub(_exponent, text)
+    text = _LONE_MINUS.sub(r"\1-", _LATEX_FRACTION.sub(_slashed, text))
     return MIXED.sub(_improper, DATE.sub(lambda match: match[0].replace("/", " "), text))
+
+
+def signed_words(text: str) -> str:
+    """The text with `minus 5` as -5 where a number may begin: `it is minus 5`, and not `7 minus 5`."""
+    return _MINUS_WORD.sub(r"\1-", text)
+
+
+def _slashed(match: re.Match[str]) -> str:
+    """A LaTeX fraction as a/b, with the sign before it; a space keeps it apart from a word or number."""
+    above, below = match["above"] or match["digit"], match["below"] or match["last"]
+    negative = sum(text[:1] in ("-", "−", "–") for text in (match["sign"], above, below)) % 2
+    sign = "-" if negative else "+" if match["sign"] else ""
+    before = match.string[match.start() - 1 : match.start()]
+    return f"{'' if sign or not before.isalnum() else ' '}{sign}{above.lstrip('-−')}/{below.lstrip('-−')} "
+
+
+def _exponent(match: re.Match[str]) -> str:
+    """A number times a power of ten in the form 1.5e3."""
+    digits = re.match(r"[\d.]*", match["digits"] or "1")
+    power = match["braced"] or match["bare"] or match["raised"].translate(_RAISED)
+    return f"{digits[0] if digits else 1}e{power.replace('−', '-')}"
 
 
 def _improper(match: re.Match[str]) -> str:
@@ -130,8 +215,8 @@ def _finite(text: str) -> float:
 
 
 def boxed(text: str) -> str | None:
-    r"""The content of the last complete `\boxed{...}` of a text, inner braces included; None without one."""
-    starts = [match.end() for match in re.finditer(r"\\?boxed\s*\{", text)]
+    r"""The content of the last complete `\boxed{...}` or `\fbox{...}`, inner braces included; None without one."""
+    starts = [match.end() for match in re.finditer(r"(?:\\?boxed|\\fbox)\s*\{", text)]
     for start in reversed(starts[-TRIES:]):
         depth = 1
         for index in range(start, len(text)):

@@ -63,11 +63,15 @@ class EvaluatedModel:
 
 @dataclass(frozen=True)
 class Question:
-    """A record, its reference answer, and the metric that scores answers to it."""
+    """A record, its reference answer, and the metric that scores answers to it.
+
+    `options` are the continuations that a metric of choices compares, of which the reference is one; empty otherwise.
+    """
 
     record: Record
     reference: str
     metric: Metric
+    options: tuple[str, ...] = ()
 
     @property
     def where(self) -> str:
@@ -238,13 +242,12 @@ def refuse_infinite(logprob: float, where: str) -> None:
 
 
 def _choices(question: Question) -> list[str]:
-    """The record's choices, one of which is the reference."""
-    choices = question.record.fields.get("choices")
-    listed = choices if isinstance(choices, list) and all(isinstance(text, str) and text for text in choices) else []
-    if len(listed) < 2 or [choice.strip() for choice in listed].count(question.reference.strip()) != 1:
+    """The continuations that are compared, one of which is the reference."""
+    if question.options.count(question.reference) != 1:
+        choices = question.record.fields.get("choices")
         raise EvaluationError(
-            f"{question.where}: `choices` must be two or more texts, one of them the"
-            f" reference {question.reference[:80]!r}; found {choices!r}.",
+            f"{question.where}: `choices` must be two or more texts, and the reference names one of them by its text, "
+            f"letter or index; found {question.reference[:80]!r} and {choices!r}.",
             "Correct the record, or choose another `evaluate.metric`.",
         )
-    return listed
+    return list(question.options)

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, ClassVar
 
+from luthier.answers.choices import Naming
 from luthier.errors import LuthierError
 from luthier.parts import Part
 from luthier.types import Record
@@ -48,6 +49,11 @@ class Metric(Part):
             tokens: per choice, its number of tokens.
         """
         raise self._without("pick")
+
+    @property
+    def naming(self) -> Naming:
+        """How references name the right one of a record's choices (NEEDS choices)."""
+        return "auto"
 
     def of_logprobs(self, total: float, targets: int) -> float:
         """An item's score from `total`, the log-probability summed over its `targets` tokens (NEEDS logprobs)."""

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from luthier.answers.choices import IN_WORDS, Choices, Naming, chosen, labelled, lists_choices, naming_of, read_choices
 from luthier.data.shapes import label_of
 from luthier.errors import RecipeError
 from luthier.evals.answering import WAYS, EvaluatedModel, Question, ReferenceRenderer, Reply, refuse_infinite
-from luthier.evals.auto import choose_metric
+from luthier.evals.auto import choose_metric, metric_of_odd
 from luthier.evals.base import Evaluation, EvaluationError, Item, Metric
 from luthier.parts import build
 from luthier.sampling.scoring import sequence_logprobs
@@ -42,7 +44,7 @@ def evaluate(
     Raises:
         EvaluationError: no records, or one that cannot be scored; names the record.
     """
-    questions, reason = _questions(records, model.renderer, metric, base)
+    questions, reason = questions_of(records, model.renderer, metric, base)
     replies: list[tuple[Question, Reply]] = []
 
     def finished(count: int) -> None:
@@ -67,14 +69,14 @@ def refuse_unscorable(
     Raises:
         EvaluationError: no records, or one that cannot be scored; names the record.
     """
-    questions, _ = _questions(records, renderer, metric, base)
+    questions, _ = questions_of(records, renderer, metric, base)
     for question in questions:
         for way in WAYS:
             if way.NEED in question.metric.NEEDS:
                 way.refuse(question, renderer)
 
 
-def _questions(
+def questions_of(
     records: Sequence[Record], renderer: ReferenceRenderer, metric: Any, base: Path | None
 ) -> tuple[list[Question], str]:
     """The records that have a reference, ordered by id, with their metrics; and who chose the metrics."""
@@ -84,7 +86,44 @@ def _questions(
     scorable.sort(key=lambda record: record.id)
     references = {record.id: renderer.reference(record) for record in scorable}
     metrics, reason = assign_metrics(scorable, references, metric, base)
-    return [Question(record, references[record.id], metrics[record.id]) for record in scorable], reason
+    questions = [Question(record, references[record.id], metrics[record.id]) for record in scorable]
+    return with_options(questions, renderer, reason)
+
+
+def with_options(questions: Sequence[Question], renderer: ReferenceRenderer, reason: str) -> tuple[list[Question], str]:
+    """The questions, those of multiple choice with their options, and the reason with how the options were read.
+
+    The model is scored on the texts of the choices. Where its answers are letters or indices and the prompts list the
+    choices, it is scored on these letters or indices. How answers name choices is one decision for the whole set.
+    """
+    asked: dict[int, Choices] = {}
+    for index, question in enumerate(questions):
+        choices = read_choices(question.record.fields.get("choices"))
+        if "choices" in question.metric.NEEDS and choices is not None:
+            asked[index] = choices
+    if not asked:
+        return list(questions), reason
+    naming, words = naming_of([(questions[index].reference, choices) for index, choices in asked.items()])
+    written: set[Naming] = {questions[index].metric.naming for index in asked}
+    if len(written) == 1 and written != {"auto"}:
+        (naming,) = written
+        words = f"the answers are {IN_WORDS[naming]}"
+    prompts = {index: renderer.prompt_text(questions[index].record) for index in asked}
+    listed = all(lists_choices(prompts[index], choices) for index, choices in asked.items())
+    optioned = list(questions)
+    for index, choices in asked.items():
+        question = questions[index]
+        own = question.metric.naming
+        way = naming if own == "auto" else own
+        right = chosen(question.reference, choices, way)
+        if right is not None:
+            by_label = listed and way not in ("text", "auto")
+            options = labelled(question.reference, choices, way) if by_label else choices.texts
+            optioned[index] = replace(question, reference=options[right], options=options)
+    if naming != "text":
+        words += ", which the prompts list" if listed else "; the texts are compared, as the prompts do not list them"
+    # That references are the texts of choices is the rule, and said only where they could be something else.
+    return optioned, reason if naming == "text" and ";" not in words else f"{reason}; {words}"
 
 
 def assign_metrics(
@@ -106,6 +145,9 @@ def assign_metrics(
     reason = "set in the recipe" if rest else "each record names its metric or has `choices`"
     if metric == "auto" and rest:
         metric, reason = choose_metric(rest, [references[record.id] for record in rest])
+        for record in rest:
+            if (odd := metric_of_odd(metric, references[record.id])) != metric:
+                own[record.id] = odd
     # One object per spelling: a metric of a user's file is loaded once, not for every record.
     built = {repr(metric): build("metric", metric, base)} if rest else {}
     for record in records:

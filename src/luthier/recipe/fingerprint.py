@@ -31,6 +31,7 @@ SAMPLE_AT_THE_TOP: Mapping[str, Any] = {"solver": "dpm2", "steps": 10, "shift": 
 """The blocks `rollout` and `sample` that every recipe held before `rl: {kind: denoise}` and `evaluate.sample`."""
 
 ADDED_OPTIONS: Mapping[tuple[str, str], Any] = {
+    ("choice", "answers"): "auto",
     ("denoise", "shift"): "auto",
     ("grpo", "k3_clamp"): None,
     ("ift", "residual_warmup"): None,

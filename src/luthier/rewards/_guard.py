@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
+import secrets
 import signal
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 LONGEST_OUTPUT = 20_000
+TOKEN_BYTES = 32
 AGAIN = 0.1
 """Seconds after which the alarm of a time limit rings again."""
 
@@ -92,10 +95,12 @@ class Ran:
     Attributes:
         status: exit status; None if the program was killed because time was up.
         output: the first LONGEST_OUTPUT bytes of its standard output and error, decoded.
+        proved: whether its tests were reached and passed (`run_tests`).
     """
 
     status: int | None
     output: str
+    proved: bool = False
 
 
 def run_python(source: str, seconds: float, megabytes: int) -> Ran:
@@ -109,6 +114,35 @@ def run_python(source: str, seconds: float, megabytes: int) -> Ran:
         seconds: limit of wall time, and of processor time plus one second.
         megabytes: limit of the address space, in MiB.
     """
+    return _run({"program": source}, seconds, megabytes)
+
+
+def run_tests(program: str, tests: str, seconds: float, megabytes: int) -> Ran:
+    """Run a program as `run_python` does, as no main program, and its tests behind it, in the same names.
+
+    The tests have passed if the process sends back a random token that it gets behind the last of them, over
+    descriptors of their own: a program that ends early, with whatever status, has not.
+    """
+    token = secrets.token_bytes(TOKEN_BYTES)
+    question_read, question_write = os.pipe()
+    proof_read, proof_write = os.pipe()
+    ends = [question_read, question_write, proof_read, proof_write]
+    try:
+        os.write(question_write, token)
+        os.set_blocking(proof_read, False)  # a child of the program may still hold the other end
+        job = {"program": program, "tests": tests, "question": question_read, "proof": proof_write}
+        ran = _run(job, seconds, megabytes, (question_read, proof_write))
+        try:
+            proof = os.read(proof_read, TOKEN_BYTES + 1)
+        except BlockingIOError:
+            proof = b""
+        return replace(ran, proved=ran.status is not None and proof == token)
+    finally:
+        for end in ends:
+            os.close(end)
+
+
+def _run(job: Mapping[str, Any], seconds: float, megabytes: int, descriptors: Sequence[int] = ()) -> Ran:
     with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryFile() as output:
         child = subprocess.Popen(
             [sys.executable, "-I", "-c", _LIMITED, str(seconds), str(megabytes)],
@@ -118,10 +152,11 @@ def run_python(source: str, seconds: float, megabytes: int) -> Ran:
             cwd=folder,
             env={"PATH": os.defpath},
             start_new_session=True,
+            pass_fds=tuple(descriptors),
         )
         try:
-            # A model may write half of a surrogate pair: the child then fails to read it, and the run goes on.
-            child.communicate(source.encode(errors="surrogatepass"), timeout=seconds)
+            # JSON escapes half of a surrogate pair, which a model may write: the child then fails to compile it.
+            child.communicate(json.dumps(job).encode(), timeout=seconds)
             status: int | None = child.returncode
         except subprocess.TimeoutExpired:
             status = None
@@ -144,9 +179,9 @@ def _end(child: subprocess.Popen[bytes]) -> None:
 
 
 _LIMITED = """
-import sys
+import json, os, sys, types
 seconds, megabytes = float(sys.argv[1]), int(sys.argv[2])
-source = sys.stdin.buffer.read().decode()
+job = json.loads(sys.stdin.buffer.read())
 try:
     import resource
     for limit, most in (
@@ -159,5 +194,16 @@ try:
 except ImportError:
     pass
 sys.argv = ["answer.py"]
-exec(compile(source, "answer.py", "exec"), {"__name__": "__main__"})
+
+def work(run, read, write, leave):
+    tested = "tests" in job
+    module = types.ModuleType("answer" if tested else "__main__")
+    sys.modules[module.__name__] = module  # dataclasses and pickle look their module up
+    run(compile(job["program"], "answer.py", "exec"), module.__dict__)
+    if tested:
+        run(compile(job["tests"], "tests.py", "exec"), module.__dict__)
+        write(job["proof"], read(job["question"], 64))
+        leave(0)  # what the program left to be done at its end no longer counts
+
+work(exec, os.read, os.write, os._exit)
 """

@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-import re
 from typing import ClassVar
 
 from pydantic import Field
 
-from luthier.rewards._guard import run_python
+from luthier.rewards._guard import run_tests
+from luthier.rewards._programs import program_of
 from luthier.rewards.base import Answer, Judged, Reward
-
-BLOCK = re.compile(r"```(?:python|py)?[ \t]*\n(.*?)```", re.DOTALL | re.IGNORECASE)
 
 
 class Code(Reward):
     """1 for a Python program that passes the record's tests, else 0.
 
-    The program is the last fenced block of the answer, or the whole answer. The tests are Python text in the record's
-    column `column`, run after the program (`assert` lines, for example). Each program runs in a process of its own
-    for at most `limit` seconds and `megabytes` of memory. This does not stop a malicious program: train on code tasks
-    in a container. None if the record has no tests.
+    The program is the last fenced block of Python in the answer, the last block without a language, or the whole
+    answer; a last block that only calls what earlier ones define follows them. The tests are Python text in the
+    record's column `column`, run behind the program (`assert` lines, for example). Each program runs in a process of
+    its own, as no main program, for at most `limit` seconds and `megabytes` of memory. It has passed only if a random
+    token arrives from behind the last test: no exit status counts. What stays possible is a program that makes the
+    tests true (an `__eq__` that is always true), or that searches its own process for the token. This does not stop a
+    malicious program: train on code tasks in a container. None if the record has no tests.
     """
 
     SETTINGS: ClassVar = ({}, {"column": "checks"}, {"limit": 0.2}, {"megabytes": 64})
@@ -27,6 +28,7 @@ class Code(Reward):
         ({}, {"text": "```python\ndef double(x):\n    return 2 * x\n```", "tests": "assert double(2) == 4"}, 1.0),
         ({}, {"text": "def double(x):\n    return x", "tests": "assert double(2) == 4"}, 0.0),
         ({}, {"text": "raise SystemExit", "tests": "assert True"}, 0.0),
+        ({}, {"text": "import os; os._exit(77)", "tests": "assert False"}, 0.0),
         ({"column": "checks"}, {"text": "x = 1", "tests": "assert x == 2", "checks": "assert x == 1"}, 1.0),
         ({}, {"text": "x = bytearray(10**8)", "tests": "import time; time.sleep(0.4)"}, 1.0),
         ({}, {"text": "x = 1"}, None),
@@ -63,14 +65,5 @@ class Code(Reward):
         tests = answer.record.fields.get(self.column)
         if not tests:
             return Judged(None)
-        blocks = BLOCK.findall(answer.text)
-        program = blocks[-1] if blocks else answer.text
-        source = f"{program}\n\n{_IMPORT}\n{tests}\n{_EXIT}"
-        status = run_python(source, self.limit, self.megabytes).status
-        return Judged(float(status == _PASSED), {"slow": float(status is None)})
-
-
-_PASSED = 77
-"""Exit status after the last test. 0 would also come from a program that calls `sys.exit()` before the tests."""
-_IMPORT = "import os as _luthier_os"
-_EXIT = f"_luthier_os._exit({_PASSED})"
+        ran = run_tests(program_of(answer.text), str(tests), self.limit, self.megabytes)
+        return Judged(float(ran.proved), {"slow": float(ran.status is None)})

@@ -1,36 +1,32 @@
-"""Answers that are numbers or short formulas."""
+"""Answers that are numbers or formulas."""
 
 from __future__ import annotations
 
-import re
-from decimal import Decimal
 from typing import ClassVar
 
 from pydantic import Field
 
-from luthier.data.parsers import LATEX_FRACTION, boxed, number_and_rest
+from luthier.answers.mathematics import judge
 from luthier.rewards.base import Answer, Reward
-
-# (?<!\s) starts a match at the beginning of a run of spaces only; without it long runs take quadratic time.
-PERCENT = re.compile(r"(?<!\s)\s*(?:\\?%|\bper ?cent\b)")
-FORMULA = re.compile(r"[\\^_{}()\[\]+*=<>]|\d\s*[-−]\s*\d|,\s|\d\s*[a-zA-Z]+\s*\d")
-LAYOUT = re.compile(r"\\(?:left|right|displaystyle|[,;:! ])|\\(?=\$)")
-TEXT_COMMAND = re.compile(r"\\(?:text|mathrm|textbf)\{([^{}]*)\}")
 
 
 class Math(Reward):
-    r"""1 for an answer whose final number equals the final number of the gold answer, else 0.
+    r"""1 for an answer that equals the gold answer as a number or formula, else 0; the metric `math` reads alike.
 
-    The final number is in the last `\boxed{}`, else after the last `####`, else the last number of the text.
-    Fractions, thousands separators, currency signs and powers of ten are read; 50% equals 50 and 0.5. A formula in a
-    box is compared as text, without spaces and LaTeX's commands of layout. `tolerance` is relative to the gold number.
-    None if the gold answer holds neither a number nor a box.
+    The answer is in the last `\boxed{}`, else behind the last `####`, else behind the last "answer is", else the last
+    formula or number. Fractions, roots, powers, tuples, intervals, sets and equations are read, in LaTeX or plain
+    text, and compared exactly; two terms with variables are compared at several points. 50% equals 50 and 0.5.
+    Known units must agree where both answers have one. What is no formula is compared as text.
+    None if the gold answer holds no number, formula or box.
     """
 
     SETTINGS: ClassVar = ({}, {"tolerance": 0.01})
     EXAMPLES: ClassVar = (
         ({}, {"text": "half of 84 is 42.", "gold": "#### 42"}, 1.0),
         ({}, {"text": "\\boxed{\\frac{1}{2}}", "gold": "50%"}, 1.0),
+        ({}, {"text": "\\boxed{-\\frac{1}{2}}", "gold": "1/2"}, 0.0),
+        ({}, {"text": "\\boxed{(2, 1)}", "gold": "\\boxed{(1,2)}"}, 0.0),
+        ({}, {"text": "so it is $\\sqrt{12}$.", "gold": "\\boxed{2\\sqrt{3}}"}, 1.0),
         ({}, {"text": "42, not 43", "gold": "42"}, 0.0),
         ({"tolerance": 0.01}, {"text": "3.14", "gold": "3.1416"}, 1.0),
         ({}, {"text": "42", "gold": "no number"}, None),
@@ -44,37 +40,4 @@ class Math(Reward):
     )
 
     def score(self, answer: Answer) -> float | None:
-        gold_box, answer_box = boxed(answer.gold), boxed(answer.text)
-        gold_numbers = _numbers(answer.gold) if gold_box is None else _boxed_numbers(gold_box)
-        if not gold_numbers:
-            if gold_box is None:
-                return None
-            return float(answer_box is not None and _bare(answer_box) == _bare(gold_box))
-        numbers = _numbers(answer.text) if answer_box is None else _boxed_numbers(answer_box)
-        return float(any(self._equal(number, gold) for number in numbers for gold in gold_numbers))
-
-    def _equal(self, number: Decimal, gold: Decimal) -> bool:
-        # str() first: Decimal(0.1) is the float's binary value, not the 0.1 that the recipe wrote.
-        return abs(number - gold) <= Decimal(str(self.tolerance)) * abs(gold)
-
-
-def _numbers(text: str) -> list[Decimal]:
-    """The readings of a text's final number: 50% may mean 50 or 0.5. Empty if the text has no number."""
-    final = number_and_rest(text)
-    if final is None:
-        return []
-    number, rest = final
-    return [number, number / 100] if PERCENT.match(rest) else [number]
-
-
-def _boxed_numbers(text: str) -> list[Decimal]:
-    """As `_numbers`, for the content of a box; empty if the content is a formula."""
-    # The space separates a number from its unit: `12\text{kg}` becomes `12 kg`.
-    unformatted = LATEX_FRACTION.sub(r" \1/\2 ", TEXT_COMMAND.sub(r" \1", LAYOUT.sub("", text)))
-    return [] if FORMULA.search(PERCENT.sub("", unformatted)) else _numbers(unformatted)
-
-
-def _bare(text: str) -> str:
-    r"""A formula without spaces, commands of layout and `\text`."""
-    text = TEXT_COMMAND.sub(r"\1", LAYOUT.sub("", text)).replace("\\dfrac", "\\frac").replace("\\tfrac", "\\frac")
-    return re.sub(r"[\s$]", "", text).rstrip(".")
+        return judge(answer.text, answer.gold, self.tolerance)
