@@ -31,15 +31,16 @@ class Record:
     """One line of the user's data, before tokenisation. No transform changes `id`.
 
     `fields` by shape — messages: `messages` (list of {role, content}); prompt_completion: `prompt`,
-    `completion` (both str, or both lists of messages; `label`, true or false, may say whether it is a good one);
-    text: `text`; preference: `prompt`
-    (str, messages or None), `chosen`, `rejected`. Further columns stay in `fields` under their names.
+    `completion` (both str, or both lists of messages); text: `text`; preference: `prompt` (str, messages or None),
+    `chosen`, `rejected`. Beside one answer, `label` (true or false) may say whether it is a good one. Messages are in
+    the form of `data/messages.py`. Further columns stay in `fields` under their names.
     """
 
     id: str
     shape: Shape
     fields: Mapping[str, Any]
     origin: str  # "data.jsonl:12", for messages
+    notes: tuple[str, ...] = field(default=(), compare=False)  # what reading changed, to be counted
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,8 +26,10 @@ PROBLEM_NAMES = {
 }
 
 
-def examine(settings: DataSettings, renderer: Renderer, base: Path, cache: Path | None = None) -> DataReport:
-    """Read, split and render all data; `problems` lists every record that cannot be used.
+def examine(
+    settings: DataSettings, renderer: Renderer, base: Path, cache: Path | None = None, reads: Collection[str] = ()
+) -> DataReport:
+    """Read, split and render all data; `problems` lists every record that cannot be used. Arguments as `prepare`.
 
     The first warning says why training is impossible, if it is: no record is left, or everything is masked.
 
@@ -35,7 +37,7 @@ def examine(settings: DataSettings, renderer: Renderer, base: Path, cache: Path 
         ModelError: the tokenizer cannot render any record.
         RecipeError: a setting that is not understood.
     """
-    return prepare_with_report(settings, renderer, base, cache, collect=True).report
+    return prepare_with_report(settings, renderer, base, cache, reads, collect=True).report
 
 
 def print_report(report: DataReport, console: Console) -> None:
@@ -124,6 +126,10 @@ def _lines(report: DataReport) -> list[tuple[str, str]]:
         lines.append((f"over {report.max_tokens:,} tokens", f"{lost:,} dropped, {cut:,} truncated"))
         share = f"{report.target_tokens:,} of {report.tokens:,} training tokens ({report.target_share:.0%})"
         lines.append(("targets", share))
+    if report.unread:
+        lines.append(
+            ("not read", ", ".join(f"{name} ({unread['records']:,})" for name, unread in report.unread.items()))
+        )
     for name, leak in report.leakage.items():
         lines.append((f"{name} in train", f"{leak['exact']:,} exact, {leak['near']:,} near"))
     return lines

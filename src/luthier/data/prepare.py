@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
@@ -12,11 +12,12 @@ from typing import Any, Protocol
 import numpy
 
 from luthier.data.cache import Cached, read_cache, write_cache
+from luthier.data.columns import notes_of, unread_columns
 from luthier.data.near import overlap
 from luthier.data.pairs import rows_of
 from luthier.data.render import Renderer
 from luthier.data.report import DataReport, Division, Fitted, measure_lengths
-from luthier.data.shapes import EmptyAnswer, content_hash
+from luthier.data.shapes import EmptyAnswer, content_hash, shape_columns
 from luthier.data.sources import NotUtf8, load_records, scan_records
 from luthier.data.split import is_share, split_records, unique
 from luthier.errors import DataError, RecipeError
@@ -59,7 +60,9 @@ class Prepared:
     report: DataReport
 
 
-def prepare(settings: DataSettings, renderer: Renderer, base: Path, cache: Path | None = None) -> Prepared:
+def prepare(
+    settings: DataSettings, renderer: Renderer, base: Path, cache: Path | None = None, reads: Collection[str] = ()
+) -> Prepared:
     """Read, split, render and cut the data of a recipe.
 
     Args:
@@ -67,17 +70,24 @@ def prepare(settings: DataSettings, renderer: Renderer, base: Path, cache: Path 
         renderer: renderer with the model's tokenizer and the block's `render` and `targets`.
         base: folder that relative paths start from.
         cache: folder for tokenised rows, which are read again for the same records, tokenizer and rendering alone.
+        reads: columns that the recipe reads besides, such as those of rewards; all others are named in the report.
 
     Raises:
         DataError: the first record that cannot be used (with file and line), a row that is too long with
             `too_long: error`, an empty data set, or no target left to learn.
         RecipeError: a setting that is not understood.
     """
-    return prepare_with_report(settings, renderer, base, cache, collect=False)
+    return prepare_with_report(settings, renderer, base, cache, reads, collect=False)
 
 
 def prepare_with_report(
-    settings: DataSettings, renderer: Renderer, base: Path, cache: Path | None = None, *, collect: bool
+    settings: DataSettings,
+    renderer: Renderer,
+    base: Path,
+    cache: Path | None = None,
+    reads: Collection[str] = (),
+    *,
+    collect: bool,
 ) -> Prepared:
     """`prepare`, which with `collect` leaves out records that it cannot use and lists them in the report.
 
@@ -114,7 +124,10 @@ def prepare_with_report(
         max_tokens=limit,
         policy=policy,
         lengths=measure_lengths([*chain.from_iterable(cached.rows for cached in rendered.values())]),
-        notes=dict(Counter(chain.from_iterable(cached.notes for cached in rendered.values()))),
+        notes=dict(Counter(chain.from_iterable(_notes(records[name], rendered[name], renderer) for name in rendered))),
+        unread=unread_columns(
+            records.values(), renderer.form, renderer.tokenizer.chat_template or "", reads, shape_columns()
+        ),
         problems=problems,
         previews=[renderer.preview(row) for row in chain.from_iterable(first)],
     )
@@ -177,6 +190,12 @@ def _read(source: Source, base: Path, problems: Problems | None) -> list[Record]
         kind = {NotUtf8: "not_utf8", EmptyAnswer: "empty"}.get(type(error), "unreadable")
         problems.setdefault(kind, []).append(str(error))
     return records
+
+
+def _notes(record: Record, cached: Cached, renderer: Renderer) -> Iterator[str]:
+    """What reading the record changed, and what its rendering has to say."""
+    yield from notes_of(record, renderer.form)
+    yield from cached.notes
 
 
 def _renamed(record: Record, split: str, ids: set[str]) -> Record:

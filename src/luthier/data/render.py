@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import chain, pairwise
 from typing import Any
@@ -14,7 +14,7 @@ import numpy
 
 from luthier.data.forms.base import RecordShape
 from luthier.data.pairs import rows_of
-from luthier.data.shapes import good_side, last_answer, messages_of, plain_text, shape_part
+from luthier.data.shapes import good_side, last_answer, messages_of, plain_text, shape_part, unlearned
 from luthier.data.templates import (
     ChatTemplate,
     FormatString,
@@ -170,12 +170,14 @@ class Renderer:
         record = good_side(record)
         if record.shape == "text" and self.targets in ("assistant", "completion"):
             raise DataError(f"plain text has no answers, so `data.targets: {self.targets}` leaves nothing to learn.")
+        context, everything = unlearned(record), self.targets == "all"
         if self._format is not None:
-            return self._format.render(record, everything=self.targets == "all")
+            rendered = self._format.render(record, everything)
+            return replace(rendered, spans=()) if context and not everything else rendered
         if record.shape == "text":
             return whole_text(record)
-        first = 0 if self.targets == "all" else first_target(record, self.targets)
-        return self.template.render(record, wanted=lambda index: index >= first)
+        first = 0 if everything else first_target(record, self.targets)
+        return self.template.render(record, wanted=lambda index: index >= first and index not in context)
 
     def _sides(self, record: Record, part: RecordShape) -> Rendering:
         """The rows of all answers, whose prompts must have the same tokens: a pair compares answers to one prompt."""

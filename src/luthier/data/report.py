@@ -88,6 +88,8 @@ class DataReport:
         seem_bad: training records whose label seems to mean `false` in other words, which no objective reads.
         problems: errors of lines that cannot be used, by kind (`unreadable`, `not_utf8`, `empty`, `unrendered`), each
             with its hint on a line of its own; empty after `prepare`, which stops at the first.
+        notes: what reading and rendering changed or could not prove, with the number of records.
+        unread: columns, and keys of messages, that nothing reads, with `records` and whether they hold `text`.
         previews: rows of the first training record (two of a pair), token by token, with True on targets.
     """
 
@@ -111,6 +113,7 @@ class DataReport:
     leakage: dict[str, dict[str, Any]] = field(default_factory=dict)
     problems: dict[str, list[str]] = field(default_factory=dict)
     notes: dict[str, int] = field(default_factory=dict)
+    unread: dict[str, dict[str, Any]] = field(default_factory=dict)
     previews: list[list[tuple[str, bool]]] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 
@@ -173,6 +176,7 @@ def find_warnings(report: DataReport) -> list[str]:
         *_about_labels(report),
         *_about_splits(report),
         *(f"{count} records have {note}." for note, count in report.notes.items()),
+        *_about_unread(report.unread),
         *_about_problems(report.problems),
     ]
 
@@ -239,6 +243,16 @@ def _about_splits(report: DataReport) -> list[str]:
     if 0 < report.counts.get("test", 0) < FEW_TEST_RECORDS:
         warnings.append(f"Only {report.counts['test']} test records: scores will have wide intervals.")
     return warnings
+
+
+def _about_unread(unread: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    texts = [f"`{name}` ({column['records']} records)" for name, column in unread.items() if column["text"]]
+    if not texts:
+        return []
+    return [
+        f"{', '.join(texts)}: text that nothing in the recipe reads. If the question is in several columns, join them: "
+        "`columns: {prompt: [first, second]}`; a format string in `data.render` reads any column."
+    ]
 
 
 def _about_problems(problems: Mapping[str, Sequence[str]]) -> list[str]:

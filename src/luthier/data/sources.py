@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from luthier.data.nulls import ColumnarRow
 from luthier.data.shapes import assign_ids, content_hash, make_record
 from luthier.errors import DataError, LuthierError, RecipeError, nearest
 from luthier.parts import build, catalogue
@@ -192,7 +193,7 @@ def _parquet(path: Path, fail: Fail) -> Iterator[Line]:
     except pyarrow.ArrowException as error:
         raise DataError(f"{path.name} is not a readable parquet file: {error}.") from None
     for number, row in enumerate(table.to_pylist(), 1):
-        yield f"{path.name}[{number}]", row
+        yield f"{path.name}[{number}]", ColumnarRow(row)
 
 
 def _hub_lines(spec: Mapping[str, Any]) -> Iterator[Line]:
@@ -210,7 +211,7 @@ def _hub_lines(spec: Mapping[str, Any]) -> Iterator[Line]:
             "Check the path, or the id, `config:` and `split:` of the data set and the network.",
         ) from None
     for number, row in enumerate(rows, 1):
-        yield f"{name}:{split}[{number}]", row
+        yield f"{name}:{split}[{number}]", ColumnarRow(row)
 
 
 def _decode(raw: bytes, origin: str) -> str:

@@ -75,10 +75,10 @@ class Source(Block):
         description="The file (.jsonl, .json, .csv, .parquet; arrays: .safetensors, .npz) or the id of a hub data set. "
         "Relative paths start from the recipe's folder."
     )
-    columns: dict[str, str] = Field(
+    columns: dict[str, str | Annotated[list[str], Field(min_length=1)]] = Field(
         default={},
-        description="Names of the columns, `ours: theirs`, such as `{prompt: question, completion: answer}`. Needed "
-        "where the file's names are not recognised.",
+        description="Names of the columns, `ours: theirs`, such as `{prompt: question, completion: answer}`; a list "
+        "joins several: `{prompt: [instruction, input]}`. `role` and `content` rename keys inside messages.",
     )
     limit: Count | None = Field(
         default=None,

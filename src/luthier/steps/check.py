@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from luthier.data.arrays import arrays_of
+from luthier.data.columns import names_in
 from luthier.data.doctor import examine
 from luthier.data.prepare import Prepared, prepare
 from luthier.data.render import Renderer
@@ -180,12 +181,13 @@ def _findings(recipe: Recipe, probe: bool) -> Iterator[Finding]:
     else:
         renderer = Renderer(load_tokenizer(settings.model, recipe.base), settings.data.render, settings.data.targets)
         with tempfile.TemporaryDirectory() as cache:
-            report = examine(settings.data, renderer, recipe.base, Path(cache))
+            reads = names_in(settings.model_dump(), recipe.base)
+            report = examine(settings.data, renderer, recipe.base, Path(cache), reads)
             yield report
             if report.problems:
                 number = sum(len(errors) for errors in report.problems.values())
                 raise DataError(f"{number} record(s) cannot be used; they are listed above.", "Correct or remove them.")
-            prepared = prepare(settings.data, renderer, recipe.base, Path(cache))
+            prepared = prepare(settings.data, renderer, recipe.base, Path(cache), reads)
         check_context(load_config(settings.model, recipe.base), settings.data.max_tokens, prepared)
         refuse_unscorable_sets(recipe, prepared, renderer, SETS)
         if generates:

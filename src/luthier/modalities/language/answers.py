@@ -11,6 +11,7 @@ from typing import Any
 import numpy
 
 from luthier import parts
+from luthier.data.messages import for_server
 from luthier.data.shapes import last_answer, messages_of, question_and_answer
 from luthier.errors import RunError
 from luthier.evals.answering import measure
@@ -109,7 +110,7 @@ def with_instruction(model: LanguageModel, record: Record, instruction: str | No
 def _request(model: LanguageModel, record: Record, seed: int) -> Request:
     """A request for an answer to a record: as token ids, and as messages for samplers behind a server."""
     messages = messages_of(record)
-    before = {"messages": messages[: last_answer(messages)]}
+    before = {"messages": for_server(messages[: last_answer(messages)])}
     return Request(model.renderer.prompt(record), record.id, group=record.id, seed=seed, metadata=before)
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from luthier.data.batches import Layout, limited
+from luthier.data.columns import names_in
 from luthier.data.pairs import is_judged, is_paired, without_rejected
 from luthier.data.prepare import Prepared, prepare
 from luthier.data.render import Renderer
@@ -68,7 +69,7 @@ class LanguageWorkspace(Workspace, LanguageModel):
         loaded = folded(load_model(settings.model.model_copy(update={"dtype": dtype}), recipe.base, device))
         say("preparing the data")
         renderer = Renderer(loaded.tokenizer, settings.data.render, settings.data.targets)
-        prepared = prepare(settings.data, renderer, recipe.base, cache)
+        prepared = prepare(settings.data, renderer, recipe.base, cache, names_in(settings.model_dump(), recipe.base))
         check_context(loaded.module.config, settings.data.max_tokens, prepared)
         return cls(recipe, device, loaded, prepared, renderer)
 
