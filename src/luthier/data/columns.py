@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 import string
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -237,7 +238,7 @@ def unread_columns(
         for name, cell in cells.items():
             counted = unread.setdefault(name, {"records": 0, "text": False})
             counted["records"] += 1
-            counted["text"] = counted["text"] or _is_new_text(cell, record, known)
+            counted["text"] = counted["text"] or _is_new_text(cell, record, known, chat)
     return unread
 
 
@@ -278,13 +279,23 @@ def _blank(cell: Any) -> bool:
     return cell is None or (isinstance(cell, str) and not cell.strip()) or (isinstance(cell, list | dict) and not cell)
 
 
-def _is_new_text(cell: Any, record: Record, known: Collection[str]) -> bool:
-    """Whether a cell holds a sentence, and none that a column which is read holds too."""
-    texts = [text for text in strings(cell) if _is_sentence(text)]
+def _is_new_text(cell: Any, record: Record, known: Collection[str], chat: bool) -> bool:
+    """Whether a cell holds a sentence that no column which is read holds too."""
+    texts = [text.strip() for text in strings(cell) if _is_sentence(text)]
     if not texts:
         return False
-    read = "\n".join(text for name in known for text in strings(record.fields.get(name)))
-    return any(text.strip() not in read for text in texts)
+    read = "\n".join(chain.from_iterable(_texts_read(record.fields.get(name), chat) for name in known))
+    return any(text not in read for text in texts)
+
+
+def _texts_read(cell: Any, chat: bool) -> Iterator[str]:
+    """The texts of a column that is read; of messages the contents. Format strings take no system message."""
+    for part in cell if isinstance(cell, list) else [cell]:
+        if not (isinstance(part, Mapping) and "role" in part):
+            yield from strings(part)
+        elif chat or part["role"] != "system":
+            yield part["content"]
+            yield part.get("reasoning_content") or ""
 
 
 def _is_sentence(text: str) -> bool:

@@ -72,6 +72,7 @@ FLAT = "tool calls or tools without the key `function`, wrapped in it"
 LEGACY_TOOLS = "tools in the column `functions`, read as tools"
 CONTEXT = "answers marked as not to be learned (weight, train, loss, masked)"
 MARKED_OTHERS = "messages that are no answers and are marked to be learned: only answers are targets"
+NOTHING_LEARNED = "no answer to learn from, since all are marked as not to be learned"
 EMPTY_TURN = "empty answers before the last one: context"
 
 
@@ -103,7 +104,7 @@ def read_tools(fields: Mapping[str, Any], conversion: Conversion) -> Any:
     """
     tools, columnar = plain(fields.get("tools")), conversion.columnar
     if tools is None and isinstance(functions := plain(fields.get("functions")), list):
-        tools = functions
+        tools = [{"type": "function", "function": function} for function in functions]
         conversion.note(LEGACY_TOOLS)
     if isinstance(tools, str):
         if tools.strip() in ("", "null", "None"):
@@ -166,7 +167,7 @@ def conversation(messages: Sequence[Any], where: str, conversion: Conversion) ->
     return [canonical(message, f"{where}[{index}]", conversion, system) for index, message in enumerate(read)]
 
 
-def mark_empty_turns(fields: Mapping[str, Any], names: Sequence[str], conversion: Conversion) -> None:
+def mark_context(fields: Mapping[str, Any], names: Sequence[str], conversion: Conversion) -> None:
     """Mark empty answers before the last one as context: they hold nothing to learn, but the user's turn follows."""
     for name in names:
         messages = fields.get(name)
@@ -177,6 +178,8 @@ def mark_empty_turns(fields: Mapping[str, Any], names: Sequence[str], conversion
             if not message["content"].strip() and not message.get("tool_calls"):
                 message["learn"] = False
                 conversion.note(EMPTY_TURN)
+        if name != "prompt" and answers and not any(message.get("learn", True) for message in answers):
+            conversion.note(NOTHING_LEARNED)
 
 
 def canonical(message: Any, where: str, conversion: Conversion, keep_developer: bool = False) -> Message:
@@ -314,8 +317,8 @@ def _read_calls(fields: dict[str, Any], calling: bool, conversion: Conversion) -
     legacy = fields.get("function_call")
     if isinstance(legacy, str) and isinstance(parsed := _json(legacy), dict):
         legacy = parsed
-    if not calls and _is_call(legacy):
-        calls, _ = [legacy], fields.pop("function_call")
+    if not calls and isinstance(legacy, Mapping) and _is_call(legacy):
+        calls, _ = [_wrapped(legacy)], fields.pop("function_call")
         conversion.note(LEGACY)
     if not calls and calling:
         calls = _calls_in(fields.get("content"))
@@ -336,7 +339,15 @@ def _calls_in(content: Any) -> list[Any]:
     """The calls that the content of a calling turn holds as JSON: one or a list of them."""
     parsed = _json(content) if isinstance(content, str) else content
     calls = parsed if isinstance(parsed, list) else [parsed]
-    return calls if all(map(_is_call, calls)) else []
+    return [_wrapped(call) for call in calls] if all(map(_is_call, calls)) else []
+
+
+def _wrapped(call: Mapping[str, Any]) -> dict[str, Any]:
+    """A call as an object with the key `function`."""
+    if call.get("function"):
+        return dict(call)
+    about = {key: call[key] for key in ("id", "type") if call.get(key) is not None}
+    return {**about, "type": "function", "function": {key: part for key, part in call.items() if key not in about}}
 
 
 def _is_call(call: Any) -> bool:
@@ -355,8 +366,7 @@ def _call(call: Any, conversion: Conversion) -> Any:
     call = {key: part for key, part in call.items() if part is not None}
     if "function" not in call:
         conversion.note(FLAT)
-        about = {key: call.pop(key) for key in ("id", "type") if key in call}
-        call = {**about, "type": "function", "function": call}
+        call = _wrapped(call)
     function = {key: part for key, part in call["function"].items() if part is not None}
     if "arguments" not in function:
         function = {"arguments" if key in ARGUMENTS else key: part for key, part in function.items()}

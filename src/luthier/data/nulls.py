@@ -63,7 +63,7 @@ def tool_without_absent(tool: Mapping[str, Any], columnar: bool, note: Note, nam
         if part is None and (columnar or not constant):
             note(ABSENT)
         elif constant:
-            kept[key] = arguments_without_absent({key: part}, {}, columnar, note).get(key)
+            kept[key] = arguments_without_absent(part, {}, columnar, note) if columnar else part
         elif isinstance(part, Mapping):
             inner = tool_without_absent(part, columnar, note, named=key == "properties" and not named)
             # An argument's schema of nulls alone is one that another tool has.

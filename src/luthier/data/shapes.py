@@ -16,7 +16,7 @@ from typing import Any
 from luthier import parts
 from luthier.data.columns import Columns, add_system, ask_once, read_messages, rename, strings
 from luthier.data.forms.base import RecordShape
-from luthier.data.messages import Conversion, conversation, mark_empty_turns, read_tools
+from luthier.data.messages import Conversion, conversation, mark_context, read_tools
 from luthier.data.nulls import ColumnarRow, schemas_of
 from luthier.errors import DataError
 from luthier.types import Record, Shape
@@ -119,7 +119,7 @@ def _read(fields: dict[str, Any], shape: Shape, origin: str, conversion: Convers
         read_messages(fields, names, origin, conversion)
         ask_once(fields, answers, conversion)
         add_system(fields, answers, conversion)
-        mark_empty_turns(fields, names, conversion)
+        mark_context(fields, names, conversion)
     if part is not None:
         return part.read(fields, origin)
     for name in names:
