@@ -6,8 +6,9 @@ from types import SimpleNamespace
 import numpy
 import pytest
 
+from luthier.data.calls import LEGACY, PARSED
 from luthier.data.columns import JOINED_INPUT, NUMBERS, REPEATED, SYSTEM, TWO_SYSTEMS, names_in
-from luthier.data.messages import CONTEXT, EMPTY_TURN, JSON_MESSAGES, LEGACY, NOTHING_LEARNED, PARSED, PARTS, THINKING
+from luthier.data.messages import CONTEXT, EMPTY_TURN, JSON_MESSAGES, NOTHING_LEARNED, PARTS, THINKING
 from luthier.data.nulls import ABSENT
 from luthier.data.pairs import without_rejected
 from luthier.data.prepare import prepare
@@ -171,6 +172,54 @@ def test_calls_and_observations_of_sharegpt_are_rendered(load, make_tokenizer):
     assert LEGACY in record.notes
     targets = learned(Renderer(make_tokenizer(CALLS)), record)
     assert targets == ['<call>paint {"colour": "red"}</call><|im_end|>', "Done.<|im_end|>"]
+
+
+# As old GLM models: any role is written between the marks, and only some of these are tokens.
+MARKS = """{% for message in messages %}<|{{ message.role }}|>
+{{ message.content }}{% endfor %}{% if add_generation_prompt %}<|assistant|>
+{% endif %}"""
+# A template that writes the messages of a role `function` and leaves those of `tool` out.
+FUNCTIONS = """{% for message in messages %}{% if message.role in ('user', 'assistant', 'function') %}\
+<|im_start|>{{ message.role }}
+{{ message.content }}<|im_end|>
+{% endif %}{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant
+{% endif %}"""
+DEVELOPER = """{% for message in messages %}{% if message.role == 'system' %}\
+{{ raise_exception('no system') }}{% endif %}\
+<|im_start|>{{ message.role }}
+{{ message.content }}<|im_end|>
+{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant
+{% endif %}"""
+
+
+@pytest.mark.parametrize(
+    ("template", "written", "role"),
+    [
+        (MARKS, "observation", "<|observation|>"),
+        (MARKS, "ipython", "<|tool|>"),
+        (CALLS, "observation", "<|im_start|>tool"),
+        (CALLS, "Function", "<|im_start|>tool"),
+        (FUNCTIONS, "function", "<|im_start|>function"),
+        (DEVELOPER, "developer", "<|im_start|>developer"),
+        (CALLS, "developer", "<|im_start|>system"),
+    ],
+)
+def test_a_template_gets_the_name_of_a_role_that_it_knows(load, make_tokenizer, template, written, role):
+    tokenizer = make_tokenizer(template)
+    tokenizer.add_special_tokens(
+        {"extra_special_tokens": ["<|observation|>", "<|user|>", "<|assistant|>", "<|im_end|>"]}
+    )
+    if written == "developer":
+        messages = [{"role": written, "content": "20 degrees"}, user("Weather?"), assistant("Warm.")]
+    else:
+        messages = [
+            user("Weather?"),
+            assistant("I look."),
+            {"role": written, "content": "20 degrees"},
+            assistant("Warm."),
+        ]
+    (record,) = load({"messages": messages})
+    assert f"{role}\n20 degrees" in Renderer(tokenizer).prompt_text(record)
 
 
 def test_the_legacy_form_of_openai_is_rendered(load, make_tokenizer):

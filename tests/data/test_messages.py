@@ -3,27 +3,30 @@ import json
 import numpy
 import pytest
 
-from luthier.data.messages import (
-    CONTEXT,
-    DEVELOPERS,
+from luthier.data.calls import (
     FLAT,
     JSON_TOOLS,
     LEGACY,
     LEGACY_TOOLS,
-    MARKED_OTHERS,
-    NAMED_ROLES,
     NO_ARGUMENTS,
     PARSED,
+    UNPARSED,
+    UNREAD_CALL,
+    for_server,
+    read_tools,
+)
+from luthier.data.conversion import Conversion
+from luthier.data.messages import (
+    CONTEXT,
+    DEVELOPERS,
+    MARKED_OTHERS,
+    NAMED_ROLES,
+    OWN_KEYS,
     PARTS,
     THINKING,
     TOOL_TEXT,
-    UNPARSED,
-    UNREAD_CALL,
     VALUES,
-    Conversion,
     conversation,
-    for_server,
-    read_tools,
 )
 from luthier.data.nulls import ABSENT, KEPT, schemas_of
 from luthier.errors import DataError
@@ -118,6 +121,12 @@ def test_calls_in_other_forms_become_a_list_of_functions(calls):
     (message,), _ = read({"role": "assistant", "content": "", "tool_calls": calls})
     expected = [{"type": "function", "function": {"name": "paint", "arguments": {"a": 1}}}]
     assert message["tool_calls"] == expected
+
+
+@pytest.mark.parametrize("calls", ["paint(red)", ["paint"], [7], 7])
+def test_calls_that_are_none_are_refused(calls):
+    with pytest.raises(DataError, match=r"messages\[0\]: `tool_calls` must be a list of calls"):
+        read({"role": "assistant", "content": "", "tool_calls": calls})
 
 
 @pytest.mark.parametrize("nothing", ["[]", "", "null", [], None])
@@ -297,7 +306,10 @@ def test_what_a_tool_returns_is_written_as_json():
 def test_roles_have_one_name(written, role):
     for message in ({"role": written, "content": "x"}, {"from": written, "value": "x"}):
         (message,), notes = read(message)
-        assert message == {"role": role, "content": "x"} and NAMED_ROLES in notes
+        assert (message["role"], message["content"]) == (role, "x") and NAMED_ROLES in notes
+        # Only the names of a tool's messages differ from template to template.
+        assert message.get("written_role") == (written if role == "tool" else None)
+        assert set(message) <= {"role", "content", *OWN_KEYS}
         assert (VALUES in notes) == (len(notes) == 2)
 
 
@@ -307,7 +319,10 @@ def test_roles_of_the_users_own_stay():
 
 def test_a_developer_speaks_as_the_system_unless_there_is_one():
     developer = {"role": "developer", "content": "Be brief."}
-    assert read(developer, ASK) == ([{"role": "system", "content": "Be brief."}, ASK], [DEVELOPERS])
+    assert read(developer, ASK) == (
+        [{"role": "system", "content": "Be brief.", "written_role": "developer"}, ASK],
+        [DEVELOPERS],
+    )
     both = [{"role": "system", "content": "You are a bot."}, developer, ASK]
     assert read(*both) == (both, [])
 
@@ -338,7 +353,10 @@ def test_the_legacy_call_of_openai_is_a_tool_call():
         {"role": "assistant", "content": None, "function_call": call},
         {"role": "function", "name": "paint", "content": "ok"},
     )
-    assert messages == [calling({"colour": "red"}), {"role": "tool", "content": "ok", "name": "paint"}]
+    assert messages == [
+        calling({"colour": "red"}),
+        {"role": "tool", "content": "ok", "name": "paint"} | {"written_role": "function"},
+    ]
     assert notes == [LEGACY, PARSED, NAMED_ROLES]
 
 

@@ -12,10 +12,10 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from luthier.data.conversion import Conversion
 from luthier.data.messages import (
     JSON_MESSAGES,
     KEYS,
-    Conversion,
     Message,
     conversation,
     looks_like_message,

@@ -2,19 +2,20 @@
 
 A canonical message has `role` (system, user, assistant, tool, or a role of the user's own) and `content`, a text. An
 assistant's may have `reasoning_content` (its thoughts), `tool_calls` (`{"type": "function", "function": {"name",
-"arguments"}}`, the arguments an object) and `learn: False`, which marks it as context. Other keys stay as they are.
+"arguments"}}`, the arguments an object) and `learn: False`, which marks it as context. `written_role` is the
+user's name of a role, which some templates know better (see `roles.py`). Other keys stay as they are.
 """
 
 from __future__ import annotations
 
-import ast
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any
 
-from luthier.data.nulls import arguments_without_absent, plain, tool_without_absent
+from luthier.data.calls import read_calls
+from luthier.data.conversion import Conversion, literal_in, short
+from luthier.data.nulls import plain
 from luthier.errors import DataError
 
 Message = dict[str, Any]
@@ -47,14 +48,14 @@ THOUGHT_PARTS = ("thinking", "reasoning")
 MEDIA = ("image", "audio", "video", "file")
 LEARNED = ("weight", "train", "training", "loss", "learn")
 MASKED = "masked"
-ARGUMENTS = ("parameters", "args")
 TRUE, FALSE = ("true", "1", "1.0"), ("false", "0", "0.0")
-KEYS = {"role", "content", "reasoning_content", "tool_calls", "tool_call_id", "name", "learn"}
+OWN_KEYS = ("learn", "written_role")
+"""Keys that no template and no server gets."""
+KEYS = {"role", "content", "reasoning_content", "tool_calls", "tool_call_id", "name", *OWN_KEYS}
 """Keys of a canonical message."""
 
 # Notes on a record, which are counted; each goes on after "12 records have ...".
 JSON_MESSAGES = "messages written as JSON text, read as messages"
-JSON_TOOLS = "tools written as JSON text, read as a list of tools"
 NAMED_ROLES = (
     "messages with other names of roles (such as human, gpt, observation), read as user, assistant, tool, system"
 )
@@ -63,72 +64,10 @@ VALUES = "messages of `from` and `value`, read as role and content"
 PARTS = "contents in parts, of which the texts are joined without a separator"
 TOOL_TEXT = "tool messages whose content is no text, written as JSON"
 THINKING = "thoughts under another name than reasoning_content, read as that"
-PARSED = "tool arguments written as JSON text, read as objects"
-UNPARSED = "tool arguments that are no JSON object, kept as they are"
-NO_ARGUMENTS = "tool calls without arguments, read as an empty object"
-LEGACY = "calls under `function_call`, or in a turn of that role, read as tool_calls"
-UNREAD_CALL = "turns of the role function_call that hold no call as JSON, kept as the assistant's text"
-FLAT = "tool calls or tools without the key `function`, wrapped in it"
-LEGACY_TOOLS = "tools in the column `functions`, read as tools"
 CONTEXT = "answers marked as not to be learned (weight, train, loss, masked)"
 MARKED_OTHERS = "messages that are no answers and are marked to be learned: only answers are targets"
 NOTHING_LEARNED = "no answer to learn from, since all are marked as not to be learned"
 EMPTY_TURN = "empty answers before the last one: context"
-
-
-@dataclass
-class Conversion:
-    """The reading of one record: its tools, whether its file pads objects with nulls, and notes on what was changed.
-
-    Attributes:
-        columnar: whether the record is from a columnar file, such as Parquet.
-        schemas: name of a tool → the JSON schema of its arguments.
-        inner: role or content → the user's name of that key of a message.
-        notes: the changes, without repetition, in order.
-    """
-
-    columnar: bool = False
-    schemas: Mapping[str, Any] = field(default_factory=dict)
-    inner: Mapping[str, str] = field(default_factory=dict)
-    notes: dict[str, None] = field(default_factory=dict)
-
-    def note(self, text: str) -> None:
-        """Add a note on this record."""
-        self.notes[text] = None
-
-
-def read_tools(fields: Mapping[str, Any], conversion: Conversion) -> Any:
-    """The tools of a record as a list of `{"type": "function", "function": ...}`; what is no list of tools stays.
-
-    The legacy column `functions` is read where there is no `tools`.
-    """
-    tools, columnar = plain(fields.get("tools")), conversion.columnar
-    if tools is None and isinstance(functions := plain(fields.get("functions")), list):
-        tools = [{"type": "function", "function": function} for function in functions]
-        conversion.note(LEGACY_TOOLS)
-    if isinstance(tools, str):
-        if tools.strip() in ("", "null", "None"):
-            return None
-        if not isinstance(parsed := _literal(tools), list | dict):
-            return tools
-        tools, columnar = parsed, False  # a columnar file adds no null inside a text
-        conversion.note(JSON_TOOLS)
-    if isinstance(tools, Mapping):
-        tools = [tools]
-    return [_tool(tool, conversion, columnar) for tool in tools] if isinstance(tools, list) else tools
-
-
-def _tool(tool: Any, conversion: Conversion, columnar: bool) -> Any:
-    if isinstance(tool, str) and isinstance(parsed := _literal(tool), dict):
-        tool, columnar = parsed, False
-        conversion.note(JSON_TOOLS)
-    if not isinstance(tool, Mapping):
-        return tool
-    tool = tool_without_absent(tool, columnar, conversion.note)
-    if "function" not in tool and "name" in tool and ("parameters" in tool or "description" in tool):
-        conversion.note(FLAT)
-        return {"type": "function", "function": {key: part for key, part in tool.items() if key != "type"}}
-    return tool
 
 
 def messages_in(text: str, strict: bool) -> list[Any] | None:
@@ -140,7 +79,7 @@ def messages_in(text: str, strict: bool) -> list[Any] | None:
     """
     if not text.lstrip().startswith("["):
         return None
-    parsed = _literal(text)
+    parsed = literal_in(text)
     if not isinstance(parsed, list) or not parsed or not all(isinstance(message, Mapping) for message in parsed):
         return None
     return parsed if not strict or all(map(looks_like_message, parsed)) else None
@@ -202,7 +141,7 @@ def canonical(message: Any, where: str, conversion: Conversion, keep_developer: 
     _read_content(fields, where, conversion)
     if fields["role"] == "assistant":
         _read_thoughts(fields, conversion)
-        _read_calls(fields, calling, conversion)
+        read_calls(fields, calling, where, conversion)
     _read_learned(fields, where, conversion)
     if fields.get("content") is None:
         fields["content"] = _absent_content(fields, where)
@@ -245,11 +184,13 @@ def _read_role(fields: dict[str, Any], conversion: Conversion, keep_developer: b
     role = _role_of({"role": fields["role"]}, Conversion())
     calling = role in CALLING
     if role == DEVELOPER and not keep_developer:
-        fields["role"] = "system"
+        fields |= {"role": "system", "written_role": fields["role"]}
         conversion.note(DEVELOPERS)
         return False
     usual = "assistant" if calling else next((usual for usual, names in ROLES.items() if role in names), None)
     if usual is not None and usual != fields["role"]:
+        if usual == "tool" and role != usual:
+            fields["written_role"] = fields["role"]
         fields["role"] = usual
         conversion.note(NAMED_ROLES)
     return calling
@@ -270,7 +211,7 @@ def _read_content(fields: dict[str, Any], where: str, conversion: Conversion) ->
     elif content == []:
         del fields["content"]
     else:
-        raise DataError(f"{where}: the content must be text, found {type(content).__name__} ({_short(content)}).")
+        raise DataError(f"{where}: the content must be text, found {type(content).__name__} ({short(content)}).")
 
 
 def _is_part(part: Any, only_known: bool) -> bool:
@@ -295,7 +236,7 @@ def _part_text(part: str | Mapping[str, Any], fields: dict[str, Any], where: str
         fields["reasoning_content"] = (fields.get("reasoning_content") or "") + joined
         return ""
     raise DataError(
-        f"{where}: the content must be text, found list with a part of the type `{kind}` ({_short(part)}).",
+        f"{where}: the content must be text, found list with a part of the type `{kind}` ({short(part)}).",
         "Language models learn from text alone: remove such parts, or describe them in words.",
     )
 
@@ -306,93 +247,6 @@ def _read_thoughts(fields: dict[str, Any], conversion: Conversion) -> None:
         if isinstance(fields.get(name), str) and fields.get("reasoning_content", fields[name]) == fields[name]:
             fields["reasoning_content"] = fields.pop(name)
             conversion.note(THINKING)
-
-
-def _read_calls(fields: dict[str, Any], calling: bool, conversion: Conversion) -> None:
-    """The calls of a message as a list of objects with `function`."""
-    calls = fields.get("tool_calls")
-    if isinstance(calls, str):
-        parsed = _json(calls)
-        calls = parsed if isinstance(parsed, list | dict) else ([] if calls.strip() in ("", "null", "[]") else calls)
-    legacy = fields.get("function_call")
-    if isinstance(legacy, str) and isinstance(parsed := _json(legacy), dict):
-        legacy = parsed
-    if not calls and isinstance(legacy, Mapping) and _is_call(legacy):
-        calls, _ = [_wrapped(legacy)], fields.pop("function_call")
-        conversion.note(LEGACY)
-    if not calls and calling:
-        calls = _calls_in(fields.get("content"))
-        if calls:
-            fields["content"] = None
-            conversion.note(LEGACY)
-        else:
-            conversion.note(UNREAD_CALL)
-    if isinstance(calls, Mapping):
-        calls = [calls]
-    if isinstance(calls, list) and calls:
-        fields["tool_calls"] = [_call(call, conversion) for call in calls]
-    elif not calls:
-        fields.pop("tool_calls", None)
-
-
-def _calls_in(content: Any) -> list[Any]:
-    """The calls that the content of a calling turn holds as JSON: one or a list of them."""
-    parsed = _json(content) if isinstance(content, str) else content
-    calls = parsed if isinstance(parsed, list) else [parsed]
-    return [_wrapped(call) for call in calls] if all(map(_is_call, calls)) else []
-
-
-def _wrapped(call: Mapping[str, Any]) -> dict[str, Any]:
-    """A call as an object with the key `function`."""
-    if call.get("function"):
-        return dict(call)
-    about = {key: call[key] for key in ("id", "type") if call.get(key) is not None}
-    return {**about, "type": "function", "function": {key: part for key, part in call.items() if key not in about}}
-
-
-def _is_call(call: Any) -> bool:
-    if not isinstance(call, Mapping):
-        return False
-    function = call.get("function") or call  # null where another row of a columnar file has the key
-    return isinstance(function, Mapping) and isinstance(function.get("name"), str)
-
-
-def _call(call: Any, conversion: Conversion) -> Any:
-    """A call with the key `function`, in the order of its keys, which templates may write."""
-    if isinstance(call, str) and isinstance(parsed := _json(call), dict):
-        call = parsed
-    if not isinstance(call, Mapping) or not _is_call(call):
-        return call
-    call = {key: part for key, part in call.items() if part is not None}
-    if "function" not in call:
-        conversion.note(FLAT)
-        call = _wrapped(call)
-    function = {key: part for key, part in call["function"].items() if part is not None}
-    if "arguments" not in function:
-        function = {"arguments" if key in ARGUMENTS else key: part for key, part in function.items()}
-    function.setdefault("arguments", None)
-    function["arguments"] = _arguments(function["arguments"], function["name"], conversion)
-    return {**call, "function": function}
-
-
-def _arguments(arguments: Any, tool: str, conversion: Conversion) -> Any:
-    """Arguments as an object, without the nulls that only a columnar file has."""
-    columnar = conversion.columnar
-    if arguments is None or (isinstance(arguments, str) and arguments.strip() in ("", "null")):
-        conversion.note(NO_ARGUMENTS)
-        return {}
-    if isinstance(arguments, str):
-        # A columnar file adds no null inside a text.
-        parsed, columnar = _json(arguments), False
-        if isinstance(parsed, str):  # encoded twice
-            parsed = _json(parsed)
-        if isinstance(parsed, dict):
-            conversion.note(PARSED)
-            arguments = parsed
-    if not isinstance(arguments, Mapping):
-        conversion.note(UNPARSED)
-        return arguments
-    return arguments_without_absent(arguments, conversion.schemas.get(tool), columnar, conversion.note)
 
 
 def _read_learned(fields: dict[str, Any], where: str, conversion: Conversion) -> None:
@@ -434,47 +288,3 @@ def _absent_content(fields: Mapping[str, Any], where: str) -> str:
     if fields["role"] in ("assistant", "tool"):
         return ""
     raise DataError(f"{where}: the content must be text, found {type(None).__name__} (None).")
-
-
-def for_server(messages: Sequence[Message]) -> list[Message]:
-    """Messages as servers of OpenAI's interface take them: the arguments of calls are JSON text there."""
-    sent = []
-    for message in messages:
-        calls = [_with_text(call) for call in message.get("tool_calls") or ()]
-        sent.append({**message, "tool_calls": calls} if calls else message)
-    return sent
-
-
-def _with_text(call: Any) -> Any:
-    arguments = call["function"].get("arguments") if _is_call(call) and "function" in call else None
-    if not isinstance(arguments, Mapping | list):
-        return call
-    return {**call, "function": {**call["function"], "arguments": json.dumps(arguments, ensure_ascii=False)}}
-
-
-def _literal(text: str) -> Any:
-    """What a text holds as JSON or, as pandas writes lists into CSV, as a literal of Python; None if neither."""
-    parsed = _json(text)
-    if parsed is not None:
-        return parsed
-    try:
-        return ast.literal_eval(text.strip())
-    except (ValueError, SyntaxError, RecursionError, MemoryError, TypeError):
-        return None
-
-
-def _json(text: str) -> Any:
-    """What a text holds as JSON; None if it is none, or null."""
-    try:
-        return json.loads(text, parse_constant=_refuse)
-    except (ValueError, RecursionError):
-        return None
-
-
-def _refuse(name: str) -> None:
-    raise ValueError(f"{name} is not JSON")
-
-
-def _short(content: Any) -> str:
-    text = repr(content)
-    return text if len(text) <= 80 else f"{text[:77]}..."

@@ -14,7 +14,16 @@ import numpy
 
 from luthier.data.forms.base import RecordShape
 from luthier.data.pairs import rows_of
-from luthier.data.shapes import good_side, last_answer, messages_of, plain_text, shape_part, unlearned
+from luthier.data.roles import prefers_written
+from luthier.data.shapes import (
+    good_side,
+    last_answer,
+    messages_of,
+    plain_text,
+    shape_part,
+    unlearned,
+    with_written_roles,
+)
 from luthier.data.templates import (
     ChatTemplate,
     FormatString,
@@ -77,6 +86,7 @@ class Renderer:
         self._backend = copy.deepcopy(tokenizer.backend_tokenizer)
         self._backend.no_truncation()
         self._backend.no_padding()
+        self._written_roles: dict[tuple[str, str], bool] = {}
 
     @cached_property
     def template(self) -> ChatTemplate:
@@ -176,8 +186,17 @@ class Renderer:
             return replace(rendered, spans=()) if context and not everything else rendered
         if record.shape == "text":
             return whole_text(record)
+        record = with_written_roles(record, self._prefers_written)
         first = 0 if everything else first_target(record, self.targets)
         return self.template.render(record, wanted=lambda index: index >= first and index not in context)
+
+    def _prefers_written(self, written: str, usual: str) -> bool:
+        """Whether the template knows the user's name of a role better than the usual one; tried once for each."""
+        if (written, usual) not in self._written_roles:
+            template = self.template
+            prefers = prefers_written(lambda messages: template.text(messages, None), template.special, written, usual)
+            self._written_roles[written, usual] = prefers
+        return self._written_roles[written, usual]
 
     def _sides(self, record: Record, part: RecordShape) -> Rendering:
         """The rows of all answers, whose prompts must have the same tokens: a pair compares answers to one prompt."""

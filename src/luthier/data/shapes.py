@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import cache
 from typing import Any
 
 from luthier import parts
+from luthier.data.calls import read_tools
 from luthier.data.columns import Columns, add_system, ask_once, read_messages, rename, strings
+from luthier.data.conversion import Conversion
 from luthier.data.forms.base import RecordShape
-from luthier.data.messages import Conversion, conversation, mark_context, read_tools
+from luthier.data.messages import OWN_KEYS, conversation, mark_context
 from luthier.data.nulls import ColumnarRow, schemas_of
 from luthier.errors import DataError
 from luthier.types import Record, Shape
@@ -177,8 +179,7 @@ def messages_of(record: Record) -> list[dict[str, Any]]:
         DataError: a preference pair of strings without a prompt, in which nothing marks the turns.
     """
     messages = _messages(good_side(record))
-    # `learn` is Luthier's own: a template or a server must not get it.
-    return [{key: part for key, part in message.items() if key != "learn"} for message in messages]
+    return [{key: part for key, part in message.items() if key not in OWN_KEYS} for message in messages]
 
 
 def unlearned(record: Record) -> frozenset[int]:
@@ -187,6 +188,19 @@ def unlearned(record: Record) -> frozenset[int]:
         return frozenset()
     messages = _messages(good_side(record))
     return frozenset(index for index, message in enumerate(messages) if message.get("learn") is False)
+
+
+def with_written_roles(record: Record, prefers: Callable[[str, str], bool]) -> Record:
+    """The record, in which messages have the role that the user wrote where `prefers(written, usual)` says so."""
+    changed: dict[str, Any] = {}
+    for name in ("prompt", *shape_columns()[record.shape]):
+        messages = record.fields.get(name)
+        turns = messages if isinstance(messages, list) else []
+        for index, message in enumerate(turns):
+            written = message.get("written_role") if isinstance(message, Mapping) else None
+            if written is not None and prefers(written, message["role"]):
+                changed.setdefault(name, [*turns])[index] = {**message, "role": written}
+    return replace(record, fields={**record.fields, **changed}) if changed else record
 
 
 def _messages(record: Record) -> list[dict[str, Any]]:

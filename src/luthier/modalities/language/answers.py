@@ -11,7 +11,7 @@ from typing import Any
 import numpy
 
 from luthier import parts
-from luthier.data.messages import for_server
+from luthier.data.calls import for_server
 from luthier.data.shapes import last_answer, messages_of, question_and_answer
 from luthier.errors import RunError
 from luthier.evals.answering import measure
