@@ -345,12 +345,10 @@ def test_a_repeated_prompt_is_asked_once(load, make_tokenizer):
     for row in (
         {"prompt": "Colour?", "chosen": good, "rejected": [good[0], assistant("blue")]},
         {"prompt": [user("Colour?")], "chosen": good, "rejected": [good[0], assistant("blue")]},
-        {"prompt": "Colour?", "chosen": good, "rejected": bad[:1] + bad[1:]},
+        {"prompt": "Colour?", "chosen": good, "rejected": bad},
         {"prompt": "Colour?", "chosen": json.dumps(good), "rejected": json.dumps([good[0], assistant("blue")])},
     ):
         (record,) = load(row)
-        if record.fields["chosen"] == good:  # other white space: nothing is cut from one side alone
-            continue
         assert REPEATED in record.notes
         rows, expected = renderer.explain(record).rows, renderer.explain(once).rows
         assert [row.ids.tolist() for row in rows] == [row.ids.tolist() for row in expected]
@@ -441,6 +439,19 @@ def test_messages_as_text_are_read_as_messages(load, tmp_path):
 def test_other_texts_stay_texts(load, text):
     (record,) = load({"prompt": text, "completion": text})
     assert (record.fields["prompt"], record.fields["completion"]) == (text, text) and not record.notes
+
+
+def test_a_single_message_and_messages_key_by_key_are_lists(load):
+    row = {"prompt": [user("Colour?")], "chosen": assistant("red"), "rejected": {"from": "gpt", "value": "blue"}}
+    (record,) = load(row)
+    assert (record.fields["chosen"], record.fields["rejected"]) == ([assistant("red")], [assistant("blue")])
+    (record,) = load({"messages": {"from": ["human", "gpt"], "value": ["Colour?", "red"], "weight": None}})
+    assert record.fields["messages"] == [user("Colour?"), assistant("red")]
+
+
+def test_a_column_of_functions_that_are_no_tools_is_left_alone(load):
+    (record,) = load({"messages": [user("Colour?"), assistant("red")], "functions": ["f", "g"]})
+    assert "tools" not in record.fields and not record.notes
 
 
 def test_a_completion_may_write_messages_on_purpose(load):

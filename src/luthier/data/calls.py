@@ -30,7 +30,10 @@ def read_tools(fields: Mapping[str, Any], conversion: Conversion) -> Any:
     The legacy column `functions` is read where there is no `tools`.
     """
     tools, columnar = plain(fields.get("tools")), conversion.columnar
-    if tools is None and isinstance(functions := plain(fields.get("functions")), list):
+    functions = plain(fields.get("functions")) if tools is None else None
+    if isinstance(functions, str):
+        functions = literal_in(functions)
+    if isinstance(functions, list) and functions and all(map(_is_call, functions)):
         tools = [{"type": "function", "function": function} for function in functions]
         conversion.note(LEGACY_TOOLS)
     if isinstance(tools, str):

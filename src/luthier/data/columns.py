@@ -34,7 +34,7 @@ MESSAGE_KEYS = ("role", "content", "reasoning_content", "tool_calls")
 """Keys of a message that `columns` may rename inside the messages."""
 ALWAYS_READ = ("id", "choices", "metric")
 """Columns that the ids and the metrics of records read, besides those that a recipe names."""
-CHAT_COLUMNS = ("tools", "functions", "system")
+CHAT_COLUMNS = ("tools", "functions")
 BETWEEN = "\n\n"
 """Between joined columns: a blank line, as between paragraphs."""
 WORDS_OF_TEXT = 3
@@ -142,8 +142,8 @@ def read_messages(fields: dict[str, Any], names: Collection[str], origin: str, c
     written: dict[str, list[Any]] = {}
     for name in names:
         cell = plain(fields.get(name))
-        if isinstance(cell, Mapping) and looks_like_message(cell):
-            cell = [cell]  # a single answer as one message
+        if isinstance(cell, Mapping):
+            cell = _as_list(cell)
         if isinstance(cell, list):
             fields[name] = conversation(cell, f"{origin}: {name}", conversion)
         elif isinstance(cell, str) and (messages := messages_in(cell, strict=name != "messages")) is not None:
@@ -158,6 +158,17 @@ def read_messages(fields: dict[str, Any], names: Collection[str], origin: str, c
     conversion.columnar = columnar
 
 
+def _as_list(cell: Mapping[str, Any]) -> Any:
+    """A single message as a list of one, and messages that a columnar file holds key by key one after the other."""
+    if looks_like_message(cell):
+        return [cell]
+    lengths = {len(column) if isinstance(column, list) else None for column in cell.values() if column is not None}
+    if len(lengths) != 1 or None in lengths:
+        return cell
+    columns = {key: column for key, column in cell.items() if column is not None}
+    return [dict(zip(columns, turn, strict=True)) for turn in zip(*columns.values(), strict=True)]
+
+
 def ask_once(fields: dict[str, Any], answers: Sequence[str], conversion: Conversion) -> None:
     """Move a prompt that all answers repeat out of them, with the turns before it."""
     prompt = fields.get("prompt")
@@ -167,7 +178,9 @@ def ask_once(fields: dict[str, Any], answers: Sequence[str], conversion: Convers
         return
     ends = [_end_of_repeat(side, asked) for side in sides]
     openings = [side[:end] for side, end in zip(sides, ends, strict=True)]
-    if not ends[0] or any(opening != openings[0] for opening in openings):
+    if not ends[0] or any(end != ends[0] for end in ends):
+        return
+    if not all(all(map(_same, opening, openings[0])) for opening in openings):
         return
     fields["prompt"] = prompt if ends[0] == len(asked) else openings[0]
     fields |= {name: side[end:] for name, side, end in zip(answers, sides, ends, strict=True)}
@@ -228,11 +241,11 @@ def unread_columns(
     """
     unread: dict[str, dict[str, Any]] = {}
     chat = form == "chat"
-    always = {*ALWAYS_READ, *reads, *(CHAT_COLUMNS if chat else _names_in_form(form))}
+    always = {*ALWAYS_READ, *reads, *([] if chat else _names_in_form(form))}
     words = set(WORD_OF_CODE.findall(template if chat else ""))
     for record in records:
         own = shapes[record.shape]
-        known = {*always, *own, *_read_besides(record)}
+        known = {*always, *own, *_read_besides(record, chat)}
         cells = {name: cell for name, cell in record.fields.items() if name not in known and not _blank(cell)}
         cells |= _keys_of_messages(record, own, words)
         for name, cell in cells.items():
@@ -254,8 +267,12 @@ def _names_in_form(form: str) -> list[str]:
     return [name for _, name, _, _ in string.Formatter().parse(form) if name]
 
 
-def _read_besides(record: Record) -> Iterator[str]:
+def _read_besides(record: Record, chat: bool) -> Iterator[str]:
     """The columns that a record's own answers need, besides those of its shape."""
+    if chat and record.shape != "text":
+        yield from CHAT_COLUMNS
+    if chat and (SYSTEM in record.notes or TWO_SYSTEMS in record.notes):
+        yield "system"
     if record.shape not in ("messages", "text"):
         yield "prompt"
     if isinstance(record.fields.get("label"), bool) and record.shape != "preference":
@@ -294,8 +311,7 @@ def _texts_read(cell: Any, chat: bool) -> Iterator[str]:
         if not (isinstance(part, Mapping) and "role" in part):
             yield from strings(part)
         elif chat or part["role"] != "system":
-            yield part["content"]
-            yield part.get("reasoning_content") or ""
+            yield from strings([part.get("content"), part.get("reasoning_content")])
 
 
 def _is_sentence(text: str) -> bool:
