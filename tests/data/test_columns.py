@@ -12,7 +12,7 @@ from luthier.data.messages import CONTEXT, EMPTY_TURN, JSON_MESSAGES, NOTHING_LE
 from luthier.data.nulls import ABSENT
 from luthier.data.pairs import without_rejected
 from luthier.data.prepare import prepare
-from luthier.data.render import Renderer
+from luthier.data.render import MARKED_LEARNED, Renderer
 from luthier.data.shapes import EmptyAnswer, content_hash, messages_of
 from luthier.data.sources import load_records
 from luthier.errors import DataError
@@ -267,6 +267,12 @@ def test_marks_hold_in_completions_and_at_the_end(load, make_tokenizer):
     assert form.render(record).targets == 0
     with pytest.raises(DataError, match="rejected answer is marked as not to be learned"):
         load({"prompt": "Colour?", "chosen": [assistant("red")], "rejected": [assistant("blue", weight=0)]})
+
+
+def test_targets_all_learn_marked_answers_too_and_say_so(load, make_tokenizer):
+    (record,) = load({"messages": [user("Colour?"), assistant("red", weight=0), user("Sure?"), assistant("Blue.")]})
+    rendering = Renderer(make_tokenizer(), targets="all").explain(record)
+    assert rendering.row.targets == len(rendering.row) - 1 and MARKED_LEARNED in rendering.notes
 
 
 def test_an_empty_answer_is_context_unless_it_is_the_last(load, make_tokenizer):

@@ -12,6 +12,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from luthier.data.calls import LEGACY_TOOLS
 from luthier.data.conversion import Conversion
 from luthier.data.messages import (
     JSON_MESSAGES,
@@ -32,9 +33,10 @@ MESSAGE_COLUMNS = ("messages", "prompt", "completion", "chosen", "rejected")
 TEXT_COLUMNS = ("prompt", "completion", "text", "chosen", "rejected", "system")
 MESSAGE_KEYS = ("role", "content", "reasoning_content", "tool_calls")
 """Keys of a message that `columns` may rename inside the messages."""
+LABELLED = ("messages", "prompt_completion", "text")
+"""Shapes of one answer, beside which a label is read."""
 ALWAYS_READ = ("id", "choices", "metric")
 """Columns that the ids and the metrics of records read, besides those that a recipe names."""
-CHAT_COLUMNS = ("tools", "functions")
 BETWEEN = "\n\n"
 """Between joined columns: a blank line, as between paragraphs."""
 WORDS_OF_TEXT = 3
@@ -270,12 +272,12 @@ def _names_in_form(form: str) -> list[str]:
 def _read_besides(record: Record, chat: bool) -> Iterator[str]:
     """The columns that a record's own answers need, besides those of its shape."""
     if chat and record.shape != "text":
-        yield from CHAT_COLUMNS
+        yield "functions" if LEGACY_TOOLS in record.notes else "tools"
     if chat and (SYSTEM in record.notes or TWO_SYSTEMS in record.notes):
         yield "system"
     if record.shape not in ("messages", "text"):
         yield "prompt"
-    if isinstance(record.fields.get("label"), bool) and record.shape != "preference":
+    if isinstance(record.fields.get("label"), bool) and record.shape in LABELLED:
         yield "label"
     if JOINED_INPUT in record.notes:
         yield "input"

@@ -188,6 +188,8 @@ def _read_role(fields: dict[str, Any], conversion: Conversion, keep_developer: b
         conversion.note(DEVELOPERS)
         return False
     usual = "assistant" if calling else next((usual for usual, names in ROLES.items() if role in names), None)
+    if usual is None and role != DEVELOPER:
+        conversion.note(f"messages of the role `{fields['role']}`, which only some chat templates know")
     if usual is not None and usual != fields["role"]:
         if usual == "tool" and role != usual:
             fields["written_role"] = fields["role"]

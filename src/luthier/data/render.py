@@ -37,7 +37,8 @@ from luthier.types import Record, Row, Stream
 
 TARGETS = ("auto", "assistant", "completion", "all")
 IN_PIECES = "texts tokenised in pieces, because a token would span the border of prompt and answer"
-"""Note on a record; the doctor counts the records with each note."""
+MARKED_LEARNED = "answers marked as not to be learned, which `data.targets: all` learns all the same"
+"""Notes on a record; the doctor counts the records with each note."""
 
 
 @dataclass(frozen=True)
@@ -178,6 +179,11 @@ class Renderer:
 
     def _rendered(self, record: Record) -> Rendered:
         record = good_side(record)
+        rendered = self._with_targets(record)
+        marked = self.targets == "all" and unlearned(record)
+        return replace(rendered, notes=(*rendered.notes, MARKED_LEARNED)) if marked else rendered
+
+    def _with_targets(self, record: Record) -> Rendered:
         if record.shape == "text" and self.targets in ("assistant", "completion"):
             raise DataError(f"plain text has no answers, so `data.targets: {self.targets}` leaves nothing to learn.")
         context, everything = unlearned(record), self.targets == "all"
