@@ -33,7 +33,7 @@ class Record:
     `fields` by shape — messages: `messages` (list of {role, content}); prompt_completion: `prompt`,
     `completion` (both str, or both lists of messages); text: `text`; preference: `prompt` (str, messages or None),
     `chosen`, `rejected`. Beside one answer, `label` (true or false) may say whether it is a good one. Messages are in
-    the form of `data/messages.py`. Further columns stay in `fields` under their names.
+    the form of `records/messages.py`. Further columns stay in `fields` under their names.
     """
 
     id: str

@@ -1,21 +1,25 @@
 """Whole files as people write them: what is read of a record, what is counted, and what is learned."""
 
 import json
+from dataclasses import replace
 from types import SimpleNamespace
+from typing import ClassVar
 
 import numpy
 import pytest
 
-from luthier.data.calls import LEGACY, PARSED
-from luthier.data.columns import JOINED_INPUT, NUMBERS, REPEATED, SYSTEM, TWO_SYSTEMS, names_in
-from luthier.data.messages import CONTEXT, EMPTY_TURN, JSON_MESSAGES, NOTHING_LEARNED, PARTS, THINKING
-from luthier.data.nulls import ABSENT
+from luthier.data import shapes
+from luthier.data.forms.base import RecordShape
 from luthier.data.pairs import without_rejected
 from luthier.data.prepare import prepare
 from luthier.data.render import MARKED_LEARNED, Renderer
 from luthier.data.shapes import EmptyAnswer, content_hash, messages_of
 from luthier.data.sources import load_records
 from luthier.errors import DataError
+from luthier.records.calls import LEGACY, PARSED
+from luthier.records.columns import JOINED_INPUT, NUMBERS, REPEATED, SYSTEM, TWO_SYSTEMS, names_in
+from luthier.records.messages import CONTEXT, EMPTY_TURN, JSON_MESSAGES, NOTHING_LEARNED, PARTS, THINKING
+from luthier.records.nulls import ABSENT
 
 CALLS = """{% for tool in tools or [] %}<tool>{{ tool | tojson }}</tool>{% endfor %}{% for message in messages %}\
 <|im_start|>{{ message.role }}
@@ -500,3 +504,29 @@ def test_the_names_in_a_recipe_are_read(tmp_path):
     settings = {"reward": [{"reward": {"kind": "code", "column": "checks"}}, {"reward": {"kind": "reward.py"}}]}
     names = names_in(settings, tmp_path)
     assert {"checks", "gold_steps"} <= names and "column" not in names
+
+
+class Rated(RecordShape):
+    """Several answers with a mark each, in columns of its own."""
+
+    COLUMNS: ClassVar[tuple[str, ...]] = ("prompt", "answers", "marks")
+    FORM: ClassVar[str] = "rated"
+
+    def sides(self, record):
+        rest = {name: cell for name, cell in record.fields.items() if name not in ("answers", "marks")}
+        sides = []
+        for number, answer in enumerate(record.fields["answers"]):
+            fields = {**rest, "completion": answer}
+            sides.append((f"answer-{number}", replace(record, shape="prompt_completion", fields=fields)))
+        return tuple(sides)
+
+
+def test_a_shape_of_the_users_own_keeps_its_columns(load, monkeypatch):
+    part = Rated()
+    monkeypatch.setattr(shapes, "shape_part", lambda shape: part if shape == "rated" else None)
+    columns = {"rated": Rated.COLUMNS, **shapes.ONE_ANSWER}
+    monkeypatch.setattr(shapes, "shape_columns", lambda: columns)
+    row = {"answers": ["red", "blue"], "marks": [0.5, [1]], "system": "Be brief."}
+    (record,) = load({**row, "prompt": "Colour?"})
+    assert (record.fields["answers"], record.fields["marks"]) == (["red", "blue"], [0.5, [1]])
+    assert record.fields["prompt"] == [system("Be brief."), user("Colour?")]

@@ -92,19 +92,8 @@ def _path(folder: Path, renderer: Renderer, hashes: Sequence[str]) -> Path:
 def _code() -> str:
     """Hash of the code that renders: rows of another version of that code are not used."""
     folder = Path(__file__).parent
-    names = (
-        "messages.py",
-        "calls.py",
-        "conversion.py",
-        "nulls.py",
-        "columns.py",
-        "roles.py",
-        "shapes.py",
-        "pairs.py",
-        "templates.py",
-        "render.py",
-        "cache.py",
-    )
-    files = [*(folder / name for name in names), *sorted((folder / "forms").glob("*.py"))]
+    names = ("shapes.py", "pairs.py", "templates.py", "render.py", "cache.py")
+    reading = [*(folder / "forms").glob("*.py"), *(folder.parent / "records").glob("*.py")]
+    files = [*(folder / name for name in names), *sorted(reading)]
     texts = [path.read_bytes() for path in files]
     return hashlib.sha256(b"".join(texts)).hexdigest()

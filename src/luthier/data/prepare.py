@@ -12,7 +12,6 @@ from typing import Any, Protocol
 import numpy
 
 from luthier.data.cache import Cached, read_cache, write_cache
-from luthier.data.columns import notes_of, unread_columns
 from luthier.data.near import overlap
 from luthier.data.pairs import rows_of
 from luthier.data.render import Renderer
@@ -21,6 +20,7 @@ from luthier.data.shapes import EmptyAnswer, content_hash, shape_columns
 from luthier.data.sources import NotUtf8, load_records, scan_records
 from luthier.data.split import is_share, split_records, unique
 from luthier.errors import DataError, RecipeError
+from luthier.records.columns import notes_of, unread_columns
 from luthier.types import Record, Row, Stream
 
 SPLITS = ("train", "validation", "test")

@@ -14,7 +14,6 @@ import numpy
 
 from luthier.data.forms.base import RecordShape
 from luthier.data.pairs import rows_of
-from luthier.data.roles import prefers_written
 from luthier.data.shapes import (
     good_side,
     last_answer,
@@ -33,6 +32,7 @@ from luthier.data.templates import (
     whole_text,
 )
 from luthier.errors import DataError, ModelError, RecipeError
+from luthier.records.roles import prefers_written
 from luthier.types import Record, Row, Stream
 
 TARGETS = ("auto", "assistant", "completion", "all")

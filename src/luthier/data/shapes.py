@@ -14,13 +14,13 @@ from functools import cache
 from typing import Any
 
 from luthier import parts
-from luthier.data.calls import read_tools
-from luthier.data.columns import Columns, add_system, ask_once, read_messages, rename, strings
-from luthier.data.conversion import Conversion
 from luthier.data.forms.base import RecordShape
-from luthier.data.messages import OWN_KEYS, conversation, mark_context
-from luthier.data.nulls import ColumnarRow, schemas_of
 from luthier.errors import DataError
+from luthier.records.calls import read_tools
+from luthier.records.columns import Columns, add_system, ask_once, is_conversation, read_messages, rename, strings
+from luthier.records.conversion import Conversion
+from luthier.records.messages import OWN_KEYS, conversation, mark_context
+from luthier.records.nulls import ColumnarRow, schemas_of
 from luthier.types import Record, Shape
 
 ONE_ANSWER: Mapping[Shape, tuple[str, ...]] = {
@@ -30,6 +30,7 @@ ONE_ANSWER: Mapping[Shape, tuple[str, ...]] = {
 }
 """Shapes of one answer, or of turns, with the columns that identify them."""
 
+MESSAGE_SHAPES = ("messages", "prompt_completion", "preference")
 CONTENT_COLUMNS = ("messages", "prompt", "completion", "text", "chosen", "rejected", "tools")
 LIKELY_COLUMNS = {
     "prompt": ("question", "instruction", "input", "query", "problem", "user", "context"),
@@ -118,10 +119,16 @@ def _read(fields: dict[str, Any], shape: Shape, origin: str, conversion: Convers
         fields["tools"] = tools
         conversion.schemas = schemas_of(tools)
     if shape != "text":
-        read_messages(fields, names, origin, conversion)
+        own = shape not in MESSAGE_SHAPES
+        read_messages(fields, names, origin, conversion, strict=own)
+        # Only texts and messages are turns of a conversation; a shape of the user's own may hold anything else.
+        turns = (
+            [name for name in names if isinstance(fields[name], str) or is_conversation(fields[name])] if own else names
+        )
+        answers = [name for name in turns if name != "prompt"]
         ask_once(fields, answers, conversion)
         add_system(fields, answers, conversion)
-        mark_context(fields, names, conversion)
+        mark_context(fields, turns, conversion)
     if part is not None:
         return part.read(fields, origin)
     for name in names:

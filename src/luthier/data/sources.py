@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from luthier.data.nulls import ColumnarRow
 from luthier.data.shapes import assign_ids, content_hash, make_record
 from luthier.errors import DataError, LuthierError, RecipeError, nearest
 from luthier.parts import build, catalogue
+from luthier.records.nulls import ColumnarRow
 from luthier.types import Record
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")

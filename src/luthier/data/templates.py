@@ -15,9 +15,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from luthier.data.columns import without_input
 from luthier.data.shapes import last_answer, messages_of, plain_text, prompt_length
 from luthier.errors import DataError, ModelError, RecipeError
+from luthier.records.columns import without_input
 from luthier.types import Record
 
 SENTINEL = "ZQANSWERQZ"

@@ -16,7 +16,6 @@ import torch
 from torch import nn
 
 from luthier.data.arrays import arrays_of
-from luthier.data.columns import names_in
 from luthier.data.doctor import examine
 from luthier.data.prepare import Prepared, prepare
 from luthier.data.render import Renderer
@@ -35,6 +34,7 @@ from luthier.models.policy import HeadOnly
 from luthier.parts import find
 from luthier.recipe import Method, Recipe, Stage, flat, list_methods, load_recipe, stages_of
 from luthier.recipe.modality import MODALITIES, modality_of
+from luthier.records.columns import names_in
 from luthier.runs.run import SETS, Run
 from luthier.steps.train import training
 from luthier.steps.verify import verify

@@ -11,7 +11,6 @@ from typing import Any
 import numpy
 
 from luthier import parts
-from luthier.data.calls import for_server
 from luthier.data.shapes import last_answer, messages_of, question_and_answer
 from luthier.errors import RunError
 from luthier.evals.answering import measure
@@ -19,6 +18,7 @@ from luthier.evals.evaluate import assign_metrics
 from luthier.keyed import seed63
 from luthier.modalities.language.model import LanguageModel
 from luthier.recipe.settings import GenerateSettings
+from luthier.records.calls import for_server
 from luthier.rewards.base import Log, build_rewards
 from luthier.rollouts.base import Judge, Prompt
 from luthier.rollouts.judge import judge_by

@@ -11,7 +11,6 @@ import torch
 from torch import nn
 
 from luthier.data.batches import Layout, limited
-from luthier.data.columns import names_in
 from luthier.data.pairs import is_judged, is_paired, without_rejected
 from luthier.data.prepare import Prepared, prepare
 from luthier.data.render import Renderer
@@ -42,6 +41,7 @@ from luthier.models.policy import TokenPolicy
 from luthier.objectives.sum import members_of
 from luthier.recipe import Recipe
 from luthier.recipe.settings import RL
+from luthier.records.columns import names_in
 from luthier.rollouts.base import build_chain
 from luthier.runs.journal import Journal
 from luthier.runs.run import Run

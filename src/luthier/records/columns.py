@@ -10,11 +10,12 @@ import string
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
-from luthier.data.calls import LEGACY_TOOLS
-from luthier.data.conversion import Conversion
-from luthier.data.messages import (
+from luthier.errors import DataError
+from luthier.records.calls import LEGACY_TOOLS
+from luthier.records.conversion import Conversion
+from luthier.records.messages import (
     JSON_MESSAGES,
     KEYS,
     Message,
@@ -22,8 +23,7 @@ from luthier.data.messages import (
     looks_like_message,
     messages_in,
 )
-from luthier.data.nulls import plain
-from luthier.errors import DataError
+from luthier.records.nulls import plain
 from luthier.types import Record
 
 Columns = Mapping[str, str | Sequence[str]]
@@ -135,8 +135,13 @@ def _holds_messages(fields: Mapping[str, Any]) -> bool:
     return listed or any(isinstance(cell, str) and cell.lstrip().startswith("[{") for cell in cells)
 
 
-def read_messages(fields: dict[str, Any], names: Collection[str], origin: str, conversion: Conversion) -> None:
+def read_messages(
+    fields: dict[str, Any], names: Collection[str], origin: str, conversion: Conversion, strict: bool
+) -> None:
     """Replace messages in these columns by canonical ones; text stays, unless it writes messages.
+
+    Args:
+        strict: leave lists that hold anything else, instead of refusing them: a shape of the user's own may read them.
 
     Raises:
         DataError: a message that cannot be read; names `origin` and the column.
@@ -146,7 +151,7 @@ def read_messages(fields: dict[str, Any], names: Collection[str], origin: str, c
         cell = plain(fields.get(name))
         if isinstance(cell, Mapping):
             cell = _as_list(cell)
-        if isinstance(cell, list):
+        if isinstance(cell, list) and (not strict or (cell and all(map(looks_like_message, cell)))):
             fields[name] = conversation(cell, f"{origin}: {name}", conversion)
         elif isinstance(cell, str) and (messages := messages_in(cell, strict=name != "messages")) is not None:
             written[name] = messages
@@ -158,6 +163,11 @@ def read_messages(fields: dict[str, Any], names: Collection[str], origin: str, c
         conversion.note(JSON_MESSAGES)
         fields[name] = conversation(messages, f"{origin}: {name}", conversion)
     conversion.columnar = columnar
+
+
+def is_conversation(cell: Any) -> TypeGuard[list[Message]]:
+    """Whether a cell is a list of messages that were read, of which there is one."""
+    return isinstance(cell, list) and bool(cell) and all(isinstance(each, Mapping) and "role" in each for each in cell)
 
 
 def _as_list(cell: Mapping[str, Any]) -> Any:
@@ -175,8 +185,8 @@ def ask_once(fields: dict[str, Any], answers: Sequence[str], conversion: Convers
     """Move a prompt that all answers repeat out of them, with the turns before it."""
     prompt = fields.get("prompt")
     asked = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-    sides = [side for name in answers if isinstance(side := fields.get(name), list)]
-    if not isinstance(asked, list) or not asked or "messages" in answers or len(sides) < len(answers):
+    sides = [side for name in answers if is_conversation(side := fields.get(name))]
+    if not is_conversation(asked) or not sides or "messages" in answers or len(sides) < len(answers):
         return
     ends = [_end_of_repeat(side, asked) for side in sides]
     openings = [side[:end] for side, end in zip(sides, ends, strict=True)]
@@ -209,7 +219,7 @@ def add_system(fields: dict[str, Any], answers: Sequence[str], conversion: Conve
     if not isinstance(system, str) or not system.strip():
         return
     names = [*answers] if "messages" in answers else ["prompt", *answers]
-    lists = {name: fields[name] for name in names if isinstance(fields.get(name), list) and fields[name]}
+    lists = {name: fields[name] for name in names if is_conversation(fields.get(name))}
     own = {side[0]["content"].strip() for side in lists.values() if side[0]["role"] == "system"}
     if own:
         conversion.note(SYSTEM if own == {system.strip()} else TWO_SYSTEMS)
@@ -219,7 +229,7 @@ def add_system(fields: dict[str, Any], answers: Sequence[str], conversion: Conve
         fields["prompt"] = [*opening, {"role": "user", "content": prompt}]
     elif "prompt" in lists:
         fields["prompt"] = [*opening, *lists["prompt"]]
-    elif len(lists) == len(answers):
+    elif lists and len(lists) == len(answers):
         fields |= {name: [*opening, *side] for name, side in lists.items()}
     else:
         return

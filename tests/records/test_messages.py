@@ -3,7 +3,8 @@ import json
 import numpy
 import pytest
 
-from luthier.data.calls import (
+from luthier.errors import DataError
+from luthier.records.calls import (
     FLAT,
     JSON_TOOLS,
     LEGACY,
@@ -15,8 +16,8 @@ from luthier.data.calls import (
     for_server,
     read_tools,
 )
-from luthier.data.conversion import Conversion
-from luthier.data.messages import (
+from luthier.records.conversion import Conversion
+from luthier.records.messages import (
     CONTEXT,
     DEVELOPERS,
     MARKED_OTHERS,
@@ -28,8 +29,7 @@ from luthier.data.messages import (
     VALUES,
     conversation,
 )
-from luthier.data.nulls import ABSENT, KEPT, schemas_of
-from luthier.errors import DataError
+from luthier.records.nulls import ABSENT, KEPT, schemas_of
 
 ASK = {"role": "user", "content": "Paint it."}
 

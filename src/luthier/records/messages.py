@@ -13,10 +13,10 @@ from collections.abc import Mapping, Sequence
 from itertools import chain
 from typing import Any
 
-from luthier.data.calls import read_calls
-from luthier.data.conversion import Conversion, literal_in, short
-from luthier.data.nulls import plain
 from luthier.errors import DataError
+from luthier.records.calls import read_calls
+from luthier.records.conversion import Conversion, literal_in, short
+from luthier.records.nulls import plain
 
 Message = dict[str, Any]
 
@@ -85,8 +85,10 @@ def messages_in(text: str, strict: bool) -> list[Any] | None:
     return parsed if not strict or all(map(looks_like_message, parsed)) else None
 
 
-def looks_like_message(message: Mapping[str, Any]) -> bool:
-    """Whether an object has a known role, and content, in the words of OpenAI or of ShareGPT."""
+def looks_like_message(message: Any) -> bool:
+    """Whether this is an object with a known role, and content, in the words of OpenAI or of ShareGPT."""
+    if not isinstance(message, Mapping):
+        return False
     known = {*chain.from_iterable(ROLES.values()), *CALLING, DEVELOPER}
     holds = {"content", "value", "tool_calls", "function_call"} & message.keys()
     return _role_of(message, Conversion()) in known and bool(holds)

@@ -6,9 +6,9 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from luthier.data.conversion import Conversion, json_in, literal_in, short
-from luthier.data.nulls import arguments_without_absent, plain, tool_without_absent
 from luthier.errors import DataError
+from luthier.records.conversion import Conversion, json_in, literal_in, short
+from luthier.records.nulls import arguments_without_absent, plain, tool_without_absent
 
 ARGUMENTS = ("parameters", "args")
 """Other names of the arguments of a call."""
