@@ -5,7 +5,6 @@ from dataclasses import replace
 from types import SimpleNamespace
 from typing import ClassVar
 
-import numpy
 import pytest
 
 from luthier.data import shapes
@@ -16,229 +15,9 @@ from luthier.data.render import MARKED_LEARNED, Renderer
 from luthier.data.shapes import EmptyAnswer, content_hash, messages_of
 from luthier.data.sources import load_records
 from luthier.errors import DataError
-from luthier.records.calls import LEGACY, PARSED
 from luthier.records.columns import JOINED_INPUT, NUMBERS, REPEATED, SYSTEM, TWO_SYSTEMS, names_in
 from luthier.records.messages import CONTEXT, EMPTY_TURN, JSON_MESSAGES, NOTHING_LEARNED, PARTS, THINKING
-from luthier.records.nulls import ABSENT
-
-CALLS = """{% for tool in tools or [] %}<tool>{{ tool | tojson }}</tool>{% endfor %}{% for message in messages %}\
-<|im_start|>{{ message.role }}
-{{ message.content }}{% for call in message.tool_calls or [] %}<call>{{ call.function.name }} \
-{{ call.function.arguments | tojson }}</call>{% endfor %}<|im_end|>
-{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant
-{% endif %}"""
-
-
-def user(content):
-    return {"role": "user", "content": content}
-
-
-def assistant(content, **more):
-    return {"role": "assistant", "content": content, **more}
-
-
-def system(content):
-    return {"role": "system", "content": content}
-
-
-@pytest.fixture
-def write(tmp_path):
-    def _write(*rows, name="data.jsonl"):
-        if name.endswith(".parquet"):
-            import pyarrow
-            import pyarrow.parquet
-
-            pyarrow.parquet.write_table(pyarrow.Table.from_pylist(list(rows)), tmp_path / name)
-        else:
-            (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
-        return name
-
-    return _write
-
-
-@pytest.fixture
-def load(write, tmp_path):
-    def _load(*rows, columns=None, name="data.jsonl"):
-        return load_records({"path": write(*rows, name=name), "columns": columns or {}}, tmp_path)
-
-    return _load
-
-
-@pytest.fixture
-def report_of(write, tmp_path, make_tokenizer):
-    def _report(*rows, render="chat", reads=(), template="chatml", columns=None):
-        source = {"path": write(*rows), "columns": columns or {}}
-        settings = SimpleNamespace(train=source, validation=None, test=None, split_seed=0, max_tokens=2000)
-        settings.too_long, settings.deduplicate = "error", False
-        return prepare(settings, Renderer(make_tokenizer(template), render), tmp_path, reads=reads).report
-
-    return _report
-
-
-def learned(renderer, record):
-    """The runs of targets as text."""
-    row = renderer.render(record)
-    targets = row.streams["weights"].values != 0
-    borders = numpy.flatnonzero(numpy.diff(numpy.concatenate([[False], targets, [False]])))
-    decode = renderer.tokenizer.decode
-    return [decode(row.ids[start:end].tolist()) for start, end in zip(borders[::2], borders[1::2], strict=True)]
-
-
-TOOL = {
-    "type": "function",
-    "function": {
-        "name": "paint",
-        "description": "Paint",
-        "parameters": {"type": "object", "properties": {"colour": {"type": "string"}}, "required": ["colour"]},
-    },
-}
-VISIT = {
-    "type": "function",
-    "function": {
-        "name": "visit",
-        "description": "Go",
-        "parameters": {
-            "type": "object",
-            "properties": {"city": {"type": "string", "minLength": 1}},
-            "required": ["city"],
-        },
-    },
-}
-
-
-def painting(arguments):
-    call = {"id": "c0", "type": "function", "function": {"name": "paint", "arguments": arguments}}
-    return [
-        user("Paint the wall red."),
-        assistant(None, tool_calls=[call]),
-        {"role": "tool", "tool_call_id": "c0", "content": "ok"},
-        assistant("The wall is red."),
-    ]
-
-
-def test_arguments_as_text_give_the_ids_of_objects(load, make_tokenizer):
-    objects = load({"messages": painting({"colour": "red"}), "tools": [TOOL]})[0]
-    texts = load({"messages": painting('{"colour": "red"}'), "tools": json.dumps([TOOL])})[0]
-    renderer = Renderer(make_tokenizer(CALLS))
-    assert renderer.render(texts).ids.tolist() == renderer.render(objects).ids.tolist()
-    assert learned(renderer, texts)[0] == '<call>paint {"colour": "red"}</call><|im_end|>'
-    assert content_hash(texts) == content_hash(objects)
-    assert PARSED in texts.notes and PARSED not in objects.notes
-
-
-def test_nulls_that_parquet_adds_are_not_learned(load, make_tokenizer):
-    def row(name, arguments):
-        call = {"type": "function", "function": {"name": name, "arguments": arguments}}
-        return {"messages": [user("Do it."), assistant("", tool_calls=[call])], "tools": [TOOL, VISIT]}
-
-    rows = [row("paint", {"colour": "red"}), row("visit", {"city": "Rome"})]
-    renderer = Renderer(make_tokenizer(CALLS))
-    padded, plain = load(*rows, name="data.parquet"), load(*rows)
-    for columnar, record in zip(padded, plain, strict=True):
-        # Parquet orders keys by its schema: the texts are compared as JSON.
-        assert columnar.fields["tools"] == record.fields["tools"] and ABSENT in columnar.notes
-        assert learned(renderer, columnar) == learned(renderer, record)
-        assert "null" not in renderer.prompt_text(columnar)
-
-
-def test_sharegpt_is_read_by_its_own_names_or_by_the_recipes(load, make_tokenizer):
-    turns = [("system", "Be brief."), ("human", "Colour?"), ("gpt", "red")]
-    sharegpt = {"conversations": [{"from": role, "value": text} for role, text in turns]}
-    own = {"conversations": [{"speaker": role, "says": text} for role, text in turns]}
-    as_text = {"conversations": json.dumps(own["conversations"])}
-    names = {"messages": "conversations", "role": "speaker", "content": "says"}
-    expected = [system("Be brief."), user("Colour?"), assistant("red")]
-    for row, columns in (
-        (sharegpt, {"messages": "conversations"}),
-        (sharegpt, {"messages": "conversations", "role": "from", "content": "value"}),
-        (own, names),
-        (as_text, names),
-    ):
-        (record,) = load(row, columns=columns)
-        assert record.shape == "messages" and record.fields["messages"] == expected
-        assert learned(Renderer(make_tokenizer()), record) == ["red<|im_end|>"]
-
-
-def test_names_of_keys_are_names_of_columns_where_no_messages_are(load):
-    row = {"q": "2+2?", "a": "4", "body": "sums"}
-    (record,) = load(row, columns={"prompt": "q", "completion": "a", "content": "body"})
-    assert record.fields == {"prompt": "2+2?", "completion": "4", "content": "sums"}
-    with pytest.raises(DataError, match="takes role from `who`, which is missing"):
-        load(row, columns={"prompt": "q", "completion": "a", "role": "who"})
-
-
-def test_calls_and_observations_of_sharegpt_are_rendered(load, make_tokenizer):
-    call = json.dumps({"name": "paint", "arguments": {"colour": "red"}})
-    turns = [("human", "Paint it."), ("function_call", call), ("observation", "ok"), ("gpt", "Done.")]
-    row = {"messages": [{"from": role, "value": text} for role, text in turns], "tools": json.dumps([TOOL])}
-    (record,) = load(row)
-    assert [message["role"] for message in record.fields["messages"]] == ["user", "assistant", "tool", "assistant"]
-    assert LEGACY in record.notes
-    targets = learned(Renderer(make_tokenizer(CALLS)), record)
-    assert targets == ['<call>paint {"colour": "red"}</call><|im_end|>', "Done.<|im_end|>"]
-
-
-# As old GLM models: any role is written between the marks, and only some of these are tokens.
-MARKS = """{% for message in messages %}<|{{ message.role }}|>
-{{ message.content }}{% endfor %}{% if add_generation_prompt %}<|assistant|>
-{% endif %}"""
-# A template that writes the messages of a role `function` and leaves those of `tool` out.
-FUNCTIONS = """{% for message in messages %}{% if message.role in ('user', 'assistant', 'function') %}\
-<|im_start|>{{ message.role }}
-{{ message.content }}<|im_end|>
-{% endif %}{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant
-{% endif %}"""
-DEVELOPER = """{% for message in messages %}{% if message.role == 'system' %}\
-{{ raise_exception('no system') }}{% endif %}\
-<|im_start|>{{ message.role }}
-{{ message.content }}<|im_end|>
-{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant
-{% endif %}"""
-
-
-@pytest.mark.parametrize(
-    ("template", "written", "role"),
-    [
-        (MARKS, "observation", "<|observation|>"),
-        (MARKS, "ipython", "<|tool|>"),
-        (CALLS, "observation", "<|im_start|>tool"),
-        (CALLS, "Function", "<|im_start|>tool"),
-        (FUNCTIONS, "function", "<|im_start|>function"),
-        (DEVELOPER, "developer", "<|im_start|>developer"),
-        (CALLS, "developer", "<|im_start|>system"),
-    ],
-)
-def test_a_template_gets_the_name_of_a_role_that_it_knows(load, make_tokenizer, template, written, role):
-    tokenizer = make_tokenizer(template)
-    tokenizer.add_special_tokens(
-        {"extra_special_tokens": ["<|observation|>", "<|user|>", "<|assistant|>", "<|im_end|>"]}
-    )
-    if written == "developer":
-        messages = [{"role": written, "content": "20 degrees"}, user("Weather?"), assistant("Warm.")]
-    else:
-        messages = [
-            user("Weather?"),
-            assistant("I look."),
-            {"role": written, "content": "20 degrees"},
-            assistant("Warm."),
-        ]
-    (record,) = load({"messages": messages})
-    assert f"{role}\n20 degrees" in Renderer(tokenizer).prompt_text(record)
-
-
-def test_the_legacy_form_of_openai_is_rendered(load, make_tokenizer):
-    call = {"name": "paint", "arguments": '{"colour": "red"}'}
-    messages = [
-        user("Paint it."),
-        assistant(None, function_call=call),
-        {"role": "function", "name": "paint", "content": "ok"},
-        assistant("Done."),
-    ]
-    (record,) = load({"messages": messages, "functions": [TOOL["function"]]})
-    assert record.fields["tools"] == [TOOL]
-    renderer = Renderer(make_tokenizer(CALLS))
-    assert "<tool>" in renderer.prompt_text(record)
-    assert learned(renderer, record)[0] == '<call>paint {"colour": "red"}</call><|im_end|>'
+from support.talk import assistant, learned, system, user
 
 
 @pytest.mark.parametrize(
@@ -291,7 +70,7 @@ def test_an_empty_answer_is_context_unless_it_is_the_last(load, make_tokenizer):
 
 
 @pytest.mark.parametrize("shape", ["prompt_completion", "messages", "text"])
-def test_a_label_beside_any_single_answer_is_read(write, tmp_path, make_tokenizer, shape):
+def test_a_label_beside_any_single_answer_is_read(write_rows, tmp_path, make_tokenizer, shape):
     def row(index):
         question, answer = f"Number {index}?", f"It is {index}."
         forms = {
@@ -301,7 +80,7 @@ def test_a_label_beside_any_single_answer_is_read(write, tmp_path, make_tokenize
         }
         return {**forms[shape], "label": index % 2 == 0}
 
-    settings = SimpleNamespace(train=write(*map(row, range(8))), validation=None, test=None, split_seed=0)
+    settings = SimpleNamespace(train=write_rows(*map(row, range(8))), validation=None, test=None, split_seed=0)
     settings.max_tokens, settings.too_long, settings.deduplicate = 200, "error", True
     prepared = prepare(settings, Renderer(make_tokenizer()), tmp_path)
     assert [float(row.streams["preferred"].values) for row in prepared.train] == [1, 0] * 4
