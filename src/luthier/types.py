@@ -34,11 +34,11 @@ class Record:
     """One line of the user's data, before tokenisation. No transform changes `id`.
 
     `fields` by shape — messages: `messages` (list of {role, content}); prompt_completion: `prompt`,
-    `completion` (both str, or both lists of messages; `label`, true or false, may say whether it is a good one);
-    text: `text`; preference: `prompt`
-    (str, messages or None), `chosen`, `rejected`. Further columns stay in `fields` under their names.
-    `group`: an id that records share which are not independent of each other (`data/groups.py`): that of one of them;
-    empty where they were not compared.
+    `completion` (both str, or both lists of messages); text: `text`; preference: `prompt` (str, messages or None),
+    `chosen`, `rejected`. Beside one answer, `label` (true or false) may say whether it is a good one. Messages are in
+    the form of `records/messages.py`. Further columns stay in `fields` under their names. `group`: an id that records
+    share which are not independent of each other (`data/groups.py`): that of one of them; empty where they were not
+    compared.
     """
 
     id: str
@@ -46,6 +46,7 @@ class Record:
     fields: Mapping[str, Any]
     origin: str  # "data.jsonl:12", for messages
     group: str = ""
+    notes: tuple[str, ...] = field(default=(), compare=False)  # what reading changed, to be counted
 
 
 @dataclass(frozen=True)

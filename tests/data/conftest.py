@@ -1,7 +1,13 @@
+import json
+from types import SimpleNamespace
+
 import pytest
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
+from luthier.data.prepare import prepare
+from luthier.data.render import Renderer
+from luthier.data.sources import load_records
 from support import templates
 
 SPECIAL = [
@@ -65,3 +71,39 @@ def make_tokenizer(backends):
         return wrap(Tokenizer.from_str(backends[backend]), text, **special)
 
     return make
+
+
+@pytest.fixture
+def write_rows(tmp_path):
+    def _write(*rows, name="data.jsonl"):
+        if name.endswith(".parquet"):
+            import pyarrow
+            import pyarrow.parquet
+
+            pyarrow.parquet.write_table(pyarrow.Table.from_pylist(list(rows)), tmp_path / name)
+        else:
+            (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return name
+
+    return _write
+
+
+@pytest.fixture
+def load(write_rows, tmp_path):
+    def _load(*rows, columns=None, name="data.jsonl"):
+        return load_records({"path": write_rows(*rows, name=name), "columns": columns or {}}, tmp_path)
+
+    return _load
+
+
+@pytest.fixture
+def report_of(write_rows, tmp_path, make_tokenizer):
+    def _report(*rows, render="chat", reads=(), template="chatml", columns=None):
+        source = {"path": write_rows(*rows), "columns": columns or {}}
+        settings = SimpleNamespace(
+            train=source, validation=None, test=None, split_seed=0, group_by=None, max_tokens=2000
+        )
+        settings.too_long, settings.deduplicate = "error", False
+        return prepare(settings, Renderer(make_tokenizer(template), render), tmp_path, columns=reads).report
+
+    return _report

@@ -95,3 +95,9 @@ def test_arrays_and_text_do_not_stand_for_each_other(tmp_path):
         load_rows({"kind": "sums"}, tmp_path)
     with pytest.raises(DataError, match="holds arrays"):
         load_records({"kind": "digits"}, tmp_path)
+
+
+def test_arrays_are_not_joined(tmp_path):
+    numpy.savez(tmp_path / "latents.npz", a=numpy.zeros((2, 3)), b=numpy.zeros((2, 3)))
+    with pytest.raises(DataError, match="`columns` joins several into latent"):
+        load_rows({"path": "latents.npz", "columns": {"latent": ["a", "b"]}}, tmp_path)

@@ -117,7 +117,7 @@ def test_empty_answers_name_the_record(write, tmp_path, row):
         ({"prompt": "q", "completion": {"a": 1}}, "found dict"),
         ({"messages": "hello"}, "`messages` must be a list of messages, found str"),
         ({"text": ["a"]}, "`text` must be a string"),
-        ({"messages": [{"from": "human", "value": "hi"}]}, r"messages\[0\]: a message needs `role`.*from, value"),
+        ({"messages": [{"speaker": "A", "says": "hi"}]}, r"messages\[0\]: a message needs `role`.*speaker, says"),
         ({"messages": [{"role": "user", "content": [{"type": "image"}]}]}, "content must be text, found list"),
         ({"text": "\ud83d"}, "surrogate"),
     ],

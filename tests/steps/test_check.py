@@ -52,6 +52,23 @@ def test_pairs_show_both_answers_and_who_learns_from_them(recipe, tmp_path):
     assert re.search(r"dpo \d\.\d GB .*sft \d\.\d GB", text, re.S)
 
 
+def test_several_columns_are_joined_and_what_nothing_reads_is_named(recipe, tmp_path):
+    lines = []
+    for i in range(40):
+        more = {"checks": "assert one or two or three", "story": f"This is the story of number {i}", "level": 3}
+        lines.append({"do": "reverse", "what": f"{i:04}", "completion": f"{i:04}"[::-1], **more})
+    (tmp_path / "data.jsonl").write_text("\n".join(json.dumps(line) for line in lines) + "\n")
+    source = {"path": "data.jsonl", "columns": {"prompt": ["do", "what"]}}
+    data = {"train": source, "validation": 4, "test": 6}
+    text = shown(recipe(data=data, reward={"kind": "code", "column": "checks"}))
+    assert re.search(r"reverse⏎\s*⏎\s*\d{4}", text)
+    assert re.search(r"not read +story \(40\), level \(40\)", text)
+    assert re.search(r"warning `story` \(40 records\): text that nothing in the recipe reads", text)
+    for names in ([], 3, ["do", 3]):
+        with pytest.raises(RecipeError, match=r"columns\.prompt: expected the name of a column, or a list of names"):
+            recipe(data={**data, "train": {**source, "columns": {"prompt": names}}})
+
+
 def test_one_answer_per_record_is_not_for_objectives_of_pairs(recipe):
     text = " ".join(shown(recipe()).split())
     assert re.search(r"not [^:]*\bdpo\b[^:]*: learns from pairs of a chosen and a rejected answer; record", text)

@@ -79,9 +79,11 @@ def _files() -> str:
     return f"a file of arrays ({', '.join(SUFFIXES)}) or a data set that draws pictures (`digits`)"
 
 
-def _renamed(arrays: dict[str, numpy.ndarray], columns: Mapping[str, str], path: Path) -> dict[str, numpy.ndarray]:
+def _renamed(arrays: dict[str, numpy.ndarray], columns: Mapping[str, Any], path: Path) -> dict[str, numpy.ndarray]:
     """The arrays under the names of Luthier; `columns` maps these to the names in the file."""
     for ours, theirs in columns.items():
+        if not isinstance(theirs, str):
+            raise DataError(f"{path.name}: `columns` joins several into {ours}; arrays are not joined.")
         if theirs not in arrays:
             close = nearest(theirs, list(arrays))
             hint = f"Did you mean `{close}`?" if close else f"It has: {', '.join(arrays)}."

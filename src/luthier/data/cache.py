@@ -93,6 +93,7 @@ def _code() -> str:
     """Hash of the code that renders: rows of another version of that code are not used."""
     folder = Path(__file__).parent
     names = ("shapes.py", "pairs.py", "templates.py", "render.py", "cache.py")
-    files = [*(folder / name for name in names), *sorted((folder / "forms").glob("*.py"))]
+    reading = [*(folder / "forms").glob("*.py"), *(folder.parent / "records").glob("*.py")]
+    files = [*(folder / name for name in names), *sorted(reading)]
     texts = [path.read_bytes() for path in files]
     return hashlib.sha256(b"".join(texts)).hexdigest()

@@ -127,6 +127,10 @@ def _lines(report: DataReport) -> list[tuple[str, str]]:
         lines.append((f"over {report.max_tokens:,} tokens", f"{lost:,} dropped, {cut:,} truncated"))
         share = f"{report.target_tokens:,} of {report.tokens:,} training tokens ({report.target_share:.0%})"
         lines.append(("targets", share))
+    if report.unread:
+        lines.append(
+            ("not read", ", ".join(f"{name} ({unread['records']:,})" for name, unread in report.unread.items()))
+        )
     for name, leak in report.leakage.items():
         kinds = [kind for kind in LEAKS if kind in ("exact", "near") or leak.get(kind)]
         lines.append((f"{name} in train", ", ".join(f"{leak[kind]:,} {kind}" for kind in kinds)))

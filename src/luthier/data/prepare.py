@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
@@ -20,11 +20,12 @@ from luthier.data.origins import divided_origins
 from luthier.data.pairs import rows_of
 from luthier.data.render import Renderer
 from luthier.data.report import DataReport, Division, Fitted, measure_lengths
-from luthier.data.shapes import EmptyAnswer
+from luthier.data.shapes import EmptyAnswer, shape_columns
 from luthier.data.sources import NotUtf8, load_records, scan_records
 from luthier.data.split import Split, is_share, split_records
 from luthier.data.words import words_of
 from luthier.errors import DataError, RecipeError
+from luthier.records.columns import notes_of, unread_columns
 from luthier.types import Record, Row
 
 SPLITS = ("train", "validation", "test")
@@ -76,7 +77,8 @@ def prepare(
         renderer: renderer with the model's tokenizer and the block's `render` and `targets`.
         base: folder that relative paths start from.
         cache: folder for tokenised rows, which are read again for the same records, tokenizer and rendering alone.
-        columns: columns that the recipe reads besides those of the renderer; they tell records apart.
+        columns: columns that the recipe reads besides those of the renderer; they tell records apart, and all others
+            are named in the report.
 
     Raises:
         DataError: the first record that cannot be used (with file and line), a row that is too long with
@@ -130,7 +132,8 @@ def prepare_with_report(
         max_tokens=limit,
         policy=policy,
         lengths=measure_lengths([*chain.from_iterable(cached.rows for cached in rendered.values())]),
-        notes=dict(Counter(chain.from_iterable(cached.notes for cached in rendered.values()))),
+        notes=dict(Counter(chain.from_iterable(_notes(records[name], rendered[name], renderer) for name in rendered))),
+        unread=_unread(records.values(), renderer, [*columns, *filter(None, [settings.group_by])]),
         problems=problems,
         previews=[renderer.preview(row) for row in chain.from_iterable(first)],
     )
@@ -143,6 +146,11 @@ def prepare_with_report(
         splits[name] = [record_rows[0].record for record_rows in part.rows_by_record]
     kept = {name: records[name] for name in chain.from_iterable(splits.values())}
     return Prepared(fitted["train"].rows, fitted["validation"].rows, fitted["test"].rows, kept, splits, report)
+
+
+def _unread(records: Collection[Record], renderer: Renderer, columns: Sequence[str]) -> dict[str, dict[str, Any]]:
+    template = renderer.tokenizer.chat_template or ""
+    return unread_columns(records, renderer.form, template, columns, shape_columns())
 
 
 def split_settings(settings: DataSettings) -> tuple[dict[str, Source], dict[str, str | int | None]]:
@@ -247,6 +255,12 @@ def _read(source: Source, base: Path, columns: Sequence[str], problems: Problems
         kind = {NotUtf8: "not_utf8", EmptyAnswer: "empty"}.get(type(error), "unreadable")
         problems.setdefault(kind, []).append(str(error))
     return records
+
+
+def _notes(record: Record, cached: Cached, renderer: Renderer) -> Iterator[str]:
+    """What reading the record changed, and what its rendering has to say."""
+    yield from notes_of(record, renderer.form)
+    yield from cached.notes
 
 
 def _renamed(record: Record, split: str, ids: set[str]) -> Record:

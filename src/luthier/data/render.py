@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import chain, pairwise
 from typing import Any
@@ -14,7 +14,15 @@ import numpy
 
 from luthier.data.forms.base import RecordShape
 from luthier.data.pairs import rows_of
-from luthier.data.shapes import good_side, last_answer, messages_of, plain_text, shape_part
+from luthier.data.shapes import (
+    good_side,
+    last_answer,
+    messages_of,
+    plain_text,
+    shape_part,
+    unlearned,
+    with_written_roles,
+)
 from luthier.data.templates import (
     ChatTemplate,
     FormatString,
@@ -24,11 +32,13 @@ from luthier.data.templates import (
     whole_text,
 )
 from luthier.errors import DataError, ModelError, RecipeError
+from luthier.records.roles import prefers_written
 from luthier.types import Record, Row, Stream
 
 TARGETS = ("auto", "assistant", "completion", "all")
 IN_PIECES = "texts tokenised in pieces, because a token would span the border of prompt and answer"
-"""Note on a record; the doctor counts the records with each note."""
+MARKED_LEARNED = "answers marked as not to be learned, which `data.targets: all` learns all the same"
+"""Notes on a record; the doctor counts the records with each note."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +87,7 @@ class Renderer:
         self._backend = copy.deepcopy(tokenizer.backend_tokenizer)
         self._backend.no_truncation()
         self._backend.no_padding()
+        self._written_roles: dict[tuple[str, str], bool] = {}
 
     @cached_property
     def template(self) -> ChatTemplate:
@@ -173,14 +184,30 @@ class Renderer:
 
     def _rendered(self, record: Record) -> Rendered:
         record = good_side(record)
+        rendered = self._with_targets(record)
+        marked = self.targets == "all" and unlearned(record)
+        return replace(rendered, notes=(*rendered.notes, MARKED_LEARNED)) if marked else rendered
+
+    def _with_targets(self, record: Record) -> Rendered:
         if record.shape == "text" and self.targets in ("assistant", "completion"):
             raise DataError(f"plain text has no answers, so `data.targets: {self.targets}` leaves nothing to learn.")
+        context, everything = unlearned(record), self.targets == "all"
         if self._format is not None:
-            return self._format.render(record, everything=self.targets == "all")
+            rendered = self._format.render(record, everything)
+            return replace(rendered, spans=()) if context and not everything else rendered
         if record.shape == "text":
             return whole_text(record)
-        first = 0 if self.targets == "all" else first_target(record, self.targets)
-        return self.template.render(record, wanted=lambda index: index >= first)
+        record = with_written_roles(record, self._prefers_written)
+        first = 0 if everything else first_target(record, self.targets)
+        return self.template.render(record, wanted=lambda index: index >= first and index not in context)
+
+    def _prefers_written(self, written: str, usual: str) -> bool:
+        """Whether the template knows the user's name of a role better than the usual one; tried once for each."""
+        if (written, usual) not in self._written_roles:
+            template = self.template
+            prefers = prefers_written(lambda messages: template.text(messages, None), template.special, written, usual)
+            self._written_roles[written, usual] = prefers
+        return self._written_roles[written, usual]
 
     def _sides(self, record: Record, part: RecordShape) -> Rendering:
         """The rows of all answers, whose prompts must have the same tokens: a pair compares answers to one prompt."""

@@ -91,6 +91,8 @@ class DataReport:
         seem_bad: training records whose label seems to mean `false` in other words, which no objective reads.
         problems: errors of lines that cannot be used, by kind (`unreadable`, `not_utf8`, `empty`, `unrendered`), each
             with its hint on a line of its own; empty after `prepare`, which stops at the first.
+        notes: what reading and rendering changed or could not prove, with the number of records.
+        unread: columns, and keys of messages, that nothing reads, with `records` and whether they hold `text`.
         previews: rows of the first training record (two of a pair), token by token, with True on targets.
     """
 
@@ -115,6 +117,7 @@ class DataReport:
     split_notes: list[str] = field(default_factory=list)
     problems: dict[str, list[str]] = field(default_factory=dict)
     notes: dict[str, int] = field(default_factory=dict)
+    unread: dict[str, dict[str, Any]] = field(default_factory=dict)
     previews: list[list[tuple[str, bool]]] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 
@@ -178,6 +181,7 @@ def find_warnings(report: DataReport) -> list[str]:
         *_about_labels(report),
         *_about_splits(report),
         *(f"{count} records have {note}." for note, count in report.notes.items()),
+        *_about_unread(report.unread),
         *_about_problems(report.problems),
     ]
 
@@ -255,6 +259,16 @@ def _leaks_in_words(leak: Mapping[str, Any]) -> str:
         "answers": "{} have an answer that is trained behind the same question",
     }
     return ", ".join(text.format(leak[kind]) for kind, text in words.items() if leak.get(kind))
+
+
+def _about_unread(unread: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    texts = [f"`{name}` ({column['records']} records)" for name, column in unread.items() if column["text"]]
+    if not texts:
+        return []
+    return [
+        f"{', '.join(texts)}: text that nothing in the recipe reads. If the question is in several columns, join them: "
+        "`columns: {prompt: [first, second]}`; a format string in `data.render` reads any column."
+    ]
 
 
 def _about_problems(problems: Mapping[str, Sequence[str]]) -> list[str]:

@@ -7,13 +7,19 @@ holds all other columns unchanged.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
 from luthier import parts
 from luthier.data.forms.base import RecordShape
 from luthier.errors import DataError
+from luthier.records.calls import read_tools
+from luthier.records.columns import Columns, add_system, ask_once, is_conversation, read_messages, rename, strings
+from luthier.records.conversion import Conversion
+from luthier.records.messages import OWN_KEYS, conversation, mark_context
+from luthier.records.nulls import ColumnarRow, schemas_of
 from luthier.types import Record, Shape
 
 ONE_ANSWER: Mapping[Shape, tuple[str, ...]] = {
@@ -23,6 +29,7 @@ ONE_ANSWER: Mapping[Shape, tuple[str, ...]] = {
 }
 """Shapes of one answer, or of turns, with the columns that identify them."""
 
+MESSAGE_SHAPES = ("messages", "prompt_completion", "preference")
 CONTENT_COLUMNS = ("messages", "prompt", "completion", "text", "chosen", "rejected", "tools")
 LIKELY_COLUMNS = {
     "prompt": ("question", "instruction", "input", "query", "problem", "user", "context"),
@@ -71,12 +78,12 @@ class EmptyAnswer(DataError):
     """A record without an answer to learn from; the doctor counts these errors separately."""
 
 
-def make_record(row: Any, columns: Mapping[str, str], origin: str) -> Record:
-    """Turn the object in one line into a Record without an id (see `identity.assign_ids`).
+def make_record(row: Any, columns: Columns, origin: str) -> Record:
+    """Turn the object in one line into a Record without an id (see `identity.assign_ids`), its messages canonical.
 
     Args:
-        row: the object in the line, which must be a mapping.
-        columns: column of Luthier → column in the file, for data with other names.
+        row: the object in the line, which must be a mapping; a `ColumnarRow` if it is from a columnar file.
+        columns: column of Luthier → column in the file, or several that are joined, for data with other names.
         origin: "data.jsonl:12", part of every message.
 
     Raises:
@@ -88,32 +95,56 @@ def make_record(row: Any, columns: Mapping[str, str], origin: str) -> Record:
             f"{origin}: expected an object with named columns, found {type(row).__name__}.",
             'Write each record as {"prompt": "...", "completion": "..."}; a .json file may hold one list of them.',
         )
-    fields = _rename(row, columns, origin)
-    shape = _shape(fields, columns, origin)
-    if (part := shape_part(shape)) is not None:
-        fields = part.read(fields, origin)
-    else:
-        names = [*ONE_ANSWER[shape]]
-        if fields.get("prompt") is not None:
-            names.append("prompt")
-        for name in dict.fromkeys(names):
-            fields[name] = text_or_messages(fields[name], name, shape, origin)
-    record = Record("", shape, fields, origin)
-    _refuse_lone_surrogates(record)
+    conversion = Conversion(columnar=isinstance(row, ColumnarRow))
+    try:
+        fields = rename(row, columns, origin, conversion)
+        shape = _shape(fields, columns, origin)
+        fields = _read(fields, shape, origin, conversion)
+        record = Record("", shape, fields, origin, notes=tuple(conversion.notes))
+        _refuse_lone_surrogates(record)
+    except RecursionError:
+        raise DataError(f"{origin}: a column is nested too deeply.") from None
     _refuse_empty(record)
+    _refuse_unlearned(record)
     return record
+
+
+def _read(fields: dict[str, Any], shape: Shape, origin: str, conversion: Conversion) -> dict[str, Any]:
+    """The fields of a record of this shape in their canonical form, which the shape then checks."""
+    part = shape_part(shape)
+    answers = [name for name in shape_columns()[shape] if name != "prompt"]
+    names = ["prompt", *answers] if fields.get("prompt") is not None and shape != "messages" else answers
+    if (tools := read_tools(fields, conversion)) is not None or fields.get("tools") is not None:
+        fields["tools"] = tools
+        conversion.schemas = schemas_of(tools)
+    if shape != "text":
+        own = shape not in MESSAGE_SHAPES
+        read_messages(fields, names, origin, conversion, strict=own)
+        # Only texts and messages are turns of a conversation; a shape of the user's own may hold anything else.
+        turns = (
+            [name for name in names if isinstance(fields[name], str) or is_conversation(fields[name])] if own else names
+        )
+        answers = [name for name in turns if name != "prompt"]
+        ask_once(fields, answers, conversion)
+        add_system(fields, answers, conversion)
+        mark_context(fields, turns, conversion)
+    if part is not None:
+        return part.read(fields, origin)
+    for name in names:
+        fields[name] = text_or_messages(fields[name], name, shape, origin)
+    return fields
 
 
 def label_of(record: Record) -> bool | None:
     """The label of a record of one answer: good (True) or bad (False); None without a label."""
     label = record.fields.get("label")
-    return label if record.shape == "prompt_completion" and isinstance(label, bool) else None
+    return label if record.shape in ONE_ANSWER and isinstance(label, bool) else None
 
 
 def seems_bad(record: Record) -> bool:
     """Whether `label` is neither true nor false but a word of BAD_LABELS."""
     label = record.fields.get("label")
-    unread = record.shape == "prompt_completion" and not isinstance(label, bool)
+    unread = record.shape in ONE_ANSWER and not isinstance(label, bool)
     return unread and str(label).strip().casefold() in BAD_LABELS
 
 
@@ -123,7 +154,32 @@ def messages_of(record: Record) -> list[dict[str, Any]]:
     Raises:
         DataError: a preference pair of strings without a prompt, in which nothing marks the turns.
     """
-    record = good_side(record)
+    messages = _messages(good_side(record))
+    return [{key: part for key, part in message.items() if key not in OWN_KEYS} for message in messages]
+
+
+def unlearned(record: Record) -> frozenset[int]:
+    """The indices in `messages_of(record)` of answers that are marked as context; empty for `text`."""
+    if record.shape == "text":
+        return frozenset()
+    messages = _messages(good_side(record))
+    return frozenset(index for index, message in enumerate(messages) if message.get("learn") is False)
+
+
+def with_written_roles(record: Record, prefers: Callable[[str, str], bool]) -> Record:
+    """The record, in which messages have the role that the user wrote where `prefers(written, usual)` says so."""
+    changed: dict[str, Any] = {}
+    for name in ("prompt", *shape_columns()[record.shape]):
+        messages = record.fields.get(name)
+        turns = messages if isinstance(messages, list) else []
+        for index, message in enumerate(turns):
+            written = message.get("written_role") if isinstance(message, Mapping) else None
+            if written is not None and prefers(written, message["role"]):
+                changed.setdefault(name, [*turns])[index] = {**message, "role": written}
+    return replace(record, fields={**record.fields, **changed}) if changed else record
+
+
+def _messages(record: Record) -> list[dict[str, Any]]:
     fields = record.fields
     if record.shape == "messages":
         return list(fields["messages"])
@@ -175,18 +231,7 @@ def last_answer(messages: list[dict[str, Any]]) -> int:
     return answers[-1] if answers else len(messages)
 
 
-def _rename(row: Mapping[str, Any], columns: Mapping[str, str], origin: str) -> dict[str, Any]:
-    for ours, theirs in columns.items():
-        if theirs not in row:
-            raise DataError(
-                f"{origin}: `columns` takes {ours} from `{theirs}`, which is missing. Columns found: {_listed(row)}.",
-                "Correct the name under `columns:` in the recipe.",
-            )
-    fields = {name: value for name, value in row.items() if name not in columns.values()}
-    return fields | {ours: row[theirs] for ours, theirs in columns.items()}
-
-
-def _shape(fields: Mapping[str, Any], columns: Mapping[str, str], origin: str) -> Shape:
+def _shape(fields: Mapping[str, Any], columns: Columns, origin: str) -> Shape:
     present = {name for name, value in fields.items() if value is not None}
     # Columns that the recipe names come first: a file may hold those of several shapes.
     for names in (present & set(columns), present):
@@ -227,26 +272,12 @@ def text_or_messages(content: Any, name: str, shape: Shape, origin: str) -> Any:
     if isinstance(content, str) and name != "messages":
         return content
     if isinstance(content, list) and name != "text":
-        return [_message(message, f"{origin}: {name}[{index}]") for index, message in enumerate(content)]
+        return conversation(content, f"{origin}: {name}", Conversion())
     wanted = {"messages": "a list of messages", "text": "a string"}.get(name, "a string or a list of messages")
     raise DataError(
         f"{origin}: `{name}` must be {wanted}, found {type(content).__name__} ({_short(content)}).",
         "Write numbers and JSON objects as strings: the model reads and writes text." if shape != "messages" else None,
     )
-
-
-def _message(message: Any, where: str) -> dict[str, Any]:
-    if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
-        described = _listed(message) if isinstance(message, Mapping) else type(message).__name__
-        raise DataError(
-            f"{where}: a message needs `role` and `content`, found {described}.",
-            'Write each message as {"role": "user", "content": "..."}.',
-        )
-    content = message.get("content")
-    if not isinstance(content, str) and not (content is None and message.get("tool_calls")):
-        raise DataError(f"{where}: the content must be text, found {type(content).__name__} ({_short(content)}).")
-    # Parquet fills absent keys of a struct with null, which the tests of a template (`is defined`) take for a value.
-    return {key: value for key, value in message.items() if value is not None or key == "content"}
 
 
 def _refuse_empty(record: Record) -> None:
@@ -257,10 +288,13 @@ def _refuse_empty(record: Record) -> None:
         _refuse_empty(side)
     for name in () if sides else shape_columns()[record.shape]:
         content = record.fields[name]
+        if name == "prompt":
+            continue
         if isinstance(content, str):
-            empty = not content.strip() and name != "prompt"
+            empty = not content.strip()
         else:
-            empty = _has_empty_answer(content) or (name != "prompt" and not _answers(content))
+            last = last_answer(content)
+            empty = last == len(content) or not plain_text(content[last]).strip()
         if empty:
             raise EmptyAnswer(
                 f"{record.origin}: `{name}` has no answer to learn from: {_short(content)}.",
@@ -268,19 +302,24 @@ def _refuse_empty(record: Record) -> None:
             )
 
 
-def _answers(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [message for message in messages if message["role"] == "assistant"]
-
-
-def _has_empty_answer(messages: list[dict[str, Any]]) -> bool:
-    return any(not plain_text(message).strip() for message in _answers(messages))
+def _refuse_unlearned(record: Record) -> None:
+    """Refuse a judged answer that is marked as context: a pair would compare an answer with nothing."""
+    part = shape_part(record.shape)
+    for name, side in part.sides(record) if part is not None else ():
+        messages = _messages(side) if side.shape != "text" else []
+        last = last_answer(messages)
+        if last < len(messages) and "learn" in messages[last]:
+            raise DataError(
+                f"{record.origin}: the {name} answer is marked as not to be learned, so there is nothing to compare.",
+                "Remove the mark (weight, train, loss, masked) from the last message, or the record.",
+            )
 
 
 def _refuse_lone_surrogates(record: Record) -> None:
     # JSON may escape half a pair (\ud83d): Python reads it, and whatever encodes the text later fails without a line.
     for name in dict.fromkeys((*CONTENT_COLUMNS, *shape_columns()[record.shape])):
         try:
-            for text in _strings(record.fields.get(name)):
+            for text in strings(record.fields.get(name)):
                 text.encode()
         except UnicodeEncodeError as error:
             bad = error.object[error.start]
@@ -288,18 +327,6 @@ def _refuse_lone_surrogates(record: Record) -> None:
                 f"{record.origin}: `{name}` holds half of a surrogate pair ({bad!r}), which is not valid Unicode.",
                 "It usually comes from text cut in the middle of an emoji: repair or remove the record.",
             ) from None
-
-
-def _strings(content: Any) -> Iterable[str]:
-    if isinstance(content, str):
-        yield content
-    elif isinstance(content, Mapping):
-        for key, value in content.items():
-            yield from _strings(key)
-            yield from _strings(value)
-    elif isinstance(content, list):
-        for element in content:
-            yield from _strings(element)
 
 
 def _listed(fields: Mapping[str, Any]) -> str:

@@ -14,6 +14,7 @@ from luthier.data.identity import assign_ids, identities
 from luthier.data.shapes import make_record
 from luthier.errors import DataError, LuthierError, RecipeError, nearest
 from luthier.parts import build, catalogue
+from luthier.records.nulls import ColumnarRow
 from luthier.types import Record
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
@@ -197,7 +198,7 @@ def _parquet(path: Path, fail: Fail) -> Iterator[Line]:
     except pyarrow.ArrowException as error:
         raise DataError(f"{path.name} is not a readable parquet file: {error}.") from None
     for number, row in enumerate(table.to_pylist(), 1):
-        yield f"{path.name}[{number}]", row
+        yield f"{path.name}[{number}]", ColumnarRow(row)
 
 
 def _hub_lines(spec: Mapping[str, Any]) -> Iterator[Line]:
@@ -215,7 +216,7 @@ def _hub_lines(spec: Mapping[str, Any]) -> Iterator[Line]:
             "Check the path, or the id, `config:` and `split:` of the data set and the network.",
         ) from None
     for number, row in enumerate(rows, 1):
-        yield f"{name}:{split}[{number}]", row
+        yield f"{name}:{split}[{number}]", ColumnarRow(row)
 
 
 def _decode(raw: bytes, origin: str) -> str:

@@ -17,6 +17,7 @@ from typing import Any
 
 from luthier.data.shapes import last_answer, messages_of, plain_text, prompt_length
 from luthier.errors import DataError, ModelError, RecipeError
+from luthier.records.columns import without_input
 from luthier.types import Record
 
 SENTINEL = "ZQANSWERQZ"
@@ -260,6 +261,8 @@ class FormatString:
         if record.shape == "text" or (self.target == "text" and isinstance(record.fields.get("text"), str)):
             return dict(record.fields)
         messages = messages_of(record)
+        if isinstance(record.fields.get("system"), str) and messages[0]["role"] == "system":
+            messages = messages[1:]  # from the column of that name, which the form may read
         roles = [message["role"] for message in messages]
         if roles != ["user", "assistant"]:
             raise DataError(
@@ -267,6 +270,8 @@ class FormatString:
                 "Use a model with a chat template and `render: chat`.",
             )
         question, answer = (plain_text(message) for message in messages)
+        if any(name == "input" for _, name, _, _ in self.pieces):  # the form writes it in a place of its own
+            question = without_input(question, record)
         return {**record.fields, "prompt": question, "completion": answer}
 
 

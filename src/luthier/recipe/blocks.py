@@ -68,6 +68,19 @@ AutoCountOrNull = Annotated[
 ]
 
 
+def _column_names(value: Any) -> Any:
+    if isinstance(value, str) or (isinstance(value, list) and value and all(isinstance(name, str) for name in value)):
+        return value
+    raise ValueError("expected the name of a column, or a list of names")
+
+
+ColumnNames = Annotated[
+    str | list[str],
+    PlainValidator(_column_names),
+    any_of({"type": "string"}, {"type": "array", "items": {"type": "string"}, "minItems": 1}),
+]
+
+
 class Source(Block):
     """Records in a file or a data set of the hub."""
 
@@ -75,10 +88,10 @@ class Source(Block):
         description="The file (.jsonl, .json, .csv, .parquet; arrays: .safetensors, .npz) or the id of a hub data set. "
         "Relative paths start from the recipe's folder."
     )
-    columns: dict[str, str] = Field(
+    columns: dict[str, ColumnNames] = Field(
         default={},
-        description="Names of the columns, `ours: theirs`, such as `{prompt: question, completion: answer}`. Needed "
-        "where the file's names are not recognised.",
+        description="Names of the columns, `ours: theirs`, such as `{prompt: question, completion: answer}`; a list "
+        "joins several: `{prompt: [instruction, input]}`. `role` and `content` rename keys inside messages.",
     )
     limit: Count | None = Field(
         default=None,

@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from luthier.parts import PACKAGE, Part
+from luthier.parts import PACKAGE, Part, build
 from luthier.recipe.resolve import Recipe
+from luthier.recipe.stages import flat, stages_of
 from luthier.types import EVERY
 
 
@@ -18,9 +19,20 @@ def read_columns(recipe: Recipe) -> tuple[str, ...]:
     EVERY is among them for a part of the user's that reads columns without saying which.
     """
     names: dict[str, None] = {}
-    for part in recipe.build_parts().values():
+    for part in _parts(recipe):
         names.update(dict.fromkeys(_fields(part)))
     return tuple(names)
+
+
+def _parts(recipe: Recipe) -> Iterator[Part]:
+    """All parts of a recipe, those of its steps included."""
+    yield from recipe.build_parts().values()
+    if recipe.settings.steps is None:
+        return
+    for stage in flat(stages_of(recipe)):
+        yield from stage.recipe.build_parts().values()
+        for _, slot, spec in stage.verb.named_parts():
+            yield build(slot, spec, recipe.base)
 
 
 def _fields(part: Part) -> Iterator[str]:

@@ -19,6 +19,7 @@ from luthier.evals.evaluate import assign_metrics
 from luthier.keyed import seed63
 from luthier.modalities.language.model import LanguageModel
 from luthier.recipe.settings import GenerateSettings
+from luthier.records.calls import for_server
 from luthier.rewards.base import Log, build_rewards
 from luthier.rollouts.base import Judge, Prompt
 from luthier.rollouts.judge import judge_by
@@ -113,7 +114,7 @@ def with_instruction(model: LanguageModel, record: Record, instruction: str | No
 def _request(model: LanguageModel, record: Record, seed: int) -> Request:
     """A request for an answer to a record: as token ids, and as messages for samplers behind a server."""
     messages = messages_of(record)
-    before = {"messages": messages[: last_answer(messages)]}
+    before = {"messages": for_server(messages[: last_answer(messages)])}
     return Request(model.renderer.prompt(record), record.id, group=record.id, seed=seed, metadata=before)
 
 

@@ -156,7 +156,9 @@ class LanguageWorkspace(Workspace, LanguageModel):
         if not (self.recipe.settings.evaluate.perplexity and "target" in sets and self.prepared.test):
             return {}
         chosen = {record.id for record in self.records("test")}
-        rows = without_rejected([row for row in self.prepared.test if row.record in chosen])
+        rows = without_rejected([row for row in self.prepared.test if row.record in chosen and row.targets])
+        if not rows:  # every answer of the set may be marked as context
+            return {}
         return {"perplexity": perplexity(module, rows, journal.phase("perplexity", len(rows)))}
 
     def save_assets(self, folder: Path) -> None:
