@@ -2,7 +2,8 @@ import numpy
 import pytest
 
 from luthier.data.render import IN_PIECES, Renderer
-from luthier.data.templates import ALTERED, OPENING, SCAFFOLD, SENTINEL, UNCLOSED, UNREASONED
+from luthier.data.spans import ALTERED, OPENING, SCAFFOLD, UNCLOSED, UNREASONED
+from luthier.data.template_text import SENTINEL
 from luthier.errors import DataError, ModelError, RecipeError
 from luthier.types import Record
 

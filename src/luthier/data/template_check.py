@@ -1,0 +1,310 @@
+"""Whether the masks of a chat template are right, judged without the code that makes them.
+
+Conversations of several kinds hold marker words that occur nowhere else. The template itself is asked, through
+transformers, for the texts that it writes of them; a row is right if its text is one of these, all marker words of the
+assistant that stand in it are targets, no other marker word is, and each turn's targets begin behind the generation
+prompt and end where the turn ends.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby, product
+from typing import Any, Literal
+
+from luthier.data.render import Renderer
+from luthier.data.shapes import make_record
+from luthier.errors import LuthierError
+
+Outcome = Literal["right", "context", "refused", "wrong", "not written"]
+OUTCOMES: tuple[Outcome, ...] = ("right", "context", "refused", "wrong", "not written")
+"""`context`: an answer that the template writes is no target, and a note says so. `not written`: the template does not
+write what this kind is about, such as tool calls, whatever form it gets them in."""
+
+MARK = re.compile(r"xq[a-z]+")
+CALLED, KEY = "xqpaint", "xqcolour"
+TOOLS = [
+    {
+        "type": "function",
+        "function": {
+            "name": CALLED,
+            "description": "Has the xqdeed of painting.",
+            "parameters": {
+                "type": "object",
+                "properties": {KEY: {"type": "string", "description": "The xqhue of it."}},
+                "required": [KEY],
+            },
+        },
+    }
+]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """How one kind of conversation fares under a template; `reason` is empty if it is right."""
+
+    kind: str
+    outcome: Outcome
+    reason: str = ""
+
+
+def user(text: str) -> dict[str, Any]:
+    return {"role": "user", "content": text}
+
+
+def answer(text: str | None, *calls: dict[str, Any], **more: Any) -> dict[str, Any]:
+    message = {"role": "assistant", "content": text, **more}
+    return {**message, "tool_calls": list(calls)} if calls else message
+
+
+def call(colour: str, name: str = "call00001") -> dict[str, Any]:
+    return {"type": "function", "id": name, "function": {"name": CALLED, "arguments": {KEY: colour}}}
+
+
+def tool(text: str, name: str = "call00001") -> dict[str, Any]:
+    return {"role": "tool", "tool_call_id": name, "name": CALLED, "content": text}
+
+
+ASKED, TOLD = user("Is the xqbarn near a xqcove?"), answer("No, the xqdune is near a xqfern.")
+ASKED_AGAIN, TOLD_AGAIN = user("And the xqgate, or xqhill?"), answer("The xqiris is near a xqjetty.")
+PAINT, PAINTED = user("Paint the xqkiln like a xqlake."), answer("The xqmoor is like a xqnest.")
+REPLY = tool("Paint of xqoven is xqpond.")
+
+
+def conversations() -> Mapping[str, list[dict[str, Any]]]:
+    """Kind → messages in the canonical form, apart from `string arguments`, where arguments are JSON as text."""
+    red = call("xqquay xqrose")
+    as_text = {**red, "function": {"name": CALLED, "arguments": json.dumps(red["function"]["arguments"])}}
+    thoughtful = answer("The xqiris is near a xqjetty.", reasoning_content="Perhaps the xqsalt or xqtern.")
+    return {
+        "single": [ASKED, TOLD],
+        "multi": [ASKED, TOLD, ASKED_AGAIN, TOLD_AGAIN],
+        "system": [{"role": "system", "content": "Be as xquran as xqveil."}, ASKED, TOLD, ASKED_AGAIN, TOLD_AGAIN],
+        "thoughts": [ASKED, TOLD, ASKED_AGAIN, thoughtful],
+        "tools": [PAINT, answer(None, red), REPLY, PAINTED, ASKED, TOLD],
+        "string arguments": [PAINT, answer(None, as_text), REPLY, PAINTED, ASKED, TOLD],
+        "ends in a call": [ASKED, TOLD, PAINT, answer(None, red)],
+        "text and call": [PAINT, answer("First the xqwand, a xqyard.", red), REPLY, PAINTED],
+        "two calls": [
+            PAINT,
+            answer(None, red, call("xqzinc xqzone", "call00002")),
+            REPLY,
+            tool("Paint of xqalga is xqaloe.", "call00002"),
+            PAINTED,
+        ],
+        "thoughts and call": [PAINT, answer(None, red, reasoning_content="Perhaps the xqsalt or xqtern."), REPLY, PAINTED],
+        "empty turn": [ASKED, answer(""), ASKED_AGAIN, TOLD_AGAIN],
+    }
+
+
+def check_template(tokenizer: Any) -> Iterator[Verdict]:
+    """A verdict for each kind of conversation under the chat template of a tokenizer, which must be a fast one."""
+    renderer = Renderer(tokenizer)
+    for kind, messages in conversations().items():
+        yield check_conversation(tokenizer, renderer, kind, messages)
+
+
+def check_conversation(
+    tokenizer: Any, renderer: Renderer, kind: str, messages: Sequence[Mapping[str, Any]]
+) -> Verdict:
+    """The verdict for one conversation, of a kind that `conversations` names or of the caller's own."""
+    tools = TOOLS if any(message.get("tool_calls") for message in messages) else None
+    writings = [*_writings(tokenizer, messages, tools)]
+    wanted = set().union(*(_marks(message) for message in messages if message["role"] == "assistant"))
+    best = max((len(wanted & set(MARK.findall(writing.text))) for writing in writings), default=0)
+    writings = [writing for writing in writings if len(wanted & set(MARK.findall(writing.text))) == best]
+    try:
+        rendering = renderer.explain(make_record({"messages": messages, "tools": tools}, {}, "check:1"))
+    except LuthierError as error:
+        if not writings or not _essential(kind, messages) <= set(MARK.findall(writings[0].text)):
+            return Verdict(kind, "not written", error.message)
+        return Verdict(kind, "refused", error.message)
+    weights = rendering.row.streams["weights"].values.tolist()
+    verdict = judge(tokenizer, rendering.row.ids.tolist(), weights, messages, writings, bool(rendering.notes))
+    if verdict is None:
+        complete = _essential(kind, messages) <= set(MARK.findall(writings[0].text))
+        return Verdict(kind, "right") if complete else Verdict(kind, "not written", "; ".join(rendering.notes))
+    outcome, reason = verdict
+    if outcome == "context":
+        complete = _essential(kind, messages) <= set(MARK.findall(writings[0].text))
+        return Verdict(kind, "context" if complete else "not written", f"{reason}: {'; '.join(rendering.notes)}")
+    return Verdict(kind, outcome, reason)
+
+
+def _essential(kind: str, messages: Sequence[Mapping[str, Any]]) -> set[str]:
+    """The marker words without which a text does not hold what this kind is about."""
+    marks: set[str] = set()
+    for message in messages:
+        if message["role"] != "assistant":
+            continue
+        if not message.get("tool_calls"):
+            marks |= set(MARK.findall(message.get("content") or ""))
+        marks |= set(MARK.findall(message.get("reasoning_content") or ""))
+        marks |= _argument_marks(message)
+    return marks
+
+
+def _argument_marks(message: Mapping[str, Any]) -> set[str]:
+    calls = [call["function"]["arguments"] for call in message.get("tool_calls") or []]
+    return set(MARK.findall(json.dumps(calls))) - {KEY}
+
+
+def _marks(message: Mapping[str, Any]) -> set[str]:
+    """The marker words of a message alone, without the names that the schema of a tool repeats."""
+    text = f"{message.get('content') or ''} {message.get('reasoning_content') or ''}"
+    return set(MARK.findall(text)) | _argument_marks(message)
+
+
+@dataclass(frozen=True)
+class Writing:
+    """A text that the template writes of a conversation in a form that it understands."""
+
+    tokenizer: Any
+    messages: list[dict[str, Any]]
+    tools: Any
+    text: str
+
+    def until(self, count: int, prompt: bool) -> str | None:
+        """The text of the first `count` messages, `prompt` adds the generation prompt; None if it is refused."""
+        return _written(self.tokenizer, self.messages[:count], self.tools, prompt)
+
+
+def _writings(tokenizer: Any, messages: Sequence[Mapping[str, Any]], tools: Any) -> Iterator[Writing]:
+    thinks = any(message.get("reasoning_content") for message in messages)
+    names = ("reasoning_content", "thinking", "reasoning") if thinks else ("reasoning_content",)
+    forms = product((False, True) if tools else (False,), names, (None, "") if tools else ("",))
+    texts = []
+    for as_text, thoughts, empty in forms:
+        formed = [_formed(message, as_text, thoughts, empty) for message in messages]
+        text = _written(tokenizer, formed, tools, False)
+        # JSON within JSON, Python's form of a mapping, and None as a word are no call that a program could read.
+        if text is None or text in texts or re.search(rf"\\\"{KEY}|\{{'{KEY}", text) or re.search(r"\bNone\b", text):
+            continue
+        texts.append(text)
+        yield Writing(tokenizer, formed, tools, text)
+
+
+def _formed(message: Mapping[str, Any], as_text: bool, thoughts: str, empty: str | None) -> dict[str, Any]:
+    formed = {name: content for name, content in message.items() if name != "reasoning_content"}
+    if message.get("reasoning_content"):
+        formed[thoughts] = message["reasoning_content"]
+    if message.get("tool_calls"):
+        formed["content"] = message["content"] or empty
+        formed["tool_calls"] = []
+        for entry in message["tool_calls"]:
+            arguments = entry["function"]["arguments"]
+            arguments = json.loads(arguments) if isinstance(arguments, str) else arguments
+            arguments = json.dumps(arguments) if as_text else arguments
+            formed["tool_calls"].append({**entry, "function": {"name": CALLED, "arguments": arguments}})
+    return formed
+
+
+def _written(tokenizer: Any, messages: Any, tools: Any, prompt: bool) -> str | None:
+    import jinja2
+
+    try:
+        return tokenizer.apply_chat_template(messages, tools=tools, tokenize=False, add_generation_prompt=prompt)
+    except (jinja2.TemplateError, TypeError, ValueError, KeyError, AttributeError):
+        return None
+
+
+def judge(
+    tokenizer: Any,
+    ids: Sequence[int],
+    weights: Sequence[float],
+    messages: Sequence[Mapping[str, Any]],
+    writings: Sequence[Writing],
+    noted: bool,
+) -> tuple[Outcome, str] | None:
+    """What is wrong with the targets of a row, or what a note leaves as context; None if they are right.
+
+    Args:
+        tokenizer: that made the ids.
+        ids: of the row [T].
+        weights: 1 on targets [T].
+        messages: the conversation, with marker words.
+        writings: what the template writes of it.
+        noted: whether a note tells the user of a peculiarity of the row.
+    """
+    segments = []
+    for target, run in groupby(zip(ids, weights, strict=True), key=lambda pair: pair[1] != 0):
+        segments.append((tokenizer.decode([token for token, _ in run], skip_special_tokens=False), target))
+    text = "".join(segment for segment, _ in segments)
+    flags = [target for segment, target in segments for _ in segment]
+    writing = next((form for form in writings if _squeezed(form.text).startswith(_squeezed(text))), None)
+    if writing is None:  # the row may end with an EOS token that the template does not write
+        text = text.removesuffix(tokenizer.eos_token)
+        writing = next((form for form in writings if _squeezed(form.text).startswith(_squeezed(text))), None)
+    if writing is None:
+        return "wrong", "the text is not what the template writes of this conversation"
+    words = [(match[0], match.start(), match.end()) for match in MARK.finditer(text)]
+    turns = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
+    written = set().union(*(_marks(messages[index]) for index in turns))
+    for word, start, end in words:
+        if word not in written and word not in (CALLED, KEY) and any(flags[start:end]):
+            return "wrong", f"a word of another message is a target: {word}"
+    if any(target and not MARK.findall(segment) for segment, target in segments):
+        return "wrong", "a run of targets holds nothing of an answer"
+    context = []
+    for index in turns:
+        spots = [(start, end) for word, start, end in words if word in _marks(messages[index])]
+        trained = [all(flags[start:end]) for start, end in spots]
+        if spots and not all(trained):
+            context.append(f"message {index}")
+            if not noted:
+                return "wrong", f"an answer is no target, and no note says so: message {index}"
+        elif spots and (fault := _borders(writing, index, text, flags, spots, noted, index == turns[-1], tokenizer)):
+            return "wrong", f"message {index}: {fault}"
+    return ("context", ", ".join(context)) if context else None
+
+
+def _borders(
+    writing: Writing,
+    index: int,
+    text: str,
+    flags: Sequence[bool],
+    spots: Sequence[tuple[int, int]],
+    noted: bool,
+    last: bool,
+    tokenizer: Any,
+) -> str | None:
+    """What is wrong with the first and the last target of a turn whose marker words are at `spots`."""
+    start, end = spots[0][0], spots[-1][1]
+    mark = text[spots[-1][0] : end]
+    while start and flags[start - 1]:
+        start -= 1
+    lead = text[start : spots[0][0]]
+    stop = end
+    while stop < len(text) and flags[stop]:
+        stop += 1
+    prompt, alone = writing.until(index, True), writing.until(index, False)
+    if prompt is not None and text.startswith(prompt.rstrip()):
+        if start < len(prompt.rstrip()):
+            return f"a part of the prompt is a target: {lead!r}"
+        calls = writing.messages[index].get("tool_calls")
+        if calls and text[len(prompt.rstrip()) : start].strip():
+            return f"the beginning of a call is no target: {text[len(prompt) : start]!r}"
+    elif prompt is not None and alone is not None and prompt.startswith(alone):
+        header = _squeezed(prompt[len(alone) :])
+        if header and header in _squeezed(lead):
+            return f"the header of the turn is a target: {lead!r}"
+    whole = writing.until(index + 1, False)
+    if whole is None or mark not in whole:
+        return None
+    tail = _squeezed(whole.rsplit(mark, 1)[1])
+    trained, following = _squeezed(text[end:stop]), _squeezed(text[end:])
+    if last:
+        closed = trained in (tail, tail + tokenizer.eos_token) or trained.removesuffix(tokenizer.eos_token) == tail
+        return None if closed else f"the end {tail!r} is trained as {trained!r}"
+    if following.startswith(tail):
+        return None if trained == tail else f"the end {tail!r} is trained as {trained!r}"
+    if not tail.startswith(trained):
+        return f"the next turn's text is a target: {trained!r} where the turn ends in {tail!r}"
+    return None if noted else f"the end {tail!r} is trained as {trained!r}, and no note says so"
+
+
+def _squeezed(text: str) -> str:
+    return "".join(text.split())
