@@ -184,7 +184,8 @@ class Conversation:
         number = 7091
         while str(number) in self.full:
             number += 7
-        return self.sentinel, f"{self.sentinel}T", f"{self.sentinel}K", str(number)
+        text = self.sentinel
+        return text, text.replace("ANSWER", "THOUGHT"), text.replace("ANSWER", "KEY"), str(number)
 
     def _standin(self, index: int) -> dict[str, Any]:
         """The message with other text, thoughts and arguments, in the same form."""
@@ -223,6 +224,8 @@ class Conversation:
                 self.proofs.scaffolds[between] = len(plain) - len(prompt) if own else 0
             scaffold = self.proofs.scaffolds[between]
             return len(prompt) + scaffold, [SCAFFOLD] if scaffold else []
+        if prompt is not None and not prompt[len(common_start(prompt, full)) :].strip():
+            return len(common_start(prompt, full)), [OPENING]
         plain = self._before_text(index)
         if plain is None:
             return None
@@ -238,15 +241,22 @@ class Conversation:
 
     def _before_text(self, index: int) -> str | None:
         """The text before an answer of one word at this index; None if the template refuses one here."""
-        try:
-            marked = self._replaced(index, {"role": "assistant", "content": self.sentinel})
-        except DataError:
+        word = {"role": "assistant", "content": self.sentinel}
+        following = self.formed[index + 1 :]
+        asked = (position for position, message in enumerate(following) if message["role"] == "user")
+        # A tool's answer behind an answer without calls is refused: the exchange with the tools is left out.
+        ways = (following, following[next(asked, len(following)) :], [])
+        texts = []
+        for later in ways:
             try:
-                marked = self._replaced(index, {"role": "assistant", "content": self.sentinel}, index + 1)
+                pieces = self.template.text([*self.formed[:index], word, *later], self.tools).split(self.sentinel)
             except DataError:
-                return None
-        pieces = marked.split(self.sentinel)
-        return pieces[0] if len(pieces) == 2 else None
+                continue
+            if len(pieces) == 2:
+                texts.append(pieces[0])
+            if later is following and texts:
+                break
+        return max(texts, key=lambda text: len(common_start(text, self.full)), default=None)
 
     def _end(self, index: int, standin: dict[str, Any], after: str, end: int) -> str | None:
         """The end of turn at the character `end`; None if unproven."""
@@ -281,7 +291,7 @@ class Conversation:
             return True
         others = [*self._others(index, standin)]
         try:
-            marked = self.template.text(others, _other_tools(self.tools, f"{self.sentinel}S"))
+            marked = self.template.text(others, _other_tools(self.tools, self._word("S")))
         except DataError:
             return False
         borders = _around(marked, self._words)
@@ -290,13 +300,17 @@ class Conversation:
         self.proofs.inner.add(inner)
         return True
 
+    def _word(self, name: str | int) -> str:
+        """A word for another message, which is no part of the words for this one."""
+        return f"{self.sentinel.replace('Q', 'X')}{name}"
+
     def _others(self, index: int, standin: dict[str, Any]) -> Iterator[dict[str, Any]]:
         """The conversation with other text in all messages, and the stand-in at `index`."""
         for position, message in enumerate(self.formed):
             if position == index:
                 yield standin
                 continue
-            word = f"O{position}{self.sentinel.replace('Q', 'X')}"
+            word = self._word(position)
             other = dict(message)
             if other.get("content"):
                 other["content"] = word

@@ -22,6 +22,9 @@ BEGUN = "text that begins with the BOS token: it is written once"
 RENUMBERED = "ids of tool calls that the chat template refuses: the calls are numbered instead"
 NAMED = "tool results without a name: the name of the call that they answer is written"
 
+TAG_ENDS = (">", "]")
+"""Last letters of tags, which a tokenizer may or may not read as one token."""
+
 
 @dataclass(frozen=True)
 class Span:
@@ -68,8 +71,23 @@ def border(shared: str, rests: tuple[str, str], special: Collection[str]) -> int
 
     `shared` may end within a word or a control token of both, whose first letters are the same.
     """
-    if all(not rest or rest[0].isspace() or any(map(rest.startswith, special)) for rest in rests):
+    if shared.endswith(TAG_ENDS) or all(not rest or rest[0].isspace() or any(map(rest.startswith, special)) for rest in rests):
         return len(shared)
     ends = [shared.rfind(token) + len(token) for token in special if token in shared]
+    ends += [shared.rfind(end) + 1 for end in TAG_ENDS]
     space = next((index + 1 for index in range(len(shared) - 1, -1, -1) if shared[index].isspace()), 0)
     return max([*ends, space])
+
+
+def start_without_space(text: str, start: str) -> str | None:
+    """What `text` begins with, if that is `start` apart from white space; else None."""
+    stop = 0
+    for letter in start:
+        if letter.isspace():
+            continue
+        while stop < len(text) and text[stop].isspace():
+            stop += 1
+        if not text.startswith(letter, stop):
+            return None
+        stop += 1
+    return text[:stop]

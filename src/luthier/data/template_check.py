@@ -171,23 +171,29 @@ class Writing:
         """The text of the first `count` messages, `prompt` adds the generation prompt; None if it is refused."""
         return _written(self.tokenizer, self.messages[:count], self.tools, prompt)
 
+    def before_text(self, count: int) -> str | None:
+        """The text before an answer of one word behind `count` messages; None if it is refused."""
+        spoken = [*self.messages[:count], {"role": "assistant", "content": "xqplain"}]
+        text = _written(self.tokenizer, spoken, self.tools, False)
+        return text and text.split("xqplain")[0]
+
 
 def _writings(tokenizer: Any, messages: Sequence[Mapping[str, Any]], tools: Any) -> Iterator[Writing]:
     thinks = any(message.get("reasoning_content") for message in messages)
     names = ("reasoning_content", "thinking", "reasoning") if thinks else ("reasoning_content",)
-    forms = product((False, True) if tools else (False,), names, (None, "") if tools else ("",))
+    forms = product((False, True) if tools else (False,), names, (None, "") if tools else ("",), (False, True))
     texts = []
-    for as_text, thoughts, empty in forms:
-        formed = [_formed(message, as_text, thoughts, empty) for message in messages]
-        text = _written(tokenizer, formed, tools, False)
+    for (as_text, thoughts, empty, in_parts), schemas in product(forms, (tools,) if tools else (None, [])):
+        formed = [_formed(message, as_text, thoughts, empty, in_parts) for message in messages]
+        text = _written(tokenizer, formed, schemas, False)
         # JSON within JSON, Python's form of a mapping, and None as a word are no call that a program could read.
         if text is None or text in texts or re.search(rf"\\\"{KEY}|\{{'{KEY}", text) or re.search(r"\bNone\b", text):
             continue
         texts.append(text)
-        yield Writing(tokenizer, formed, tools, text)
+        yield Writing(tokenizer, formed, schemas, text)
 
 
-def _formed(message: Mapping[str, Any], as_text: bool, thoughts: str, empty: str | None) -> dict[str, Any]:
+def _formed(message: Mapping[str, Any], as_text: bool, thoughts: str, empty: str | None, in_parts: bool) -> dict[str, Any]:
     formed = {name: content for name, content in message.items() if name != "reasoning_content"}
     if message.get("reasoning_content"):
         formed[thoughts] = message["reasoning_content"]
@@ -199,6 +205,8 @@ def _formed(message: Mapping[str, Any], as_text: bool, thoughts: str, empty: str
             arguments = json.loads(arguments) if isinstance(arguments, str) else arguments
             arguments = json.dumps(arguments) if as_text else arguments
             formed["tool_calls"].append({**entry, "function": {"name": CALLED, "arguments": arguments}})
+    if in_parts and formed.get("content"):
+        formed["content"] = [{"type": "text", "text": formed["content"]}]
     return formed
 
 
@@ -285,8 +293,9 @@ def _borders(
         if start < len(prompt.rstrip()):
             return f"a part of the prompt is a target: {lead!r}"
         calls = writing.messages[index].get("tool_calls")
-        if calls and text[len(prompt.rstrip()) : start].strip():
-            return f"the beginning of a call is no target: {text[len(prompt) : start]!r}"
+        skipped = _squeezed(text[len(prompt.rstrip()) : start])
+        if calls and skipped and not _squeezed(writing.before_text(index) or "").endswith(skipped):
+            return f"the beginning of a call is no target: {skipped!r}"
     elif prompt is not None and alone is not None and prompt.startswith(alone):
         header = _squeezed(prompt[len(alone) :])
         if header and header in _squeezed(lead):
@@ -296,6 +305,10 @@ def _borders(
         return None
     tail = _squeezed(whole.rsplit(mark, 1)[1])
     trained, following = _squeezed(text[end:stop]), _squeezed(text[end:])
+    # Some templates write the next header behind any finished conversation; it is the text before this turn, too.
+    rest = tail.removeprefix(trained)
+    if trained and rest and whole == writing.until(index + 1, True) and _squeezed(text[:start]).endswith(rest):
+        return None
     if last:
         closed = trained in (tail, tail + tokenizer.eos_token) or trained.removesuffix(tokenizer.eos_token) == tail
         return None if closed else f"the end {tail!r} is trained as {trained!r}"
@@ -303,7 +316,8 @@ def _borders(
         return None if trained == tail else f"the end {tail!r} is trained as {trained!r}"
     if not tail.startswith(trained):
         return f"the next turn's text is a target: {trained!r} where the turn ends in {tail!r}"
-    return None if noted else f"the end {tail!r} is trained as {trained!r}, and no note says so"
+    # Within a conversation the end of a turn may be shorter than at its end.
+    return None if noted or trained else f"the end {tail!r} is trained as {trained!r}, and no note says so"
 
 
 def _squeezed(text: str) -> str:

@@ -6,7 +6,7 @@ import re
 from functools import cached_property
 from typing import Any
 
-from luthier.data.spans import border, common_start
+from luthier.data.spans import border, common_start, start_without_space
 from luthier.data.template_forms import TemplateForms
 from luthier.errors import DataError, ModelError
 
@@ -34,7 +34,8 @@ class TemplateText:
                 "The model's tokenizer has no chat template, so `render: chat` cannot write conversations.",
                 'Use an instruct model or a format string: `data.render: "Question: {prompt}\\nAnswer: {completion}"`.',
             )
-        self.toolless: Any = None
+        self.toolless: Any = None  # what stands for no tools
+        self.in_parts = False  # whether content is a list of parts, as templates of models with pictures want it
         self.forms = TemplateForms(self.text)
         added_tokens = tokenizer.added_tokens_decoder.values()
         self.special = {token.content for token in added_tokens} | set(tokenizer.all_special_tokens)
@@ -62,7 +63,7 @@ class TemplateText:
 
         try:
             return self.tokenizer.apply_chat_template(
-                messages,
+                [*map(_in_parts, messages)] if self.in_parts else messages,
                 tools=self.toolless if tools is None else tools,
                 tokenize=False,
                 add_generation_prompt=answer_next,
@@ -86,6 +87,8 @@ class TemplateText:
         shared = common_start(after, whole)
         if shared == whole:
             return shared
+        if (loose := start_without_space(after, whole)) is not None:
+            return loose
         # Both may go on with a control token, of which the first letters are the same.
         stop = border(shared, (after[len(shared) :], whole[len(shared) :]), self.special)
         ends = [shared.rfind(token) + len(token) for token in self.special if token in shared[:stop]]
@@ -100,17 +103,22 @@ class TemplateText:
         return re.compile("|".join(map(re.escape, words))) if words else None
 
     def _first(self, probe: list[dict[str, Any]]) -> str:
-        """The text of a question and an answer. Some templates want a list of tools even where there are none."""
-        try:
-            return self.text(probe, None)
-        except DataError as error:
-            self.toolless = []
+        """The text of a question and an answer, in the first form in which the template writes the answer.
+
+        Some templates want a list of tools where there are none, those of models with pictures a list of parts.
+        """
+        texts, errors = [], []
+        for self.toolless, self.in_parts in ((None, False), ([], False), (None, True), ([], True)):
             try:
-                return self.text(probe, None)
-            except DataError:
-                raise ModelError(
-                    f"The model's chat template fails on a question and an answer: {error.message}"
-                ) from None
+                texts.append(self.text(probe, None))
+            except DataError as error:
+                errors.append(error.message)
+                continue
+            if SENTINEL in texts[-1]:
+                return texts[-1]
+        if not texts:
+            raise ModelError(f"The model's chat template fails on a question and an answer: {errors[0]}")
+        return texts[0]
 
     def _divided(self, closing: str, before: str, probe: list[dict[str, Any]]) -> tuple[str, str]:
         """The end of turn, and the generation prompt that some templates write behind it whether asked to or not."""
@@ -125,11 +133,21 @@ class TemplateText:
         if not rest or not before.rstrip().endswith(rest):
             return closing, ""
         # The first control token of a header is the same for all roles: it also begins the whole text.
-        beginning = before.removeprefix(self.tokenizer.bos_token or "").lstrip()
         starts = [match.start() for token in self.special for match in re.finditer(re.escape(token), shared)]
-        cuts = [start for start in sorted(starts) if beginning.startswith(shared[start:])]
+        cuts = [start for start in sorted(starts) if self._begins(before, shared[start:])]
         stop = cuts[0] if cuts else border(shared, (following[len(shared) :], rest), self.special)
         return closing[:stop].rstrip(), closing[stop:].strip()
+
+    def _begins(self, text: str, header: str) -> bool:
+        """Whether a text begins with this header, behind control tokens such as BOS."""
+        while text := text.lstrip():
+            if text.startswith(header):
+                return True
+            token = max((token for token in self.special if text.startswith(token)), key=len, default="")
+            if not token:
+                return False
+            text = text.removeprefix(token)
+        return False
 
     def _closing_id(self) -> int | None:
         """The special token that ends a turn; None if the closing text has none."""
@@ -138,3 +156,8 @@ class TemplateText:
             if text in self.special:
                 return token
         return None
+
+
+def _in_parts(message: dict[str, Any]) -> dict[str, Any]:
+    content = message.get("content")
+    return {**message, "content": [{"type": "text", "text": content}]} if content else message
