@@ -29,6 +29,7 @@ from luthier.data.spans import (
     common_start,
     squeeze,
 )
+from luthier.data.template_forms import read_arguments
 from luthier.data.template_text import SENTINEL, TemplateText
 from luthier.errors import DataError
 
@@ -63,9 +64,14 @@ class Conversation:
         self.formed, self.notes = template.forms.conversation(messages)
         self.full = template.text(self.formed, tools)
 
-    def prompt(self, index: int) -> str:
-        """The text from which the template would let message `index` be generated."""
-        return self.template.text(self.formed[:index], self.tools, answer_next=True)
+    def prompt(self, index: int) -> str | None:
+        """The text from which the template would let message `index` be generated; None if it refuses to."""
+        if index == 0:
+            return None  # templates refuse an empty conversation
+        try:
+            return self.template.text(self.formed[:index], self.tools, answer_next=True)
+        except DataError:
+            return None
 
     def spans(self, index: int) -> tuple[Spans, list[str]]:
         """The spans of the answer at `index`, with its end of turn, and notes. No spans: nothing is proven."""
@@ -104,8 +110,8 @@ class Conversation:
         if len(pieces) != 2 or not full.endswith(pieces[1]):
             return [], [ALTERED]
         before, after = pieces
-        # Templates refuse an empty conversation; all text before a first answer is its prompt.
-        prompt = self.prompt(index) if index else before
+        prompt = self.prompt(index)
+        prompt = before if prompt is None else prompt
         end = len(full) - len(after)
         located = self._start(before, prompt, full[:end], message)
         if located is None:
@@ -133,6 +139,9 @@ class Conversation:
             written: the full rendering up to the end of the answer's text.
             message: the answer, which is text alone.
         """
+        continued = written.startswith(prompt) and _is_text(written[len(prompt) :], message, preceding=prompt)
+        if continued and prompt.startswith(before):
+            return len(prompt), []
         if written.startswith(before) and _is_text(written[len(before) :], message):
             if before.startswith(prompt) and before[len(prompt) :].strip():
                 return len(before), [SCAFFOLD]
@@ -140,7 +149,7 @@ class Conversation:
                 return len(prompt), []  # white space after the generation prompt is the model's to write
             gap = len(self.template.gap) if before.endswith(self.template.gap) else 0
             return len(before) - gap, [OPENING] if prompt.startswith(before) else []
-        if written.startswith(prompt) and _is_text(written[len(prompt) :], message, preceding=prompt):
+        if continued:
             return len(prompt), []
         # The answer begins with the same text as the template's own before it, such as the tag of a thought.
         shared = common_start(before, written)
@@ -213,7 +222,7 @@ class Conversation:
             before: the text before the first of these words.
             first: how much of `before` the full text begins with.
         """
-        full, prompt = self.full, self.prompt(index) if index else None
+        full, prompt = self.full, self.prompt(index)
         if prompt is not None and full.startswith(prompt) and len(prompt) <= first:
             between = marked[len(prompt) : len(before)]
             if not between.strip():
@@ -346,10 +355,7 @@ class Conversation:
             lost.add(UNREASONED)
         for call in self.formed[index].get("tool_calls") or []:
             function = call["function"]
-            arguments = function["arguments"]
-            if isinstance(arguments, str):
-                arguments = json.loads(arguments)
-            words = [function["name"], *_strings(arguments)]
+            words = [function.get("name", ""), *_strings(read_arguments(function["arguments"]))]
             if not all(_holds(text, word) for word in words):
                 lost.add(UNCALLED)
         return lost

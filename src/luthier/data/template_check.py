@@ -186,8 +186,8 @@ def _writings(tokenizer: Any, messages: Sequence[Mapping[str, Any]], tools: Any)
     for (as_text, thoughts, empty, in_parts), schemas in product(forms, (tools,) if tools else (None, [])):
         formed = [_formed(message, as_text, thoughts, empty, in_parts) for message in messages]
         text = _written(tokenizer, formed, schemas, False)
-        # JSON within JSON, Python's form of a mapping, and None as a word are no call that a program could read.
-        if text is None or text in texts or re.search(rf"\\\"{KEY}|\{{'{KEY}", text) or re.search(r"\bNone\b", text):
+        # JSON within JSON, Python's form of a mapping, and None as a word are nothing that a program could read.
+        if text is None or text in texts or re.search(rf"\\\"{KEY}|\{{'({KEY}|type)|\bNone\b", text):
             continue
         texts.append(text)
         yield Writing(tokenizer, formed, schemas, text)
@@ -289,7 +289,9 @@ def _borders(
     while stop < len(text) and flags[stop]:
         stop += 1
     prompt, alone = writing.until(index, True), writing.until(index, False)
-    if prompt is not None and text.startswith(prompt.rstrip()):
+    if MARK.search(lead.replace(CALLED, "").replace(KEY, "")):  # two turns of the assistant, written as one
+        pass
+    elif prompt is not None and text.startswith(prompt.rstrip()):
         if start < len(prompt.rstrip()):
             return f"a part of the prompt is a target: {lead!r}"
         calls = writing.messages[index].get("tool_calls")
@@ -305,6 +307,8 @@ def _borders(
         return None
     tail = _squeezed(whole.rsplit(mark, 1)[1])
     trained, following = _squeezed(text[end:stop]), _squeezed(text[end:])
+    if MARK.search(text[end:stop]):  # two turns of the assistant, written as one
+        return None
     # Some templates write the next header behind any finished conversation; it is the text before this turn, too.
     rest = tail.removeprefix(trained)
     if trained and rest and whole == writing.until(index + 1, True) and _squeezed(text[:start]).endswith(rest):

@@ -163,14 +163,21 @@ def _ids(messages: Sequence[Mapping[str, Any]]) -> Iterator[Any]:
             yield message.get("tool_call_id")
 
 
+def read_arguments(arguments: Any) -> Any:
+    """Arguments written as JSON text, read; any others as they are."""
+    if not isinstance(arguments, str):
+        return arguments
+    try:
+        return json.loads(arguments)
+    except ValueError:
+        return arguments
+
+
 def _with_arguments(call: Mapping[str, Any], as_text: bool) -> dict[str, Any]:
     function = dict(call.get("function") or call)
     arguments = function.get("arguments")
     if isinstance(arguments, str) and not as_text:
-        try:
-            arguments = json.loads(arguments)
-        except ValueError:
-            raise DataError(f"the arguments of `{function.get('name')}` are text but not JSON: {arguments!r}.") from None
+        arguments = read_arguments(arguments)
     elif not isinstance(arguments, str) and as_text:
         arguments = json.dumps(arguments, ensure_ascii=False)
     return {"type": "function", **call, "function": {**function, "arguments": arguments}}
