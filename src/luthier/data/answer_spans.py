@@ -19,6 +19,7 @@ from luthier.data.spans import (
     INDENTED,
     MINGLED,
     OPENING,
+    PYTHON,
     SCAFFOLD,
     UNCALLED,
     UNCLOSED,
@@ -123,10 +124,13 @@ class Conversation:
         return [Span(start, end + len(closing), full[start:end])], notes
 
     def _unclosed(self, after: str, closing: str, index: int) -> bool:
-        """Whether an answer ends in no end of turn, although the template has one or the next turn goes on behind it."""
-        if closing or index == len(self.messages) - 1:
-            return bool(self.template.closing) and not closing
-        return bool(self.template.closing) or after.lstrip().startswith(tuple(self.template.special))
+        """Whether an answer ends in no end of turn, although the template has one or the next turn begins with one."""
+        template = self.template
+        if template.ends(closing) or (closing and closing == template.closing):
+            return False
+        if template.closing or index == len(self.messages) - 1:
+            return bool(template.closing)
+        return after.lstrip().startswith(tuple(template.special))
 
     def _start(
         self, before: str, prompt: str, written: str, message: Mapping[str, Any]
@@ -180,7 +184,7 @@ class Conversation:
             spans = self._halves(index, start, end, closing)
             if not spans:
                 return [], [MINGLED]
-        lost = self._lost(index, " ".join(full[span.start : span.end] for span in spans))
+        lost = self._lost(index, " ".join(full[span.start : span.end] for span in spans), marked)
         if lost & {ALTERED, UNCALLED}:
             return [], sorted(lost)
         if self._unclosed(full[end:], closing, index):
@@ -345,19 +349,27 @@ class Conversation:
             return []
         return [Span(start, stop, full[start:stop].rstrip()), Span(later, end + len(closing), content)]
 
-    def _lost(self, index: int, written: str) -> set[str]:
-        """Notes on parts of the message that the text of its spans does not hold."""
+    def _lost(self, index: int, written: str, marked: str) -> set[str]:
+        """Notes on parts of the message that the text of its spans does not hold.
+
+        Args:
+            index: of the message.
+            written: the text of the spans.
+            marked: the text with words for the message's parts.
+        """
         message, text = self.messages[index], squeeze(written)
+        spoken, thoughts, key, _ = (word in marked for word in self._words)
         lost = set()
         if squeeze(message.get("content") or "") not in text:
-            lost.add(UNSPOKEN if message.get("tool_calls") else ALTERED)
+            lost.add(UNSPOKEN if message.get("tool_calls") and not spoken else ALTERED)
         if squeeze(message.get("reasoning_content") or "") not in text:
-            lost.add(UNREASONED)
+            lost.add(ALTERED if thoughts else UNREASONED)
         for call in self.formed[index].get("tool_calls") or []:
-            function = call["function"]
-            words = [function.get("name", ""), *_strings(read_arguments(function["arguments"]))]
-            if not all(_holds(text, word) for word in words):
-                lost.add(UNCALLED)
+            arguments = read_arguments(call["function"].get("arguments"))
+            if not all(_holds(text, word) for word in (call["function"].get("name", ""), *_words(arguments))):
+                lost.add(ALTERED if key else UNCALLED)
+            if any(_as_python(text, inner) for inner in _inner(arguments)):
+                lost.add(PYTHON)
         return lost
 
 
@@ -392,17 +404,28 @@ def _other_tool(tool: Any, word: str) -> Any:
     return {**tool, "function": {**tool["function"], "description": word, "parameters": parameters}}
 
 
-def _strings(content: Any) -> Iterator[str]:
-    """The keys and texts within the arguments of a call."""
-    if isinstance(content, str):
-        yield content
-    elif isinstance(content, Mapping):
+def _words(content: Any) -> Iterator[str]:
+    """The keys, texts and whole numbers within the arguments of a call."""
+    if isinstance(content, Mapping):
         for key, inner in content.items():
             yield key
-            yield from _strings(inner)
+            yield from _words(inner)
     elif isinstance(content, list):
         for inner in content:
-            yield from _strings(inner)
+            yield from _words(inner)
+    elif isinstance(content, str | int) and not isinstance(content, bool):
+        yield str(content)
+
+
+def _inner(arguments: Any) -> Iterator[Any]:
+    """The values of arguments that Python writes otherwise than JSON."""
+    for inner in arguments.values() if isinstance(arguments, Mapping) else ():
+        if isinstance(inner, Mapping | list | bool) and repr(inner) != json.dumps(inner, ensure_ascii=False):
+            yield inner
+
+
+def _as_python(text: str, inner: Any) -> bool:
+    return squeeze(repr(inner)) in text and squeeze(json.dumps(inner, ensure_ascii=False)) not in text
 
 
 def _holds(text: str, word: str) -> bool:

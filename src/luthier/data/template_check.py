@@ -13,6 +13,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby, product
+from os.path import commonprefix
 from typing import Any, Literal
 
 from luthier.data.render import Renderer
@@ -321,7 +322,10 @@ def _borders(
     if not tail.startswith(trained):
         return f"the next turn's text is a target: {trained!r} where the turn ends in {tail!r}"
     # Within a conversation the end of a turn may be shorter than at its end.
-    return None if noted or trained else f"the end {tail!r} is trained as {trained!r}, and no note says so"
+    left = commonprefix([tail, following])[len(trained) :]
+    if noted and not trained or trained and not re.search(r"[>\]]", left):
+        return None
+    return f"the end {tail!r} is trained as {trained!r}"
 
 
 def _squeezed(text: str) -> str:

@@ -99,7 +99,7 @@ class TemplateForms:
     def short_ids(self) -> bool:
         """Whether the template refuses ids of calls that are not nine letters and digits."""
         talk = _talk(*self.calls)
-        others = _talk(*self.calls, name="call_zq_1")
+        others = _talk(*self.calls, name="call_zq_10")
         return bool(self._tried(talk, TOOLS)) and not self._tried(others, TOOLS)
 
     @cached_property

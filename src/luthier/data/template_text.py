@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from functools import cached_property
 from typing import Any
 
 from luthier.data.spans import border, common_start, start_without_space
@@ -81,26 +80,23 @@ class TemplateText:
 
         Args:
             after: the text behind an answer.
-            whole: the end of turn at the end of a conversation (default: `closing`).
+            whole: what follows the answer at the end of a conversation (default: `closing`).
         """
-        whole = self.closing if whole is None else whole
-        shared = common_start(after, whole)
-        if shared == whole:
+        expected = self.closing if whole is None else whole
+        shared = common_start(after, expected)
+        if shared == expected:
             return shared
-        if (loose := start_without_space(after, whole)) is not None:
+        if (loose := start_without_space(after, expected)) is not None:
             return loose
         # Both may go on with a control token, of which the first letters are the same.
-        stop = border(shared, (after[len(shared) :], whole[len(shared) :]), self.special)
-        ends = [shared.rfind(token) + len(token) for token in self.special if token in shared[:stop]]
-        return shared[: max(ends, default=0)]
+        shared = shared[: border(shared, (after[len(shared) :], expected[len(shared) :]), self.special)]
+        if whole is not None:
+            return shared.rstrip()
+        return shared[: max((shared.rfind(token) + len(token) for token in self.special if token in shared), default=0)]
 
-    @cached_property
-    def control(self) -> re.Pattern[str] | None:
-        """A pattern of the tokens that the tokenizer reads as control tokens wherever they stand; None without any."""
-        added_tokens = self.tokenizer.added_tokens_decoder.values()
-        texts = {token.content for token in added_tokens if token.special} | set(self.tokenizer.all_special_tokens)
-        words = sorted(filter(str.strip, texts), key=len, reverse=True)
-        return re.compile("|".join(map(re.escape, words))) if words else None
+    def ends(self, closing: str) -> bool:
+        """Whether an end-of-turn text holds a control token, which a model can stop at."""
+        return any(token in closing for token in self.special)
 
     def _first(self, probe: list[dict[str, Any]]) -> str:
         """The text of a question and an answer, in the first form in which the template writes the answer.

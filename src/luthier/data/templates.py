@@ -112,6 +112,11 @@ class FormatString:
         span = Span(0 if everything or not has_prompt else start, len(text), answer)
         return Rendered(text, (span,), start if has_prompt else None, special_tokens=True, close=True)
 
+    def texts(self, record: Record) -> list[str]:
+        """The texts of the record that the form writes."""
+        values = self._values(record)
+        return [str(values[name]) for _, name, _, _ in self.pieces if name is not None]
+
     def _values(self, record: Record) -> dict[str, Any]:
         if record.shape == "text" or (self.target == "text" and isinstance(record.fields.get("text"), str)):
             return dict(record.fields)
