@@ -1,47 +1,134 @@
-"""A table of chat templates by kinds of conversation: right, context, refused, wrong; beside TRL's masks.
+"""A table of chat templates by kinds of conversation: right, context, refused, wrong; beside the masks of TRL.
 
-    python bench/templates.py FOLDER [--trl PYTHON] [--kinds tools,multi]
+    python bench/templates.py FOLDER [--write]
 
-FOLDER holds .jinja files. Each gets a byte-level tokenizer whose added tokens are those that the template's text names.
+FOLDER holds .jinja files; each gets a byte-level tokenizer whose added tokens are those that its text names. Where `trl`
+can be imported, its own way to mask answers (`assistant_only_loss`) is judged by the same rules: the training template
+that it knows for this one, if any, and the mask of `{% generation %}`. `--write` writes results/templates.md.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections import Counter
+from collections import Counter, defaultdict
+from importlib import metadata, util
 from pathlib import Path
+from typing import Any
 
-from luthier.data.render import Renderer
-from luthier.data.template_check import check_conversation, conversations
-from luthier.data.template_tokenizer import tokenizer_for
-from luthier.errors import LuthierError
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "src"))
+
+from luthier.data.template_check import (  # noqa: E402
+    OUTCOMES,
+    Verdict,
+    check_conversation,
+    check_folder,
+    conversations,
+)
+from luthier.data.template_tokenizer import tokenizer_for  # noqa: E402
+from luthier.errors import DataError  # noqa: E402
+
+Verdicts = dict[str, list[Verdict]]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--kinds", default="")
+    parser.add_argument("--write", action="store_true")
     options = parser.parse_args()
-    kinds = options.kinds.split(",") if options.kinds else list(conversations())
-    counts = {kind: Counter() for kind in kinds}
-    for path in sorted(options.folder.glob("*.jinja")):
+    ours = dict(check_folder(options.folder))
+    theirs = with_trl(options.folder) if util.find_spec("trl") else {}
+    page = "\n".join(lines(ours, theirs))
+    print(page)
+    if options.write:
+        (ROOT / "bench" / "results" / "templates.md").write_text(page + "\n", encoding="utf-8")
+
+
+def with_trl(folder: Path) -> Verdicts:
+    """The verdicts on TRL's masks."""
+    verdicts: Verdicts = {}
+    for path in sorted(folder.glob("*.jinja")):
+        tokenizer = tokenizer_for(path.read_text(encoding="utf-8"))
+        verdicts[path.stem] = []
+        rows = trl_rows(tokenizer)
+        for kind, messages in conversations().items():
+            verdicts[path.stem].append(check_conversation(tokenizer, kind, messages, rows))
+    return verdicts
+
+
+def trl_rows(tokenizer: Any) -> Any:
+    """The rows of TRL, as its trainer makes them with `assistant_only_loss=True`."""
+    from trl.chat_template_utils import get_training_chat_template
+
+    problem = None
+    try:
+        # The template that TRL trains with is judged by what it writes itself.
+        tokenizer.chat_template = get_training_chat_template(tokenizer) or tokenizer.chat_template
+    except Exception as error:
+        problem = f"{type(error).__name__}: {error}".splitlines()[0]
+
+    def rows(messages: list[dict[str, Any]], tools: Any) -> tuple[list[int], list[float], tuple[str, ...]]:
+        if problem is not None:
+            raise DataError(problem)
         try:
-            tokenizer = tokenizer_for(path.read_text(encoding="utf-8"))
-            renderer = Renderer(tokenizer)
-        except LuthierError as error:
-            print(path.stem, error.message)
-            continue
-        for kind in kinds:
-            try:
-                verdict = check_conversation(tokenizer, renderer, kind, conversations()[kind])
-            except Exception as error:
-                print("CRASH", path.stem, kind, repr(error)[:150]); counts[kind]['crash'] += 1; continue
-            counts[kind][verdict.outcome] += 1
-            if verdict.outcome not in ("right", ):
-                print(f"{verdict.outcome:12} {kind:18} {path.stem:55} {verdict.reason[:220]!r}")
-    for kind in kinds:
-        print(kind, dict(counts[kind]), file=sys.stderr)
+            encoded = tokenizer.apply_chat_template(
+                messages, tools=tools, return_dict=True, return_assistant_tokens_mask=True
+            )
+        except Exception as error:
+            raise DataError(f"{type(error).__name__}: {error}".splitlines()[0]) from None
+        if 1 not in encoded["assistant_masks"]:
+            raise DataError("the mask is empty: the template has no {% generation %}")
+        return encoded["input_ids"], encoded["assistant_masks"], ("trl writes no notes",)
+
+    return rows
+
+
+def lines(ours: Verdicts, theirs: Verdicts) -> list[str]:
+    """The page."""
+    page = [
+        "# Chat templates by kinds of conversation",
+        "",
+        f"Command: `python bench/templates.py FOLDER --write`, on {len(ours)} public templates (llama.cpp's "
+        "`models/templates`, and those in the packages of TRL, vLLM and axolotl; none is part of this project). A row is "
+        "*right* if its text is what the template writes, every word of the assistant in it is a target, no other word is, "
+        "and each turn's targets begin behind the generation prompt and end where the turn ends. *Context*: an answer is no "
+        "target, and a note says so. *Not written*: the template does not write what this kind is about, or refuses it, "
+        "in any form. The judge is `data/template_check.py`; it asks the template, not the code that makes the masks.",
+        "",
+        f"transformers {metadata.version('transformers')}"
+        + (f", TRL {metadata.version('trl')} (`assistant_only_loss`)" if theirs else ""),
+        "",
+        "| kind | " + " | ".join(OUTCOMES) + (" | TRL: " + " | TRL: ".join(OUTCOMES) if theirs else "") + " |",
+        "|---" * (1 + len(OUTCOMES) * (2 if theirs else 1)) + "|",
+    ]
+    for kind in conversations():
+        cells = [*counts(ours, kind), *(counts(theirs, kind) if theirs else [])]
+        page.append(f"| {kind} | " + " | ".join(map(str, cells)) + " |")
+    page += ["", "## Everything that is not right, with its reason", ""]
+    reasons: defaultdict[tuple[str, str], list[str]] = defaultdict(list)
+    for name, verdicts in ours.items():
+        for verdict in verdicts:
+            if verdict.outcome != "right":
+                reasons[verdict.outcome, shortened(verdict.reason)].append(f"{name} ({verdict.kind})")
+    for (outcome, reason), names in sorted(reasons.items()):
+        grouped = defaultdict(list)
+        for name in names:
+            stem, _, kind = name.partition(" (")
+            grouped[stem].append(kind.removesuffix(")"))
+        listed = "; ".join(f"{stem}: {', '.join(kinds)}" for stem, kinds in grouped.items())
+        page.append(f"- {outcome}: {reason or 'the template leaves it out, whatever it is called'}. {listed}")
+    return page
+
+
+def shortened(reason: str) -> str:
+    """A reason without the record's name and roles."""
+    return reason.removeprefix("the conversation: record : ").removeprefix("the conversation: ").split("\n")[0].rstrip(".")
+
+
+def counts(verdicts: Verdicts, kind: str) -> list[int]:
+    outcomes = Counter(verdict.outcome for listed in verdicts.values() for verdict in listed if verdict.kind == kind)
+    return [outcomes[name] for name in OUTCOMES]
 
 
 main()

@@ -48,29 +48,50 @@ def turns(calls, content="{{ m.content or '' }}", end="<|im_end|>", header="<|im
 
 
 EACH = "{% for c in m.tool_calls or [] %}"
-OBJECT = turns("CONTENT" + EACH + '<call>{"name": "{{ c.function.name }}", "arguments": {{ c.function.arguments | tojson }}}</call>{% endfor %}')
+OBJECT = turns(
+    "CONTENT"
+    + EACH
+    + '<call>{"name": "{{ c.function.name }}", "arguments": {{ c.function.arguments | tojson }}}</call>{% endfor %}'
+)
 CALLS_FIRST = turns(EACH + "<call>{{ c.function | tojson }}</call>{% endfor %}CONTENT")
 VERBATIM = turns("CONTENT" + EACH + "<call>{{ c.function.name }} {{ c.function.arguments }}</call>{% endfor %}")
 JOINED = turns("CONTENT" + EACH + "{{ '<call>' + c.function.name + c.function.arguments + '</call>' }}{% endfor %}")
 READ = turns(
-    "CONTENT" + EACH + "<call>{{ c.function.name }}{% for k, v in c.function.arguments.items() %}<{{ k }}>{{ v }}</{{ k }}>"
+    "CONTENT"
+    + EACH
+    + "<call>{{ c.function.name }}{% for k, v in c.function.arguments.items() %}<{{ k }}>{{ v }}</{{ k }}>"
     "{% endfor %}</call>{% endfor %}"
 )
 EITHER = turns(
     "CONTENT" + EACH + "<call>{{ c.function.name }}{% if c.function.arguments is string %}{{ c.function.arguments }}"
     "{% else %}{{ c.function.arguments | tojson }}{% endif %}</call>{% endfor %}"
 )
-STRICT_CONTENT = turns("{% if '</think>' in m.content %}{% endif %}" + OBJECT.split("\n", 2)[1][:0] + "CONTENT" + EACH + "<call>{{ c.function | tojson }}</call>{% endfor %}")
-NO_CONTENT = turns("{% if m.tool_calls %}" + EACH + "<call>{{ c.function | tojson }}</call>{% endfor %}{% else %}CONTENT{% endif %}")
+STRICT_CONTENT = turns(
+    "{% if '</think>' in m.content %}{% endif %}CONTENT" + EACH + "<call>{{ c.function | tojson }}</call>{% endfor %}"
+)
+NO_CONTENT = turns(
+    "{% if m.tool_calls %}" + EACH + "<call>{{ c.function | tojson }}</call>{% endfor %}{% else %}CONTENT{% endif %}"
+)
 # The tool's answer stands in the model's turn, behind the call and before the text, as one family writes it.
 INSIDE = (
-    "{% for m in messages %}{% if m.role == 'user' %}<|user|>{{ m.content }}</s>{% elif m.role == 'assistant' %}<|assistant|>"
-    "{% for c in m.tool_calls or [] %}<call>{{ c.function.name }} {{ c.function.arguments | tojson }}</call>{% endfor %}"
-    "{% for n in messages[loop.index:] if n.role == 'tool' and m.tool_calls %}<answer>{{ n.content }}</answer>{% endfor %}"
-    "{{ m.content or '' }}</s>{% endif %}{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
+    "{% for m in messages %}{% if m.role == 'user' %}<|user|>{{ m.content }}</s>"
+    "{% elif m.role == 'assistant' %}<|assistant|>{% for c in m.tool_calls or [] %}"
+    "<call>{{ c.function.name }} {{ c.function.arguments | tojson }}</call>{% endfor %}"
+    "{% for n in messages[loop.index:] if n.role == 'tool' and m.tool_calls %}"
+    "<answer>{{ n.content }}</answer>{% endfor %}{{ m.content or '' }}</s>{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
-CALLING = {"object": OBJECT, "calls first": CALLS_FIRST, "verbatim": VERBATIM, "joined": JOINED, "read": READ, "either": EITHER,
-           "strict content": STRICT_CONTENT, "no content": NO_CONTENT, "inside": INSIDE}
+CALLING = {
+    "object": OBJECT,
+    "calls first": CALLS_FIRST,
+    "verbatim": VERBATIM,
+    "joined": JOINED,
+    "read": READ,
+    "either": EITHER,
+    "strict content": STRICT_CONTENT,
+    "no content": NO_CONTENT,
+    "inside": INSIDE,
+}
 
 
 def user(text):
@@ -110,7 +131,9 @@ PAINTED = [user("Paint it red."), answer(None, {"colour": "red"}), reply("RESULT
 
 @pytest.mark.parametrize("family", CALLING)
 def test_a_template_that_writes_calls_is_right_in_every_conversation(make_tokenizer, family):
-    verdicts = {verdict.kind: (verdict.outcome, verdict.reason) for verdict in check_template(make_tokenizer(CALLING[family]))}
+    verdicts = {
+        verdict.kind: (verdict.outcome, verdict.reason) for verdict in check_template(make_tokenizer(CALLING[family]))
+    }
     unknown = {kind for kind in verdicts if "thoughts" in kind}
     assert {kind: verdict for kind, verdict in verdicts.items() if verdict[0] != "right" and kind not in unknown} == {
         kind: verdict for kind, verdict in verdicts.items() if kind == "empty turn" and verdict[0] == "refused"
@@ -143,7 +166,7 @@ def test_arguments_that_no_program_could_read_back_are_refused(make_tokenizer):
         Renderer(make_tokenizer(garbled)).render(talk(*PAINTED))
 
 
-@pytest.mark.parametrize("arguments", [{}, {"n": 2}, {"a": [1, {"b": "é \"q\"\n"}], "ok": True}, {"colour": ""}, [1, 2]])
+@pytest.mark.parametrize("arguments", [{}, {"n": 2}, {"a": [1, {"b": 'é "q"\n'}], "ok": True}, {"colour": ""}, [1, 2]])
 @pytest.mark.parametrize("family", ["object", "calls first", "verbatim", "either", "no content"])
 @pytest.mark.parametrize("content", ["", "Let me see."])
 def test_any_arguments_are_targets_to_the_end_of_the_turn(make_tokenizer, family, arguments, content):
@@ -176,13 +199,19 @@ def test_calls_that_a_template_mixes_with_other_messages_are_context(make_tokeni
 
 def test_others_may_have_written_the_same_words(make_tokenizer):
     renderer = Renderer(make_tokenizer(OBJECT))
-    record = talk(user("red"), answer("red", {"colour": "red"}), reply("red"), answer("red"), user("paint"), answer("name"))
+    record = talk(
+        user("red"), answer("red", {"colour": "red"}), reply("red"), answer("red"), user("paint"), answer("name")
+    )
     texts, notes = targets(renderer, record)
-    assert texts == [
-        'red<call>{"name": "paint", "arguments": {"colour": "red"}}</call><|im_end|>',
-        "red<|im_end|>",
-        "name<|im_end|>",
-    ] and notes == ()
+    assert (
+        texts
+        == [
+            'red<call>{"name": "paint", "arguments": {"colour": "red"}}</call><|im_end|>',
+            "red<|im_end|>",
+            "name<|im_end|>",
+        ]
+        and notes == ()
+    )
 
 
 def test_a_conversation_may_end_in_a_call_or_hold_several(make_tokenizer):
@@ -212,8 +241,15 @@ def test_none_is_never_written_as_a_word(make_tokenizer):
 
 @pytest.mark.parametrize("key", ["reasoning_content", "thinking", "reasoning"])
 def test_thoughts_go_under_the_key_that_the_template_reads(make_tokenizer, key):
-    thoughtful = turns("{% if m." + key + " %}<think>{{ m." + key + " }}</think>{% endif %}CONTENT" + EACH
-                       + "<call>{{ c.function | tojson }}</call>{% endfor %}")
+    thoughtful = turns(
+        "{% if m."
+        + key
+        + " %}<think>{{ m."
+        + key
+        + " }}</think>{% endif %}CONTENT"
+        + EACH
+        + "<call>{{ c.function | tojson }}</call>{% endfor %}"
+    )
     renderer = Renderer(make_tokenizer(thoughtful))
     texts, notes = targets(renderer, talk(user("?"), answer("red", reasoning_content="It may be red.")))
     assert texts == ["<think>It may be red.</think>red<|im_end|>"] and notes == ()
@@ -232,8 +268,11 @@ def test_thoughts_that_a_template_changes_are_no_target(make_tokenizer):
 
 
 def test_the_empty_block_of_thoughts_before_a_call_is_context(make_tokenizer):
-    scaffold = turns("{% if m.role == 'assistant' %}<think></think>{% endif %}CONTENT" + EACH
-                     + "<call>{{ c.function | tojson }}</call>{% endfor %}")
+    scaffold = turns(
+        "{% if m.role == 'assistant' %}<think></think>{% endif %}CONTENT"
+        + EACH
+        + "<call>{{ c.function | tojson }}</call>{% endfor %}"
+    )
     texts, notes = targets(Renderer(make_tokenizer(scaffold)), talk(*PAINTED))
     assert [text[:6] for text in texts] == ["<call>", "It is "] and notes == (SCAFFOLD,)
 
@@ -259,11 +298,10 @@ def test_an_empty_turn_is_context(make_tokenizer):
 
 def test_a_header_that_always_follows_is_no_target(make_tokenizer):
     always = (
-        "<s><|start_header_id|>system<|end_header_id|>Be brief.<|eot_id|>{% for m in messages %}<|start_header_id|>{{ m.role }}"
-        "<|end_header_id|>{{ m.content }}<|eot_id|>{% endfor %}"
-        "{% if messages[-1].role != 'user' or add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>{% endif %}"
+        "<s><|start_header_id|>system<|end_header_id|>Be brief.<|eot_id|>{% for m in messages %}"
+        "<|start_header_id|>{{ m.role }}<|end_header_id|>{{ m.content }}<|eot_id|>{% endfor %}"
+        "<|start_header_id|>assistant<|end_header_id|>"
     )
-    always = always.replace("messages[-1].role != 'user' or add_generation_prompt", "true")
     renderer = Renderer(make_tokenizer(always))
     texts, notes = targets(renderer, talk(user("?"), answer("Yes."), user("Sure?"), answer("No.")))
     assert texts == ["Yes.<|eot_id|>", "No.<|eot_id|>"] and notes == ()
@@ -271,9 +309,13 @@ def test_a_header_that_always_follows_is_no_target(make_tokenizer):
 
 
 def test_an_end_that_only_the_next_turn_writes_is_said(make_tokenizer):
-    late = "{% for m in messages %}{% if m.role == 'user' %}{% if not loop.first %}</s>{% endif %}<|user|>{% else %}<|assistant|>{% endif %}{{ m.content }}{% endfor %}"
-    late += "{% if add_generation_prompt %}<|assistant|>{% endif %}"
-    texts, notes = targets(Renderer(make_tokenizer(late)), talk(user("?"), answer("Yes."), user("Sure?"), answer("No.")))
+    late = (
+        "{% for m in messages %}{% if m.role == 'user' %}{{ '' if loop.first else '</s>' }}<|user|>{% else %}"
+        "<|assistant|>{% endif %}{{ m.content }}{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
+    )
+    texts, notes = targets(
+        Renderer(make_tokenizer(late)), talk(user("?"), answer("Yes."), user("Sure?"), answer("No."))
+    )
     assert texts == ["Yes.", "No.</s>"] and notes == (UNCLOSED,)
 
 
@@ -312,14 +354,19 @@ def test_control_tokens_in_a_text_are_said(make_tokenizer, role):
     assert renderer.explain(talk(user("a <|im_emd|> b"), answer("<think>?</think> Yes."))).notes == ()
     pair = Record("r1", "prompt_completion", {"prompt": "a <|im_end|>", "completion": "42"}, "data.jsonl:1")
     assert Renderer(make_tokenizer(None), "{prompt}: {completion}").explain(pair).notes == (CONTROL,)
-    assert Renderer(make_tokenizer(None), "<|im_start|>{prompt}: {completion}").explain(
-        Record("r1", "prompt_completion", {"prompt": "a", "completion": "42"}, "data.jsonl:1")
-    ).notes == ()
+    assert (
+        Renderer(make_tokenizer(None), "<|im_start|>{prompt}: {completion}")
+        .explain(Record("r1", "prompt_completion", {"prompt": "a", "completion": "42"}, "data.jsonl:1"))
+        .notes
+        == ()
+    )
 
 
 def test_ids_that_a_template_refuses_are_numbered(make_tokenizer):
     strict = turns(
-        "CONTENT" + EACH + "{% if c.id is not defined or c.id | length != 9 %}{{ raise_exception('nine letters') }}{% endif %}"
+        "CONTENT"
+        + EACH
+        + "{% if c.id is not defined or c.id | length != 9 %}{{ raise_exception('nine letters') }}{% endif %}"
         "<call>{{ c.id }} {{ c.function | tojson }}</call>{% endfor %}{{ m.tool_call_id }}"
     )
     renderer = Renderer(make_tokenizer(strict))
@@ -328,11 +375,15 @@ def test_ids_that_a_template_refuses_are_numbered(make_tokenizer):
     del call["tool_calls"][0]["id"]
     texts, notes = targets(renderer, talk(PAINTED[0], call, {"role": "tool", "content": "RESULT"}, PAINTED[3]))
     assert texts[0].startswith("<call>call00001 ") and notes == (RENUMBERED,)
-    assert "RESULTcall00001<|im_end|>" in renderer.prompt_text(talk(PAINTED[0], call, {"role": "tool", "content": "RESULT"}, PAINTED[3]))
+    assert "RESULTcall00001<|im_end|>" in renderer.prompt_text(
+        talk(PAINTED[0], call, {"role": "tool", "content": "RESULT"}, PAINTED[3])
+    )
 
 
 def test_a_nameless_answer_of_a_tool_gets_the_name_of_its_call(make_tokenizer):
-    named = turns("{{ m.name + ': ' if m.role == 'tool' }}CONTENT" + EACH + "<call>{{ c.function | tojson }}</call>{% endfor %}")
+    named = turns(
+        "{{ m.name + ': ' if m.role == 'tool' }}CONTENT" + EACH + "<call>{{ c.function | tojson }}</call>{% endfor %}"
+    )
     renderer = Renderer(make_tokenizer(named))
     assert "paint: RESULT red" in renderer.prompt_text(talk(*PAINTED))
     assert renderer.explain(talk(*PAINTED)).notes == (NAMED,)
@@ -368,3 +419,11 @@ def test_reasoning_that_is_left_out_beside_calls_is_said(make_tokenizer):
     record = talk(PAINTED[0], answer("", {"colour": "red"}, reasoning_content="Hm."), *PAINTED[2:])
     texts, notes = targets(Renderer(make_tokenizer(OBJECT)), record)
     assert texts[0].startswith("<call>") and notes == (UNREASONED,)
+
+
+def test_a_template_that_writes_the_time_is_read_within_one_second(make_tokenizer, monkeypatch):
+    renderer = Renderer(make_tokenizer("{% if false %}{{ strftime_now('%S') }}{% endif %}" + OBJECT))
+    template, seconds = renderer.template, iter([1, 2, 3, *[4] * 20])
+    write = template.text
+    monkeypatch.setattr(template, "text", lambda *given, **more: f"{next(seconds)}\n{write(*given, **more)}")
+    assert targets(renderer, talk(user("?"), answer("Yes.")))[0] == ["Yes.<|im_end|>"]

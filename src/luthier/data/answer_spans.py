@@ -9,7 +9,7 @@ of other messages if it stays the same when all other messages are replaced as w
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -74,6 +74,19 @@ class Conversation:
         except DataError:
             return None
 
+    def wanted(self, wanted: Callable[[int], bool]) -> tuple[dict[int, Spans], list[str]]:
+        """The spans of all wanted answers and of the last one, by index, and notes.
+
+        The last answer is located even if it is no target: generation starts where it begins.
+        """
+        spans: dict[int, Spans] = {}
+        notes = [*self.notes]
+        for index, message in enumerate(self.messages):
+            if message["role"] == "assistant" and (index == len(self.messages) - 1 or wanted(index)):
+                spans[index], remarks = self.spans(index)
+                notes += remarks
+        return spans, notes
+
     def spans(self, index: int) -> tuple[Spans, list[str]]:
         """The spans of the answer at `index`, with its end of turn, and notes. No spans: nothing is proven."""
         message = self.messages[index]
@@ -99,9 +112,7 @@ class Conversation:
 
     def _replaced(self, index: int, message: Mapping[str, Any], count: int | None = None) -> str:
         """The text with another message at `index`, of the first `count` messages."""
-        return self.template.text(
-            [*self.formed[:index], dict(message), *self.formed[index + 1 : count]], self.tools
-        )
+        return self.template.text([*self.formed[:index], dict(message), *self.formed[index + 1 : count]], self.tools)
 
     def _text(self, index: int) -> tuple[Spans, list[str]]:
         """The span of an answer that is text alone."""

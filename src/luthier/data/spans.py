@@ -72,7 +72,9 @@ def border(shared: str, rests: tuple[str, str], special: Collection[str]) -> int
 
     `shared` may end within a word or a control token of both, whose first letters are the same.
     """
-    if shared.endswith(TAG_ENDS) or all(not rest or rest[0].isspace() or any(map(rest.startswith, special)) for rest in rests):
+    if shared.endswith(TAG_ENDS) or all(
+        not rest or rest[0].isspace() or any(map(rest.startswith, special)) for rest in rests
+    ):
         return len(shared)
     ends = [shared.rfind(token) + len(token) for token in special if token in shared]
     ends += [shared.rfind(end) + 1 for end in TAG_ENDS]

@@ -10,14 +10,16 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby, product
-from os.path import commonprefix
+from itertools import groupby, product, takewhile
+from pathlib import Path
 from typing import Any, Literal
 
 from luthier.data.render import Renderer
 from luthier.data.shapes import make_record
+from luthier.data.template_tokenizer import tokenizer_for
 from luthier.errors import LuthierError
 
 Outcome = Literal["right", "context", "refused", "wrong", "not written"]
@@ -96,46 +98,73 @@ def conversations() -> Mapping[str, list[dict[str, Any]]]:
             tool("Paint of xqalga is xqaloe.", "call00002"),
             PAINTED,
         ],
-        "thoughts and call": [PAINT, answer(None, red, reasoning_content="Perhaps the xqsalt or xqtern."), REPLY, PAINTED],
+        "thoughts and call": [
+            PAINT,
+            answer(None, red, reasoning_content="Perhaps the xqsalt or xqtern."),
+            REPLY,
+            PAINTED,
+        ],
         "empty turn": [ASKED, answer(""), ASKED_AGAIN, TOLD_AGAIN],
     }
 
 
-def check_template(tokenizer: Any) -> Iterator[Verdict]:
+Rows = Callable[[list[dict[str, Any]], Any], tuple[list[int], list[float], tuple[str, ...]]]
+"""Makes of messages and tools the ids [T], weights [T] and notes of a row. Raises LuthierError to refuse them."""
+
+
+def check_template(tokenizer: Any) -> list[Verdict]:
     """A verdict for each kind of conversation under the chat template of a tokenizer, which must be a fast one."""
     renderer = Renderer(tokenizer)
-    for kind, messages in conversations().items():
-        yield check_conversation(tokenizer, renderer, kind, messages)
+
+    def rows(messages: list[dict[str, Any]], tools: Any) -> tuple[list[int], list[float], tuple[str, ...]]:
+        rendering = renderer.explain(make_record({"messages": messages, "tools": tools}, {}, "the conversation"))
+        row = rendering.row
+        return row.ids.tolist(), row.streams["weights"].values.tolist(), rendering.notes
+
+    return [check_conversation(tokenizer, kind, messages, rows) for kind, messages in conversations().items()]
 
 
-def check_conversation(
-    tokenizer: Any, renderer: Renderer, kind: str, messages: Sequence[Mapping[str, Any]]
-) -> Verdict:
+def check_folder(folder: Path) -> Iterator[tuple[str, list[Verdict]]]:
+    """The name and the verdicts of each template, the .jinja files of a folder, under a tokenizer made for its text."""
+    for path in sorted(folder.glob("*.jinja")):
+        try:
+            yield path.stem, check_template(tokenizer_for(path.read_text(encoding="utf-8")))
+        except LuthierError as error:
+            yield path.stem, [Verdict(kind, "refused", error.message) for kind in conversations()]
+
+
+def counted(results: Mapping[str, Sequence[Verdict]]) -> list[str]:
+    """A table of kinds by outcomes: the number of templates."""
+    width = max(map(len, conversations()))
+    lines = [f"{'':{width}}  " + "  ".join(OUTCOMES)]
+    for kind in conversations():
+        outcomes = Counter(
+            verdict.outcome for verdicts in results.values() for verdict in verdicts if verdict.kind == kind
+        )
+        lines.append(f"{kind:{width}}  " + "  ".join(f"{outcomes[name]:>{len(name)}}" for name in OUTCOMES))
+    return lines
+
+
+def check_conversation(tokenizer: Any, kind: str, messages: list[dict[str, Any]], rows: Rows) -> Verdict:
     """The verdict for one conversation, of a kind that `conversations` names or of the caller's own."""
     tools = TOOLS if any(message.get("tool_calls") for message in messages) else None
     writings = [*_writings(tokenizer, messages, tools)]
     wanted = set().union(*(_marks(message) for message in messages if message["role"] == "assistant"))
-    best = max((len(wanted & set(MARK.findall(writing.text))) for writing in writings), default=0)
-    writings = [writing for writing in writings if len(wanted & set(MARK.findall(writing.text))) == best]
+    marks = [wanted & set(MARK.findall(writing.text)) for writing in writings]
+    best = max(map(len, marks), default=0)
+    writings = [writing for writing, written in zip(writings, marks, strict=True) if len(written) == best]
+    complete = bool(writings) and _essential(messages) <= set(MARK.findall(writings[0].text))
     try:
-        rendering = renderer.explain(make_record({"messages": messages, "tools": tools}, {}, "check:1"))
+        ids, weights, notes = rows(messages, tools)
     except LuthierError as error:
-        if not writings or not _essential(kind, messages) <= set(MARK.findall(writings[0].text)):
-            return Verdict(kind, "not written", error.message)
-        return Verdict(kind, "refused", error.message)
-    weights = rendering.row.streams["weights"].values.tolist()
-    verdict = judge(tokenizer, rendering.row.ids.tolist(), weights, messages, writings, bool(rendering.notes))
-    if verdict is None:
-        complete = _essential(kind, messages) <= set(MARK.findall(writings[0].text))
-        return Verdict(kind, "right") if complete else Verdict(kind, "not written", "; ".join(rendering.notes))
-    outcome, reason = verdict
-    if outcome == "context":
-        complete = _essential(kind, messages) <= set(MARK.findall(writings[0].text))
-        return Verdict(kind, "context" if complete else "not written", f"{reason}: {'; '.join(rendering.notes)}")
-    return Verdict(kind, outcome, reason)
+        return Verdict(kind, "refused" if complete else "not written", error.message)
+    outcome, reason = judge(tokenizer, ids, weights, messages, writings, bool(notes))
+    if outcome != "wrong" and not complete:
+        return Verdict(kind, "not written", "; ".join(notes))
+    return Verdict(kind, outcome, f"{reason}: {'; '.join(notes)}" if outcome == "context" else reason)
 
 
-def _essential(kind: str, messages: Sequence[Mapping[str, Any]]) -> set[str]:
+def _essential(messages: Sequence[Mapping[str, Any]]) -> set[str]:
     """The marker words without which a text does not hold what this kind is about."""
     marks: set[str] = set()
     for message in messages:
@@ -194,7 +223,9 @@ def _writings(tokenizer: Any, messages: Sequence[Mapping[str, Any]], tools: Any)
         yield Writing(tokenizer, formed, schemas, text)
 
 
-def _formed(message: Mapping[str, Any], as_text: bool, thoughts: str, empty: str | None, in_parts: bool) -> dict[str, Any]:
+def _formed(
+    message: Mapping[str, Any], as_text: bool, thoughts: str, empty: str | None, in_parts: bool
+) -> dict[str, Any]:
     formed = {name: content for name, content in message.items() if name != "reasoning_content"}
     if message.get("reasoning_content"):
         formed[thoughts] = message["reasoning_content"]
@@ -227,8 +258,8 @@ def judge(
     messages: Sequence[Mapping[str, Any]],
     writings: Sequence[Writing],
     noted: bool,
-) -> tuple[Outcome, str] | None:
-    """What is wrong with the targets of a row, or what a note leaves as context; None if they are right.
+) -> tuple[Outcome, str]:
+    """Whether the targets of a row are right, and what is wrong with them or left as context.
 
     Args:
         tokenizer: that made the ids.
@@ -252,6 +283,8 @@ def judge(
     words = [(match[0], match.start(), match.end()) for match in MARK.finditer(text)]
     turns = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
     written = set().union(*(_marks(messages[index]) for index in turns))
+    if lacking := written.intersection(MARK.findall(writing.text)).difference(word for word, _, _ in words):
+        return "wrong", f"the row lacks what the template writes: {', '.join(sorted(lacking))}"
     for word, start, end in words:
         if word not in written and word not in (CALLED, KEY) and any(flags[start:end]):
             return "wrong", f"a word of another message is a target: {word}"
@@ -260,72 +293,86 @@ def judge(
     context = []
     for index in turns:
         spots = [(start, end) for word, start, end in words if word in _marks(messages[index])]
-        trained = [all(flags[start:end]) for start, end in spots]
-        if spots and not all(trained):
+        if any(not all(flags[start:end]) for start, end in spots):
             context.append(f"message {index}")
             if not noted:
                 return "wrong", f"an answer is no target, and no note says so: message {index}"
-        elif spots and (fault := _borders(writing, index, text, flags, spots, noted, index == turns[-1], tokenizer)):
-            return "wrong", f"message {index}: {fault}"
-    return ("context", ", ".join(context)) if context else None
+        elif spots:
+            turn = _Turn(writing, index, text, flags, spots)
+            eos = tokenizer.eos_token if index == turns[-1] else None
+            if fault := turn.fault_at_start() or turn.fault_at_end(noted, eos):
+                return "wrong", f"message {index}: {fault}"
+    return ("context", ", ".join(context)) if context else ("right", "")
 
 
-def _borders(
-    writing: Writing,
-    index: int,
-    text: str,
-    flags: Sequence[bool],
-    spots: Sequence[tuple[int, int]],
-    noted: bool,
-    last: bool,
-    tokenizer: Any,
-) -> str | None:
-    """What is wrong with the first and the last target of a turn whose marker words are at `spots`."""
-    start, end = spots[0][0], spots[-1][1]
-    mark = text[spots[-1][0] : end]
-    while start and flags[start - 1]:
-        start -= 1
-    lead = text[start : spots[0][0]]
-    stop = end
-    while stop < len(text) and flags[stop]:
-        stop += 1
-    prompt, alone = writing.until(index, True), writing.until(index, False)
-    if MARK.search(lead.replace(CALLED, "").replace(KEY, "")):  # two turns of the assistant, written as one
-        pass
-    elif prompt is not None and text.startswith(prompt.rstrip()):
-        if start < len(prompt.rstrip()):
-            return f"a part of the prompt is a target: {lead!r}"
-        calls = writing.messages[index].get("tool_calls")
-        skipped = _squeezed(text[len(prompt.rstrip()) : start])
-        if calls and skipped and not _squeezed(writing.before_text(index) or "").endswith(skipped):
-            return f"the beginning of a call is no target: {skipped!r}"
-    elif prompt is not None and alone is not None and prompt.startswith(alone):
-        header = _squeezed(prompt[len(alone) :])
-        if header and header in _squeezed(lead):
-            return f"the header of the turn is a target: {lead!r}"
-    whole = writing.until(index + 1, False)
-    if whole is None or mark not in whole:
+@dataclass(frozen=True)
+class _Turn:
+    """A turn of the assistant in the text of a row: where its marker words are, and what the template writes of it."""
+
+    writing: Writing
+    index: int
+    text: str
+    flags: Sequence[bool]
+    spots: Sequence[tuple[int, int]]
+
+    @property
+    def start(self) -> int:
+        """Where the targets begin that hold the first marker word."""
+        start = self.spots[0][0]
+        while start and self.flags[start - 1]:
+            start -= 1
+        return start
+
+    def fault_at_start(self) -> str | None:
+        """What is wrong with the first targets."""
+        prompt, alone = self.writing.until(self.index, True), self.writing.until(self.index, False)
+        lead = self.text[self.start : self.spots[0][0]]
+        if prompt is None or MARK.search(lead.replace(CALLED, "").replace(KEY, "")):
+            return None  # two turns of the assistant, written without a border
+        given = len(prompt.rstrip())
+        if self.text.startswith(prompt.rstrip()):
+            skipped = _squeezed(self.text[given : self.start])
+            if self.start < given:
+                return f"a part of the prompt is a target: {lead!r}"
+            # What the template writes before any answer, such as an empty block of thoughts, may be context.
+            ordinary = _squeezed(self.writing.before_text(self.index) or "").endswith(skipped)
+            if self.writing.messages[self.index].get("tool_calls") and not ordinary:
+                return f"the beginning of a call is no target: {skipped!r}"
+        elif alone is not None and prompt.startswith(alone):
+            header = _squeezed(prompt[len(alone) :])
+            if header and header in _squeezed(lead):
+                return f"the header of the turn is a target: {lead!r}"
         return None
-    tail = _squeezed(whole.rsplit(mark, 1)[1])
-    trained, following = _squeezed(text[end:stop]), _squeezed(text[end:])
-    if MARK.search(text[end:stop]):  # two turns of the assistant, written as one
-        return None
-    # Some templates write the next header behind any finished conversation; it is the text before this turn, too.
-    rest = tail.removeprefix(trained)
-    if trained and rest and whole == writing.until(index + 1, True) and _squeezed(text[:start]).endswith(rest):
-        return None
-    if last:
-        closed = trained in (tail, tail + tokenizer.eos_token) or trained.removesuffix(tokenizer.eos_token) == tail
+
+    def fault_at_end(self, noted: bool, eos: str | None) -> str | None:
+        """What is wrong with the last targets; `eos` may end the last turn of a conversation."""
+        start, end = self.spots[-1]
+        mark = self.text[start:end]
+        stop = end
+        while stop < len(self.text) and self.flags[stop]:
+            stop += 1
+        whole = self.writing.until(self.index + 1, False)
+        # Two turns of the assistant may be written without a border.
+        if whole is None or mark not in whole or MARK.search(self.text[end:stop]):
+            return None
+        tail, trained = _squeezed(whole.rsplit(mark, 1)[1]), _squeezed(self.text[end:stop])
+        # Some templates write the next header behind any finished conversation; it is the text before this turn, too.
+        header = tail.removeprefix(trained)
+        always = whole == self.writing.until(self.index + 1, True)
+        if trained and always and _squeezed(self.text[: self.start]).endswith(header):
+            return None
+        following = _squeezed(self.text[end:])
+        if eos is not None:
+            closed = trained == tail or trained.removesuffix(eos) == tail
+        elif following.startswith(tail):
+            closed = trained == tail
+        else:  # within a conversation the end of a turn may be shorter than at its end
+            shared = [
+                letter for letter, _ in takewhile(lambda pair: pair[0] == pair[1], zip(tail, following, strict=False))
+            ]
+            left = "".join(shared).removeprefix(trained)
+            closed = tail.startswith(trained) and (not re.search(r"[>\]]", left) if trained else noted)
         return None if closed else f"the end {tail!r} is trained as {trained!r}"
-    if following.startswith(tail):
-        return None if trained == tail else f"the end {tail!r} is trained as {trained!r}"
-    if not tail.startswith(trained):
-        return f"the next turn's text is a target: {trained!r} where the turn ends in {tail!r}"
-    # Within a conversation the end of a turn may be shorter than at its end.
-    left = commonprefix([tail, following])[len(trained) :]
-    if noted and not trained or trained and not re.search(r"[>\]]", left):
-        return None
-    return f"the end {tail!r} is trained as {trained!r}"
 
 
 def _squeezed(text: str) -> str:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import string
 from collections.abc import Callable
+from itertools import chain
 from typing import Any
 
 from luthier.data.answer_spans import Conversation, Proofs
 from luthier.data.shapes import last_answer, messages_of, plain_text, prompt_length
-from luthier.data.spans import Rendered, Span
+from luthier.data.spans import ALTERED, Rendered, Span
 from luthier.data.template_text import TemplateText
 from luthier.errors import DataError, RecipeError
 from luthier.types import Record
@@ -25,6 +26,7 @@ class ChatTemplate(TemplateText):
     def __init__(self, tokenizer: Any):
         super().__init__(tokenizer)
         self.proofs = Proofs()
+        self.tells_time = "strftime_now" in str(tokenizer.chat_template)
 
     def render(self, record: Record, wanted: Callable[[int], bool]) -> Rendered:
         """The record's conversation up to its last answer, with the spans of all wanted answers.
@@ -43,26 +45,21 @@ class ChatTemplate(TemplateText):
             text = self.text(formed, tools, answer_next=True)
             return Rendered(text, (), len(text), special_tokens=False, close=False, notes=tuple(notes))
         conversation = Conversation(self, self.proofs, messages[: last + 1], tools)
-        notes, kept = [*conversation.notes], []
-        final: list[Span] = []
-        for index, message in enumerate(conversation.messages):
-            if message["role"] != "assistant" or not (index == last or wanted(index)):
-                continue
-            final, remarks = conversation.spans(index)
-            notes += remarks
-            # The last answer is located even if it is no target: generation starts where it begins.
-            kept += final if wanted(index) else []
-        if not final:
+        spans, notes = conversation.wanted(wanted)
+        if self.tells_time and (not spans[last] or ALTERED in notes):
+            # The second may have changed between two of the texts that are compared.
+            conversation = Conversation(self, self.proofs, messages[: last + 1], tools)
+            spans, notes = conversation.wanted(wanted)
+        if not spans[last]:
             raise DataError(
                 "the chat template rewrites the last answer, so its text does not hold the answer to learn.",
                 "Some templates drop thoughts or calls, or change case. Use a tokenizer whose template keeps the "
                 "answer, or a format string in `data.render`.",
             )
+        kept = chain.from_iterable(spans[index] for index in spans if wanted(index))
+        text, start = conversation.full[: spans[last][-1].end], spans[last][0].start
         close = self.closing_id is None
-        text, start = conversation.full[: final[-1].end], final[0].start
-        return Rendered(
-            text, tuple(kept), start, special_tokens=False, close=close, notes=tuple(dict.fromkeys(notes))
-        )
+        return Rendered(text, tuple(kept), start, special_tokens=False, close=close, notes=tuple(dict.fromkeys(notes)))
 
 
 class FormatString:

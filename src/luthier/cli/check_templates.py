@@ -1,0 +1,49 @@
+"""`luthier check-templates`: whether a chat template's masks are right in conversations of every kind."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from luthier.data.template_check import Verdict
+
+
+def command(
+    folder: Annotated[str, typer.Argument(metavar="FOLDER", help="A model, or a folder of .jinja files.")],
+) -> None:
+    """Check a model's chat template, or many: are an assistant's words, and nothing else, what is learned?"""
+    from luthier.data.template_check import counted
+
+    results: dict[str, list[Verdict]] = {}
+    for name, verdicts in _checked(folder):
+        results[name] = verdicts
+        for verdict in verdicts:
+            if len(results) == 1 or verdict.outcome != "right":
+                typer.echo(f"{name}  {verdict.kind}: {verdict.outcome}{'. ' if verdict.reason else ''}{verdict.reason}")
+    typer.echo("")
+    for line in counted(results):
+        typer.echo(line)
+    if any(verdict.outcome == "wrong" for verdicts in results.values() for verdict in verdicts):
+        raise typer.Exit(1)
+
+
+def _checked(folder: str) -> Iterator[tuple[str, list[Verdict]]]:
+    """The verdicts of each template by name."""
+    from luthier.data.template_check import check_folder, check_template
+
+    if [*Path(folder).glob("*.jinja")] and not (Path(folder) / "tokenizer.json").is_file():
+        yield from check_folder(Path(folder))
+    else:
+        yield Path(folder).name, check_template(_tokenizer(folder))
+
+
+def _tokenizer(folder: str) -> Any:
+    from luthier.models.loading.load import load_tokenizer
+    from luthier.recipe.blocks import Model
+
+    return load_tokenizer(Model(path=folder), Path.cwd())
