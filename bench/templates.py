@@ -19,17 +19,17 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "src"))
 
-from luthier.data.template_check import (  # noqa: E402
+from luthier.conformance.byte_tokenizer import tokenizer_for  # noqa: E402
+from luthier.conformance.chat_template import (  # noqa: E402
     OUTCOMES,
-    Verdict,
+    TemplateVerdict,
     check_conversation,
     check_folder,
     conversations,
 )
-from luthier.data.template_tokenizer import tokenizer_for  # noqa: E402
 from luthier.errors import DataError  # noqa: E402
 
-Verdicts = dict[str, list[Verdict]]
+Verdicts = dict[str, list[TemplateVerdict]]
 
 
 def main() -> None:
@@ -123,7 +123,9 @@ def lines(ours: Verdicts, theirs: Verdicts) -> list[str]:
 
 def shortened(reason: str) -> str:
     """A reason without the record's name and roles."""
-    return reason.removeprefix("the conversation: record : ").removeprefix("the conversation: ").split("\n")[0].rstrip(".")
+    return (
+        reason.removeprefix("the conversation: record : ").removeprefix("the conversation: ").split("\n")[0].rstrip(".")
+    )
 
 
 def counts(verdicts: Verdicts, kind: str) -> list[int]:

@@ -5,8 +5,7 @@ import json
 import numpy
 import pytest
 
-from luthier.data.render import Renderer
-from luthier.data.spans import (
+from luthier.chat.spans import (
     ALTERED,
     BEGUN,
     CONTROL,
@@ -23,7 +22,8 @@ from luthier.data.spans import (
     UNREASONED,
     UNSPOKEN,
 )
-from luthier.data.template_check import check_template
+from luthier.conformance.chat_template import check_template
+from luthier.data.render import Renderer
 from luthier.errors import DataError, ModelError
 from luthier.types import Record
 

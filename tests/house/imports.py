@@ -22,6 +22,7 @@ RANKS = {
     "run_folder": 0.3,
     "stats": 0.3,
     "proofs": 0.4,
+    "chat": 0.4,
     "models": 1,
     "data": 1,
     "vision": 1,

@@ -10,16 +10,16 @@ import typer
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from luthier.data.template_check import Verdict
+    from luthier.conformance.chat_template import TemplateVerdict
 
 
 def command(
     folder: Annotated[str, typer.Argument(metavar="FOLDER", help="A model, or a folder of .jinja files.")],
 ) -> None:
     """Check a model's chat template, or many: are an assistant's words, and nothing else, what is learned?"""
-    from luthier.data.template_check import counted
+    from luthier.conformance.chat_template import counted
 
-    results: dict[str, list[Verdict]] = {}
+    results: dict[str, list[TemplateVerdict]] = {}
     for name, verdicts in _checked(folder):
         results[name] = verdicts
         for verdict in verdicts:
@@ -32,9 +32,9 @@ def command(
         raise typer.Exit(1)
 
 
-def _checked(folder: str) -> Iterator[tuple[str, list[Verdict]]]:
+def _checked(folder: str) -> Iterator[tuple[str, list[TemplateVerdict]]]:
     """The verdicts of each template by name."""
-    from luthier.data.template_check import check_folder, check_template
+    from luthier.conformance.chat_template import check_folder, check_template
 
     if [*Path(folder).glob("*.jinja")] and not (Path(folder) / "tokenizer.json").is_file():
         yield from check_folder(Path(folder))

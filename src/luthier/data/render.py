@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy
 
+from luthier.chat.spans import BEGUN, CONTROL, Rendered, squeeze
 from luthier.data.forms.base import RecordShape
 from luthier.data.pairs import rows_of
 from luthier.data.shapes import good_side, last_answer, messages_of, plain_text, shape_part
-from luthier.data.spans import BEGUN, CONTROL, Rendered, squeeze
 from luthier.data.templates import ChatTemplate, FormatString, first_target, whole_text
 from luthier.errors import DataError, ModelError, RecipeError
 from luthier.types import Record, Row, Stream

@@ -8,10 +8,10 @@ from collections.abc import Callable
 from itertools import chain
 from typing import Any
 
-from luthier.data.answer_spans import Conversation, Proofs
+from luthier.chat.answers import Conversation, Proofs
+from luthier.chat.spans import ALTERED, Rendered, Span
+from luthier.chat.text import TemplateText
 from luthier.data.shapes import last_answer, messages_of, plain_text, prompt_length
-from luthier.data.spans import ALTERED, Rendered, Span
-from luthier.data.template_text import TemplateText
 from luthier.errors import DataError, RecipeError
 from luthier.types import Record
 

@@ -17,9 +17,9 @@ from itertools import groupby, product, takewhile
 from pathlib import Path
 from typing import Any, Literal
 
+from luthier.conformance.byte_tokenizer import tokenizer_for
 from luthier.data.render import Renderer
 from luthier.data.shapes import make_record
-from luthier.data.template_tokenizer import tokenizer_for
 from luthier.errors import LuthierError
 
 Outcome = Literal["right", "context", "refused", "wrong", "not written"]
@@ -46,7 +46,7 @@ TOOLS = [
 
 
 @dataclass(frozen=True)
-class Verdict:
+class TemplateVerdict:
     """How one kind of conversation fares under a template; `reason` is empty if it is right."""
 
     kind: str
@@ -112,7 +112,7 @@ Rows = Callable[[list[dict[str, Any]], Any], tuple[list[int], list[float], tuple
 """Makes of messages and tools the ids [T], weights [T] and notes of a row. Raises LuthierError to refuse them."""
 
 
-def check_template(tokenizer: Any) -> list[Verdict]:
+def check_template(tokenizer: Any) -> list[TemplateVerdict]:
     """A verdict for each kind of conversation under the chat template of a tokenizer, which must be a fast one."""
     renderer = Renderer(tokenizer)
 
@@ -124,16 +124,16 @@ def check_template(tokenizer: Any) -> list[Verdict]:
     return [check_conversation(tokenizer, kind, messages, rows) for kind, messages in conversations().items()]
 
 
-def check_folder(folder: Path) -> Iterator[tuple[str, list[Verdict]]]:
+def check_folder(folder: Path) -> Iterator[tuple[str, list[TemplateVerdict]]]:
     """The name and the verdicts of each template, the .jinja files of a folder, under a tokenizer made for its text."""
     for path in sorted(folder.glob("*.jinja")):
         try:
             yield path.stem, check_template(tokenizer_for(path.read_text(encoding="utf-8")))
         except LuthierError as error:
-            yield path.stem, [Verdict(kind, "refused", error.message) for kind in conversations()]
+            yield path.stem, [TemplateVerdict(kind, "refused", error.message) for kind in conversations()]
 
 
-def counted(results: Mapping[str, Sequence[Verdict]]) -> list[str]:
+def counted(results: Mapping[str, Sequence[TemplateVerdict]]) -> list[str]:
     """A table of kinds by outcomes: the number of templates."""
     width = max(map(len, conversations()))
     lines = [f"{'':{width}}  " + "  ".join(OUTCOMES)]
@@ -145,7 +145,7 @@ def counted(results: Mapping[str, Sequence[Verdict]]) -> list[str]:
     return lines
 
 
-def check_conversation(tokenizer: Any, kind: str, messages: list[dict[str, Any]], rows: Rows) -> Verdict:
+def check_conversation(tokenizer: Any, kind: str, messages: list[dict[str, Any]], rows: Rows) -> TemplateVerdict:
     """The verdict for one conversation, of a kind that `conversations` names or of the caller's own."""
     tools = TOOLS if any(message.get("tool_calls") for message in messages) else None
     writings = [*_writings(tokenizer, messages, tools)]
@@ -157,11 +157,11 @@ def check_conversation(tokenizer: Any, kind: str, messages: list[dict[str, Any]]
     try:
         ids, weights, notes = rows(messages, tools)
     except LuthierError as error:
-        return Verdict(kind, "refused" if complete else "not written", error.message)
+        return TemplateVerdict(kind, "refused" if complete else "not written", error.message)
     outcome, reason = judge(tokenizer, ids, weights, messages, writings, bool(notes))
     if outcome != "wrong" and not complete:
-        return Verdict(kind, "not written", "; ".join(notes))
-    return Verdict(kind, outcome, f"{reason}: {'; '.join(notes)}" if outcome == "context" else reason)
+        return TemplateVerdict(kind, "not written", "; ".join(notes))
+    return TemplateVerdict(kind, outcome, f"{reason}: {'; '.join(notes)}" if outcome == "context" else reason)
 
 
 def _essential(messages: Sequence[Mapping[str, Any]]) -> set[str]:
@@ -329,10 +329,10 @@ class _Turn:
         lead = self.text[self.start : self.spots[0][0]]
         if prompt is None or MARK.search(lead.replace(CALLED, "").replace(KEY, "")):
             return None  # two turns of the assistant, written without a border
-        given = len(prompt.rstrip())
+        length = len(prompt.rstrip())
         if self.text.startswith(prompt.rstrip()):
-            skipped = _squeezed(self.text[given : self.start])
-            if self.start < given:
+            skipped = _squeezed(self.text[length : self.start])
+            if self.start < length:
                 return f"a part of the prompt is a target: {lead!r}"
             # What the template writes before any answer, such as an empty block of thoughts, may be context.
             ordinary = _squeezed(self.writing.before_text(self.index) or "").endswith(skipped)

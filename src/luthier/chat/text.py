@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from luthier.data.spans import border, common_start, start_without_space
-from luthier.data.template_forms import TemplateForms
+from luthier.chat.forms import TemplateForms
+from luthier.chat.spans import border, common_start, start_without_space
 from luthier.errors import DataError, ModelError
 
 SENTINEL = "ZQANSWERQZ"

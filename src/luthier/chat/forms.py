@@ -13,7 +13,7 @@ from functools import cached_property
 from itertools import product
 from typing import Any
 
-from luthier.data.spans import NAMED, RENUMBERED
+from luthier.chat.spans import NAMED, RENUMBERED
 from luthier.errors import DataError
 
 Write = Callable[[list[dict[str, Any]], Any], str]

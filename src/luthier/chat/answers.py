@@ -13,7 +13,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
-from luthier.data.spans import (
+from luthier.chat.forms import read_arguments
+from luthier.chat.spans import (
     ALTERED,
     EMPTY,
     INDENTED,
@@ -30,8 +31,7 @@ from luthier.data.spans import (
     common_start,
     squeeze,
 )
-from luthier.data.template_forms import read_arguments
-from luthier.data.template_text import SENTINEL, TemplateText
+from luthier.chat.text import SENTINEL, TemplateText
 from luthier.errors import DataError
 
 Spans = list[Span]
