@@ -2,9 +2,9 @@
 
     python bench/templates.py FOLDER [--write]
 
-FOLDER holds .jinja files; each gets a byte-level tokenizer whose added tokens are those that its text names. Where `trl`
-can be imported, its own way to mask answers (`assistant_only_loss`) is judged by the same rules: the training template
-that it knows for this one, if any, and the mask of `{% generation %}`. `--write` writes results/templates.md.
+FOLDER holds .jinja files; each gets a byte-level tokenizer whose added tokens are those that its text names. Where
+`trl` can be imported, its own way to mask answers (`assistant_only_loss`) is judged by the same rules: the training
+template that it knows for this one, if any, and the mask of `{% generation %}`. `--write` writes results/templates.md.
 """
 
 from __future__ import annotations
@@ -86,20 +86,27 @@ def trl_rows(tokenizer: Any) -> Any:
 
 def lines(ours: Verdicts, theirs: Verdicts) -> list[str]:
     """The page."""
+    about_trl = f", TRL {metadata.version('trl')} (`assistant_only_loss`)" if theirs else ""
     page = [
         "# Chat templates by kinds of conversation",
         "",
-        f"Command: `python bench/templates.py FOLDER --write`, on {len(ours)} public templates (llama.cpp's "
-        "`models/templates`, and those in the packages of TRL, vLLM and axolotl; none is part of this project). A row is "
-        "*right* if its text is what the template writes, every word of the assistant in it is a target, no other word is, "
-        "and each turn's targets begin behind the generation prompt and end where the turn ends. *Context*: an answer is no "
-        "target, and a note says so. *Not written*: the template does not write what this kind is about, or refuses it, "
-        "in any form. The judge is `data/template_check.py`; it asks the template, not the code that makes the masks.",
+        f"Command: `python bench/templates.py FOLDER --write`, on {len(ours)} public templates: llama.cpp's",
+        "`models/templates`, and those in the packages of TRL, vLLM and axolotl; none is part of this project.",
         "",
-        f"transformers {metadata.version('transformers')}"
-        + (f", TRL {metadata.version('trl')} (`assistant_only_loss`)" if theirs else ""),
+        "- *Right*: the row's text is what the template writes, every word of the assistant in it is a target, no other",
+        "  word is, and each turn's targets begin behind the generation prompt and end where the turn ends.",
+        "- *Context*: an answer is no target, and a note says so. *Refused*: the record is refused, with the reason.",
+        "- *Wrong*: anything else. *Not written*: the template does not write what this kind is about, or refuses it,",
+        "  whatever form it gets it in; what it does write is no fault.",
         "",
-        "| kind | " + " | ".join(OUTCOMES) + (" | TRL: " + " | TRL: ".join(OUTCOMES) if theirs else "") + " |",
+        "The judge is `conformance/chat_template.py`. It asks the template, not the code that makes the masks. For TRL it",
+        "judges the template that TRL trains with. Most of TRL's wrong masks train on text that the generation prompt",
+        "holds already (an empty block of thoughts), or on the end of an empty turn; it refuses what has no training",
+        "template. Messages reach TRL as they are: arguments as an object, apart from `string arguments`.",
+        "",
+        f"transformers {metadata.version('transformers')}{about_trl}.",
+        "",
+        "| kind | " + " | ".join([*OUTCOMES, *(f"TRL: {outcome}" for outcome in OUTCOMES if theirs)]) + " |",
         "|---" * (1 + len(OUTCOMES) * (2 if theirs else 1)) + "|",
     ]
     for kind in conversations():

@@ -67,7 +67,7 @@ class TemplateText:
                 tokenize=False,
                 add_generation_prompt=answer_next,
             )
-        except (jinja2.TemplateError, TypeError, ValueError, KeyError, AttributeError) as error:
+        except (jinja2.TemplateError, TypeError, ValueError, AttributeError, LookupError, ArithmeticError) as error:
             roles = ", ".join(message["role"] for message in messages)
             raise DataError(
                 f"the chat template refuses the roles {roles}: {error}",

@@ -17,13 +17,14 @@ def command(
     folder: Annotated[str, typer.Argument(metavar="FOLDER", help="A model, or a folder of .jinja files.")],
 ) -> None:
     """Check a model's chat template, or many: are an assistant's words, and nothing else, what is learned?"""
-    from luthier.conformance.chat_template import counted
+    from luthier.conformance.chat_template import check_folder, counted
 
+    many = bool([*Path(folder).glob("*.jinja")]) and not (Path(folder) / "tokenizer.json").is_file()
     results: dict[str, list[TemplateVerdict]] = {}
-    for name, verdicts in _checked(folder):
+    for name, verdicts in check_folder(Path(folder)) if many else _checked(folder):
         results[name] = verdicts
         for verdict in verdicts:
-            if len(results) == 1 or verdict.outcome != "right":
+            if not many or verdict.outcome != "right":
                 typer.echo(f"{name}  {verdict.kind}: {verdict.outcome}{'. ' if verdict.reason else ''}{verdict.reason}")
     typer.echo("")
     for line in counted(results):
@@ -33,13 +34,10 @@ def command(
 
 
 def _checked(folder: str) -> Iterator[tuple[str, list[TemplateVerdict]]]:
-    """The verdicts of each template by name."""
-    from luthier.conformance.chat_template import check_folder, check_template
+    """The name of a model, and the verdicts on its chat template."""
+    from luthier.conformance.chat_template import check_template
 
-    if [*Path(folder).glob("*.jinja")] and not (Path(folder) / "tokenizer.json").is_file():
-        yield from check_folder(Path(folder))
-    else:
-        yield Path(folder).name, check_template(_tokenizer(folder))
+    yield Path(folder).name, check_template(_tokenizer(folder))
 
 
 def _tokenizer(folder: str) -> Any:

@@ -130,7 +130,7 @@ def check_folder(folder: Path) -> Iterator[tuple[str, list[TemplateVerdict]]]:
         try:
             yield path.stem, check_template(tokenizer_for(path.read_text(encoding="utf-8")))
         except LuthierError as error:
-            yield path.stem, [TemplateVerdict(kind, "refused", error.message) for kind in conversations()]
+            yield path.stem, [TemplateVerdict(kind, "not written", error.message) for kind in conversations()]
 
 
 def counted(results: Mapping[str, Sequence[TemplateVerdict]]) -> list[str]:
@@ -247,7 +247,7 @@ def _written(tokenizer: Any, messages: Any, tools: Any, prompt: bool) -> str | N
 
     try:
         return tokenizer.apply_chat_template(messages, tools=tools, tokenize=False, add_generation_prompt=prompt)
-    except (jinja2.TemplateError, TypeError, ValueError, KeyError, AttributeError):
+    except (jinja2.TemplateError, TypeError, ValueError, AttributeError, LookupError, ArithmeticError):
         return None
 
 
