@@ -214,6 +214,15 @@ def test_others_may_have_written_the_same_words(make_tokenizer):
     )
 
 
+@pytest.mark.parametrize("word", ["ZQANSWERQZ", "ZQTHOUGHTQZ", "ZQKEYQZ", "7091", "zqword", "ZXANSWERXZ0"])
+def test_texts_may_hold_the_words_that_locate_answers(make_tokenizer, word):
+    renderer = Renderer(make_tokenizer(OBJECT))
+    called = answer(word, {word: word}, reasoning_content=word)
+    texts, _ = targets(renderer, talk(user(word), called, reply(word), answer(word)))
+    call = f'<call>{{"name": "paint", "arguments": {{"{word}": "{word}"}}}}</call>'
+    assert texts == [f"{word}{call}<|im_end|>", f"{word}<|im_end|>"]
+
+
 def test_a_conversation_may_end_in_a_call_or_hold_several(make_tokenizer):
     renderer = Renderer(make_tokenizer(OBJECT))
     record = talk(*PAINTED, user("And?"), answer(None, {"colour": "blue"}, {"colour": "grey"}))

@@ -98,7 +98,7 @@ class Conversation:
             spans, notes = self._text(index)
         content = message.get("content") or ""
         lead = content[: len(content) - len(content.lstrip())].rsplit("\n", 1)[-1]
-        if lead and spans and not any(lead + content.lstrip()[:40] in self.full[: span.end] for span in spans[-1:]):
+        if lead and spans and lead + content.lstrip()[:40] not in self.full[spans[-1].start : spans[-1].end]:
             notes.append(INDENTED)
         return spans, notes
 
@@ -205,10 +205,11 @@ class Conversation:
     @cached_property
     def _words(self) -> tuple[str, ...]:
         """Words for text, thoughts, the key and the number of an argument, which the text does not hold."""
-        number = 7091
+        text, number = self.sentinel, 7091
+        while any(text.replace("ANSWER", part) in self.full for part in ("THOUGHT", "KEY")):
+            text += "Z"
         while str(number) in self.full:
             number += 7
-        text = self.sentinel
         return text, text.replace("ANSWER", "THOUGHT"), text.replace("ANSWER", "KEY"), str(number)
 
     def _standin(self, index: int) -> dict[str, Any]:
