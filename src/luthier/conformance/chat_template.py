@@ -235,7 +235,7 @@ def _formed(
         for entry in message["tool_calls"]:
             arguments = entry["function"]["arguments"]
             arguments = json.loads(arguments) if isinstance(arguments, str) else arguments
-            arguments = json.dumps(arguments) if as_text else arguments
+            arguments = json.dumps(arguments, ensure_ascii=False) if as_text else arguments
             formed["tool_calls"].append({**entry, "function": {"name": CALLED, "arguments": arguments}})
     if in_parts and formed.get("content"):
         formed["content"] = [{"type": "text", "text": formed["content"]}]
