@@ -399,6 +399,8 @@ def _around(text: str, words: Sequence[str]) -> tuple[int, int] | None:
 
 def _common_end(left: str, right: str) -> str:
     """The longest text with which both end."""
+    if right.endswith(left):
+        return left
     return common_start(left[::-1], right[::-1])[::-1]
 
 
