@@ -7,10 +7,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from luthier.chat.spans import ALTERED, UNCLOSED, squeeze
 from luthier.data.render import Renderer
 from luthier.data.shapes import last_answer
 from luthier.data.sources import load_records, scan_records
-from luthier.data.templates import ALTERED, UNCLOSED, squeeze
 from luthier.errors import DataError
 from luthier.types import Record
 

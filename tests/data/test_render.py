@@ -1,8 +1,9 @@
 import numpy
 import pytest
 
+from luthier.chat.spans import ALTERED, OPENING, SCAFFOLD, UNCLOSED, UNREASONED
+from luthier.chat.text import SENTINEL
 from luthier.data.render import IN_PIECES, Renderer
-from luthier.data.templates import ALTERED, OPENING, SCAFFOLD, SENTINEL, UNCLOSED, UNREASONED
 from luthier.errors import DataError, ModelError, RecipeError
 from luthier.types import Record
 

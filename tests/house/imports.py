@@ -26,6 +26,7 @@ RANKS = {
     "stats": 0.3,
     "proofs": 0.4,
     "records": 0.4,
+    "chat": 0.4,
     "models": 1,
     "data": 1,
     "vision": 1,

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from luthier import __version__
-from luthier.cli import check, compare, evaluate, keys, methods, prove, report, run
+from luthier.cli import check, check_templates, compare, evaluate, keys, methods, prove, report, run
 from luthier.errors import LuthierError
 from luthier.terminal import echo
 
@@ -24,6 +24,7 @@ app = typer.Typer(
 app.command("compare")(compare.command)
 app.command("run")(run.command)
 app.command("check")(check.command)
+app.command("check-templates")(check_templates.command)
 app.command("methods")(methods.command)
 app.command("keys")(keys.command)
 app.command("schema")(keys.schema)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import chain, pairwise
@@ -12,6 +13,7 @@ from typing import Any
 
 import numpy
 
+from luthier.chat.spans import BEGUN, CONTROL, Rendered, squeeze
 from luthier.data.forms.base import RecordShape
 from luthier.data.pairs import rows_of
 from luthier.data.shapes import (
@@ -23,14 +25,7 @@ from luthier.data.shapes import (
     unlearned,
     with_written_roles,
 )
-from luthier.data.templates import (
-    ChatTemplate,
-    FormatString,
-    Rendered,
-    first_target,
-    squeeze,
-    whole_text,
-)
+from luthier.data.templates import ChatTemplate, FormatString, first_target, whole_text
 from luthier.errors import DataError, ModelError, RecipeError
 from luthier.records.roles import prefers_written
 from luthier.types import Record, Row, Stream
@@ -248,8 +243,49 @@ class Renderer:
             weights = numpy.append(weights, numpy.float32(1))
         row = Row(record.id, numpy.array(ids, dtype=numpy.int32), {"weights": Stream(weights, "token")})
         prompt_tokens = None if rendered.answer_start is None else indices[rendered.answer_start]
-        notes = (*rendered.notes, IN_PIECES) if in_pieces else rendered.notes
+        notes = (*rendered.notes, *self._remarks(record, rendered), *((IN_PIECES,) if in_pieces else ()))
         return Rendering((row,), prompt_tokens, notes)
+
+    def _remarks(self, record: Record, rendered: Rendered) -> Iterator[str]:
+        """Notes on control tokens that the user's own texts hold."""
+        bos = self.tokenizer.bos_token
+        if rendered.special_tokens and bos and self._adds_bos and rendered.text.startswith(bos):
+            yield BEGUN
+        if any(self._control.search(text) for text in self._texts(record)):
+            yield CONTROL
+
+    @cached_property
+    def _adds_bos(self) -> bool:
+        """Whether the tokenizer writes BOS before a text."""
+        ids = self._backend.encode("a", add_special_tokens=True).ids
+        return self.tokenizer.bos_token_id is not None and ids[:1] == [self.tokenizer.bos_token_id]
+
+    @cached_property
+    def _control(self) -> re.Pattern[str]:
+        """The tokens that the tokenizer reads as control tokens wherever they stand."""
+        added_tokens = self.tokenizer.added_tokens_decoder.values()
+        texts = {token.content for token in added_tokens if token.special} | set(self.tokenizer.all_special_tokens)
+        words = sorted(filter(str.strip, texts), key=len, reverse=True)
+        return re.compile("|".join(map(re.escape, words)) or r"(?!)")  # the last matches nothing
+
+    def _texts(self, record: Record) -> Iterator[str]:
+        """The user's own texts in which a control token is a surprise."""
+        bos, eos = self.tokenizer.bos_token or "", self.tokenizer.eos_token or ""
+        if self._format is not None:
+            yield from self._format.texts(record)
+        elif record.shape == "text":
+            yield record.fields["text"].removeprefix(bos).removesuffix(eos)
+        else:
+            for message in messages_of(record):
+                content = message.get("content") or ""
+                # An answer may hold the tags of thoughts; what would end it early is a surprise there, too.
+                if message["role"] != "assistant" or any(end in content for end in self._ends):
+                    yield content
+
+    @cached_property
+    def _ends(self) -> list[str]:
+        """The texts of the tokens that end an answer."""
+        return self.tokenizer.convert_ids_to_tokens(sorted(self.end_ids))
 
     def _encode(
         self, rendered: Rendered, starts: list[int]
@@ -284,6 +320,9 @@ class Renderer:
         """Ids and character offsets, without the EOS that some tokenizers add: it would end the prompt."""
         encoded = self._backend.encode(text, add_special_tokens=special)
         ids, offsets = encoded.ids, encoded.offsets
+        bos = self.tokenizer.bos_token_id
+        if special and bos is not None and ids[:2] == [bos, bos] and text.startswith(self.tokenizer.bos_token):
+            ids, offsets = ids[1:], offsets[1:]  # the text begins with BOS itself
         if special and ids and ids[-1] == self.tokenizer.eos_token_id and not text.endswith(self.tokenizer.eos_token):
             return ids[:-1], offsets[:-1]
         return ids, offsets
