@@ -12,12 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from luthier.errors import ModelError
+from luthier.models import trial
 from luthier.models.weights import Owners, has_plain_forward, is_quantised, untie_embeddings
 
 
 @contextmanager
 def peft_in_words() -> Iterator[None]:
-    """PEFT's warnings are dropped inside: what they hint at (tied weights, missing tensors) is refused or cured here."""
+    """PEFT's warnings are dropped inside: what they hint at, as tied weights, is cured or refused here."""
     with warnings.catch_warnings():
         for category in (UserWarning, RuntimeWarning):
             warnings.filterwarnings("ignore", category=category, module="peft")
@@ -100,15 +101,28 @@ def merged(adapted: Any) -> Any:
     """The base with the adapter in its weights. A tied output embedding that changes by itself is untied first.
 
     Raises:
-        ModelError: a weight cannot hold the change.
+        ModelError: a weight cannot hold the change, or the merged model computes something else on a few tokens.
     """
     refuse_unmergeable(adapted)
     tied = Owners(adapted).tied
     bases = [layer.get_base_layer() for _, layer in _adapted_layers(adapted)]
     if tied is not None and any(getattr(base, "weight", None) is tied for base in bases):
         untie_embeddings(adapted.get_base_model())
+    before = trial.trial_logits(adapted)
     with peft_in_words():
-        return adapted.merge_and_unload()
+        module = adapted.merge_and_unload()
+    after = trial.trial_logits(module)
+    if (
+        before is not None
+        and after is not None
+        and (apart := trial.difference(before, after)) > trial.tolerance(module)
+    ):
+        raise ModelError(
+            f"The adapter cannot be merged into {type(module).__name__}: the logits of a few tokens then differ by"
+            f" {apart:.2g} of the largest.",
+            "Start from the base model.",
+        )
+    return module
 
 
 def _adapted_layers(adapted: Any) -> Iterator[tuple[str, Any]]:

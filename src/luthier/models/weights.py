@@ -22,7 +22,7 @@ def is_quantised(weight: Tensor) -> bool:
 
 
 def has_plain_forward(layer: nn.Module) -> bool:
-    """Whether a layer's forward is that of `nn.Linear`: a subclass may quantise its weight, route tokens, work in groups."""
+    """Whether a layer's forward is that of `nn.Linear`; a subclass may quantise its weight, or route tokens."""
     return isinstance(layer, nn.Linear) and type(layer).forward is nn.Linear.forward and "forward" not in vars(layer)
 
 

@@ -8,12 +8,14 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from luthier.engine.checkpoints import save_companions
 from luthier.engine.trainer import Trainer
+from luthier.errors import RunError
 from luthier.modalities.base import Workspace
 from luthier.recipe import Stage
 from luthier.recipe.fingerprint import fingerprint
@@ -58,6 +60,29 @@ class StepModel:
         if self.trainer is not None:
             save_companions(self.trainer.policy.companions, folder.parent / "companions")
         workspace.save_assets(folder)
+
+
+def save_and_read(model: StepModel, folder: Path, workspace: Workspace) -> dict[str, Any] | None:
+    """Save a model, and compare what was saved with the module in memory; returns the facts of the comparison.
+
+    Raises:
+        RunError: the model cannot be saved, or what was saved is not the module.
+    """
+    try:
+        model.save(folder, workspace)
+    except (OSError, ValueError, NotImplementedError) as error:
+        raise RunError(
+            f"The trained model cannot be saved in {folder}: {' '.join(str(error).split())[:300]}",
+            "The last checkpoint is kept: once the cause is gone, `--resume` saves the model.",
+        ) from error
+    return workspace.read_back(folder, model.module)
+
+
+def read_back_warnings(saved: dict[str, Any] | None) -> list[str]:
+    """A sentence if what was saved could not be compared with the module in memory."""
+    if saved is None or saved["difference"] is not None:
+        return []
+    return [f"The saved model was not read back: {saved['reason']}."]
 
 
 def derived_id(weights_id: str, stage: Stage, tensors: Mapping[str, Tensor]) -> str:

@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
+from torch import nn
+
 from luthier.engine import usage
 from luthier.engine.assemble import Parts, frozen_bytes
 from luthier.engine.checkpoints import Saving
@@ -13,11 +15,15 @@ from luthier.engine.micro_batches import Batching
 from luthier.engine.probe import LossCurves
 from luthier.engine.source import Records
 from luthier.engine.trainer import Trainer
+from luthier.engine.trains import what_trains
 from luthier.errors import RecipeError
 from luthier.modalities.base import Workspace
+from luthier.models.kinds import Weight, weights_of
+from luthier.models.loading.saving import make_savable
 from luthier.recipe.fingerprint import fingerprint
 from luthier.recipe.modality import modality_of
 from luthier.runs.run import Run
+from luthier.tuners.base import Tuner
 
 AUTO_READINGS = 10
 """How often a probe with `every: auto` reads the losses after the first reading."""
@@ -51,6 +57,8 @@ def training(
         parts = replace(parts, tuners=carried.tuners)  # they are already applied to the model
     parts.refuse_conflicts(modality_of(settings.model, run.recipe.base))
 
+    notes = [] if carried is not None else made_ready(parts.tuners, workspace.loaded.module)
+    weights = weights_of(workspace.loaded.module)
     # Columns such as the initial model's log-probabilities must be computed before the tuners change the model.
     rows = workspace.rows(run, parts)
     usage.reset_peak()
@@ -75,9 +83,27 @@ def training(
         "estimated_memory_bytes": workspace.estimate(policy.module, rows, frozen_bytes(policy)),
         "counts": workspace.COUNTS,
         "trainable_parameters": sum(p.numel() for p in trainer.masters.compute.values()),
+        **({} if carried is not None else _reach(weights, parts.tuners, policy.module, notes)),
         "weights_id": workspace.loaded.weights_id,
         "data": workspace.prepared.report.to_json(),
     }
+
+
+def made_ready(tuners: Sequence[Tuner], module: nn.Module) -> list[str]:
+    """Let every tuner refuse a model that it cannot train, or that could not be saved, before anything is computed.
+
+    Returns what was changed in the model, in sentences.
+    """
+    notes = make_savable(module)
+    for tuner in tuners:
+        notes += tuner.ready(module)
+    return notes
+
+
+def _reach(weights: list[Weight], tuners: Sequence[Tuner], module: nn.Module, notes: list[str]) -> dict[str, Any]:
+    """What the training can change, and what its user should know of it."""
+    trains = what_trains(weights, tuners, module)
+    return {"trains": trains.to_json(), "warnings": [*notes, *trains.warnings()]}
 
 
 def carry_probe(trainer: Trainer, every: int | Literal["auto"]) -> None:

@@ -13,8 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from luthier.errors import RecipeError
+from luthier.models import trial
 from luthier.models.weights import Owners, has_plain_forward, is_quantised
 from luthier.tuners._layers import Replacement
+
+BYPASSED = "the model reads its weight without calling the layer"
 
 
 def refuse_quantised(model: nn.Module, tuner: str) -> None:
@@ -101,7 +104,10 @@ def tunable(
 def objections_to(layers: Sequence[tuple[str, nn.Linear]], model: nn.Module, *, changes: bool = True) -> dict[str, str]:
     """The layers of these that our own tuners cannot replace, and why; layers that they have replaced are fine."""
     owners = Owners(model)
-    reasons = {
-        name: objection(layer, owners, changes=changes) for name, layer in layers if not isinstance(layer, Replacement)
-    }
-    return {name: reason for name, reason in reasons.items() if reason}
+    objections = {}
+    for name, layer in layers:
+        reason = None if isinstance(layer, Replacement) else objection(layer, owners, changes=changes)
+        if reason:
+            objections[name] = reason
+    rest = {name: layer for name, layer in layers if name not in objections}
+    return objections | dict.fromkeys(trial.bypassed(model, rest), BYPASSED)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from luthier.errors import RecipeError
+from luthier.models import trial
 from luthier.models.config import text_config
 from luthier.tuners import _tunable
 
@@ -254,29 +255,12 @@ def unchanged(model: nn.Module) -> Iterator[None]:
     Raises:
         RecipeError: they differ by more than rounding: units are coupled in a way that no name of a layer tells.
     """
-    before = _logits(model)
+    before = trial.trial_logits(model)
     yield
-    after = _logits(model)
-    if before is None or after is None:
-        return
-    # The median over positions: where rounding sends a token to another expert, one position may differ.
-    apart = (before - after).abs().amax(-1).median() / before.abs().max()
-    if not float(apart) <= (1e-3 if next(model.parameters()).dtype == torch.float32 else 5e-2):
+    after = trial.trial_logits(model)
+    if before is not None and after is not None and (apart := trial.difference(before, after)) > trial.tolerance(model):
         raise RecipeError(
-            f"Reordering the units of {type(model).__name__} changes what it computes (logits by {float(apart):.1g} of"
-            " the largest).",
+            f"Reordering the units of {type(model).__name__} changes what it computes (logits by {apart:.1g} of the"
+            " largest).",
             "Set `permute: false`: the result is the same.",
         )
-
-
-def _logits(model: Any) -> Tensor | None:
-    """Logits [T,V] of a few tokens; None without weights, or where the model is no language model."""
-    weight = next(model.parameters())
-    if weight.is_meta or not hasattr(model, "get_output_embeddings"):
-        return None
-    ids = torch.arange(3, 15, device=weight.device)[None] % model.get_input_embeddings().weight.shape[0]
-    training = model.training
-    with torch.no_grad():
-        logits = model.eval()(input_ids=ids, use_cache=False).logits[0].float()
-    model.train(training)
-    return logits

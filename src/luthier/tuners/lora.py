@@ -18,15 +18,16 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
-    from luthier.models import adapters, quantised, weights
+    from luthier.models import adapters, quantised, trial, weights
     from luthier.tuners import _layers, _tunable
 else:
     peft = lazy("peft")
     torch = lazy("torch")
     adapters, quantised = lazy("luthier.models.adapters"), lazy("luthier.models.quantised")
-    weights = lazy("luthier.models.weights")
+    trial, weights = lazy("luthier.models.trial"), lazy("luthier.models.weights")
     _layers, _tunable = lazy("luthier.tuners._layers"), lazy("luthier.tuners._tunable")
 
+CONVERTED = "PEFT takes the routed experts of this family in place of the layers of these names"
 LOST = "PEFT would not find its adapter in the saved folder"
 
 
@@ -96,8 +97,9 @@ class LoRA(Tuner):
             target_modules=self.targets,
             use_rslora=self.rank_stabilised,
         )
+        asked = {name: layer.weight for name, layer in _layers.adapter_layers(model, self.targets)}
         objections = self._objections(model, config)
-        config.exclude_modules = sorted(objections)
+        config.exclude_modules = sorted(objections) or None
         # PEFT draws A from the global generator; forked, so that the draws of the training do not depend on the tuner.
         with torch.random.fork_rng(), adapters.peft_in_words():
             torch.manual_seed(plan["seed"])
@@ -109,6 +111,10 @@ class LoRA(Tuner):
                     f"tuner `lora` cannot be attached: {error}", "Name layers of this model in `targets`."
                 ) from error
         self._leave_out_lost(adapted, objections)
+        reached = {id(weight) for weight, _ in adapters.adapted_weights(adapted)}
+        for name, weight in asked.items():
+            if id(weight) not in reached:
+                objections.setdefault(name, CONVERTED)
         adapted.left_out = objections  # pyright: ignore[reportAttributeAccessIssue]
         return adapted
 
@@ -118,11 +124,14 @@ class LoRA(Tuner):
         Raises:
             RecipeError: one of them was asked for by name.
         """
-        objections, owners = {}, weights.Owners(model)
-        for name, layer in _layers.adapter_layers(model, self.targets):
+        layers, owners = dict(_layers.adapter_layers(model, self.targets)), weights.Owners(model)
+        objections = {}
+        for name, layer in layers.items():
             reason = _tunable.objection_to_adapter(layer, owners) or _forbidden(model, config, name.rpartition(".")[2])
             if reason:
                 objections[name] = reason
+        rest = {name: layer for name, layer in layers.items() if name not in objections}
+        objections |= dict.fromkeys(trial.bypassed(model, rest), _tunable.BYPASSED)
         if self.targets != _layers.ALL:
             _tunable.refuse_layers(objections, "lora")
         return objections
@@ -133,15 +142,15 @@ class LoRA(Tuner):
         Raises:
             RecipeError: such a layer was asked for by name, or is no layer of its own.
         """
-        lost = {name: LOST for name in adapters.lost_in_files(adapted)}
+        lost = dict.fromkeys(adapters.lost_in_files(adapted), LOST)
         base = adapted.get_base_model()
-        wrappers = [name for name in lost if not isinstance(base.get_submodule(name).base_layer, torch.nn.Linear)]
+        wrappers = [name for name in lost if hasattr(base.get_submodule(name), "parameter_name")]
         if self.targets != _layers.ALL or wrappers:
             _tunable.refuse_layers({name: lost[name] for name in wrappers} or lost, "lora")
         for name in lost:
             _layers.replace_layer(base, name, base.get_submodule(name).base_layer)
         objections |= lost
-        adapted.peft_config["default"].exclude_modules = sorted(objections)
+        adapted.peft_config["default"].exclude_modules = sorted(objections) or None
 
     def reached(self, model: nn.Module) -> Iterator[tuple[Tensor, int]]:
         return adapters.adapted_weights(model)
