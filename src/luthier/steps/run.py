@@ -119,8 +119,9 @@ def _carry_out(run: Run, folder: Path, journal: Journal, stop: Stop) -> dict[str
         return run.record(status, **facts)
     model = work.models[NEWEST]
     with run.timed("save"):
-        journal.phase("save")
+        progress = journal.phase("save", 1)
         saved = save_and_read(model, folder / "model", workspace)
+        progress(1, 1)
     with run.timed("evaluate"), stop.at_once():
         evaluation = evaluate_sets(workspace, model.module, run.sets, folder, journal)
     return run.record(
