@@ -23,12 +23,14 @@ from luthier.data.report import DataReport
 from luthier.diffusion.policy import PREFIX
 from luthier.engine import estimate, usage
 from luthier.engine.assemble import Parts, apply_tuners
+from luthier.engine.trains import Trains, what_trains
 from luthier.errors import DataError, LuthierError, RecipeError
 from luthier.modalities.base import compute_dtype, find_device
 from luthier.modalities.language.columns import can_cache_reference, with_fields
 from luthier.modalities.language.workspace import check_context, predicted_memory, refuse_unscorable_sets, training_rows
 from luthier.modalities.open import open_workspace
 from luthier.models.context import checkpoint_layers
+from luthier.models.kinds import weights_of
 from luthier.models.loading.load import load_config, load_tokenizer
 from luthier.models.policy import HeadOnly
 from luthier.parts import find
@@ -140,7 +142,7 @@ class Timing:
     estimated_bytes: int | None
 
 
-Finding = DataReport | Network | Steps | Server | Methods | Timing
+Finding = DataReport | Network | Steps | Trains | Server | Methods | Timing
 
 
 def examine_recipe(
@@ -191,6 +193,7 @@ def _findings(recipe: Recipe, probe: bool) -> Iterator[Finding]:
         if generates:
             yield _steps(stages, prepared)
             yield from _servers(stages)
+        yield from _trains(stages, prepared)
         yield _methods(recipe, prepared)
     if probe:
         yield _timing(recipe)
@@ -221,6 +224,20 @@ def _steps(stages: Sequence[Stage], prepared: Prepared) -> Steps:
     peaks = {stage.name: _memory(stage.recipe, prepared).total for stage in _trainings(stages)}
     largest = max(peaks, key=peaks.__getitem__)
     return Steps(tuple(lines), largest, peaks[largest])
+
+
+def _trains(stages: Sequence[Stage], prepared: Prepared) -> Iterator[Trains]:
+    """What each training can change, on the architecture without weights; trainings that are alike count once."""
+    counted = set()
+    for stage in _trainings(stages):
+        settings = stage.recipe.settings
+        key = (settings.model.path, repr(settings.train.tuner))
+        if key not in counted:
+            counted.add(key)
+            parts, module = Parts.of(stage.recipe), _model_without_weights(stage.recipe)
+            weights = weights_of(module)
+            inputs = TunerInputs(settings.seed, training_rows(parts, prepared))
+            yield what_trains(weights, parts.tuners, apply_tuners(module, parts.tuners, inputs))
 
 
 def _servers(stages: Sequence[Stage]) -> Iterator[Server]:
@@ -283,8 +300,7 @@ def _memory(recipe: Recipe, prepared: Prepared) -> estimate.Estimate:
     """The predicted peak memory of a training, from its parts on the architecture without weights."""
     parts = Parts.of(recipe)
     rows = with_fields(training_rows(parts, prepared), prepared.records, parts.needs.fields)
-    model = recipe.settings.model.model_copy(update={"dtype": compute_dtype(recipe, find_device())})
-    module = _empty_model(model, recipe.base)
+    module = _model_without_weights(recipe)
     if recipe.settings.train.checkpointing:
         checkpoint_layers(module)
     # A frozen copy has the weights from before the tuners edit them: all, or the head if hidden states are cached.
@@ -294,11 +310,12 @@ def _memory(recipe: Recipe, prepared: Prepared) -> estimate.Estimate:
     return predicted_memory(recipe, module, rows, copied)
 
 
-def _empty_model(model: Any, base: Path) -> nn.Module:
-    """The architecture without weights (meta device)."""
+def _model_without_weights(recipe: Recipe) -> nn.Module:
+    """The architecture of a recipe's model in the type that it computes in, on the meta device."""
     from transformers import AutoModelForCausalLM
 
-    config = load_config(model, base)
+    model = recipe.settings.model.model_copy(update={"dtype": compute_dtype(recipe, find_device())})
+    config = load_config(model, recipe.base)
     with torch.device("meta"):
         return AutoModelForCausalLM.from_config(config, dtype=getattr(torch, model.dtype))
 
