@@ -3,7 +3,6 @@
 import peft
 import pytest
 import torch
-from support.families import apart, family, logits, moved
 from torch import nn
 from transformers import AutoModelForCausalLM
 
@@ -13,6 +12,7 @@ from luthier.errors import ModelError, RecipeError
 from luthier.models import adapters
 from luthier.models.weights import Owners
 from luthier.tuners.base import TunerInputs
+from support.families import apart, family, logits, moved
 
 HALF = {"down_proj": 0.3, "o_proj": 0.5}
 TUNERS = {
@@ -91,13 +91,13 @@ def test_layers_that_are_left_out_are_named_with_the_reason(kind, tuner, first):
 
 
 def test_a_layer_that_is_asked_for_by_name_is_refused_and_not_left_out():
-    with pytest.raises(RecipeError, match="router.*Llama4Router"):
+    with pytest.raises(RecipeError, match=r"router.*Llama4Router"):
         tuned(family("llama4_text"), kind="lora", targets=["router"])
     with pytest.raises(RecipeError, match="belongs to 2 layers"):
         tuned(family("zamba"), kind="spiel", targets=["down_proj"])
     with pytest.raises(RecipeError, match="belongs to 2 layers"):
         tuned(family("zamba"), **TUNERS["s2ft"])
-    with pytest.raises(RecipeError, match="dt_proj.*without calling"):
+    with pytest.raises(RecipeError, match=r"dt_proj.*without calling"):
         tuned(family("mamba"), kind="lora", targets=["dt_proj"])
 
 

@@ -39,9 +39,19 @@ def read_adapter(module: nn.Module, folder: Path, device: torch.device | str) ->
         adapted: Any = PeftModel.from_pretrained(module, str(folder), **options)
         # Reading once more is what returns the names that did not fit; the first reading only warns.
         names = adapted.load_adapter(str(folder), "default", **options)
-    _refuse_names(folder, type(module).__name__, "lacks", names.missing_keys, "which would start from random numbers")
-    _refuse_names(folder, type(module).__name__, "holds", names.unexpected_keys, "for which this base has no place")
+    base, missing = type(module).__name__, _not_read(adapted, names.missing_keys)
+    _refuse_names(folder, base, "lacks", missing, "which would start from random numbers")
+    # What stands before the row has no name in the model: PEFT reads it apart, and fails if it is not there.
+    surplus = [] if adapted.active_peft_config.is_prompt_learning else names.unexpected_keys
+    _refuse_names(folder, base, "holds", surplus, "for which this base has no place")
     return adapted
+
+
+def _not_read(adapted: nn.Module, missing: Sequence[str]) -> list[str]:
+    """The names of these whose tensor was not read under another name; some adapters have one tensor for all layers."""
+    tensors = dict(adapted.named_parameters(remove_duplicate=False))
+    read = {id(tensor) for name, tensor in tensors.items() if name not in missing}
+    return [name for name in missing if name not in tensors or id(tensors[name]) not in read]
 
 
 def _refuse_names(folder: Path, base: str, verb: str, names: Sequence[str], consequence: str) -> None:
@@ -83,7 +93,7 @@ def refuse_unmergeable(adapted: Any) -> None:
             continue
         if is_quantised(weight):
             reason = "is quantised, and rounding would lose the change"
-        elif owners.untied(weight) > 1:
+        elif hasattr(layer, "lora_A") and owners.untied(weight) > 1:
             reason = f"belongs to {owners.of(weight)} layers, and each would get the changes of all"
         elif isinstance(base, nn.Linear) and not (has_plain_forward(base) or getattr(base, "MERGES", False)):
             reason = f"is used by `{type(base).__name__}` in another way than in a product"
