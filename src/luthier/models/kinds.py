@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +15,8 @@ from luthier.models.weights import tied_embeddings
 EMBEDDINGS, TIED, HEAD = "embeddings", "embeddings and head (tied)", "head"
 EXPERTS, ROUTER, DENSE = "routed experts", "router", "dense layers"
 STACKED, CONVOLUTIONS, VECTORS = "stacked matrices", "convolutions", "norms and biases"
+LISTED = re.compile(r"(^|\.)experts\.\d+\.")
+"""A weight in a list of experts, by its path."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,7 @@ def _kind(path: str, layer: nn.Module, tensor: Tensor, model: Any, experts: dict
         return TIED if tensor is tied_embeddings(model) else EMBEDDINGS
     if isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d):
         return CONVOLUTIONS if tensor.dim() > 1 else VECTORS
-    if _in_experts(path) or (tensor.dim() == 3 and tensor.shape[0] in experts.values()):
+    if _of_experts(path, layer, tensor, set(experts.values())):
         return EXPERTS
     if tensor.dim() == 3:
         return STACKED
@@ -58,9 +61,13 @@ def _kind(path: str, layer: nn.Module, tensor: Tensor, model: Any, experts: dict
     return HEAD if layer is head else DENSE
 
 
-def _in_experts(path: str) -> bool:
-    """Whether a weight lies in a list or a stack of experts; shared experts, which every token meets, are dense."""
-    return "experts" in path.split(".")
+def _of_experts(path: str, layer: nn.Module, tensor: Tensor, counts: set[int]) -> bool:
+    """Whether a weight is one expert's, in a list of experts, or all experts', in a stack with their biases.
+
+    Shared experts, which every token meets, are dense layers.
+    """
+    stacked = any(other is not None and other.dim() == 3 for other in layer._parameters.values())
+    return bool(LISTED.search(path)) or (stacked and tensor.dim() > 1 and tensor.shape[0] in counts)
 
 
 def _expert_blocks(model: Any) -> dict[str, int]:
