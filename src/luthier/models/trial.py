@@ -76,7 +76,7 @@ def bypassed(model: Any, layers: Mapping[str, nn.Linear]) -> list[str]:
     (experts, other towers) are not meant: no gradient reaches their weights.
     """
     row = trial_ids(model)
-    if row is None:
+    if row is None or not layers:
         return []
     uncalled: dict[str, nn.Linear] = {}
     try:

@@ -104,10 +104,12 @@ def tunable(
 def objections_to(layers: Sequence[tuple[str, nn.Linear]], model: nn.Module, *, changes: bool = True) -> dict[str, str]:
     """The layers of these that our own tuners cannot replace, and why; layers that they have replaced are fine."""
     owners = Owners(model)
-    objections = {}
+    objections, rest = {}, {}
     for name, layer in layers:
-        reason = None if isinstance(layer, Replacement) else objection(layer, owners, changes=changes)
-        if reason:
+        if isinstance(layer, Replacement):
+            continue
+        if reason := objection(layer, owners, changes=changes):
             objections[name] = reason
-    rest = {name: layer for name, layer in layers if name not in objections}
+        else:
+            rest[name] = layer
     return objections | dict.fromkeys(trial.bypassed(model, rest), BYPASSED)
