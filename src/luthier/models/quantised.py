@@ -80,7 +80,7 @@ def _groups(model: nn.Module) -> Iterator[tuple[str, list[Any]]]:
     """Quantised linear layers of one class and shape together, with the name of the first."""
     groups: dict[tuple[Any, ...], tuple[str, list[Any]]] = {}
     for name, layer in model.named_modules():
-        if isinstance(layer, nn.Linear) and is_quantised(layer.weight):
+        if isinstance(layer, nn.Linear) and is_quantised(layer.weight) and not layer.weight.is_meta:
             key = (type(layer), type(layer.weight), layer.in_features, layer.out_features)
             groups.setdefault(key, (name, []))[1].append(layer)
     yield from groups.values()

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from luthier.data.arrays import arrays_of
@@ -31,13 +30,13 @@ from luthier.modalities.language.workspace import check_context, predicted_memor
 from luthier.modalities.open import open_workspace
 from luthier.models.context import checkpoint_layers
 from luthier.models.kinds import weights_of
-from luthier.models.loading.load import load_config, load_tokenizer
+from luthier.models.loading.load import empty_model, load_config, load_tokenizer
 from luthier.models.policy import HeadOnly
 from luthier.parts import find
 from luthier.recipe import Method, Recipe, Stage, flat, list_methods, load_recipe, stages_of
 from luthier.recipe.modality import MODALITIES, modality_of
 from luthier.runs.run import SETS, Run
-from luthier.steps.train import training
+from luthier.steps.train import made_ready, training
 from luthier.steps.verify import verify
 from luthier.tuners.base import TunerInputs
 
@@ -234,7 +233,8 @@ def _trains(stages: Sequence[Stage], prepared: Prepared) -> Iterator[Trains]:
         key = (settings.model.path, repr(settings.train.tuner))
         if key not in counted:
             counted.add(key)
-            parts, module = Parts.of(stage.recipe), _model_without_weights(stage.recipe)
+            parts = Parts.of(stage.recipe)
+            module = _model_without_weights(stage.recipe, parts)
             weights = weights_of(module)
             inputs = TunerInputs(settings.seed, training_rows(parts, prepared))
             yield what_trains(weights, parts.tuners, apply_tuners(module, parts.tuners, inputs))
@@ -300,7 +300,7 @@ def _memory(recipe: Recipe, prepared: Prepared) -> estimate.Estimate:
     """The predicted peak memory of a training, from its parts on the architecture without weights."""
     parts = Parts.of(recipe)
     rows = with_fields(training_rows(parts, prepared), prepared.records, parts.needs.fields)
-    module = _model_without_weights(recipe)
+    module = _model_without_weights(recipe, parts)
     if recipe.settings.train.checkpointing:
         checkpoint_layers(module)
     # A frozen copy has the weights from before the tuners edit them: all, or the head if hidden states are cached.
@@ -310,14 +310,11 @@ def _memory(recipe: Recipe, prepared: Prepared) -> estimate.Estimate:
     return predicted_memory(recipe, module, rows, copied)
 
 
-def _model_without_weights(recipe: Recipe) -> nn.Module:
-    """The architecture of a recipe's model in the type that it computes in, on the meta device."""
-    from transformers import AutoModelForCausalLM
-
-    model = recipe.settings.model.model_copy(update={"dtype": compute_dtype(recipe, find_device())})
-    config = load_config(model, recipe.base)
-    with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config, dtype=getattr(torch, model.dtype))
+def _model_without_weights(recipe: Recipe, parts: Parts) -> nn.Module:
+    """The architecture of a recipe's model in the type that it computes in, which its tuners may refuse."""
+    module = empty_model(recipe.settings.model, compute_dtype(recipe, find_device()), recipe.base)
+    made_ready(parts.tuners, module)
+    return module
 
 
 def _timing(recipe: Recipe) -> Timing:

@@ -9,7 +9,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -166,6 +166,23 @@ def load_module(
     if _is_tuned(folder):
         return load_tuned(folder, settings, device, dtype)
     return _load_weights(folder, settings, dtype, device), None
+
+
+def empty_model(settings: ModelSettings, dtype: str, base: Path) -> nn.Module:
+    """The architecture without weights, on the meta device; with the quantised layers that loading would make."""
+    import torch
+    from transformers import AutoModelForCausalLM
+    from transformers.quantizers.auto import AutoHfQuantizer
+
+    config = load_config(settings, base)
+    with torch.device("meta"):
+        module = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype))
+    if quantisation := getattr(config, "quantization_config", None):
+        # Where its package or device is missing here, loading the model will say so.
+        with suppress(Exception):
+            quantizer = AutoHfQuantizer.from_config(quantisation, pre_quantized=True)
+            quantizer.preprocess_model(model=module, dtype=getattr(torch, dtype), device_map=None)
+    return module
 
 
 def load_tuned(
