@@ -72,7 +72,7 @@ def _of_experts(path: str, layer: nn.Module, tensor: Tensor, counts: set[int]) -
 
 def _expert_blocks(model: Any) -> dict[str, int]:
     """Path of each block that holds routed experts → their number."""
-    config = text_config(model) if hasattr(model, "config") else None
+    config: Any = text_config(model) if hasattr(model, "config") else None
     declared = config.to_dict() if hasattr(config, "to_dict") else {}
     counts = {number for key, number in declared.items() if "expert" in key and isinstance(number, int) and number > 1}
     return dict(_stacks(model, counts))

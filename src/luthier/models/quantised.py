@@ -47,7 +47,7 @@ def correct_gradients(model: nn.Module) -> list[str]:
     return [f"{switch} is off: in that form the layer's gradient is wrong." for switch in dict.fromkeys(switched)]
 
 
-def has_true_gradient(layer: nn.Module) -> bool:
+def has_true_gradient(layer: Any) -> bool:
     """Whether a layer's backward belongs to its forward, tried on a copy.
 
     For a linear map f, a random x and a random g: ∇ₓ⟨g, f(x)⟩ · z = ⟨g, f(z) - f(0)⟩ for every z. The right side needs

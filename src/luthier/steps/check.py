@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -110,10 +110,11 @@ class MethodFit:
 
 @dataclass(frozen=True)
 class Methods:
-    """The methods that fit, and by reason the names of the methods that do not."""
+    """The methods that fit, by reason the names of those that do not, and what the recipe's own trainings reach."""
 
     fits: tuple[MethodFit, ...]
     refused: dict[str, list[str]]
+    trains: tuple[Trains, ...] = ()
 
     def by_family(self) -> dict[str, list[MethodFit]]:
         """The fitting methods of each family; losses first, then what they are combined with, then pipelines."""
@@ -141,7 +142,7 @@ class Timing:
     estimated_bytes: int | None
 
 
-Finding = DataReport | Network | Steps | Trains | Server | Methods | Timing
+Finding = DataReport | Network | Steps | Server | Methods | Timing
 
 
 def examine_recipe(
@@ -192,8 +193,8 @@ def _findings(recipe: Recipe, probe: bool) -> Iterator[Finding]:
         if generates:
             yield _steps(stages, prepared)
             yield from _servers(stages)
-        yield from _trains(stages, prepared)
-        yield _methods(recipe, prepared)
+        trains = tuple(_trains(stages, prepared))
+        yield replace(_methods(recipe, prepared), trains=trains)
     if probe:
         yield _timing(recipe)
 

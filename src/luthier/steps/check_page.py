@@ -37,12 +37,12 @@ def print_finding(finding: Finding, console: Console) -> None:
         _print_network(finding, console)
     elif isinstance(finding, Steps):
         _print_steps(finding, console)
-    elif isinstance(finding, Trains):
-        _print_trains(finding, console)
     elif isinstance(finding, Server):
         fault = None if finding.fault is None else f"[yellow]not yet[/]: {escape(finding.fault)}"
         console.print(f"[bold]server[/]  {finding.step}: {fault or f'{finding.url} answers'}", highlight=False)
     elif isinstance(finding, Methods):
+        for trains in finding.trains:
+            _print_trains(trains, console)
         _print_methods(finding, console)
     else:
         _print_timing(finding, console)

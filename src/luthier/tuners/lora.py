@@ -115,7 +115,7 @@ class LoRA(Tuner):
         for name, weight in asked.items():
             if id(weight) not in reached:
                 objections.setdefault(name, CONVERTED)
-        adapted.left_out = objections  # pyright: ignore[reportAttributeAccessIssue]
+        adapted.left_out = objections  # pyright: ignore[reportArgumentType]
         return adapted
 
     def _objections(self, model: nn.Module, config: Any) -> dict[str, str]:

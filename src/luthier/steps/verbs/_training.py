@@ -70,7 +70,7 @@ def train_proxy(work: Work, stage: Stage, folder: Path, probe: Probe = None) -> 
 
 def _is_merged_later(work: Work, stage: Stage, source: StepModel, trainer: Trainer) -> bool:
     """Whether the tuning is merged into the weights: one adapter is not all of the change, or a step builds on it."""
-    if len(trainer.tuners) > 1 or (source.trainings and trainer.tuners[0].MERGES):
+    if len(trainer.tuners) > 1 or (source.trainings and all(tuner.MERGES for tuner in trainer.tuners)):
         return True
     later = [step for step in flat(work.ahead) if "model" in step.verb.leaves]
     return any(name in (NEWEST, stage.name) for step in later for _, name in names_in(step.verb, "model"))
