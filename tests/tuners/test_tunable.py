@@ -51,7 +51,7 @@ def saved_apart(tuner, module, masters, folder, base):
 RIGHT = [
     ("zamba", "lora"), ("zamba", "spiel"), ("zamba", "full"), ("llama4_text", "lora"), ("llama4_text", "spiel"),
     ("phimoe", "lora"), ("phimoe", "spiel"), ("mamba", "lora"), ("mamba", "spiel"), ("laguna", "lora"),
-    ("laguna", "s2ft"), ("deepseek_v3", "s2ft"), ("gpt2", "lora"),
+    ("laguna", "s2ft"), ("deepseek_v3", "s2ft"), ("gpt2", "lora"), ("falcon", "spiel"),
 ]  # fmt: skip
 
 
@@ -139,6 +139,22 @@ def test_a_subclass_with_a_forward_of_its_own_is_refused_by_name(tuner):
     spec = TUNERS[tuner] | ({"targets": {"down_proj": 0.5}} if tuner == "s2ft" else {})
     with pytest.raises(RecipeError, match=r"mlp\.\w+_proj.*`Rounded` computes more"):
         tuned(with_layers(rounded), **spec)
+
+
+def test_a_subclass_that_writes_the_product_in_another_way_is_a_plain_layer():
+    class Transposed(nn.Linear):
+        def forward(self, input):
+            return input @ self.weight.T
+
+    model = with_layers(lambda child: Transposed(child.in_features, child.out_features, bias=False))
+    part, module = tuned(model, kind="spiel")
+    assert not part.left_out(module)
+    adapted, module = tuned(
+        with_layers(lambda child: Transposed(child.in_features, child.out_features, bias=False)), kind="lora"
+    )
+    moved(adapted, module)
+    before = logits(module)
+    assert apart(adapted.merge(module), before) < 1e-4
 
 
 def test_a_subclass_without_a_forward_of_its_own_is_a_plain_layer():

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from luthier.errors import ModelError
 from luthier.models import trial
-from luthier.models.weights import Owners, has_plain_forward, is_quantised, untie_embeddings
+from luthier.models.weights import Owners, is_product, is_quantised, untie_embeddings
 
 
 @contextmanager
@@ -95,7 +95,7 @@ def refuse_unmergeable(adapted: Any) -> None:
             reason = "is quantised, and rounding would lose the change"
         elif hasattr(layer, "lora_A") and owners.untied(weight) > 1:
             reason = f"belongs to {owners.of(weight)} layers, and each would get the changes of all"
-        elif isinstance(base, nn.Linear) and not (has_plain_forward(base) or getattr(base, "MERGES", False)):
+        elif isinstance(base, nn.Linear) and not (is_product(base) or getattr(base, "MERGES", False)):
             reason = f"is used by `{type(base).__name__}` in another way than in a product"
         elif any(getattr(layer, "lora_bias", {}).values()) and getattr(base, "bias", None) is None:
             reason = "has no bias beside it, and the adapter changes one (`lora_bias`)"

@@ -8,7 +8,9 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from luthier.models.config import text_config
 
@@ -21,9 +23,37 @@ def is_quantised(weight: Tensor) -> bool:
     return not weight.is_floating_point() or type(weight) not in (nn.Parameter, Tensor)
 
 
-def has_plain_forward(layer: nn.Module) -> bool:
-    """Whether a layer's forward is that of `nn.Linear`; a subclass may quantise its weight, or route tokens."""
-    return isinstance(layer, nn.Linear) and type(layer).forward is nn.Linear.forward and "forward" not in vars(layer)
+def is_product(layer: nn.Module) -> bool:
+    """Whether a linear layer is the product with its weight, and nothing else.
+
+    A subclass with a forward of its own is tried: it may write the product down in another way, or quantise its
+    weight first, route tokens, work in groups. Without values (on the meta device) only the shape can be compared.
+    """
+    if not isinstance(layer, nn.Linear):
+        return False
+    if type(layer).forward is nn.Linear.forward and "forward" not in vars(layer):
+        return True
+    output = tried(layer)
+    if output is None or layer.weight.is_meta:
+        return output is not None
+    expected = functional.linear(_example(layer), layer.weight, layer.bias)
+    rounding = 1e-5 if layer.weight.dtype in (torch.float32, torch.float64) else 2e-2
+    return bool((output - expected).abs().max() <= rounding * expected.abs().max())
+
+
+def tried(layer: nn.Linear) -> Tensor | None:
+    """What a layer returns for a few vectors, [3,out]; None if it fails or does not return one vector for each."""
+    try:
+        with torch.no_grad():
+            output = layer(_example(layer))
+    except Exception:  # any failure means that the layer is no map of vectors
+        return None
+    return output if isinstance(output, Tensor) and output.shape == (3, layer.out_features) else None
+
+
+def _example(layer: nn.Linear) -> Tensor:
+    drawn = torch.randn(3, layer.in_features, generator=torch.Generator().manual_seed(0))
+    return drawn.to(layer.weight.device, layer.weight.dtype)
 
 
 class Owners:

@@ -9,12 +9,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from luthier.errors import RecipeError
 from luthier.models import trial
-from luthier.models.weights import Owners, has_plain_forward, is_quantised
+from luthier.models.weights import Owners, is_product, is_quantised, tried
 from luthier.tuners._layers import Replacement
 
 BYPASSED = "the model reads its weight without calling the layer"
@@ -33,7 +32,7 @@ def refuse_quantised(model: nn.Module, tuner: str) -> None:
 
 def is_plain(layer: nn.Module) -> bool:
     """Whether a linear layer is the product with its weight and nothing else; a hook may change what comes out."""
-    return has_plain_forward(layer) and not (layer._forward_hooks or layer._forward_pre_hooks)
+    return is_product(layer) and not (layer._forward_hooks or layer._forward_pre_hooks)
 
 
 def objection(layer: nn.Linear, owners: Owners, *, changes: bool = True) -> str | None:
@@ -60,15 +59,9 @@ def objection_to_adapter(layer: nn.Module, owners: Owners) -> str | None:
     weight: Any = layer.weight
     if owners.untied(weight) > 1:
         return f"its weight belongs to {owners.of(weight)} layers"
-    known = has_plain_forward(layer) or isinstance(layer, Replacement) or not isinstance(layer, nn.Linear)
-    if known or is_quantised(weight):
+    if not isinstance(layer, nn.Linear) or isinstance(layer, Replacement) or is_quantised(weight):
         return None
-    try:
-        with torch.no_grad():
-            output = layer(weight.new_zeros(1, 2, layer.in_features))
-    except Exception:  # any failure means that the layer is no map of vectors
-        output = None
-    if not isinstance(output, Tensor) or output.shape != (1, 2, layer.out_features):
+    if not is_product(layer) and tried(layer) is None:
         return f"`{type(layer).__name__}` does not return one vector for each vector"
     return None
 
