@@ -24,6 +24,12 @@ TUNERS = {
 }
 
 
+OPTIONS = {
+    "deepseek_v3": {"qk_head_dim": None, "num_key_value_heads": 4, "head_dim": 4},
+    "falcon": {"head_dim": None},
+}
+
+
 def tuned(model, **spec):
     tuner = parts.build("tuner", spec)
     tuner.ready(model)
@@ -57,7 +63,7 @@ RIGHT = [
 
 @pytest.mark.parametrize(("kind", "tuner"), RIGHT)
 def test_what_is_trained_is_what_is_saved(kind, tuner, tmp_path):
-    options = {"qk_head_dim": None, "num_key_value_heads": 4, "head_dim": 4} if kind == "deepseek_v3" else {}
+    options = OPTIONS.get(kind, {})
     base = family(kind, **options)
     before = logits(base)
     part, module = tuned(base, **TUNERS[tuner])
@@ -247,7 +253,7 @@ def test_permuting_is_tried_where_no_name_gives_a_coupling_away():
 
 
 def test_heads_have_the_width_that_the_attention_gives_them():
-    model = family("deepseek_v3", qk_head_dim=None, num_key_value_heads=4, head_dim=4)
+    model = family("deepseek_v3", **OPTIONS["deepseek_v3"])
     part, module = tuned(model, kind="s2ft", targets={"o_proj": 0.25})
     slices = [p for name, p in part.parameters(module) if "o_proj" in name]
     assert sum(p.shape[1] for p in slices) == 2 * 6  # 2 of 8 heads, each 6 = v_head_dim wide
@@ -260,3 +266,11 @@ def test_columns_that_are_no_heads_are_refused():
         layer.self_attn.o_proj = nn.Linear(33, 32, bias=False)
     with pytest.raises(RecipeError, match="33 features are no whole number of the heads"):
         tuned(model, kind="s2ft", targets={"o_proj": 0.5})
+
+
+def test_a_tied_row_that_loading_empties_is_refused_before_the_training():
+    with pytest.raises(RecipeError, match="row 0 of the tied embeddings"):
+        tuned(family("youtu", num_key_value_heads=4, head_dim=4, tie_word_embeddings=True), kind="full")
+    tuned(family("youtu", num_key_value_heads=4, head_dim=4, tie_word_embeddings=True), kind="lora")
+    tuned(family("llama", tie_word_embeddings=True), kind="full")
+    tuned(family("gemma3_text", tie_word_embeddings=True), kind="full")

@@ -94,7 +94,7 @@ def made_ready(tuners: Sequence[Tuner], module: nn.Module) -> list[str]:
 
     Returns what was changed in the model, in sentences.
     """
-    notes = make_savable(module)
+    notes = make_savable(module, whole=len(tuners) > 1 or any(tuner.SAVES_MODEL for tuner in tuners))
     for tuner in tuners:
         notes += tuner.ready(module)
     return notes

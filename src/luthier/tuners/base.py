@@ -61,6 +61,7 @@ class Tuner(Part):
     own reference. Without it a reference is a frozen copy.
     MERGES: False if the tuning cannot be folded into the weights. Such a tuner is used alone and trains last, and its
     `load` reads back what `save` wrote.
+    SAVES_MODEL: False if `save` writes an adapter, without the model and its configuration.
     WHOLE_ROWS: True if the tuner reads positions that are not targets; the rows of a batch then never share a prompt.
     """
 
@@ -68,6 +69,7 @@ class Tuner(Part):
     DISABLING_RESTORES_BASE: ClassVar[bool] = False
     EXCLUDES: ClassVar[tuple[str, ...]] = ()
     MERGES: ClassVar[bool] = True
+    SAVES_MODEL: ClassVar[bool] = True
     WHOLE_ROWS: ClassVar[bool] = False
 
     @classmethod

@@ -43,6 +43,7 @@ class LoRA(Tuner):
 
     PAPER: ClassVar[str] = "arXiv 2106.09685"
     DISABLING_RESTORES_BASE: ClassVar[bool] = True
+    SAVES_MODEL: ClassVar[bool] = False
     SETTINGS: ClassVar = (
         {},
         {"r": 4},

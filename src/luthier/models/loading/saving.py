@@ -16,6 +16,7 @@ from luthier.errors import ModelError, RunError
 from luthier.models.config import text_config
 from luthier.models.loading.load import ModelSettings, load_module
 from luthier.models.trial import difference, tolerance, trial_logits
+from luthier.models.weights import tied_embeddings
 
 SHARE = 0.5
 """Share of the free memory that the model read back may take."""
@@ -43,15 +44,18 @@ class ReadBack:
         return asdict(self)
 
 
-def make_savable(module: Any) -> list[str]:
+def make_savable(module: Any, whole: bool = True) -> list[str]:
     """Try to write a model's configuration, and switch off flags for which transformers refuses to.
+
+    Args:
+        whole: whether the configuration will be saved; an adapter's folder has none of the model.
 
     Returns what was changed, in sentences.
 
     Raises:
         ModelError: the configuration cannot be written, so the training would be lost.
     """
-    if not hasattr(module, "save_pretrained") or not hasattr(module, "config"):
+    if not hasattr(getattr(module, "config", None), "save_pretrained"):  # a denoiser's config is a plain mapping
         return []
     error = _config_error(module)
     if error is None:
@@ -63,10 +67,35 @@ def make_savable(module: Any) -> list[str]:
             setattr(config, flag, False)
     if dropped and _config_error(module) is None:
         return [f"`{flag}` of config.json is off: a model with it cannot be saved." for flag in dropped]
+    if not whole:
+        return []
     text = " ".join(str(error).split())[:300]
     raise ModelError(
         f"The model could not be saved after the training: {text}", "Correct the config.json of the model."
     )
+
+
+def emptied_row(model: Any) -> int | None:
+    """The row of tied embeddings that loading would set to zero whatever was saved in it; None if there is none.
+
+    The family's initialisation runs on a small embedding that is marked as loaded, as transformers marks it. It must
+    keep the padding row, which the head of tied embeddings trains.
+    """
+    tied = tied_embeddings(model)
+    padding = None if tied is None else getattr(model.get_input_embeddings(), "padding_idx", None)
+    if padding is None or not hasattr(model, "_init_weights"):
+        return None
+    small = nn.Embedding(padding + 1, 2, padding_idx=padding)
+    weight: Any = small.weight.requires_grad_(False).fill_(1.0)
+    weight._is_hf_initialized = True
+    try:
+        from transformers.initialization import guard_torch_init_functions
+
+        with torch.random.fork_rng(), torch.no_grad(), guard_torch_init_functions():
+            model._init_weights(small)
+    except Exception:  # another form of initialisation: what was saved is read back after the training
+        return None
+    return padding if not bool(weight[padding].any()) else None
 
 
 def _config_error(module: Any) -> Exception | None:
