@@ -152,3 +152,19 @@ def test_a_full_disk_at_the_last_save_is_told_in_words(tmp_path, monkeypatch):
     with pytest.raises(RunError, match=r"cannot be saved.*No space left"):
         run_recipe(recipe(tmp_path), tmp_path / "run", [])
     assert read_json(tmp_path / "run" / "run.json")["status"] == "failed"
+
+
+def test_a_merge_that_a_later_step_needs_is_tried_before_the_training(tmp_path, monkeypatch):
+    from luthier.tuners.lora import LoRA
+
+    def refused(self, model):
+        raise ModelError("The adapter cannot be merged.")
+
+    saved(tmp_path / "model")
+    monkeypatch.setattr(LoRA, "refuse_merge", refused)
+    train = {"tuner": {"kind": "lora", "r": 2}, "batch": {"records": 4}, "precision": "float32"}
+    steps = {"first": {"do": "train"}, "second": {"do": "train"}}
+    with pytest.raises(ModelError, match="cannot be merged"):
+        run_recipe(recipe(tmp_path, train=train, steps=steps), tmp_path / "run", [])
+    assert not [line for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines() if '"loss"' in line]
+    assert run_recipe(recipe(tmp_path, train=train), tmp_path / "alone", [])["status"] == "done"
