@@ -84,8 +84,11 @@ def refuse_unmergeable(adapted: Any) -> None:
     product with its weight would compute something else; a quantised weight would round the change away; a change of
     a bias needs a bias.
     """
-    owners = Owners(adapted)
-    for name, layer in _adapted_layers(adapted):
+    owners, layers = Owners(adapted), dict(_adapted_layers(adapted))
+    bases = {name: layer.get_base_layer() for name, layer in layers.items() if hasattr(layer, "lora_A")}
+    plain = {name: base for name, base in bases.items() if isinstance(base, nn.Linear)}
+    bypassed = set(trial.bypassed(adapted, plain))
+    for name, layer in layers.items():
         base = layer.get_base_layer()
         weight = getattr(base, getattr(layer, "parameter_name", None) or "weight", None)
         reason = None
@@ -97,6 +100,8 @@ def refuse_unmergeable(adapted: Any) -> None:
             reason = f"belongs to {owners.of(weight)} layers, and each would get the changes of all"
         elif isinstance(base, nn.Linear) and not (is_product(base) or getattr(base, "MERGES", False)):
             reason = f"is used by `{type(base).__name__}` in another way than in a product"
+        elif name in bypassed:
+            reason = "is read without calling the layer, so the adapter beside it has had no effect"
         elif any(getattr(layer, "lora_bias", {}).values()) and getattr(base, "bias", None) is None:
             reason = "has no bias beside it, and the adapter changes one (`lora_bias`)"
         if reason:
@@ -118,10 +123,10 @@ def merged(adapted: Any) -> Any:
     bases = [layer.get_base_layer() for _, layer in _adapted_layers(adapted)]
     if tied is not None and any(getattr(base, "weight", None) is tied for base in bases):
         untie_embeddings(adapted.get_base_model())
-    before = trial.trial_logits(adapted)
+    before = trial.trial_logits(adapted) if trial.is_exact(adapted) else None
     with peft_in_words():
         module = adapted.merge_and_unload()
-    after = trial.trial_logits(module)
+    after = None if before is None else trial.trial_logits(module)
     if (
         before is not None
         and after is not None
