@@ -173,6 +173,8 @@ def test_findings_are_told_one_by_one_and_are_there_for_programs_too(recipe):
     assert {"spiel", "s2ft"} <= {*families["tuners"]} and "s2l" in families["pipelines"]
     assert [*families][-1] == "pipelines" and families["supervised"] == sorted(families["supervised"])
     assert all(fit.peak_bytes > 10**6 for fit in methods.fits)
+    (trains,) = methods.trains
+    assert trains.tuner == "lora" and trains.kinds[0].kind == "dense layers" and trains.kinds[0].reached == 1
     assert {name for names in methods.refused.values() for name in names}.isdisjoint(fit.name for fit in methods.fits)
 
 

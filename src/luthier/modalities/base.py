@@ -126,6 +126,14 @@ class Workspace(ABC):
         """Hook: further numbers for the report, on which no comparison is decided."""
         return {}
 
+    def read_back(self, folder: Path, module: nn.Module) -> dict[str, Any] | None:
+        """Hook: compare the model saved in `folder` with `module`; facts for run.json, or None where nothing is read.
+
+        Raises:
+            RunError: what was saved is not the module.
+        """
+        return None
+
     @abstractmethod
     def save_assets(self, folder: Path) -> None:
         """Write the files besides the weights, such as a tokenizer, into the folder of a saved model."""

@@ -8,11 +8,10 @@ from __future__ import annotations
 import re
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from luthier.data.arrays import arrays_of
@@ -23,6 +22,7 @@ from luthier.data.report import DataReport
 from luthier.diffusion.policy import PREFIX
 from luthier.engine import estimate, usage
 from luthier.engine.assemble import Parts, apply_tuners
+from luthier.engine.trains import Trains, what_trains
 from luthier.errors import DataError, LuthierError, RecipeError
 from luthier.modalities.base import compute_dtype, find_device
 from luthier.modalities.language.columns import can_cache_reference, with_fields
@@ -35,13 +35,14 @@ from luthier.modalities.language.workspace import (
 )
 from luthier.modalities.open import open_workspace
 from luthier.models.context import checkpoint_layers
-from luthier.models.loading.load import load_config, load_tokenizer
+from luthier.models.kinds import weights_of
+from luthier.models.loading.load import empty_model, load_config, load_tokenizer
 from luthier.models.policy import HeadOnly
 from luthier.parts import find
 from luthier.recipe import Method, Recipe, Stage, flat, list_methods, load_recipe, stages_of
 from luthier.recipe.modality import MODALITIES, modality_of
 from luthier.runs.run import SETS, Run
-from luthier.steps.train import training
+from luthier.steps.train import made_ready, training
 from luthier.steps.verify import verify
 from luthier.tuners.base import TunerInputs
 
@@ -115,10 +116,11 @@ class MethodFit:
 
 @dataclass(frozen=True)
 class Methods:
-    """The methods that fit, and by reason the names of the methods that do not."""
+    """The methods that fit, by reason the names of those that do not, and what the recipe's own trainings reach."""
 
     fits: tuple[MethodFit, ...]
     refused: dict[str, list[str]]
+    trains: tuple[Trains, ...] = ()
 
     def by_family(self) -> dict[str, list[MethodFit]]:
         """The fitting methods of each family; losses first, then what they are combined with, then pipelines."""
@@ -197,7 +199,8 @@ def _findings(recipe: Recipe, probe: bool) -> Iterator[Finding]:
         if generates:
             yield _steps(stages, prepared)
             yield from _servers(stages)
-        yield _methods(recipe, prepared)
+        trains = tuple(_trains(stages, prepared))
+        yield replace(_methods(recipe, prepared), trains=trains)
     if probe:
         yield _timing(recipe)
 
@@ -227,6 +230,21 @@ def _steps(stages: Sequence[Stage], prepared: Prepared) -> Steps:
     peaks = {stage.name: _memory(stage.recipe, prepared).total for stage in _trainings(stages)}
     largest = max(peaks, key=peaks.__getitem__)
     return Steps(tuple(lines), largest, peaks[largest])
+
+
+def _trains(stages: Sequence[Stage], prepared: Prepared) -> Iterator[Trains]:
+    """What each training can change, on the architecture without weights; trainings that are alike count once."""
+    counted = set()
+    for stage in _trainings(stages):
+        settings = stage.recipe.settings
+        key = (settings.model.path, repr(settings.train.tuner))
+        if key not in counted:
+            counted.add(key)
+            parts = Parts.of(stage.recipe)
+            module = _model_without_weights(stage.recipe, parts)
+            weights = weights_of(module)
+            inputs = TunerInputs(settings.seed, training_rows(parts, prepared))
+            yield what_trains(weights, parts.tuners, apply_tuners(module, parts.tuners, inputs))
 
 
 def _servers(stages: Sequence[Stage]) -> Iterator[Server]:
@@ -289,8 +307,7 @@ def _memory(recipe: Recipe, prepared: Prepared) -> estimate.Estimate:
     """The predicted peak memory of a training, from its parts on the architecture without weights."""
     parts = Parts.of(recipe)
     rows = with_fields(training_rows(parts, prepared), prepared.records, parts.needs.fields)
-    model = recipe.settings.model.model_copy(update={"dtype": compute_dtype(recipe, find_device())})
-    module = _empty_model(model, recipe.base)
+    module = _model_without_weights(recipe, parts)
     if recipe.settings.train.checkpointing:
         checkpoint_layers(module)
     # A frozen copy has the weights from before the tuners edit them: all, or the head if hidden states are cached.
@@ -300,13 +317,11 @@ def _memory(recipe: Recipe, prepared: Prepared) -> estimate.Estimate:
     return predicted_memory(recipe, module, rows, copied)
 
 
-def _empty_model(model: Any, base: Path) -> nn.Module:
-    """The architecture without weights (meta device)."""
-    from transformers import AutoModelForCausalLM
-
-    config = load_config(model, base)
-    with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config, dtype=getattr(torch, model.dtype))
+def _model_without_weights(recipe: Recipe, parts: Parts) -> nn.Module:
+    """The architecture of a recipe's model in the type that it computes in, which its tuners may refuse."""
+    module = empty_model(recipe.settings.model, compute_dtype(recipe, find_device()), recipe.base)
+    made_ready(parts.tuners, module)
+    return module
 
 
 def _timing(recipe: Recipe) -> Timing:

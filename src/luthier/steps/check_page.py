@@ -12,6 +12,7 @@ from rich.table import Table
 
 from luthier.data.doctor import print_report
 from luthier.data.report import DataReport
+from luthier.engine.trains import Trains
 from luthier.recipe import Recipe
 from luthier.steps.check import Finding, Methods, Network, Server, Steps, Timing, examine_recipe
 
@@ -40,6 +41,8 @@ def print_finding(finding: Finding, console: Console) -> None:
         fault = None if finding.fault is None else f"[yellow]not yet[/]: {escape(finding.fault)}"
         console.print(f"[bold]server[/]  {finding.step}: {fault or f'{finding.url} answers'}", highlight=False)
     elif isinstance(finding, Methods):
+        for trains in finding.trains:
+            _print_trains(trains, console)
         _print_methods(finding, console)
     else:
         _print_timing(finding, console)
@@ -63,6 +66,17 @@ def _print_steps(steps: Steps, console: Console) -> None:
     console.print(table, highlight=False)
     peak = f"{steps.peak_bytes / 1e9:.1f} GB at the peak of `{steps.largest}`"
     console.print(f"[bold]memory[/]  {peak} (estimated; {_available()})")
+
+
+def _print_trains(trains: Trains, console: Console) -> None:
+    """Print what a tuner can change, kind by kind, and what it leaves out."""
+    console.print(f"[bold]trains[/]  kinds of weights, and how much of each `{trains.tuner}` reaches", highlight=False)
+    table = Table("  kind", "of the model", "reached", "numbers trained", box=None, pad_edge=False)
+    for kind in trains.kinds:
+        table.add_row(f"  {kind.kind}", f"{kind.share:.1%}", f"{kind.reached:.0%}", f"{kind.trained:,}")
+    console.print(table, highlight=False)
+    for line in trains.warnings():
+        console.print(f"   {line}", style="yellow", markup=False, emoji=False, highlight=False)
 
 
 def _print_methods(methods: Methods, console: Console) -> None:

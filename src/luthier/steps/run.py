@@ -21,6 +21,7 @@ from luthier.runs.journal import Journal
 from luthier.runs.run import Run
 from luthier.runs.stop import Ended, Stop, stop_signals
 from luthier.steps.evaluate import evaluate_sets
+from luthier.steps.model import read_back_warnings, save_and_read
 from luthier.steps.pipeline import run_pipeline
 from luthier.steps.verify import verify
 from luthier.steps.work import Work
@@ -118,14 +119,18 @@ def _carry_out(run: Run, folder: Path, journal: Journal, stop: Stop) -> dict[str
     if status == "stopped" or run.world.rank > 0:  # all ranks have the same weights: rank 0 alone saves and evaluates
         return run.record(status, **facts)
     model = work.models[NEWEST]
-    model.save(folder / "model", workspace)
+    with run.timed("save"):
+        progress = journal.phase("save", 1)
+        saved = save_and_read(model, folder / "model", workspace)
+        progress(1, 1)
     with run.timed("evaluate"), stop.at_once():
         evaluation = evaluate_sets(workspace, model.module, run.sets, folder, journal)
     return run.record(
         status,
         **facts,
+        saved=saved,
         evaluation=evaluation,
-        warnings=_warnings(facts, folder),
+        warnings=[*facts["train"].pop("warnings", []), *read_back_warnings(saved), *_warnings(facts, folder)],
     )
 
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any, Literal
 
 import numpy
+from torch import nn
 
 from luthier.engine import usage
 from luthier.engine.assemble import Parts, frozen_bytes
@@ -16,11 +17,15 @@ from luthier.engine.micro_batches import Batching
 from luthier.engine.probe import LossCurves
 from luthier.engine.source import Records
 from luthier.engine.trainer import Trainer
+from luthier.engine.trains import what_trains
 from luthier.errors import RecipeError
 from luthier.modalities.base import Workspace
+from luthier.models.kinds import Weight, weights_of
+from luthier.models.loading.saving import make_savable
 from luthier.recipe.fingerprint import fingerprint
 from luthier.recipe.modality import modality_of
 from luthier.runs.run import Run
+from luthier.tuners.base import Tuner
 from luthier.types import Row
 
 AUTO_READINGS = 10
@@ -55,6 +60,8 @@ def training(
         parts = replace(parts, tuners=carried.tuners)  # they are already applied to the model
     parts.refuse_conflicts(modality_of(settings.model, run.recipe.base))
 
+    notes = [] if carried is not None else made_ready(parts.tuners, workspace.loaded.module)
+    weights = weights_of(workspace.loaded.module)
     # Columns such as the initial model's log-probabilities must be computed before the tuners change the model.
     rows = workspace.rows(run, parts)
     usage.reset_peak()
@@ -85,6 +92,7 @@ def training(
         "estimated_memory_bytes": workspace.estimate(policy.module, rows, frozen_bytes(policy)),
         "counts": workspace.COUNTS,
         "trainable_parameters": sum(p.numel() for p in trainer.masters.compute.values()),
+        **({} if carried is not None else _reach(weights, parts.tuners, policy.module, notes)),
         "weights_id": workspace.loaded.weights_id,
         "data": workspace.prepared.report.to_json(),
     }
@@ -103,6 +111,23 @@ def inputs(workspace: Workspace, rows: Sequence[Row]) -> dict[str, str]:
         f"The training data ({source.get('path') or source.get('kind')})": digest.hexdigest(),
         f"The model ({workspace.recipe.settings.model.path})": workspace.loaded.weights_id,
     }
+
+
+def made_ready(tuners: Sequence[Tuner], module: nn.Module) -> list[str]:
+    """Let every tuner refuse a model that it cannot train, or that could not be saved, before anything is computed.
+
+    Returns what was changed in the model, in sentences.
+    """
+    notes = make_savable(module, whole=len(tuners) > 1 or any(tuner.SAVES_MODEL for tuner in tuners))
+    for tuner in tuners:
+        notes += tuner.ready(module)
+    return notes
+
+
+def _reach(weights: list[Weight], tuners: Sequence[Tuner], module: nn.Module, notes: list[str]) -> dict[str, Any]:
+    """What the training can change, and what its user should know of it."""
+    trains = what_trains(weights, tuners, module)
+    return {"trains": trains.to_json(), "warnings": [*notes, *trains.warnings()]}
 
 
 def carry_probe(trainer: Trainer, every: int | Literal["auto"]) -> None:

@@ -139,4 +139,6 @@ def _together(trained: Sequence[dict[str, Any]], others: Sequence[dict[str, Any]
     # A proxy (a step with a `model` of its own) is not the model that the run leaves: its losses say nothing of it.
     own = [facts for facts in trained if "model" not in facts] or trained
     total |= {"loss_first": own[0]["loss_first"], "loss_last": own[-1]["loss_last"]}
+    total["trains"] = own[0].get("trains")
+    total["warnings"] = list(dict.fromkeys(line for facts in own for line in facts.get("warnings", [])))
     return {**total, **{name: own[0][name] for name in ("weights_id", "data", "micro_tokens")}}

@@ -17,7 +17,12 @@ Layer = TypeVar("Layer", bound=nn.Module)
 
 
 class Replacement(nn.Linear):
-    """A layer that replaces a linear layer and shares its weight and bias (no copy)."""
+    """A layer that replaces a linear layer and shares its weight and bias (no copy).
+
+    MERGES: its tuner leaves a plain linear layer behind, before adapters on top of it are merged.
+    """
+
+    MERGES = True
 
     def __init__(self, linear: nn.Linear):
         # On the meta device, so that no weight is allocated only to be dropped in the next line.
@@ -42,8 +47,7 @@ def linear_layers(model: nn.Module, targets: Targets, part: str, *, head: bool) 
     Raises:
         RecipeError: the model has no such layer.
     """
-    embeddings = getattr(model, "get_output_embeddings", None)  # which only language models have
-    excluded = embeddings() if embeddings and not head else None
+    excluded = None if head else _output_embeddings(model)
     layers = []
     for name, module in layers_of(model, nn.Linear):
         if module is not excluded and (targets == ALL or name.rpartition(".")[2] in targets):
@@ -52,6 +56,27 @@ def linear_layers(model: nn.Module, targets: Targets, part: str, *, head: bool) 
         names = "" if isinstance(targets, str) else f" called {', '.join(targets)}"
         raise RecipeError(f"tuner `{part}` finds no linear layers{names}.", "Name layers of this model in `targets`.")
     return layers
+
+
+def adapter_layers(model: nn.Module, targets: Targets) -> Iterator[tuple[str, Any]]:
+    """The layers that PEFT puts an adapter beside: these names, or every product with a matrix but the last."""
+    from transformers.pytorch_utils import Conv1D
+
+    head = _output_embeddings(model)
+    for name, layer in model.named_modules():
+        if targets == ALL:
+            wanted = isinstance(layer, nn.Linear | Conv1D) and layer is not head
+        else:
+            named = any(name == target or name.endswith(f".{target}") for target in targets)
+            wanted = named and isinstance(layer, nn.Linear | nn.Embedding | Conv1D)
+        if wanted:
+            yield name, layer
+
+
+def _output_embeddings(model: nn.Module) -> nn.Module | None:
+    """The output embedding, which only language models have."""
+    embeddings = getattr(model, "get_output_embeddings", None)
+    return None if embeddings is None else embeddings()
 
 
 def layers_of(model: nn.Module, kind: type[Layer]) -> Iterator[tuple[str, Layer]]:

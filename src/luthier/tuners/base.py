@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,6 +61,7 @@ class Tuner(Part):
     own reference. Without it a reference is a frozen copy.
     MERGES: False if the tuning cannot be folded into the weights. Such a tuner is used alone and trains last, and its
     `load` reads back what `save` wrote.
+    SAVES_MODEL: False if `save` writes an adapter, without the model and its configuration.
     WHOLE_ROWS: True if the tuner reads positions that are not targets; the rows of a batch then never share a prompt.
     """
 
@@ -68,6 +69,7 @@ class Tuner(Part):
     DISABLING_RESTORES_BASE: ClassVar[bool] = False
     EXCLUDES: ClassVar[tuple[str, ...]] = ()
     MERGES: ClassVar[bool] = True
+    SAVES_MODEL: ClassVar[bool] = True
     WHOLE_ROWS: ClassVar[bool] = False
 
     @classmethod
@@ -82,6 +84,13 @@ class Tuner(Part):
     def fields(self) -> tuple[str, ...]:
         """Numeric columns of the data that the tuner reads as row streams `field:<name>`, [R]."""
         return ()
+
+    def ready(self, model: nn.Module) -> list[str]:
+        """Hook: make a loaded model ready to be tuned, before anything is computed with it.
+
+        Returns what was changed, in sentences; raises LuthierError for a model that cannot be tuned.
+        """
+        return []
 
     def plan(self, model: nn.Module, inputs: TunerInputs) -> dict[str, Any]:
         """Hook: choose masks, indices or the seed of an initialisation, from rows and seed; the argument of `apply`."""
@@ -99,6 +108,14 @@ class Tuner(Part):
         """Names and parameters that the optimiser updates, each once."""
         return ((name, p) for name, p in model.named_parameters() if p.requires_grad)
 
+    def reached(self, model: nn.Module) -> Iterator[tuple[Tensor, int]]:
+        """Hook: weights of the untuned model that the training can change, and how many numbers it trains for each."""
+        return ((parameter, parameter.numel()) for _, parameter in self.parameters(model))
+
+    def left_out(self, model: nn.Module) -> Mapping[str, str]:
+        """Hook: layers that the recipe asks for in general and that are not trained, and why."""
+        return {}
+
     def disabled(self, model: nn.Module) -> AbstractContextManager[Any]:
         """A context in which the model computes without this tuner; only if DISABLING_RESTORES_BASE."""
         return nullcontext()
@@ -114,6 +131,9 @@ class Tuner(Part):
     def merge(self, model: nn.Module) -> nn.Module:
         """The base model's architecture with the tuning folded into its weights."""
         return model
+
+    def refuse_merge(self, model: nn.Module) -> None:
+        """Hook: raise LuthierError if `merge` would; called before the training if a later step needs the merge."""
 
     def optimizer(self, written: Any) -> Any:
         """Hook: an optimiser for this tuner's parameters, or None: the recipe's optimiser `written` updates them.

@@ -22,13 +22,13 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from luthier.models import context
-    from luthier.tuners import _experts, _layers
+    from luthier.tuners import _experts, _layers, _tunable
 else:
     torch = lazy("torch")
     safetensors = lazy("safetensors.torch")
     context = lazy("luthier.models.context")
     _experts = lazy("luthier.tuners._experts")
-    _layers = lazy("luthier.tuners._layers")
+    _layers, _tunable = lazy("luthier.tuners._layers"), lazy("luthier.tuners._tunable")
 
 VALUES = "experts.safetensors"
 
@@ -162,10 +162,23 @@ class LoRAMoE(Tuner):
 
     def apply(self, model: nn.Module, plan: dict[str, Any]) -> nn.Module:
         generator = torch.Generator().manual_seed(plan["seed"])
-        for name, layer in _layers.linear_layers(model, self.targets, "loramoe", head=True):
+        for name, layer in self._layers(model):
             mixed = _experts.ExpertLinear(layer, self.experts, self.r, self.alpha / self.r, self.dropout, generator)
             _layers.replace_layer(model, name, mixed)
         return model
+
+    def _layers(self, model: nn.Module) -> list[tuple[str, nn.Linear]]:
+        layers = _layers.linear_layers(model, self.targets, "loramoe", head=True)
+        # Experts stand beside a weight and leave it alone, so it may belong to several layers.
+        return _tunable.tunable(layers, model, "loramoe", named=True, changes=False)
+
+    def ready(self, model: nn.Module) -> list[str]:
+        _tunable.refuse_quantised(model, "loramoe")
+        return []
+
+    def reached(self, model: nn.Module) -> Iterator[tuple[Tensor, int]]:
+        for _, layer in _experts.experts_of(model):
+            yield layer.weight, layer.down.numel() + layer.up.numel() + layer.router.numel()
 
     def disabled(self, model: nn.Module) -> AbstractContextManager[None]:
         return disabled_layers(layer for _, layer in _experts.experts_of(model))

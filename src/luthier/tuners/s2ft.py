@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -19,13 +19,14 @@ if TYPE_CHECKING:
 
     from luthier.data import batches
     from luthier.models import delta as deltas
-    from luthier.tuners import _layers, _scores, _slices, _units
+    from luthier.tuners import _layers, _scores, _slices, _tunable, _units
 else:
     torch = lazy("torch")
     batches = lazy("luthier.data.batches")
     deltas = lazy("luthier.models.delta")
     _layers, _scores = lazy("luthier.tuners._layers"), lazy("luthier.tuners._scores")
     _slices, _units = lazy("luthier.tuners._slices"), lazy("luthier.tuners._units")
+    _tunable = lazy("luthier.tuners._tunable")
 
 Target = Literal["o_proj", "down_proj", "v_proj", "up_proj"]
 
@@ -138,20 +139,46 @@ class S2FT(Tuner):
         return model
 
     def _permute(self, model: nn.Module, picked: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Permute the blocks in place; returns the new positions of the picked units, in the order of `picked`."""
-        size, units = _units.head_size(model), {name: picks.tolist() for name, picks in picked.items()}
+        """Permute the blocks in place; returns the new positions of the picked units, in the order of `picked`.
+
+        Raises:
+            RecipeError: a picked unit is in no block that can be permuted, or the model computes something else then.
+        """
+        units = {name: picks.tolist() for name, picks in picked.items()}
+        # Whether a block is refused must not depend on the units that were drawn: all that hold a target are permuted.
+        chosen = [block for block in _units.blocks(model) if any(hasattr(block.module, key) for key in self.targets)]
+        known = {f"{block.name}.{key}" for block in chosen for key in _units.DIMS}
+        if stray := sorted(picked.keys() - known):
+            raise RecipeError(
+                f"`permute` does not know the layers that share their units with {stray[0]}.",
+                "Set `permute: false`: the result is the same.",
+            )
+        for block in chosen:
+            block.refuse_unknown()
         positions = {}
-        for block in _units.blocks(model):
-            order = block.order(size, units)
-            block.permute(order, size)
-            # `merge` and `save` undo the permutation. Not persistent: a saved model must not contain it.
-            block.module.register_buffer("unit_order", order, persistent=False)
-            for key in _units.DIMS:
-                if (name := f"{block.name}.{key}") in picked:
-                    # The units of v_proj are key-value groups, those of the other layers heads or channels.
-                    inverse = torch.argsort(_units.group_order(order, block.groups(size)) if key == "v_proj" else order)
-                    positions[name] = inverse[picked[name]]
+        with _units.unchanged(model):
+            for block in chosen:
+                order = block.order(units)
+                block.permute(order)
+                # `merge` and `save` undo the permutation. Not persistent: a saved model must not contain it.
+                block.module.register_buffer("unit_order", order, persistent=False)
+                for key in _units.DIMS:
+                    if (name := f"{block.name}.{key}") in picked:
+                        # The units of v_proj are key-value groups, those of the other layers heads or channels.
+                        own = _units.group_order(order, block.groups) if key == "v_proj" else order
+                        positions[name] = torch.argsort(own)[picked[name]]
         return positions
+
+    def ready(self, model: nn.Module) -> list[str]:
+        _tunable.refuse_quantised(model, "s2ft")
+        return []
+
+    def reached(self, model: nn.Module) -> Iterator[tuple[Tensor, int]]:
+        return ((layer.weight, layer.slice.numel()) for _, layer in _slices.slices_of(model))
+
+    def left_out(self, model: nn.Module) -> Mapping[str, str]:
+        layers = _layers.linear_layers(model, list(self.targets), "s2ft", head=False)
+        return _tunable.objections_to(layers, model)
 
     @contextmanager
     def disabled(self, model: nn.Module) -> Iterator[None]:
@@ -194,7 +221,7 @@ class S2FT(Tuner):
         parameters are in the permuted order. The function of the model is the same in both orders.
         """
         for block in _write_slices(model):
-            block.permute(torch.argsort(block.module.unit_order), _units.head_size(model))  # pyright: ignore
+            block.permute(torch.argsort(block.module.unit_order))  # pyright: ignore[reportArgumentType]
             del block.module.unit_order
         for name, layer in list(_slices.slices_of(model)):
             _layers.replace_layer(model, name, layer.merged())
@@ -225,12 +252,12 @@ def _write_slices(model: nn.Module) -> list[_units.UnitBlock]:
 @contextmanager
 def _original_order(model: nn.Module) -> Iterator[None]:
     """A context with the weights in the untouched model's order; a forward inside would write slices out of order."""
-    blocks, size = _write_slices(model), _units.head_size(model)
+    blocks = _write_slices(model)
     orders: list[Tensor] = [block.module.unit_order for block in blocks]  # pyright: ignore[reportAssignmentType]
     for block, order in zip(blocks, orders, strict=True):
-        block.permute(torch.argsort(order), size)
+        block.permute(torch.argsort(order))
     try:
         yield
     finally:
         for block, order in zip(blocks, orders, strict=True):
-            block.permute(order, size)
+            block.permute(order)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -20,12 +20,12 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from luthier.models import delta as deltas
-    from luthier.tuners import _layers, _sparse
+    from luthier.tuners import _layers, _sparse, _tunable
 else:
     torch = lazy("torch")
     deltas = lazy("luthier.models.delta")
     _layers = lazy("luthier.tuners._layers")
-    _sparse = lazy("luthier.tuners._sparse")
+    _sparse, _tunable = lazy("luthier.tuners._sparse"), lazy("luthier.tuners._tunable")
 
 OPTIMIZER_OPTIONS = {
     "adamw": ("lr", "betas", "eps", "weight_decay", "clip"),
@@ -126,6 +126,10 @@ class Spiel(Tuner):
             raise ValueError(f"`window` ({self.window}) must be smaller than `every` ({self.every})")
         return self
 
+    def ready(self, model: nn.Module) -> list[str]:
+        _tunable.refuse_quantised(model, "spiel")
+        return []
+
     def plan(self, model: nn.Module, inputs: TunerInputs) -> dict[str, Any]:
         """{"index": {layer: sorted flat positions [k]}}, drawn without replacement."""
         layers = self._layers(model)
@@ -139,8 +143,9 @@ class Spiel(Tuner):
         return {"index": index}
 
     def _layers(self, model: nn.Module) -> list[tuple[str, nn.Linear]]:
-        """The adapted layers: all linear layers but the output embedding, or those of `targets`."""
-        return _layers.linear_layers(model, self.targets, "spiel", head=False)
+        """The adapted layers: all linear layers that can be, without the output embedding, or those of `targets`."""
+        layers = _layers.linear_layers(model, self.targets, "spiel", head=False)
+        return _tunable.tunable(layers, model, "spiel", named=self.targets != _layers.ALL)
 
     def apply(self, model: nn.Module, plan: dict[str, Any]) -> nn.Module:
         for name, layer in self._layers(model):
@@ -149,6 +154,12 @@ class Spiel(Tuner):
 
     def parameters(self, model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
         return ((f"{name}.delta", layer.delta) for name, layer in _sparse.sparse_layers(model))
+
+    def reached(self, model: nn.Module) -> Iterator[tuple[Tensor, int]]:
+        return ((layer.weight, layer.delta.numel()) for _, layer in _sparse.sparse_layers(model))
+
+    def left_out(self, model: nn.Module) -> Mapping[str, str]:
+        return _tunable.objections_to(_layers.linear_layers(model, self.targets, "spiel", head=False), model)
 
     def optimizer(self, written: Any) -> Any:
         """AdamW with ages or SM3, with the options of `adamw` in the recipe.

@@ -38,6 +38,7 @@ from luthier.modalities.language.model import LanguageModel
 from luthier.modalities.language.rollout import Rollouts, columns_read
 from luthier.models.checks import PADDED, can_share, verify_packing, verify_sharing
 from luthier.models.loading.load import folded, load_model
+from luthier.models.loading.saving import read_back
 from luthier.models.policy import TokenPolicy
 from luthier.objectives.sum import members_of
 from luthier.recipe import Recipe
@@ -160,6 +161,10 @@ class LanguageWorkspace(Workspace, LanguageModel):
         if not rows:  # every answer of the set may be marked as context
             return {}
         return {"perplexity": perplexity(module, rows, journal.phase("perplexity", len(rows)))}
+
+    def read_back(self, folder: Path, module: nn.Module) -> dict[str, Any]:
+        row = self.prepared.train[0] if self.prepared.train else self.prepared.test[0]
+        return read_back(folder, self.recipe.settings.model, module, row.ids).to_json()
 
     def save_assets(self, folder: Path) -> None:
         self.loaded.tokenizer.save_pretrained(folder)

@@ -6,7 +6,6 @@ the weight it costs nothing.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -14,6 +13,8 @@ from typing import Any
 import psutil
 import torch
 from torch import nn
+
+from luthier.models.weights import Owners
 
 SHARE = 0.5
 """Share of the free memory that a second copy of the adapted weights may take."""
@@ -55,7 +56,7 @@ def _foldable_layers(module: nn.Module) -> list[Any]:
     from peft.tuners.lora import Linear
 
     # A weight of two layers (a tied embedding) must not get the update of one of them.
-    owners = Counter(id(weight) for layer in module.modules() for weight in layer._parameters.values())
+    owners = Owners(module)
     layers = []
     for layer in module.modules():
         if type(layer) is not Linear or layer.merged or layer.disable_adapters or any(layer.lora_bias.values()):
@@ -63,6 +64,6 @@ def _foldable_layers(module: nn.Module) -> list[Any]:
         base = layer.get_base_layer()
         if type(base) is not nn.Linear or base.weight.device.type != "cpu":
             continue
-        if base.weight.dtype in (torch.float32, torch.float64) and owners[id(base.weight)] == 1:
+        if base.weight.dtype in (torch.float32, torch.float64) and owners.of(base.weight) == 1:
             layers.append(layer)
     return layers

@@ -9,7 +9,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -66,7 +66,9 @@ def folded(loaded: Loaded) -> Loaded:
     module: Any = loaded.module
     if not hasattr(module, "merge_and_unload"):
         return loaded
-    return replace(loaded, module=module.merge_and_unload().eval(), folded=True)
+    from luthier.models.adapters import merged
+
+    return replace(loaded, module=merged(module).eval(), folded=True)
 
 
 def load_config(settings: ModelSettings, base: Path) -> Any:
@@ -146,13 +148,8 @@ def load_model(settings: ModelSettings, base: Path, device: torch.device | str =
     """
     quiet()
     folder = _local_folder(settings.path, settings.revision, base, settings.remote_code)
-    tuner = None
-    if _is_adapter(folder):
-        module = _load_adapter(folder, settings, device)
-    elif _is_tuned(folder):
-        module, tuner = load_tuned(folder, settings, device)
-    else:
-        module = _load_weights(folder, settings, device)
+    module, tuner = load_module(folder, settings, settings.dtype, device)
+    if not (_is_adapter(folder) or _is_tuned(folder)):
         # A saved adapter names its base by this: a hub id, or a folder that PEFT alone can load.
         on_hub = isinstance(resolve_model(settings.path, base), str)
         module.name_or_path = module.config._name_or_path = settings.path if on_hub else str(folder)
@@ -160,10 +157,40 @@ def load_model(settings: ModelSettings, base: Path, device: torch.device | str =
     return Loaded(module.eval(), tokenizer, settings.path, _weights_id(folder, settings.remote_code), tuner)
 
 
-def load_tuned(folder: Path, settings: ModelSettings, device: torch.device | str = "cpu") -> tuple[Any, str]:
+def load_module(
+    folder: Path, settings: ModelSettings, dtype: str, device: torch.device | str = "cpu"
+) -> tuple[Any, str | None]:
+    """The module in a folder, whichever form it was saved in, and the name of a tuner in it."""
+    if _is_adapter(folder):
+        return _load_adapter(folder, settings, dtype, device), None
+    if _is_tuned(folder):
+        return load_tuned(folder, settings, device, dtype)
+    return _load_weights(folder, settings, dtype, device), None
+
+
+def empty_model(settings: ModelSettings, dtype: str, base: Path) -> nn.Module:
+    """The architecture without weights, on the meta device; with the quantised layers that loading would make."""
+    import torch
+    from transformers import AutoModelForCausalLM
+    from transformers.quantizers.auto import AutoHfQuantizer
+
+    config = load_config(settings, base)
+    with torch.device("meta"):
+        module = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype))
+    if quantisation := getattr(config, "quantization_config", None):
+        # Where its package or device is missing here, loading the model will say so.
+        with suppress(Exception):
+            quantizer = AutoHfQuantizer.from_config(quantisation, pre_quantized=True)
+            quantizer.preprocess_model(model=module, dtype=getattr(torch, dtype), device_map=None)
+    return module
+
+
+def load_tuned(
+    folder: Path, settings: ModelSettings, device: torch.device | str = "cpu", dtype: str | None = None
+) -> tuple[Any, str]:
     """A model with a tuner in it, and the tuner's name: the base from `base/`, then the tuner's own `load`."""
     spec = json.loads((folder / TUNER_FILE).read_text(encoding="utf-8"))
-    module = _load_weights(folder / "base", settings, device)
+    module = _load_weights(folder / "base", settings, dtype or settings.dtype, device)
     with _as_model_error(folder):
         return parts.build("tuner", spec).load(module, folder), spec["kind"]
 
@@ -179,18 +206,17 @@ def fast_bfloat16(device: torch.device | str = "cpu") -> bool:
     return bool(able.get("amx_bf16") or able.get("avx512_bf16"))
 
 
-def _load_weights(folder: Path, settings: ModelSettings, device: torch.device | str) -> Any:
+def _load_weights(folder: Path, settings: ModelSettings, dtype: str, device: torch.device | str) -> Any:
     import torch
     from transformers import AutoModelForCausalLM
 
-    chosen = settings.dtype
-    if chosen == "auto":
-        chosen = "bfloat16" if fast_bfloat16(device) else "float32"
+    if dtype == "auto":
+        dtype = "bfloat16" if fast_bfloat16(device) else "float32"
     options = {} if settings.attention == "auto" else {"attn_implementation": settings.attention}
     with _as_model_error(folder):
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder,
-            dtype=getattr(torch, chosen),
+            dtype=getattr(torch, dtype),
             use_safetensors=True,
             trust_remote_code=settings.remote_code,
             output_loading_info=True,
@@ -213,17 +239,17 @@ def _load_weights(folder: Path, settings: ModelSettings, device: torch.device | 
     return module
 
 
-def _load_adapter(folder: Path, settings: ModelSettings, device: torch.device | str) -> Any:
-    from peft import PeftModel
+def _load_adapter(folder: Path, settings: ModelSettings, dtype: str, device: torch.device | str) -> Any:
+    from luthier.models.adapters import read_adapter
 
     if not (folder / "adapter_model.safetensors").is_file():
         raise ModelError(f"{folder} has adapter_config.json but no adapter_model.safetensors: {_listing(folder)}.")
     inner, revision = _base_of(folder)
     base_folder = _local_folder(inner, revision, folder, settings.remote_code)
-    module = _load_weights(base_folder, settings, device)
+    module = _load_weights(base_folder, settings, dtype, device)
     with _as_model_error(folder):
         # The adapter computes in the model's type, as it did in training.
-        return PeftModel.from_pretrained(module, str(folder), torch_device=str(device), autocast_adapter_dtype=False)
+        return read_adapter(module, folder, device)
 
 
 @contextmanager

@@ -13,8 +13,8 @@ from luthier.errors import RunError
 from luthier.modalities.base import Workspace
 from luthier.modalities.language.columns import forget_states
 from luthier.modalities.open import open_workspace
-from luthier.recipe import Stage
-from luthier.recipe.steps import DATA
+from luthier.recipe import Stage, flat
+from luthier.recipe.steps import DATA, NEWEST, names_in
 from luthier.run_folder import read_jsonl
 from luthier.steps.model import StepModel, derived_id
 from luthier.steps.train import carry_probe, trained_facts, training
@@ -37,6 +37,9 @@ def train(work: Work, stage: Stage, folder: Path, probe: Probe = None) -> Status
         source = work.models[stage.verb.from_]
         workspace = _workspace(work, stage, source, carried)
         trainer, facts = _start(work, stage, folder, workspace, probe, carried)
+        if _is_merged_later(work, stage, source, trainer):
+            for tuner in trainer.tuners:
+                tuner.refuse_merge(trainer.policy.module)
     status = _carry_out(work, folder, trainer)
     if status == "done" and source.weights_id != work.workspace.loaded.weights_id:
         # Other runs of the comparison cannot reuse hidden states of a model that only this run has trained.
@@ -63,6 +66,14 @@ def train_proxy(work: Work, stage: Stage, folder: Path, probe: Probe = None) -> 
     own = {"model": stage.recipe.settings.model.path}
     work.note(stage, folder, own | facts | _facts(work, folder, trainer))
     return status
+
+
+def _is_merged_later(work: Work, stage: Stage, source: StepModel, trainer: Trainer) -> bool:
+    """Whether the tuning is merged into the weights: one adapter is not all of the change, or a step builds on it."""
+    if len(trainer.tuners) > 1 or (source.trainings and all(tuner.MERGES for tuner in trainer.tuners)):
+        return True
+    later = [step for step in flat(work.ahead) if "model" in step.verb.leaves]
+    return any(name in (NEWEST, stage.name) for step in later for _, name in names_in(step.verb, "model"))
 
 
 def _start(
