@@ -14,8 +14,9 @@ from luthier.models.kernels.folding import folded_in
 from luthier.models.kernels.head import target_logprob
 from luthier.models.policy import TokenPolicy
 from luthier.sampling.cache import common_prefix, open_cache, prefill, sampling_mode, space_of
+from luthier.sampling.check import check
 from luthier.sampling.native import check_prompts
-from luthier.sampling.state import Forward, State
+from luthier.sampling.state import Forward, State, by_length
 from luthier.types import Row
 
 LOGIT_BYTES = 128 * 2**20  # float32 logits of the choices of one batch; one prompt alone may take more
@@ -37,7 +38,7 @@ def choice_logprobs(
     the first token of every choice, so choices of one token need no second forward.
 
     Args:
-        module: a causal LM with a key-value cache; its mode is restored.
+        module: a causal LM; its mode is restored.
         prompts: token ids of each prompt, none empty.
         choices: for each prompt its choices, each a list of at least one token id.
         batch: prompts run together; None chooses by memory.
@@ -49,7 +50,7 @@ def choice_logprobs(
 
     Raises:
         DataError: a prompt is empty, or does not fit the model's context together with a choice.
-        ModelError: the model has no key-value cache.
+        ModelError: the model's plain forward fails.
     """
     forward = Forward(module)
     longest = [len(prompt) + max(map(len, options)) - 1 for prompt, options in zip(prompts, choices, strict=True)]
@@ -59,6 +60,8 @@ def choice_logprobs(
     order = sorted(range(len(prompts)), key=lambda index: (-longest[index], index))
     scores: dict[int, list[float]] = {}
     with folded_in(module), sampling_mode(module):
+        if prompts:
+            check(forward, prompts, max(len(choice) for options in choices for choice in options))
         while order:
             size = batch or _prompts_that_fit(module, longest[order[0]], [choices[index] for index in order])
             chosen, order = order[:size], order[size:]
@@ -92,26 +95,33 @@ def _score_choices(
     for index, options in enumerate(choices):
         flat += [list(choice) for choice in options]
         prompt_of += [index] * len(options)
+    totals = first[torch.tensor(prompt_of), torch.tensor([choice[0] for choice in flat])].double()
     # Padding goes on the right: a causal model does not let it change the tokens before it, so no mask is needed.
-    width = max(map(len, flat))
-    tokens = torch.tensor([choice + [0] * (width - len(choice)) for choice in flat], device=forward.device)
-    totals = first[torch.tensor(prompt_of, device=forward.device), tokens[:, 0]].double()
-    if width > 1:
-        rows = open_cache(forward, len(flat), max(map(len, prompts)) + width)
-        rows.add([states[index] for index in prompt_of])
-        totals += _rest(rows.run(tokens[:, :-1], last=False), tokens[:, 1:], flat)
+    # A model that cannot read rows of unequal length gets the choices of each length by themselves.
+    groups = [[*range(len(flat))]] if forward.way.ragged else by_length(map(len, flat))
+    for group in groups:
+        width = max(len(flat[index]) for index in group)
+        if width == 1:
+            continue
+        tokens = torch.tensor([flat[i] + [0] * (width - len(flat[i])) for i in group], device=forward.device)
+        rows = open_cache(forward, len(group), max(map(len, prompts)) + width)
+        if not rows.can_add and group is not groups[0]:
+            states = _prefill(forward, prompts)[1]  # those of a cache that cannot be copied are used up
+        rows.add([states[prompt_of[index]] for index in group])
+        rest = _rest(rows.run(tokens[:, :-1], last=False), tokens[:, 1:], [flat[index] for index in group])
+        totals[torch.tensor(group, device=totals.device)] += rest
     remaining = iter(totals.tolist())
     return [list(islice(remaining, len(options))) for options in choices]
 
 
 def _prefill(forward: Forward, prompts: list[Sequence[int]]) -> tuple[Tensor, list[State]]:
     """Last logits [prompts,V] and states of the prompts; their common prefix is run once."""
-    shared = common_prefix(prompts) if open_cache(forward, 1).can_add else 0
+    shared = common_prefix(prompts) if forward.way.prefix and open_cache(forward, 1).can_add else 0
     before = prefill(forward, [prompts[0][:shared]])[1][0] if shared else None
     return prefill(forward, [prompt[shared:] for prompt in prompts], before)
 
 
-def _rest(logits: Tensor, targets: Tensor, flat: list[list[int]]) -> Tensor:
+def _rest(logits: Tensor, targets: Tensor, flat: Sequence[list[int]]) -> Tensor:
     """Summed log-probabilities of each choice's tokens but the first: logits [C,T,V], targets [C,T] → [C]."""
     logits = logits.float()
     logprobs = logits.gather(-1, targets[..., None])[..., 0] - logits.logsumexp(-1)

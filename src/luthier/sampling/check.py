@@ -1,0 +1,326 @@
+"""Whether a way of reading texts gives a model's own logits, tried on the texts of the session that will use it.
+
+What is right is the plain forward of one text alone: `module(input_ids)`, without cache, mask or positions.
+"""
+
+from __future__ import annotations
+
+import random
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+
+from luthier.errors import ModelError
+from luthier.models.config import text_config
+from luthier.sampling._decoder import decoder_of
+from luthier.sampling._shared_prefixes import SharedPrefixes
+from luthier.sampling.cache import Slots, common_prefix, open_cache, prefill
+from luthier.sampling.state import WAYS, Forward, Way
+
+AT_ONCE, STEPS = 6, 3
+"""Tokens of a trial whose logits are computed at once, and by steps of one token."""
+EXACT = {torch.float64: 1e-9, torch.float32: 1e-4}
+"""Errors of log-probabilities that pass at once, relative to the largest logit; shorter types: their resolution."""
+ROUNDING = 2.0
+"""An error is rounding up to this multiple of what the model's own rounding does (`Truth.noise`)."""
+MOST_TEXTS = 8  # whose tokens continue the texts of a trial
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a model's texts of up to `length` positions can be read by: a way, and whether our own decoder agrees."""
+
+    way: Way
+    decoder: bool
+    length: int
+
+
+CHECKED: WeakKeyDictionary[nn.Module, tuple[Any, list[Verdict]]] = WeakKeyDictionary()
+"""Models that were checked: what they were made of at that time, and the verdicts."""
+
+
+def check(forward: Forward, texts: Sequence[Sequence[int]], new: int) -> Verdict:
+    """Set `forward.way` to the fastest way whose logits are those of the plain forward. Call it in sampling mode.
+
+    The longest and the shortest text are read together and continued to the length that the session may reach. A
+    model is checked once for a length, and again when it is made of other modules.
+
+    Args:
+        forward: the model.
+        texts: token ids of what the session will read, none empty.
+        new: the most tokens that continue a text.
+
+    Raises:
+        ModelError: the model's plain forward fails, so no way is left.
+    """
+    longest = max(map(len, texts))
+    length = min(longest + new, max(forward.context, longest))
+    made_of = _made_of(forward)
+    before, verdicts = CHECKED.get(forward.inner, (None, []))
+    if before != made_of:
+        verdicts = []
+    # What fails at a length may work for texts half as long; what works there works for shorter texts too.
+    known = [v for v in verdicts if length <= v.length and (v.way == Way() or v.length < 2 * length)]
+    if known:
+        verdict = min(known, key=lambda verdict: verdict.length)
+    else:
+        verdict = _verdict(forward, _trials(forward, texts, length), length)
+        CHECKED[forward.inner] = made_of, [*verdicts, verdict]
+    forward.way = verdict.way
+    return verdict
+
+
+def _made_of(forward: Forward) -> Any:
+    """What a verdict depends on besides lengths: a user may exchange a module between two calls, or add a hook."""
+    modules = []
+    for name, module in forward.module.named_modules():
+        intercepted = len(module._forward_hooks), len(module._forward_pre_hooks), "forward" in vars(module)
+        modules.append((name, type(module), intercepted))
+    return forward.dtype, getattr(forward.inner.config, "_attn_implementation", None), tuple(modules)
+
+
+def _verdict(forward: Forward, trials: Sequence[Trial], length: int) -> Verdict:
+    """Try the ways from the fastest on."""
+    truths = [Truth(forward, trial) for trial in trials]
+    for way in WAYS[:-1]:
+        if (way.cached and not forward.cached) or not (way.positions or forward.positions):
+            continue
+        forward.way = way
+        if all(_passes(_continued, truth) for truth in truths):
+            # Our decoder reads a prefix once for several texts, so it needs a model that can.
+            fast = way == Way() and _passes(_decoded, truths[0])
+            _say(forward, way)
+            return Verdict(way, fast, length)
+    _say(forward, WAYS[-1])
+    return Verdict(WAYS[-1], False, length)
+
+
+def _passes(read: Callable[[Forward, Trial], Iterator[Reading]], truth: Truth) -> bool:
+    """Whether all that was read agrees; what raises, in whatever way, is not taken."""
+    try:
+        return all(truth.agrees(reading) for reading in read(truth.forward, truth.trial))
+    except torch.OutOfMemoryError:
+        raise
+    except Exception:
+        return False
+
+
+def _say(forward: Forward, way: Way) -> None:
+    if not way.cached:
+        warnings.warn(
+            f"{type(forward.inner).__name__} keeps no cache that gives its own logits for these texts, so whole texts"
+            " are read again for every token: generation is slow.",
+            stacklevel=2,
+        )
+
+
+@dataclass(frozen=True)
+class Trial:
+    """Texts that are read and continued: what the session reads, its longest first, and tokens of it behind that.
+
+    Attributes:
+        texts: token ids; each is its prompt and as many tokens behind it as the others have. All share `prefix` tokens.
+        prompts: length of the prompt of each.
+        prefix: length of what all texts begin with.
+    """
+
+    texts: tuple[list[int], ...]
+    prompts: tuple[int, ...]
+    prefix: int
+
+    @property
+    def more(self) -> int:
+        """Tokens behind each prompt."""
+        return len(self.texts[0]) - self.prompts[0]
+
+
+@dataclass(frozen=True)
+class Reading:
+    """Logits [rows,P,V] behind `offset`, ... `offset` + P - 1 tokens after the prompts of the trial's texts `rows`."""
+
+    rows: Sequence[int]
+    offset: int
+    logits: Tensor
+
+
+def _trials(forward: Forward, texts: Sequence[Sequence[int]], length: int) -> list[Trial]:
+    """What `check` tries: texts of unequal length beside each other, then the shortest up to the full length.
+
+    The first trial holds the longest text, the shortest, and one as long as the shortest. The second begins with a
+    short text, so that a model that reads long texts in another way is noticed wherever that begins.
+    """
+    room = max(forward.context, max(map(len, texts)))
+    longest = list(max(texts, key=len))
+    longest = longest[: max(1, min(len(longest), room - AT_ONCE - STEPS))]
+    shortest = list(min(texts, key=len))[: len(longest)]
+    if len(shortest) == len(longest):
+        shortest = shortest[: max(1, len(shortest) - max(1, len(shortest) // 3))]
+    prefix = common_prefix([longest, shortest]) or len(shortest) // 2
+    draws = random.Random(0)
+    pool = [token for text in texts[:MOST_TEXTS] for token in text]
+    shortest[:prefix] = longest[:prefix]
+    twin = [*shortest[:prefix], *draws.choices(pool, k=len(shortest) - prefix)]
+    pad = getattr(text_config(forward.inner), "pad_token_id", None)
+    total = min(room, max(length, len(longest) + AT_ONCE + STEPS))
+
+    def continued(prompt: list[int], more: int) -> list[int]:
+        tokens = draws.choices(pool, k=more)
+        # Some models count positions by tokens that are no padding.
+        tokens[1:2] = tokens[1:2] if pad is None or not 0 <= pad < forward.vocabulary else [pad] * len(tokens[1:2])
+        return [*prompt, *tokens]
+
+    prompts = longest, shortest, twin
+    beside = tuple(continued(prompt, max(1, total - len(longest))) for prompt in prompts)
+    trials = [Trial(beside, (len(longest), len(shortest), len(twin)), prefix)]
+    if len(beside[1]) < total:
+        trials.append(Trial((continued(shortest, total - len(shortest)),), (len(shortest),), 0))
+    return trials
+
+
+def _continued(forward: Forward, trial: Trial) -> Iterator[Reading]:
+    """Read the trial's texts in the way of `forward`: prompts, then tokens at once, then single tokens."""
+    prompts = [text[:size] for text, size in zip(trial.texts, trial.prompts, strict=True)]
+    rows = list(range(len(prompts)))
+    logits, states = prefill(forward, prompts)
+    yield Reading(rows, 0, logits[:, None])
+    cache = open_cache(forward, 1)
+    if forward.way.prefix and trial.prefix and cache.can_add:
+        # The longest and the shortest text once more, behind what they share.
+        before = prefill(forward, [prompts[0][: trial.prefix]])[1][0]
+        logits, shared = prefill(forward, [prompts[row][trial.prefix :] for row in (0, 2)], before)
+        yield Reading([0, 2], 0, logits[:, None])
+        rows, states = [0, 1, 0, 2], [*states[:2], *shared]
+    cache.add(states)
+    at_once, steps = _split(trial.more)
+    tokens = torch.tensor([trial.texts[row][trial.prompts[row] :] for row in rows], device=forward.device)
+    first = trial.more - at_once - steps
+    if first:
+        yield Reading(rows, first, cache.run(tokens[:, :first]))
+    if at_once:
+        yield Reading(rows, first + 1, cache.run(tokens[:, first : first + at_once], last=False))
+    for column in range(first + at_once, trial.more):
+        yield Reading(rows, column + 1, cache.advance(tokens[:, column])[:, None])
+
+
+def _split(more: int) -> tuple[int, int]:
+    """How many of the tokens behind a prompt are read at once with all logits, and how many singly."""
+    steps = min(STEPS, more)
+    return min(AT_ONCE, more - steps), steps
+
+
+def _decoded(forward: Forward, trial: Trial) -> Iterator[Reading]:
+    """Single tokens behind the trial's prompts, and behind all but its last tokens, by our own decoder.
+
+    Raises:
+        ModelError: the model has another structure.
+    """
+    decoder = decoder_of(forward, torch.tensor(sorted({token for text in trial.texts for token in text})))
+    if decoder is None:
+        raise ModelError("The model has another structure than `Decoder`.")
+    _, steps = _split(trial.more)
+    for offset in sorted({0, trial.more - steps}):
+        states = prefill(forward, [t[: n + offset] for t, n in zip(trial.texts, trial.prompts, strict=True)])[1]
+        slots = Slots(forward, len(states))
+        slots.decoder, slots.prefixes = decoder, SharedPrefixes()
+        # The first text twice: one prefix of two rows, and others of one row.
+        rows = [0, 0, 1, 2]
+        slots.add([states[row] for row in rows])
+        for step in range(steps):
+            tokens = [trial.texts[row][trial.prompts[row] + offset + step] for row in rows]
+            logits = slots.advance(torch.tensor(tokens, device=forward.device))
+            yield Reading(rows, offset + step + 1, logits[:, None])
+
+
+class Truth:
+    """The log-probabilities of a trial's texts by the model's plain forward, each text alone."""
+
+    def __init__(self, forward: Forward, trial: Trial):
+        self.forward, self.trial = forward, trial
+        at_once, steps = _split(trial.more)
+        first = trial.more - at_once - steps
+        # Behind the prompt and its first tokens, and everything from the tokens on that are read at once.
+        self.offsets = sorted({*range(min(steps, trial.more) + 1), *range(first, trial.more + 1)})
+        try:
+            logits = self._logits()
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:
+            raise ModelError(
+                f"{type(forward.inner).__name__} cannot generate: reading {len(trial.texts[0])} tokens without a cache"
+                f" failed ({type(error).__name__}: {str(error)[:200]}).",
+                "Choose metrics that read no answers of the model, or another model.",
+            ) from error
+        self.logprobs = _logprobs(logits)
+        relative = EXACT.get(forward.dtype, torch.finfo(forward.dtype).eps)
+        self.exact = relative * float(logits[logits.isfinite()].abs().max()) if bool(logits.isfinite().any()) else 0.0
+        self._noise: Tensor | None = None
+
+    def _logits(self) -> Tensor:
+        """Logits [texts,offsets,V]."""
+        rows = []
+        for text, prompt in zip(self.trial.texts, self.trial.prompts, strict=True):
+            ids = torch.tensor([text], device=self.forward.device)
+            rows.append(self.forward.plain(ids, [prompt - 1 + offset for offset in self.offsets])[0])
+        return torch.stack(rows).float()
+
+    @property
+    def noise(self) -> Tensor:
+        """Errors [texts,offsets] of the plain forward itself when all layers round their outputs otherwise."""
+        if self._noise is None:
+            with rounding_otherwise(self.forward.module):
+                self._noise = _errors(_logprobs(self._logits()), self.logprobs)
+        return self._noise
+
+    def agrees(self, reading: Reading) -> bool:
+        """Whether what was read differs from the plain forward by rounding alone.
+
+        An error is the largest difference of log-probabilities of one position. Errors up to `exact` pass. Beyond
+        that they are compared with `noise`: the median of each text with the median of its noise, so that a small
+        error of all positions is noticed, and the largest with the largest noise anywhere, so that a router that
+        sends one token to another expert passes only if rounding alone does that to this model.
+        """
+        columns = [self.offsets.index(reading.offset + index) for index in range(reading.logits.shape[1])]
+        logprobs = self.logprobs[list(reading.rows)][:, columns]
+        errors = _errors(_logprobs(reading.logits.float()), logprobs)
+        if float(errors.max()) <= self.exact:
+            return True
+        floor = self.exact / ROUNDING
+        allowed = self.noise[list(reading.rows)].median(-1).values.clamp(min=floor)
+        within = bool((errors.median(-1).values <= ROUNDING * allowed).all())
+        return within and float(errors.max()) <= ROUNDING * max(float(self.noise.max()), floor)
+
+
+def _logprobs(logits: Tensor) -> Tensor:
+    # A model may give tokens that do not exist a logit of -inf, whose difference would be no number.
+    return logits.log_softmax(-1).clamp(min=-1e4)
+
+
+def _errors(logprobs: Tensor, others: Tensor) -> Tensor:
+    """The largest difference of each position, [...,V] → [...]; NaN stays, and agrees with nothing."""
+    return (logprobs - others).abs().amax(-1)
+
+
+@contextmanager
+def rounding_otherwise(module: nn.Module) -> Iterator[None]:
+    """Move each output feature of all layers without children up or down by one unit of the type's resolution."""
+    draws = torch.Generator().manual_seed(0)
+
+    def moved(_module: nn.Module, _inputs: Any, output: Any) -> Any:
+        if not isinstance(output, Tensor) or not output.is_floating_point():
+            return output
+        signs = torch.randint(0, 2, output.shape[-1:], generator=draws).mul_(2).sub_(1)
+        factors = 1 + torch.finfo(output.dtype).eps * signs
+        return output * factors.to(output)
+
+    handles = [layer.register_forward_hook(moved) for layer in module.modules() if not list(layer.children())]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
