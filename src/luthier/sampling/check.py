@@ -86,36 +86,44 @@ def _made_of(forward: Forward) -> Any:
 
 
 def _verdict(forward: Forward, trials: Sequence[Trial], length: int) -> Verdict:
-    """Try the ways from the fastest on."""
+    """Try the ways from the fastest on; those that keep a cache also up to the rounding of bfloat16."""
     truths = [Truth(forward, trial) for trial in trials]
-    for way in WAYS[:-1]:
-        if (way.cached and not forward.cached) or not (way.positions or forward.positions):
-            continue
+    own, rough = torch.finfo(forward.dtype).eps, torch.finfo(torch.bfloat16).eps
+    cached = [way for way in WAYS if way.cached and forward.cached and (way.positions or forward.positions)]
+    # The steps of some recurrent layers compute slightly otherwise than their plain forward.
+    tries = [(way, own) for way in cached] + [(way, rough) for way in cached if own < rough]
+    for way, resolution in [*tries, *((way, own) for way in WAYS if not way.cached)]:
         forward.way = way
-        if all(_passes(_continued, truth) for truth in truths):
+        if way == WAYS[-1] or all(_passes(_continued, truth, resolution) for truth in truths):
             # Our decoder reads a prefix once for several texts, so it needs a model that can.
-            fast = way == Way() and _passes(_decoded, truths[0])
-            _say(forward, way)
+            fast = way == Way() and resolution == own and _passes(_decoded, truths[0], own)
+            _warn(forward, way, rough=resolution != own)
             return Verdict(way, fast, length)
-    _say(forward, WAYS[-1])
-    return Verdict(WAYS[-1], False, length)
+    raise AssertionError("The last way is always taken.")
 
 
-def _passes(read: Callable[[Forward, Trial], Iterator[Reading]], truth: Truth) -> bool:
+def _passes(read: Callable[[Forward, Trial], Iterator[Reading]], truth: Truth, resolution: float) -> bool:
     """Whether all that was read agrees; what raises, in whatever way, is not taken."""
     try:
-        return all(truth.agrees(reading) for reading in read(truth.forward, truth.trial))
+        return all(truth.agrees(reading, resolution) for reading in read(truth.forward, truth.trial))
     except torch.OutOfMemoryError:
         raise
     except Exception:
         return False
 
 
-def _say(forward: Forward, way: Way) -> None:
+def _warn(forward: Forward, way: Way, rough: bool) -> None:
+    name = type(forward.inner).__name__
     if not way.cached:
         warnings.warn(
-            f"{type(forward.inner).__name__} keeps no cache that gives its own logits for these texts, so whole texts"
-            " are read again for every token: generation is slow.",
+            f"{name} keeps no cache that gives its own logits for these texts, so whole texts are read again for every"
+            " token: generation is slow.",
+            stacklevel=2,
+        )
+    elif rough:
+        warnings.warn(
+            f"With its cache {name} differs from its own forward by more than rounding in {forward.dtype}, though by"
+            " less than rounding in bfloat16; the cache is used.",
             stacklevel=2,
         )
 
@@ -185,6 +193,10 @@ def _trials(forward: Forward, texts: Sequence[Sequence[int]], length: int) -> li
 
 def _continued(forward: Forward, trial: Trial) -> Iterator[Reading]:
     """Read the trial's texts in the way of `forward`: prompts, then tokens at once, then single tokens."""
+    if not forward.way.cached:
+        # Nothing is continued: what has to agree is that texts of equal length are read together as alone.
+        yield Reading(range(len(trial.texts)), trial.more, prefill(forward, trial.texts)[0][:, None])
+        return
     prompts = [text[:size] for text, size in zip(trial.texts, trial.prompts, strict=True)]
     rows = list(range(len(prompts)))
     logits, states = prefill(forward, prompts)
@@ -256,10 +268,8 @@ class Truth:
                 f" failed ({type(error).__name__}: {str(error)[:200]}).",
                 "Choose metrics that read no answers of the model, or another model.",
             ) from error
-        self.logprobs = _logprobs(logits)
-        relative = EXACT.get(forward.dtype, torch.finfo(forward.dtype).eps)
-        self.exact = relative * float(logits[logits.isfinite()].abs().max()) if bool(logits.isfinite().any()) else 0.0
-        self._noise: Tensor | None = None
+        self.logprobs, self.exact = logprobs_of(logits), exact_for(logits, forward.dtype)
+        self._noise: dict[float, Tensor] = {}
 
     def _logits(self) -> Tensor:
         """Logits [texts,offsets,V]."""
@@ -269,53 +279,73 @@ class Truth:
             rows.append(self.forward.plain(ids, [prompt - 1 + offset for offset in self.offsets])[0])
         return torch.stack(rows).float()
 
-    @property
-    def noise(self) -> Tensor:
+    def noise(self, resolution: float) -> Tensor:
         """Errors [texts,offsets] of the plain forward itself when all layers round their outputs otherwise."""
-        if self._noise is None:
-            with rounding_otherwise(self.forward.module):
-                self._noise = _errors(_logprobs(self._logits()), self.logprobs)
-        return self._noise
+        if resolution not in self._noise:
+            with rounding_otherwise(self.forward.module, resolution):
+                self._noise[resolution] = errors_of(logprobs_of(self._logits()), self.logprobs)
+        return self._noise[resolution]
 
-    def agrees(self, reading: Reading) -> bool:
-        """Whether what was read differs from the plain forward by rounding alone.
-
-        An error is the largest difference of log-probabilities of one position. Errors up to `exact` pass. Beyond
-        that they are compared with `noise`: the median of each text with the median of its noise, so that a small
-        error of all positions is noticed, and the largest with the largest noise anywhere, so that a router that
-        sends one token to another expert passes only if rounding alone does that to this model.
-        """
-        columns = [self.offsets.index(reading.offset + index) for index in range(reading.logits.shape[1])]
-        logprobs = self.logprobs[list(reading.rows)][:, columns]
-        errors = _errors(_logprobs(reading.logits.float()), logprobs)
-        if float(errors.max()) <= self.exact:
-            return True
-        floor = self.exact / ROUNDING
-        allowed = self.noise[list(reading.rows)].median(-1).values.clamp(min=floor)
-        within = bool((errors.median(-1).values <= ROUNDING * allowed).all())
-        return within and float(errors.max()) <= ROUNDING * max(float(self.noise.max()), floor)
+    def agrees(self, reading: Reading, resolution: float) -> bool:
+        """Whether what was read differs from the plain forward by rounding to this resolution alone."""
+        rows, first = list(reading.rows), self.offsets.index(reading.offset)
+        # Offsets from a reading's first on are neighbours.
+        logprobs = self.logprobs[rows, first : first + reading.logits.shape[1]]
+        errors = errors_of(logprobs_of(reading.logits), logprobs)
+        return is_rounding(errors, self.exact, lambda: self.noise(resolution)[rows], lambda: self.noise(resolution))
 
 
-def _logprobs(logits: Tensor) -> Tensor:
-    # A model may give tokens that do not exist a logit of -inf, whose difference would be no number.
-    return logits.log_softmax(-1).clamp(min=-1e4)
+def is_rounding(
+    errors: Tensor, exact: float, noise: Callable[[], Tensor], all_noise: Callable[[], Tensor] | None = None
+) -> bool:
+    """Whether errors [rows,P] come from rounding alone.
+
+    Errors up to `exact` do. Beyond that they are compared with `noise`: the median of each row with the median of its
+    noise, so that a small error of all positions is noticed, and the largest with the largest noise anywhere, so that
+    a router that sends one token to another expert passes only if rounding alone does that to this model.
+
+    Args:
+        errors: largest difference of log-probabilities of each position; NaN is no rounding.
+        exact: see above.
+        noise: computes the same differences [rows,P'] between two forwards that round otherwise.
+        all_noise: those of further rows; default: `noise`.
+    """
+    if float(errors.max()) <= exact:
+        return True
+    if not bool(errors.isfinite().all()):
+        return False
+    allowed = ROUNDING * noise().median(-1).values
+    largest = ROUNDING * float((all_noise or noise)().max())
+    within = bool((errors.median(-1).values <= allowed.clamp(min=exact)).all())
+    return within and float(errors.max()) <= max(largest, exact)
 
 
-def _errors(logprobs: Tensor, others: Tensor) -> Tensor:
-    """The largest difference of each position, [...,V] → [...]; NaN stays, and agrees with nothing."""
+def exact_for(logits: Tensor, dtype: torch.dtype) -> float:
+    """Errors of log-probabilities that pass at once, for a model in `dtype` with such logits."""
+    finite = logits[logits.isfinite()]
+    return EXACT.get(dtype, torch.finfo(dtype).eps) * float(finite.abs().max()) if len(finite) else 0.0
+
+
+def logprobs_of(logits: Tensor) -> Tensor:
+    """Log-probabilities in float32; a token that does not exist may have a logit of -inf."""
+    return logits.float().log_softmax(-1).clamp(min=-1e4)
+
+
+def errors_of(logprobs: Tensor, others: Tensor) -> Tensor:
+    """The largest difference of each position, [...,V] → [...]."""
     return (logprobs - others).abs().amax(-1)
 
 
 @contextmanager
-def rounding_otherwise(module: nn.Module) -> Iterator[None]:
-    """Move each output feature of all layers without children up or down by one unit of the type's resolution."""
+def rounding_otherwise(module: nn.Module, resolution: float) -> Iterator[None]:
+    """Move each output feature of all layers without children up or down by this share of itself."""
     draws = torch.Generator().manual_seed(0)
 
     def moved(_module: nn.Module, _inputs: Any, output: Any) -> Any:
         if not isinstance(output, Tensor) or not output.is_floating_point():
             return output
         signs = torch.randint(0, 2, output.shape[-1:], generator=draws).mul_(2).sub_(1)
-        factors = 1 + torch.finfo(output.dtype).eps * signs
+        factors = 1 + resolution * signs
         return output * factors.to(output)
 
     handles = [layer.register_forward_hook(moved) for layer in module.modules() if not list(layer.children())]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cache
 from itertools import islice
 from typing import Any
 
@@ -14,13 +15,14 @@ from luthier.models.kernels.folding import folded_in
 from luthier.models.kernels.head import target_logprob
 from luthier.models.policy import TokenPolicy
 from luthier.sampling.cache import common_prefix, open_cache, prefill, sampling_mode, space_of
-from luthier.sampling.check import check
+from luthier.sampling.check import check, errors_of, exact_for, is_rounding, logprobs_of, rounding_otherwise
 from luthier.sampling.native import check_prompts
 from luthier.sampling.state import Forward, State, by_length
 from luthier.types import Row
 
 LOGIT_BYTES = 128 * 2**20  # float32 logits of the choices of one batch; one prompt alone may take more
 FORWARD_POSITIONS = 4096  # of one forward over rows
+COMPARED = 16  # positions of a row whose log-probabilities are compared with those of the row alone
 
 
 def choice_logprobs(
@@ -88,6 +90,8 @@ def _score_choices(
     forward: Forward, prompts: list[Sequence[int]], choices: list[Sequence[Sequence[int]]]
 ) -> list[list[float]]:
     """Summed log-probabilities [prompt][choice] of one batch."""
+    if not forward.way.cached:
+        return [_reread(forward, prompt, options) for prompt, options in zip(prompts, choices, strict=True)]
     logits, states = _prefill(forward, prompts)
     first = logits.float().log_softmax(-1)
     flat: list[list[int]] = []
@@ -112,6 +116,16 @@ def _score_choices(
         totals[torch.tensor(group, device=totals.device)] += rest
     remaining = iter(totals.tolist())
     return [list(islice(remaining, len(options))) for options in choices]
+
+
+def _reread(forward: Forward, prompt: Sequence[int], choices: Sequence[Sequence[int]]) -> list[float]:
+    """The same for one prompt, from one plain forward over the prompt and each choice."""
+    totals = []
+    for choice in choices:
+        ids = torch.tensor([[*prompt, *choice]], device=forward.device)
+        logits = forward.plain(ids, range(len(prompt) - 1, ids.shape[1] - 1))
+        totals.append(float(_rest(logits, ids[:, len(prompt) :], [[0, *choice]])))
+    return totals
 
 
 def _prefill(forward: Forward, prompts: list[Sequence[int]]) -> tuple[Tensor, list[State]]:
@@ -145,22 +159,73 @@ def sequence_logprobs(
     Returns:
         (sum of log-probabilities in nats, number of targets) per row, in order.
     """
-    policy = TokenPolicy(module)
-    device = module.get_input_embeddings().weight.device
+    forward = Forward(module)
     sums_and_counts: dict[str, tuple[float, int]] = {}
     with folded_in(module), sampling_mode(module):
+        batched = bool(rows) and _agrees_with_rows_alone(forward, rows)
         for micro_batch in micro_batches(rows, FORWARD_POSITIONS, "padded"):
-            batch = collate(micro_batch).to(device)
-            row_of, columns = batch.targets()
-            targets, head = batch.ids[row_of, columns], policy.head
-            hidden = policy.hidden(batch)
-            # `head.map` computes the logits of a few positions at a time.
-            logprobs = head.map(hidden, lambda part, logits, targets=targets: target_logprob(logits, targets[part]))
-            # float64, so that rounding in the sum of a long row stays far below the rounding of the logits.
-            sums = torch.zeros(len(micro_batch), dtype=torch.float64, device=device)
-            sums.index_add_(0, row_of, logprobs.double())
-            for row, total in zip(micro_batch, sums.tolist(), strict=True):
+            sums = _batch_sums(forward, micro_batch) if batched else [_row_sum(forward, row) for row in micro_batch]
+            for row, total in zip(micro_batch, sums, strict=True):
                 sums_and_counts[row.id] = (total, row.targets)
             if progress is not None:
                 progress(len(sums_and_counts))
     return [sums_and_counts[row.id] for row in rows]
+
+
+def _batch_sums(forward: Forward, rows: Sequence[Row]) -> list[float]:
+    """Summed log-probabilities of the targets of each row, from one padded forward."""
+    policy = TokenPolicy(forward.module)
+    batch = collate(rows).to(forward.device)
+    row_of, columns = batch.targets()
+    targets, head = batch.ids[row_of, columns], policy.head
+    hidden = policy.hidden(batch)
+    # `head.map` computes the logits of a few positions at a time.
+    logprobs = head.map(hidden, lambda part, logits: target_logprob(logits, targets[part]))
+    # float64, so that rounding in the sum of a long row stays far below the rounding of the logits.
+    sums = torch.zeros(len(rows), dtype=torch.float64, device=forward.device)
+    return sums.index_add_(0, row_of, logprobs.double()).tolist()
+
+
+def _row_sum(forward: Forward, row: Row) -> float:
+    """The same of one row, from the model's plain forward over it alone."""
+    batch = collate([row]).to(forward.device)
+    _, columns = batch.targets()
+    if not len(columns):
+        return 0.0
+    logits = forward.plain(batch.ids, [column - 1 for column in columns.tolist()])[0]
+    return float(target_logprob(logits.float(), batch.ids[0, columns]).double().sum())
+
+
+def _agrees_with_rows_alone(forward: Forward, rows: Sequence[Row]) -> bool:
+    """Whether the longest and the shortest row have together the log-probabilities that each has alone.
+
+    Some models count positions otherwise than we do, see padding, or change with the length of the longest row; some
+    change their logits behind the output embedding in a way that `Head` does not know.
+    """
+    pair = [max(rows, key=len), min(rows, key=len)]
+    policy, batch = TokenPolicy(forward.module), collate(pair).to(forward.device)
+    columns = torch.stack([torch.linspace(0, len(row) - 1, COMPARED).long() for row in pair])
+
+    def alone() -> Tensor:
+        logits = []
+        for row, chosen in zip(pair, columns, strict=True):
+            positions, index = chosen.unique(return_inverse=True)
+            ids = torch.tensor([row.ids.tolist()], device=forward.device)
+            logits.append(forward.plain(ids, positions.tolist())[0][index])
+        return torch.stack(logits)
+
+    def noise() -> Tensor:
+        with rounding_otherwise(forward.module, torch.finfo(forward.dtype).eps):
+            return errors_of(logprobs_of(alone()), wanted)
+
+    expected = alone()
+    wanted, exact = logprobs_of(expected), exact_for(expected, forward.dtype)
+    try:
+        hidden = policy.input_of_head({"input_ids": batch.ids}, batch.attention_mask, batch.position_of)
+        picked = hidden[torch.arange(2, device=hidden.device)[:, None], columns.to(hidden.device)]
+        logits = policy.head.logits(picked.flatten(0, 1)).view(2, COMPARED, -1)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception:
+        return False
+    return is_rounding(errors_of(logprobs_of(logits), wanted), exact, cache(noise))
