@@ -29,6 +29,7 @@ EXACT = {torch.float64: 1e-9, torch.float32: 1e-4}
 """Errors of log-probabilities that pass at once, relative to the largest logit; shorter types: their resolution."""
 ROUNDING = 2.0
 """An error is rounding up to this multiple of what the model's own rounding does (`Truth.noise`)."""
+QUARTILE = 0.75
 MOST_TEXTS = 8  # whose tokens continue the texts of a trial
 
 
@@ -104,8 +105,19 @@ def _verdict(forward: Forward, trials: Sequence[Trial], length: int) -> Verdict:
 
 def _passes(read: Callable[[Forward, Trial], Iterator[Reading]], truth: Truth, resolution: float) -> bool:
     """Whether all that was read agrees; what raises, in whatever way, is not taken."""
+    errors: dict[str, list[Tensor]] = {}
+
+    def noise() -> Tensor:
+        return truth.noise(resolution)
+
     try:
-        return all(truth.agrees(reading, resolution) for reading in read(truth.forward, truth.trial))
+        for reading in read(truth.forward, truth.trial):
+            # One text alone gives too few errors to tell kinds apart.
+            parts = errors.setdefault(reading.kind if len(truth.trial.texts) > 1 else "", [])
+            parts.append(truth.errors(reading))
+            if not is_rounding(parts[-1], truth.exact, noise, largest_only=True):
+                return False
+        return all(is_rounding(torch.cat(parts), truth.exact, noise) for parts in errors.values())
     except torch.OutOfMemoryError:
         raise
     except Exception:
@@ -150,8 +162,12 @@ class Trial:
 
 @dataclass(frozen=True)
 class Reading:
-    """Logits [rows,P,V] behind `offset`, ... `offset` + P - 1 tokens after the prompts of the trial's texts `rows`."""
+    """Logits [rows,P,V] behind `offset`, ... `offset` + P - 1 tokens after the prompts of the trial's texts `rows`.
 
+    `kind` says how they were read; errors are judged by kind.
+    """
+
+    kind: str
     rows: Sequence[int]
     offset: int
     logits: Tensor
@@ -195,29 +211,29 @@ def _continued(forward: Forward, trial: Trial) -> Iterator[Reading]:
     """Read the trial's texts in the way of `forward`: prompts, then tokens at once, then single tokens."""
     if not forward.way.cached:
         # Nothing is continued: what has to agree is that texts of equal length are read together as alone.
-        yield Reading(range(len(trial.texts)), trial.more, prefill(forward, trial.texts)[0][:, None])
+        yield Reading("prompts", range(len(trial.texts)), trial.more, prefill(forward, trial.texts)[0][:, None])
         return
     prompts = [text[:size] for text, size in zip(trial.texts, trial.prompts, strict=True)]
     rows = list(range(len(prompts)))
     logits, states = prefill(forward, prompts)
-    yield Reading(rows, 0, logits[:, None])
+    yield Reading("prompts", rows, 0, logits[:, None])
     cache = open_cache(forward, 1)
     if forward.way.prefix and trial.prefix and cache.can_add:
         # The longest and the shortest text once more, behind what they share.
         before = prefill(forward, [prompts[0][: trial.prefix]])[1][0]
         logits, shared = prefill(forward, [prompts[row][trial.prefix :] for row in (0, 2)], before)
-        yield Reading([0, 2], 0, logits[:, None])
+        yield Reading("prompts", [0, 2], 0, logits[:, None])
         rows, states = [0, 1, 0, 2], [*states[:2], *shared]
     cache.add(states)
     at_once, steps = _split(trial.more)
     tokens = torch.tensor([trial.texts[row][trial.prompts[row] :] for row in rows], device=forward.device)
     first = trial.more - at_once - steps
     if first:
-        yield Reading(rows, first, cache.run(tokens[:, :first]))
+        yield Reading("at once", rows, first, cache.run(tokens[:, :first]))
     if at_once:
-        yield Reading(rows, first + 1, cache.run(tokens[:, first : first + at_once], last=False))
+        yield Reading("at once", rows, first + 1, cache.run(tokens[:, first : first + at_once], last=False))
     for column in range(first + at_once, trial.more):
-        yield Reading(rows, column + 1, cache.advance(tokens[:, column])[:, None])
+        yield Reading("steps", rows, column + 1, cache.advance(tokens[:, column])[:, None])
 
 
 def _split(more: int) -> tuple[int, int]:
@@ -246,7 +262,7 @@ def _decoded(forward: Forward, trial: Trial) -> Iterator[Reading]:
         for step in range(steps):
             tokens = [trial.texts[row][trial.prompts[row] + offset + step] for row in rows]
             logits = slots.advance(torch.tensor(tokens, device=forward.device))
-            yield Reading(rows, offset + step + 1, logits[:, None])
+            yield Reading("steps", rows, offset + step + 1, logits[:, None])
 
 
 class Truth:
@@ -286,38 +302,35 @@ class Truth:
                 self._noise[resolution] = errors_of(logprobs_of(self._logits()), self.logprobs)
         return self._noise[resolution]
 
-    def agrees(self, reading: Reading, resolution: float) -> bool:
-        """Whether what was read differs from the plain forward by rounding to this resolution alone."""
-        rows, first = list(reading.rows), self.offsets.index(reading.offset)
+    def errors(self, reading: Reading) -> Tensor:
+        """The errors [rows·P] of what was read."""
+        first = self.offsets.index(reading.offset)
         # Offsets from a reading's first on are neighbours.
-        logprobs = self.logprobs[rows, first : first + reading.logits.shape[1]]
-        errors = errors_of(logprobs_of(reading.logits), logprobs)
-        return is_rounding(errors, self.exact, lambda: self.noise(resolution)[rows], lambda: self.noise(resolution))
+        logprobs = self.logprobs[list(reading.rows), first : first + reading.logits.shape[1]]
+        return errors_of(logprobs_of(reading.logits), logprobs).flatten()
 
 
-def is_rounding(
-    errors: Tensor, exact: float, noise: Callable[[], Tensor], all_noise: Callable[[], Tensor] | None = None
-) -> bool:
-    """Whether errors [rows,P] come from rounding alone.
+def is_rounding(errors: Tensor, exact: float, noise: Callable[[], Tensor], largest_only: bool = False) -> bool:
+    """Whether errors come from rounding alone.
 
-    Errors up to `exact` do. Beyond that they are compared with `noise`: the median of each row with the median of its
-    noise, so that a small error of all positions is noticed, and the largest with the largest noise anywhere, so that
-    a router that sends one token to another expert passes only if rounding alone does that to this model.
+    Errors up to `exact` do. Beyond that they are compared with `noise`: the upper quartile with the quartile of the
+    noise, so that an error of a quarter of the positions is noticed however small, and the largest with the largest,
+    so that a router that sends one token to another expert passes only if rounding alone does that to this model.
 
     Args:
-        errors: largest difference of log-probabilities of each position; NaN is no rounding.
+        errors: largest difference of log-probabilities of each position, [n]; NaN is no rounding.
         exact: see above.
-        noise: computes the same differences [rows,P'] between two forwards that round otherwise.
-        all_noise: those of further rows; default: `noise`.
+        noise: computes such differences between two forwards that round otherwise, of any shape.
+        largest_only: compare the largest alone, where there are too few for quartiles.
     """
     if float(errors.max()) <= exact:
         return True
     if not bool(errors.isfinite().all()):
         return False
-    allowed = ROUNDING * noise().median(-1).values
-    largest = ROUNDING * float((all_noise or noise)().max())
-    within = bool((errors.median(-1).values <= allowed.clamp(min=exact)).all())
-    return within and float(errors.max()) <= max(largest, exact)
+    pairs = [(errors.max(), noise().max())]
+    if not largest_only:
+        pairs.append((errors.quantile(QUARTILE), noise().flatten().quantile(QUARTILE)))
+    return all(float(error) <= max(exact, ROUNDING * float(usual)) for error, usual in pairs)
 
 
 def exact_for(logits: Tensor, dtype: torch.dtype) -> float:

@@ -228,4 +228,4 @@ def _agrees_with_rows_alone(forward: Forward, rows: Sequence[Row]) -> bool:
         raise
     except Exception:
         return False
-    return is_rounding(errors_of(logprobs_of(logits), wanted), exact, cache(noise))
+    return all(is_rounding(row, exact, cache(noise)) for row in errors_of(logprobs_of(logits), wanted))
