@@ -23,7 +23,7 @@ ROTATIONS = ("default", "linear", "llama3", "yarn")  # angles that do not change
 FIRST_POSITIONS = 256  # of the table of angles, which grows with the longest row
 LARGER = 64.0
 """Keys and values are also compared at this multiple: an attention that clips them shows there what it does."""
-MOST_IDS = 32  # tokens of that comparison
+MOST_IDS = 8  # tokens of that comparison
 KEY_TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}  # relative to the largest; shorter types twice theirs
 
 
@@ -144,7 +144,7 @@ def decoder_of(forward: Forward, ids: Tensor) -> Decoder | None:
 
     Args:
         forward: the model.
-        ids: tokens that the model will read, [n].
+        ids: tokens that the model will read, [n]; a few of them are tried.
     """
     if not _has_known_structure(forward):
         return None

@@ -9,7 +9,7 @@ import random
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -21,7 +21,7 @@ from luthier.models.config import text_config
 from luthier.sampling._decoder import decoder_of
 from luthier.sampling._shared_prefixes import SharedPrefixes
 from luthier.sampling.cache import Slots, common_prefix, open_cache, prefill
-from luthier.sampling.state import WAYS, Forward, Way
+from luthier.sampling.state import WAYS, Forward, State, Way
 
 AT_ONCE, STEPS = 6, 3
 """Tokens of a trial whose logits are computed at once, and by steps of one token."""
@@ -148,11 +148,13 @@ class Trial:
         texts: token ids; each is its prompt and as many tokens behind it as the others have. All share `prefix` tokens.
         prompts: length of the prompt of each.
         prefix: length of what all texts begin with.
+        states: what `Slots` held of the first two texts, by the number of tokens behind their prompts.
     """
 
     texts: tuple[list[int], ...]
     prompts: tuple[int, ...]
     prefix: int
+    states: dict[int, list[State]] = field(default_factory=dict)
 
     @property
     def more(self) -> int:
@@ -209,31 +211,42 @@ def _trials(forward: Forward, texts: Sequence[Sequence[int]], length: int) -> li
 
 def _continued(forward: Forward, trial: Trial) -> Iterator[Reading]:
     """Read the trial's texts in the way of `forward`: prompts, then tokens at once, then single tokens."""
+    # Two texts of equal length show what rows do to each other; where rows may be ragged, the others show it.
+    rows = list(range(min(len(trial.texts), 2 if forward.way.ragged else 3)))
     if not forward.way.cached:
         # Nothing is continued: what has to agree is that texts of equal length are read together as alone.
-        yield Reading("prompts", range(len(trial.texts)), trial.more, prefill(forward, trial.texts)[0][:, None])
+        logits = prefill(forward, [trial.texts[row] for row in rows])[0]
+        yield Reading("at once", rows, trial.more, logits[:, None])
         return
-    prompts = [text[:size] for text, size in zip(trial.texts, trial.prompts, strict=True)]
-    rows = list(range(len(prompts)))
+    prompts = [trial.texts[row][: trial.prompts[row]] for row in rows]
     logits, states = prefill(forward, prompts)
-    yield Reading("prompts", rows, 0, logits[:, None])
-    cache = open_cache(forward, 1)
+    yield Reading("at once", rows, 0, logits[:, None])
+    cache, direct = open_cache(forward, 1), len(rows)
+    trial.states[0] = states[:2]
     if forward.way.prefix and trial.prefix and cache.can_add:
-        # The longest and the shortest text once more, behind what they share.
+        # The shorter of two texts that continue one prefix is padded between the two.
         before = prefill(forward, [prompts[0][: trial.prefix]])[1][0]
-        logits, shared = prefill(forward, [prompts[row][trial.prefix :] for row in (0, 2)], before)
-        yield Reading("prompts", [0, 2], 0, logits[:, None])
-        rows, states = [0, 1, 0, 2], [*states[:2], *shared]
+        logits, shared = prefill(forward, [prompt[trial.prefix :] for prompt in prompts], before)
+        yield Reading("prefix", rows, 0, logits[:, None])
+        rows, states = [*rows, 1], [*states, shared[1]]
     cache.add(states)
-    at_once, steps = _split(trial.more)
     tokens = torch.tensor([trial.texts[row][trial.prompts[row] :] for row in rows], device=forward.device)
+
+    def readings(kind: str, offset: int, logits: Tensor) -> Iterator[Reading]:
+        yield Reading(kind, rows[:direct], offset, logits[:direct])
+        if direct < len(rows):
+            yield Reading("prefix", rows[direct:], offset, logits[direct:])
+
+    at_once, steps = _split(trial.more)
     first = trial.more - at_once - steps
     if first:
-        yield Reading("at once", rows, first, cache.run(tokens[:, :first]))
+        yield from readings("at once", first, cache.run(tokens[:, :first]))
     if at_once:
-        yield Reading("at once", rows, first + 1, cache.run(tokens[:, first : first + at_once], last=False))
+        yield from readings("at once", first + 1, cache.run(tokens[:, first : first + at_once], last=False))
+    if isinstance(cache, Slots):
+        trial.states[first + at_once] = [cache.state(row) for row in rows[:2]]
     for column in range(first + at_once, trial.more):
-        yield Reading("steps", rows, column + 1, cache.advance(tokens[:, column])[:, None])
+        yield from readings("steps", column + 1, cache.advance(tokens[:, column])[:, None])
 
 
 def _split(more: int) -> tuple[int, int]:
@@ -248,25 +261,28 @@ def _decoded(forward: Forward, trial: Trial) -> Iterator[Reading]:
     Raises:
         ModelError: the model has another structure.
     """
-    decoder = decoder_of(forward, torch.tensor(sorted({token for text in trial.texts for token in text})))
+    decoder = decoder_of(forward, torch.tensor(trial.texts[0]))
     if decoder is None:
         raise ModelError("The model has another structure than `Decoder`.")
     _, steps = _split(trial.more)
-    for offset in sorted({0, trial.more - steps}):
-        states = prefill(forward, [t[: n + offset] for t, n in zip(trial.texts, trial.prompts, strict=True)])[1]
-        slots = Slots(forward, len(states))
+    for offset, states in trial.states.items():
+        slots = Slots(forward, 3)
         slots.decoder, slots.prefixes = decoder, SharedPrefixes()
-        # The first text twice: one prefix of two rows, and others of one row.
-        rows = [0, 0, 1, 2]
+        # The first text twice: one prefix of two rows, and one of one row.
+        rows = [0, 0, 1]
         slots.add([states[row] for row in rows])
-        for step in range(steps):
+        for step in range(min(steps, trial.more - offset)):
             tokens = [trial.texts[row][trial.prompts[row] + offset + step] for row in rows]
             logits = slots.advance(torch.tensor(tokens, device=forward.device))
             yield Reading("steps", rows, offset + step + 1, logits[:, None])
 
 
 class Truth:
-    """The log-probabilities of a trial's texts by the model's plain forward, each text alone."""
+    """The log-probabilities of a trial's texts by the model's plain forward, each text alone.
+
+    Raises:
+        ModelError: the plain forward fails.
+    """
 
     def __init__(self, forward: Forward, trial: Trial):
         self.forward, self.trial = forward, trial
@@ -274,8 +290,10 @@ class Truth:
         first = trial.more - at_once - steps
         # Behind the prompt and its first tokens, and everything from the tokens on that are read at once.
         self.offsets = sorted({*range(min(steps, trial.more) + 1), *range(first, trial.more + 1)})
+        self._logprobs: dict[int, Tensor] = {}
+        self._noise: dict[float, Tensor] = {}
         try:
-            logits = self._logits()
+            logits = self._logits(0)
         except torch.OutOfMemoryError:
             raise
         except Exception as error:
@@ -284,29 +302,36 @@ class Truth:
                 f" failed ({type(error).__name__}: {str(error)[:200]}).",
                 "Choose metrics that read no answers of the model, or another model.",
             ) from error
-        self.logprobs, self.exact = logprobs_of(logits), exact_for(logits, forward.dtype)
-        self._noise: dict[float, Tensor] = {}
+        self._logprobs[0], self.exact = logprobs_of(logits), exact_for(logits, forward.dtype)
 
-    def _logits(self) -> Tensor:
-        """Logits [texts,offsets,V]."""
-        rows = []
-        for text, prompt in zip(self.trial.texts, self.trial.prompts, strict=True):
-            ids = torch.tensor([text], device=self.forward.device)
-            rows.append(self.forward.plain(ids, [prompt - 1 + offset for offset in self.offsets])[0])
-        return torch.stack(rows).float()
+    def _logits(self, text: int) -> Tensor:
+        """Logits [offsets,V] of one text."""
+        ids = torch.tensor([self.trial.texts[text]], device=self.forward.device)
+        prompt = self.trial.prompts[text]
+        return self.forward.plain(ids, [prompt - 1 + offset for offset in self.offsets])[0]
+
+    def logprobs(self, text: int) -> Tensor:
+        """Log-probabilities [offsets,V] of one text."""
+        if text not in self._logprobs:
+            self._logprobs[text] = logprobs_of(self._logits(text))
+        return self._logprobs[text]
 
     def noise(self, resolution: float) -> Tensor:
-        """Errors [texts,offsets] of the plain forward itself when all layers round their outputs otherwise."""
+        """Errors [n] of the plain forward itself when all layers round their outputs otherwise."""
         if resolution not in self._noise:
+            errors = []
             with rounding_otherwise(self.forward.module, resolution):
-                self._noise[resolution] = errors_of(logprobs_of(self._logits()), self.logprobs)
+                for text, logprobs in self._logprobs.items():
+                    errors.append(errors_of(logprobs_of(self._logits(text)), logprobs))
+            self._noise[resolution] = torch.cat(errors)
         return self._noise[resolution]
 
     def errors(self, reading: Reading) -> Tensor:
         """The errors [rows·P] of what was read."""
         first = self.offsets.index(reading.offset)
         # Offsets from a reading's first on are neighbours.
-        logprobs = self.logprobs[list(reading.rows), first : first + reading.logits.shape[1]]
+        columns = slice(first, first + reading.logits.shape[1])
+        logprobs = torch.stack([self.logprobs(row)[columns] for row in reading.rows])
         return errors_of(logprobs_of(reading.logits), logprobs).flatten()
 
 
