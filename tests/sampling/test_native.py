@@ -129,7 +129,7 @@ def test_a_module_that_is_no_language_model_is_refused(module, monkeypatch):
         generate(torch.nn.Linear(2, 2), [[1]], end_ids=set(), max_new_tokens=1)
     CHECKED.clear()
     monkeypatch.setattr(module.model, "forward", lambda **inputs: 1 / 0)
-    with pytest.raises(ModelError, match="LlamaForCausalLM cannot generate: .*ZeroDivisionError"):
+    with pytest.raises(ModelError, match=r"LlamaForCausalLM cannot generate: .*ZeroDivisionError"):
         generate(module, [[1] * 200], end_ids=set(), max_new_tokens=9)
 
 

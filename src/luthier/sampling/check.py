@@ -20,7 +20,7 @@ from luthier.errors import ModelError
 from luthier.models.config import text_config
 from luthier.sampling._decoder import decoder_of
 from luthier.sampling._shared_prefixes import SharedPrefixes
-from luthier.sampling.cache import Slots, common_prefix, open_cache, prefill
+from luthier.sampling.cache import Slots, common_prefix, open_cache, prefill, sampling_mode
 from luthier.sampling.state import WAYS, Forward, State, Way
 
 AT_ONCE, STEPS = 6, 3
@@ -77,6 +77,17 @@ def check(forward: Forward, texts: Sequence[Sequence[int]], new: int) -> Verdict
     return verdict
 
 
+def refuse_unreadable(module: Any, text: Sequence[int]) -> None:
+    """Refuse a model that cannot continue this text in any way, before work is put into it.
+
+    Raises:
+        ModelError: the model's plain forward fails.
+    """
+    forward = Forward(module)
+    with sampling_mode(module):
+        Truth(forward, _trials(forward, [text], len(text) + 1)[0])
+
+
 def _made_of(forward: Forward) -> Any:
     """What a verdict depends on besides lengths: a user may exchange a module between two calls, or add a hook."""
     modules = []
@@ -95,6 +106,8 @@ def _verdict(forward: Forward, trials: Sequence[Trial], length: int) -> Verdict:
     tries = [(way, own) for way in cached] + [(way, rough) for way in cached if own < rough]
     for way, resolution in [*tries, *((way, own) for way in WAYS if not way.cached)]:
         forward.way = way
+        if not way.cached:
+            truths[0].refuse_foresight()
         if way == WAYS[-1] or all(_passes(_continued, truth, resolution) for truth in truths):
             # Our decoder reads a prefix once for several texts, so it needs a model that can.
             fast = way == Way() and resolution == own and _passes(_decoded, truths[0], own)
@@ -309,6 +322,20 @@ class Truth:
         ids = torch.tensor([self.trial.texts[text]], device=self.forward.device)
         prompt = self.trial.prompts[text]
         return self.forward.plain(ids, [prompt - 1 + offset for offset in self.offsets])[0]
+
+    def refuse_foresight(self) -> None:
+        """Raise ModelError if tokens move the logits before them: no next token is then the model's own."""
+        text, last = self.trial.texts[0], len(self.trial.texts[0]) - 1
+        other = next((token for token in self.trial.texts[0] if token != text[-1]), text[-1])
+        changed = torch.tensor([[*text[:-1], other]], device=self.forward.device)
+        positions = [self.trial.prompts[0] - 1 + offset for offset in self.offsets]
+        errors = errors_of(logprobs_of(self.forward.plain(changed, positions)[0]), self.logprobs(0))
+        before = errors[[position < last for position in positions]]
+        if not is_rounding(before, self.exact, lambda: self.noise(torch.finfo(self.forward.dtype).eps)):
+            raise ModelError(
+                f"{type(self.forward.inner).__name__} cannot generate: it reads the tokens behind a position too.",
+                "Use a causal language model; a config with `is_decoder: true` makes some encoders one.",
+            )
 
     def logprobs(self, text: int) -> Tensor:
         """Log-probabilities [offsets,V] of one text."""

@@ -69,25 +69,25 @@ class Forward:
 
     def __init__(self, module: Any):
         # The signature has to be the model's: a PEFT wrapper's forward takes anything.
-        inner = module
-        while hasattr(inner, "get_base_model") and inner.get_base_model() is not inner:
+        inner, virtual = module, _virtual_tokens(module)
+        while hasattr(inner, "get_base_model"):  # an adapter on a model with an adapter is two wrappers
             inner = inner.get_base_model()
+            virtual += _virtual_tokens(inner)
         if not hasattr(inner, "get_input_embeddings") or not hasattr(inner, "config"):
             raise ModelError(
                 f"{type(inner).__name__} is no causal language model of transformers; Luthier cannot generate with it.",
                 "Use a model that AutoModelForCausalLM loads.",
             )
         self.parameters = inspect.signature(inner.forward).parameters
-        virtual = _virtual_tokens(module)
         # PEFT writes such tokens into a cache of its own, at every call.
-        self.cached = "past_key_values" in self.parameters and virtual is None
+        self.cached = "past_key_values" in self.parameters and not virtual
         self.module, self.inner, self.way = module, inner, Way()
         self.positions = "position_ids" in self.parameters
-        self.last_only = "logits_to_keep" in self.parameters and virtual is None
+        self.last_only = "logits_to_keep" in self.parameters and not virtual
         embeddings = inner.get_input_embeddings().weight
         self.device, self.dtype, self.vocabulary = embeddings.device, embeddings.dtype, len(embeddings)
         text = text_config(inner)
-        self.context: int = (getattr(text, "max_position_embeddings", None) or 1 << 30) - (virtual or 0)
+        self.context: int = (getattr(text, "max_position_embeddings", None) or 1 << 30) - virtual
 
     def __call__(self, ids: Tensor, mask: Tensor | None, positions: Tensor, cache: DynamicCache, last: bool) -> Tensor:
         """Logits of new tokens, [B,1,V] if `last` else [B,T,V].
@@ -124,11 +124,10 @@ class Forward:
         return logits if self.last_only else logits[:, -ids.shape[1] :][:, index]
 
 
-def _virtual_tokens(module: Any) -> int | None:
-    """The number of tokens that PEFT's adapters put before every text; None without such an adapter."""
+def _virtual_tokens(module: Any) -> int:
+    """The number of tokens that this wrapper of PEFT puts before every text."""
     configs = getattr(module, "peft_config", {}).values()
-    counts = [config.num_virtual_tokens for config in configs if config.is_prompt_learning]
-    return max(counts, default=None)
+    return sum(config.num_virtual_tokens for config in configs if config.is_prompt_learning)
 
 
 Layers = tuple[tuple[Tensor, Tensor] | None, ...]
@@ -155,8 +154,9 @@ class Cache(Protocol):
     """The methods of every cache. `can_add`: rows can be added while others run, and a state more than once."""
 
     can_add: bool
-    rows: int
 
+    @property
+    def rows(self) -> int: ...
     def start_empty(self, rows: int) -> None: ...
     def run(self, ids: Tensor, valid: Tensor | None = None, last: bool = True) -> Tensor: ...
     def advance(self, ids: Tensor) -> Tensor: ...
