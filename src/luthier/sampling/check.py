@@ -8,8 +8,7 @@ from __future__ import annotations
 import random
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -20,21 +19,15 @@ from luthier.errors import ModelError
 from luthier.models.config import text_config
 from luthier.sampling._decoder import decoder_of
 from luthier.sampling._shared_prefixes import SharedPrefixes
+from luthier.sampling.agreement import AT_ONCE, STEPS, Reading, TrialTexts, Truth, is_rounding, split_tokens
 from luthier.sampling.cache import Slots, common_prefix, open_cache, prefill, sampling_mode
-from luthier.sampling.state import WAYS, Forward, State, Way
+from luthier.sampling.state import WAYS, Forward, Way
 
-AT_ONCE, STEPS = 6, 3
-"""Tokens of a trial whose logits are computed at once, and by steps of one token."""
-EXACT = {torch.float64: 1e-9, torch.float32: 1e-4}
-"""Errors of log-probabilities that pass at once, relative to the largest logit; shorter types: their resolution."""
-ROUNDING = 2.0
-"""An error is rounding up to this multiple of what the model's own rounding does (`Truth.noise`)."""
-QUARTILE = 0.75
 MOST_TEXTS = 8  # whose tokens continue the texts of a trial
 
 
 @dataclass(frozen=True)
-class Verdict:
+class CheckedWay:
     """What a model's texts of up to `length` positions can be read by: a way, and whether our own decoder agrees."""
 
     way: Way
@@ -42,11 +35,11 @@ class Verdict:
     length: int
 
 
-CHECKED: WeakKeyDictionary[nn.Module, tuple[Any, list[Verdict]]] = WeakKeyDictionary()
-"""Models that were checked: what they were made of at that time, and the verdicts."""
+CHECKED: WeakKeyDictionary[nn.Module, tuple[Any, list[CheckedWay]]] = WeakKeyDictionary()
+"""Models that were checked: what they were made of at that time, and the ways for each length."""
 
 
-def check(forward: Forward, texts: Sequence[Sequence[int]], new: int) -> Verdict:
+def check(forward: Forward, texts: Sequence[Sequence[int]], new: int) -> CheckedWay:
     """Set `forward.way` to the fastest way whose logits are those of the plain forward. Call it in sampling mode.
 
     The longest and the shortest text are read together and continued to the length that the session may reach. A
@@ -63,18 +56,18 @@ def check(forward: Forward, texts: Sequence[Sequence[int]], new: int) -> Verdict
     longest = max(map(len, texts))
     length = min(longest + new, max(forward.context, longest))
     made_of = _made_of(forward)
-    before, verdicts = CHECKED.get(forward.inner, (None, []))
+    before, checked = CHECKED.get(forward.inner, (None, []))
     if before != made_of:
-        verdicts = []
+        checked = []
     # What fails at a length may work for texts half as long; what works there works for shorter texts too.
-    known = [v for v in verdicts if length <= v.length and (v.way == Way() or v.length < 2 * length)]
+    known = [c for c in checked if length <= c.length and (c.way == Way() or c.length < 2 * length)]
     if known:
-        verdict = min(known, key=lambda verdict: verdict.length)
+        chosen = min(known, key=lambda checked_way: checked_way.length)
     else:
-        verdict = _verdict(forward, _trials(forward, texts, length), length)
-        CHECKED[forward.inner] = made_of, [*verdicts, verdict]
-    forward.way = verdict.way
-    return verdict
+        chosen = _checked(forward, _trials(forward, texts, length), length)
+        CHECKED[forward.inner] = made_of, [*checked, chosen]
+    forward.way = chosen.way
+    return chosen
 
 
 def refuse_unreadable(module: Any, text: Sequence[int]) -> None:
@@ -89,7 +82,7 @@ def refuse_unreadable(module: Any, text: Sequence[int]) -> None:
 
 
 def _made_of(forward: Forward) -> Any:
-    """What a verdict depends on besides lengths: a user may exchange a module between two calls, or add a hook."""
+    """What a check depends on besides lengths: a user may exchange a module between two calls, or add a hook."""
     modules = []
     for name, module in forward.module.named_modules():
         intercepted = len(module._forward_hooks), len(module._forward_pre_hooks), "forward" in vars(module)
@@ -97,7 +90,7 @@ def _made_of(forward: Forward) -> Any:
     return forward.dtype, getattr(forward.inner.config, "_attn_implementation", None), tuple(modules)
 
 
-def _verdict(forward: Forward, trials: Sequence[Trial], length: int) -> Verdict:
+def _checked(forward: Forward, trials: Sequence[TrialTexts], length: int) -> CheckedWay:
     """Try the ways from the fastest on; those that keep a cache also up to the rounding of bfloat16."""
     truths = [Truth(forward, trial) for trial in trials]
     own, rough = torch.finfo(forward.dtype).eps, torch.finfo(torch.bfloat16).eps
@@ -112,11 +105,11 @@ def _verdict(forward: Forward, trials: Sequence[Trial], length: int) -> Verdict:
             # Our decoder reads a prefix once for several texts, so it needs a model that can.
             fast = way == Way() and resolution == own and _passes(_decoded, truths[0], own)
             _warn(forward, way, rough=resolution != own)
-            return Verdict(way, fast, length)
+            return CheckedWay(way, fast, length)
     raise AssertionError("The last way is always taken.")
 
 
-def _passes(read: Callable[[Forward, Trial], Iterator[Reading]], truth: Truth, resolution: float) -> bool:
+def _passes(read: Callable[[Forward, TrialTexts], Iterator[Reading]], truth: Truth, resolution: float) -> bool:
     """Whether all that was read agrees; what raises, in whatever way, is not taken."""
     errors: dict[str, list[Tensor]] = {}
 
@@ -153,42 +146,7 @@ def _warn(forward: Forward, way: Way, rough: bool) -> None:
         )
 
 
-@dataclass(frozen=True)
-class Trial:
-    """Texts that are read and continued: what the session reads, its longest first, and tokens of it behind that.
-
-    Attributes:
-        texts: token ids; each is its prompt and as many tokens behind it as the others have. All share `prefix` tokens.
-        prompts: length of the prompt of each.
-        prefix: length of what all texts begin with.
-        states: what `Slots` held of the first two texts, by the number of tokens behind their prompts.
-    """
-
-    texts: tuple[list[int], ...]
-    prompts: tuple[int, ...]
-    prefix: int
-    states: dict[int, list[State]] = field(default_factory=dict)
-
-    @property
-    def more(self) -> int:
-        """Tokens behind each prompt."""
-        return len(self.texts[0]) - self.prompts[0]
-
-
-@dataclass(frozen=True)
-class Reading:
-    """Logits [rows,P,V] behind `offset`, ... `offset` + P - 1 tokens after the prompts of the trial's texts `rows`.
-
-    `kind` says how they were read; errors are judged by kind.
-    """
-
-    kind: str
-    rows: Sequence[int]
-    offset: int
-    logits: Tensor
-
-
-def _trials(forward: Forward, texts: Sequence[Sequence[int]], length: int) -> list[Trial]:
+def _trials(forward: Forward, texts: Sequence[Sequence[int]], length: int) -> list[TrialTexts]:
     """What `check` tries: texts of unequal length beside each other, then the shortest up to the full length.
 
     The first trial holds the longest text, the shortest, and one as long as the shortest. The second begins with a
@@ -216,13 +174,13 @@ def _trials(forward: Forward, texts: Sequence[Sequence[int]], length: int) -> li
 
     prompts = longest, shortest, twin
     beside = tuple(continued(prompt, max(1, total - len(longest))) for prompt in prompts)
-    trials = [Trial(beside, (len(longest), len(shortest), len(twin)), prefix)]
+    trials = [TrialTexts(beside, (len(longest), len(shortest), len(twin)), prefix)]
     if len(beside[1]) < total:
-        trials.append(Trial((continued(shortest, total - len(shortest)),), (len(shortest),), 0))
+        trials.append(TrialTexts((continued(shortest, total - len(shortest)),), (len(shortest),), 0))
     return trials
 
 
-def _continued(forward: Forward, trial: Trial) -> Iterator[Reading]:
+def _continued(forward: Forward, trial: TrialTexts) -> Iterator[Reading]:
     """Read the trial's texts in the way of `forward`: prompts, then tokens at once, then single tokens."""
     # Two texts of equal length show what rows do to each other; where rows may be ragged, the others show it.
     rows = list(range(min(len(trial.texts), 2 if forward.way.ragged else 3)))
@@ -250,7 +208,7 @@ def _continued(forward: Forward, trial: Trial) -> Iterator[Reading]:
         if direct < len(rows):
             yield Reading("prefix", rows[direct:], offset, logits[direct:])
 
-    at_once, steps = _split(trial.more)
+    at_once, steps = split_tokens(trial.more)
     first = trial.more - at_once - steps
     if first:
         yield from readings("at once", first, cache.run(tokens[:, :first]))
@@ -262,13 +220,7 @@ def _continued(forward: Forward, trial: Trial) -> Iterator[Reading]:
         yield from readings("steps", column + 1, cache.advance(tokens[:, column])[:, None])
 
 
-def _split(more: int) -> tuple[int, int]:
-    """How many of the tokens behind a prompt are read at once with all logits, and how many singly."""
-    steps = min(STEPS, more)
-    return min(AT_ONCE, more - steps), steps
-
-
-def _decoded(forward: Forward, trial: Trial) -> Iterator[Reading]:
+def _decoded(forward: Forward, trial: TrialTexts) -> Iterator[Reading]:
     """Single tokens behind the trial's prompts, and behind all but its last tokens, by our own decoder.
 
     Raises:
@@ -277,7 +229,7 @@ def _decoded(forward: Forward, trial: Trial) -> Iterator[Reading]:
     decoder = decoder_of(forward, torch.tensor(trial.texts[0]))
     if decoder is None:
         raise ModelError("The model has another structure than `Decoder`.")
-    _, steps = _split(trial.more)
+    _, steps = split_tokens(trial.more)
     for offset, states in trial.states.items():
         slots = Slots(forward, 3)
         slots.decoder, slots.prefixes = decoder, SharedPrefixes()
@@ -288,134 +240,3 @@ def _decoded(forward: Forward, trial: Trial) -> Iterator[Reading]:
             tokens = [trial.texts[row][trial.prompts[row] + offset + step] for row in rows]
             logits = slots.advance(torch.tensor(tokens, device=forward.device))
             yield Reading("steps", rows, offset + step + 1, logits[:, None])
-
-
-class Truth:
-    """The log-probabilities of a trial's texts by the model's plain forward, each text alone.
-
-    Raises:
-        ModelError: the plain forward fails.
-    """
-
-    def __init__(self, forward: Forward, trial: Trial):
-        self.forward, self.trial = forward, trial
-        at_once, steps = _split(trial.more)
-        first = trial.more - at_once - steps
-        # Behind the prompt and its first tokens, and everything from the tokens on that are read at once.
-        self.offsets = sorted({*range(min(steps, trial.more) + 1), *range(first, trial.more + 1)})
-        self._logprobs: dict[int, Tensor] = {}
-        self._noise: dict[float, Tensor] = {}
-        try:
-            logits = self._logits(0)
-        except torch.OutOfMemoryError:
-            raise
-        except Exception as error:
-            raise ModelError(
-                f"{type(forward.inner).__name__} cannot generate: reading {len(trial.texts[0])} tokens without a cache"
-                f" failed ({type(error).__name__}: {str(error)[:200]}).",
-                "Choose metrics that read no answers of the model, or another model.",
-            ) from error
-        self._logprobs[0], self.exact = logprobs_of(logits), exact_for(logits, forward.dtype)
-
-    def _logits(self, text: int) -> Tensor:
-        """Logits [offsets,V] of one text."""
-        ids = torch.tensor([self.trial.texts[text]], device=self.forward.device)
-        prompt = self.trial.prompts[text]
-        return self.forward.plain(ids, [prompt - 1 + offset for offset in self.offsets])[0]
-
-    def refuse_foresight(self) -> None:
-        """Raise ModelError if tokens move the logits before them: no next token is then the model's own."""
-        text, last = self.trial.texts[0], len(self.trial.texts[0]) - 1
-        other = next((token for token in self.trial.texts[0] if token != text[-1]), text[-1])
-        changed = torch.tensor([[*text[:-1], other]], device=self.forward.device)
-        positions = [self.trial.prompts[0] - 1 + offset for offset in self.offsets]
-        errors = errors_of(logprobs_of(self.forward.plain(changed, positions)[0]), self.logprobs(0))
-        before = errors[[position < last for position in positions]]
-        if not is_rounding(before, self.exact, lambda: self.noise(torch.finfo(self.forward.dtype).eps)):
-            raise ModelError(
-                f"{type(self.forward.inner).__name__} cannot generate: it reads the tokens behind a position too.",
-                "Use a causal language model; a config with `is_decoder: true` makes some encoders one.",
-            )
-
-    def logprobs(self, text: int) -> Tensor:
-        """Log-probabilities [offsets,V] of one text."""
-        if text not in self._logprobs:
-            self._logprobs[text] = logprobs_of(self._logits(text))
-        return self._logprobs[text]
-
-    def noise(self, resolution: float) -> Tensor:
-        """Errors [n] of the plain forward itself when all layers round their outputs otherwise."""
-        if resolution not in self._noise:
-            errors = []
-            with rounding_otherwise(self.forward.module, resolution):
-                for text, logprobs in self._logprobs.items():
-                    errors.append(errors_of(logprobs_of(self._logits(text)), logprobs))
-            self._noise[resolution] = torch.cat(errors)
-        return self._noise[resolution]
-
-    def errors(self, reading: Reading) -> Tensor:
-        """The errors [rows·P] of what was read."""
-        first = self.offsets.index(reading.offset)
-        # Offsets from a reading's first on are neighbours.
-        columns = slice(first, first + reading.logits.shape[1])
-        logprobs = torch.stack([self.logprobs(row)[columns] for row in reading.rows])
-        return errors_of(logprobs_of(reading.logits), logprobs).flatten()
-
-
-def is_rounding(errors: Tensor, exact: float, noise: Callable[[], Tensor], largest_only: bool = False) -> bool:
-    """Whether errors come from rounding alone.
-
-    Errors up to `exact` do. Beyond that they are compared with `noise`: the upper quartile with the quartile of the
-    noise, so that an error of a quarter of the positions is noticed however small, and the largest with the largest,
-    so that a router that sends one token to another expert passes only if rounding alone does that to this model.
-
-    Args:
-        errors: largest difference of log-probabilities of each position, [n]; NaN is no rounding.
-        exact: see above.
-        noise: computes such differences between two forwards that round otherwise, of any shape.
-        largest_only: compare the largest alone, where there are too few for quartiles.
-    """
-    if float(errors.max()) <= exact:
-        return True
-    if not bool(errors.isfinite().all()):
-        return False
-    pairs = [(errors.max(), noise().max())]
-    if not largest_only:
-        pairs.append((errors.quantile(QUARTILE), noise().flatten().quantile(QUARTILE)))
-    return all(float(error) <= max(exact, ROUNDING * float(usual)) for error, usual in pairs)
-
-
-def exact_for(logits: Tensor, dtype: torch.dtype) -> float:
-    """Errors of log-probabilities that pass at once, for a model in `dtype` with such logits."""
-    finite = logits[logits.isfinite()]
-    return EXACT.get(dtype, torch.finfo(dtype).eps) * float(finite.abs().max()) if len(finite) else 0.0
-
-
-def logprobs_of(logits: Tensor) -> Tensor:
-    """Log-probabilities in float32; a token that does not exist may have a logit of -inf."""
-    return logits.float().log_softmax(-1).clamp(min=-1e4)
-
-
-def errors_of(logprobs: Tensor, others: Tensor) -> Tensor:
-    """The largest difference of each position, [...,V] → [...]."""
-    return (logprobs - others).abs().amax(-1)
-
-
-@contextmanager
-def rounding_otherwise(module: nn.Module, resolution: float) -> Iterator[None]:
-    """Move each output feature of all layers without children up or down by this share of itself."""
-    draws = torch.Generator().manual_seed(0)
-
-    def moved(_module: nn.Module, _inputs: Any, output: Any) -> Any:
-        if not isinstance(output, Tensor) or not output.is_floating_point():
-            return output
-        signs = torch.randint(0, 2, output.shape[-1:], generator=draws).mul_(2).sub_(1)
-        factors = 1 + resolution * signs
-        return output * factors.to(output)
-
-    handles = [layer.register_forward_hook(moved) for layer in module.modules() if not list(layer.children())]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()

@@ -14,8 +14,9 @@ from luthier.data.batches import collate, micro_batches
 from luthier.models.kernels.folding import folded_in
 from luthier.models.kernels.head import target_logprob
 from luthier.models.policy import TokenPolicy
+from luthier.sampling.agreement import errors_of, exact_for, is_rounding, logprobs_of, rounding_otherwise
 from luthier.sampling.cache import common_prefix, open_cache, prefill, sampling_mode, space_of
-from luthier.sampling.check import check, errors_of, exact_for, is_rounding, logprobs_of, rounding_otherwise
+from luthier.sampling.check import check
 from luthier.sampling.native import check_prompts
 from luthier.sampling.state import Forward, State, by_length
 from luthier.types import Row

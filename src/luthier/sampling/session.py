@@ -14,7 +14,7 @@ from luthier.errors import DataError, ModelError
 from luthier.sampling._decoder import Decoder
 from luthier.sampling._shared_prefixes import SharedPrefixes
 from luthier.sampling.cache import Slots, Space, open_cache, prefill, sampling_mode, space_of
-from luthier.sampling.check import Verdict, check
+from luthier.sampling.check import CheckedWay, check
 from luthier.sampling.draws import draw, uniforms
 from luthier.sampling.state import Cache, Forward, State
 from luthier.sampling.stops import StopWatch
@@ -93,7 +93,7 @@ class Session:
         self.rows: list[SessionRow] = []
         self.finished: dict[SessionRow, Prefilled] = {}
         self.shared_prefix: tuple[list[int], Prefilled] | None = None
-        self.verdict: Verdict | None = None
+        self.checked: CheckedWay | None = None
         self.cache = self._open_cache()
         self.logits: Tensor | None = None  # [rows,V], of each row's next token
         self.entered_mode: AbstractContextManager[None] | None = None
@@ -104,7 +104,7 @@ class Session:
     def _open_cache(self) -> Cache:
         # For one row: buffers grow with the rows that are added.
         cache = open_cache(self.forward, 1)
-        if isinstance(cache, Slots) and self.verdict is not None and self.verdict.decoder:
+        if isinstance(cache, Slots) and self.checked is not None and self.checked.decoder:
             cache.decoder = Decoder(self.forward)
             # The model's own forward cannot read prefixes, so they need our decoder.
             cache.prefixes = SharedPrefixes()
@@ -115,12 +115,12 @@ class Session:
 
         Where that is another way than before, everything that the session holds is read again.
         """
-        verdict = self.verdict
+        checked = self.checked
         longest = max(map(len, texts)) + self.sampling.max_new_tokens
-        if verdict is not None and min(longest, self.forward.context) <= verdict.length:
+        if checked is not None and min(longest, self.forward.context) <= checked.length:
             return
-        self.verdict = check(self.forward, texts, self.sampling.max_new_tokens)
-        if verdict is not None and replace(self.verdict, length=0) == replace(verdict, length=0):
+        self.checked = check(self.forward, texts, self.sampling.max_new_tokens)
+        if checked is not None and replace(self.checked, length=0) == replace(checked, length=0):
             return
         rows, self.rows, self.logits = self.rows, [], None
         self.cache = self._open_cache()
