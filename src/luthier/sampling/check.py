@@ -51,7 +51,7 @@ def check(forward: Forward, texts: Sequence[Sequence[int]], new: int) -> Checked
         new: the most tokens that continue a text.
 
     Raises:
-        ModelError: the model's plain forward fails, so no way is left.
+        ModelError: the model's plain forward fails or is not causal, so no way is left.
     """
     longest = max(map(len, texts))
     length = min(longest + new, max(forward.context, longest))
@@ -74,11 +74,11 @@ def refuse_unreadable(module: Any, text: Sequence[int]) -> None:
     """Refuse a model that cannot continue this text in any way, before work is put into it.
 
     Raises:
-        ModelError: the model's plain forward fails.
+        ModelError: the model's plain forward fails, or is not causal.
     """
     forward = Forward(module)
     with sampling_mode(module):
-        Truth(forward, _trials(forward, [text], len(text) + 1)[0])
+        Truth(forward, _trials(forward, [text], len(text) + 1)[0]).refuse_foresight()
 
 
 def _made_of(forward: Forward) -> Any:
