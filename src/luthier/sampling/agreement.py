@@ -17,9 +17,9 @@ AT_ONCE, STEPS = 6, 3
 """Tokens of a trial whose logits are computed at once, and by steps of one token."""
 EXACT = {torch.float64: 1e-9, torch.float32: 1e-4}
 """Errors of log-probabilities that pass at once, relative to the largest logit; shorter types: their resolution."""
-ROUNDING = 2.0
-"""An error is rounding up to this multiple of what the model's own rounding does (`Truth.noise`)."""
-QUARTILE = 0.75
+QUARTILE, LARGEST = 0.75, 2.0
+"""The upper quartile of errors may be that of `Truth.noise`, which is about twice what rounding does; the largest error
+this multiple of the largest noise."""
 
 
 @dataclass(frozen=True)
@@ -152,10 +152,10 @@ def is_rounding(errors: Tensor, exact: float, noise: Callable[[], Tensor], large
         return True
     if not bool(errors.isfinite().all()):
         return False
-    pairs = [(errors.max(), noise().max())]
-    if not largest_only:
-        pairs.append((errors.quantile(QUARTILE), noise().flatten().quantile(QUARTILE)))
-    return all(float(error) <= max(exact, ROUNDING * float(usual)) for error, usual in pairs)
+    if float(errors.max()) > max(exact, LARGEST * float(noise().max())):
+        return False
+    usual = float(noise().flatten().quantile(QUARTILE))
+    return largest_only or float(errors.quantile(QUARTILE)) <= max(exact, usual)
 
 
 def exact_for(logits: Tensor, dtype: torch.dtype) -> float:
@@ -183,8 +183,7 @@ def rounding_otherwise(module: nn.Module, resolution: float) -> Iterator[None]:
         if not isinstance(output, Tensor) or not output.is_floating_point():
             return output
         signs = torch.randint(0, 2, output.shape[-1:], generator=draws).mul_(2).sub_(1)
-        factors = 1 + resolution * signs
-        return output * factors.to(output)
+        return output * (1 + resolution * signs).to(output)
 
     handles = [layer.register_forward_hook(moved) for layer in module.modules() if not list(layer.children())]
     try:
