@@ -15,6 +15,7 @@ from luthier.sampling.state import Forward, State
 
 AT_ONCE, STEPS = 6, 3
 """Tokens of a trial whose logits are computed at once, and by steps of one token."""
+CAUSAL = 16  # positions before the last token that must not move with it
 EXACT = {torch.float64: 1e-9, torch.float32: 1e-4}
 """Errors of log-probabilities that pass at once, relative to the largest logit; shorter types: their resolution."""
 QUARTILE, LARGEST = 0.75, 2.0
@@ -98,13 +99,16 @@ class Truth:
 
     def refuse_foresight(self) -> None:
         """Raise ModelError if tokens move the logits before them: no next token is then the model's own."""
-        text, last = self.trial.texts[0], len(self.trial.texts[0]) - 1
-        other = next((token for token in self.trial.texts[0] if token != text[-1]), text[-1])
-        changed = torch.tensor([[*text[:-1], other]], device=self.forward.device)
-        positions = [self.trial.prompts[0] - 1 + offset for offset in self.offsets]
-        errors = errors_of(logprobs_of(self.forward.plain(changed, positions)[0]), self.logprobs(0))
-        before = errors[[position < last for position in positions]]
-        if not is_rounding(before, self.exact, lambda: self.noise(torch.finfo(self.forward.dtype).eps)):
+        # Without the padding that a trial holds: some models leave out what follows as many tokens as are no padding.
+        prompt = self.trial.prompts[0]
+        text = [*self.trial.texts[0][:prompt], *self.trial.texts[0][prompt + 2 :]]
+        other = next((token for token in text if token != text[-1]), text[-1])
+        positions = range(max(0, len(text) - 1 - CAUSAL), len(text) - 1)
+        texts = [torch.tensor([row], device=self.forward.device) for row in (text, [*text[:-1], other])]
+        first, second = (logprobs_of(self.forward.plain(row, positions)[0]) for row in texts)
+        if len(positions) and not is_rounding(
+            errors_of(first, second), self.exact, lambda: self.noise(torch.finfo(self.forward.dtype).eps)
+        ):
             raise ModelError(
                 f"{type(self.forward.inner).__name__} cannot generate: it reads the tokens behind a position too.",
                 "Use a causal language model; a config with `is_decoder: true` makes some encoders one.",

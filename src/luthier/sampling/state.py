@@ -87,7 +87,8 @@ class Forward:
         embeddings = inner.get_input_embeddings().weight
         self.device, self.dtype, self.vocabulary = embeddings.device, embeddings.dtype, len(embeddings)
         text = text_config(inner)
-        self.context: int = (getattr(text, "max_position_embeddings", None) or 1 << 30) - virtual
+        bound = getattr(text, "max_position_embeddings", None) or 0
+        self.context: int = (bound if bound > 0 else 1 << 30) - virtual  # -1: no bound
 
     def __call__(self, ids: Tensor, mask: Tensor | None, positions: Tensor, cache: DynamicCache, last: bool) -> Tensor:
         """Logits of new tokens, [B,1,V] if `last` else [B,T,V].
