@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from luthier.errors import DataError, ModelError
+from luthier.sampling.check import CHECKED
 from luthier.sampling.draws import uniforms
 from luthier.sampling.native import generate
 
@@ -32,10 +33,11 @@ def by_transformers(module, prompt, new):
 def test_a_common_prefix_is_run_once(module):
     head = ragged_prompts(1)[0] * 3
     prompts = [head + tail for tail in ragged_prompts(8, seed=4)] + [head]
-    generate(module, [[20]], end_ids=END, max_new_tokens=1)  # the comparison of the decoder runs here, and not below
     shapes = []
     handle = module.model.embed_tokens.register_forward_hook(lambda _m, inputs, _o: shapes.append(inputs[0].shape))
     try:
+        generate(module, prompts, end_ids=END, max_new_tokens=12)  # the model is checked here, and not below
+        shapes.clear()
         trajectories = generate(module, prompts, end_ids=END, max_new_tokens=12)
     finally:
         handle.remove()
@@ -122,13 +124,13 @@ def test_the_context_is_a_limit(module):
             generate(module, [prompt], end_ids=set(), max_new_tokens=2, records=["broken"])
 
 
-def test_a_module_without_cache_is_refused():
-    class Bare(torch.nn.Module):
-        def forward(self, input_ids):
-            return input_ids
-
-    with pytest.raises(ModelError, match="no key-value cache"):
-        generate(Bare(), [[1]], end_ids=set(), max_new_tokens=1)
+def test_a_module_that_is_no_language_model_is_refused(module, monkeypatch):
+    with pytest.raises(ModelError, match="Linear is no causal language model"):
+        generate(torch.nn.Linear(2, 2), [[1]], end_ids=set(), max_new_tokens=1)
+    CHECKED.clear()
+    monkeypatch.setattr(module.model, "forward", lambda **inputs: 1 / 0)
+    with pytest.raises(ModelError, match=r"LlamaForCausalLM cannot generate: .*ZeroDivisionError"):
+        generate(module, [[1] * 200], end_ids=set(), max_new_tokens=9)
 
 
 def test_a_sliding_window_model_equals_transformers():

@@ -61,10 +61,11 @@ def test_logprobs_are_those_of_the_trainer(wrapped):
 def test_a_group_reads_its_prompt_once_and_rows_enter_as_others_leave(module):
     shapes = []
     sampling = Sampling(max_new_tokens=40, temperature=1.0)
-    Session(module, sampling, end_ids=END)  # the comparison of the decoder runs here, and not below
     handle = module.model.embed_tokens.register_forward_hook(lambda _m, inputs, _o: shapes.append(inputs[0].shape))
     requests = groups()
     try:
+        NativeSampler(module, END)(requests, sampling)  # the model is checked here, and not below
+        shapes.clear()
         few = NativeSampler(module, END, batch=12)(requests, sampling)
     finally:
         handle.remove()
@@ -176,7 +177,8 @@ def test_stop_strings_end_a_continuation(module):
 
 
 def decoder(module):
-    return Session(module, Sampling(), end_ids=set()).cache.decoder
+    texts = [[20, 30, 40, 50, 60], [70, 80]]
+    return getattr(Session(module, Sampling(30), end_ids=set(), texts=texts).cache, "decoder", None)
 
 
 def of_family(family, **more):

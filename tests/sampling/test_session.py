@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from luthier.errors import DataError, ModelError
-from luthier.sampling._decoder import PROBE
 from luthier.sampling.cache import Slots
+from luthier.sampling.check import CHECKED
 from luthier.sampling.native import generate
 from luthier.sampling.session import Session
 from luthier.types import Sampling
@@ -32,7 +32,7 @@ def test_rows_opened_at_different_times_equal_rows_alone(module):
 
 def test_forks_continue_one_state_without_computing_it_again(module):
     shapes = []
-    session = Session(module, WARM, end_ids=set())
+    session = Session(module, WARM, end_ids=set(), texts=[[20, 30, 40]])
     handle = module.model.embed_tokens.register_forward_hook(lambda _m, inputs, _o: shapes.append(inputs[0].shape))
     try:
         parent = session.open([20, 30, 40], [1])[0]
@@ -69,22 +69,27 @@ def test_groups_of_any_size_store_their_prompts_once_and_equal_rows_alone(module
     assert [row.ids for row in late] == [alone(module, prompts[1], seed, end=END) for seed in (7, 8)]
 
 
-def test_a_model_is_compared_with_its_own_logits_once_until_it_is_made_of_something_else(module):
-    Session(module, WARM, end_ids=set())
+def test_a_model_is_checked_once_for_a_length_until_it_is_made_of_something_else(module):
     calls = []
-    handle = module.model.embed_tokens.register_forward_hook(lambda *_: calls.append(1))
+    embed = module.model.embed_tokens
+
+    def calls_of(length):
+        calls.clear()
+        session = Session(module, WARM, end_ids=set(), texts=[[20] * length, [30]])
+        assert isinstance(session.cache, Slots) and session.cache.decoder
+        return len(calls)
+
+    CHECKED.clear()
     mlp = module.model.layers[0].mlp
     before = mlp.act_fn
+    forward, embed.forward = embed.forward, lambda ids: calls.append(1) or forward(ids)
     try:
-        Session(module, WARM, end_ids=set())
-        assert not calls
+        assert calls_of(50) and not calls_of(50) and not calls_of(3) and calls_of(51)
         mlp.act_fn = torch.nn.GELU()
-        for _ in range(2):
-            Session(module, WARM, end_ids=set())
+        assert calls_of(3) and not calls_of(3)
     finally:
         mlp.act_fn = before
-        handle.remove()
-    assert len(calls) == PROBE + 1
+        del embed.forward
 
 
 @pytest.mark.parametrize("steps", [4, 99])

@@ -15,6 +15,7 @@ from luthier.evals.answering import WAYS, EvaluatedModel, Question, ReferenceRen
 from luthier.evals.auto import choose_metric, metric_of_odd
 from luthier.evals.base import Evaluation, EvaluationError, Item, Metric
 from luthier.parts import build
+from luthier.sampling.check import refuse_unreadable
 from luthier.sampling.scoring import sequence_logprobs
 from luthier.types import Record, Row
 
@@ -60,16 +61,23 @@ def evaluate(
 
 
 def refuse_unscorable(
-    records: Sequence[Record], renderer: ReferenceRenderer, metric: Any, base: Path | None = None
+    records: Sequence[Record], renderer: ReferenceRenderer, metric: Any, base: Path | None = None, module: Any = None
 ) -> None:
     """Refuse before training the records that `evaluate` could not score after it.
 
-    Each gold answer is measured against itself.
+    Each gold answer is measured against itself. A model that records ask for answers has to read a prompt.
+
+    Args:
+        module: the model that will be evaluated; None: it is not loaded yet.
 
     Raises:
         EvaluationError: no records, or one that cannot be scored; names the record.
+        ModelError: the model cannot continue a prompt.
     """
     questions, _ = questions_of(records, renderer, metric, base)
+    asked = [question.record for question in questions if {"generation", "choices"} & set(question.metric.NEEDS)]
+    if module is not None and asked and (prompt := renderer.prompt(asked[0])):
+        refuse_unreadable(module, prompt)
     for question in questions:
         for way in WAYS:
             if way.NEED in question.metric.NEEDS:

@@ -2,14 +2,13 @@
 
 Attention is computed here, over the cache as it lies in memory; embeddings, norms, projections with their adapters,
 feed-forward layers and the head are the model's own modules and are called. No list of model names says which models
-qualify: `decoder_of` checks the structure, then compares logits with the model's own.
+qualify: `decoder_of` checks the structure and compares keys and values, `check` (check.py) logits.
 """
 
 from __future__ import annotations
 
 from operator import attrgetter
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -21,10 +20,11 @@ from luthier.sampling.state import Forward
 
 LAYER_MODULES = ("input_layernorm", "self_attn", "post_attention_layernorm", "mlp")
 ROTATIONS = ("default", "linear", "llama3", "yarn")  # angles that do not change with the length of the text
-TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}  # relative to the largest logit; coarser types 3e-2
-PROBE = 6  # tokens of the comparison
-COMPARED: WeakKeyDictionary[nn.Module, tuple[Any, bool]] = WeakKeyDictionary()
-"""Models that were compared: type and modules at that time, and whether the decoder's logits were the model's."""
+FIRST_POSITIONS = 256  # of the table of angles, which grows with the longest row
+LARGER = 64.0
+"""Keys and values are also compared at this multiple: an attention that clips them shows there what it does."""
+MOST_IDS = 8  # tokens of that comparison
+KEY_TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}  # relative to the largest; shorter types twice theirs
 
 
 class Decoder:
@@ -42,13 +42,8 @@ class Decoder:
         self.groups = config.num_key_value_heads
         # Looked up once: an attribute of a torch module costs a search through three dictionaries.
         self.layers = [attrgetter(*LAYER_MODULES)(layer) for layer in model.layers]
-        # The model computes the angles of each step anew; here all positions are computed once, and a step reads them.
-        like = torch.zeros(1, dtype=forward.dtype, device=forward.device)
-        cosine, sine = model.rotary_emb(like, torch.arange(forward.context, device=forward.device)[None])
-        half = cosine.shape[-1] // 2
-        self.cosine = cosine[0, :, None]
-        # The rotation negates the half that it moves to the front. With the sign in the sine, `roll` alone is enough.
-        self.sine = torch.cat([-sine[0, :, None, :half], sine[0, :, None, half:]], dim=-1)
+        self.rotary, self.like = model.rotary_emb, torch.zeros(1, dtype=forward.dtype, device=forward.device)
+        self.cosine = self.sine = self.like.view(1, 1, 1)[:0]  # [positions,1,D]
         self.head = TokenPolicy(forward.module).head
 
     def __call__(self, ids: Tensor, slots: Slots, bias: Tensor | None) -> Tensor:
@@ -60,7 +55,9 @@ class Decoder:
             bias: 0 or -inf for each column of the buffers, [rows,1,columns]; None where no row is padded.
         """
         rows, end = slots.rows, slots.end + 1
-        positions = slots.next[:rows].clamp(max=len(self.cosine) - 1)
+        # An upper bound of the rows' positions that is known without a look at the device.
+        self._extend(end - slots.start + (slots.prefixes.longest if slots.prefixes else 0))
+        positions = slots.next[:rows]
         cosine, sine = self.cosine[positions], self.sine[positions]
         hidden = self.embed(ids[:, None])
         bias = None if bias is None else bias[:rows, :, slots.start : end]
@@ -68,6 +65,17 @@ class Decoder:
             hidden = hidden + self._attend(attention, norm(hidden), layer, slots, cosine, sine, bias)
             hidden = hidden + feed_forward(norm_after(hidden))
         return self.head.logits(self.norm(hidden)[:, 0])
+
+    def _extend(self, positions: int) -> None:
+        """Compute the angles of so many positions; the model would compute those of each step anew."""
+        if positions <= len(self.cosine):
+            return
+        count = max(FIRST_POSITIONS, 2 * len(self.cosine), positions)
+        cosine, sine = self.rotary(self.like, torch.arange(count, device=self.like.device)[None])
+        half = cosine.shape[-1] // 2
+        self.cosine = cosine[0, :, None]
+        # The rotation negates the half that it moves to the front. With the sign in the sine, `roll` alone is enough.
+        self.sine = torch.cat([-sine[0, :, None, :half], sine[0, :, None, half:]], dim=-1)
 
     def _attend(
         self,
@@ -123,47 +131,62 @@ def _mixed(
 
 def _rotated(states: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
     """Rotary embedding of [rows,H,D]; the first half of `sine` is negated, so halves only change places."""
-    return torch.addcmul(states * cosine, states.roll(states.shape[-1] // 2, -1), sine)
+    rolled = states.roll(states.shape[-1] // 2, -1)
+    if cosine.dtype == states.dtype:
+        return torch.addcmul(states * cosine, rolled, sine)
+    return (states * cosine + rolled * sine).to(states.dtype)  # some models keep the angles in float32
 
 
-def decoder_of(forward: Forward, slots: Slots) -> Decoder | None:
-    """A decoder for the model, or None where the model's own forward does or may do something else.
+def decoder_of(forward: Forward, ids: Tensor) -> Decoder | None:
+    """A decoder for the model, or None where the model's own forward does something else.
 
-    Call it in sampling mode.
+    What it computes from single tokens is compared; `check` (check.py) compares whole texts. Call it in sampling mode.
 
     Args:
         forward: the model.
-        slots: an empty cache for the comparison; it is empty again afterwards.
+        ids: tokens that the model will read, [n]; a few of them are tried.
     """
     if not _has_known_structure(forward):
         return None
     decoder = Decoder(forward)
-    # A user may exchange a module between two calls, for instance by adding an adapter; then we compare again.
-    modules = (forward.dtype, *((name, type(module)) for name, module in forward.module.named_modules()))
-    compared, same = COMPARED.get(forward.inner, (None, False))
-    if compared != modules:
-        same = _logits_agree(decoder, forward, slots)
-        COMPARED[forward.inner] = modules, same
-    return decoder if same else None
+    return decoder if _keys_and_values_agree(decoder, forward, ids) else None
 
 
-def _logits_agree(decoder: Decoder, forward: Forward, slots: Slots) -> bool:
-    """Whether the decoder's logits after `PROBE` tokens are the model's own, on two rows of arbitrary tokens."""
-    ids = torch.arange(2 * PROBE, device=forward.device).view(2, PROBE) % len(decoder.embed.weight)
-    expected = forward.module(input_ids=ids, use_cache=False).logits[:, -1]
-    slots.decoder = decoder
-    slots.start_empty(2)
-    logits = expected
+def _keys_and_values_agree(decoder: Decoder, forward: Forward, ids: Tensor) -> bool:
+    """Whether all layers store the model's keys and values of single tokens, also when these are `LARGER` times as big.
+
+    A text of one token attends to itself alone, so rounding in attention cannot blur the comparison.
+    """
+    ids = ids[:: -(-len(ids) // MOST_IDS)].to(forward.device)[:, None]
+    handles: list[Any] = []
+
+    def enlarged(_module: nn.Module, _inputs: Any, output: Tensor) -> Tensor:
+        return output * LARGER
+
     try:
-        for position in range(PROBE):
-            logits = slots.advance(ids[:, position])
-    except TypeError:  # a module returns more than hidden states, or needs more arguments
-        return False
+        for factor in (1.0, LARGER):
+            own, ours = Slots(forward, len(ids)), Slots(forward, len(ids))
+            for slots in (own, ours):
+                slots.start_empty(len(ids))
+            if factor != 1.0:
+                for _, attention, _, _ in decoder.layers:
+                    handles += [getattr(attention, n).register_forward_hook(enlarged) for n in ("k_proj", "v_proj")]
+            own.run(ids)
+            ours.decoder = decoder
+            ours.advance(ids[:, 0])
+            for theirs, layer in zip(own.layers, ours.layers, strict=True):
+                for wanted, stored in zip(theirs.buffers, layer.buffers, strict=True):
+                    if not _is_close(stored[:, :, :1], wanted[:, :, :1]):
+                        return False
     finally:
-        slots.decoder = None
-        slots.remove({0, 1})
-    tolerance = TOLERANCE.get(forward.dtype, 3e-2) * float(expected.abs().max())
-    return float((logits - expected).abs().max()) <= tolerance
+        for handle in handles:
+            handle.remove()
+    return True
+
+
+def _is_close(stored: Tensor, wanted: Tensor) -> bool:
+    tolerance = KEY_TOLERANCE.get(wanted.dtype, 2 * torch.finfo(wanted.dtype).eps)
+    return float((stored.float() - wanted.float()).abs().max()) <= tolerance * float(wanted.float().abs().max())
 
 
 def _has_known_structure(forward: Forward) -> bool:
@@ -173,7 +196,7 @@ def _has_known_structure(forward: Forward) -> bool:
     layers = getattr(model, "layers", None)
     if not layers or not hasattr(model, "norm") or not hasattr(model, "rotary_emb"):
         return False
-    # A window, or angles that depend on the length, would pass the comparison on a few tokens.
+    # A window, or angles that depend on the length, would pass a comparison on short texts.
     rotation = getattr(config, "rope_parameters", None) or {}
     windows = set(getattr(config, "layer_types", None) or ()) - {"full_attention"}
     if windows or getattr(config, "sliding_window", None) or rotation.get("rope_type", "default") not in ROTATIONS:
@@ -196,10 +219,16 @@ def _is_standard_layer(layer: nn.Module) -> bool:
     return (
         projections <= children <= projections | {"q_norm", "k_norm"}
         and len(norms) in (0, 2)
-        and all(getattr(attention, name).weight.shape == (width,) for name in norms)
+        and all(_is_per_head(getattr(attention, name), width) for name in norms)
         and hasattr(attention, "scaling")
         and not _is_intercepted(layer, attention)
     )
+
+
+def _is_per_head(norm: Any, width: int | None) -> bool:
+    """Whether a norm of queries or keys works on each head, or has no weight that says how wide it is."""
+    weight = getattr(norm, "weight", None)
+    return weight is None or weight.shape == (width,)
 
 
 def _is_intercepted(*modules: Any) -> bool:

@@ -14,7 +14,8 @@ from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingW
 
 from luthier.models.config import text_config
 from luthier.sampling._shared_prefixes import SharedPrefixes
-from luthier.sampling.state import FixedRowsCache, Forward, Layers, State
+from luthier.sampling.general import EqualLengths, Rereading
+from luthier.sampling.state import Cache, FixedRowsCache, Forward, Layers, State, by_length, by_token
 
 SPARE_COLUMNS = 16  # free columns of a grown buffer, or half its width: answers are often short, and zeros take time
 CPU_CACHE_BYTES = 1 << 30
@@ -104,6 +105,8 @@ class Slots:
             Logits [rows,1,V] if `last`, else [rows,T,V].
         """
         width = ids.shape[1]
+        if self.end > self.start and width > 1 and not self.forward.way.several:
+            return by_token(self, ids, valid, last)
         self._reserve(self.rows, 0, width)
         columns, rows = slice(self.end, self.end + width), slice(self.rows)
         if valid is None:
@@ -236,21 +239,39 @@ class Slots:
         self.valid, self.next, self.start, self.end, self.bias = valid, following, start, end, None
 
 
-def open_cache(forward: Forward, rows: int, columns: int = SPARE_COLUMNS) -> Slots | FixedRowsCache:
-    """An empty cache of the kind that fits the model's layers: `Slots` where a layer keeps one state per position."""
+def open_cache(forward: Forward, rows: int, columns: int = SPARE_COLUMNS) -> Cache:
+    """An empty cache of the kind that the model's way of reading and its layers allow.
+
+    Args:
+        forward: the model.
+        rows: rows to allocate.
+        columns: columns to allocate.
+    """
+    if not forward.way.cached:
+        return Rereading(forward)
+    if not forward.way.ragged:
+        return EqualLengths(lambda: _shared_columns(forward, rows, columns))
+    return _shared_columns(forward, rows, columns)
+
+
+def _shared_columns(forward: Forward, rows: int, columns: int) -> Slots | FixedRowsCache:
+    """A cache of rows that end in one column: `Slots` where every layer keeps one state per position."""
     layer_types = set(getattr(text_config(forward.module), "layer_types", None) or ())
     layers = DynamicCache(config=forward.module.config).layers
     # Slots pad on the left, so a row's columns differ from its positions. A sliding window depends on distances alone
     # and does not notice; chunked attention depends on the column itself, and recurrent layers have no columns.
     by_position = all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in layers)
     by_position = by_position and bool(layers) and layer_types <= {"full_attention", "sliding_attention"}
-    return Slots(forward, rows, columns) if by_position and forward.positions else FixedRowsCache(forward)
+    # Where rows of unequal length share columns, a model that takes no positions would count them by columns.
+    if by_position and (forward.positions or not forward.way.ragged):
+        return Slots(forward, rows, columns)
+    return FixedRowsCache(forward)
 
 
 def prefill(
     forward: Forward, texts: Sequence[Sequence[int]], before: State | None = None
 ) -> tuple[Tensor, list[State]]:
-    """Run texts through the model in one pass.
+    """Run texts through the model, in as few passes as its way of reading allows.
 
     Args:
         forward: the model.
@@ -260,6 +281,20 @@ def prefill(
     Returns:
         The logits [texts,V] of the token after each text, and the state of each text.
     """
+    way = forward.way
+    if way.ragged and way.together:
+        return _read(forward, texts, before)
+    logits: dict[int, Tensor] = {}
+    states: dict[int, State] = {}
+    for chosen in by_length(map(len, texts), way.together):
+        read, cached = _read(forward, [texts[index] for index in chosen], before)
+        logits |= zip(chosen, read, strict=True)
+        states |= zip(chosen, cached, strict=True)
+    return torch.stack([logits[index] for index in range(len(texts))]), [states[i] for i in range(len(texts))]
+
+
+def _read(forward: Forward, texts: Sequence[Sequence[int]], before: State | None) -> tuple[Tensor, list[State]]:
+    """`prefill` in one pass."""
     width = max(map(len, texts))
     rows = open_cache(forward, len(texts), (before.length if before else 0) + width)
     if before:
@@ -337,8 +372,10 @@ class Space:
 def space_of(module: Any) -> Space:
     """Bounds of a cache of this model: 1 GiB on a CPU, a quarter of the free memory on a GPU."""
     config = text_config(module)
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    # Models without attention name no heads; their states are smaller than what is assumed here.
+    all_heads = getattr(config, "num_attention_heads", None) or 1
+    heads = getattr(config, "num_key_value_heads", None) or all_heads
+    width = getattr(config, "head_dim", None) or config.hidden_size // all_heads
     weight = next(module.parameters())
     bytes_per_position = 2 * config.num_hidden_layers * heads * width * weight.element_size()  # 2: key and value
     on_gpu = weight.device.type == "cuda"

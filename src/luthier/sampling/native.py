@@ -9,6 +9,7 @@ from luthier.errors import DataError
 from luthier.models.kernels.folding import folded_in
 from luthier.sampling.cache import common_prefix
 from luthier.sampling.session import Prefilled, Session, SessionRow
+from luthier.sampling.state import Forward
 from luthier.types import Request, Sampling, Trajectory
 
 FREE_SHARE = 8  # an eighth of the rows has to be free before requests are added: a prompt costs as much as a step
@@ -22,7 +23,7 @@ class NativeSampler:
     its seed and on positions alone. Log-probabilities are those that training computes at the same temperature.
 
     Args:
-        module: a causal LM with a key-value cache, also wrapped by PEFT; its mode is restored.
+        module: a causal LM, also wrapped by PEFT; its mode is restored.
         end_ids: tokens that end a continuation; the one drawn is the last of `Trajectory.ids`.
         tokenizer: needed for stop strings.
         batch: rows decoded together; None chooses by memory.
@@ -38,7 +39,7 @@ class NativeSampler:
 
         Raises:
             DataError: a prompt is empty or fills the model's context.
-            ModelError: the model has no key-value cache.
+            ModelError: the model cannot generate.
         """
         # Adapters are added to the weights while the model answers: two products less at every layer and step.
         with folded_in(self.module):
@@ -47,11 +48,18 @@ class NativeSampler:
     def _continue(
         self, requests: Sequence[Request], sampling: Sampling, progress: Callable[[int], None] | None
     ) -> list[Trajectory]:
-        session = Session(
-            self.module, sampling, end_ids=self.end_ids, tokenizer=self.tokenizer, rows=self.batch, keep=False
-        )
         texts = [(*request.prompt_ids, *request.forced_ids) for request in requests]
-        check_prompts(texts, [*map(len, texts)], [request.record for request in requests], session.forward.context - 1)
+        names = [request.record for request in requests]
+        check_prompts(texts, [*map(len, texts)], names, Forward(self.module).context - 1)
+        session = Session(
+            self.module,
+            sampling,
+            end_ids=self.end_ids,
+            tokenizer=self.tokenizer,
+            rows=self.batch,
+            keep=False,
+            texts=texts,
+        )
         queue = _Queue(session, requests, texts)
         done = 0
         with session:
@@ -131,7 +139,7 @@ def generate(
     A shorthand for `NativeSampler`, which also raises its errors.
 
     Args:
-        module: a causal LM with a key-value cache.
+        module: a causal LM.
         prompts: token ids of each prompt, none empty.
         end_ids: tokens that end a continuation.
         max_new_tokens: the most tokens of one continuation, the end token included.

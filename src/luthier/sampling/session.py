@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from luthier.errors import DataError, ModelError
-from luthier.sampling._decoder import decoder_of
+from luthier.sampling._decoder import Decoder
 from luthier.sampling._shared_prefixes import SharedPrefixes
 from luthier.sampling.cache import Slots, Space, open_cache, prefill, sampling_mode, space_of
+from luthier.sampling.check import CheckedWay, check
 from luthier.sampling.draws import draw, uniforms
-from luthier.sampling.state import Forward, State
+from luthier.sampling.state import Cache, Forward, State
 from luthier.sampling.stops import StopWatch
 from luthier.types import Sampling
 
@@ -60,15 +61,16 @@ class Session:
     call switches there and back, so that training can continue between two steps.
 
     Args:
-        module: a causal LM with a key-value cache; its mode is restored.
+        module: a causal LM; its mode is restored.
         sampling: how tokens are drawn.
         end_ids: tokens that end a continuation; the continuation keeps the one that was drawn.
         tokenizer: needed for stop strings.
         rows: the largest number of rows at a time; None chooses by memory.
         keep: keep the state of rows that finish, for `extend`, until they are closed.
+        texts: what will be read, as far as it is known; `check` (check.py) tries on them how the model can read it.
 
     Raises:
-        ModelError: the model has no key-value cache, or stop strings are set and there is no tokenizer.
+        ModelError: the model cannot generate, or stop strings are set and there is no tokenizer.
     """
 
     def __init__(
@@ -80,6 +82,7 @@ class Session:
         tokenizer: Any = None,
         rows: int | None = None,
         keep: bool = True,
+        texts: Sequence[Sequence[int]] = (),
     ):
         if sampling.stop and tokenizer is None:
             raise ModelError("Stop strings are searched in text, and there is no tokenizer to decode it.")
@@ -90,15 +93,44 @@ class Session:
         self.rows: list[SessionRow] = []
         self.finished: dict[SessionRow, Prefilled] = {}
         self.shared_prefix: tuple[list[int], Prefilled] | None = None
-        # For one row: buffers grow with the rows that are added, and the comparison of `decoder_of` needs few.
-        self.cache = open_cache(self.forward, 1)
-        with sampling_mode(module):
-            if isinstance(self.cache, Slots):
-                self.cache.decoder = decoder_of(self.forward, self.cache)
-                # The model's own forward cannot read prefixes, so they need our decoder.
-                self.cache.prefixes = SharedPrefixes() if self.cache.decoder else None
+        self.checked: CheckedWay | None = None
+        self.cache = self._open_cache()
         self.logits: Tensor | None = None  # [rows,V], of each row's next token
         self.entered_mode: AbstractContextManager[None] | None = None
+        if texts:
+            with sampling_mode(module):
+                self._check(texts)
+
+    def _open_cache(self) -> Cache:
+        # For one row: buffers grow with the rows that are added.
+        cache = open_cache(self.forward, 1)
+        if isinstance(cache, Slots) and self.checked is not None and self.checked.decoder:
+            cache.decoder = Decoder(self.forward)
+            # The model's own forward cannot read prefixes, so they need our decoder.
+            cache.prefixes = SharedPrefixes()
+        return cache
+
+    def _check(self, texts: Sequence[Sequence[int]]) -> None:
+        """Read from here on in a way that is right for these texts too. Call it in sampling mode.
+
+        Where that is another way than before, everything that the session holds is read again.
+        """
+        checked = self.checked
+        longest = max(map(len, texts)) + self.sampling.max_new_tokens
+        if checked is not None and min(longest, self.forward.context) <= checked.length:
+            return
+        self.checked = check(self.forward, texts, self.sampling.max_new_tokens)
+        if checked is not None and replace(self.checked, length=0) == replace(checked, length=0):
+            return
+        rows, self.rows, self.logits = self.rows, [], None
+        self.cache = self._open_cache()
+        prefix, self.shared_prefix = self.shared_prefix, None
+        if rows:
+            self.add(rows, self.prefill([row.tokens for row in rows]))
+        for row in self.finished:
+            self.finished[row] = self.prefill([row.tokens[:-1]])[0]
+        if prefix:
+            self.share(prefix[0])
 
     def __enter__(self) -> Session:
         self.entered_mode = sampling_mode(self.module)
@@ -165,8 +197,10 @@ class Session:
 
         Without effect where the cache cannot add rows: its states cannot be continued by several texts.
         """
-        if prefix and self.can_add:
-            with self._sampling_mode():
+        with self._sampling_mode():
+            if prefix:
+                self._check([prefix])
+            if prefix and self.can_add and self.forward.way.prefix:
                 self.shared_prefix = (list(prefix), self.prefill([prefix])[0])
 
     def prefill(self, texts: Sequence[Sequence[int]], before: State | None = None) -> list[Prefilled]:
@@ -176,6 +210,8 @@ class Session:
             texts: token ids of each text, none empty.
             before: the state that all texts continue.
         """
+        if before is None:
+            self._check(texts)
         if self.shared_prefix and before is None:
             prefix, known = self.shared_prefix
             if all(len(text) > len(prefix) and list(text[: len(prefix)]) == prefix for text in texts):
@@ -278,6 +314,7 @@ class Session:
         if not ids:
             return
         with self._sampling_mode():
+            self._check([[*row.tokens, *ids]])
             if row in self.finished:
                 # A row finishes before the model has read its last token.
                 state, pending = self.finished.pop(row).state, [row.tokens[-1], *ids]

@@ -1,11 +1,11 @@
-"""A model that continues texts, and what the cache holds of one text."""
+"""A model that continues texts, the way in which it reads them, and what a cache holds of one text."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -15,42 +15,80 @@ from luthier.errors import ModelError
 from luthier.models.config import text_config
 
 
+@dataclass(frozen=True)
+class Way:
+    """How a model reads texts. What is False is not used; `check` (check.py) says what a model can do.
+
+    Attributes:
+        cached: keys, values or states of what was read are kept; otherwise every step reads whole texts again.
+        prefix: texts of unequal length continue one prefix in one pass.
+        ragged: texts of unequal length share a pass, padded on the left.
+        several: several tokens at once continue a text that was read before; otherwise one token at a time.
+        positions: positions are passed to the model; otherwise the model counts them itself.
+        together: several texts share a pass; otherwise each is read alone.
+    """
+
+    cached: bool = True
+    prefix: bool = True
+    ragged: bool = True
+    several: bool = True
+    positions: bool = True
+    together: bool = True
+
+
+WAYS = (
+    Way(),
+    Way(prefix=False),
+    Way(prefix=False, ragged=False),
+    Way(prefix=False, several=False),
+    Way(prefix=False, ragged=False, positions=False),
+    Way(prefix=False, ragged=False, several=False),
+    Way(prefix=False, ragged=False, several=False, positions=False),
+    Way(cached=False, prefix=False),
+    Way(cached=False, prefix=False, together=False),
+)
+"""From the fastest to the most general. The last is the model's plain forward, to which the others are compared."""
+
+
 class Forward:
     """Calls a causal LM with a cache, and passes only the arguments that its forward has.
 
     Attributes:
+        way: how the model is called; `check` sets it.
         context: positions the model can take; 2^30 where its configuration has no bound.
+        cached: whether the forward takes a key-value cache.
         positions: whether the forward takes `position_ids`.
-        last_only: whether the forward can compute the logits of the last position alone.
+        last_only: whether the forward can compute the logits of chosen positions alone.
 
     Args:
         module: any causal LM of transformers, also wrapped by PEFT.
 
     Raises:
-        ModelError: the model keeps no key-value cache, or its adapter puts virtual tokens before every call.
+        ModelError: the module is no language model.
     """
 
     def __init__(self, module: Any):
         # The signature has to be the model's: a PEFT wrapper's forward takes anything.
-        inner = module.get_base_model() if hasattr(module, "get_base_model") else module
-        parameters = inspect.signature(inner.forward).parameters
-        if "past_key_values" not in parameters:
+        inner, virtual = module, _virtual_tokens(module)
+        while hasattr(inner, "get_base_model"):  # an adapter on a model with an adapter is two wrappers
+            inner = inner.get_base_model()
+            virtual += _virtual_tokens(inner)
+        if not hasattr(inner, "get_input_embeddings") or not hasattr(inner, "config"):
             raise ModelError(
-                f"{type(inner).__name__} has no key-value cache; Luthier cannot generate with it.",
-                "Use a causal language model whose forward takes `past_key_values`.",
+                f"{type(inner).__name__} is no causal language model of transformers; Luthier cannot generate with it.",
+                "Use a model that AutoModelForCausalLM loads.",
             )
-        if any(config.is_prompt_learning for config in getattr(module, "peft_config", {}).values()):
-            raise ModelError(
-                "Adapters of virtual tokens (prompt, prefix and p-tuning) cannot be sampled from yet.",
-                "Use an adapter that changes weights, such as `lora`.",
-            )
-        self.module, self.inner = module, inner
-        self.positions = "position_ids" in parameters
-        self.last_only = "logits_to_keep" in parameters
+        self.parameters = inspect.signature(inner.forward).parameters
+        # PEFT writes such tokens into a cache of its own, at every call.
+        self.cached = "past_key_values" in self.parameters and not virtual
+        self.module, self.inner, self.way = module, inner, Way()
+        self.positions = "position_ids" in self.parameters
+        self.last_only = "logits_to_keep" in self.parameters and not virtual
         embeddings = inner.get_input_embeddings().weight
-        self.device, self.dtype = embeddings.device, embeddings.dtype
-        text = text_config(module)
-        self.context: int = getattr(text, "max_position_embeddings", None) or 1 << 30
+        self.device, self.dtype, self.vocabulary = embeddings.device, embeddings.dtype, len(embeddings)
+        text = text_config(inner)
+        bound = getattr(text, "max_position_embeddings", None) or 0
+        self.context: int = (bound if bound > 0 else 1 << 30) - virtual  # -1: no bound
 
     def __call__(self, ids: Tensor, mask: Tensor | None, positions: Tensor, cache: DynamicCache, last: bool) -> Tensor:
         """Logits of new tokens, [B,1,V] if `last` else [B,T,V].
@@ -63,7 +101,7 @@ class Forward:
             last: compute the logits of the last position only.
         """
         extra: dict[str, Any] = {}
-        if self.positions:
+        if self.positions and self.way.positions:
             # Scored choices are padded on the right, and their padding may lie beyond the context.
             extra["position_ids"] = positions.clamp(max=self.context - 1)
         if last and self.last_only:
@@ -73,23 +111,68 @@ class Forward:
         # Models without `logits_to_keep` compute all positions.
         return logits[:, -1:] if last else logits
 
+    def plain(self, ids: Tensor, positions: Sequence[int]) -> Tensor:
+        """Logits [B,P,V] at `positions` (ascending) of whole texts [B,T], which the model reads without a cache.
+
+        Mask and positions are left to the model, so these logits say what is right.
+        """
+        index = torch.tensor(positions, device=ids.device)
+        extra: dict[str, Any] = {"logits_to_keep": index} if self.last_only else {}
+        if "use_cache" in self.parameters:
+            extra["use_cache"] = False
+        logits = self.module(input_ids=ids, **extra).logits
+        # Virtual tokens before the text have logits too.
+        return logits if self.last_only else logits[:, -ids.shape[1] :][:, index]
+
+
+def _virtual_tokens(module: Any) -> int:
+    """The number of tokens that this wrapper of PEFT puts before every text."""
+    configs = getattr(module, "peft_config", {}).values()
+    return sum(config.num_virtual_tokens for config in configs if config.is_prompt_learning)
+
 
 Layers = tuple[tuple[Tensor, Tensor] | None, ...]
 
 
 @dataclass(frozen=True)
 class State:
-    """What the cache holds of one row, independent of the other rows.
+    """What a cache holds of one row, independent of the other rows.
 
     Attributes:
         length: positions of the row.
         layers: keys and values [H,T,D] of each layer; None where a layer keeps none.
         fixed: a cache whose rows cannot be copied out, and the row's index in it; `layers` is empty then.
+        ids: the row's tokens, where they are read again at every step.
     """
 
     length: int
     layers: Layers = ()
     fixed: tuple[FixedRowsCache, int] | None = None
+    ids: tuple[int, ...] = ()
+
+
+class Cache(Protocol):
+    """The methods of every cache. `can_add`: rows can be added while others run, and a state more than once."""
+
+    can_add: bool
+
+    @property
+    def rows(self) -> int: ...
+    def start_empty(self, rows: int) -> None: ...
+    def run(self, ids: Tensor, valid: Tensor | None = None, last: bool = True) -> Tensor: ...
+    def advance(self, ids: Tensor) -> Tensor: ...
+    def add(self, states: Sequence[State]) -> None: ...
+    def remove(self, removed: set[int]) -> list[int]: ...
+    def state(self, row: int) -> State: ...
+
+
+def by_token(cache: Cache, ids: Tensor, valid: Tensor | None, last: bool) -> Tensor:
+    """`cache.run(ids, valid, last)`, one token of every row at a time."""
+    logits = []
+    for column in range(ids.shape[1]):
+        piece = slice(column, column + 1)
+        logits.append(cache.run(ids[:, piece], None if valid is None else valid[:, piece]))
+    return logits[-1] if last else torch.cat(logits, 1)
 
 
 class FixedRowsCache:
@@ -114,11 +197,13 @@ class FixedRowsCache:
 
     def run(self, ids: Tensor, valid: Tensor | None = None, last: bool = True) -> Tensor:
         """Append tokens [rows,T]; returns logits [rows,1,V] if `last`, else [rows,T,V], as `Slots.run`."""
+        if self.valid.shape[1] and ids.shape[1] > 1 and not self.forward.way.several:
+            return by_token(self, ids, valid, last)
         before = self.valid.sum(-1, keepdim=True)
         valid = torch.ones_like(ids, dtype=torch.bool) if valid is None else valid
         self.valid = torch.cat([self.valid, valid], dim=1)
         positions = before + (valid.cumsum(-1) - 1).clamp(min=0)
-        return self.forward(ids, self.valid, positions, self.cache, last)
+        return self.forward(ids, self.valid if self.forward.way.ragged else None, positions, self.cache, last)
 
     def advance(self, ids: Tensor) -> Tensor:
         """Append one token [rows] to every row; returns logits [rows,V]."""
@@ -148,3 +233,11 @@ class FixedRowsCache:
         index = torch.tensor(rows, device=self.forward.device)
         self.cache.reorder_cache(index)  # pyright: ignore[reportArgumentType]
         self.valid, self.rows = self.valid[index], len(rows)
+
+
+def by_length(lengths: Iterable[int], together: bool = True) -> list[list[int]]:
+    """The indices of equal lengths, as one list each; with `together` False every index in a list of its own."""
+    groups: dict[tuple[int, int], list[int]] = {}
+    for index, length in enumerate(lengths):
+        groups.setdefault((length, 0 if together else index), []).append(index)
+    return list(groups.values())

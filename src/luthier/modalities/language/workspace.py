@@ -144,7 +144,7 @@ class LanguageWorkspace(Workspace, LanguageModel):
         with_fields(training_rows(parts, self.prepared), self.prepared.records, parts.needs.fields)
 
     def refuse_unscorable(self, sets: Sequence[str]) -> None:
-        refuse_unscorable_sets(self.recipe, self.prepared, self.renderer, sets)
+        refuse_unscorable_sets(self.recipe, self.prepared, self.renderer, sets, self.loaded.module)
 
     def score(self, module: nn.Module, name: str, journal: Journal) -> Evaluation | None:
         settings, (records, metric) = self.recipe.settings, set_of(self.recipe, self.prepared, name)
@@ -210,12 +210,18 @@ def set_of(recipe: Recipe, prepared: Prepared, name: str) -> tuple[list[Record],
     return held_out(recipe, prepared, split), recipe.settings.evaluate.metric
 
 
-def refuse_unscorable_sets(recipe: Recipe, prepared: Prepared, renderer: Renderer, sets: Sequence[str]) -> None:
-    """Raise LuthierError for records of these sets that the metric could not score after training."""
+def refuse_unscorable_sets(
+    recipe: Recipe, prepared: Prepared, renderer: Renderer, sets: Sequence[str], module: nn.Module | None = None
+) -> None:
+    """Raise LuthierError for records of these sets that could not be scored after training.
+
+    Args:
+        module: the model, if it is loaded; then one that cannot answer them is refused too.
+    """
     for name in sets:
         records, metric = set_of(recipe, prepared, name)
         if records:
-            refuse_unscorable(records, renderer, metric, recipe.base)
+            refuse_unscorable(records, renderer, metric, recipe.base, module)
 
 
 def training_rows(parts: Parts, prepared: Prepared) -> list[Row]:
