@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -22,6 +23,7 @@ from luthier.engine.probe import Probe, run_probes
 from luthier.engine.selection import Kept, Selection
 from luthier.engine.source import Drawn, RowSource
 from luthier.engine.update import NotFinite, UpdateReport, run_update
+from luthier.models.dropout import without_dropout
 from luthier.models.policy import Policy
 from luthier.tuners.base import Tuner
 from luthier.types import Row
@@ -37,6 +39,7 @@ class Trainer:
 
     Attributes:
         stop_requested: asked after every update; a stop saves the state.
+        dropout: False: values are dropped nowhere, neither in the model nor in what tuners add.
         span: the part of a longer schedule that this training covers: (0.5, 1) for the second of two equal rounds.
     """
 
@@ -52,6 +55,7 @@ class Trainer:
     position: Position = field(default_factory=Position)
     probes: Sequence[Probe] = ()
     span: tuple[float, float] = (0.0, 1.0)
+    dropout: bool = True
 
     def __post_init__(self) -> None:
         self.parts.refuse_modality(self.policy.modality)
@@ -74,19 +78,8 @@ class Trainer:
     def train(self) -> Literal["done", "stopped"]:
         """Run to the end of the budget, or until `stop_requested`; either way the state is saved."""
         set_training(self.policy, True)
-        status: Literal["done", "stopped"] = "done"
-        if self.position.updates == 0:
-            run_probes(self.probes, self.policy, self.position, self.world)
-
-        while self._one_update():
-            run_probes(self.probes, self.policy, self.position, self.world)
-            stop, due = self._agree_over_ranks()
-            if stop:
-                status = "stopped"
-                break
-            if due:
-                self.save()
-
+        with nullcontext() if self.dropout else without_dropout(self.policy.module):
+            status = self._updates()
         set_training(self.policy, False)
         # Saved before `finish`, which a resumed run calls again.
         self.save()
@@ -94,6 +87,19 @@ class Trainer:
             for tuner in self.tuners:
                 tuner.finish(self.policy.module)
         return status
+
+    def _updates(self) -> Literal["done", "stopped"]:
+        """All updates that are left, with their probes and checkpoints."""
+        if self.position.updates == 0:
+            run_probes(self.probes, self.policy, self.position, self.world)
+        while self._one_update():
+            run_probes(self.probes, self.policy, self.position, self.world)
+            stop, due = self._agree_over_ranks()
+            if stop:
+                return "stopped"
+            if due:
+                self.save()
+        return "done"
 
     def _one_update(self) -> bool:
         """Draw and carry out one update; False when the budget is spent."""

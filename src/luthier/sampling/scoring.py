@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import islice
 from typing import Any
 
@@ -10,9 +11,11 @@ import torch
 from torch import Tensor
 
 from luthier.data.batches import collate, micro_batches
+from luthier.models.checks import verify_head
 from luthier.models.kernels.folding import folded_in
 from luthier.models.kernels.head import target_logprob
 from luthier.models.policy import TokenPolicy
+from luthier.models.probes import Probe
 from luthier.sampling.cache import common_prefix, open_cache, prefill, sampling_mode, space_of
 from luthier.sampling.native import check_prompts
 from luthier.sampling.state import Forward, State
@@ -134,12 +137,19 @@ def sequence_logprobs(
 
     Returns:
         (sum of log-probabilities in nats, number of targets) per row, in order.
+
+    Raises:
+        ModelError: the model's logits or its reading of rows in batches are not understood.
     """
     policy = TokenPolicy(module)
     device = module.get_input_embeddings().weight.device
     sums_and_counts: dict[str, tuple[float, int]] = {}
     with folded_in(module), sampling_mode(module):
-        for micro_batch in micro_batches(rows, FORWARD_POSITIONS, "padded"):
+        verify_head(policy)
+        layout = Probe(policy).layout_of_ragged(rows) if rows else "padded"
+        if layout == "even":  # rows are scored one by one: those of a pair need not share a forward
+            rows = [replace(row, record=row.id) for row in rows]
+        for micro_batch in micro_batches(rows, FORWARD_POSITIONS, layout):
             batch = collate(micro_batch).to(device)
             row_of, columns = batch.targets()
             targets, head = batch.ids[row_of, columns], policy.head

@@ -15,6 +15,7 @@ from luthier.engine.source import Records
 from luthier.engine.trainer import Trainer
 from luthier.errors import RecipeError
 from luthier.modalities.base import Workspace
+from luthier.models.dropout import dropouts
 from luthier.recipe.fingerprint import fingerprint
 from luthier.recipe.modality import modality_of
 from luthier.runs.run import Run
@@ -56,6 +57,7 @@ def training(
     usage.reset_peak()
     policy = workspace.tune(run, parts, rows, alone=span == WHOLE_SCHEDULE) if carried is None else carried.policy
     layout = workspace.layout(policy, parts)
+    compared = compared_with(parts, settings.rl is not None)
 
     trainer = Trainer(
         policy=policy,
@@ -68,6 +70,7 @@ def training(
         observe=observe,
         stop_requested=stop_requested,
         span=span,
+        dropout=compared is None,
     )
     if carried is not None:  # the model holds the weights rounded to its dtype; the float32 ones continue
         trainer.masters.load(carried.masters.state())
@@ -77,7 +80,26 @@ def training(
         "trainable_parameters": sum(p.numel() for p in trainer.masters.compute.values()),
         "weights_id": workspace.loaded.weights_id,
         "data": workspace.prepared.report.to_json(),
+        "layout": layout,
+        "notes": notes_of(policy, compared),
     }
+
+
+def compared_with(parts: Parts, samples: bool) -> str | None:
+    """What the training compares its forwards with, in words; then dropout is off. None: with nothing.
+
+    Args:
+        samples: the rows are answers of the model itself.
+    """
+    return parts.needs.second_pass or ("answers that it samples without dropout" if samples else None)
+
+
+def notes_of(policy: Any, compared: str | None) -> list[str]:
+    """Sentences on what this training does otherwise than the model's config says."""
+    levels = ", ".join(f"{level:g}" for level in dropouts(policy.module))
+    if compared is None or not levels:
+        return []
+    return [f"Dropout ({levels}) is off in this training, which compares the model with {compared}."]
 
 
 def carry_probe(trainer: Trainer, every: int | Literal["auto"]) -> None:
