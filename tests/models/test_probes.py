@@ -8,7 +8,6 @@ import transformers
 from luthier.engine.layouts import choose_layout
 from luthier.errors import ModelError
 from luthier.models.policy import TokenPolicy
-from luthier.models.probes import Probe
 from luthier.types import Row, Stream
 
 LLAMA = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -55,5 +54,5 @@ FUTURE = {
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("family", FUTURE)
 def test_a_model_that_sees_later_tokens_is_refused(family, dtype):
-    with pytest.raises(ModelError, match="sees the future|cannot read a row"):
+    with pytest.raises(ModelError, match="sees the future"):
         choose_layout(heated(family, dtype, **FUTURE[family]), rows_of(20, 9, 5), "auto", None)

@@ -77,7 +77,7 @@ def _print_record(record: Mapping[str, Any]) -> None:
     before = "" if estimated is None else f" ({estimated / 1e9:.2f} GB estimated before)"
     typer.echo(f"memory  {measured:.2f} GB at the peak{before}")
     for line in train.get("notes", []):
-        console.print(f"[bold]note[/]    {escape(line)}", highlight=False)
+        typer.echo(f"note: {line}")
     for line in [*train.get("data", {}).get("warnings", []), *record.get("warnings", [])]:
         typer.echo(f"warning: {line}")
 

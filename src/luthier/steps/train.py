@@ -11,14 +11,17 @@ from luthier.engine.assemble import Parts, frozen_bytes
 from luthier.engine.checkpoints import Saving
 from luthier.engine.micro_batches import Batching
 from luthier.engine.probe import LossCurves
+from luthier.engine.router_loss import RouterLoss, find_router_loss
 from luthier.engine.source import Records
 from luthier.engine.trainer import Trainer
 from luthier.errors import RecipeError
 from luthier.modalities.base import Workspace
 from luthier.models.dropout import dropouts
+from luthier.models.policy import TokenPolicy
 from luthier.recipe.fingerprint import fingerprint
 from luthier.recipe.modality import modality_of
 from luthier.runs.run import Run
+from luthier.types import Row
 
 AUTO_READINGS = 10
 """How often a probe with `every: auto` reads the losses after the first reading."""
@@ -56,8 +59,9 @@ def training(
     rows = workspace.rows(run, parts)
     usage.reset_peak()
     policy = workspace.tune(run, parts, rows, alone=span == WHOLE_SCHEDULE) if carried is None else carried.policy
-    layout = workspace.layout(policy, parts)
     compared = compared_with(parts, settings.rl is not None)
+    router, notes = router_loss(policy, rows, compared)
+    layout = workspace.layout(policy, parts, *(part.kind for part in router))
 
     trainer = Trainer(
         policy=policy,
@@ -71,6 +75,7 @@ def training(
         stop_requested=stop_requested,
         span=span,
         dropout=compared is None,
+        further=router,
     )
     if carried is not None:  # the model holds the weights rounded to its dtype; the float32 ones continue
         trainer.masters.load(carried.masters.state())
@@ -81,7 +86,7 @@ def training(
         "weights_id": workspace.loaded.weights_id,
         "data": workspace.prepared.report.to_json(),
         "layout": layout,
-        "notes": notes_of(policy, compared),
+        "notes": [*dropout_notes(policy, compared), *notes],
     }
 
 
@@ -94,8 +99,23 @@ def compared_with(parts: Parts, samples: bool) -> str | None:
     return parts.needs.second_pass or ("answers that it samples without dropout" if samples else None)
 
 
-def notes_of(policy: Any, compared: str | None) -> list[str]:
-    """Sentences on what this training does otherwise than the model's config says."""
+def router_loss(policy: Any, rows: Sequence[Row], compared: str | None) -> tuple[tuple[RouterLoss, ...], list[str]]:
+    """The router's loss that the model's config asks for, and sentences on it, or on why it is not added."""
+    if not isinstance(policy, TokenPolicy) or not rows:
+        return (), []
+    loss, reason = find_router_loss(policy, min(rows, key=len))
+    if loss is not None and compared is None:
+        words = f"{loss.coefficient:g} times the router's loss, as the model's config asks for, is part of the loss"
+        return (loss,), [f"{words}: that of each row, averaged over rows."]
+    if loss is not None:
+        reason = f"this training compares the model with {compared}"
+    return (), [
+        f"The router's loss that the model's config asks for is not part of the loss: {reason}."
+    ] if reason else []
+
+
+def dropout_notes(policy: Any, compared: str | None) -> list[str]:
+    """A sentence, if the training drops no values although the model or a tuner would."""
     levels = ", ".join(f"{level:g}" for level in dropouts(policy.module))
     if compared is None or not levels:
         return []

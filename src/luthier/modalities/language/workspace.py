@@ -113,7 +113,7 @@ class LanguageWorkspace(Workspace, LanguageModel):
         columns = columns_read(rl, parts.needs.reads, build_chain(rl.advantages, self.recipe.base))
         return {name.split(":")[1] for name in columns if name.startswith("logprobs:")}
 
-    def layout(self, policy: TokenPolicy, parts: Parts) -> Layout:
+    def layout(self, policy: TokenPolicy, parts: Parts, *readers: str) -> Layout:
         """The layout that the recipe names or, with `auto`, the first that the model reads these rows in.
 
         Raises:
@@ -122,7 +122,9 @@ class LanguageWorkspace(Workspace, LanguageModel):
         asked, rows = self.recipe.settings.train.batch.layout, training_rows(parts, self.prepared)
         if isinstance(rl := self.recipe.settings.rl, RL):
             rows = answered(rows, rl.generate.max_new_tokens, context_of(self.loaded.module))
-        return choose_layout(policy, rows, asked, parts.needs.whole_rows)
+        return choose_layout(
+            policy, rows, asked, next((reader for reader in (parts.needs.whole_rows, *readers) if reader), None)
+        )
 
     @property
     def pad_id(self) -> int:
