@@ -137,7 +137,7 @@ def share_prompts(rows_by_record: Sequence[Sequence[Row]], most: int) -> list[li
     lines: dict[bytes, list[list[Row]]] = {}
     pieces: list[list[Row]] = []
     for record_rows in rows_by_record:
-        if not may_share(record_rows):
+        if not _may_share(record_rows):
             pieces.append(list(record_rows))
             continue
         candidates = lines.setdefault(_prompt(record_rows[0]), [])
@@ -152,8 +152,7 @@ def share_prompts(rows_by_record: Sequence[Sequence[Row]], most: int) -> list[li
     return sorted(pieces, key=lambda piece: (-max(map(line_length, lines_of(piece))), piece[0].record))
 
 
-def may_share(record_rows: Sequence[Row]) -> bool:
-    """Whether the rows of a record have one prompt that is long enough to share."""
+def _may_share(record_rows: Sequence[Row]) -> bool:
     for row in record_rows:
         prompt = prompt_length(row)
         if not 0 < len(row) - prompt <= 4 * prompt:

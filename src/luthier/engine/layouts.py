@@ -6,15 +6,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Literal
 
-from luthier.data.batches import LINE, Layout, collate, group_by_record, may_share, prompt_length, share_prompts
+from luthier.data.batches import Layout, collate, group_by_record
 from luthier.errors import ModelError, RecipeError
 from luthier.models.policy import TokenPolicy
-from luthier.models.probes import Probe
-from luthier.types import Row, Stream
+from luthier.models.trial import SHORT, RowTrial, two_endings
+from luthier.types import Row
 
 AUTO = "Set train.batch.layout=auto."
-OTHER_ANSWER = 8
-"""Tokens of the second answer to a prompt, on which a shared prompt is tried."""
 
 
 def choose_layout(
@@ -22,13 +20,13 @@ def choose_layout(
 ) -> Layout:
     """The layout that a recipe asks for; `auto`: shared prompts, else padding, else rows of one length per forward.
 
-    Each is tried on the longest rows of the run, the shortest and one between. Without rows nothing is tried.
+    Each is tried on the longest rows of the run, the shortest, and some between. Without rows nothing is tried.
 
     Args:
         reader: the part that reads whole rows, whose prompts are then not shared, or None.
 
     Raises:
-        ModelError: the model cannot read these rows, sees the future, or does not work with that layout.
+        ModelError: the model cannot read these rows, or does not work with that layout.
         RecipeError: a part does not work with that layout.
     """
     if asked == "shared" and reader is not None:
@@ -36,49 +34,53 @@ def choose_layout(
     rows = [row for row in rows if len(row.ids)]
     if not rows:
         return "padded"
-    probe, name = Probe(policy), type(policy.module).__name__
-    tried = probe.chosen(rows)
-    probe.refuse_unreadable(tried[0])
-    probe.refuse_future(tried[0])
+    trial, name = RowTrial(policy), type(policy.module).__name__
+    tried = trial.chosen(rows)
+    trial.refuse_unreadable(tried[0])
     if asked == "packed":
-        if not probe.agrees(collate(tried, "packed"), tried):
+        if not trial.agrees(collate(tried, "packed"), tried):
             raise ModelError(
                 f"In {name}, records that are packed into one row see each other or lose their positions: beside"
-                f" others and alone, {probe.reason}.",
+                f" others and alone, {trial.reason}.",
                 AUTO,
             )
         return "packed"
-    ragged = probe.layout_of_ragged(rows)
+    if asked != "padded" and reader is None:
+        if _shares(trial, tried):
+            return "shared"
+        if asked == "shared":
+            raise ModelError(f"{name} cannot read one prompt for several answers: {trial.reason}.", AUTO)
+    ragged = trial.layout_of_ragged(rows)
+    if ragged == "even":
+        _refuse_even(name, rows, asked)
+    return ragged
+
+
+def _shares(trial: RowTrial, rows: Sequence[Row]) -> bool:
+    """Whether a second ending of the longest row's beginning keeps its states behind that row, and rows beside it.
+
+    Args:
+        rows: the longest first. The second ending is shorter than all of them; if it does not keep its states, it is
+            made as long as the shortest, since no switch between two lengths may lie between rows of the run.
+    """
+    longest, *others = (replace(row, streams={"weights": row.streams["weights"]}) for row in rows)
+    for length in sorted({min(SHORT, len(rows[-1])), len(rows[-1])}):
+        ends = two_endings(longest, length)
+        # Beside rows of a large model the line would be computed again for each, and shows the same alone.
+        batch = [longest, *ends[1:], *(others if trial.small else ())]
+        if ends and trial.agrees(collate(batch, "shared"), batch):
+            return True
+    return False
+
+
+def _refuse_even(name: str, rows: Sequence[Row], asked: str) -> None:
+    """Raise ModelError if rows of several lengths must share a forward."""
     uneven = next((record for record in group_by_record(rows) if len({len(row) for row in record}) > 1), None)
-    if ragged == "even" and (asked != "auto" or uneven is not None):
-        answers = "" if uneven is None else f", and the rows of record {uneven[0].record} have several lengths"
+    if uneven is not None:
         raise ModelError(
-            f"{name} reads a row otherwise when it is padded to a longer one{answers}.",
-            AUTO if uneven is None else "Use an objective that reads single answers, or rows of one length.",
+            f"{name} reads a row otherwise when it is padded to a longer one, and the rows of record"
+            f" {uneven[0].record} have several lengths.",
+            "Use an objective that reads single answers.",
         )
-    if asked == "padded" or ragged == "even":
-        return ragged
-    answers = _two_answers(rows) if reader is None else []
-    if not answers:
-        return "shared" if asked == "shared" or reader is None else "padded"
-    if probe.agrees(collate(answers, "shared"), answers):
-        return "shared"
-    if asked == "shared":
-        raise ModelError(f"{name} cannot read one prompt for several answers: {probe.reason}.", AUTO)
-    return "padded"
-
-
-def _two_answers(rows: Sequence[Row]) -> list[Row]:
-    """The longest row that may share its prompt, and a second, short answer to that prompt; empty if none may."""
-    fitting = (row for row in rows if len(row) + OTHER_ANSWER <= LINE and may_share([row]))
-    row = max(fitting, key=lambda row: (len(row), row.id), default=None)
-    if row is None:
-        return []
-    first = prompt_length(row)
-    end = min(len(row), first + OTHER_ANSWER)
-    ids, weights = row.ids[:end].copy(), row.streams["weights"].values[:end]
-    ids[first:] = row.ids[: end - first]  # tokens of the prompt, as another answer
-    other = replace(row, id=f"{row.id}/other", record=f"{row.record}/other", ids=ids, shared=0)
-    other = replace(other, streams={"weights": Stream(weights, "token")})
-    row = replace(row, streams={"weights": row.streams["weights"]}, shared=0)
-    return share_prompts([[row], [other]], LINE)[0]
+    if asked != "auto":
+        raise ModelError(f"{name} reads a row otherwise when it is padded to a longer one.", AUTO)

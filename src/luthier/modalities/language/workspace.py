@@ -40,6 +40,7 @@ from luthier.modalities.language.rollout import Rollouts, columns_read
 from luthier.models.config import context_of, embedded_tokens
 from luthier.models.loading.load import Loaded, folded, load_model
 from luthier.models.policy import TokenPolicy
+from luthier.models.trial import verify_model
 from luthier.objectives.sum import members_of
 from luthier.recipe import Recipe
 from luthier.recipe.settings import RL
@@ -72,8 +73,14 @@ class LanguageWorkspace(Workspace, LanguageModel):
         renderer = Renderer(loaded.tokenizer, settings.data.render, settings.data.targets)
         prepared = prepare(settings.data, renderer, recipe.base, cache)
         check_context(loaded.module.config, settings.data.max_tokens, prepared)
-        check_vocabulary(loaded, prepared)
-        return cls(recipe, device, loaded, prepared, renderer)
+        workspace = cls(recipe, device, loaded, prepared, renderer)
+        workspace.verify()
+        return workspace
+
+    def verify(self) -> None:
+        """Raise LuthierError if the model does not know a token of the rows, or cannot be trained or scored at all."""
+        check_vocabulary(self.loaded, self.prepared)
+        verify_model(TokenPolicy(self.loaded.module), [row for row in self.prepared.train if len(row.ids)])
 
     def records(self, split: str) -> list[Record]:
         """The records of `validation` or `test` that are evaluated, as `held_out` chooses them."""

@@ -11,32 +11,43 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
+import numpy
 import psutil
 import torch
 from torch import Tensor
 
 from luthier.errors import LuthierError, ModelError
-from luthier.models.checks import in_words
-from luthier.models.kernels.head import vocabulary_of
+from luthier.models.checks import in_words, verify_head
 from luthier.models.policy import TokenPolicy, reading
-from luthier.types import Batch, Row
+from luthier.types import Batch, Row, Stream
 
 TOLERANCE = {torch.bfloat16: 5e-2, torch.float16: 2e-2}
 """Largest difference of a position's hidden state, as a share of its length: short types round otherwise in rows of
 another length (SmolLM2 in bfloat16: 0.02)."""
-WIDE_TOLERANCE = 3e-4
-"""As TOLERANCE, for float32 and wider."""
-FUTURE = 64
-"""Positions of the row whose second half is changed: in a longer row each later token weighs less."""
+WIDE_TOLERANCE = 5e-5
+"""As TOLERANCE, for float32 and wider: rounding gives 5e-7 in small random models."""
+SHORT = 16
+"""Positions of the beginning whose second half is changed: in a longer row each later token weighs less."""
 SMALL = 50_000_000
 """Parameters up to which a float32 copy costs less than a second."""
-ROWS, ROWS_OF_SMALL = 3, 8
+ROWS, ROWS_OF_SMALL = 2, 8
 """Rows of several lengths that a layout is tried on, of large and of SMALL models."""
 FREE_SHARE = 0.5
 """Share of the free memory that a copy of the model in float32 may take."""
 
 
-class Probe:
+def verify_model(policy: TokenPolicy, rows: Sequence[Row]) -> None:
+    """Check that the head is known, and on the longest of these rows that no state depends on later tokens.
+
+    Raises:
+        ModelError: one of them does not hold, or the model cannot read tokens alone.
+    """
+    verify_head(policy)
+    if rows:
+        RowTrial(policy).refuse_future(max(rows, key=len))
+
+
+class RowTrial:
     """Compares hidden states of a policy's model on rows. Nothing is left behind: no hook, mode or gradient.
 
     A difference that rounding could explain in bfloat16 or float16 is looked at again in a float32 copy of the model,
@@ -48,6 +59,7 @@ class Probe:
         self.reason = ""
         """Why the last comparison failed: a difference, or the error that the model raised."""
         self._parameters = sum(p.numel() for p in policy.module.parameters())
+        self.small = self._parameters <= SMALL
         self._wide: TokenPolicy | None = None
         self._alone: dict[tuple[bool, bytes], Tensor] = {}
 
@@ -69,13 +81,12 @@ class Probe:
             )
 
     def refuse_future(self, row: Row) -> None:
-        """Raise ModelError if hidden states depend on later tokens: the second half of the row is changed."""
-        ids = self._ids(row)[:FUTURE]
-        half = max(1, len(ids) // 2)
-        if len(ids) < 2:
+        """Raise ModelError if hidden states depend on later tokens: the second half of the row's beginning changes."""
+        ends = two_endings(row)
+        if len(ends) < 2:
             return
-        changed = ids.clone()
-        changed[half:] = (ids[half:] + 1) % vocabulary_of(self.policy.output)
+        ids, changed = map(self._ids, ends)
+        half = ends[1].shared
         if not self._alike(lambda wide: (self.alone(changed, wide)[:half], self.alone(ids, wide)[:half]), strict=True):
             raise ModelError(
                 f"{type(self.policy.module).__name__} sees the future: hidden states change with tokens behind them"
@@ -138,7 +149,7 @@ class Probe:
 
     def chosen(self, rows: Sequence[Row]) -> list[Row]:
         """The rows to try a layout on, the longest first: few of a large model, for time."""
-        return ragged(rows, ROWS_OF_SMALL if self._parameters <= SMALL else ROWS)
+        return ragged(rows, ROWS_OF_SMALL if self.small else ROWS)
 
     def alone(self, ids: Tensor, wide: bool = False) -> Tensor:
         """Hidden states [T,D] of one row of token ids [T], as the model reads it by itself."""
@@ -175,7 +186,7 @@ class Probe:
         """Whether a float32 copy of the model exists, or is made now: where it is needed and fits, or is small."""
         if self._wide is None:
             fits = 4 * self._parameters <= FREE_SHARE * _free_bytes(_device(self.policy))
-            if not fits or not (needed or self._parameters <= SMALL):
+            if not fits or not (needed or self.small):
                 return False
             self._wide = TokenPolicy(copy.deepcopy(self.policy.module).float(), self.policy.temperature)
         return True
@@ -185,6 +196,19 @@ class Probe:
 
     def _ids(self, row: Row) -> Tensor:
         return torch.as_tensor(row.ids, dtype=torch.long, device=_device(self.policy))
+
+
+def two_endings(row: Row, length: int | None = SHORT) -> list[Row]:
+    """The row's first positions, and the same with a changed second half, which shares the first; one token: none."""
+    ids = row.ids[:length]
+    half = len(ids) // 2
+    if not half:
+        return []
+    changed = ids.copy()
+    changed[half:] = numpy.where(ids[half:] > 0, ids[half:] - 1, 1)
+    weights = Stream((numpy.arange(len(ids)) >= half).astype(numpy.float32), "token")
+    one = Row(f"{row.id}/one", ids, {"weights": weights})
+    return [one, Row(f"{row.id}/other", changed, {"weights": weights}, shared=half)]
 
 
 def ragged(rows: Sequence[Row], count: int) -> list[Row]:
