@@ -47,10 +47,11 @@ def choose_layout(
         return "packed"
     if asked != "padded" and reader is None:
         if _shares(trial, tried):
+            policy.ragged = "padded"  # the second ending kept its states beside a longer row
             return "shared"
         if asked == "shared":
             raise ModelError(f"{name} cannot read one prompt for several answers: {trial.reason}.", AUTO)
-    ragged = trial.layout_of_ragged(rows)
+    ragged = policy.ragged = trial.layout_of_ragged(rows)
     if ragged == "even":
         _refuse_even(name, rows, asked)
     return ragged

@@ -6,7 +6,7 @@ import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -66,6 +66,7 @@ class TokenPolicy:
             )
         self.module = module
         self.temperature = temperature
+        self.ragged: Literal["padded", "even"] | None = None  # layout of rows of several lengths; None: not yet tried
         self.references: dict[str, Reference] = {}
         self.companions: dict[str, Companion] = {}
 

@@ -47,6 +47,17 @@ def verify_model(policy: TokenPolicy, rows: Sequence[Row]) -> None:
         RowTrial(policy).refuse_future(max(rows, key=len))
 
 
+def ragged_layout(policy: TokenPolicy, rows: Sequence[Row]) -> Literal["padded", "even"]:
+    """How rows of several lengths are put into forwards: as the policy was tried before, else tried on these rows.
+
+    Raises:
+        ModelError: a row's states change beside another row of its length.
+    """
+    if policy.ragged is None and (rows := [row for row in rows if len(row.ids)]):
+        policy.ragged = RowTrial(policy).layout_of_ragged(rows)
+    return policy.ragged or "padded"
+
+
 class RowTrial:
     """Compares hidden states of a policy's model on rows. Nothing is left behind: no hook, mode or gradient.
 

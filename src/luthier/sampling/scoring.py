@@ -15,7 +15,7 @@ from luthier.models.checks import verify_head
 from luthier.models.kernels.folding import folded_in
 from luthier.models.kernels.head import target_logprob
 from luthier.models.policy import TokenPolicy
-from luthier.models.trial import RowTrial
+from luthier.models.trial import ragged_layout
 from luthier.sampling.cache import common_prefix, open_cache, prefill, sampling_mode, space_of
 from luthier.sampling.native import check_prompts
 from luthier.sampling.state import Forward, State
@@ -146,7 +146,7 @@ def sequence_logprobs(
     sums_and_counts: dict[str, tuple[float, int]] = {}
     with folded_in(module), sampling_mode(module):
         verify_head(policy)
-        layout = RowTrial(policy).layout_of_ragged(rows) if rows else "padded"
+        layout = ragged_layout(policy, rows)
         if layout == "even":  # rows are scored one by one: those of a pair need not share a forward
             rows = [replace(row, record=row.id) for row in rows]
         for micro_batch in micro_batches(rows, FORWARD_POSITIONS, layout):
