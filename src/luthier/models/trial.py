@@ -218,8 +218,8 @@ def two_endings(row: Row, length: int | None = SHORT) -> list[Row]:
     changed = ids.copy()
     changed[half:] = numpy.where(ids[half:] > 0, ids[half:] - 1, 1)
     weights = Stream((numpy.arange(len(ids)) >= half).astype(numpy.float32), "token")
-    one = Row(f"{row.id}/one", ids, {"weights": weights})
-    return [one, Row(f"{row.id}/other", changed, {"weights": weights}, shared=half)]
+    beginning = Row(f"{row.id}/beginning", ids, {"weights": weights})
+    return [beginning, Row(f"{row.id}/other", changed, {"weights": weights}, shared=half)]
 
 
 def ragged(rows: Sequence[Row], count: int) -> list[Row]:
@@ -230,9 +230,13 @@ def ragged(rows: Sequence[Row], count: int) -> list[Row]:
 
 
 def _error(states: Tensor, alone: Tensor) -> float:
-    """The largest difference of a position, as a share of the length of its state alone; NaN counts as all of it."""
+    """The largest difference of a position, as a share of the length of its state alone.
+
+    NaN on one side counts as all of it. On both it is no difference: whoever reads a row of broken weights names it.
+    """
     difference = (states - alone).float().norm(dim=-1) / alone.float().norm(dim=-1).clamp_min(1e-12)
-    return float(difference.nan_to_num(nan=1.0).max()) if len(difference) else 0.0
+    broken = states.isnan().any(-1) & alone.isnan().any(-1)
+    return float(difference.nan_to_num(nan=1.0).masked_fill(broken, 0.0).max()) if len(difference) else 0.0
 
 
 def _device(policy: TokenPolicy) -> torch.device:
