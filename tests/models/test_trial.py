@@ -10,6 +10,7 @@ import transformers
 from luthier.engine.layouts import choose_layout
 from luthier.engine.score import score
 from luthier.errors import ModelError
+from luthier.models.config import context_of
 from luthier.models.policy import TokenPolicy
 from luthier.models.trial import RowTrial, verify_model
 from luthier.types import Row, Stream
@@ -151,7 +152,6 @@ def test_a_trial_leaves_no_hook_no_mode_and_no_gradient():
     policy.module.model.decoder.layers[0].eval()
     modes = [layer.training for layer in policy.module.modules()]
     trial = RowTrial(policy)
-    policy.module.config.ffn_dim = 1  # no state of the model is read again
     (row,) = rows_of(20)
     broken = replace(row, ids=numpy.full(20, 5000, numpy.int32))
     assert not trial.padded([broken, broken]) and "IndexError" in trial.reason
@@ -164,3 +164,38 @@ def test_a_trial_leaves_no_hook_no_mode_and_no_gradient():
 def test_a_row_that_the_model_cannot_read_is_refused_in_words():
     with pytest.raises(ModelError, match="cannot read a row of 80 tokens"):
         choose_layout(heated("bert", is_decoder=True), rows_of(80), "auto", None)
+
+
+def test_a_model_that_cannot_be_copied_to_float32_is_judged_in_its_own_type():
+    policy, rows = heated("gpt2", torch.bfloat16, **GPT2), rows_of(40, 9)
+    type(policy.module).__deepcopy__ = lambda self, memo: 1 / 0
+    try:
+        assert choose_layout(policy, rows, "auto", None) == "shared"
+    finally:
+        del type(policy.module).__deepcopy__
+
+
+@pytest.mark.parametrize("flag", [{"output_attentions": True}, {"output_hidden_states": True}])
+def test_outputs_that_the_config_asks_for_do_not_hide_the_states(flag):
+    rows = rows_of(40, 9)
+    expected = losses(heated("llama"), rows, "padded", 100)
+    policy = heated("llama", **flag, attn_implementation="eager")
+    verify_model(policy, rows)
+    assert choose_layout(policy, rows, "auto", None) == "shared"
+    assert losses(policy, rows, "padded", 100) == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_word_as_scale_of_the_logits_is_no_scale():
+    mpt = {"d_model": 64, "n_heads": 4, "n_layers": 2, "max_seq_len": 32, "logit_scale": "inv_sqrt_d_model"}
+    policy = heated("mpt", **mpt)
+    verify_model(policy, rows_of(20, 9))
+    assert policy.head.scale == 1.0 and context_of(policy.module) == 32
+
+
+def test_the_context_is_that_of_the_text_decoder():
+    text = {**LLAMA, "max_position_embeddings": 77, "head_dim": 16}
+    vision = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = transformers.AutoConfig.for_model("gemma3", text_config=text, vision_config=vision)
+    assert context_of(config) == 77
+    xlnet = transformers.AutoConfig.for_model("xlnet")
+    assert context_of(xlnet) is None

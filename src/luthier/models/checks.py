@@ -32,7 +32,7 @@ def verify_head(policy: TokenPolicy) -> None:
     ids, name = _tokens(policy, 0, 4), type(policy.module).__name__
     with reading(policy.module):
         try:
-            own = policy.module(input_ids=ids, use_cache=False, return_dict=True).logits.float() / policy.temperature
+            own = policy.module(input_ids=ids, use_cache=False).logits.float() / policy.temperature
             hidden = policy.input_of_head({"input_ids": ids})
         except ModelError:
             raise

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -180,9 +181,10 @@ class RowTrial:
         narrow = self._dtype in TOLERANCE
         try:
             error = _error(*compared(False))
-            # Nearly the same bits need no second look. A strict one is free for small models, whose faults may be too.
+            # Nearly the same bits need no second look, which costs little in small models, whose faults may be small.
             if narrow and error > WIDE_TOLERANCE and self._can_widen(error > TOLERANCE[self._dtype] or strict):
-                error, narrow = _error(*compared(True)), False
+                with suppress(Exception):  # a model that does not work in float32 is judged in its own type
+                    error, narrow = _error(*compared(True)), False
         except Exception as failure:  # whatever a model raises here, it would raise in training
             self.reason = in_words(failure)
             return False
@@ -199,8 +201,9 @@ class RowTrial:
             fits = 4 * self._parameters <= FREE_SHARE * _free_bytes(_device(self.policy))
             if not fits or not (needed or self.small):
                 return False
-            self._wide = TokenPolicy(copy.deepcopy(self.policy.module).float(), self.policy.temperature)
-        return True
+            with suppress(Exception):  # quantised weights have no float32
+                self._wide = TokenPolicy(copy.deepcopy(self.policy.module).float(), self.policy.temperature)
+        return self._wide is not None
 
     def _policy(self, wide: bool) -> TokenPolicy:
         return self._wide if wide and self._wide is not None else self.policy
