@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from luthier.errors import ModelError
 from luthier.models.kernels.head import vocabulary_of
-from luthier.models.policy import Policy, TokenPolicy, reading
+from luthier.models.policy import Policy, TokenPolicy, head_input, reading
 
 
 def verify(policy: Policy) -> None:
@@ -32,10 +32,9 @@ def verify_head(policy: TokenPolicy) -> None:
     ids, name = _tokens(policy, 0, 4), type(policy.module).__name__
     with reading(policy.module):
         try:
-            own = policy.module(input_ids=ids, use_cache=False).logits.float() / policy.temperature
-            hidden = policy.input_of_head({"input_ids": ids})
-        except ModelError:
-            raise
+            with head_input(policy.output, skip=False) as captured:
+                own = policy.module(input_ids=ids, use_cache=False).logits.float() / policy.temperature
+            hidden = captured[0]
         except Exception as error:
             raise ModelError(
                 f"{name} cannot read a row of tokens alone: {in_words(error)}.",

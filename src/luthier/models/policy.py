@@ -271,12 +271,18 @@ def reading(module: nn.Module) -> Iterator[nn.Module]:
 
 
 @contextmanager
-def head_input(output: nn.Module) -> Iterator[list[Tensor]]:
-    """Capture the input [B,T,D] of the output embedding, whose own product over all positions is skipped."""
+def head_input(output: nn.Module, skip: bool = True) -> Iterator[list[Tensor]]:
+    """Capture the input [B,T,D] of the output embedding, whose own product over all positions is skipped.
+
+    Args:
+        skip: False: the model computes its logits as ever.
+    """
     captured: list[Tensor] = []
 
     def capture(_module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         captured.append(inputs[0])
+        if not skip:
+            return inputs
         return (inputs[0][..., :0, :], *inputs[1:])  # no positions, so no logits [B,T,V]
 
     handle = output.register_forward_pre_hook(capture)
