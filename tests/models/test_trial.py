@@ -199,3 +199,13 @@ def test_the_context_is_that_of_the_text_decoder():
     assert context_of(config) == 77
     xlnet = transformers.AutoConfig.for_model("xlnet")
     assert context_of(xlnet) is None
+
+
+def test_a_wide_soft_cap_under_another_name_is_part_of_the_head():
+    griffin = {"lru_width": 64, "block_types": ["recurrent", "attention"], "attention_window_size": 8, "head_dim": 16}
+    policy = heated("recurrent_gemma", **griffin, logits_soft_cap=30.0)
+    assert policy.head.softcap == 30.0
+    verify_model(policy, rows_of(20, 9))
+    policy.module.config.final_logit_softcapping = 33.0  # not the one that the model applies
+    with pytest.raises(ModelError, match="changes its logits"):
+        verify_model(policy, rows_of(20, 9))

@@ -181,10 +181,10 @@ def test_eval_refuses_what_run_refuses(tmp_path, metric):
     run(tmp_path, saved(tmp_path, **GPT2), "sft", "run")
     gemma = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
     gemma |= {"num_key_value_heads": 2, "head_dim": 8, "sliding_window": 8}
-    griffin = {**gemma, "model_type": "recurrent_gemma", "lru_width": 32, "logits_soft_cap": 2.0}
-    griffin |= {"block_types": ["recurrent", "attention"], "attention_window_size": 8}
+    minicpm = {**gemma, "model_type": "minicpm3", "q_lora_rank": 8, "kv_lora_rank": 8, "dim_model_base": 8}
+    minicpm |= {"qk_nope_head_dim": 8, "qk_rope_head_dim": 8, "v_head_dim": 8, "num_key_value_heads": 4}
     refusals = {
-        "changes its logits": griffin,
+        "changes its logits": minicpm,
         "sees the future": {**gemma, "model_type": "gemma3_text", "use_bidirectional_attention": True},
     }
     for words, config in refusals.items():

@@ -74,7 +74,8 @@ class TokenPolicy:
     def head(self) -> Head:
         config = text_config(self.module)
         scale = _number(config, "logit_scale") / _number(config, "logits_scaling")  # cohere, granite
-        return Head(self.output, scale, getattr(config, "final_logit_softcapping", None), self.temperature)
+        cap = getattr(config, "final_logit_softcapping", None) or getattr(config, "logits_soft_cap", None)
+        return Head(self.output, scale, cap, self.temperature)
 
     @property
     def output(self) -> nn.Module:
