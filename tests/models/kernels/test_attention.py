@@ -6,7 +6,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from luthier.models.kernels import attention
-from luthier.models.kernels.attention import NAME, short_rows, use_short_rows
+from luthier.models.kernels.attention import NAME, attention, short_rows, use_short_rows
 
 
 def made_up(batch, heads, groups, length, width=8, dtype=torch.float64):
