@@ -6,6 +6,7 @@ import torch
 from luthier import parts
 from luthier.conformance.tiny import tiny_model, tiny_rows, with_common_prompts
 from luthier.data.batches import collate, micro_batches
+from luthier.engine.layouts import choose_layout
 from luthier.errors import ModelError
 from luthier.models import checks
 from luthier.models.policy import Reference, TokenPolicy
@@ -136,8 +137,8 @@ FAMILIES = {
 def test_families_give_the_same_hidden_states_in_every_layout(family):
     policy = TokenPolicy(random_model(family, **FAMILIES[family]))
     checks.verify_head(policy)
-    checks.verify_packing(policy)
     rows = tiny_rows(4)
+    assert choose_layout(policy, rows, "packed", None) == "packed"
     alone = {}
     with torch.no_grad():
         for row in rows:
@@ -150,12 +151,12 @@ def test_families_give_the_same_hidden_states_in_every_layout(family):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_families_share_a_prompt_or_are_refused(family):
     policy = TokenPolicy(random_model(family, **FAMILIES[family]))
+    rows = with_common_prompts(tiny_rows(6))
     if "sliding_window" in FAMILIES[family]:
         with pytest.raises(ModelError, match="one prompt for several answers"):
-            checks.verify_sharing(policy)
+            choose_layout(policy, rows, "shared", None)
         return
-    checks.verify_sharing(policy)
-    rows = with_common_prompts(tiny_rows(6))
+    assert choose_layout(policy, rows, "shared", None) == "shared"
     (micro,) = micro_batches(rows, 1000, "shared")
     assert any(row.shared for row in micro)
     shared, apiece = collate(micro, "shared"), collate(micro)
@@ -171,7 +172,7 @@ def test_families_share_a_prompt_or_are_refused(family):
 )
 def test_a_model_whose_answers_would_see_each_other_cannot_share_a_prompt(family, more):
     policy = TokenPolicy(random_model(family, **more))
-    assert not checks.can_share(policy)
+    assert choose_layout(policy, with_common_prompts(tiny_rows(6)), "auto", None) == "padded"
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -218,7 +219,7 @@ def test_a_model_in_which_packed_records_see_each_other_is_refused(family, more)
     policy = TokenPolicy(random_model(family, **more))
     checks.verify_head(policy)
     with pytest.raises(ModelError, match="see each other"):
-        checks.verify_packing(policy)
+        choose_layout(policy, tiny_rows(4), "packed", None)
 
 
 def test_reading_leaves_each_submodule_in_its_mode(policy):

@@ -13,6 +13,7 @@ from luthier.errors import DataError, RecipeError
 from luthier.modalities.open import open_workspace
 from luthier.recipe import load_recipe
 from luthier.steps.check import Methods, examine_recipe
+from luthier.steps.check_model import ModelTrial
 from luthier.steps.check_page import check_recipe
 
 
@@ -165,8 +166,9 @@ def test_a_csv_of_other_columns_is_one_complaint_with_the_hint_that_run_gives(tm
 def test_findings_are_told_one_by_one_and_are_there_for_programs_too(recipe):
     told = []
     findings = examine_recipe(recipe(), False, told.append)
-    assert told == findings and [type(finding) for finding in findings] == [DataReport, Methods]
-    data, methods = findings
+    assert told == findings and [type(finding) for finding in findings] == [DataReport, ModelTrial, Methods]
+    data, trial, methods = findings
+    assert trial.lines == ("LlamaForCausalLM sees no later token; rows are laid out as `shared`",)
     assert data.counts == {"train": 30, "validation": 4, "test": 6}
     families = {family: [fit.name for fit in fits] for family, fits in methods.by_family().items()}
     assert {"sft", "dft"} <= {*families["supervised"]} and {"uds", "max_loss"} <= {*families["selectors"]}

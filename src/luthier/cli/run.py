@@ -77,6 +77,8 @@ def _print_record(record: Mapping[str, Any]) -> None:
     echo(f"speed   {speed} over {train['seconds']:.0f} s of training")
     before = "" if estimated is None else f" ({estimated / 1e9:.2f} GB estimated before)"
     echo(f"memory  {measured:.2f} GB at the peak{before}")
+    for line in train.get("notes", []):
+        echo(f"note: {line}")
     for line in [*train.get("data", {}).get("warnings", []), *record.get("warnings", [])]:
         echo(f"warning: {line}")
 

@@ -16,7 +16,8 @@ import torch
 from luthier.keyed import order
 from luthier.types import Batch, Row, Stream
 
-Layout = Literal["padded", "packed", "shared"]
+Layout = Literal["padded", "packed", "shared", "even"]
+"""`even`: rows of one length per forward, which then need no padding."""
 RecordRows = tuple[Row, ...]
 Item = TypeVar("Item")
 
@@ -81,7 +82,8 @@ def micro_batches(rows: Sequence[Row], tokens: int, layout: Layout) -> list[list
     """Cut an update's rows into micro-batches of at most `tokens` positions, padding included.
 
     A record of more than `tokens` positions is a micro-batch of its own. In the layout "shared", rows with the same
-    prompt follow one another and read it once, if that is less work.
+    prompt follow one another and read it once, if that is less work. In the layout "even" the rows of a micro-batch
+    have one length.
     """
     # Longest first: neighbours of similar length need little padding, and a shortage of memory shows at once.
     rows_by_record = [sorted(record_rows, key=lambda row: (-len(row), row.id)) for record_rows in group_by_record(rows)]
@@ -91,7 +93,8 @@ def micro_batches(rows: Sequence[Row], tokens: int, layout: Layout) -> list[list
     pieces = share_prompts(ordered, tokens) if layout == "shared" else ordered
     batches: list[list[Row]] = []
     for piece in pieces:
-        if batches and positions([*batches[-1], *piece], layout) <= tokens:
+        fits = bool(batches) and positions([*batches[-1], *piece], layout) <= tokens
+        if fits and (layout != "even" or len({len(row) for row in (*batches[-1], *piece)}) == 1):
             batches[-1] += piece
         else:
             batches.append(list(piece))

@@ -125,6 +125,16 @@ class Needs:
         return frozenset(read.split(":")[1] for read in self.reads if read.startswith("logits:"))
 
     @cached_property
+    def second_pass(self) -> str | None:
+        """What the objective compares the model's forward with: a pass of a model too; None if with nothing."""
+        for read in self.reads:
+            if read == "old_logprobs":
+                return "the log-probabilities of the model that sampled"
+            if read.startswith(("logprobs:", "logits:")):
+                return f"the reference `{read.split(':', 1)[1]}`"
+        return None
+
+    @cached_property
     def frozen_copy(self) -> bool:
         """Whether a reference must be a frozen copy, since disabling some tuner does not restore the base model."""
         return not all(tuner.DISABLING_RESTORES_BASE for tuner in self.parts.tuners)

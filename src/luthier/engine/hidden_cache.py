@@ -12,6 +12,7 @@ from torch import Tensor
 
 from luthier.data.batches import collate, micro_batches
 from luthier.models.policy import Reference
+from luthier.models.trial import ragged_layout
 from luthier.run_folder import cannot_write
 from luthier.types import Batch, Row
 
@@ -63,7 +64,7 @@ class HiddenStateCache:
     def _write(self, path: Path, reference: Reference, rows: Sequence[Row], tokens: int, report: Report) -> None:
         device, done = next(reference.policy.module.parameters()).device, 0
         with path.open("wb") as stream:
-            for micro in micro_batches(rows, tokens, "padded"):
+            for micro in micro_batches(rows, tokens, ragged_layout(reference.policy, rows)):
                 hidden = reference.hidden(collate(micro, "padded").to(device)).to(self.dtype).cpu()
                 pieces = hidden.split([len(self.targets[row.id]) for row in micro])
                 for row, piece in zip(micro, pieces, strict=True):

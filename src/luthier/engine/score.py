@@ -19,6 +19,7 @@ from luthier.data.batches import Layout, collate, micro_batches
 from luthier.errors import RecipeError
 from luthier.models.kernels.head import target_logprob
 from luthier.models.policy import Reference, TokenPolicy, reading
+from luthier.models.trial import ragged_layout
 from luthier.objectives._divergence import entropy
 from luthier.types import Row, Stream
 
@@ -37,7 +38,7 @@ def score(
     rows: Sequence[Row],
     wanted: Sequence[str],
     tokens: int,
-    layout: Layout = "padded",
+    layout: Layout | None = None,
     report: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, Column]:
     """Values of `wanted` at the targets of every row, in eval mode.
@@ -45,6 +46,7 @@ def score(
     Args:
         wanted: "logprobs", "entropy", or the policy's companions by name ("values").
         tokens: positions per forward.
+        layout: None: padded, or one length per forward where the model reads padded rows otherwise, which is tried.
         report: called with (rows done, all rows) after every forward.
 
     Raises:
@@ -58,7 +60,7 @@ def score(
         raise RecipeError(f"A score pass cannot give `{unknown[0]}`.", f"Known: {', '.join(known)}.")
     device = next(reader.policy.module.parameters()).device
     columns: dict[str, Column] = {name: {} for name in wanted}
-    done = 0
+    done, layout = 0, layout or ragged_layout(reader.policy, rows)
     for micro in micro_batches(rows, tokens, layout):
         batch = collate(micro, layout).to(device)
         at = batch.targets()

@@ -102,7 +102,9 @@ def candidate_features(
     device = next(policy.module.parameters()).device
     share: list[tuple[int, dict[str, Tensor]]] = []
     with reading(policy.module):
-        for micro in micro_batches.cut(rows, "padded"):
+        # One by one, rows cannot share a prompt: padded, unless the model reads padded rows otherwise.
+        layout = "even" if micro_batches.batching.layout == "even" else "padded"
+        for micro in micro_batches.cut(rows, layout):
             batch = micro_batches.collate(micro, "padded").to(device)
             features = {name: tensor.cpu() for name, tensor in selector.features(policy, batch, state).items()}
             for position, row in enumerate(micro):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -22,7 +23,9 @@ from luthier.engine.probe import Probe, run_probes
 from luthier.engine.selection import Kept, Selection
 from luthier.engine.source import Drawn, RowSource
 from luthier.engine.update import NotFinite, UpdateReport, run_update
+from luthier.models.dropout import without_dropout
 from luthier.models.policy import Policy
+from luthier.objectives.base import Objective
 from luthier.tuners.base import Tuner
 from luthier.types import Row
 from luthier.update import Update
@@ -37,6 +40,9 @@ class Trainer:
 
     Attributes:
         stop_requested: asked after every update; a stop saves the state.
+        dropout: False: values are dropped nowhere, neither in the model nor in what tuners add. Nor are they where the
+            objective reads a second pass of a model.
+        further: parts with terms of their own that train nothing, such as a router's loss.
         span: the part of a longer schedule that this training covers: (0.5, 1) for the second of two equal rounds.
     """
 
@@ -52,6 +58,8 @@ class Trainer:
     position: Position = field(default_factory=Position)
     probes: Sequence[Probe] = ()
     span: tuple[float, float] = (0.0, 1.0)
+    dropout: bool = True
+    further: tuple[Tuner, ...] = ()
 
     def __post_init__(self) -> None:
         self.parts.refuse_modality(self.policy.modality)
@@ -74,19 +82,9 @@ class Trainer:
     def train(self) -> Literal["done", "stopped"]:
         """Run to the end of the budget, or until `stop_requested`; either way the state is saved."""
         set_training(self.policy, True)
-        status: Literal["done", "stopped"] = "done"
-        if self.position.updates == 0:
-            run_probes(self.probes, self.policy, self.position, self.world)
-
-        while self._one_update():
-            run_probes(self.probes, self.policy, self.position, self.world)
-            stop, due = self._agree_over_ranks()
-            if stop:
-                status = "stopped"
-                break
-            if due:
-                self.save()
-
+        drops = self.dropout and self.parts.needs.second_pass is None
+        with nullcontext() if drops else without_dropout(self.policy.module):
+            status = self._updates()
         set_training(self.policy, False)
         # Saved before `finish`, which a resumed run calls again.
         self.save()
@@ -94,6 +92,19 @@ class Trainer:
             for tuner in self.tuners:
                 tuner.finish(self.policy.module)
         return status
+
+    def _updates(self) -> Literal["done", "stopped"]:
+        """All updates that are left, with their probes and checkpoints."""
+        if self.position.updates == 0:
+            run_probes(self.probes, self.policy, self.position, self.world)
+        while self._one_update():
+            run_probes(self.probes, self.policy, self.position, self.world)
+            stop, due = self._agree_over_ranks()
+            if stop:
+                return "stopped"
+            if due:
+                self.save()
+        return "done"
 
     def _one_update(self) -> bool:
         """Draw and carry out one update; False when the budget is spent."""
@@ -142,7 +153,8 @@ class Trainer:
         """The update on these rows, cut smaller and tried again where memory runs out."""
         index = self.position.updates + 1
         # Rows whose loss has no gradient count in every denominator, but need no forward.
-        with_gradient, without_gradient = _split_by_gradient(self.parts, rows)
+        adding = (*self.tuners, *self.further)
+        with_gradient, without_gradient = _split_by_gradient(self.parts.objective, adding, rows)
 
         while True:
             # Seeded anew: no generator's state is saved, and a repeated attempt draws the same.
@@ -162,7 +174,7 @@ class Trainer:
                 return run_update(
                     self.policy,
                     self.parts.objective,
-                    self.tuners,
+                    adding,
                     self.masters,
                     update,
                     clip=self.parts.optimizer.clip,
@@ -238,14 +250,16 @@ def set_training(policy: Policy, training: bool) -> None:
         companion.module.train(training)
 
 
-def _split_by_gradient(parts: Parts, rows: Sequence[Row]) -> tuple[Sequence[Row], Sequence[Row]]:
+def _split_by_gradient(
+    objective: Objective, tuners: Sequence[Tuner], rows: Sequence[Row]
+) -> tuple[Sequence[Row], Sequence[Row]]:
     """(rows whose loss has a gradient, rows that are only counted); all are forwarded if none has a gradient."""
-    if any(tuner.WHOLE_ROWS for tuner in parts.tuners):  # the tuner's own terms need every row's forward
+    if any(tuner.WHOLE_ROWS for tuner in tuners):  # the tuner's own terms need every row's forward
         return rows, []
     with_gradient: list[Row] = []
     without_gradient: list[Row] = []
     for row in rows:
-        (with_gradient if parts.objective.has_gradient(row) else without_gradient).append(row)
+        (with_gradient if objective.has_gradient(row) else without_gradient).append(row)
     # Meters are means over the rows that forwards read: without any forward the update would report none.
     return (with_gradient, without_gradient) if with_gradient else (rows, [])
 

@@ -88,8 +88,8 @@ class Workspace(ABC):
         online = self.online_references(parts)
         return tuned_policy(module, parts, TunerInputs(settings.seed, rows), self.policy, online, states)
 
-    def layout(self, policy: Any, parts: Parts) -> Layout:
-        """How the rows of a batch are laid out."""
+    def layout(self, policy: Any, parts: Parts, *readers: str) -> Layout:
+        """How the rows of a batch are laid out; `readers` read whole rows, besides the parts."""
         return "padded"
 
     @property

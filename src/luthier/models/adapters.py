@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from luthier.errors import ModelError
-from luthier.models import trial
+from luthier.models import logits
 from luthier.models.weights import Owners, is_product, is_quantised, untie_embeddings
 
 
@@ -87,7 +87,7 @@ def refuse_unmergeable(adapted: Any) -> None:
     owners, layers = Owners(adapted), dict(_adapted_layers(adapted))
     bases = {name: layer.get_base_layer() for name, layer in layers.items() if hasattr(layer, "lora_A")}
     plain = {name: base for name, base in bases.items() if isinstance(base, nn.Linear)}
-    bypassed = set(trial.bypassed(adapted, plain))
+    bypassed = set(logits.bypassed(adapted, plain))
     for name, layer in layers.items():
         base = layer.get_base_layer()
         weight = getattr(base, getattr(layer, "parameter_name", None) or "weight", None)
@@ -123,14 +123,14 @@ def merged(adapted: Any) -> Any:
     bases = [layer.get_base_layer() for _, layer in _adapted_layers(adapted)]
     if tied is not None and any(getattr(base, "weight", None) is tied for base in bases):
         untie_embeddings(adapted.get_base_model())
-    before = trial.trial_logits(adapted) if trial.is_exact(adapted) else None
+    before = logits.trial_logits(adapted) if logits.is_exact(adapted) else None
     with peft_in_words():
         module = adapted.merge_and_unload()
-    after = None if before is None else trial.trial_logits(module)
+    after = None if before is None else logits.trial_logits(module)
     if (
         before is not None
         and after is not None
-        and (apart := trial.difference(before, after)) > trial.tolerance(module)
+        and (apart := logits.difference(before, after)) > logits.tolerance(module)
     ):
         raise ModelError(
             f"The adapter cannot be merged into {type(module).__name__}: the logits of a few tokens then differ by"

@@ -6,7 +6,7 @@ import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -66,15 +66,16 @@ class TokenPolicy:
             )
         self.module = module
         self.temperature = temperature
+        self.ragged: Literal["padded", "even"] | None = None  # layout of rows of several lengths; None: not yet tried
         self.references: dict[str, Reference] = {}
         self.companions: dict[str, Companion] = {}
 
     @property
     def head(self) -> Head:
         config = text_config(self.module)
-        scale = float(getattr(config, "logit_scale", None) or 1.0)  # cohere
-        scale /= float(getattr(config, "logits_scaling", None) or 1.0)  # granite
-        return Head(self.output, scale, getattr(config, "final_logit_softcapping", None), self.temperature)
+        scale = _number(config, "logit_scale") / _number(config, "logits_scaling")  # cohere, granite
+        cap = getattr(config, "final_logit_softcapping", None) or getattr(config, "logits_soft_cap", None)
+        return Head(self.output, scale, cap, self.temperature)
 
     @property
     def output(self) -> nn.Module:
@@ -87,9 +88,15 @@ class TokenPolicy:
         Args:
             embeddings: [B,T,D], the model's input instead of `embed(batch.ids)`.
         """
+        return self.states(batch, embeddings)[batch.before_targets()]
+
+    def states(self, batch: Batch, embeddings: Tensor | None = None) -> Tensor:
+        """Hidden states [B,T,D] at all positions of the batch, as `hidden`."""
         inputs = {"input_ids": batch.ids} if embeddings is None else {"inputs_embeds": embeddings}
         mask = batch.attention_mask if batch.prompts is None else self.mask_of_shared(batch)
-        return self.input_of_head(inputs, mask, batch.position_of)[batch.before_targets()]
+        # Rows that begin at the first column are counted by the model itself: some count from another number than 0.
+        counted = mask is None and len(batch.examples) == len(batch.ids)
+        return self.input_of_head(inputs, mask, None if counted else batch.position_of)
 
     @property
     def layers(self) -> list[nn.Module]:
@@ -165,10 +172,24 @@ class TokenPolicy:
         """Input embeddings of tokens [B,T] → [B,T,D], adapter and the model's own scale included."""
         return self.module.get_input_embeddings()(ids)  # pyright: ignore[reportCallIssue]
 
-    def input_of_head(self, inputs: dict[str, Tensor], mask: Tensor | None, positions: Tensor) -> Tensor:
-        """Hidden states [B,T,D] that enter the output embedding, from one forward of the model."""
+    def input_of_head(
+        self, inputs: dict[str, Tensor], mask: Tensor | None = None, positions: Tensor | None = None
+    ) -> Tensor:
+        """Hidden states [B,T,D] that enter the output embedding, from one forward of the model.
+
+        Args:
+            mask: None: the model's own.
+            positions: [B,T]; None: the model's own.
+
+        Raises:
+            ModelError: the forward never calls the output embedding.
+        """
+        further = {"attention_mask": mask, "position_ids": positions}
+        inputs = inputs | {name: tensor for name, tensor in further.items() if tensor is not None}
         with head_input(self.output) as captured:
-            self.module(**inputs, attention_mask=mask, position_ids=positions, use_cache=False)
+            self.module(**inputs, use_cache=False)
+        if not captured:
+            raise ModelError(f"{type(self.module).__name__} does not compute its logits by its output embedding.")
         return captured[0]
 
     def mask_of_shared(self, batch: Batch) -> Tensor:
@@ -184,6 +205,12 @@ class TokenPolicy:
         dtype = next(self.module.parameters()).dtype
         mask = torch.zeros(visible.shape, dtype=dtype, device=visible.device)
         return mask.masked_fill_(~visible, torch.finfo(dtype).min)[:, None]
+
+
+def _number(config: Any, name: str) -> float:
+    """A number of the configuration; 1 where it has none: MPT's `logit_scale` may be a word, which its head ignores."""
+    entry = getattr(config, name, None)
+    return float(entry) if isinstance(entry, int | float) and entry else 1.0
 
 
 class Reference:
@@ -245,12 +272,18 @@ def reading(module: nn.Module) -> Iterator[nn.Module]:
 
 
 @contextmanager
-def head_input(output: nn.Module) -> Iterator[list[Tensor]]:
-    """Capture the input [B,T,D] of the output embedding, whose own product over all positions is skipped."""
+def head_input(output: nn.Module, skip: bool = True) -> Iterator[list[Tensor]]:
+    """Capture the input [B,T,D] of the output embedding, whose own product over all positions is skipped.
+
+    Args:
+        skip: False: the model computes its logits as ever.
+    """
     captured: list[Tensor] = []
 
     def capture(_module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         captured.append(inputs[0])
+        if not skip:
+            return inputs
         return (inputs[0][..., :0, :], *inputs[1:])  # no positions, so no logits [B,T,V]
 
     handle = output.register_forward_pre_hook(capture)

@@ -51,6 +51,7 @@ def exchange(call: urllib.request.Request, limit: float, most: int) -> bytes:
     """
     with _Deadline(limit) as deadline:
         opener = urllib.request.build_opener(_NoRedirect, _Http(deadline.watch), _Https(deadline.watch))
+        body = b""
         try:
             body = _open(opener, call, limit, most)
         except (OSError, http.client.HTTPException):

@@ -159,6 +159,9 @@ def sequence_logprobs(
 
     Returns:
         (sum of log-probabilities in nats, number of targets) per row, in order.
+
+    Raises:
+        ModelError: the model's logits or its reading of rows in batches are not understood.
     """
     forward = Forward(module)
     sums_and_counts: dict[str, tuple[float, int]] = {}

@@ -42,6 +42,7 @@ from luthier.parts import find
 from luthier.recipe import Method, Recipe, Stage, flat, list_methods, load_recipe, stages_of
 from luthier.recipe.modality import MODALITIES, modality_of
 from luthier.runs.run import SETS, Run
+from luthier.steps.check_model import ModelTrial, try_model
 from luthier.steps.train import made_ready, training
 from luthier.steps.verify import verify
 from luthier.tuners.base import TunerInputs
@@ -148,7 +149,7 @@ class Timing:
     estimated_bytes: int | None
 
 
-Finding = DataReport | Network | Steps | Server | Methods | Timing
+Finding = DataReport | Network | ModelTrial | Steps | Server | Methods | Timing
 
 
 def examine_recipe(
@@ -196,6 +197,7 @@ def _findings(recipe: Recipe, probe: bool) -> Iterator[Finding]:
             prepared = prepare(settings.data, renderer, recipe.base, Path(cache), columns_of(recipe))
         check_context(load_config(settings.model, recipe.base), settings.data.max_tokens, prepared)
         refuse_unscorable_sets(recipe, prepared, renderer, SETS)
+        yield try_model(recipe, prepared, renderer)
         if generates:
             yield _steps(stages, prepared)
             yield from _servers(stages)

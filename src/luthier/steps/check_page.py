@@ -15,6 +15,7 @@ from luthier.data.report import DataReport
 from luthier.engine.trains import Trains
 from luthier.recipe import Recipe
 from luthier.steps.check import Finding, Methods, Network, Server, Steps, Timing, examine_recipe
+from luthier.steps.check_model import ModelTrial
 
 
 def check_recipe(recipe: Recipe, probe: bool, console: Console) -> None:
@@ -35,6 +36,9 @@ def print_finding(finding: Finding, console: Console) -> None:
         print_report(finding, console)
     elif isinstance(finding, Network):
         _print_network(finding, console)
+    elif isinstance(finding, ModelTrial):
+        for line in finding.lines:
+            console.print(f"[bold]model[/]   {escape(line)}", highlight=False)
     elif isinstance(finding, Steps):
         _print_steps(finding, console)
     elif isinstance(finding, Server):

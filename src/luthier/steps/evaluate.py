@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,21 +16,26 @@ from luthier.data.render import Renderer
 from luthier.data.sources import load_records
 from luthier.data.words import words_of
 from luthier.engine.allocator import tune_allocator
-from luthier.errors import RecipeError
+from luthier.errors import LuthierError, RecipeError
 from luthier.evals.answering import EvaluatedModel
 from luthier.evals.base import Evaluation
 from luthier.evals.evaluate import evaluate
 from luthier.modalities.base import Workspace, compute_dtype, find_device
 from luthier.modalities.language.workspace import columns_of
 from luthier.models.loading.load import load_model
+from luthier.models.policy import TokenPolicy
+from luthier.models.trial import verify_model
 from luthier.recipe import Recipe, load_recipe
 from luthier.recipe.modality import MODALITIES, modality_of
 from luthier.run_folder import append_jsonl
 from luthier.runs.journal import Journal
 from luthier.runs.run import recipe_of_run
 from luthier.steps.verify import refuse_others
+from luthier.types import Record, Row
 
 SAMPLES = 8
+TRIED = 16
+"""Records whose longest row a model is tried on before it is scored."""
 
 
 def evaluate_sets(
@@ -100,6 +106,7 @@ def evaluate_model(
     records = limited(records, limit or settings.evaluate.limit, lambda record: record.id)
     if not records:
         raise RecipeError(f"{data} holds no records.")
+    verify_model(TokenPolicy(loaded.module), _rendered(renderer, records))
     asked = EvaluatedModel(loaded.module, loaded.tokenizer, renderer, settings.generate, settings.seed)
     with console.status(f"scoring {len(records)} records"):
         evaluation = evaluate(asked, records, settings.evaluate.metric, base=recipe.base)
@@ -110,6 +117,15 @@ def evaluate_model(
         line = f"  {answered.id}: {answered.prediction[:120]!r}  (gold: {answered.reference[:80]!r})"
         console.print(line, markup=False)
     return evaluation
+
+
+def _rendered(renderer: Renderer, records: Sequence[Record]) -> list[Row]:
+    """The first TRIED records as rows; those that are no text for training are left out."""
+    rows = []
+    for record in records[:TRIED]:
+        with suppress(LuthierError):
+            rows.append(renderer.render(record))
+    return [row for row in rows if len(row.ids)]
 
 
 def _recipe(model: str, source: str, metric: str | None, overrides: list[str]) -> Recipe:

@@ -17,7 +17,7 @@ from luthier.engine.checkpoints import save_companions
 from luthier.engine.trainer import Trainer
 from luthier.errors import RunError
 from luthier.modalities.base import Workspace
-from luthier.models.trial import is_exact
+from luthier.models.logits import is_exact
 from luthier.recipe import Stage
 from luthier.recipe.fingerprint import fingerprint
 

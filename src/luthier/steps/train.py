@@ -15,13 +15,16 @@ from luthier.engine.assemble import Parts, frozen_bytes
 from luthier.engine.checkpoints import Saving
 from luthier.engine.micro_batches import Batching
 from luthier.engine.probe import LossCurves
+from luthier.engine.router_loss import RouterLoss, find_router_loss
 from luthier.engine.source import Records
 from luthier.engine.trainer import Trainer
 from luthier.engine.trains import what_trains
 from luthier.errors import RecipeError
 from luthier.modalities.base import Workspace
+from luthier.models.dropout import dropouts
 from luthier.models.kinds import Weight, weights_of
 from luthier.models.loading.saving import make_savable
+from luthier.models.policy import TokenPolicy
 from luthier.recipe.fingerprint import fingerprint
 from luthier.recipe.modality import modality_of
 from luthier.runs.run import Run
@@ -66,7 +69,9 @@ def training(
     rows = workspace.rows(run, parts)
     usage.reset_peak()
     policy = workspace.tune(run, parts, rows, alone=span == WHOLE_SCHEDULE) if carried is None else carried.policy
-    layout = workspace.layout(policy, parts)
+    compared = compared_with(parts, settings.rl is not None)
+    router, router_notes = router_loss(policy, rows, compared)
+    layout = workspace.layout(policy, parts, *(part.kind for part in router))
 
     trainer = Trainer(
         policy=policy,
@@ -85,6 +90,8 @@ def training(
         observe=observe,
         stop_requested=stop_requested,
         span=span,
+        dropout=compared is None,
+        further=router,
     )
     if carried is not None:  # the model holds the weights rounded to its dtype; the float32 ones continue
         trainer.masters.load(carried.masters.state())
@@ -95,6 +102,8 @@ def training(
         **({} if carried is not None else _reach(weights, parts.tuners, policy.module, notes)),
         "weights_id": workspace.loaded.weights_id,
         "data": workspace.prepared.report.to_json(),
+        "layout": layout,
+        "notes": [*dropout_notes(policy, compared), *router_notes],
     }
 
 
@@ -128,6 +137,38 @@ def _reach(weights: list[Weight], tuners: Sequence[Tuner], module: nn.Module, no
     """What the training can change, and what its user should know of it."""
     trains = what_trains(weights, tuners, module)
     return {"trains": trains.to_json(), "warnings": [*notes, *trains.warnings()]}
+
+
+def compared_with(parts: Parts, samples: bool) -> str | None:
+    """What the training compares its forwards with, in words; then dropout is off. None: with nothing.
+
+    Args:
+        samples: the rows are answers of the model itself.
+    """
+    return parts.needs.second_pass or ("answers that it samples without dropout" if samples else None)
+
+
+def router_loss(policy: Any, rows: Sequence[Row], compared: str | None) -> tuple[tuple[RouterLoss, ...], list[str]]:
+    """The router's loss that the model's config asks for, and sentences on it, or on why it is not added."""
+    if not isinstance(policy, TokenPolicy) or not rows:
+        return (), []
+    loss, reason = find_router_loss(policy, min(rows, key=len))
+    if loss is not None and compared is None:
+        words = f"{loss.coefficient:g} times the router's loss, as the model's config asks for, is part of the loss"
+        return (loss,), [f"{words}: that of each row, averaged over rows."]
+    if loss is not None:
+        reason = f"this training compares the model with {compared}"
+    return (), [
+        f"The router's loss that the model's config asks for is not part of the loss: {reason}."
+    ] if reason else []
+
+
+def dropout_notes(policy: Any, compared: str | None) -> list[str]:
+    """A sentence, if the training drops no values although the model or a tuner would."""
+    levels = ", ".join(f"{level:g}" for level in dropouts(policy.module))
+    if compared is None or not levels:
+        return []
+    return [f"Dropout ({levels}) is off in this training, which compares the model with {compared}."]
 
 
 def carry_probe(trainer: Trainer, every: int | Literal["auto"]) -> None:

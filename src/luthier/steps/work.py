@@ -134,6 +134,7 @@ def _together(trained: Sequence[dict[str, Any]], others: Sequence[dict[str, Any]
     for name in largest:
         total[name] = max(facts[name] for facts in trained)
     total["counts"] = trained[0]["counts"]
+    total["notes"] = list(dict.fromkeys(note for facts in trained for note in facts.get("notes", [])))
     total["tokens_per_second"] = total["tokens"] / total["seconds"] if total["seconds"] else None
     total["repeatable"] = all(facts["repeatable"] for facts in trained)
     # A proxy (a step with a `model` of its own) is not the model that the run leaves: its losses say nothing of it.

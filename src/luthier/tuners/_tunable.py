@@ -12,7 +12,7 @@ from typing import Any
 from torch import nn
 
 from luthier.errors import RecipeError
-from luthier.models import trial
+from luthier.models import logits
 from luthier.models.weights import Owners, is_product, is_quantised, tried
 from luthier.tuners._layers import Replacement
 
@@ -105,4 +105,4 @@ def objections_to(layers: Sequence[tuple[str, nn.Linear]], model: nn.Module, *, 
             objections[name] = reason
         else:
             rest[name] = layer
-    return objections | dict.fromkeys(trial.bypassed(model, rest), BYPASSED)
+    return objections | dict.fromkeys(logits.bypassed(model, rest), BYPASSED)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from luthier.errors import RecipeError
-from luthier.models import trial
+from luthier.models import logits
 from luthier.models.config import text_config
 from luthier.tuners import _tunable
 
@@ -255,10 +255,14 @@ def unchanged(model: nn.Module) -> Iterator[None]:
     Raises:
         RecipeError: they differ by more than rounding: units are coupled in a way that no name of a layer tells.
     """
-    before = trial.trial_logits(model) if trial.is_exact(model) else None
+    before = logits.trial_logits(model) if logits.is_exact(model) else None
     yield
-    after = None if before is None else trial.trial_logits(model)
-    if before is not None and after is not None and (apart := trial.difference(before, after)) > trial.tolerance(model):
+    after = None if before is None else logits.trial_logits(model)
+    if (
+        before is not None
+        and after is not None
+        and (apart := logits.difference(before, after)) > logits.tolerance(model)
+    ):
         raise RecipeError(
             f"Reordering the units of {type(model).__name__} changes what it computes (logits by {apart:.1g} of the"
             " largest).",

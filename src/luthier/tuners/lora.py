@@ -18,13 +18,13 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
-    from luthier.models import adapters, quantised, trial, weights
+    from luthier.models import adapters, logits, quantised, weights
     from luthier.tuners import _layers, _tunable
 else:
     peft = lazy("peft")
     torch = lazy("torch")
     adapters, quantised = lazy("luthier.models.adapters"), lazy("luthier.models.quantised")
-    trial, weights = lazy("luthier.models.trial"), lazy("luthier.models.weights")
+    logits, weights = lazy("luthier.models.logits"), lazy("luthier.models.weights")
     _layers, _tunable = lazy("luthier.tuners._layers"), lazy("luthier.tuners._tunable")
 
 CONVERTED = "PEFT takes the routed experts of this family in place of the layers of these names"
@@ -132,7 +132,7 @@ class LoRA(Tuner):
             if reason:
                 objections[name] = reason
         rest = {name: layer for name, layer in layers.items() if name not in objections}
-        objections |= dict.fromkeys(trial.bypassed(model, rest), _tunable.BYPASSED)
+        objections |= dict.fromkeys(logits.bypassed(model, rest), _tunable.BYPASSED)
         if self.targets != _layers.ALL:
             _tunable.refuse_layers(objections, "lora")
         return objections

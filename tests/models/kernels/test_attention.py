@@ -6,6 +6,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from luthier.models.kernels import attention
+from luthier.models.kernels import attention as kernel
 from luthier.models.kernels.attention import NAME, short_rows, use_short_rows
 
 
@@ -138,3 +139,9 @@ def test_the_choice_is_not_saved(tmp_path):
     model.save_pretrained(tmp_path)
     assert NAME not in (tmp_path / "config.json").read_text()
     assert LlamaForCausalLM.from_pretrained(tmp_path).config._attn_implementation == "sdpa"
+
+
+def test_what_comes_back_can_be_viewed_as_torchs_own():
+    query, key, value = (torch.randn(2, 4, 6, 8, dtype=torch.bfloat16) for _ in range(3))
+    output, _ = kernel.attention(torch.nn.Module(), query, key, value, None)
+    assert output.shape == (2, 6, 4, 8) and output.view(2, 6, 32).is_contiguous()

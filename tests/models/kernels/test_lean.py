@@ -1,5 +1,7 @@
 """Lean norms and gated layers: the same forward bit for bit, autograd's gradients, and less kept for the backward."""
 
+import importlib
+
 import pytest
 import torch
 from torch import nn
@@ -143,3 +145,40 @@ def test_nothing_random_is_drawn_to_look_at_a_class():
     torch.manual_seed(5)
     assert form_of(NewRMSNorm) is not None
     assert torch.equal(torch.rand(1), expected)
+
+
+@pytest.mark.parametrize("weights", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("values", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("family", ["llama", "olmo2", "helium", "nemotron_h", "gpt_oss", "deepseek_v4", "qwen3"])
+def test_a_norm_gives_its_own_bits_with_any_types_of_weights_and_values(family, weights, values):
+    module = importlib.import_module(f"transformers.models.{family}.modeling_{family}")
+    kinds = [kind for name, kind in vars(module).items() if name.endswith("RMSNorm") and "ed" not in name]
+    kind = next(kind for kind in kinds if "weight" in dict(kind(8).named_parameters()))
+    norm = kind(64)
+    torch.manual_seed(0)
+    norm.weight.data = torch.randn(64).to(weights)
+    x = torch.randn(9, 64).to(values)
+    expected = norm(x)
+    with recompute_intermediates(norm):
+        actual = norm(x)
+    assert actual.dtype == expected.dtype and torch.equal(actual, expected)
+
+
+def test_a_class_whose_forward_raises_anything_has_no_lean_form():
+    class TupleMLP(LlamaMLP):
+        def forward(self, x):
+            first, second = super().forward(x), None
+            raise ValueError("not enough values to unpack", first, second)
+
+    assert form_of(TupleMLP) is None
+    assert form_of(importlib.import_module("transformers.models.gpt_oss.modeling_gpt_oss").GptOssMLP) is None
+
+
+def test_the_first_look_at_a_type_may_happen_within_a_checkpointed_layer():
+    class FreshRMSNorm(LlamaRMSNorm):
+        pass
+
+    norm, x = FreshRMSNorm(16).to(torch.bfloat16), torch.randn(3, 16, dtype=torch.bfloat16, requires_grad=True)
+    with recompute_intermediates(norm):
+        torch.utils.checkpoint.checkpoint(norm, x, use_reentrant=False).sum().backward()
+    assert x.grad is not None

@@ -20,6 +20,7 @@ from luthier.modalities.base import compute_dtype, micro_tokens
 from luthier.modalities.language.model import LanguageModel
 from luthier.models.loading.load import Loaded, load_model
 from luthier.models.policy import Reference, TokenPolicy
+from luthier.models.trial import ragged_layout
 from luthier.objectives.base import Objective, TokenObjective
 from luthier.objectives.sum import members_of
 from luthier.recipe import Recipe
@@ -82,7 +83,7 @@ def logprobs_of(run: Run, model: LanguageModel, rows: Sequence[Row], name: str) 
         ModelError: there is no such model, or its tokenizer is not that of the trained one.
     """
     if name == "initial":
-        return _logprobs(run, model, rows, model.loaded, "padded")
+        return _logprobs(run, model, rows, model.loaded)
     base = run.recipe.base
     path = str(Path(name) / "model") if (base / name / "model").is_dir() else name
     dtype = compute_dtype(run.recipe, model.device)
@@ -93,7 +94,7 @@ def logprobs_of(run: Run, model: LanguageModel, rows: Sequence[Row], name: str) 
             f"The reference {name} has another tokenizer than the model that is trained.",
             "Use a model of the same family: it scores the token ids of the trained model.",
         )
-    return _logprobs(run, model, rows, loaded, "padded")
+    return _logprobs(run, model, rows, loaded)
 
 
 CACHED_BYTES = 4 * 2**30
@@ -164,9 +165,12 @@ def _once(run: Run, file: Path, known: bool) -> Iterator[None]:
     write_json(seconds_file, {"seconds": run.seconds["score"] - before})
 
 
-def _logprobs(run: Run, model: LanguageModel, rows: Sequence[Row], loaded: Loaded, layout: Layout) -> Column:
+def _logprobs(
+    run: Run, model: LanguageModel, rows: Sequence[Row], loaded: Loaded, layout: Layout | None = None
+) -> Column:
     """Log-probabilities of the rows under a model, read from the cache that the runs of a comparison share."""
     policy = TokenPolicy(loaded.module)
+    layout = layout or ragged_layout(policy, rows)
     dtype = next(loaded.module.parameters()).dtype
     # Type and layout belong to the key: both change the rounding.
     key = column_key(loaded.weights_id, f"{dtype}/{layout}", rows)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+import numpy
 import torch
 from torch import nn
 
-from luthier.data.batches import Layout, limited
+from luthier.data.batches import Layout, limited, prompt_length
 from luthier.data.groups import group_records, with_groups
 from luthier.data.pairs import is_judged, is_paired, without_rejected
 from luthier.data.prepare import Prepared, prepare
@@ -20,6 +21,7 @@ from luthier.data.sources import load_records
 from luthier.engine import estimate, usage
 from luthier.engine.assemble import Parts
 from luthier.engine.hidden_cache import HiddenStateCache
+from luthier.engine.layouts import choose_layout
 from luthier.engine.score import with_column
 from luthier.engine.source import Records, RowSource
 from luthier.errors import DataError, RecipeError
@@ -36,10 +38,11 @@ from luthier.modalities.language.columns import (
 )
 from luthier.modalities.language.model import LanguageModel
 from luthier.modalities.language.rollout import Rollouts, columns_read
-from luthier.models.checks import PADDED, can_share, verify_packing, verify_sharing
-from luthier.models.loading.load import folded, load_model
+from luthier.models.config import context_of, embedded_tokens
+from luthier.models.loading.load import Loaded, folded, load_model
 from luthier.models.loading.saving import read_back
 from luthier.models.policy import TokenPolicy
+from luthier.models.trial import verify_model
 from luthier.objectives.sum import members_of
 from luthier.recipe import Recipe
 from luthier.recipe.columns import read_columns
@@ -47,7 +50,7 @@ from luthier.recipe.settings import RL
 from luthier.rollouts.base import build_chain
 from luthier.runs.journal import Journal
 from luthier.runs.run import Run
-from luthier.types import Record, Row
+from luthier.types import Record, Row, Stream
 
 
 @dataclass(frozen=True)
@@ -73,7 +76,14 @@ class LanguageWorkspace(Workspace, LanguageModel):
         renderer = Renderer(loaded.tokenizer, settings.data.render, settings.data.targets)
         prepared = prepare(settings.data, renderer, recipe.base, cache, columns_of(recipe))
         check_context(loaded.module.config, settings.data.max_tokens, prepared)
-        return cls(recipe, device, loaded, prepared, renderer)
+        workspace = cls(recipe, device, loaded, prepared, renderer)
+        workspace.verify()
+        return workspace
+
+    def verify(self) -> None:
+        """Raise LuthierError if the model does not know a token of the rows, or cannot be trained or scored at all."""
+        check_vocabulary(self.loaded, self.prepared)
+        verify_model(TokenPolicy(self.loaded.module), [row for row in self.prepared.train if len(row.ids)])
 
     def records(self, split: str) -> list[Record]:
         """The records of `validation` or `test` that are evaluated, as `held_out` chooses them."""
@@ -113,26 +123,24 @@ class LanguageWorkspace(Workspace, LanguageModel):
         columns = columns_read(rl, parts.needs.reads, build_chain(rl.advantages, self.recipe.base))
         return {name.split(":")[1] for name in columns if name.startswith("logprobs:")}
 
-    def layout(self, policy: TokenPolicy, parts: Parts) -> Layout:
-        """The layout that the recipe names; `auto` shares prompts if the model can and no part reads whole rows.
+    def layout(self, policy: TokenPolicy, parts: Parts, *readers: str) -> Layout:
+        """The layout that the recipe names or, with `auto`, the first that the model reads these rows in.
 
         Raises:
-            ModelError, RecipeError: the model or a part does not work with that layout.
+            ModelError, RecipeError: the model or a part does not work with that layout, or with these rows at all.
         """
-        layout, reader = self.recipe.settings.train.batch.layout, parts.needs.whole_rows
-        if layout == "packed":
-            verify_packing(policy)
-            return "packed"
-        if layout == "shared":
-            if reader is not None:
-                raise RecipeError(f"`{reader}` reads whole records, which then cannot share a prompt.", PADDED)
-            verify_sharing(policy)
-            return "shared"
-        return "shared" if layout == "auto" and reader is None and can_share(policy) else "padded"
+        asked, rows = self.recipe.settings.train.batch.layout, training_rows(parts, self.prepared)
+        if isinstance(rl := self.recipe.settings.rl, RL):
+            rows = answered(rows, rl.generate.max_new_tokens, context_of(self.loaded.module))
+        return choose_layout(
+            policy, rows, asked, next((reader for reader in (parts.needs.whole_rows, *readers) if reader), None)
+        )
 
     @property
     def pad_id(self) -> int:
-        return self.loaded.tokenizer.pad_token_id or 0
+        # Padding is embedded, although no target sees it: a token added to the tokenizer alone has no embedding.
+        pad, known = self.loaded.tokenizer.pad_token_id or 0, embedded_tokens(self.loaded.module)
+        return pad if known is None or pad < known else 0
 
     def micro(self) -> int:
         return micro_tokens(self.recipe, self.loaded.module, self.device)
@@ -164,7 +172,7 @@ class LanguageWorkspace(Workspace, LanguageModel):
 
     def read_back(self, folder: Path, module: nn.Module) -> dict[str, Any]:
         row = self.prepared.train[0] if self.prepared.train else self.prepared.test[0]
-        return read_back(folder, self.recipe.settings.model, module, row.ids).to_json()
+        return read_back(folder, self.recipe.settings.model, module, row.ids.tolist()).to_json()
 
     def save_assets(self, folder: Path) -> None:
         self.loaded.tokenizer.save_pretrained(folder)
@@ -176,8 +184,8 @@ def columns_of(recipe: Recipe) -> tuple[str, ...]:
 
 
 def check_context(config: Any, max_tokens: int, prepared: Prepared) -> None:
-    """Raise DataError for rows longer than the model's context, `max_position_embeddings` tokens."""
-    context = getattr(config, "max_position_embeddings", None)
+    """Raise DataError for rows longer than the context of the model's text decoder."""
+    context = context_of(config)
     longest = max((*prepared.train, *prepared.validation, *prepared.test), key=len)
     if context is not None and len(longest) > context:
         raise DataError(
@@ -185,6 +193,34 @@ def check_context(config: Any, max_tokens: int, prepared: Prepared) -> None:
             f" reads at most {context}.",
             f"Set data.max_tokens to {context} or less (now {max_tokens}).",
         )
+
+
+def check_vocabulary(loaded: Loaded, prepared: Prepared) -> None:
+    """Raise DataError for a row with a token that has no embedding: one that was added to the tokenizer alone."""
+    known = embedded_tokens(loaded.module)
+    for row in (*prepared.train, *prepared.validation, *prepared.test):
+        largest = int(row.ids.max(initial=0))
+        if known is not None and largest >= known:
+            token = loaded.tokenizer.convert_ids_to_tokens(largest)
+            raise DataError(
+                f"Record {row.record} ({prepared.records[row.record].origin}) has the token {token!r} ({largest}); the"
+                f" model knows the tokens 0 to {known - 1}.",
+                "Enlarge the model's embeddings (`resize_token_embeddings`), or use the tokenizer it was saved with.",
+            )
+
+
+def answered(rows: Sequence[Row], tokens: int, context: int | None) -> list[Row]:
+    """The rows with answers as long as a rollout may write them, to try layouts on; what they say does not matter."""
+    longer = []
+    for row in rows:
+        prompt = prompt_length(row)
+        length = min(prompt + tokens, context or prompt + tokens)
+        if prompt and length > len(row):
+            ids = numpy.resize(row.ids, length)
+            weights = (numpy.arange(length) >= prompt).astype(numpy.float32)
+            row = replace(row, ids=ids, streams={"weights": Stream(weights, "token")})
+        longer.append(row)
+    return longer
 
 
 def retain_records(recipe: Recipe) -> list[Record]:

@@ -54,7 +54,8 @@ def attention(
     causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
     mask = _additive(query, attention_mask, causal)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    return short_rows(query, key, value, mask, scale).transpose(1, 2), None
+    # Contiguous, as torch's form returns it: some models take a view of it.
+    return short_rows(query, key, value, mask, scale).transpose(1, 2).contiguous(), None
 
 
 def _can_compute(query: Tensor, key: Tensor, mask: Tensor | None, dropout: float, more: dict[str, Any]) -> bool:

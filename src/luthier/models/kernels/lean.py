@@ -1,7 +1,8 @@
 """RMSNorm and gated MLPs that compute their intermediates again in the backward: the same bits, less memory.
 
 Transformers writes both as a chain of elementwise products, of which autograd keeps every factor. These forms compute
-the same forward, bit for bit, keep its inputs, and compute the factors again.
+the same forward, bit for bit, keep its inputs, and compute the factors again. Where a class rounds otherwise in a type,
+its own forward runs in that type.
 """
 
 from __future__ import annotations
@@ -42,39 +43,58 @@ def _can_be_lean(layer: nn.Module) -> bool:
 
 @cache
 def form_of(kind: type) -> type | None:
-    """The lean form of a class of modules; None for a class whose forward it does not equal.
+    """The lean form of a class of modules; None for a class whose forward it does not equal in float32.
 
     A class's name only suggests its formula (`GemmaRMSNorm` multiplies by 1 + weight), so both forwards are run on a
     small instance, and their outputs compared bit for bit.
     """
-    for form, members in ((_Norm, _members_of_norm), (_Gated, _members_of_gated)):
-        if kind.__name__.endswith(form.ENDS) and _same_output(kind, form, members):
+    for form in (_Norm, _Gated):
+        if kind.__name__.endswith(form.ENDS) and _same_output(kind, form, torch.float32, torch.float32):
             return type(f"Lean{kind.__name__}", (form, kind), {})
     return None
 
 
-def _same_output(kind: Any, form: Any, members: Any) -> bool:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        # Without the class's own constructor, whose arguments differ from model to model.
-        layer: Any = kind.__new__(kind)
-        nn.Module.__init__(layer)
-        for name, member in members().items():
-            setattr(layer, name, member)
-        x = torch.randn(3, 8)
+@cache
+def _same_output(kind: Any, form: Any, weights: torch.dtype, values: torch.dtype) -> bool:
+    """Whether class and form give the same bits and nearly the same gradients, with these types of weights and values.
+
+    Some classes multiply by the weight before they round to the values' type, and some return the weights' type.
+    """
     try:
-        return torch.equal(kind.forward(layer, x), form.forward(layer, x))
-    except (AttributeError, TypeError, RuntimeError):
-        return False  # its forward needs members that these forms do not know
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            # Without the class's own constructor, whose arguments differ from model to model.
+            layer: Any = kind.__new__(kind)
+            nn.Module.__init__(layer)
+            for name, member in form.members().items():
+                setattr(layer, name, member.to(weights) if isinstance(member, nn.Module) else member)
+            if isinstance(getattr(layer, "weight", None), Tensor):
+                layer.weight = nn.Parameter(layer.weight.detach().to(weights))
+            x = torch.randn(64, 8).to(values)
+        own, own_gradients = _with_gradients(layer, kind.forward, x)
+        lean, lean_gradients = _with_gradients(layer, form.compute, x)
+        tolerance = 1e-5 if values == weights == torch.float32 else 5e-2
+        near = all(_near(a, b, tolerance) for a, b in zip(own_gradients, lean_gradients, strict=True))
+        return own.dtype == lean.dtype and torch.equal(own, lean) and near
+    except Exception:  # its forward needs members that these forms do not know, or returns something else
+        return False
 
 
-def _members_of_norm() -> dict[str, Any]:
-    return {"weight": nn.Parameter(torch.randn(8)), "variance_epsilon": 0.01}
+def _with_gradients(layer: nn.Module, forward: Any, x: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+    x = x.clone().requires_grad_()
+    # Hooks of its own: those of a checkpointed forward around it would count what is saved here.
+    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(_as_it_is, _as_it_is):
+        output = forward(layer, x)
+        return output.detach(), torch.autograd.grad(output.float().square().sum(), [x, *layer.parameters()])
 
 
-def _members_of_gated() -> dict[str, Any]:
-    widths = {"gate_proj": (8, 6), "up_proj": (8, 6), "down_proj": (6, 8)}
-    return {**{name: nn.Linear(*shape) for name, shape in widths.items()}, "act_fn": nn.SiLU()}
+def _as_it_is(tensor: Tensor) -> Tensor:
+    return tensor
+
+
+def _near(one: Tensor, other: Tensor, tolerance: float) -> bool:
+    same_kind = one.dtype == other.dtype and one.shape == other.shape
+    return same_kind and float((one - other).float().norm()) <= tolerance * float(one.float().norm())
 
 
 class _Norm(nn.Module):
@@ -82,8 +102,19 @@ class _Norm(nn.Module):
 
     ENDS = "RMSNorm"
 
-    def forward(self: Any, x: Tensor) -> Tensor:
+    @staticmethod
+    def members() -> dict[str, Any]:
+        """Members of a small instance."""
+        return {"weight": nn.Parameter(torch.randn(8)), "variance_epsilon": 0.01}
+
+    def compute(self: Any, x: Tensor) -> Tensor:
         return _RootMeanSquare.apply(x, self.weight, self.variance_epsilon)
+
+    def forward(self: Any, x: Tensor) -> Tensor:
+        own = type(self).__bases__[-1]
+        if not _same_output(own, _Norm, self.weight.dtype, x.dtype):
+            return super().forward(x)
+        return self.compute(x)
 
 
 class _Gated(nn.Module):
@@ -91,11 +122,22 @@ class _Gated(nn.Module):
 
     ENDS = "MLP"
 
+    @staticmethod
+    def members() -> dict[str, Any]:
+        """Members of a small instance."""
+        widths = {"gate_proj": (8, 6), "up_proj": (8, 6), "down_proj": (6, 8)}
+        return {**{name: nn.Linear(*shape) for name, shape in widths.items()}, "act_fn": nn.SiLU()}
+
+    def compute(self: Any, x: Tensor) -> Tensor:
+        return self.down_proj(_SiluTimes.apply(self.gate_proj(x), self.up_proj(x)))
+
     def forward(self: Any, x: Tensor) -> Tensor:
         # The activation is the instance's choice, not the class's: `form_of` has tried SiLU only.
-        if type(self.act_fn).__name__ not in ("SiLU", "SiLUActivation"):
+        silu = type(self.act_fn).__name__ in ("SiLU", "SiLUActivation")
+        own = type(self).__bases__[-1]
+        if not silu or not _same_output(own, _Gated, x.dtype, x.dtype):
             return super().forward(x)
-        return self.down_proj(_SiluTimes.apply(self.gate_proj(x), self.up_proj(x)))
+        return self.compute(x)
 
 
 class _RootMeanSquare(torch.autograd.Function):

@@ -15,7 +15,7 @@ from torch import nn
 from luthier.errors import ModelError, RunError
 from luthier.models.config import text_config
 from luthier.models.loading.load import ModelSettings, load_module
-from luthier.models.trial import difference, tolerance, trial_logits
+from luthier.models.logits import difference, tolerance, trial_logits
 from luthier.models.weights import tied_embeddings
 
 SHARE = 0.5

@@ -38,7 +38,9 @@ def mismatch(policy: TokenPolicy, update: Update, name: str, reference: str = "i
     total = torch.zeros((), dtype=torch.float64, device=device)
     for batch in update.batches:
         # A longer prompt may make a row longer: batches are cut again, at the size that fitted in memory before.
-        for piece in micro_batches([others[record] for record in batch.examples], batch.ids.numel(), "padded"):
+        for piece in micro_batches(
+            [others[record] for record in batch.examples], batch.ids.numel(), policy.ragged or "padded"
+        ):
             other = collate(piece).to(device)
             total += _logprob(Reference(policy), other) - _logprob(policy.references[reference], other)
     update.sum_tensors([total])
