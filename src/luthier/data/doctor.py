@@ -9,21 +9,15 @@ from typing import TYPE_CHECKING
 from luthier.data.pairs import SIDES
 from luthier.data.prepare import DataSettings, prepare_with_report
 from luthier.data.render import Renderer
-from luthier.data.report import Complaint, DataReport, grouped
+from luthier.data.report import Complaint, DataReport, about_problems, counted, grouped
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.text import Text
 
 MOST_COMPLAINTS = 10
-MOST_ORIGINS = 3  # lines named per complaint
+MOST_ORIGINS = 2  # lines named per complaint
 MOST_TOKENS = 600  # tokens of a preview
-PROBLEM_NAMES = {
-    "unreadable": "unreadable lines",
-    "not_utf8": "lines not UTF-8",
-    "empty": "records without an answer",
-    "unrendered": "records this model's template or tokenizer refuses",
-}
 
 
 def examine(settings: DataSettings, renderer: Renderer, base: Path, cache: Path | None = None) -> DataReport:
@@ -49,7 +43,7 @@ def print_report(report: DataReport, console: Console) -> None:
         table.add_row(name, text)
     console.print(table)
     for kind, problems in report.problems.items():
-        console.print(f"\n[red]{len(problems)} {PROBLEM_NAMES[kind]}[/red]")
+        console.print(f"\n[red]{counted(kind, len(problems))}[/red]", highlight=False)
         _print_complaints(grouped(problems), console)
     if report.previews:
         console.print("\n[bold]The first training record as the model reads it[/bold]")
@@ -59,23 +53,25 @@ def print_report(report: DataReport, console: Console) -> None:
         if len(report.previews) > 1:
             console.print(f"{side}:", style="bold")
         print_preview(preview, console)
+    listed = set(about_problems(report))  # they stand above, one by one
     for warning in report.warnings:
+        if warning in listed:
+            continue
         console.print("\n[yellow]warning[/yellow] ", end="")
         console.print(warning, markup=False, highlight=False)
 
 
 def _print_complaints(complaints: Sequence[Complaint], console: Console) -> None:
-    """Each complaint once, with the first lines that have it and what to do about it."""
+    """Each complaint once, with the number of lines that have it, the first of them, and what to do about it."""
     for complaint in complaints[:MOST_COMPLAINTS]:
-        origins = ", ".join(complaint.origins[:MOST_ORIGINS])
-        if len(complaint.origins) > MOST_ORIGINS:
-            origins += f" and {len(complaint.origins) - MOST_ORIGINS} more"
-        text = f"{origins}: {complaint.message}" if origins else complaint.message
-        console.print(f"  {text}", markup=False, highlight=False)
+        count, origins = len(complaint.origins), ", ".join(complaint.origins[:MOST_ORIGINS])
+        more = f" and {count - MOST_ORIGINS:,} more" if count > MOST_ORIGINS else ""
+        text = f"{origins}{more}: {complaint.message}" if origins else complaint.message
+        console.print(f"  {f'{count:,} × ' if count > 1 else ''}{text}", markup=False, highlight=False)
         if complaint.hint:
             console.print(f"    {complaint.hint}", markup=False, highlight=False)
     if rest := sum(len(complaint.origins) for complaint in complaints[MOST_COMPLAINTS:]):
-        console.print(f"  ... and {rest} more")
+        console.print(f"  ... and {rest:,} more")
 
 
 def print_preview(preview: Sequence[tuple[str, bool]], console: Console) -> None:

@@ -77,7 +77,7 @@ def read_file(path: Path, label: str, split: str | None, reports: Reports) -> It
     count = 0
     try:
         if path.stat().st_size == 0:
-            raise SourceError(f"{label} is empty: it has 0 bytes.", AGAIN)
+            raise SourceError(f"{label}: the data set is empty: the file has 0 bytes.", AGAIN)
         reader = readers.get(suffix_of(path), _of_library)
         for line in reader(path, label, split, reports):
             yield line
