@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from luthier.cli.arguments import Overrides, RecipeArgument, split_names
-from luthier.errors import RecipeError
+from luthier.errors import DataError, RecipeError
 
 if TYPE_CHECKING:
     from luthier.recipe import Recipe
@@ -22,6 +22,9 @@ def command(
         typer.Option("--show", help="Print each value and where it came from, no more (meanings: `luthier keys`)."),
     ] = False,
     probe: Annotated[bool, typer.Option("--probe", help="Train two updates to estimate the time.")] = False,
+    yes: Annotated[
+        bool, typer.Option("--yes", help="Write the columns that the check guesses into the recipe file.")
+    ] = False,
     methods: Annotated[
         str | None,
         typer.Option("--methods", help="Methods to try on the recipe: sft,dft or all (default: those of the recipe)."),
@@ -41,9 +44,23 @@ def command(
         return
     from rich.console import Console
 
+    from luthier.steps.check_data import GuessedColumns, write_columns
     from luthier.steps.check_page import check_recipe
 
-    check_recipe(loaded, probe, Console())
+    guesses: list[GuessedColumns] = []
+
+    def keep(finding: object) -> None:
+        if isinstance(finding, GuessedColumns) and finding.guess.columns:
+            guesses.append(finding)
+
+    try:
+        check_recipe(loaded, probe, Console(), keep)
+    except DataError:
+        if not (yes and guesses):
+            raise
+        for line in write_columns(recipe, guesses, overrides or []):
+            typer.echo(f"written into {recipe}: {line}")
+        check_recipe(load_recipe(recipe, [], overrides or []), probe, Console())
 
 
 def _check_part(path: Path) -> None:

@@ -106,12 +106,14 @@ class Guess:
         unread: the other columns.
         reason: why it is so, as a clause.
         described: every column of the file with its kind and an example.
+        example: the first record that has all columns of the mapping.
     """
 
     columns: Columns
     unread: tuple[str, ...]
     reason: str
     described: tuple[str, ...]
+    example: Mapping[str, Any]
 
     @property
     def text(self) -> str:
@@ -139,10 +141,12 @@ def guess(rows: Sequence[Mapping[str, Any]]) -> Guess:
         mapping, reason = attempt(columns, rows)
         if mapping or reason:
             break
-    read = {name for names in mapping.values() for name in ([names] if isinstance(names, str) else names)}
+    names = {ours: theirs for ours, theirs in mapping.items() if ours not in ("role", "content")}
+    read = {name for theirs in names.values() for name in ([theirs] if isinstance(theirs, str) else theirs)}
     unread = tuple(column.name for column in columns if column.name not in read)
     described = tuple(f"`{column.name}` ({column.kind}: {column.example})" for column in columns)
-    return Guess(mapping, unread, reason or "no column has a usual name", described)
+    whole = (row for row in rows if all(row.get(name) not in (None, "") for name in read))
+    return Guess(mapping, unread, reason or "no column has a usual name", described, next(whole, rows[0]))
 
 
 def describe(rows: Sequence[Mapping[str, Any]]) -> list[Column]:

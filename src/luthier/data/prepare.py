@@ -31,18 +31,18 @@ Source = str | Mapping[str, Any]
 
 @dataclass
 class Problems:
-    """What a reading that does not stop leaves: problems by kind, notes on the files, and a guess of the columns."""
+    """What a reading that does not stop leaves: problems by kind, notes on files, guesses of columns by source."""
 
     by_kind: dict[str, list[Problem]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
-    guess: Guess | None = None
+    guesses: list[tuple[Source, Guess]] = field(default_factory=list)
 
     def add(self, kind: str, problem: Problem) -> None:
         self.by_kind.setdefault(kind, []).append(problem)
 
     def facts(self) -> dict[str, Any]:
         """The fields of a DataReport."""
-        return {"problems": self.by_kind, "sources": self.notes, "guess": self.guess}
+        return {"problems": self.by_kind, "sources": self.notes, "guesses": self.guesses}
 
 
 class DataSettings(Protocol):
@@ -198,7 +198,8 @@ def _read(source: Source, base: Path, problems: Problems | None) -> list[Record]
         kinds = {NotUtf8: "not_utf8", EmptyAnswer: "empty", SourceError: "source", EmptySource: "source"}
         problems.add(kinds.get(type(error), "unreadable"), Problem.of(error, error.origin))
     problems.notes += scanned.notes
-    problems.guess = problems.guess or scanned.guess
+    if scanned.guess is not None:
+        problems.guesses.append((source, scanned.guess))
     return scanned.records
 
 

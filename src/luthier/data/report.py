@@ -123,7 +123,7 @@ class DataReport:
         problems: sources, lines and records that cannot be used, by the kinds of PROBLEMS; empty after `prepare`, which
             stops at the first.
         sources: what was taken for granted when the files were read.
-        guess: the columns that records of unknown shape probably mean; None where there are none.
+        guesses: sources with records of unknown shape, and the columns that these probably mean.
         clipped: records so long that only their beginning was tokenised; `lengths` counts them by that.
         context: the most tokens that the model reads; None if its config does not say.
         fault: why training is impossible, with what to do; empty if it is possible.
@@ -150,7 +150,7 @@ class DataReport:
     leakage: dict[str, dict[str, Any]] = field(default_factory=dict)
     problems: dict[str, list[Problem]] = field(default_factory=dict)
     sources: list[str] = field(default_factory=list)
-    guess: Guess | None = None
+    guesses: list[tuple[Any, Guess]] = field(default_factory=list)
     clipped: int = 0
     context: int | None = None
     fault: tuple[str, str | None] = ("", None)

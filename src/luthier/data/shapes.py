@@ -18,6 +18,8 @@ from luthier.data.forms.base import RecordShape
 from luthier.errors import DataError
 from luthier.types import Record, Shape
 
+Columns = Mapping[str, str | list[str]]
+"""Column of Luthier → column of the file, or several that are joined."""
 ONE_ANSWER: Mapping[Shape, tuple[str, ...]] = {
     "messages": ("messages",),
     "prompt_completion": ("prompt", "completion"),
@@ -72,7 +74,7 @@ class EmptyAnswer(DataError):
     """A record without an answer to learn from; the doctor counts these errors separately."""
 
 
-def make_record(row: Any, columns: Mapping[str, str], origin: str) -> Record:
+def make_record(row: Any, columns: Columns, origin: str) -> Record:
     """Turn the object in one line into a Record without an id (see `assign_ids`).
 
     Args:
@@ -210,18 +212,24 @@ def last_answer(messages: list[dict[str, Any]]) -> int:
     return answers[-1] if answers else len(messages)
 
 
-def _rename(row: Mapping[str, Any], columns: Mapping[str, str], origin: str) -> dict[str, Any]:
+def _rename(row: Mapping[str, Any], columns: Columns, origin: str) -> dict[str, Any]:
+    renamed: dict[str, Any] = {}
+    read: set[str] = set()
     for ours, theirs in columns.items():
-        if theirs not in row:
-            raise DataError(
-                f"{origin}: `columns` takes {ours} from `{theirs}`, which is missing. Columns found: {_listed(row)}.",
-                "Correct the name under `columns:` in the recipe.",
-            )
-    fields = {name: value for name, value in row.items() if name not in columns.values()}
-    return fields | {ours: row[theirs] for ours, theirs in columns.items()}
+        names = [theirs] if isinstance(theirs, str) else theirs
+        for name in names:
+            if name not in row:
+                raise DataError(
+                    f"{origin}: `columns` takes {ours} from `{name}`, which is missing. Columns found: {_listed(row)}.",
+                    "Correct the name under `columns:` in the recipe.",
+                )
+        read.update(names)
+        texts = [str(row[name]) for name in names if row[name] not in (None, "")]
+        renamed[ours] = row[names[0]] if isinstance(theirs, str) else "\n\n".join(texts)
+    return {name: value for name, value in row.items() if name not in read} | renamed
 
 
-def _shape(fields: Mapping[str, Any], columns: Mapping[str, str], origin: str) -> Shape:
+def _shape(fields: Mapping[str, Any], columns: Columns, origin: str) -> Shape:
     present = {name for name, value in fields.items() if value is not None}
     # Columns that the recipe names come first: a file may hold those of several shapes.
     for names in (present & set(columns), present):

@@ -76,10 +76,10 @@ class Source(Block):
         description="A file (.jsonl, .json, .csv, .tsv, .parquet, .arrow, also in .gz; arrays: .safetensors, .npz), a "
         "folder of them, a pattern such as `part-*.jsonl`, a list of these, or the id of a hub data set."
     )
-    columns: dict[str, str] = Field(
+    columns: dict[str, str | Annotated[list[str], Field(min_length=1)]] = Field(
         default={},
-        description="Names of the columns, `ours: theirs`, such as `{prompt: question, completion: answer}`. Needed "
-        "where the file's names are not recognised.",
+        description="Names of the columns, `ours: theirs`, such as `{prompt: question, completion: answer}`; a list "
+        "joins several: `{prompt: [instruction, input]}`. `role` and `content` rename keys inside messages.",
     )
     limit: Count | None = Field(
         default=None,

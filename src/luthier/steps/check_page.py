@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import partial
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -10,20 +10,33 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from luthier.data.doctor import print_report
+from luthier.data.doctor import print_preview, print_report
 from luthier.data.report import DataReport
 from luthier.recipe import Recipe
 from luthier.steps.check import Finding, Methods, Network, Server, Steps, Timing, examine_recipe
+from luthier.steps.check_data import GuessedColumns
+from luthier.steps.check_metric import MetricChoice
+from luthier.steps.trial import Trial
 
 
-def check_recipe(recipe: Recipe, probe: bool, console: Console) -> None:
+def check_recipe(
+    recipe: Recipe, probe: bool, console: Console, tell: Callable[[Finding], None] = lambda finding: None
+) -> None:
     """Examine a recipe and print the findings; with `probe`, train a few updates to estimate the time.
+
+    Args:
+        tell: is called with each finding after it has been printed.
 
     Raises:
         LuthierError: the recipe cannot run as it is; all findings have been printed.
     """
+
+    def printed(finding: Finding) -> None:
+        print_finding(finding, console)
+        tell(finding)
+
     with console.status("probe" if probe else "check"):
-        findings = examine_recipe(recipe, probe, partial(print_finding, console=console))
+        findings = examine_recipe(recipe, probe, printed)
     if not any(isinstance(finding, Network | Steps | Timing) for finding in findings):
         console.print("[bold]time[/]    run with --probe: a few updates, then an estimate")
 
@@ -32,6 +45,12 @@ def print_finding(finding: Finding, console: Console) -> None:
     """Print a finding as a table, or as lines that begin with its subject."""
     if isinstance(finding, DataReport):
         print_report(finding, console)
+    elif isinstance(finding, GuessedColumns):
+        _print_guess(finding, console)
+    elif isinstance(finding, MetricChoice):
+        _print_metric(finding, console)
+    elif isinstance(finding, Trial):
+        _print_trial(finding, console)
     elif isinstance(finding, Network):
         _print_network(finding, console)
     elif isinstance(finding, Steps):
@@ -43,6 +62,58 @@ def print_finding(finding: Finding, console: Console) -> None:
         _print_methods(finding, console)
     else:
         _print_timing(finding, console)
+
+
+def _print_guess(finding: GuessedColumns, console: Console) -> None:
+    guess, source = finding.guess, ".".join(finding.path)
+    if not guess.columns:
+        console.print(f"\n[bold]columns[/] of {source}: nothing is offered, {escape(guess.reason)}", highlight=False)
+        for described in guess.described:
+            console.print(f"  {described}", markup=False, highlight=False)
+        return
+    console.print(f"\n[bold]columns[/] of {source} are probably these ({escape(guess.reason)}):", highlight=False)
+    console.print(f"  columns: {guess.text}", markup=False, highlight=False)
+    if guess.unread:
+        console.print(f"  not read: {', '.join(guess.unread)}", markup=False, highlight=False)
+    if finding.fault:
+        console.print(f"  A record read so: {finding.fault}", markup=False, highlight=False)
+    for preview in finding.previews:
+        print_preview(preview, console)
+    console.print(
+        f"  If that is right, `luthier check RECIPE --yes` writes it into the recipe, or you do, below {source}.",
+        markup=False,
+        highlight=False,
+    )
+
+
+def _print_metric(choice: MetricChoice, console: Console) -> None:
+    way = f"; {choice.way}" if choice.way else ""
+    console.print(f"\n[bold]metric[/]  {escape(choice.name)} ({escape(choice.reason)}{way})", highlight=False)
+    for example in choice.examples:
+        right = f"  reference {_short(example.reference)}: itself scores {example.score:g}"
+        other = f"; {_short(example.answer)} scores {example.answer_score:g}" if example.answer else ""
+        console.print(right + other, markup=False, highlight=False)
+    if choice.confuses:
+        console.print(
+            "[yellow]warning[/] The answer of another record counts as right: the metric may not tell them apart. "
+            "Set `evaluate.metric`, for example to `exact`.",
+            highlight=False,
+        )
+
+
+def _print_trial(trial: Trial, console: Console) -> None:
+    if trial.left_out:
+        text = f"{trial.parts}: the parts fit each other and the data; no update was tried ({trial.left_out})"
+    else:
+        loss = "" if trial.loss is None else f", loss {trial.loss:.3f}"
+        text = f"{trial.parts}: one update on the {trial.records} shortest records{loss}"
+    console.print(f"\n[bold]trial[/]   {escape(text)}", highlight=False)
+
+
+def _short(text: str) -> str:
+    """A text in quotes on one line; of a long one its end, where most answers stand."""
+    text = " ".join(text.split())
+    return repr(text if len(text) <= 48 else f"...{text[-45:]}")
 
 
 def _print_network(network: Network, console: Console) -> None:

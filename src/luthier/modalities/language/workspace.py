@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -35,6 +36,7 @@ from luthier.modalities.language.columns import (
 )
 from luthier.modalities.language.model import LanguageModel
 from luthier.modalities.language.rollout import Rollouts, columns_read
+from luthier.modalities.language.vocabulary import refuse_unknown_ids
 from luthier.models.checks import PADDED, can_share, verify_packing, verify_sharing
 from luthier.models.loading.load import folded, load_model
 from luthier.models.policy import TokenPolicy
@@ -61,7 +63,8 @@ class LanguageWorkspace(Workspace, LanguageModel):
         """Load the model and its tokenizer; render the data.
 
         Raises:
-            LuthierError: the model or the data cannot be used, or a row is longer than the model's context.
+            LuthierError: the model or the data cannot be used, or a row is longer than the model's context, or has a
+                token that the embedding lacks.
         """
         settings = recipe.settings
         say("loading the model")
@@ -70,6 +73,8 @@ class LanguageWorkspace(Workspace, LanguageModel):
         renderer = Renderer(loaded.tokenizer, settings.data.render, settings.data.targets)
         prepared = prepare(settings.data, renderer, recipe.base, cache)
         check_context(loaded.module.config, settings.data.max_tokens, prepared)
+        rows = chain(prepared.train, prepared.validation, prepared.test)
+        refuse_unknown_ids(loaded.module, loaded.tokenizer, rows, prepared.records)
         return cls(recipe, device, loaded, prepared, renderer)
 
     def records(self, split: str) -> list[Record]:
