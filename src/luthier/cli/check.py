@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,6 +13,7 @@ from luthier.errors import DataError, RecipeError
 
 if TYPE_CHECKING:
     from luthier.recipe import Recipe
+    from luthier.steps.check_data import GuessedColumns
 
 
 def command(
@@ -47,20 +49,25 @@ def command(
     from luthier.steps.check_data import GuessedColumns, write_columns
     from luthier.steps.check_page import check_recipe
 
-    guesses: list[GuessedColumns] = []
-
-    def keep(finding: object) -> None:
-        if isinstance(finding, GuessedColumns) and finding.guess.columns:
-            guesses.append(finding)
-
-    try:
-        check_recipe(loaded, probe, Console(), keep)
-    except DataError:
-        if not (yes and guesses):
-            raise
+    while True:
+        guesses: list[GuessedColumns] = []
+        try:
+            check_recipe(loaded, probe, Console(), partial(_keep_guess, guesses))
+            return
+        except DataError:
+            if not (yes and guesses):
+                raise
         for line in write_columns(recipe, guesses, overrides or []):
             typer.echo(f"written into {recipe}: {line}")
-        check_recipe(load_recipe(recipe, [], overrides or []), probe, Console())
+        loaded = load_recipe(recipe, [], overrides or [])  # now a source that was not reached before may be
+
+
+def _keep_guess(guesses: list[GuessedColumns], finding: object) -> None:
+    from luthier.steps.check_data import GuessedColumns
+
+    # Columns that were written already and do not help are not written again.
+    if isinstance(finding, GuessedColumns) and finding.guess.columns and not finding.written:
+        guesses.append(finding)
 
 
 def _check_part(path: Path) -> None:

@@ -29,12 +29,14 @@ class GuessedColumns:
         guess: the mapping, or the columns with an example of each where nothing tells.
         previews: the rows of a record that is read so, token by token, with True on targets.
         fault: why that record cannot be read so; empty if it can.
+        written: whether the recipe has these columns already.
     """
 
     path: tuple[str, ...]
     guess: Guess
     previews: Sequence[Sequence[tuple[str, bool]]]
     fault: str
+    written: bool
 
     @property
     def line(self) -> str:
@@ -53,7 +55,7 @@ def guessed_columns(recipe: Recipe, report: DataReport, renderer: Renderer) -> I
                 previews = [renderer.preview(row) for row in renderer.explain(record).rows]
             except LuthierError as error:
                 fault = str(error)
-        yield GuessedColumns(path, guess, previews, fault)
+        yield GuessedColumns(path, guess, previews, fault, source.get("columns") == guess.columns)
 
 
 def refuse_unusable(recipe: Recipe, report: DataReport) -> None:
