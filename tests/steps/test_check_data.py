@@ -18,7 +18,7 @@ from luthier.steps.check import examine_recipe
 from luthier.steps.check_data import GuessedColumns, write_columns
 from luthier.steps.check_metric import MetricChoice
 from luthier.steps.check_page import check_recipe
-from luthier.steps.trial import Trial, try_update
+from luthier.steps.trial import TriedUpdate, try_update
 
 COLOURS = ["red", "blue", "green", "brown", "black", "white", "grey", "pink"]
 ASKED = [{"Answer": colour, "Question": f"Colour {n}?", "ID": n} for n, colour in enumerate(COLOURS * 5)]
@@ -200,7 +200,7 @@ def test_a_large_model_is_not_loaded_and_that_is_said(written):
     with torch.device("meta"):
         empty = torch.nn.Linear(10**5, 10**5)
     trial = try_update(load_recipe(written()), None, None, empty, 0)
-    assert trial == Trial("sft with lora", 0, None, "10,000 M parameters; `--probe` tries them on the model")
+    assert trial == TriedUpdate("sft with lora", 0, None, "10,000 M parameters; `--probe` tries them on the model")
 
 
 def test_the_metric_is_named_with_its_reason_and_worked_examples(written):

@@ -46,7 +46,7 @@ def command(
         return
     from rich.console import Console
 
-    from luthier.steps.check_data import GuessedColumns, write_columns
+    from luthier.steps.check_data import write_columns
     from luthier.steps.check_page import check_recipe
 
     while True:

@@ -39,7 +39,7 @@ from luthier.runs.run import SETS, Run
 from luthier.steps.check_data import GuessedColumns, guessed_columns, refuse_unusable, unlearned_classes
 from luthier.steps.check_metric import MetricChoice, metric_choice
 from luthier.steps.train import training
-from luthier.steps.trial import Trial, try_update
+from luthier.steps.trial import TriedUpdate, try_update
 from luthier.steps.verify import verify
 from luthier.tuners.base import TunerInputs
 
@@ -144,7 +144,7 @@ class Timing:
     estimated_bytes: int | None
 
 
-Finding = DataReport | GuessedColumns | MetricChoice | Trial | Network | Steps | Server | Methods | Timing
+Finding = DataReport | GuessedColumns | MetricChoice | TriedUpdate | Network | Steps | Server | Methods | Timing
 
 
 def examine_recipe(

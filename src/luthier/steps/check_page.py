@@ -16,7 +16,7 @@ from luthier.recipe import Recipe
 from luthier.steps.check import Finding, Methods, Network, Server, Steps, Timing, examine_recipe
 from luthier.steps.check_data import GuessedColumns
 from luthier.steps.check_metric import MetricChoice
-from luthier.steps.trial import Trial
+from luthier.steps.trial import TriedUpdate
 
 
 def check_recipe(
@@ -49,7 +49,7 @@ def print_finding(finding: Finding, console: Console) -> None:
         _print_guess(finding, console)
     elif isinstance(finding, MetricChoice):
         _print_metric(finding, console)
-    elif isinstance(finding, Trial):
+    elif isinstance(finding, TriedUpdate):
         _print_trial(finding, console)
     elif isinstance(finding, Network):
         _print_network(finding, console)
@@ -101,7 +101,7 @@ def _print_metric(choice: MetricChoice, console: Console) -> None:
         )
 
 
-def _print_trial(trial: Trial, console: Console) -> None:
+def _print_trial(trial: TriedUpdate, console: Console) -> None:
     if trial.left_out:
         text = f"{trial.parts}: the parts fit each other and the data; no update was tried ({trial.left_out})"
     else:

@@ -89,7 +89,7 @@ def evaluate_model(
     Raises:
         RecipeError: the model is no language model, or there are no records.
     """
-    recipe = _recipe(model, data, metric, overrides, columns or {})
+    recipe = _recipe(model, data, metric, overrides, columns)
     settings = recipe.settings
     if (modality := modality_of(settings.model, recipe.base)) != "language":
         raise RecipeError(
@@ -143,7 +143,11 @@ def _records(source: Mapping[str, Any], base: Path, may_be_plain: bool, console:
 
 
 def _recipe(
-    model: str, source: str, metric: str | None, overrides: list[str], columns: Mapping[str, str | list[str]]
+    model: str,
+    source: str,
+    metric: str | None,
+    overrides: list[str],
+    columns: Mapping[str, str | list[str]] | None = None,
 ) -> Recipe:
     """The recipe of an evaluation: for the model of a run, made from the run's recipe; else from the defaults."""
     weights = Path(model) / "model"

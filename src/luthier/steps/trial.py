@@ -27,7 +27,7 @@ LARGEST = {"cpu": 500_000_000, "cuda": 4_000_000_000}
 
 
 @dataclass(frozen=True)
-class Trial:
+class TriedUpdate:
     """An update that was tried, or why none was.
 
     Attributes:
@@ -43,7 +43,7 @@ class Trial:
     left_out: str
 
 
-def try_update(recipe: Recipe, prepared: Prepared, renderer: Renderer, empty: nn.Module, peak: int) -> Trial:
+def try_update(recipe: Recipe, prepared: Prepared, renderer: Renderer, empty: nn.Module, peak: int) -> TriedUpdate:
     """Train one update on the shortest records, in a folder that is removed.
 
     Args:
@@ -56,7 +56,7 @@ def try_update(recipe: Recipe, prepared: Prepared, renderer: Renderer, empty: nn
     names, device = _names(recipe), find_device()
     parameters = sum(parameter.numel() for parameter in empty.parameters())
     if parameters > LARGEST[device.type] or peak > _free(device):
-        return Trial(names, 0, None, f"{parameters / 1e6:,.0f} M parameters; `--probe` tries them on the model")
+        return TriedUpdate(names, 0, None, f"{parameters / 1e6:,.0f} M parameters; `--probe` tries them on the model")
     lock = recipe.to_lock()
     short = load_recipe({**lock, "recipe": {**lock["recipe"], "budget": {"updates": 1}}})
     events: list[dict[str, Any]] = []
@@ -77,7 +77,7 @@ def try_update(recipe: Recipe, prepared: Prepared, renderer: Renderer, empty: nn
             "`luthier --debug check` shows where.",
         ) from error
     losses = [event["loss"] for event in events if event["event"] == "update"]
-    return Trial(names, len(few.splits["train"]), losses[0] if losses else None, "")
+    return TriedUpdate(names, len(few.splits["train"]), losses[0] if losses else None, "")
 
 
 def _names(recipe: Recipe) -> str:
