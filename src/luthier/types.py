@@ -26,7 +26,7 @@ Shape = str
 """`messages`, `prompt_completion`, `text`, or the name of a file in `data/forms/`: records of several answers."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)  # a data set has hundreds of thousands
 class Record:
     """One line of the user's data, before tokenisation. No transform changes `id`.
 
@@ -42,7 +42,7 @@ class Record:
     origin: str  # "data.jsonl:12", for messages
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Stream:
     """Values that travel with a row or a batch, and all that moving them needs: axis and pad value."""
 
@@ -51,7 +51,7 @@ class Stream:
     pad: float = 0.0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Row:
     """One record as numbers, or one of the rows that a record needs. `streams["weights"]` marks a text's targets.
 

@@ -150,12 +150,8 @@ def test_a_csv_of_other_columns_is_one_complaint_with_the_hint_that_run_gives(tm
 def test_findings_are_told_one_by_one_and_are_there_for_programs_too(recipe):
     told = []
     findings = examine_recipe(recipe(), False, told.append)
-    assert told == findings and [type(finding) for finding in findings] == [
-        DataReport,
-        MetricChoice,
-        Methods,
-        TriedUpdate,
-    ]
+    kinds = [DataReport, MetricChoice, Methods, TriedUpdate]
+    assert told == findings and [type(finding) for finding in findings] == kinds
     data, _, methods, trial = findings
     assert trial.records == 4 and trial.loss > 0 and trial.parts == "sft with lora"
     assert data.counts == {"train": 30, "validation": 4, "test": 6}

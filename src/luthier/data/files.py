@@ -10,7 +10,7 @@ import json
 import lzma
 import sys
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
@@ -109,7 +109,7 @@ def _zstandard(path: Path) -> IO[bytes]:
     import pyarrow
 
     # pyarrow's stream gives blocks; lines need a buffer before it.
-    return io.BufferedReader(pyarrow.CompressedInputStream(pyarrow.OSFile(str(path)), "zstd"))  # pyright: ignore
+    return io.BufferedReader(pyarrow.CompressedInputStream(pyarrow.OSFile(str(path)), "zstd"))
 
 
 def _jsonl(path: Path, label: str, split: str | None, reports: Reports) -> Iterator[Line]:
@@ -248,12 +248,12 @@ def _separator(head: str, usual: str) -> str:
     return usual if usual in head or not others else max(others, key=head.count)
 
 
-def _check_header(names: list[str], label: str) -> None:
+def _check_header(names: Sequence[str], label: str) -> None:
     for name in names:
         _refuse_bytes(name, f"{label}:1")
-        if names.count(name) > 1:
+        if list(names).count(name) > 1:
             raise SourceError(
-                f"{label}:1: the header names the column {name!r} {names.count(name)} times.",
+                f"{label}:1: the header names the column {name!r} {list(names).count(name)} times.",
                 "Give each column a name of its own: only one of them could be read.",
             )
 
@@ -362,7 +362,13 @@ def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is not JSON")
 
 
-_DECODER = json.JSONDecoder(parse_constant=_refuse_constant)  # one for all lines: making it costs as much as a line
+def _with_shared_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object whose names are the same strings in every line: a million lines would hold a million copies."""
+    return {sys.intern(name): content for name, content in pairs}
+
+
+# One for all lines: making it costs as much as a line.
+_DECODER = json.JSONDecoder(parse_constant=_refuse_constant, object_pairs_hook=_with_shared_names)
 
 
 def parse(text: str, origin: str) -> Any:

@@ -207,11 +207,12 @@ def _language_findings(recipe: Recipe, stages: Sequence[Stage], generates: bool)
     if generates:
         yield _steps(stages, prepared)
         yield from _servers(stages)
-    else:
-        peak = _memory(recipe, prepared).total  # raises if the recipe's own parts do not fit each other or the data
+        yield _methods(recipe, prepared)
+        return
+    peak = _memory(recipe, prepared).total  # raises if the recipe's own parts do not fit each other or the data
     yield _methods(recipe, prepared)
-    if not generates:  # last: the memory of a process that has loaded the model would be counted twice
-        yield try_update(recipe, prepared, renderer, module, peak)
+    # Last: the memory of a process that has loaded the model would be counted twice.
+    yield try_update(recipe, prepared, renderer, module, peak)
 
 
 def _network(recipe: Recipe) -> Network:
