@@ -19,6 +19,7 @@ from luthier.data.pairs import rows_of
 from luthier.data.render import Renderer
 from luthier.data.report import DataReport, Division, Fitted, Problem, measure_lengths
 from luthier.data.shapes import EmptyAnswer, content_hash
+from luthier.data.shared_weights import with_shared_weights
 from luthier.data.sources import EmptySource, NotUtf8, SourceError, load_records, scan
 from luthier.data.split import is_share, split_records, unique
 from luthier.errors import DataError, RecipeError
@@ -237,7 +238,8 @@ def _render(
                 raise
             problems.add("unrendered", Problem.of(error, record.origin, record.id))
             continue
-        rendered[record.id] = Cached(rows_of(record, rendering.rows), rendering.notes)
+        rows = rows_of(record, [with_shared_weights(row) for row in rendering.rows])
+        rendered[record.id] = Cached(rows, rendering.notes)
     # With a record left out, the file's name would promise rows that it does not have.
     if cache is not None and len(rendered) == len(records):
         write_cache(cache, renderer, hashes, list(rendered.values()))
