@@ -10,10 +10,10 @@ from rich.console import Console
 
 from luthier.data.report import DataReport
 from luthier.errors import DataError, RecipeError
+from luthier.evals.worked import ExplainedMetric
 from luthier.modalities.open import open_workspace
 from luthier.recipe import load_recipe
 from luthier.steps.check import Methods, examine_recipe
-from luthier.steps.check_metric import MetricChoice
 from luthier.steps.check_page import check_recipe
 from luthier.steps.trial import TriedUpdate
 
@@ -150,7 +150,7 @@ def test_a_csv_of_other_columns_is_one_complaint_with_the_hint_that_run_gives(tm
 def test_findings_are_told_one_by_one_and_are_there_for_programs_too(recipe):
     told = []
     findings = examine_recipe(recipe(), False, told.append)
-    kinds = [DataReport, MetricChoice, Methods, TriedUpdate]
+    kinds = [DataReport, ExplainedMetric, Methods, TriedUpdate]
     assert told == findings and [type(finding) for finding in findings] == kinds
     data, _, methods, trial = findings
     assert trial.records == 4 and trial.loss > 0 and trial.parts == "sft with lora"

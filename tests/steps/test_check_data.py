@@ -11,12 +11,12 @@ from typer.testing import CliRunner
 
 from luthier.cli.app import app
 from luthier.errors import DataError, LuthierError, ModelError, RecipeError
+from luthier.evals.worked import ExplainedMetric
 from luthier.modalities.open import open_workspace
 from luthier.parts import PACKAGE
 from luthier.recipe import load_recipe, yaml
 from luthier.steps.check import examine_recipe
 from luthier.steps.check_data import GuessedColumns, write_columns
-from luthier.steps.check_metric import MetricChoice
 from luthier.steps.check_page import check_recipe
 from luthier.steps.trial import TriedUpdate, try_update
 
@@ -205,18 +205,18 @@ def test_a_large_model_is_not_loaded_and_that_is_said(written):
 
 def test_the_metric_is_named_with_its_reason_and_worked_examples(written):
     text, error = checked(written())
-    (choice,) = [finding for finding in findings(written()) if isinstance(finding, MetricChoice)]
+    (choice,) = [finding for finding in findings(written()) if isinstance(finding, ExplainedMetric)]
     assert error is None and f"metric  {choice.name} (" in text and choice.reason in text
-    assert len(choice.examples) == 3 and all(
-        example.score == 1 and example.reference != example.answer for example in choice.examples
-    )
-    assert not choice.confuses
+    assert len(choice.examples) == 3
+    for example in choice.examples:
+        assert example.right and example.wrong and example.right[1] > example.wrong[1] and not example.mistaken
+        assert f"reference {example.reference!r} · right" in text
 
 
 def test_a_metric_that_takes_one_answer_for_another_is_warned_of(written):
     rows = [{"prompt": f"When was event {n}?", "completion": f"March {n + 1}, 2024"} for n in range(20)]
     text, _ = checked(written(rows, evaluate={"metric": "number"}))
-    assert "metric  number (set in the recipe)" in text and "answer of another record counts as right" in text
+    assert "metric  number (set in the recipe)" in text and "counts as right where the reference is" in text
 
 
 def test_labels_beside_plain_text_are_warned_of(written):

@@ -24,6 +24,7 @@ from luthier.diffusion.policy import PREFIX
 from luthier.engine import estimate, usage
 from luthier.engine.assemble import Parts, apply_tuners
 from luthier.errors import LuthierError, RecipeError
+from luthier.evals.worked import ExplainedMetric
 from luthier.modalities.base import compute_dtype, find_device
 from luthier.modalities.language.columns import can_cache_reference, with_fields
 from luthier.modalities.language.vocabulary import refuse_unknown_ids
@@ -37,7 +38,7 @@ from luthier.recipe import Method, Recipe, Stage, flat, list_methods, load_recip
 from luthier.recipe.modality import MODALITIES, modality_of
 from luthier.runs.run import SETS, Run
 from luthier.steps.check_data import GuessedColumns, guessed_columns, refuse_unusable, unlearned_classes
-from luthier.steps.check_metric import MetricChoice, metric_choice
+from luthier.steps.check_metric import metric_choice
 from luthier.steps.train import training
 from luthier.steps.trial import TriedUpdate, try_update
 from luthier.steps.verify import verify
@@ -144,7 +145,7 @@ class Timing:
     estimated_bytes: int | None
 
 
-Finding = DataReport | GuessedColumns | MetricChoice | TriedUpdate | Network | Steps | Server | Methods | Timing
+Finding = DataReport | GuessedColumns | ExplainedMetric | TriedUpdate | Network | Steps | Server | Methods | Timing
 
 
 def examine_recipe(
@@ -203,7 +204,8 @@ def _language_findings(recipe: Recipe, stages: Sequence[Stage], generates: bool)
     module = _empty_model(settings.model.model_copy(update={"dtype": "float32"}), recipe.base)
     refuse_unknown_ids(module, renderer.tokenizer, rows, prepared.records)
     refuse_unscorable_sets(recipe, prepared, renderer, SETS)
-    yield from metric_choice(recipe, prepared, renderer)
+    if (metric := metric_choice(recipe, prepared, renderer)) is not None:
+        yield metric
     if generates:
         yield _steps(stages, prepared)
         yield from _servers(stages)

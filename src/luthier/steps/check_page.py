@@ -12,10 +12,11 @@ from rich.table import Table
 
 from luthier.data.doctor import print_preview, print_report
 from luthier.data.report import DataReport
+from luthier.evals.worked import ExplainedMetric
 from luthier.recipe import Recipe
 from luthier.steps.check import Finding, Methods, Network, Server, Steps, Timing, examine_recipe
 from luthier.steps.check_data import GuessedColumns
-from luthier.steps.check_metric import MetricChoice
+from luthier.steps.check_metric import WAYS
 from luthier.steps.trial import TriedUpdate
 
 
@@ -47,7 +48,7 @@ def print_finding(finding: Finding, console: Console) -> None:
         print_report(finding, console)
     elif isinstance(finding, GuessedColumns):
         _print_guess(finding, console)
-    elif isinstance(finding, MetricChoice):
+    elif isinstance(finding, ExplainedMetric):
         _print_metric(finding, console)
     elif isinstance(finding, TriedUpdate):
         _print_trial(finding, console)
@@ -86,19 +87,20 @@ def _print_guess(finding: GuessedColumns, console: Console) -> None:
     )
 
 
-def _print_metric(choice: MetricChoice, console: Console) -> None:
-    way = f"; {choice.way}" if choice.way else ""
-    console.print(f"\n[bold]metric[/]  {escape(choice.name)} ({escape(choice.reason)}{way})", highlight=False)
-    for example in choice.examples:
-        right = f"  reference {_short(example.reference)}: itself scores {example.score:g}"
-        other = f"; {_short(example.answer)} scores {example.answer_score:g}" if example.answer else ""
-        console.print(right + other, markup=False, highlight=False)
-    if choice.confuses:
-        console.print(
-            "[yellow]warning[/] The answer of another record counts as right: the metric may not tell them apart. "
-            "Set `evaluate.metric`, for example to `exact`.",
-            highlight=False,
-        )
+def _print_metric(metric: ExplainedMetric, console: Console) -> None:
+    """The metric and its reason; of each example the reference, an answer that is right, and one that is wrong."""
+    way = f"; {WAYS[metric.name]}" if metric.name in WAYS else ""
+    console.print(f"\n[bold]metric[/]  {escape(metric.name)} ({escape(metric.reason)}{way})", highlight=False)
+    for example in metric.examples:
+        line = f"  reference {_short(example.reference)}"
+        for word, answer in (("right", example.right), ("wrong", example.wrong)):
+            if answer is not None:
+                line += f" · {word} ({answer[1]:.2g}): {_short(answer[0])}"
+        console.print(line, markup=False, highlight=False)
+    if mistaken := next((example for example in metric.examples if example.mistaken is not None), None):
+        texts = f"{_short(str(mistaken.mistaken))} counts as right where the reference is {_short(mistaken.reference)}"
+        console.print("[yellow]warning[/] ", end="")
+        console.print(f"{texts}: set `evaluate.metric` if they are not the same.", markup=False, highlight=False)
 
 
 def _print_trial(trial: TriedUpdate, console: Console) -> None:
