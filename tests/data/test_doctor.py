@@ -67,7 +67,7 @@ def test_a_complaint_about_every_record_is_made_once_with_what_to_do(tmp_path, m
     lines = ["question,answer", *(f"what is {number} + 1,{number + 1}" for number in range(300))]
     (tmp_path / "data.csv").write_text("\n".join(lines) + "\n")
     report = examine(settings(train="data.csv"), Renderer(make_tokenizer("chatml")), tmp_path)
-    assert {kind: len(errors) for kind, errors in report.problems.items()} == {"unreadable": 300}
+    assert {kind: len(errors) for kind, errors in report.problems.items()} == {"shape": 300}
     text = printed(print_report, report)
     assert text.count("no known shape. Columns found: question, answer") == 1
     assert "300 × data.csv:2, data.csv:3 and 298 more: no known shape" in text

@@ -83,7 +83,7 @@ def test_columns_are_guessed_from_names_types_and_contents(records, columns):
         (rows(alpha=SAY, beta=SAY[::-1], gamma=ASK), "3 columns of text, none with a usual name"),
         (rows(alpha=SAY, beta=SAY[::-1]), "2 columns of text"),
         (rows(answer=ASK, question=SAY), "against their names"),
-        (rows(context=SAY, question=ASK, answers=[{"text": ["red"], "answer_start": [0]}]), "`answers` holds mapping"),
+        (rows(context=SAY, question=ASK, answers=[{"text": ["red"], "answer_start": [0]}]), "`answers` holds mappings"),
         (rows(alpha=[1, 2], beta=[3, 4]), "no column has a usual name"),
         (rows(dialog=[[{"x": "a", "y": "b"}, {"x": "a", "y": "b", "z": "e"}]]), "have the keys x, y, z"),
         (rows(content=SAY, summary=[1]), "beside another column of answers"),

@@ -65,8 +65,7 @@ def command(
 def _keep_guess(guesses: list[GuessedColumns], finding: object) -> None:
     from luthier.steps.check_data import GuessedColumns
 
-    # Columns that were written already and do not help are not written again.
-    if isinstance(finding, GuessedColumns) and finding.guess.columns and not finding.written:
+    if isinstance(finding, GuessedColumns) and finding.offered:
         guesses.append(finding)
 
 

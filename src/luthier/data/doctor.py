@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -42,9 +42,10 @@ def print_report(report: DataReport, console: Console) -> None:
     for name, text in _lines(report):
         table.add_row(name, text)
     console.print(table)
+    columns = {guess.hint for _, guess in report.guesses if not guess.columns}  # they are listed below, one by one
     for kind, problems in report.problems.items():
         console.print(f"\n[red]{counted(kind, len(problems))}[/red]", highlight=False)
-        _print_complaints(grouped(problems), console)
+        _print_complaints(grouped(problems), console, columns)
     if report.previews:
         console.print("\n[bold]The first training record as the model reads it[/bold]")
     numbered = [f"answer {number}" for number in range(1, len(report.previews) + 1)]
@@ -61,14 +62,18 @@ def print_report(report: DataReport, console: Console) -> None:
         console.print(warning, markup=False, highlight=False)
 
 
-def _print_complaints(complaints: Sequence[Complaint], console: Console) -> None:
-    """Each complaint once, with the number of lines that have it, the first of them, and what to do about it."""
+def _print_complaints(complaints: Sequence[Complaint], console: Console, unneeded: Collection[str]) -> None:
+    """Each complaint once, with the number of lines that have it, the first of them, and what to do about it.
+
+    Args:
+        unneeded: hints that are printed elsewhere.
+    """
     for complaint in complaints[:MOST_COMPLAINTS]:
         count, origins = len(complaint.origins), ", ".join(complaint.origins[:MOST_ORIGINS])
         more = f" and {count - MOST_ORIGINS:,} more" if count > MOST_ORIGINS else ""
         text = f"{origins}{more}: {complaint.message}" if origins else complaint.message
         console.print(f"  {f'{count:,} × ' if count > 1 else ''}{text}", markup=False, highlight=False)
-        if complaint.hint:
+        if complaint.hint and complaint.hint not in unneeded:
             console.print(f"    {complaint.hint}", markup=False, highlight=False)
     if rest := sum(len(complaint.origins) for complaint in complaints[MOST_COMPLAINTS:]):
         console.print(f"  ... and {rest:,} more")

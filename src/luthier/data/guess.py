@@ -127,8 +127,8 @@ class Guess:
             return f"Name yours in the recipe, for example `columns: {self.text}`."
         listed = "; ".join(self.described)
         return (
-            f"Nothing tells which column is the question and which the answer ({self.reason}). Name them in the recipe,"
-            f" `columns: {{prompt: ..., completion: ...}}`. Yours: {listed}."
+            f"Name yours in the recipe, `columns: {{prompt: ..., completion: ...}}`. Nothing tells them apart for certain "
+            f"({self.reason}): {listed}."
         )
 
 
@@ -245,7 +245,8 @@ def _question_and_answer(columns: Sequence[Column], rows: Sequence[Mapping[str, 
     reason = "their usual names"
     if asked and answer is None:
         if nested := _first([column for column in columns if column.kind in ("mapping", "texts")], ANSWER):
-            return {}, f"`{nested.name}` holds {nested.kind}, {nested.example}, where an answer is text"
+            kind = {"mapping": "mappings", "texts": "lists"}[nested.kind]
+            return {}, f"`{nested.name}` holds {kind}, {nested.example}, and an answer is text"
         if len(others) == 1 and asked[0].key not in WEAK_QUESTION:
             answer, reason = others[0], f"`{several}` is a usual name, and one column of text is left"
     elif answer is not None and not asked and len(others) == 1 and answer.key not in WEAK_ANSWER:

@@ -18,7 +18,7 @@ from luthier.data.near import overlap
 from luthier.data.pairs import rows_of
 from luthier.data.render import Renderer
 from luthier.data.report import DataReport, Division, Fitted, Problem, measure_lengths
-from luthier.data.shapes import EmptyAnswer, content_hash
+from luthier.data.shapes import EmptyAnswer, UnknownShape, content_hash
 from luthier.data.shared_weights import with_shared_weights
 from luthier.data.sources import EmptySource, NotUtf8, SourceError, load_records, scan
 from luthier.data.split import is_share, split_records, unique
@@ -196,7 +196,8 @@ def _read(source: Source, base: Path, problems: Problems | None) -> list[Record]
         return load_records(source, base)
     scanned = scan(source, base)
     for error in scanned.problems:
-        kinds = {NotUtf8: "not_utf8", EmptyAnswer: "empty", SourceError: "source", EmptySource: "source"}
+        kinds = {NotUtf8: "not_utf8", EmptyAnswer: "empty", UnknownShape: "shape"}
+        kinds |= dict.fromkeys((SourceError, EmptySource), "source")
         problems.add(kinds.get(type(error), "unreadable"), Problem.of(error, error.origin))
     problems.notes += scanned.notes
     if scanned.guess is not None:

@@ -20,6 +20,7 @@ FEW_TEST_RECORDS = 50
 PROBLEMS = {
     "source": ("source", "cannot be read"),
     "unreadable": ("line", "cannot be read"),
+    "shape": ("record", "of no known shape"),
     "not_utf8": ("line", "not UTF-8"),
     "empty": ("record", "without an answer to learn from"),
     "unrendered": ("record", "refused by this model's template or tokenizer"),

@@ -197,8 +197,9 @@ def _language_findings(recipe: Recipe, stages: Sequence[Stage], generates: bool)
     notes = [*prepared.report.sources, *filter(None, [unlearned_classes([*prepared.records.values()])])]
     report = prepared.report.known(context=getattr(config, "max_position_embeddings", None), sources=notes)
     yield report
-    yield from guessed_columns(recipe, report, renderer)
-    refuse_unusable(recipe, report)
+    guesses = list(guessed_columns(recipe, report, renderer))
+    yield from guesses
+    refuse_unusable(recipe, report, guesses)
     check_context(config, settings.data.max_tokens, prepared)
     rows = chain(prepared.train, prepared.validation, prepared.test)
     module = _empty_model(settings.model.model_copy(update={"dtype": "float32"}), recipe.base)

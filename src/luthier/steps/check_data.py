@@ -39,6 +39,11 @@ class GuessedColumns:
     written: bool
 
     @property
+    def offered(self) -> bool:
+        """Whether there is a mapping, and a record that it reads."""
+        return bool(self.guess.columns) and not self.fault and not self.written
+
+    @property
     def line(self) -> str:
         """What the recipe has to say."""
         return f"{'.'.join(self.path)}.columns: {self.guess.text}"
@@ -58,14 +63,15 @@ def guessed_columns(recipe: Recipe, report: DataReport, renderer: Renderer) -> I
         yield GuessedColumns(path, guess, previews, fault, source.get("columns") == guess.columns)
 
 
-def refuse_unusable(recipe: Recipe, report: DataReport) -> None:
+def refuse_unusable(recipe: Recipe, report: DataReport, guesses: Sequence[GuessedColumns]) -> None:
     """Raise the DataError of records that cannot be used, or of data that leave nothing to learn."""
     sources = report.problems.get("source", [])
     if report.unusable:
         lines = sum(len(problems) for kind, problems in report.problems.items() if kind not in ("source", "unrendered"))
         total = report.read + lines
         raise DataError(
-            f"{report.unusable:,} of {total:,} records cannot be used; they are listed above.", _cure(report)
+            f"{report.unusable:,} of {total:,} records cannot be used; they are listed above.",
+            _cure(report, guesses),
         )
     if sources:
         raise DataError(f"{len(sources)} of the recipe's sources cannot be read: {sources[0].message}", sources[0].hint)
@@ -79,12 +85,14 @@ def refuse_unusable(recipe: Recipe, report: DataReport) -> None:
         )
 
 
-def _cure(report: DataReport) -> str:
+def _cure(report: DataReport, guesses: Sequence[GuessedColumns]) -> str:
     """What to do about records that cannot be used: the hint that all of them share, if they do."""
     problems = [problem for kind, some in report.problems.items() if kind != "source" for problem in some]
     hints = {problem.hint for problem in problems}
-    if any(guess.columns for _, guess in report.guesses):
+    if any(guess.offered for guess in guesses):
         return "Write the columns that are shown above into the recipe; `luthier check RECIPE --yes` does it."
+    if any(not finding.guess.columns for finding in guesses):
+        return "Name the columns in the recipe: `columns: {prompt: ..., completion: ...}`."
     return (hints.pop() if len(hints) == 1 else None) or "Correct or remove them."
 
 

@@ -75,11 +75,15 @@ def _print_guess(finding: GuessedColumns, console: Console) -> None:
     console.print(f"\n[bold]columns[/] of {source} are probably these ({escape(guess.reason)}):", highlight=False)
     console.print(f"  columns: {guess.text}", markup=False, highlight=False)
     if guess.unread:
-        console.print(f"  not read: {', '.join(guess.unread)}", markup=False, highlight=False)
+        console.print(
+            f"  not read: {', '.join(name or repr(name) for name in guess.unread)}", markup=False, highlight=False
+        )
     if finding.fault:
         console.print(f"  A record read so: {finding.fault}", markup=False, highlight=False)
     for preview in finding.previews:
         print_preview(preview, console)
+    if not finding.offered:
+        return
     console.print(
         f"  If that is right, `luthier check RECIPE --yes` writes it into the recipe, or you do, below {source}.",
         markup=False,
