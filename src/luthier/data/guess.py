@@ -127,7 +127,7 @@ class Guess:
             return f"Name yours in the recipe, for example `columns: {self.text}`."
         listed = "; ".join(self.described)
         return (
-            f"Name yours in the recipe, `columns: {{prompt: ..., completion: ...}}`. Nothing tells them apart for certain "
+            "Name yours in the recipe, `columns: {prompt: ..., completion: ...}`. Nothing tells them apart for certain "
             f"({self.reason}): {listed}."
         )
 
