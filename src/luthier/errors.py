@@ -25,7 +25,9 @@ class RecipeError(LuthierError):
 
 
 class DataError(LuthierError):
-    """The user's records cannot be used as they are."""
+    """The user's records cannot be used as they are. `origin` is the line ("data.jsonl:12") if the error is of one."""
+
+    origin = ""
 
 
 class ModelError(LuthierError):

@@ -29,7 +29,7 @@ EVERY = "*"
 """In place of a column's name: all columns of a record, for a reader that does not say which of them it reads."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)  # a data set has hundreds of thousands
 class Record:
     """One line of the user's data, before tokenisation. No transform changes `id`.
 
@@ -49,7 +49,7 @@ class Record:
     notes: tuple[str, ...] = field(default=(), compare=False)  # what reading changed, to be counted
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Stream:
     """Values that travel with a row or a batch, and all that moving them needs: axis and pad value."""
 
@@ -58,7 +58,7 @@ class Stream:
     pad: float = 0.0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Row:
     """One record as numbers, or one of the rows that a record needs. `streams["weights"]` marks a text's targets.
 

@@ -25,7 +25,7 @@ def test_show_tells_every_value_and_its_origin(command, here):
 def test_the_doctor_sees_the_recipe(command, here, room):
     calls = room("luthier.steps.check_page.check_recipe")
     assert command("check", "mine.yaml", "seed=3", "--probe").code == 0
-    (recipe, probe, _console), _ = calls[0]
+    (recipe, probe, *_), _ = calls[0]
     assert (recipe.settings.seed, probe) == (3, True)
 
 

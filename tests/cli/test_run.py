@@ -2,6 +2,8 @@ import json
 
 import pytest
 
+from luthier.cli.arguments import read_columns
+from luthier.errors import RecipeError
 from luthier.run_folder import RunFolder, read_json
 
 DONE = {
@@ -134,7 +136,17 @@ def test_eval_passes_what_was_asked(command, room):
     arguments, options = calls[0]
     assert arguments == ("runs/mine/1",)
     del options["console"]
-    assert options == {"data": "a.jsonl", "metric": None, "limit": 5, "overrides": ["generate.max_new_tokens=9"]}
+    expected = {"data": "a.jsonl", "metric": None, "limit": 5, "overrides": ["generate.max_new_tokens=9"]}
+    assert options == {**expected, "columns": None}
+
+
+def test_eval_maps_columns(command, room):
+    calls = room("luthier.steps.evaluate.evaluate_model")
+    command("eval", "nano", "--data", "a.jsonl", "--columns", "prompt=body+question, completion=The Answer")
+    assert calls[0][1]["columns"] == {"prompt": ["body", "question"], "completion": "The Answer"}
+    for wrong in ("prompt", "prompt=", "=answer", "prompt=a+"):
+        with pytest.raises(RecipeError, match="is no mapping"):
+            read_columns(wrong)
 
 
 def test_report_says_where_it_wrote(command, here, room):

@@ -36,7 +36,7 @@ def printed(show, *args, **options):
 
 def test_every_bad_record_is_listed_and_the_rest_examined(bad, make_tokenizer):
     report = examine(settings(), Renderer(make_tokenizer("gemma")), bad)
-    origins = {kind: [message.split(": ")[0] for message in messages] for kind, messages in report.problems.items()}
+    origins = {kind: [problem.origin for problem in problems] for kind, problems in report.problems.items()}
     lines = {"unreadable": 61, "empty": 62, "not_utf8": 63, "unrendered": 64}
     assert origins == {kind: [f"data.jsonl:{number}"] for kind, number in lines.items()}
     assert report.counts["train"] == 60 and report.dropped == {"train": 1} and report.duplicates == 1
@@ -60,17 +60,17 @@ def test_what_makes_training_impossible_is_the_first_warning(tmp_path, make_toke
     assert "No training record is left" in report.warnings[0]
     assert "No training record" in printed(print_report, report)
     missing = examine(settings(train="none.jsonl"), Renderer(make_tokenizer("chatml")), tmp_path)
-    assert "no file" in missing.problems["unreadable"][0] and "empty" in missing.warnings[0]
+    assert "no file" in missing.problems["source"][0].message and "empty" in missing.warnings[0]
 
 
 def test_a_complaint_about_every_record_is_made_once_with_what_to_do(tmp_path, make_tokenizer):
     lines = ["question,answer", *(f"what is {number} + 1,{number + 1}" for number in range(300))]
     (tmp_path / "data.csv").write_text("\n".join(lines) + "\n")
     report = examine(settings(train="data.csv"), Renderer(make_tokenizer("chatml")), tmp_path)
-    assert {kind: len(errors) for kind, errors in report.problems.items()} == {"unreadable": 300}
+    assert {kind: len(errors) for kind, errors in report.problems.items()} == {"shape": 300}
     text = printed(print_report, report)
-    assert text.count("no known shape. Columns found: question, answer") == 2  # the complaint, and the warning
-    assert "data.csv:2, data.csv:3, data.csv:4 and 297 more: no known shape" in text
+    assert text.count("no known shape. Columns found: question, answer") == 1
+    assert "300 × data.csv:2, data.csv:3 and 298 more: no known shape" in text
     assert "columns: {prompt: question, completion: answer}" in text
 
 

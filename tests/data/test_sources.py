@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from luthier.data.identity import content_hash
 from luthier.data.shapes import EmptyAnswer
-from luthier.data.sources import NotUtf8, load_records, scan_records
+from luthier.data.sources import NotUtf8, load_records, scan, scan_records
 from luthier.errors import DataError, LuthierError, RecipeError
 
 PAIR = {"prompt": "2+2?", "completion": "4"}
@@ -147,19 +147,19 @@ def test_a_mistyped_bundled_data_set_offers_its_name(tmp_path):
     assert "bundled data set `orders`" in caught.value.hint
 
 
-@pytest.mark.parametrize("sign", [";", "\t"])
-def test_cells_separated_by_something_else_are_named(tmp_path, sign):
-    (tmp_path / "data.csv").write_text(f"prompt{sign}completion\na{sign}b\n")
-    message = rf"data\.csv:1: .*{sign!r} separates its cells instead of commas".replace("\\t", r"\\t")
-    with pytest.raises(DataError, match=message):
-        load_records("data.csv", tmp_path)
+@pytest.mark.parametrize("sign", [";", "\t", "|"])
+def test_cells_separated_by_something_else_are_read_and_that_is_noted(tmp_path, sign):
+    (tmp_path / "data.csv").write_text(f"prompt{sign}completion\na, b{sign}b\n")
+    scanned = scan("data.csv", tmp_path)
+    assert [record.fields for record in scanned.records] == [{"prompt": "a, b", "completion": "b"}]
+    assert scanned.notes == [f"data.csv: its cells are separated by {sign!r}"]
 
 
 def test_unknown_kinds_of_file_and_folders_are_refused(tmp_path):
-    (tmp_path / "data.xml").write_text("<a/>")
-    with pytest.raises(DataError, match=r"`\.xml` is not a format"):
-        load_records("data.xml", tmp_path)
-    with pytest.raises(DataError, match="is a folder"):
+    (tmp_path / "data.docx").write_text("<a/>")
+    with pytest.raises(DataError, match=r"`\.docx` is not a format"):
+        load_records("data.docx", tmp_path)
+    with pytest.raises(DataError, match="is a folder without a data file"):
         load_records(str(tmp_path), tmp_path)
 
 
@@ -185,7 +185,7 @@ def test_broken_json_csv_and_parquet_name_the_place(tmp_path):
     (tmp_path / "data.json").write_text('[\n{"a": 1},\n{"b"}]')
     with pytest.raises(DataError, match=r"data\.json:3: not valid JSON"):
         load_records("data.json", tmp_path)
-    (tmp_path / "one.json").write_text(json.dumps(PAIR))
+    (tmp_path / "one.json").write_text("3")
     with pytest.raises(DataError, match="must hold a list") as caught:
         load_records("one.json", tmp_path)
     assert ".jsonl" in caught.value.hint

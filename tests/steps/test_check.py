@@ -10,11 +10,13 @@ from rich.console import Console
 
 from luthier.data.report import DataReport
 from luthier.errors import DataError, RecipeError
+from luthier.evals.worked import ExplainedMetric
 from luthier.modalities.open import open_workspace
 from luthier.recipe import load_recipe
 from luthier.steps.check import Methods, examine_recipe
 from luthier.steps.check_model import ModelTrial
 from luthier.steps.check_page import check_recipe
+from luthier.steps.trial import TriedUpdate
 
 
 @pytest.fixture
@@ -102,7 +104,7 @@ def test_records_that_cannot_be_used_are_all_listed(recipe, tmp_path):
     with (tmp_path / "data.jsonl").open("a") as file:
         file.write('{"prompt": "x", "completion": ""}\nnot json\n')
     screen = io.StringIO()
-    with pytest.raises(DataError, match=r"2 record\(s\) cannot be used"):
+    with pytest.raises(DataError, match=r"^2 of 42 records cannot be used"):
         check_recipe(recipe(), False, Console(file=screen, width=150))
     assert "data.jsonl:41" in screen.getvalue() and "data.jsonl:42" in screen.getvalue()
 
@@ -155,9 +157,9 @@ def test_a_csv_of_other_columns_is_one_complaint_with_the_hint_that_run_gives(tm
     (tmp_path / "data.csv").write_text("\n".join(lines) + "\n")
     wrong = load_recipe({"model": "nano", "data": {"train": "data.csv"}}, base=tmp_path)
     screen = io.StringIO()
-    with pytest.raises(DataError, match=r"^300 record\(s\) cannot be used"):
+    with pytest.raises(DataError, match=r"^300 of 300 records cannot be used"):
         check_recipe(wrong, False, Console(file=screen, width=300))
-    assert screen.getvalue().count("data.csv:2, data.csv:3, data.csv:4 and 297 more: no known shape") == 1
+    assert screen.getvalue().count("300 × data.csv:2, data.csv:3 and 298 more: no known shape") == 1
     with pytest.raises(DataError) as run:
         open_workspace(wrong, None)
     assert "columns: {prompt: question, completion: answer}" in run.value.hint and run.value.hint in screen.getvalue()
@@ -166,9 +168,11 @@ def test_a_csv_of_other_columns_is_one_complaint_with_the_hint_that_run_gives(tm
 def test_findings_are_told_one_by_one_and_are_there_for_programs_too(recipe):
     told = []
     findings = examine_recipe(recipe(), False, told.append)
-    assert told == findings and [type(finding) for finding in findings] == [DataReport, ModelTrial, Methods]
-    data, trial, methods = findings
-    assert trial.lines == ("LlamaForCausalLM sees no later token; rows are laid out as `shared`",)
+    kinds = [DataReport, ExplainedMetric, Methods, ModelTrial, TriedUpdate]
+    assert told == findings and [type(finding) for finding in findings] == kinds
+    data, _, methods, model, trial = findings
+    assert model.lines == ("LlamaForCausalLM sees no later token; rows are laid out as `shared`",)
+    assert trial.records == 4 and trial.loss > 0 and trial.parts == "sft with lora"
     assert data.counts == {"train": 30, "validation": 4, "test": 6}
     families = {family: [fit.name for fit in fits] for family, fits in methods.by_family().items()}
     assert {"sft", "dft"} <= {*families["supervised"]} and {"uds", "max_loss"} <= {*families["selectors"]}

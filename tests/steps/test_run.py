@@ -78,6 +78,33 @@ def test_eval_asks_a_run_s_model_as_the_run_did(data, monkeypatch):
     assert {one.metric for one in other.values()} == {"exact"}
 
 
+def test_eval_maps_columns_as_it_is_told_or_as_the_run_did(data, monkeypatch):
+    rows = [json.loads(line) for line in (data / "data.jsonl").read_text().splitlines()]
+    names = {"prompt": "Question", "completion": "Answer"}
+    text = "".join(json.dumps({names[key]: row[key] for key in names}) + "\n" for row in rows)
+    (data / "mapped.jsonl").write_text(text)
+    monkeypatch.chdir(data)
+    options = {"limit": 4, "overrides": ["generate.max_new_tokens=2"], "metric": "exact"}
+    quiet = Console(file=io.StringIO())
+    plain = evaluate_model("nano", data="data.jsonl", console=quiet, **options)
+    mapped = evaluate_model("nano", data="mapped.jsonl", columns=names, console=quiet, **options)
+    assert [(item.prompt, item.reference) for item in mapped.items] == [
+        (item.prompt, item.reference) for item in plain.items
+    ]
+    settings = recipe(data, "data.train={path: mapped.jsonl, columns: {prompt: Question, completion: Answer}}")
+    run_recipe(settings, data / "run", [])
+    write_json(data / "run" / "lock.json", settings.to_lock())
+    told = Console(file=io.StringIO(), width=200)
+    for source in ("mapped.jsonl", "data.jsonl"):
+        items = evaluate_model("run", data=source, console=told, **options).items
+        assert [(item.prompt, item.reference) for item in items] == [
+            (item.prompt, item.reference) for item in plain.items
+        ]
+    assert told.file.getvalue().count("its own names are read") == 1
+    with pytest.raises(DataError, match="no known shape"):
+        evaluate_model("nano", data="mapped.jsonl", console=quiet, **options)
+
+
 def test_eval_asks_a_model_of_a_comparison_as_its_run_did(data, monkeypatch):
     """Such a run has no lock.json: task.json holds its recipe."""
     (data / "half.py").write_text(HALF)

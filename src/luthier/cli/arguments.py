@@ -39,3 +39,23 @@ def read_seeds(text: str | None) -> int | list[int] | None:
     if not pieces or not all(piece.isdecimal() for piece in pieces):
         raise RecipeError(f"--seeds {text}: expected a number of seeds or a list.", "Write --seeds 3 or --seeds 0,1,2.")
     return [int(piece) for piece in pieces] if "," in text else int(text)
+
+
+def read_columns(text: str | None) -> dict[str, str | list[str]] | None:
+    """`prompt=body+question,completion=answer` as a mapping of columns; None if nothing is written.
+
+    Raises:
+        RecipeError: a piece without `=`, or an empty name.
+    """
+    if text is None:
+        return None
+    columns: dict[str, str | list[str]] = {}
+    for piece in split_names(text):
+        ours, sign, theirs = (part.strip() for part in piece.partition("="))
+        names = [name.strip() for name in theirs.split("+")]
+        if not sign or not ours or not all(names):
+            raise RecipeError(
+                f"--columns {text}: `{piece}` is no mapping.", "Write --columns prompt=NAME,completion=NAME."
+            )
+        columns[ours] = names[0] if len(names) == 1 else names
+    return columns

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -9,11 +10,12 @@ import typer
 
 from luthier.cli.arguments import Overrides, RecipeArgument, split_names
 from luthier.console import Terminal
-from luthier.errors import RecipeError
+from luthier.errors import DataError, RecipeError
 from luthier.terminal import echo
 
 if TYPE_CHECKING:
     from luthier.recipe import Recipe
+    from luthier.steps.check_data import GuessedColumns
 
 
 def command(
@@ -24,6 +26,9 @@ def command(
         typer.Option("--show", help="Print each value and where it came from, no more (meanings: `luthier keys`)."),
     ] = False,
     probe: Annotated[bool, typer.Option("--probe", help="Train two updates to estimate the time.")] = False,
+    yes: Annotated[
+        bool, typer.Option("--yes", help="Write the columns that the check guesses into the recipe file.")
+    ] = False,
     methods: Annotated[
         str | None,
         typer.Option("--methods", help="Methods to try on the recipe: sft,dft or all (default: those of the recipe)."),
@@ -42,9 +47,27 @@ def command(
     if show:
         return
 
+    from luthier.steps.check_data import write_columns
     from luthier.steps.check_page import check_recipe
 
-    check_recipe(loaded, probe, Terminal())
+    while True:
+        guesses: list[GuessedColumns] = []
+        try:
+            check_recipe(loaded, probe, Terminal(), partial(_keep_guess, guesses))
+            return
+        except DataError:
+            if not (yes and guesses):
+                raise
+        for line in write_columns(recipe, guesses, overrides or []):
+            echo(f"written into {recipe}: {line}")
+        loaded = load_recipe(recipe, [], overrides or [])  # now a source that was not reached before may be
+
+
+def _keep_guess(guesses: list[GuessedColumns], finding: object) -> None:
+    from luthier.steps.check_data import GuessedColumns
+
+    if isinstance(finding, GuessedColumns) and finding.offered:
+        guesses.append(finding)
 
 
 def _check_part(path: Path) -> None:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from luthier.cli.arguments import Overrides
+from luthier.cli.arguments import Overrides, read_columns
 from luthier.console import Terminal
 
 
@@ -17,9 +17,24 @@ def command(
     metric: Annotated[
         str | None, typer.Option("--metric", help="How answers are scored: by default as the run did; else auto.")
     ] = None,
+    columns: Annotated[
+        str | None,
+        typer.Option(
+            "--columns",
+            help="Columns of the records: prompt=question,completion=answer; + joins several: prompt=body+question.",
+        ),
+    ] = None,
     limit: Annotated[int | None, typer.Option("--limit", min=1, help="Use only so many records.")] = None,
 ) -> None:
     """Score a model on records that it was not trained on; a run's model is prompted as its recipe says."""
     from luthier.steps.evaluate import evaluate_model
 
-    evaluate_model(model, data=data, metric=metric, limit=limit, overrides=overrides or [], console=Terminal())
+    evaluate_model(
+        model,
+        data=data,
+        metric=metric,
+        limit=limit,
+        overrides=overrides or [],
+        console=Terminal(),
+        columns=read_columns(columns),
+    )

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from luthier.data.sources import files_of
 from luthier.errors import RecipeError, nearest
 from luthier.recipe import Recipe, load_recipe, method_label
 from luthier.recipe.columns import read_columns
@@ -393,10 +395,14 @@ def data_files(recipe: Recipe) -> dict[str, str]:
     for source in (data["train"], data["validation"], data["test"], recipe.data["evaluate"]["retain"]):
         if not isinstance(source, Mapping) or "path" not in source:
             continue
-        path = recipe.base / source["path"]
-        if path.is_file():
-            hashes[source["path"]] = file_digest(path)
+        for path in files_of(source, recipe.base):
+            hashes[_path_in(recipe.base, source["path"], path)] = file_digest(path)
     return hashes
+
+
+def _path_in(base: Path, written: str | list[str], path: Path) -> str:
+    """A file's path as the recipe writes it; relative to the recipe's folder if it is one of several."""
+    return written if isinstance(written, str) and path == base / written else os.path.relpath(path, base)
 
 
 def _slug(text: str) -> str:

@@ -21,7 +21,7 @@ from luthier.errors import RunError
 from luthier.types import Row, Stream
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Cached:
     """A rendered record in the cache: its rows, without ids, and the notes of its rendering."""
 

@@ -2,29 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from luthier.data.pairs import SIDES
 from luthier.data.prepare import DataSettings, prepare_with_report
 from luthier.data.render import Renderer
-from luthier.data.report import Complaint, DataReport, grouped
+from luthier.data.report import Complaint, DataReport, about_problems, counted, grouped
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.text import Text
 
 MOST_COMPLAINTS = 10
-MOST_ORIGINS = 3  # lines named per complaint
+MOST_ORIGINS = 2  # lines named per complaint
 MOST_TOKENS = 600  # tokens of a preview
 LEAKS = ("exact", "near", "related", "answers")
-PROBLEM_NAMES = {
-    "unreadable": "unreadable lines",
-    "not_utf8": "lines not UTF-8",
-    "empty": "records without an answer",
-    "unrendered": "records this model's template or tokenizer refuses",
-}
 
 
 def examine(
@@ -51,9 +45,10 @@ def print_report(report: DataReport, console: Console) -> None:
     for name, text in _lines(report):
         table.add_row(name, text)
     console.print(table)
+    columns = {guess.hint for _, guess in report.guesses if not guess.columns}  # they are listed below, one by one
     for kind, problems in report.problems.items():
-        console.print(f"\n[red]{len(problems)} {PROBLEM_NAMES[kind]}[/red]")
-        _print_complaints(grouped(problems), console)
+        console.print(f"\n[red]{counted(kind, len(problems))}[/red]", highlight=False)
+        _print_complaints(grouped(problems), console, columns)
     if report.previews:
         console.print("\n[bold]The first training record as the model reads it[/bold]")
     numbered = [f"answer {number}" for number in range(1, len(report.previews) + 1)]
@@ -62,23 +57,29 @@ def print_report(report: DataReport, console: Console) -> None:
         if len(report.previews) > 1:
             console.print(f"{side}:", style="bold")
         print_preview(preview, console)
+    listed = set(about_problems(report))  # they stand above, one by one
     for warning in report.warnings:
+        if warning in listed:
+            continue
         console.print("\n[yellow]warning[/yellow] ", end="")
         console.print(warning, markup=False, highlight=False)
 
 
-def _print_complaints(complaints: Sequence[Complaint], console: Console) -> None:
-    """Each complaint once, with the first lines that have it and what to do about it."""
+def _print_complaints(complaints: Sequence[Complaint], console: Console, unneeded: Collection[str]) -> None:
+    """Each complaint once, with the number of lines that have it, the first of them, and what to do about it.
+
+    Args:
+        unneeded: hints that are printed elsewhere.
+    """
     for complaint in complaints[:MOST_COMPLAINTS]:
-        origins = ", ".join(complaint.origins[:MOST_ORIGINS])
-        if len(complaint.origins) > MOST_ORIGINS:
-            origins += f" and {len(complaint.origins) - MOST_ORIGINS} more"
-        text = f"{origins}: {complaint.message}" if origins else complaint.message
-        console.print(f"  {text}", markup=False, highlight=False)
-        if complaint.hint:
+        count, origins = len(complaint.origins), ", ".join(complaint.origins[:MOST_ORIGINS])
+        more = f" and {count - MOST_ORIGINS:,} more" if count > MOST_ORIGINS else ""
+        text = f"{origins}{more}: {complaint.message}" if origins else complaint.message
+        console.print(f"  {f'{count:,} × ' if count > 1 else ''}{text}", markup=False, highlight=False)
+        if complaint.hint and complaint.hint not in unneeded:
             console.print(f"    {complaint.hint}", markup=False, highlight=False)
     if rest := sum(len(complaint.origins) for complaint in complaints[MOST_COMPLAINTS:]):
-        console.print(f"  ... and {rest} more")
+        console.print(f"  ... and {rest:,} more")
 
 
 def print_preview(preview: Sequence[tuple[str, bool]], console: Console) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,14 +14,17 @@ import numpy
 from luthier.data.batches import shortened
 from luthier.data.cache import Cached, read_cache, write_cache
 from luthier.data.groups import group_records, with_groups
+from luthier.data.guess import Guess
 from luthier.data.identity import content_hash, identities
 from luthier.data.leaks import Leaks, Trained
+from luthier.data.long_texts import is_long
 from luthier.data.origins import divided_origins
 from luthier.data.pairs import rows_of
 from luthier.data.render import Renderer
-from luthier.data.report import DataReport, Division, Fitted, measure_lengths
-from luthier.data.shapes import EmptyAnswer, shape_columns
-from luthier.data.sources import NotUtf8, load_records, scan_records
+from luthier.data.report import DataReport, Division, Fitted, Problem, measure_lengths
+from luthier.data.shapes import EmptyAnswer, UnknownShape, shape_columns
+from luthier.data.shared_weights import with_shared_weights
+from luthier.data.sources import EmptySource, NotUtf8, SourceError, load_records, scan
 from luthier.data.split import Split, is_share, split_records
 from luthier.data.words import words_of
 from luthier.errors import DataError, RecipeError
@@ -31,7 +34,22 @@ from luthier.types import Record, Row
 SPLITS = ("train", "validation", "test")
 POLICIES = ("drop", "truncate", "error")
 Source = str | Mapping[str, Any]
-Problems = dict[str, list[str]]
+
+
+@dataclass
+class Problems:
+    """What a reading that does not stop leaves: problems by kind, notes on files, guesses of columns by source."""
+
+    by_kind: dict[str, list[Problem]] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    guesses: list[tuple[Source, Guess]] = field(default_factory=list)
+
+    def add(self, kind: str, problem: Problem) -> None:
+        self.by_kind.setdefault(kind, []).append(problem)
+
+    def facts(self) -> dict[str, Any]:
+        """The fields of a DataReport."""
+        return {"problems": self.by_kind, "sources": self.notes, "guesses": self.guesses}
 
 
 class DataSettings(Protocol):
@@ -110,16 +128,19 @@ def prepare_with_report(
     limit, policy = settings.max_tokens, settings.too_long
     if collect and policy == "error":
         policy = "drop"  # the report counts all rows that are too long, where a run stops at the first
-    problems: Problems = {}
+    problems = Problems()
     try:
         division = _divide(settings, renderer.columns, columns, base, problems if collect else None)
     except DataError as error:
         if not collect:
             raise
-        empty = DataReport(max_tokens=limit, policy=policy, problems=problems)
-        return Prepared([], [], [], {}, {name: [] for name in SPLITS}, empty.impossible(str(error)))
+        empty = DataReport(max_tokens=limit, policy=policy, **problems.facts())
+        return Prepared([], [], [], {}, {name: [] for name in SPLITS}, empty.impossible(error))
     records = {record.id: record for record in chain.from_iterable(division.parts.values())}
-    rendered = _render(list(records.values()), renderer, cache, problems if collect else None)
+    long = {name for name, record in records.items() if is_long(record, limit)}
+    rendered = _render(
+        list(records.values()), renderer, cache, problems if collect else None, dict.fromkeys(long, limit)
+    )
     # Rows are cut after the cache, which so serves every `max_tokens` and `too_long`.
     fitted = {}
     for name, part in division.parts.items():
@@ -134,13 +155,14 @@ def prepare_with_report(
         lengths=measure_lengths([*chain.from_iterable(cached.rows for cached in rendered.values())]),
         notes=dict(Counter(chain.from_iterable(_notes(records[name], rendered[name], renderer) for name in rendered))),
         unread=_unread(records.values(), renderer, [*columns, *filter(None, [settings.group_by])]),
-        problems=problems,
+        clipped=sum(name in long and len(cached.rows[0]) > 2 * limit for name, cached in rendered.items()),
+        **problems.facts(),
         previews=[renderer.preview(row) for row in chain.from_iterable(first)],
     )
     if fault := _nothing_to_learn(fitted["train"].rows, report):
         if not collect:
             raise fault
-        report = report.impossible(str(fault))
+        report = report.impossible(fault)
     splits = {}
     for name, part in fitted.items():
         splits[name] = [record_rows[0].record for record_rows in part.rows_by_record]
@@ -250,11 +272,15 @@ def _read(source: Source, base: Path, columns: Sequence[str], problems: Problems
     """The records of a source; without `problems` a record that cannot be used raises its error, else it is listed."""
     if problems is None:
         return load_records(source, base, columns)
-    records, errors = scan_records(source, base, columns)
-    for error in errors:
-        kind = {NotUtf8: "not_utf8", EmptyAnswer: "empty"}.get(type(error), "unreadable")
-        problems.setdefault(kind, []).append(str(error))
-    return records
+    scanned = scan(source, base, columns)
+    for error in scanned.problems:
+        kinds = {NotUtf8: "not_utf8", EmptyAnswer: "empty", UnknownShape: "shape"}
+        kinds |= dict.fromkeys((SourceError, EmptySource), "source")
+        problems.add(kinds.get(type(error), "unreadable"), Problem.of(error, error.origin))
+    problems.notes += scanned.notes
+    if scanned.guess is not None:
+        problems.guesses.append((source, scanned.guess))
+    return scanned.records
 
 
 def _notes(record: Record, cached: Cached, renderer: Renderer) -> Iterator[str]:
@@ -269,10 +295,20 @@ def _renamed(record: Record, split: str, ids: set[str]) -> Record:
 
 
 def _render(
-    records: Sequence[Record], renderer: Renderer, cache: Path | None, problems: Problems | None
+    records: Sequence[Record],
+    renderer: Renderer,
+    cache: Path | None,
+    problems: Problems | None,
+    bounds: Mapping[str, int],
 ) -> dict[str, Cached]:
-    """Record id → its rows and notes, from the cache if it has exactly these records."""
+    """Record id → its rows and notes, from the cache if it has exactly these records.
+
+    Args:
+        bounds: by record id, the tokens that are kept of records far longer than that.
+    """
     hashes = [content_hash(record, renderer.columns) for record in records]
+    if bounds:  # rows of their beginnings serve this `max_tokens` alone
+        hashes = [f"{name}:{bounds.get(record.id, '')}" for name, record in zip(hashes, records, strict=True)]
     stored = read_cache(cache, renderer, hashes) if cache is not None else None
     rendered: dict[str, Cached] = {}
     if stored is not None:
@@ -281,13 +317,14 @@ def _render(
         return rendered
     for record in records:
         try:
-            rendering = renderer.explain(record)
+            rendering = renderer.explain(record, bounds.get(record.id))
         except DataError as error:
             if problems is None:
                 raise
-            problems.setdefault("unrendered", []).append(str(error))
+            problems.add("unrendered", Problem.of(error, record.origin, record.id))
             continue
-        rendered[record.id] = Cached(rows_of(record, rendering.rows), rendering.notes)
+        rows = rows_of(record, [with_shared_weights(row) for row in rendering.rows])
+        rendered[record.id] = Cached(rows, rendering.notes)
     # With a record left out, the file's name would promise rows that it does not have.
     if cache is not None and len(rendered) == len(records):
         write_cache(cache, renderer, hashes, list(rendered.values()))
@@ -300,8 +337,9 @@ def _fit(rows_by_record: Sequence[tuple[Row, ...]], records: Mapping[str, Record
     equal_pairs = dropped = truncated = no_target = 0
     for record_rows in rows_by_record:
         longest = max(len(row) for row in record_rows)
-        # Two equal answers hold no preference.
-        if len(record_rows) == 2 and numpy.array_equal(record_rows[0].ids, record_rows[1].ids):
+        # Two equal answers hold no preference; of a prompt far too long the answers are not there to be compared.
+        same = len(record_rows) == 2 and numpy.array_equal(record_rows[0].ids, record_rows[1].ids)
+        if same and record_rows[0].targets:
             equal_pairs += 1
         elif longest <= limit:
             kept.append(record_rows)

@@ -15,6 +15,7 @@ import numpy
 
 from luthier.chat.spans import BEGUN, CONTROL, Rendered, squeeze
 from luthier.data.forms.base import RecordShape
+from luthier.data.long_texts import beginning
 from luthier.data.pairs import rows_of
 from luthier.data.shapes import (
     good_side,
@@ -120,16 +121,20 @@ class Renderer:
         """The record as ids [T] with a stream `weights` [T], 1 on targets, 0 elsewhere; of a pair the chosen side."""
         return self.explain(record).row
 
-    def explain(self, record: Record) -> Rendering:
+    def explain(self, record: Record, most: int | None = None) -> Rendering:
         """All rows of the record, with the length of the prompt and notes on peculiarities of the record.
+
+        Args:
+            most: tokens of a row that are kept; of a text far longer than that, only the beginning becomes a row, which
+                still has more than `most` tokens. None: every row is whole.
 
         Raises:
             DataError: the record cannot be rendered, or its answer cannot be masked; the message names the record.
         """
         try:
             if (part := shape_part(record.shape)) is not None:
-                return self._sides(record, part)
-            return self._tokenised(record, self._rendered(record))
+                return self._sides(record, part, most)
+            return self._tokenised(record, self._rendered(record, most))
         except DataError as error:
             raise DataError(f"{record.origin}: record {record.id}: {error.message}", error.hint) from None
 
@@ -177,7 +182,9 @@ class Renderer:
                 first = index + 1
         return pieces
 
-    def _rendered(self, record: Record) -> Rendered:
+    def _rendered(self, record: Record, most: int | None = None) -> Rendered:
+        if most is not None:
+            return beginning(self._rendered(record), most, lambda text: len(self._ids(text, False)[0]))
         record = good_side(record)
         rendered = self._with_targets(record)
         marked = self.targets == "all" and unlearned(record)
@@ -204,10 +211,10 @@ class Renderer:
             self._written_roles[written, usual] = prefers
         return self._written_roles[written, usual]
 
-    def _sides(self, record: Record, part: RecordShape) -> Rendering:
+    def _sides(self, record: Record, part: RecordShape, most: int | None) -> Rendering:
         """The rows of all answers, whose prompts must have the same tokens: a pair compares answers to one prompt."""
         names, sides = zip(*part.sides(record), strict=True)
-        renderings = [self._tokenised(side, self._rendered(side)) for side in sides]
+        renderings = [self._tokenised(side, self._rendered(side, most)) for side in sides]
         first = renderings[0]
         for name, other in zip(names[1:], renderings[1:], strict=True):
             prompts = first.row.ids[: first.prompt_tokens], other.row.ids[: other.prompt_tokens]

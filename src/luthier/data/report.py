@@ -11,32 +11,67 @@ from typing import Any
 
 import numpy
 
+from luthier.data.guess import Guess
 from luthier.data.shapes import label_of, seems_bad
+from luthier.errors import LuthierError
 from luthier.types import Record, Row
 
 FEW_TEST_RECORDS = 50
-ORIGIN = re.compile(r"(.+?:\d+): (.*)", re.DOTALL)  # file and line, then the message
+PROBLEMS = {
+    "source": ("source", "cannot be read"),
+    "unreadable": ("line", "cannot be read"),
+    "shape": ("record", "of no known shape"),
+    "not_utf8": ("line", "not UTF-8"),
+    "empty": ("record", "without an answer to learn from"),
+    "unrendered": ("record", "refused by this model's template or tokenizer"),
+}
+"""Kind of problem → what has it, and the problem in words."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Why a line or a source cannot be used: its file and line (empty for a whole source), and what to do."""
+
+    origin: str
+    message: str
+    hint: str | None = None
+
+    @classmethod
+    def of(cls, error: LuthierError, origin: str, record: str = "") -> Problem:
+        """The problem of an error; neither its origin nor the id of its record is repeated in the message."""
+        message = error.message.removeprefix(f"{origin}: ").removeprefix(f"record {record}: ")
+        return cls(origin, message, error.hint)
+
+    def __str__(self) -> str:
+        text = f"{self.origin}: {self.message}" if self.origin else self.message
+        return text if self.hint is None else f"{text}\n  {self.hint}"
 
 
 @dataclass(frozen=True)
 class Complaint:
-    """A mistake that several records share: their files and lines, the message, and what to do about it."""
+    """A mistake that several records share: their files and lines, the first message, and what to do about it."""
 
     origins: list[str]
     message: str
     hint: str | None
 
 
-def grouped(problems: Sequence[str]) -> list[Complaint]:
-    """Problems as complaints, each of which joins those that differ in file and line alone, in order of the first."""
-    complaints: dict[str, Complaint] = {}
+def grouped(problems: Sequence[Problem]) -> list[Complaint]:
+    """Problems as complaints, each of which joins those of one kind: equal but for line, numbers and contents."""
+    complaints: dict[tuple[str, str | None], Complaint] = {}
     for problem in problems:
-        match = ORIGIN.match(problem)
-        origin, text = match.groups() if match else ("", problem)
-        message, _, hint = text.partition("\n")
-        complaint = complaints.setdefault(text, Complaint([], message, hint.strip() or None))
-        complaint.origins.append(origin)
+        # A record's own words would make a complaint of each record.
+        text = re.sub(r"'(?:[^'\\]|\\.){12,}'|\"(?:[^\"\\]|\\.){12,}\"", "…", problem.message)
+        kind = re.sub(r"\b\d+\b", "#", re.sub(r"(found \w+) \(.*\)", r"\1", text, flags=re.DOTALL))
+        complaint = complaints.setdefault((kind, problem.hint), Complaint([], problem.message, problem.hint))
+        complaint.origins.append(problem.origin)
     return list(complaints.values())
+
+
+def counted(kind: str, number: int) -> str:
+    """`3 lines not UTF-8`."""
+    noun, words = PROBLEMS[kind]
+    return f"{number:,} {noun if number == 1 else noun + 's'} {words}"
 
 
 @dataclass(frozen=True)
@@ -89,8 +124,13 @@ class DataReport:
         equal_pairs: dropped preference pairs of two equal answers.
         labelled_bad: training records with `label: false`.
         seem_bad: training records whose label seems to mean `false` in other words, which no objective reads.
-        problems: errors of lines that cannot be used, by kind (`unreadable`, `not_utf8`, `empty`, `unrendered`), each
-            with its hint on a line of its own; empty after `prepare`, which stops at the first.
+        problems: sources, lines and records that cannot be used, by the kinds of PROBLEMS; empty after `prepare`, which
+            stops at the first.
+        sources: what was taken for granted when the files were read.
+        guesses: sources with records of unknown shape, and the columns that these probably mean.
+        clipped: records so long that only their beginning was tokenised; `lengths` counts them by that.
+        context: the most tokens that the model reads; None if its config does not say.
+        fault: why training is impossible, with what to do; empty if it is possible.
         notes: what reading and rendering changed or could not prove, with the number of records.
         unread: columns, and keys of messages, that nothing reads, with `records` and whether they hold `text`.
         previews: rows of the first training record (two of a pair), token by token, with True on targets.
@@ -115,7 +155,12 @@ class DataReport:
     target_tokens: int = 0
     leakage: dict[str, dict[str, Any]] = field(default_factory=dict)
     split_notes: list[str] = field(default_factory=list)
-    problems: dict[str, list[str]] = field(default_factory=dict)
+    problems: dict[str, list[Problem]] = field(default_factory=dict)
+    sources: list[str] = field(default_factory=list)
+    guesses: list[tuple[Any, Guess]] = field(default_factory=list)
+    clipped: int = 0
+    context: int | None = None
+    fault: tuple[str, str | None] = ("", None)
     notes: dict[str, int] = field(default_factory=dict)
     unread: dict[str, dict[str, Any]] = field(default_factory=dict)
     previews: list[list[tuple[str, bool]]] = field(default_factory=list)
@@ -149,9 +194,19 @@ class DataReport:
         )
         return replace(report, warnings=find_warnings(report))
 
-    def impossible(self, fault: str) -> DataReport:
-        """The same report with `fault`, the reason why training is impossible, as the first warning."""
-        return replace(self, warnings=[fault, *find_warnings(self)])
+    def impossible(self, fault: LuthierError) -> DataReport:
+        """The same report with the reason why training is impossible, which is the first warning."""
+        return self.known(fault=(fault.message, fault.hint))
+
+    def known(self, **facts: Any) -> DataReport:
+        """The same report with further facts, and the warnings that follow."""
+        changed = replace(self, **facts)
+        return replace(changed, warnings=find_warnings(changed))
+
+    @property
+    def unusable(self) -> int:
+        """Number of lines and records that cannot be used."""
+        return sum(len(problems) for kind, problems in self.problems.items() if kind != "source")
 
     @property
     def target_share(self) -> float:
@@ -174,7 +229,10 @@ def measure_lengths(rows: Sequence[Row]) -> dict[str, int]:
 
 def find_warnings(report: DataReport) -> list[str]:
     """Warnings before a training, each with what to do about it."""
+    fault = "\n  ".join(filter(None, report.fault))
     return [
+        *([fault] if fault else []),
+        *_about_sources(report),
         *_about_length(report),
         *_about_targets(report),
         *_about_pairs(report),
@@ -182,8 +240,18 @@ def find_warnings(report: DataReport) -> list[str]:
         *_about_splits(report),
         *(f"{count} records have {note}." for note, count in report.notes.items()),
         *_about_unread(report.unread),
-        *_about_problems(report.problems),
+        *about_problems(report),
     ]
+
+
+def _about_sources(report: DataReport) -> list[str]:
+    warnings = [f"{note}." for note in report.sources]
+    if report.clipped:
+        warnings.append(
+            f"{report.clipped} records are so much longer than data.max_tokens {report.max_tokens} that only their "
+            "beginning was tokenised; their lengths are at least those shown."
+        )
+    return warnings
 
 
 def _about_length(report: DataReport) -> list[str]:
@@ -192,12 +260,25 @@ def _about_length(report: DataReport) -> list[str]:
     if not total or (lost + cut) / total < 0.005:
         return []
     verb, count = ("truncates", cut) if report.policy == "truncate" else ("drops", lost)
-    enough = 1 << (report.lengths["p99"] - 1).bit_length()  # the power of two at or above the 99% quantile
-    keep = f"`data.max_tokens: {enough}` keeps at least 99% whole"
     return [
         f"max_tokens {report.max_tokens} {verb} {count} of {total} records ({count / total:.0%}); the longest has "
-        f"{report.lengths['max']} tokens, and {keep}."
+        f"{report.lengths['max']} tokens{_enough(report)}."
     ]
+
+
+def _enough(report: DataReport) -> str:
+    """The advice of a greater `data.max_tokens`, never above what the model reads."""
+    p99, context = report.lengths["p99"], report.context
+    enough = 1 << (p99 - 1).bit_length()  # the power of two at or above the 99% quantile
+    if context is not None and p99 > context:
+        return (
+            f", and the model reads at most {context}: divide longer records"
+            if report.max_tokens >= context
+            else f", and the model reads at most {context}: `data.max_tokens: {context}` keeps what it can read, and "
+            "longer records must be divided"
+        )
+    enough = enough if context is None else min(enough, context)
+    return f", and `data.max_tokens: {enough}` keeps at least 99% whole" if enough > report.max_tokens else ""
 
 
 def _about_targets(report: DataReport) -> list[str]:
@@ -271,15 +352,7 @@ def _about_unread(unread: Mapping[str, Mapping[str, Any]]) -> list[str]:
     ]
 
 
-def _about_problems(problems: Mapping[str, Sequence[str]]) -> list[str]:
-    words = {
-        "unreadable": "lines cannot be read",
-        "not_utf8": "lines are not UTF-8",
-        "empty": "records have no answer to learn from",
-        "unrendered": "records cannot be rendered for this model",
-    }
-    warnings = []
-    for kind, errors in problems.items():
-        if errors:
-            warnings.append(f"{len(errors)} {words[kind]}; the first: {errors[0].splitlines()[0]}")
-    return warnings
+def about_problems(report: DataReport) -> list[str]:
+    """A warning for each kind of problem, with the first of them."""
+    problems = report.problems.items()
+    return [f"{counted(kind, len(some))}; the first: {str(some[0]).splitlines()[0]}" for kind, some in problems if some]

@@ -31,13 +31,6 @@ ONE_ANSWER: Mapping[Shape, tuple[str, ...]] = {
 
 MESSAGE_SHAPES = ("messages", "prompt_completion", "preference")
 CONTENT_COLUMNS = ("messages", "prompt", "completion", "text", "chosen", "rejected", "tools")
-LIKELY_COLUMNS = {
-    "prompt": ("question", "instruction", "input", "query", "problem", "user", "context"),
-    "completion": ("answer", "output", "response", "target", "solution", "label", "canonical_solution"),
-    "messages": ("conversations", "conversation", "dialog", "dialogue", "chat"),
-    "text": ("content", "document", "body"),
-}
-
 BAD_LABELS = {"false", "bad", "wrong", "incorrect", "rejected", "0", "-1"}
 """Labels that may mean `false`. They may also be classes of a task, so they lead to a warning and are not read."""
 
@@ -74,6 +67,12 @@ def good_side(record: Record) -> Record:
     return record if part is None else part.sides(record)[0][1]
 
 
+class UnknownShape(DataError):
+    """A record whose columns are those of no shape: `row` holds it as it is in the file, for `guess`."""
+
+    row: Mapping[str, Any] = {}
+
+
 class EmptyAnswer(DataError):
     """A record without an answer to learn from; the doctor counts these errors separately."""
 
@@ -102,6 +101,9 @@ def make_record(row: Any, columns: Columns, origin: str) -> Record:
         fields = _read(fields, shape, origin, conversion)
         record = Record("", shape, fields, origin, notes=tuple(conversion.notes))
         _refuse_lone_surrogates(record)
+    except UnknownShape as error:
+        error.row = row
+        raise
     except RecursionError:
         raise DataError(f"{origin}: a column is nested too deeply.") from None
     _refuse_empty(record)
@@ -239,28 +241,10 @@ def _shape(fields: Mapping[str, Any], columns: Columns, origin: str) -> Shape:
             if names.issuperset(required):
                 return shape
     several = ", or ".join(" and ".join(shape_columns()[entry.name]) for entry in parts.catalogue("shape"))
-    raise DataError(
+    raise UnknownShape(
         f"{origin}: no known shape. Columns found: {_listed(fields)}; expected messages, or prompt and completion, "
-        f"or text, or {several}.",
-        f"Name yours in the recipe, for example `columns: {{{_suggest(fields)}}}`.",
+        f"or text, or {several}."
     )
-
-
-def _suggest(fields: Mapping[str, Any]) -> str:
-    """A `columns:` mapping that may be the right one, by the usual names of columns."""
-    matches = {}
-    for ours, likely in LIKELY_COLUMNS.items():
-        match = ours if ours in fields else next((name for name in likely if name in fields), None)
-        if match is not None:
-            matches[ours] = match
-    names = list(fields)
-    if "messages" in matches:
-        return f"messages: {matches['messages']}"
-    if "text" in matches and len(matches) == 1:
-        return f"text: {matches['text']}"
-    prompt = matches.get("prompt") or next((name for name in names if name != matches.get("completion")), "question")
-    answer = matches.get("completion") or next((name for name in names if name != prompt), "answer")
-    return f"prompt: {prompt}, completion: {answer}"
 
 
 def text_or_messages(content: Any, name: str, shape: Shape, origin: str) -> Any:

@@ -1,43 +1,66 @@
-"""Sources of records: local files, generated data sets, the hub. Every error names file and line."""
+"""Sources of records: local files and folders, generated data sets, the hub. Every error names file and line."""
 
 from __future__ import annotations
 
-import csv
-import io
-import json
+import os
+import random
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from glob import has_magic, iglob
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from luthier.data.identity import assign_ids, identities
-from luthier.data.shapes import make_record
+from luthier.data.files import Line, NotUtf8, Reports, SourceError, read_file, suffix_of
+from luthier.data.guess import SAMPLE, Guess, guess
+from luthier.data.identity import assign_ids, content_hash
+from luthier.data.shapes import UnknownShape, make_record
 from luthier.errors import DataError, LuthierError, RecipeError, nearest
 from luthier.parts import build, catalogue
 from luthier.records.nulls import ColumnarRow
 from luthier.types import Record
 
-SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
+__all__ = ["EmptySource", "NotUtf8", "Scan", "files_of", "load_records", "scan", "scan_records"]
+
+SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".arrow", ".feather")
 SOURCE_KEYS = ("path", "columns", "limit", "split", "config")
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
-
-Fail = Callable[[DataError], None]
-Line = tuple[str, Any]  # origin ("data.jsonl:12") and the object in that line
-
-
-class NotUtf8(DataError):
-    """Bytes that are not UTF-8; the doctor counts these errors separately."""
+SPLIT_NAMES = {"train": "train", "validation": "validation", "valid": "validation", "val": "validation"} | {
+    "dev": "validation",
+    "test": "test",
+    "eval": "test",
+}
+"""Word in the name of a file or folder → the split that it holds."""
+DESCRIPTIONS = {"dataset_info.json", "dataset_infos.json", "state.json", "dataset_dict.json"}
 
 
 class EmptySource(DataError):
     """A source without a record that can be used."""
 
 
-def load_records(source: Mapping[str, Any] | str, base: Path, columns: Sequence[str] = ()) -> list[Record]:
+@dataclass
+class Scan:
+    """All that a source holds.
+
+    Attributes:
+        records: those that can be used.
+        problems: the error of every line that cannot.
+        notes: what was taken for granted when the files were read.
+        guess: the columns that records of unknown shape probably mean; None where all shapes are known.
+    """
+
+    records: list[Record] = field(default_factory=list)
+    problems: list[DataError] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    guess: Guess | None = None
+
+
+def load_records(source: Mapping[str, Any] | str | list[str], base: Path, columns: Sequence[str] = ()) -> list[Record]:
     """Read all records of a source.
 
     Args:
-        source: a path, a hub id, `{path, columns, limit, split, config}` or `{kind: <dataset part>, ...}`.
+        source: a path, several paths, a hub id, `{path, columns, limit, split, config}` or `{kind: <part>, ...}`.
         base: folder that relative paths start from (the recipe's).
         columns: columns that a recipe reads besides the content; they tell records apart.
 
@@ -49,24 +72,67 @@ def load_records(source: Mapping[str, Any] | str, base: Path, columns: Sequence[
     def stop(error: DataError) -> None:
         raise error
 
-    return _load(source, base, columns, stop)
+    try:
+        return _load(source, base, columns, Reports(stop, lambda note: None))
+    except UnknownShape as error:
+        error.hint = _guessed(_spec(source), base).hint
+        raise
+
+
+def scan(source: Mapping[str, Any] | str | list[str], base: Path, columns: Sequence[str] = ()) -> Scan:
+    """All records of a source that can be used, and what is wrong with the others."""
+    scanned, unknown = Scan(), _Sample()
+
+    def listed(error: DataError) -> None:
+        scanned.problems.append(error)
+        if isinstance(error, UnknownShape):
+            unknown.add(error.row)
+            error.row = {}  # a million refused lines are not held
+
+    try:
+        scanned.records = _load(source, base, columns, Reports(listed, scanned.notes.append))
+    except EmptySource as error:
+        if not scanned.problems:  # else the errors of all lines already say why no record is left
+            scanned.problems.append(error)
+    except DataError as error:
+        scanned.problems.append(error)
+    if unknown.rows:
+        scanned.guess = guess(unknown.rows)
+        for error in scanned.problems:
+            if isinstance(error, UnknownShape):
+                error.hint = scanned.guess.hint
+    return scanned
 
 
 def scan_records(
     source: Mapping[str, Any] | str, base: Path, columns: Sequence[str] = ()
 ) -> tuple[list[Record], list[DataError]]:
     """All records of a source that can be used, and the error of every line that cannot."""
-    problems: list[DataError] = []
-    try:
-        return _load(source, base, columns, problems.append), problems
-    except EmptySource as error:
-        return [], problems or [error]  # the errors of all lines already say why no record is left
-    except DataError as error:
-        return [], [*problems, error]
+    scanned = scan(source, base, columns)
+    return scanned.records, scanned.problems
 
 
-def _load(source: Mapping[str, Any] | str, base: Path, read: Sequence[str], fail: Fail) -> list[Record]:
-    spec: dict[str, Any] = {"path": source} if isinstance(source, str) else dict(source)
+def files_of(source: Mapping[str, Any], base: Path) -> list[Path]:
+    """The local files that a source reads; an empty list for a hub data set, a generated one or a missing file."""
+    files: list[Path] = []
+    for written in _paths(source) if "path" in source else ():
+        try:
+            paths = _local(written, base, source.get("split"), lambda note: None)
+        except DataError:
+            continue
+        for path in paths:
+            files += [file for file in sorted(path.rglob("*")) if file.is_file()] if path.is_dir() else [path]
+    return files
+
+
+def _spec(source: Mapping[str, Any] | str | list[str]) -> dict[str, Any]:
+    return dict(source) if isinstance(source, Mapping) else {"path": source}
+
+
+def _load(
+    source: Mapping[str, Any] | str | list[str], base: Path, read: Sequence[str], reports: Reports
+) -> list[Record]:
+    spec = _spec(source)
     if "kind" in spec:
         part = build("dataset", spec, base)
         if not hasattr(part, "records"):
@@ -74,16 +140,85 @@ def _load(source: Mapping[str, Any] | str, base: Path, read: Sequence[str], fail
         records = part.records()
         return assign_ids(records, read) if any(not record.id for record in records) else list(records)
     _check_keys(spec)
-    columns = spec.get("columns") or {}
-    records = []
-    for origin, row in _lines(spec, base, fail):
+    columns, kept = spec.get("columns") or {}, _Kept(spec.get("limit"), read)
+    for origin, row in _lines(spec, base, reports):
         try:
-            records.append(make_record(row, columns, origin))
+            kept.add(make_record(row, columns, origin))
         except DataError as error:
-            fail(error)
-    if not records:
-        raise EmptySource(f"{spec['path']}: the data set is empty: no record in it can be used.")
-    return _limited(assign_ids(records, read), spec.get("limit"), read)
+            error.origin = origin
+            reports.fail(error)
+    if not kept.count:
+        raise EmptySource(f"{', '.join(_paths(spec))}: the data set is empty: no record in it can be used.")
+    return kept.identified()
+
+
+def _guessed(spec: Mapping[str, Any], base: Path) -> Guess:
+    """The guess from the first records of unknown shape."""
+    rows = []
+    for origin, row in islice(_lines(spec, base, Reports(lambda error: None, lambda note: None)), 10 * SAMPLE):
+        try:
+            make_record(row, spec.get("columns") or {}, origin)
+        except UnknownShape as error:
+            rows.append(error.row)
+        except DataError:
+            continue
+    return guess(rows)
+
+
+class _Sample:
+    """At most SAMPLE rows of any number, each as likely as the others: files are often sorted."""
+
+    def __init__(self):
+        self.rows: list[Mapping[str, Any]] = []
+        self._count = 0
+        self._random = random.Random(0)
+
+    def add(self, row: Mapping[str, Any]) -> None:
+        self._count += 1
+        if len(self.rows) < SAMPLE:
+            self.rows.append(row)
+        elif (position := self._random.randrange(self._count)) < SAMPLE:
+            self.rows[position] = row
+
+
+class _Kept:
+    """The records with the smallest content hashes, in file order: a smaller limit keeps a subset of a larger one.
+
+    No more than a few times `limit` records are held while a file is read.
+    """
+
+    def __init__(self, limit: int | None, read: Sequence[str] = ()):
+        self.limit, self.count, self.read = limit, 0, read
+        self._records: list[Record] = []
+        self._ranked: list[tuple[str, int, Record]] = []
+        self._own_ids: set[str] = set()
+
+    def add(self, record: Record) -> None:
+        self.count += 1
+        if self.limit is None:
+            self._records.append(record)
+            return
+        self._own_ids.add(str(record.fields.get("id", "")))
+        # By the content first: what another recipe reads besides moves no record.
+        rank = content_hash(record) + (content_hash(record, self.read) if self.read else "")
+        self._ranked.append((rank, self.count, record))
+        if len(self._ranked) > 2 * self.limit + 1000:
+            self._forget()
+
+    def _forget(self) -> None:
+        self._ranked = sorted(self._ranked, key=lambda ranked: ranked[:2])[: self.limit]
+
+    def identified(self) -> list[Record]:
+        """The kept records with their ids, which do not depend on the limit."""
+        if self.limit is None:
+            return assign_ids(self._records, self.read)
+        self._forget()
+        records = [record for _, _, record in sorted(self._ranked, key=lambda ranked: ranked[1])]
+        if len(self._own_ids) == self.count:
+            return assign_ids(records, self.read)
+        # Ids that repeat somewhere in the file are no ids, even if those of the kept records differ: one record twice
+        # shows it.
+        return assign_ids([*records, records[0]], self.read)[:-1]
 
 
 def _check_keys(spec: Mapping[str, Any]) -> None:
@@ -92,30 +227,116 @@ def _check_keys(spec: Mapping[str, Any]) -> None:
             close = nearest(str(key), SOURCE_KEYS)
             hint = f"Did you mean `{close}`?" if close else f"A source has: {', '.join(SOURCE_KEYS)}."
             raise RecipeError(f"A data source has no key `{key}`.", hint)
-    if not isinstance(spec.get("path"), str):
+    paths = spec.get("path")
+    several = isinstance(paths, list) and paths and all(isinstance(path, str) for path in paths)
+    if not several and not isinstance(paths, str):
         raise RecipeError("A data source needs `path` (a file or a hub id) or `kind` (a generated data set).")
 
 
-def _limited(records: list[Record], limit: int | None, read: Sequence[str]) -> list[Record]:
-    """The `limit` records with the smallest identity, in file order: a smaller limit keeps a subset of a larger."""
-    if limit is None or limit >= len(records):
-        return records
-    names = identities(records, read)
-    order = sorted(range(len(records)), key=lambda index: (names[index], records[index].id))
-    kept = set(order[:limit])
-    return [record for index, record in enumerate(records) if index in kept]
+def _paths(spec: Mapping[str, Any]) -> list[str]:
+    return [spec["path"]] if isinstance(spec["path"], str) else list(spec["path"])
 
 
-def _lines(spec: Mapping[str, Any], base: Path, fail: Fail) -> Iterable[Line]:
-    path = Path(spec["path"]).expanduser()
-    path = path if path.is_absolute() else base / path
+def _lines(spec: Mapping[str, Any], base: Path, reports: Reports) -> Iterator[Line]:
+    split, sources = spec.get("split"), []
+    for written in _paths(spec):
+        path = _absolute(written, base)
+        if path.exists() or has_magic(written) or not HUB_ID.fullmatch(written) or suffix_of(path) in SUFFIXES:
+            sources += _local(written, base, split, reports.note)
+        else:
+            sources.append(written)
+    names = [source.name for source in sources if isinstance(source, Path)]
+    for source in sources:
+        if isinstance(source, str):
+            yield from _hub_lines(source, spec)
+        elif source.is_dir():
+            yield from _saved_lines(source, split)
+        else:
+            # Shards of several folders may have one name.
+            label = source.name if names.count(source.name) == 1 else os.path.relpath(source, base)
+            yield from read_file(source, label, split, reports)
+
+
+def _absolute(written: str, base: Path) -> Path:
+    path = Path(written).expanduser()
+    return path if path.is_absolute() else base / path
+
+
+def _local(written: str, base: Path, split: str | None, note: Callable[[str], None]) -> list[Path]:
+    """The files of a path: itself, those that match its `*`, or those in the folder; a folder of `save_to_disk`."""
+    path = _absolute(written, base)
     if path.is_file():
-        return _file_lines(path, fail)
-    if HUB_ID.fullmatch(spec["path"]) and not spec["path"].endswith(SUFFIXES) and not path.exists():
-        return _hub_lines(spec)
+        return [path]
     if path.is_dir():
-        raise DataError(f"{path} is a folder.", f"Name a file in it that ends in {', '.join(SUFFIXES)}.")
-    raise DataError(f"There is no file {path}.", _file_hint(spec["path"], path))
+        return [path] if _is_saved(path) else _in_folder(path, split, note)
+    if has_magic(written):
+        matches = sorted(Path(match) for match in iglob(str(path), recursive=True) if Path(match).is_file())
+        if matches:
+            return matches
+        raise SourceError(f"No file matches {path}.", "Relative paths start from the recipe's folder.")
+    raise SourceError(f"There is no file {path}.", _file_hint(written, path))
+
+
+def _in_folder(folder: Path, split: str | None, note: Callable[[str], None]) -> list[Path]:
+    """The data files in a folder: those of the split, or, without one, those of `train` or of no split."""
+    files = []
+    for path in sorted(folder.rglob("*")):
+        hidden = any(piece.startswith((".", "_")) for piece in path.relative_to(folder).parts)
+        if path.is_file() and not hidden and path.name not in DESCRIPTIONS and suffix_of(path) in SUFFIXES:
+            files.append(path)
+    if not files:
+        raise SourceError(
+            f"{folder} is a folder without a data file.", f"Data files end in {', '.join(SUFFIXES)}, also in .gz."
+        )
+    by_split: dict[str, list[Path]] = {}
+    for path in files:
+        by_split.setdefault(_split_of(path.relative_to(folder)), []).append(path)
+    wanted = split or "train"
+    chosen = by_split.get(wanted) or by_split.get(SPLIT_NAMES.get(wanted, ""))
+    if chosen is None and split is None and set(by_split) == {""}:
+        chosen = files
+    if chosen is None:
+        names = ", ".join(f"`{name}`" for name in by_split if name) or "none"
+        raise SourceError(f"{folder} has no files of the split `{wanted}`.", f"Splits by the names of files: {names}.")
+    formats = sorted({suffix_of(path) for path in chosen})
+    if len(formats) > 1:
+        raise SourceError(
+            f"{folder} holds files of several formats ({', '.join(formats)}), which may be the same records.",
+            f"Name those that are meant, such as `{folder.name}/*{formats[0]}`.",
+        )
+    if others := sorted({*by_split} - {"", wanted}):
+        note(
+            f"{folder.name} also holds files of the split {' and '.join(others)}, which were not read here: "
+            f"`data.{others[-1]}: {{path: {folder.name}, split: {others[-1]}}}` uses them"
+        )
+    return chosen
+
+
+def _split_of(path: Path) -> str:
+    """The split that a path within a folder names, such as `data/train-00000-of-00002.parquet`; empty without one."""
+    words = re.split(r"[^a-z]+", str(path.with_suffix("")).lower())
+    return next((SPLIT_NAMES[word] for word in reversed(words) if word in SPLIT_NAMES), "")
+
+
+def _is_saved(folder: Path) -> bool:
+    """Whether datasets' `save_to_disk` wrote the folder."""
+    return (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file()
+
+
+def _saved_lines(folder: Path, split: str | None) -> Iterator[Line]:
+    import datasets
+
+    try:
+        saved = datasets.load_from_disk(str(folder))
+    except Exception as error:  # the library raises dozens of types for a folder that it cannot read
+        raise SourceError(f"{folder} cannot be read as a saved data set: {_described(error)}") from None
+    if isinstance(saved, datasets.DatasetDict):
+        name = split or ("train" if "train" in saved or len(saved) > 1 else next(iter(saved), "train"))
+        if name not in saved:
+            raise SourceError(f"{folder} has no split `{name}`.", f"It has {', '.join(map(str, saved)) or 'none'}.")
+        saved = saved[name]
+    for number, row in enumerate(saved, 1):
+        yield f"{folder.name}[{number}]", ColumnarRow(row)
 
 
 def _file_hint(written: str, path: Path) -> str:
@@ -128,132 +349,22 @@ def _file_hint(written: str, path: Path) -> str:
     return f"Did you mean {path.parent / close}?" if close else "Relative paths start from the recipe's folder."
 
 
-def _file_lines(path: Path, fail: Fail) -> Iterator[Line]:
-    readers = {".jsonl": _jsonl, ".json": _json, ".csv": _csv, ".parquet": _parquet}
-    reader = readers.get(path.suffix.lower())
-    if reader is None:
-        raise DataError(f"{path}: `{path.suffix}` is not a format of data files.", f"Known: {', '.join(SUFFIXES)}.")
-    try:
-        yield from reader(path, fail)
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror or error}.") from None
-
-
-def _jsonl(path: Path, fail: Fail) -> Iterator[Line]:
-    with path.open("rb") as file:
-        for number, raw in enumerate(file, 1):
-            origin = f"{path.name}:{number}"
-            try:
-                text = _decode(raw, origin)
-                if text.strip():
-                    yield origin, _parse(text, origin)
-            except DataError as error:
-                fail(error)
-
-
-def _json(path: Path, fail: Fail) -> Iterator[Line]:
-    raw = path.read_bytes()
-    rows = _parse(_decode(raw, path.name), path.name)
-    if not isinstance(rows, list):
-        raise DataError(
-            f"{path.name}: a .json file must hold a list of records, found {type(rows).__name__}.",
-            "Name the file .jsonl if each of its lines is a record.",
-        )
-    for number, row in enumerate(rows, 1):
-        yield f"{path.name}[{number}]", row
-
-
-def _csv(path: Path, fail: Fail) -> Iterator[Line]:
-    # The whole text is decoded first: a quoted cell may span lines, so single lines cannot be decoded and parsed.
-    reader = csv.DictReader(io.StringIO(_decode(path.read_bytes(), path.name), newline=""), strict=True)
-    try:
-        _refuse_other_separators(path, reader)
-        for row in reader:
-            origin = f"{path.name}:{reader.line_num}"
-            # DictReader marks surplus cells by the key None and missing cells by the value None.
-            if None in row or None in row.values():
-                names = reader.fieldnames or []
-                fail(DataError(f"{origin}: the number of cells differs from the header's {len(names)}."))
-            else:
-                yield origin, row
-    except csv.Error as error:
-        raise DataError(f"{path.name}:{reader.reader.line_num}: not valid CSV: {error}.") from None
-
-
-def _refuse_other_separators(path: Path, reader: csv.DictReader[str]) -> None:
-    header = (reader.fieldnames or [""])[0]
-    sign = next((sign for sign in ";\t|" if sign in header), None)
-    if len(reader.fieldnames or []) == 1 and sign is not None:
-        raise DataError(
-            f"{path.name}:1: the header has one column, {header!r}: {sign!r} separates its cells instead of commas.",
-            "Save the file with commas, or as JSON lines.",
-        )
-
-
-def _parquet(path: Path, fail: Fail) -> Iterator[Line]:
-    import pyarrow.parquet
-
-    try:
-        table = pyarrow.parquet.read_table(path)
-    except pyarrow.ArrowException as error:
-        raise DataError(f"{path.name} is not a readable parquet file: {error}.") from None
-    for number, row in enumerate(table.to_pylist(), 1):
-        yield f"{path.name}[{number}]", ColumnarRow(row)
-
-
-def _hub_lines(spec: Mapping[str, Any]) -> Iterator[Line]:
+def _hub_lines(name: str, spec: Mapping[str, Any]) -> Iterator[Line]:
     import datasets
 
-    name, split = spec["path"], spec.get("split") or "train"
+    split = spec.get("split") or "train"
     try:
         rows = datasets.load_dataset(name, spec.get("config"), split=split)
     except LuthierError:
         raise
     except Exception as error:  # the library raises dozens of types for a data set that does not exist
-        raise DataError(
-            f"There is no file `{name}`, and it cannot be fetched as a data set of the hub: "
-            f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}",
+        raise SourceError(
+            f"There is no file `{name}`, and it cannot be fetched as a data set of the hub: {_described(error)}",
             "Check the path, or the id, `config:` and `split:` of the data set and the network.",
         ) from None
     for number, row in enumerate(rows, 1):
         yield f"{name}:{split}[{number}]", ColumnarRow(row)
 
 
-def _decode(raw: bytes, origin: str) -> str:
-    try:
-        return raw.decode("utf-8-sig")  # spreadsheets write a byte order mark, which is no part of the first name
-    except UnicodeDecodeError as error:
-        before = raw[: error.start]
-        newlines = before.count(b"\n")
-        line = "" if ":" in origin else f", line {newlines + 1}"
-        column = error.start - (before.rfind(b"\n") + 1) + 1
-        utf16 = raw.startswith((b"\xff\xfe", b"\xfe\xff"))
-        raise NotUtf8(
-            f"{origin}{line}: byte {column} (0x{raw[error.start]:02x}) is not UTF-8"
-            + (": the file looks like UTF-16." if utf16 else "."),
-            f"Convert the file: `iconv -f {'UTF-16' if utf16 else 'LATIN1'} -t UTF-8 old > new`.",
-        ) from None
-
-
-def _parse(text: str, origin: str) -> Any:
-    try:
-        return json.loads(text, parse_constant=_refuse_constant)
-    except json.JSONDecodeError as error:
-        line = f"{origin}:{error.lineno}" if ":" not in origin else origin
-        message = f"{line}: not valid JSON: {error.msg} (column {error.colno})."
-        raise DataError(message, _json_hint(text, origin)) from None
-    except (ValueError, RecursionError) as error:
-        reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)
-        raise DataError(f"{origin}: not valid JSON: {reason}.") from None
-
-
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is not JSON")
-
-
-def _json_hint(text: str, origin: str) -> str:
-    if ":" in origin and text.lstrip().startswith("["):
-        return "The line starts a list: name the file .json if it holds one list of records."
-    if ":" not in origin:
-        return "Name the file .jsonl if each of its lines is a record."
-    return "Each line of a .jsonl file is one complete JSON object."
+def _described(error: Exception) -> str:
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"

@@ -32,7 +32,10 @@ def context_of(model_or_config: Any) -> int | None:
 
 def embedded_tokens(module: Any) -> int | None:
     """How many token ids the model's input embedding knows; None where it is no table."""
-    table = module.get_input_embeddings()
+    try:
+        table = module.get_input_embeddings()
+    except (AttributeError, NotImplementedError):
+        return None
     number = getattr(table, "num_embeddings", None)
     weight = getattr(table, "weight", None)
     return number if number is not None or weight is None else weight.shape[0]

@@ -50,6 +50,7 @@ PARTS_SCHEMA: dict[str, Any] = {"anyOf": [*PART_SCHEMA["anyOf"], {"type": "array
 SOURCE_SCHEMA: dict[str, Any] = {
     "anyOf": [
         {"type": "string", "description": "a file, a data set of the hub, or a generated data set"},
+        {"type": "array", "items": {"type": "string"}, "minItems": 1, "description": "several files"},
         {"title": "Source", "type": "object", "required": ["path"]},
         {"type": "object", "required": ["kind"], "description": "a generated data set with its options"},
     ]
@@ -84,9 +85,9 @@ ColumnNames = Annotated[
 class Source(Block):
     """Records in a file or a data set of the hub."""
 
-    path: str = Field(
-        description="The file (.jsonl, .json, .csv, .parquet; arrays: .safetensors, .npz) or the id of a hub data set. "
-        "Relative paths start from the recipe's folder."
+    path: str | list[str] = Field(
+        description="A file (.jsonl, .json, .csv, .tsv, .parquet, .arrow, also in .gz; arrays: .safetensors, .npz), a "
+        "folder of them, a pattern such as `part-*.jsonl`, a list of these, or the id of a hub data set."
     )
     columns: dict[str, ColumnNames] = Field(
         default={},
@@ -98,7 +99,9 @@ class Source(Block):
         description="The greatest number of records. They are chosen by content: a larger limit keeps those of a "
         "smaller one. null uses all.",
     )
-    split: str | None = Field(default=None, description="The split of a hub data set, such as `train`.")
+    split: str | None = Field(
+        default=None, description="The split of a hub data set or of a folder of files, such as `train`."
+    )
     config: str | None = Field(
         default=None, description="The configuration of a hub data set that has several, such as `main`."
     )

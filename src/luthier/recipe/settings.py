@@ -329,7 +329,7 @@ def expand(data: Mapping[str, Any]) -> dict[str, Any]:
         if block is not None and path[-1] in block:
             block[path[-1]] = _expand_part(path, block[path[-1]])
     for block, key in SOURCES:
-        if isinstance(full.get(block), dict) and isinstance(full[block].get(key), str):
+        if isinstance(full.get(block), dict) and isinstance(full[block].get(key), str | list):
             full[block][key] = _expand_source(full[block][key])
     return full
 
@@ -393,8 +393,10 @@ def _expand_summand(member: Any, part: str, factor: str) -> Any:
     return {factor: 1.0, **member, part: {"kind": inner} if isinstance(inner, str) else inner}
 
 
-def _expand_source(text: str) -> Any:
-    """A share stays; the name of a bundled data set or a part file is a kind; anything else is a path."""
+def _expand_source(text: str | list[Any]) -> Any:
+    """A share stays; the name of a bundled data set or a part file is a kind; anything else is a path, or several."""
+    if isinstance(text, list):
+        return {"path": text}
     if text.endswith("%"):
         return text
     bundled = re.fullmatch(r"[a-z0-9_]+", text) and any(entry.name == text for entry in parts.catalogue("dataset"))

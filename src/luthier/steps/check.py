@@ -9,23 +9,25 @@ import re
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from luthier.data.arrays import arrays_of
-from luthier.data.doctor import examine
-from luthier.data.prepare import Prepared, prepare
+from luthier.data.prepare import Prepared, prepare_with_report
 from luthier.data.render import Renderer
 from luthier.data.report import DataReport
 from luthier.diffusion.policy import PREFIX
 from luthier.engine import estimate, usage
 from luthier.engine.assemble import Parts, apply_tuners
 from luthier.engine.trains import Trains, what_trains
-from luthier.errors import DataError, LuthierError, RecipeError
+from luthier.errors import LuthierError, RecipeError
+from luthier.evals.worked import ExplainedMetric
 from luthier.modalities.base import compute_dtype, find_device
 from luthier.modalities.language.columns import can_cache_reference, with_fields
+from luthier.modalities.language.vocabulary import refuse_unknown_ids
 from luthier.modalities.language.workspace import (
     check_context,
     columns_of,
@@ -34,6 +36,7 @@ from luthier.modalities.language.workspace import (
     training_rows,
 )
 from luthier.modalities.open import open_workspace
+from luthier.models.config import context_of
 from luthier.models.context import checkpoint_layers
 from luthier.models.kinds import weights_of
 from luthier.models.loading.load import empty_model, load_config, load_tokenizer
@@ -42,8 +45,11 @@ from luthier.parts import find
 from luthier.recipe import Method, Recipe, Stage, flat, list_methods, load_recipe, stages_of
 from luthier.recipe.modality import MODALITIES, modality_of
 from luthier.runs.run import SETS, Run
+from luthier.steps.check_data import GuessedColumns, guessed_columns, refuse_unusable, unlearned_classes
+from luthier.steps.check_metric import metric_choice
 from luthier.steps.check_model import ModelTrial, try_model
 from luthier.steps.train import made_ready, training
+from luthier.steps.trial import TriedUpdate, try_update
 from luthier.steps.verify import verify
 from luthier.tuners.base import TunerInputs
 
@@ -149,7 +155,18 @@ class Timing:
     estimated_bytes: int | None
 
 
-Finding = DataReport | Network | ModelTrial | Steps | Server | Methods | Timing
+Finding = (
+    DataReport
+    | GuessedColumns
+    | ExplainedMetric
+    | ModelTrial
+    | TriedUpdate
+    | Network
+    | Steps
+    | Server
+    | Methods
+    | Timing
+)
 
 
 def examine_recipe(
@@ -183,28 +200,45 @@ def _findings(recipe: Recipe, probe: bool) -> Iterator[Finding]:
             "Leave out --probe, or run the recipe with a small budget (budget.updates=3) and read its run.json.",
         )
     verify(stages)
-    if not is_language:  # arrays have no text to examine and no memory estimate
+    if is_language:
+        yield from _language_findings(recipe, stages, generates)
+    else:  # arrays have no text to examine and no memory estimate
         yield _network(recipe)
         yield _methods(recipe, None)
-    else:
-        renderer = Renderer(load_tokenizer(settings.model, recipe.base), settings.data.render, settings.data.targets)
-        with tempfile.TemporaryDirectory() as cache:
-            report = examine(settings.data, renderer, recipe.base, Path(cache), columns_of(recipe))
-            yield report
-            if report.problems:
-                number = sum(len(errors) for errors in report.problems.values())
-                raise DataError(f"{number} record(s) cannot be used; they are listed above.", "Correct or remove them.")
-            prepared = prepare(settings.data, renderer, recipe.base, Path(cache), columns_of(recipe))
-        check_context(load_config(settings.model, recipe.base), settings.data.max_tokens, prepared)
-        refuse_unscorable_sets(recipe, prepared, renderer, SETS)
-        yield try_model(recipe, prepared, renderer)
-        if generates:
-            yield _steps(stages, prepared)
-            yield from _servers(stages)
-        trains = tuple(_trains(stages, prepared))
-        yield replace(_methods(recipe, prepared), trains=trains)
     if probe:
         yield _timing(recipe)
+
+
+def _language_findings(recipe: Recipe, stages: Sequence[Stage], generates: bool) -> Iterator[Finding]:
+    settings = recipe.settings
+    config = load_config(settings.model, recipe.base)
+    renderer = Renderer(load_tokenizer(settings.model, recipe.base), settings.data.render, settings.data.targets)
+    # Records that cannot be used are listed and left out, so the data are read once for everything below.
+    prepared = prepare_with_report(settings.data, renderer, recipe.base, columns=columns_of(recipe), collect=True)
+    notes = [*prepared.report.sources, *filter(None, [unlearned_classes([*prepared.records.values()])])]
+    report = prepared.report.known(context=context_of(config), sources=notes)
+    yield report
+    guesses = list(guessed_columns(recipe, report, renderer))
+    yield from guesses
+    refuse_unusable(recipe, report, guesses)
+    check_context(config, settings.data.max_tokens, prepared)
+    rows = chain(prepared.train, prepared.validation, prepared.test)
+    module = empty_model(settings.model, "float32", recipe.base)
+    refuse_unknown_ids(module, renderer.tokenizer, rows, prepared.records)
+    refuse_unscorable_sets(recipe, prepared, renderer, SETS)
+    if (metric := metric_choice(recipe, prepared, renderer)) is not None:
+        yield metric
+    if generates:
+        yield _steps(stages, prepared)
+        yield from _servers(stages)
+    trains = tuple(_trains(stages, prepared))
+    # Raises if the recipe's own parts do not fit each other or the data.
+    peak = 0 if generates else _memory(recipe, prepared).total
+    yield replace(_methods(recipe, prepared), trains=trains)
+    # Last: the memory of a process that has loaded the model would be counted twice.
+    yield try_model(recipe, prepared, renderer)
+    if not generates:
+        yield try_update(recipe, prepared, renderer, module, peak)
 
 
 def _network(recipe: Recipe) -> Network:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import partial
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -10,22 +10,36 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from luthier.data.doctor import print_report
+from luthier.data.doctor import print_preview, print_report
 from luthier.data.report import DataReport
 from luthier.engine.trains import Trains
+from luthier.evals.worked import ExplainedMetric
 from luthier.recipe import Recipe
 from luthier.steps.check import Finding, Methods, Network, Server, Steps, Timing, examine_recipe
+from luthier.steps.check_data import GuessedColumns
+from luthier.steps.check_metric import WAYS
 from luthier.steps.check_model import ModelTrial
+from luthier.steps.trial import TriedUpdate
 
 
-def check_recipe(recipe: Recipe, probe: bool, console: Console) -> None:
+def check_recipe(
+    recipe: Recipe, probe: bool, console: Console, tell: Callable[[Finding], None] = lambda finding: None
+) -> None:
     """Examine a recipe and print the findings; with `probe`, train a few updates to estimate the time.
+
+    Args:
+        tell: is called with each finding after it has been printed.
 
     Raises:
         LuthierError: the recipe cannot run as it is; all findings have been printed.
     """
+
+    def printed(finding: Finding) -> None:
+        print_finding(finding, console)
+        tell(finding)
+
     with console.status("probe" if probe else "check"):
-        findings = examine_recipe(recipe, probe, partial(print_finding, console=console))
+        findings = examine_recipe(recipe, probe, printed)
     if not any(isinstance(finding, Network | Steps | Timing) for finding in findings):
         console.print("[bold]time[/]    run with --probe: a few updates, then an estimate")
 
@@ -34,6 +48,12 @@ def print_finding(finding: Finding, console: Console) -> None:
     """Print a finding as a table, or as lines that begin with its subject."""
     if isinstance(finding, DataReport):
         print_report(finding, console)
+    elif isinstance(finding, GuessedColumns):
+        _print_guess(finding, console)
+    elif isinstance(finding, ExplainedMetric):
+        _print_metric(finding, console)
+    elif isinstance(finding, TriedUpdate):
+        _print_trial(finding, console)
     elif isinstance(finding, Network):
         _print_network(finding, console)
     elif isinstance(finding, ModelTrial):
@@ -50,6 +70,63 @@ def print_finding(finding: Finding, console: Console) -> None:
         _print_methods(finding, console)
     else:
         _print_timing(finding, console)
+
+
+def _print_guess(finding: GuessedColumns, console: Console) -> None:
+    guess, source = finding.guess, ".".join(finding.path)
+    if not guess.columns:
+        console.print(f"\n[bold]columns[/] of {source}: nothing is offered, {escape(guess.reason)}", highlight=False)
+        for described in guess.described:
+            console.print(f"  {described}", markup=False, highlight=False)
+        return
+    console.print(f"\n[bold]columns[/] of {source} are probably these ({escape(guess.reason)}):", highlight=False)
+    console.print(f"  columns: {guess.text}", markup=False, highlight=False)
+    if guess.unread:
+        console.print(
+            f"  not read: {', '.join(name or repr(name) for name in guess.unread)}", markup=False, highlight=False
+        )
+    if finding.fault:
+        console.print(f"  A record read so: {finding.fault}", markup=False, highlight=False)
+    for preview in finding.previews:
+        print_preview(preview, console)
+    if not finding.offered:
+        return
+    console.print(
+        f"  If that is right, `luthier check RECIPE --yes` writes it into the recipe, or you do, below {source}.",
+        markup=False,
+        highlight=False,
+    )
+
+
+def _print_metric(metric: ExplainedMetric, console: Console) -> None:
+    """The metric and its reason; of each example the reference, an answer that is right, and one that is wrong."""
+    way = f"; {WAYS[metric.name]}" if metric.name in WAYS else ""
+    console.print(f"\n[bold]metric[/]  {escape(metric.name)} ({escape(metric.reason)}{way})", highlight=False)
+    for example in metric.examples:
+        line = f"  reference {_short(example.reference)}"
+        for word, answer in (("right", example.right), ("wrong", example.wrong)):
+            if answer is not None:
+                line += f" · {word} ({answer[1]:.2g}): {_short(answer[0])}"
+        console.print(line, markup=False, highlight=False)
+    if mistaken := next((example for example in metric.examples if example.mistaken is not None), None):
+        texts = f"{_short(str(mistaken.mistaken))} counts as right where the reference is {_short(mistaken.reference)}"
+        console.print("[yellow]warning[/] ", end="")
+        console.print(f"{texts}: set `evaluate.metric` if they are not the same.", markup=False, highlight=False)
+
+
+def _print_trial(trial: TriedUpdate, console: Console) -> None:
+    if trial.left_out:
+        text = f"{trial.parts}: the parts fit each other and the data; no update was tried ({trial.left_out})"
+    else:
+        loss = "" if trial.loss is None else f", loss {trial.loss:.3f}"
+        text = f"{trial.parts}: one update on the {trial.records} shortest records{loss}"
+    console.print(f"\n[bold]trial[/]   {escape(text)}", highlight=False)
+
+
+def _short(text: str) -> str:
+    """A text in quotes on one line; of a long one its end, where most answers stand."""
+    text = " ".join(text.split())
+    return repr(text if len(text) <= 48 else f"...{text[-45:]}")
 
 
 def _print_network(network: Network, console: Console) -> None:

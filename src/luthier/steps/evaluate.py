@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from glob import has_magic
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,12 @@ from luthier.data.render import Renderer
 from luthier.data.sources import load_records
 from luthier.data.words import words_of
 from luthier.engine.allocator import tune_allocator
-from luthier.errors import LuthierError, RecipeError
+from luthier.errors import DataError, LuthierError, RecipeError
 from luthier.evals.answering import EvaluatedModel
 from luthier.evals.base import Evaluation
 from luthier.evals.evaluate import evaluate
 from luthier.modalities.base import Workspace, compute_dtype, find_device
+from luthier.modalities.language.vocabulary import refuse_unknown_ids
 from luthier.modalities.language.workspace import columns_of
 from luthier.models.loading.load import load_model
 from luthier.models.policy import TokenPolicy
@@ -72,7 +74,14 @@ def evaluate_sets(
 
 
 def evaluate_model(
-    model: str, *, data: str, metric: str | None, limit: int | None, overrides: list[str], console: Console
+    model: str,
+    *,
+    data: str,
+    metric: str | None,
+    limit: int | None,
+    overrides: list[str],
+    console: Console,
+    columns: Mapping[str, str | list[str]] | None = None,
 ) -> Evaluation:
     """Score a model, or the model of a run, on records, and print the score.
 
@@ -82,12 +91,13 @@ def evaluate_model(
         data: a file, or the name of a bundled data set.
         metric: None: the metric of the run, and `auto` for other models.
         limit: score only so many records; None: as many as `evaluate.limit` of the recipe says.
+        columns: column of Luthier → column of `data`. None: those of the run's recipe if the file has them, else none.
         overrides: recipe keys, such as `generate.max_new_tokens=64` or `data.render=...`.
 
     Raises:
         RecipeError: the model is no language model, or there are no records.
     """
-    recipe = _recipe(model, data, metric, overrides)
+    recipe = _recipe(model, data, metric, overrides, columns)
     settings = recipe.settings
     if (modality := modality_of(settings.model, recipe.base)) != "language":
         raise RecipeError(
@@ -100,12 +110,14 @@ def evaluate_model(
     typed = settings.model.model_copy(update={"dtype": compute_dtype(recipe, device)})
     loaded = load_model(typed, recipe.base, device)
     renderer = Renderer(loaded.tokenizer, settings.data.render, settings.data.targets)
-    records = load_records(settings.data.train, recipe.base, (*renderer.columns, *columns_of(recipe)))
+    reads = (*renderer.columns, *columns_of(recipe))
+    records = _records(settings.data.train, recipe.base, reads, columns is None, console)
     words = words_of(records, renderer.columns)
     records = with_groups(records, group_records(records, words, settings.data.group_by))
     records = limited(records, limit or settings.evaluate.limit, lambda record: record.id)
     if not records:
         raise RecipeError(f"{data} holds no records.")
+    refuse_unknown_ids(loaded.module, loaded.tokenizer, (renderer.render(record) for record in records))
     verify_model(TokenPolicy(loaded.module), _rendered(renderer, records))
     asked = EvaluatedModel(loaded.module, loaded.tokenizer, renderer, settings.generate, settings.seed)
     with console.status(f"scoring {len(records)} records"):
@@ -128,10 +140,44 @@ def _rendered(renderer: Renderer, records: Sequence[Record]) -> list[Row]:
     return [row for row in rows if len(row.ids)]
 
 
-def _recipe(model: str, source: str, metric: str | None, overrides: list[str]) -> Recipe:
+def _records(
+    source: Mapping[str, Any], base: Path, reads: Sequence[str], may_be_plain: bool, console: Console
+) -> list[Record]:
+    """The records of a source.
+
+    Args:
+        reads: columns that tell records apart.
+        may_be_plain: the columns are those of a run's recipe; a file without them may have Luthier's own names.
+    """
+    try:
+        return load_records(source, base, reads)
+    except DataError:
+        if not (may_be_plain and source.get("columns")):
+            raise
+        try:
+            records = load_records({**source, "columns": {}}, base, reads)
+        except DataError:
+            records = None
+        if records is None:
+            raise
+    console.print(
+        f"{source['path']} has none of the columns of the run's recipe: its own names are read.", markup=False
+    )
+    return records
+
+
+def _recipe(
+    model: str,
+    source: str,
+    metric: str | None,
+    overrides: list[str],
+    columns: Mapping[str, str | list[str]] | None = None,
+) -> Recipe:
     """The recipe of an evaluation: for the model of a run, made from the run's recipe; else from the defaults."""
     weights = Path(model) / "model"
     content: dict[str, Any] = {"model": model, "data": {"train": source}, "evaluate": {"metric": metric or "auto"}}
+    if columns:
+        content["data"] = {"train": {"path": source, "columns": dict(columns)}}
     if not weights.is_dir():
         return load_recipe(content, overrides=overrides, base=Path.cwd())
     content["model"] = str(weights.resolve())
@@ -139,7 +185,13 @@ def _recipe(model: str, source: str, metric: str | None, overrides: list[str]) -
     if run is None:
         return load_recipe(content, overrides=overrides, base=Path.cwd())
     written = run.data
-    content["data"] = {"train": _absolute(source), **{key: written["data"][key] for key in ("render", "targets")}}
+    columns = columns or written["data"]["train"].get("columns") or {}
+    is_file = Path(source).exists() or has_magic(source)
+    own = {"path": _absolute(source), "columns": dict(columns)} if columns and is_file else None
+    content["data"] = {
+        "train": own or _absolute(source),
+        **{key: written["data"][key] for key in ("render", "targets")},
+    }
     content |= {"generate": written["generate"], "seed": written["seed"]}
     kept = {key: written["model"][key] for key in ("dtype", "attention", "remote_code")}
     content["model"] = {"path": content["model"], **kept}
@@ -150,4 +202,4 @@ def _recipe(model: str, source: str, metric: str | None, overrides: list[str]) -
 
 def _absolute(source: str) -> str:
     """A file's absolute path, since paths of the run's recipe start from another folder; a data set's name as it is."""
-    return str(Path(source).resolve()) if Path(source).exists() else source
+    return str(Path(source).absolute()) if Path(source).exists() or has_magic(source) else source

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -38,8 +39,9 @@ from luthier.modalities.language.columns import (
 )
 from luthier.modalities.language.model import LanguageModel
 from luthier.modalities.language.rollout import Rollouts, columns_read
+from luthier.modalities.language.vocabulary import refuse_unknown_ids
 from luthier.models.config import context_of, embedded_tokens
-from luthier.models.loading.load import Loaded, folded, load_model
+from luthier.models.loading.load import folded, load_model
 from luthier.models.loading.saving import read_back
 from luthier.models.policy import TokenPolicy
 from luthier.models.trial import verify_model
@@ -67,7 +69,8 @@ class LanguageWorkspace(Workspace, LanguageModel):
         """Load the model and its tokenizer; render the data.
 
         Raises:
-            LuthierError: the model or the data cannot be used, or a row is longer than the model's context.
+            LuthierError: the model or the data cannot be used, or a row is longer than the model's context, or has a
+                token that the embedding lacks.
         """
         settings = recipe.settings
         say("loading the model")
@@ -82,8 +85,10 @@ class LanguageWorkspace(Workspace, LanguageModel):
 
     def verify(self) -> None:
         """Raise LuthierError if the model does not know a token of the rows, or cannot be trained or scored at all."""
-        check_vocabulary(self.loaded, self.prepared)
-        verify_model(TokenPolicy(self.loaded.module), [row for row in self.prepared.train if len(row.ids)])
+        loaded, prepared = self.loaded, self.prepared
+        rows = chain(prepared.train, prepared.validation, prepared.test)
+        refuse_unknown_ids(loaded.module, loaded.tokenizer, rows, prepared.records)
+        verify_model(TokenPolicy(loaded.module), [row for row in prepared.train if len(row.ids)])
 
     def records(self, split: str) -> list[Record]:
         """The records of `validation` or `test` that are evaluated, as `held_out` chooses them."""
@@ -193,20 +198,6 @@ def check_context(config: Any, max_tokens: int, prepared: Prepared) -> None:
             f" reads at most {context}.",
             f"Set data.max_tokens to {context} or less (now {max_tokens}).",
         )
-
-
-def check_vocabulary(loaded: Loaded, prepared: Prepared) -> None:
-    """Raise DataError for a row with a token that has no embedding: one that was added to the tokenizer alone."""
-    known = embedded_tokens(loaded.module)
-    for row in (*prepared.train, *prepared.validation, *prepared.test):
-        largest = int(row.ids.max(initial=0))
-        if known is not None and largest >= known:
-            token = loaded.tokenizer.convert_ids_to_tokens(largest)
-            raise DataError(
-                f"Record {row.record} ({prepared.records[row.record].origin}) has the token {token!r} ({largest}); the"
-                f" model knows the tokens 0 to {known - 1}.",
-                "Enlarge the model's embeddings (`resize_token_embeddings`), or use the tokenizer it was saved with.",
-            )
 
 
 def answered(rows: Sequence[Row], tokens: int, context: int | None) -> list[Row]:
