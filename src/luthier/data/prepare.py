@@ -14,7 +14,6 @@ import numpy
 from luthier.data.batches import shortened
 from luthier.data.cache import Cached, read_cache, write_cache
 from luthier.data.groups import group_records, with_groups
-from luthier.data.guess import Guess
 from luthier.data.identity import content_hash, identities
 from luthier.data.leaks import Leaks, Trained
 from luthier.data.long_texts import is_long
@@ -29,6 +28,7 @@ from luthier.data.split import Split, is_share, split_records
 from luthier.data.words import words_of
 from luthier.errors import DataError, RecipeError
 from luthier.records.columns import notes_of, unread_columns
+from luthier.records.guess import Guess
 from luthier.types import Record, Row
 
 SPLITS = ("train", "validation", "test")
@@ -137,10 +137,8 @@ def prepare_with_report(
         empty = DataReport(max_tokens=limit, policy=policy, **problems.facts())
         return Prepared([], [], [], {}, {name: [] for name in SPLITS}, empty.impossible(error))
     records = {record.id: record for record in chain.from_iterable(division.parts.values())}
-    long = {name for name, record in records.items() if is_long(record, limit)}
-    rendered = _render(
-        list(records.values()), renderer, cache, problems if collect else None, dict.fromkeys(long, limit)
-    )
+    bounds = {name: limit for name, record in records.items() if is_long(record, limit)}
+    rendered = _render([*records.values()], renderer, cache, problems if collect else None, bounds)
     # Rows are cut after the cache, which so serves every `max_tokens` and `too_long`.
     fitted = {}
     for name, part in division.parts.items():
@@ -153,9 +151,9 @@ def prepare_with_report(
         max_tokens=limit,
         policy=policy,
         lengths=measure_lengths([*chain.from_iterable(cached.rows for cached in rendered.values())]),
-        notes=dict(Counter(chain.from_iterable(_notes(records[name], rendered[name], renderer) for name in rendered))),
+        notes=_counted_notes(records, rendered, renderer),
         unread=_unread(records.values(), renderer, [*columns, *filter(None, [settings.group_by])]),
-        clipped=sum(name in long and len(cached.rows[0]) > 2 * limit for name, cached in rendered.items()),
+        clipped=sum(name in bounds and len(cached.rows[0]) > 2 * limit for name, cached in rendered.items()),
         **problems.facts(),
         previews=[renderer.preview(row) for row in chain.from_iterable(first)],
     )
@@ -281,6 +279,10 @@ def _read(source: Source, base: Path, columns: Sequence[str], problems: Problems
     if scanned.guess is not None:
         problems.guesses.append((source, scanned.guess))
     return scanned.records
+
+
+def _counted_notes(records: Mapping[str, Record], rendered: Mapping[str, Cached], renderer: Renderer) -> dict[str, int]:
+    return dict(Counter(chain.from_iterable(_notes(records[name], rendered[name], renderer) for name in rendered)))
 
 
 def _notes(record: Record, cached: Cached, renderer: Renderer) -> Iterator[str]:

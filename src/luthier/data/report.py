@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy
 
-from luthier.data.guess import Guess
 from luthier.data.shapes import label_of, seems_bad
 from luthier.errors import LuthierError
+from luthier.records.guess import Guess
 from luthier.types import Record, Row
 
 FEW_TEST_RECORDS = 50

@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from luthier.data.files import Line, NotUtf8, Reports, SourceError, read_file, suffix_of
-from luthier.data.guess import SAMPLE, Guess, guess
 from luthier.data.identity import assign_ids, content_hash
 from luthier.data.shapes import UnknownShape, make_record
 from luthier.errors import DataError, LuthierError, RecipeError, nearest
 from luthier.parts import build, catalogue
+from luthier.records.guess import SAMPLE, Guess, guess
 from luthier.records.nulls import ColumnarRow
 from luthier.types import Record
 

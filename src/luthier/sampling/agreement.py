@@ -46,7 +46,7 @@ class TrialTexts:
 
 
 @dataclass(frozen=True)
-class Reading:
+class TrialLogits:
     """Logits [rows,P,V] behind `offset`, ... `offset` + P - 1 tokens after the prompts of the trial's texts `rows`.
 
     `kind` says how they were read; errors are judged by kind.
@@ -130,7 +130,7 @@ class Truth:
             self._noise[resolution] = torch.cat(errors)
         return self._noise[resolution]
 
-    def errors(self, reading: Reading) -> Tensor:
+    def errors(self, reading: TrialLogits) -> Tensor:
         """The errors [rows·P] of what was read."""
         first = self.offsets.index(reading.offset)
         # Offsets from a reading's first on are neighbours.

@@ -19,7 +19,7 @@ from luthier.errors import ModelError
 from luthier.models.config import text_config
 from luthier.sampling._decoder import decoder_of
 from luthier.sampling._shared_prefixes import SharedPrefixes
-from luthier.sampling.agreement import AT_ONCE, STEPS, Reading, TrialTexts, Truth, is_rounding, split_tokens
+from luthier.sampling.agreement import AT_ONCE, STEPS, TrialLogits, TrialTexts, Truth, is_rounding, split_tokens
 from luthier.sampling.cache import Slots, common_prefix, open_cache, prefill, sampling_mode
 from luthier.sampling.state import WAYS, Forward, Way
 
@@ -110,7 +110,7 @@ def _checked(forward: Forward, trials: Sequence[TrialTexts], length: int) -> Che
     raise AssertionError("The last way is always taken.")
 
 
-def _passes(read: Callable[[Forward, TrialTexts], Iterator[Reading]], truth: Truth, resolution: float) -> bool:
+def _passes(read: Callable[[Forward, TrialTexts], Iterator[TrialLogits]], truth: Truth, resolution: float) -> bool:
     """Whether all that was read agrees; what raises, in whatever way, is not taken."""
     errors: dict[str, list[Tensor]] = {}
 
@@ -181,33 +181,33 @@ def _trials(forward: Forward, texts: Sequence[Sequence[int]], length: int) -> li
     return trials
 
 
-def _continued(forward: Forward, trial: TrialTexts) -> Iterator[Reading]:
+def _continued(forward: Forward, trial: TrialTexts) -> Iterator[TrialLogits]:
     """Read the trial's texts in the way of `forward`: prompts, then tokens at once, then single tokens."""
     # Two texts of equal length show what rows do to each other; where rows may be ragged, the others show it.
     rows = list(range(min(len(trial.texts), 2 if forward.way.ragged else 3)))
     if not forward.way.cached:
         # Nothing is continued: what has to agree is that texts of equal length are read together as alone.
         logits = prefill(forward, [trial.texts[row] for row in rows])[0]
-        yield Reading("at once", rows, trial.more, logits[:, None])
+        yield TrialLogits("at once", rows, trial.more, logits[:, None])
         return
     prompts = [trial.texts[row][: trial.prompts[row]] for row in rows]
     logits, states = prefill(forward, prompts)
-    yield Reading("at once", rows, 0, logits[:, None])
+    yield TrialLogits("at once", rows, 0, logits[:, None])
     cache, direct = open_cache(forward, 1), len(rows)
     trial.states[0] = states[:2]
     if forward.way.prefix and trial.prefix and cache.can_add:
         # The shorter of two texts that continue one prefix is padded between the two.
         before = prefill(forward, [prompts[0][: trial.prefix]])[1][0]
         logits, shared = prefill(forward, [prompt[trial.prefix :] for prompt in prompts], before)
-        yield Reading("prefix", rows, 0, logits[:, None])
+        yield TrialLogits("prefix", rows, 0, logits[:, None])
         rows, states = [*rows, 1], [*states, shared[1]]
     cache.add(states)
     tokens = torch.tensor([trial.texts[row][trial.prompts[row] :] for row in rows], device=forward.device)
 
-    def readings(kind: str, offset: int, logits: Tensor) -> Iterator[Reading]:
-        yield Reading(kind, rows[:direct], offset, logits[:direct])
+    def readings(kind: str, offset: int, logits: Tensor) -> Iterator[TrialLogits]:
+        yield TrialLogits(kind, rows[:direct], offset, logits[:direct])
         if direct < len(rows):
-            yield Reading("prefix", rows[direct:], offset, logits[direct:])
+            yield TrialLogits("prefix", rows[direct:], offset, logits[direct:])
 
     at_once, steps = split_tokens(trial.more)
     first = trial.more - at_once - steps
@@ -221,7 +221,7 @@ def _continued(forward: Forward, trial: TrialTexts) -> Iterator[Reading]:
         yield from readings("steps", column + 1, cache.advance(tokens[:, column])[:, None])
 
 
-def _decoded(forward: Forward, trial: TrialTexts) -> Iterator[Reading]:
+def _decoded(forward: Forward, trial: TrialTexts) -> Iterator[TrialLogits]:
     """Single tokens behind the trial's prompts, and behind all but its last tokens, by our own decoder.
 
     Raises:
@@ -240,4 +240,4 @@ def _decoded(forward: Forward, trial: TrialTexts) -> Iterator[Reading]:
         for step in range(min(steps, trial.more - offset)):
             tokens = [trial.texts[row][trial.prompts[row] + offset + step] for row in rows]
             logits = slots.advance(torch.tensor(tokens, device=forward.device))
-            yield Reading("steps", rows, offset + step + 1, logits[:, None])
+            yield TrialLogits("steps", rows, offset + step + 1, logits[:, None])

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from luthier.data.guess import Guess, classes_beside
 from luthier.data.render import Renderer
 from luthier.data.report import DataReport
 from luthier.data.shapes import make_record
@@ -15,6 +14,7 @@ from luthier.errors import DataError, LuthierError, RecipeError
 from luthier.recipe import Recipe
 from luthier.recipe.edit import with_columns
 from luthier.recipe.load import BUNDLED, find_recipe
+from luthier.records.guess import Guess, classes_beside
 from luthier.run_folder import write_text
 
 SPLITS = ("train", "validation", "test")

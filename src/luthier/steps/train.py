@@ -47,8 +47,7 @@ def training(
     """The trainer of a recipe of one step, and the facts that are known before the training starts.
 
     Args:
-        observe: gets the events of the training.
-        stop_requested: whether to end after the update in progress.
+        observe, stop_requested: gets the events of the training; whether to end after the update in progress.
         carried: the training that this one continues, with its model, its tuners and its optimiser's state.
         span: begin and end of this training in its schedule, within 0 and 1.
 
@@ -56,8 +55,6 @@ def training(
         LuthierError: the parts do not fit each other, the model or the data.
     """
     settings = run.recipe.settings
-    train = settings.train
-
     parts = Parts.of(run.recipe)
     if carried is not None:
         parts = replace(parts, tuners=carried.tuners)  # they are already applied to the model
@@ -77,16 +74,10 @@ def training(
         policy=policy,
         parts=parts,
         source=workspace.source(parts, rows, policy, layout, observe),
-        batching=Batching(train.batch.records, workspace.micro(), layout, pad_id=workspace.pad_id),
+        batching=Batching(settings.train.batch.records, workspace.micro(), layout, pad_id=workspace.pad_id),
         seed=settings.seed,
         world=run.world,
-        saving=Saving(
-            run.folder / "checkpoints",
-            train.save.every,
-            train.save.keep,
-            fingerprint(run.recipe),
-            inputs(workspace, rows),
-        ),
+        saving=_saving(run, workspace, rows),
         observe=observe,
         stop_requested=stop_requested,
         span=span,
@@ -105,6 +96,12 @@ def training(
         "layout": layout,
         "notes": [*dropout_notes(policy, compared), *router_notes],
     }
+
+
+def _saving(run: Run, workspace: Workspace, rows: Sequence[Row]) -> Saving:
+    save = run.recipe.settings.train.save
+    recipe = fingerprint(run.recipe)
+    return Saving(run.folder / "checkpoints", save.every, save.keep, recipe, inputs(workspace, rows))
 
 
 def inputs(workspace: Workspace, rows: Sequence[Row]) -> dict[str, str]:

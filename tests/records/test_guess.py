@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from luthier.data.guess import as_written, classes_beside, guess
 from luthier.recipe import yaml
+from luthier.records.guess import as_written, classes_beside, guess
 
 ASK = ["How many apples?", "What is red?", "Who came?", "Where is it?"]
 SAY = ["Four of them.", "A colour.", "Ann came in.", "It is here."]
