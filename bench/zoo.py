@@ -246,6 +246,12 @@ def build(name: str) -> Any:
     return module
 
 
+def has_dropout(folder: str) -> bool:
+    """Whether the config of a model folder asks for dropout, so that two trainings draw different numbers."""
+    config = transformers.AutoConfig.from_pretrained(folder)
+    return any(getattr(config, name, 0.0) for name in DROPOUTS.split())
+
+
 def save(name: str, folder: Path) -> None:
     """Write the model and the tokenizer of `nano` as a model folder."""
     build(name).save_pretrained(folder)

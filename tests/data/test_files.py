@@ -152,7 +152,11 @@ def test_a_file_of_another_format_is_read_by_the_library(tmp_path):
     [
         ("a.jsonl", b"", r"a\.jsonl: the data set is empty: the file has 0 bytes"),
         ("a.csv", b"", r"a\.csv: the data set is empty: the file has 0 bytes"),
-        ("a.jsonl.gz", gzip.compress(jsonl() * 5000, mtime=0)[:-900], r"a\.jsonl\.gz: the compressed file .*after \d+ records"),
+        (
+            "a.jsonl.gz",
+            gzip.compress(jsonl() * 5000, mtime=0)[:-900],
+            r"a\.jsonl\.gz: the compressed file .*after \d+ records",
+        ),
         ("a.csv.gz", gzip.compress(plain_text("a.csv"), mtime=0)[:-30], r"a\.csv\.gz: the compressed file is cut off"),
         ("a.csv", b"prompt,completion,prompt\na,b,c\n", r"a\.csv:1: the header names the column 'prompt' 2 times"),
         ("a.csv", b'prompt,completion\n"a,b\n', r"a\.csv:2: not valid CSV"),

@@ -172,7 +172,7 @@ def test_padding_and_tokens_beyond_the_embedding(tmp_path):
     run(tmp_path, model, "sft", "padded")
     tokenizer.add_tokens(["alpha"])
     tokenizer.save_pretrained(tmp_path / model)
-    with pytest.raises(LuthierError, match=rf"has the token 'alpha' .*knows the tokens 0 to {known - 1}"):
+    with pytest.raises(LuthierError, match=rf"The token 'alpha' has the id .* \(ids 0 to {known - 1}\)"):
         run(tmp_path, model, "sft", "beyond")
 
 

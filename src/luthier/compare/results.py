@@ -212,7 +212,7 @@ def _method_seconds(record: Mapping[str, Any]) -> float | None:
     A run that found another run's score pass would look cheaper than its method is.
     """
     own, reused = record["seconds"], record.get("reused_seconds", {})
-    spent = [seconds for phase, seconds in own.items() if phase not in ("load", "evaluate")]
+    spent = [seconds for phase, seconds in own.items() if phase not in ("load", "save", "evaluate")]
     return math.fsum([*spent, *reused.values()]) if "train" in own else None
 
 
