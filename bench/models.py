@@ -42,6 +42,7 @@ SECONDS, MEMORY = 240, 10 * 2**30
 UPDATES, RATE = 3, 3e-3
 TUNERS = ("full", "lora", "s2ft", "spiel")
 PATHS = (*TUNERS, "packed", "merged", "bfloat16", "dpo", "sampling", "choices")
+STATES = ("right", "refused", "late", "wrong", "crash", "skipped")
 RUNS = (*TUNERS, "packed", "bfloat16", "dpo")
 NEEDED = ("full", "lora", "merged", "sampling", "choices")
 LOSS, SAVED, LOGPROB = 2e-3, 2e-3, 5e-3  # nats per token; float32 of models whose logits spread over several units
@@ -73,6 +74,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("names", nargs="*", help="types or variants; none: all")
     parser.add_argument("--paths", nargs="*", default=PATHS, help="paths to try")
+    parser.add_argument("--before", type=Path, help="outcomes of an earlier version, for the page")
     parser.add_argument("--out", type=Path, help="file to add the outcomes to")
     arguments = parser.parse_args()
     out = arguments.out or (None if arguments.names else Path(__file__).parent / "results" / "models.json")
@@ -85,6 +87,52 @@ def main() -> None:
         if out:
             out.write_text(json.dumps(outcomes, indent=1, sort_keys=True) + "\n")
     print_counts(outcomes)
+    if not arguments.names:
+        page = Path(__file__).parent / "results" / "models.md"
+        page.write_text(page_of(outcomes, json.loads(arguments.before.read_text()) if arguments.before else {}))
+
+
+def page_of(outcomes: dict[str, Any], before: dict[str, Any]) -> str:
+    """The table of all types and paths, counts beside those of an earlier version, and every refusal with its reason."""
+    versions = f"transformers {transformers.__version__}, torch {torch.__version__}"
+    lines = [
+        "# Tiny models of all causal types, path by path",
+        "",
+        f"Command: `python bench/models.py` ({versions}; one core). The expected numbers come from transformers alone.",
+        "",
+        "- *right*: equal numbers. *refused*: a message before any work. *late*: a message after training.",
+        "- *wrong*: other numbers without a word. *crash*: any other exception. *skipped*: the path needs one that failed.",
+        "",
+        "| path | " + " | ".join(STATES) + (" | before: " + " | ".join(STATES) if before else "") + " |",
+        "|---" * (1 + len(STATES) * (2 if before else 1)) + "|",
+    ]
+    for path in ("built", *PATHS):
+        cells = [str(count) for count in counts_of(outcomes, path)]
+        cells += [str(count) for count in counts_of(before, path)] if before else []
+        lines.append(f"| {path} | " + " | ".join(cells) + " |")
+    usable = [name for name, paths in outcomes.items() if is_usable(paths)]
+    earlier = [name for name, paths in before.items() if is_usable(paths)]
+    lines += ["", f"Right in full, lora, merged, sampling and choices: {len(usable)} of {len(outcomes)} types."]
+    lines += [f"Before: {len(earlier)} of {len(before)}."] if before else []
+    lines += ["", "| type | " + " | ".join(PATHS) + " |", "|---" * (1 + len(PATHS)) + "|"]
+    reasons: dict[str, list[str]] = {}
+    for name, paths in sorted(outcomes.items()):
+        lines.append(f"| {name} | " + " | ".join(paths.get(path, ("",))[0] for path in PATHS) + " |")
+        for path, (state, why) in paths.items():
+            if state not in ("right", "skipped"):
+                reasons.setdefault(f"{state}: {' '.join(why.split())}", []).append(f"{name} ({path})")
+    lines += ["", "## Everything that is not right, with its reason", ""]
+    lines += [f"- {reason} — {', '.join(cases)}" for reason, cases in sorted(reasons.items())]
+    return "\n".join(lines) + "\n"
+
+
+def counts_of(outcomes: dict[str, Any], path: str) -> list[int]:
+    states = collections.Counter(paths[path][0] for paths in outcomes.values() if path in paths)
+    return [states[state] for state in STATES]
+
+
+def is_usable(paths: dict[str, Any]) -> bool:
+    return all(paths.get(path, ("",))[0] == "right" for path in NEEDED)
 
 
 def print_counts(outcomes: dict[str, Any]) -> None:
@@ -92,7 +140,7 @@ def print_counts(outcomes: dict[str, Any]) -> None:
     for path in ("built", *PATHS):
         states = collections.Counter(paths[path][0] for paths in outcomes.values() if path in paths)
         print(f"{path:10}", dict(states.most_common()))
-    usable = [all(paths.get(path, ("",))[0] == "right" for path in NEEDED) for paths in outcomes.values()]
+    usable = [is_usable(paths) for paths in outcomes.values()]
     states = collections.Counter()
     for paths in outcomes.values():
         states.update({state for state, _ in paths.values()})
