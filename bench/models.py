@@ -93,7 +93,7 @@ def main() -> None:
 
 
 def page_of(outcomes: dict[str, Any], before: dict[str, Any]) -> str:
-    """The table of all types and paths, counts beside those of an earlier version, and every refusal with its reason."""
+    """The table of types and paths, counts beside those of an earlier version, and every refusal with its reason."""
     versions = f"transformers {transformers.__version__}, torch {torch.__version__}"
     lines = [
         "# Tiny models of all causal types, path by path",
@@ -101,7 +101,8 @@ def page_of(outcomes: dict[str, Any], before: dict[str, Any]) -> str:
         f"Command: `python bench/models.py` ({versions}; one core). The expected numbers come from transformers alone.",
         "",
         "- *right*: equal numbers. *refused*: a message before any work. *late*: a message after training.",
-        "- *wrong*: other numbers without a word. *crash*: any other exception. *skipped*: the path needs one that failed.",
+        "- *wrong*: other numbers without a word. *crash*: any other exception.",
+        "- *skipped*: the path needs another one that failed.",
         "",
         "| path | " + " | ".join(STATES) + (" | before: " + " | ".join(STATES) if before else "") + " |",
         "|---" * (1 + len(STATES) * (2 if before else 1)) + "|",
