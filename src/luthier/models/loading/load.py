@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from luthier import parts
 from luthier.errors import ModelError, nearest
 from luthier.models.loading.bundled import HUB_FILES, NAMES, bundled_path
+from luthier.models.loading.trust import refuse_circle, refuse_code, refuse_files_elsewhere
 from luthier.models.quiet import quiet
 
 if TYPE_CHECKING:
@@ -190,6 +191,8 @@ def load_tuned(
 ) -> tuple[Any, str]:
     """A model with a tuner in it, and the tuner's name: the base from `base/`, then the tuner's own `load`."""
     spec = json.loads((folder / TUNER_FILE).read_text(encoding="utf-8"))
+    if not settings.remote_code:
+        refuse_code(folder, spec)
     module = _load_weights(folder / "base", settings, dtype or settings.dtype, device)
     with _as_model_error(folder):
         return parts.build("tuner", spec).load(module, folder), spec["kind"]
@@ -259,7 +262,7 @@ def _as_model_error(folder: Path) -> Iterator[None]:
 
     try:
         yield
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError, RecursionError, SafetensorError) as error:
         text, hint = " ".join(str(error).split()), None
         if "trust_remote_code" in text:
             hint = "Its repository brings code of its own. If you trust it: model: {path: ..., remote_code: true}."
@@ -310,8 +313,9 @@ def _check_folder(folder: Path) -> None:
         raise ModelError(f"{folder} is a file, not a model folder.", "Give the folder that holds config.json.")
     if _is_adapter(folder) or _is_tuned(folder):
         return
-    has_config, weights = (folder / "config.json").is_file(), sorted(folder.glob("*.safetensors"))
+    has_config, weights = (folder / "config.json").is_file(), _weight_files(folder)
     if has_config and weights:
+        refuse_files_elsewhere(folder)
         return
     inside = [child.name for child in sorted(folder.iterdir()) if (child / "config.json").is_file()]
     inside += [child.name for child in sorted(folder.iterdir()) if (child / "adapter_config.json").is_file()]
@@ -334,6 +338,18 @@ def _is_tuned(folder: Path) -> bool:
 
 
 def _base_of(folder: Path) -> tuple[str, str | None]:
+    """The base that an adapter names, a path or a hub id, and its revision; the whole chain is followed once."""
+    visited: set[Path] = set()
+    below: Path | str = folder
+    while isinstance(below, Path) and _is_adapter(below):
+        refuse_circle(below, visited)
+        inner, _ = _named_base(below)
+        local = Path(inner).expanduser()
+        below = local if local.is_absolute() else below / local
+    return _named_base(folder)
+
+
+def _named_base(folder: Path) -> tuple[str, str | None]:
     config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
     inner = config.get("base_model_name_or_path")
     if not inner:
@@ -344,9 +360,14 @@ def _base_of(folder: Path) -> tuple[str, str | None]:
     return inner, config.get("revision")
 
 
+def _weight_files(folder: Path) -> list[Path]:
+    """The files of weights; what else has such a name, such as a pipe, would be waited for without end."""
+    return [path for path in sorted(folder.glob("*.safetensors")) if path.is_file()]
+
+
 def _weights_id(folder: Path, remote_code: bool) -> str:
     digest = hashlib.sha256()
-    files = sorted(folder.glob("*.safetensors"))
+    files = _weight_files(folder)
     if _is_adapter(folder):
         inner, revision = _base_of(folder)
         digest.update(_weights_id(_local_folder(inner, revision, folder, remote_code), remote_code).encode())
