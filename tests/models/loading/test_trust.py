@@ -33,7 +33,9 @@ def tuned(tmp_path, monkeypatch):
     copied(folder / "base")
     for name in FILES[2:]:
         shutil.copy(folder / "base" / name, folder / name)
-    (folder / "evil.py").write_text(f"open({str(tmp_path / 'MARK')!r}, 'w').write('ran')\n\n\nclass Evil:\n    pass\n")
+    (folder / "evil.py").write_text(
+        f"import pathlib\npathlib.Path({str(tmp_path / 'MARK')!r}).write_text('ran')\n\n\nclass Evil:\n    pass\n"
+    )
     return folder
 
 
