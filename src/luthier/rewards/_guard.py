@@ -16,6 +16,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from luthier.rewards._sandbox import CHILD, walls
+
 LONGEST_OUTPUT = 20_000
 TOKEN_BYTES = 32
 AGAIN = 0.1
@@ -107,8 +109,8 @@ def run_python(source: str, seconds: float, megabytes: int) -> Ran:
     """Run a Python program in a process of its own, in an empty folder, with an empty environment.
 
     Processor time, memory and the size of files are limited; the program and its children are killed when time is
-    up. This protects the run from mistakes and runaway programs. It does not stop a malicious program, which can read
-    the user's files and use the network: for that, use a container.
+    up. It runs behind the walls that the system has (`_sandbox`): on Linux no network, no files but Python's, no other
+    processes.
 
     Args:
         seconds: limit of wall time, and of processor time plus one second.
@@ -145,7 +147,7 @@ def run_tests(program: str, tests: str, seconds: float, megabytes: int) -> Ran:
 def _run(job: Mapping[str, Any], seconds: float, megabytes: int, descriptors: Sequence[int] = ()) -> Ran:
     with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryFile() as output:
         child = subprocess.Popen(
-            [sys.executable, "-I", "-c", _LIMITED, str(seconds), str(megabytes)],
+            walls().command(folder, [sys.executable, "-I", "-c", _LIMITED, str(seconds), str(megabytes)]),
             stdin=subprocess.PIPE,
             stdout=output,
             stderr=subprocess.STDOUT,
@@ -156,7 +158,7 @@ def _run(job: Mapping[str, Any], seconds: float, megabytes: int, descriptors: Se
         )
         try:
             # JSON escapes half of a surrogate pair, which a model may write: the child then fails to compile it.
-            child.communicate(json.dumps(job).encode(), timeout=seconds)
+            child.communicate(json.dumps({**job, "walls": walls().job()}).encode(), timeout=seconds)
             status: int | None = child.returncode
         except subprocess.TimeoutExpired:
             status = None
@@ -178,8 +180,11 @@ def _end(child: subprocess.Popen[bytes]) -> None:
         child.stdin.close()
 
 
-_LIMITED = """
+_LIMITED = f"""
 import json, os, sys, types
+{CHILD}
+"""
+_LIMITED += """
 seconds, megabytes = float(sys.argv[1]), int(sys.argv[2])
 job = json.loads(sys.stdin.buffer.read())
 try:
@@ -193,6 +198,7 @@ try:
         resource.setrlimit(limit, (most, most))
 except ImportError:
     pass
+put_up_walls(job["walls"], os.getcwd())
 sys.argv = ["answer.py"]
 
 def work(run, read, write, leave):

@@ -8,6 +8,7 @@ from pydantic import Field
 
 from luthier.rewards._guard import run_tests
 from luthier.rewards._programs import program_of
+from luthier.rewards._sandbox import refuse_open_ground
 from luthier.rewards.base import Answer, Judged, Reward
 
 
@@ -19,8 +20,8 @@ class Code(Reward):
     record's column `column`, run behind the program (`assert` lines, for example). Each program runs in a process of
     its own, as no main program, for at most `limit` seconds and `megabytes` of memory. It has passed only if a random
     token arrives from behind the last test: no exit status counts. What stays possible is a program that makes the
-    tests true (an `__eq__` that is always true), or that searches its own process for the token. This does not stop a
-    malicious program: train on code tasks in a container. None if the record has no tests.
+    tests true (an `__eq__` that is always true), or that searches its own process for the token. Programs run behind
+    the walls that the system has (SECURITY.md), and not at all where it has none. None if the record has no tests.
     """
 
     SETTINGS: ClassVar = ({}, {"column": "checks"}, {"limit": 0.2}, {"megabytes": 64})
@@ -65,5 +66,6 @@ class Code(Reward):
         tests = answer.record.fields.get(self.column)
         if not tests:
             return Judged(None)
+        refuse_open_ground()
         ran = run_tests(program_of(answer.text), str(tests), self.limit, self.megabytes)
         return Judged(float(ran.proved), {"slow": float(ran.status is None)})
