@@ -250,8 +250,10 @@ def trained(name: str, **changes: Any) -> None:
     losses = [line["loss"] for line in metrics]
     precise = dtype == torch.float32
     if changes.get("tuner", "full") == "full" and precise and not zoo.has_dropout("model"):
-        expected = plain_losses()
-        same("loss", torch.tensor(losses), torch.tensor(expected[: len(losses)]), LOSS)
+        expected, again = plain_losses(seed=0), plain_losses(seed=1)
+        # Some routers draw random numbers in the backward: then only the first loss is a number to compare with.
+        known = 1 if max(abs(a - b) for a, b in zip(expected, again, strict=True)) > LOSS / 10 else UPDATES
+        same("loss", torch.tensor(losses[:known]), torch.tensor(expected[:known]), LOSS)
     module = plain(folder / "model", dtype)
     for line in map(json.loads, (folder / "evaluation.jsonl").read_text().splitlines()):
         ids, start = tokens_of(line["prompt"], line["reference"])
@@ -360,8 +362,9 @@ def logprobs(module: Any, ids: list[int]) -> Tensor:
     return logits.log_softmax(-1)[:-1].gather(1, row[0, 1:, None])[:, 0]
 
 
-def plain_losses() -> list[float]:
+def plain_losses(seed: int) -> list[float]:
     """Losses of the same updates by transformers and torch alone, one record per forward."""
+    torch.manual_seed(seed)
     module = plain(Path("model"), torch.float32)
     module.train()
     lines = [json.loads(line) for line in Path("train.jsonl").read_text().splitlines()]
