@@ -10,6 +10,7 @@ import transformers
 from luthier.engine.layouts import choose_layout
 from luthier.engine.score import score
 from luthier.errors import ModelError
+from luthier.models.checks import model_errors
 from luthier.models.config import context_of
 from luthier.models.policy import TokenPolicy
 from luthier.models.trial import RowTrial, verify_model
@@ -209,3 +210,19 @@ def test_a_wide_soft_cap_under_another_name_is_part_of_the_head():
     policy.module.config.final_logit_softcapping = 33.0  # not the one that the model applies
     with pytest.raises(ModelError, match="changes its logits"):
         verify_model(policy, rows_of(20, 9))
+
+
+def test_an_error_of_the_models_own_code_is_said_and_any_other_passes():
+    class Picky(torch.nn.Module):
+        def forward(self, ids):
+            raise ValueError("length 77 has to be a multiple of 8\nmore")
+
+    words = "Picky cannot be trained on these rows: ValueError: length 77 has"
+    with pytest.raises(ModelError, match=words), model_errors(Picky()):
+        Picky()(None)
+    with pytest.raises(ValueError, match="mine"), model_errors(torch.nn.Linear(2, 2)):
+        raise ValueError("mine")
+    with pytest.raises(RuntimeError, match="shapes"), model_errors(torch.nn.Linear(2, 2)):
+        torch.nn.Linear(2, 2)(torch.zeros(1, 3))
+    with pytest.raises(MemoryError), model_errors(Picky()):
+        raise MemoryError

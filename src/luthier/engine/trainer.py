@@ -23,6 +23,7 @@ from luthier.engine.probe import Probe, run_probes
 from luthier.engine.selection import Kept, Selection
 from luthier.engine.source import Drawn, RowSource
 from luthier.engine.update import NotFinite, UpdateReport, run_update
+from luthier.models.checks import model_errors
 from luthier.models.dropout import without_dropout
 from luthier.models.policy import Policy
 from luthier.objectives.base import Objective
@@ -125,7 +126,8 @@ class Trainer:
         progress = (self._scheduled(self.position) + done) / 2
 
         try:
-            report = self._update(kept.rows, progress, done) if kept.rows else SKIPPED
+            with model_errors(self.policy.module):
+                report = self._update(kept.rows, progress, done) if kept.rows else SKIPPED
         except NotFinite:
             # No weight has changed. Saving here lets a resumed run begin with this very update.
             if self.selection is not None:

@@ -5,10 +5,16 @@ Each check runs the model at hand on a few tokens, instead of asking a list of k
 
 from __future__ import annotations
 
+import os
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor, nn
 
-from luthier.errors import ModelError
+from luthier.errors import LuthierError, ModelError
 from luthier.models.kernels.head import vocabulary_of
 from luthier.models.policy import Policy, TokenPolicy, head_input, reading
 
@@ -73,6 +79,31 @@ def _tokens(policy: TokenPolicy, start: int, end: int) -> Tensor:
     """Token ids start, ..., end - 1 as one row [1,n], within the vocabulary."""
     device = next(policy.module.parameters()).device
     return torch.arange(start, end, device=device)[None] % vocabulary_of(policy.output)
+
+
+@contextmanager
+def model_errors(module: nn.Module) -> Iterator[None]:
+    """Turn an error that the model's own code raises into a ModelError; all others pass.
+
+    Some families read rows in evaluation that they refuse in training (Reformer: lengths that are no multiple).
+
+    Raises:
+        ModelError: the innermost frames of an error are those of the module that defines the model.
+    """
+    try:
+        yield
+    except (LuthierError, MemoryError):
+        raise
+    except Exception as error:
+        code = {getattr(sys.modules.get(type(part).__module__), "__file__", None) for part in module.modules()}
+        frames = [frame.filename for frame in traceback.extract_tb(error.__traceback__)]
+        # Torch's own layers are in every model: an error within them may be of anybody's tensors.
+        if frames and frames[-1] in code and f"{os.sep}torch{os.sep}" not in frames[-1]:
+            raise ModelError(
+                f"{type(module).__name__} cannot be trained on these rows: {in_words(error)}.",
+                "`luthier --debug` shows where. Other lengths (data.max_tokens) or another layout may work.",
+            ) from error
+        raise
 
 
 def in_words(error: BaseException) -> str:
