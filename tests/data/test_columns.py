@@ -17,6 +17,7 @@ from luthier.data.shapes import EmptyAnswer, messages_of
 from luthier.data.sources import load_records
 from luthier.errors import DataError
 from luthier.records.columns import JOINED_INPUT, NUMBERS, REPEATED, SYSTEM, TWO_SYSTEMS
+from luthier.records.calls import LEGACY_TOOLS
 from luthier.records.messages import CONTEXT, EMPTY_TURN, JSON_MESSAGES, NOTHING_LEARNED, PARTS, THINKING
 from support.talk import assistant, learned, system, user
 
@@ -270,6 +271,12 @@ def test_conversions_and_unread_columns_are_counted(report_of):
     assert "source" not in warning
     assert "context" not in report_of(*rows, reads={"context"}).unread
     assert json.loads(json.dumps(report.to_json()))["unread"] == report.unread
+
+
+def test_tools_that_reading_made_of_functions_are_read(report_of):
+    function = {"name": "paint", "description": "Paints a wall in a colour.", "parameters": {"type": "object"}}
+    report = report_of({"messages": [user("Colour?"), assistant("red")], "functions": [function]})
+    assert report.notes[LEGACY_TOOLS] == 1 and report.unread == {}
 
 
 def test_a_text_that_is_read_elsewhere_is_no_warning(report_of):

@@ -283,7 +283,9 @@ def _names_in_form(form: str) -> list[str]:
 def _read_besides(record: Record, chat: bool) -> Iterator[str]:
     """The columns that a record's own answers need, besides those of its shape."""
     if chat and record.shape != "text":
-        yield "functions" if LEGACY_TOOLS in record.notes else "tools"
+        yield "tools"
+        if LEGACY_TOOLS in record.notes:
+            yield "functions"
     if chat and (SYSTEM in record.notes or TWO_SYSTEMS in record.notes):
         yield "system"
     if record.shape not in ("messages", "text"):
