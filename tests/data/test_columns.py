@@ -16,14 +16,14 @@ from luthier.data.render import MARKED_LEARNED, Renderer
 from luthier.data.shapes import EmptyAnswer, messages_of
 from luthier.data.sources import load_records
 from luthier.errors import DataError
-from luthier.records.columns import JOINED_INPUT, NUMBERS, REPEATED, SYSTEM, TWO_SYSTEMS
 from luthier.records.calls import LEGACY_TOOLS
+from luthier.records.columns import JOINED_INPUT, NUMBERS, REPEATED, SYSTEM, TWO_SYSTEMS
 from luthier.records.messages import CONTEXT, EMPTY_TURN, JSON_MESSAGES, NOTHING_LEARNED, PARTS, THINKING
 from support.talk import assistant, learned, system, user
 
 
 @pytest.mark.parametrize(
-    "mark", [{"weight": 0}, {"train": False}, {"loss": False}, {"training": "false"}, {"masked": True}]
+    "mark", [{"weight": 0}, {"train": False}, {"loss": False}, {"training": "false"}, {"masked": True}, {"train": "No"}]
 )
 @pytest.mark.parametrize("family", ["chatml", "llama3", "mistral", "thinking"])
 def test_a_marked_answer_is_context_and_its_mark_reaches_no_template(load, make_tokenizer, mark, family):
@@ -36,6 +36,24 @@ def test_a_marked_answer_is_context_and_its_mark_reaches_no_template(load, make_
     unmarked = load({"messages": messages_of(record)})[0]
     assert renderer.prompt_text(record) == renderer.prompt_text(unmarked)
     assert content_hash(record) != content_hash(unmarked)
+
+
+def test_a_mark_that_is_not_read_is_said(report_of, load):
+    answers = [assistant("Wrong.", mask=True, trainable="no"), user("No."), assistant("Red.", loss=0.25)]
+    report = report_of({"messages": [user("Colour?"), *answers]})
+    (warning,) = [words for words in report.warnings if "which answers are learned" in words]
+    assert "`messages[].mask` (1 records)" in warning and "`messages[].trainable` (1 records)" in warning
+    assert report.notes["answers whose `loss` is neither true nor false: learned like all others"] == 1
+    with pytest.raises(DataError, match=r"messages\[0\]: the role must be text, found int \(1\)"):
+        load({"messages": [{"role": 1, "content": "Colour?"}, assistant("red")]})
+
+
+def test_held_out_records_without_a_reference_are_said(report_of):
+    rows = [{"prompt": f"Name the colour of wall {n}.", "completion": f"c{n}", "label": n % 2 == 0} for n in range(40)]
+    report = report_of(*rows, test=10)
+    count = report.unscored["test"]
+    assert 0 < count < 10 and set(report.unscored) == {"test"}
+    assert any(words.startswith(f"{count} of 10 test records have `label: false`") for words in report.warnings)
 
 
 def test_marks_hold_in_completions_and_at_the_end(load, make_tokenizer):
