@@ -17,7 +17,7 @@ from luthier.data.shapes import EmptyAnswer, messages_of
 from luthier.data.sources import load_records
 from luthier.errors import DataError
 from luthier.records.calls import LEGACY_TOOLS
-from luthier.records.columns import JOINED_INPUT, NUMBERS, REPEATED, SYSTEM, TWO_SYSTEMS
+from luthier.records.columns import JOINED_INPUT, NUMBERS, REPEATED, SYSTEM, TRUTHS, TWO_SYSTEMS
 from luthier.records.messages import CONTEXT, EMPTY_TURN, JSON_MESSAGES, NOTHING_LEARNED, PARTS, THINKING
 from support.talk import assistant, learned, system, user
 
@@ -219,7 +219,7 @@ def test_several_columns_are_joined_and_numbers_are_written_as_text(load):
     for row, words in (
         ({"Body": "a", "Answer": "b"}, "takes prompt from `Question`, which is missing"),
         ({"Body": ["a"], "Question": "b", "Answer": "c"}, "joins `Body` into prompt, which holds list"),
-        ({"Body": "a", "Question": "b", "Answer": True}, "`completion` must be a string"),
+        ({"Body": "a", "Question": "b", "Answer": {"is": 1}}, "`completion` must be a string"),
     ):
         with pytest.raises(DataError, match=words):
             load(row, columns=columns)
@@ -289,6 +289,14 @@ def test_conversions_and_unread_columns_are_counted(report_of):
     assert "source" not in warning
     assert "context" not in report_of(*rows, reads={"context"}).unread
     assert json.loads(json.dumps(report.to_json()))["unread"] == report.unread
+
+
+def test_truths_in_named_columns_are_words(load):
+    columns = {"prompt": "question", "completion": "answer"}
+    (record,) = load({"question": "Is red a colour?", "answer": False}, columns=columns)
+    assert record.fields["completion"] == "false" and record.notes == (TRUTHS,)
+    with pytest.raises(DataError, match="found bool"):
+        load({"prompt": "Is red a colour?", "completion": False})
 
 
 def test_tools_that_reading_made_of_functions_are_read(report_of):

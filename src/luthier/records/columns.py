@@ -43,6 +43,7 @@ WORD_OF_CODE = re.compile(r"\w+")
 WORD = re.compile(r"[\u3040-\u9fff\uac00-\ud7af]|[^\s\u3040-\u9fff\uac00-\ud7af]+")
 
 NUMBERS = "numbers in columns that `columns` names, written as text"
+TRUTHS = "true and false in columns that `columns` names, written as these words"
 JOINED_INPUT = "an `input` besides the `instruction`, joined to the prompt by a blank line"
 SYSTEM = "a `system` column, read as the system message"
 TWO_SYSTEMS = "a `system` column that differs from the conversation's own system message, which is kept"
@@ -113,6 +114,9 @@ def _joined(ours: str, cells: Mapping[str, Any], origin: str, conversion: Conver
 
 def _text_of_number(ours: str, cell: Any, conversion: Conversion) -> Any:
     number = plain(cell)
+    if ours in TEXT_COLUMNS and isinstance(number, bool):
+        conversion.note(TRUTHS)
+        return str(number).lower()
     if ours not in TEXT_COLUMNS or isinstance(number, str) or (text := _as_text(number)) is None:
         return cell
     conversion.note(NUMBERS)
