@@ -17,7 +17,7 @@ from luthier.data.shapes import EmptyAnswer, messages_of
 from luthier.data.sources import load_records
 from luthier.errors import DataError
 from luthier.records.calls import LEGACY_TOOLS
-from luthier.records.columns import JOINED_INPUT, NUMBERS, REPEATED, SYSTEM, TRUTHS, TWO_SYSTEMS
+from luthier.records.columns import BEGINS, JOINED_INPUT, NUMBERS, REPEATED, SYSTEM, TRUTHS, TWO_SYSTEMS
 from luthier.records.messages import CONTEXT, EMPTY_TURN, JSON_MESSAGES, NOTHING_LEARNED, PARTS, THINKING
 from support.talk import assistant, learned, system, user
 
@@ -289,6 +289,21 @@ def test_conversions_and_unread_columns_are_counted(report_of):
     assert "source" not in warning
     assert "context" not in report_of(*rows, reads={"context"}).unread
     assert json.loads(json.dumps(report.to_json()))["unread"] == report.unread
+
+
+@pytest.mark.parametrize("asked", [[user("a"), assistant("b"), user("Café?")], [user("b"), user("Cafe\u0301?")]])
+def test_answers_that_repeat_the_last_turns_of_a_prompt_ask_once(load, asked):
+    sides = {name: [user("Cafe\u0301?"), assistant(name)] for name in ("chosen", "rejected")}
+    (record,) = load({"prompt": asked, **sides})
+    assert messages_of(record) == [*asked, assistant("chosen")] and record.notes == (REPEATED,)
+    assert record.fields["rejected"] == [assistant("rejected")]
+
+
+def test_answers_that_begin_with_the_prompt_are_said(load):
+    prompt = "def area(width, height):\n"
+    (record,) = load({"prompt": prompt, "completion": f"{prompt}    return width * height"})
+    assert record.notes == (BEGINS,) and record.fields["completion"].startswith(prompt)
+    assert load({"prompt": "copy: ab", "completion": "copy: ab c"})[0].notes == ()
 
 
 def test_truths_in_named_columns_are_words(load):

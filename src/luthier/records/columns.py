@@ -10,6 +10,7 @@ import string
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from typing import Any, TypeGuard
+from unicodedata import normalize
 
 from luthier.errors import DataError
 from luthier.records.calls import LEGACY_TOOLS
@@ -47,6 +48,7 @@ TRUTHS = "true and false in columns that `columns` names, written as these words
 JOINED_INPUT = "an `input` besides the `instruction`, joined to the prompt by a blank line"
 SYSTEM = "a `system` column, read as the system message"
 TWO_SYSTEMS = "a `system` column that differs from the conversation's own system message, which is kept"
+BEGINS = "answers that begin with the text of the prompt, which so stands there twice"
 REPEATED = "a prompt that the answers repeat as a turn of the user: asked once"
 
 
@@ -188,6 +190,9 @@ def ask_once(fields: dict[str, Any], answers: Sequence[str], conversion: Convers
     """Move a prompt that all answers repeat out of them, with the turns before it."""
     prompt = fields.get("prompt")
     asked = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+    texts = [side.strip() for name in answers if isinstance(side := fields.get(name), str)]
+    if isinstance(prompt, str) and texts and all(_continues(text, prompt.strip()) for text in texts):
+        conversion.note(BEGINS)
     sides = [side for name in answers if is_conversation(side := fields.get(name))]
     if not is_conversation(asked) or not sides or "messages" in answers or len(sides) < len(answers):
         return
@@ -197,22 +202,33 @@ def ask_once(fields: dict[str, Any], answers: Sequence[str], conversion: Convers
         return
     if not all(all(map(_same, opening, openings[0])) for opening in openings):
         return
-    fields["prompt"] = prompt if ends[0] == len(asked) else openings[0]
+    # Answers that hold more turns than the prompt hold earlier ones, which are a part of it.
+    fields["prompt"] = prompt if ends[0] <= len(asked) else openings[0]
     fields |= {name: side[end:] for name, side, end in zip(answers, sides, ends, strict=True)}
     conversion.note(REPEATED)
 
 
 def _end_of_repeat(answer: Sequence[Message], asked: Sequence[Message]) -> int:
-    """The number of messages up to the first repetition of `asked` that something follows; 0 without one."""
+    """The number of messages up to the first repetition of `asked` that something follows; 0 without one.
+
+    An answer may also begin with the last turns of `asked` alone.
+    """
     for start in range(len(answer) - len(asked)):
         if all(map(_same, answer[start : start + len(asked)], asked)):
             return start + len(asked)
+    for count in range(min(len(asked), len(answer)) - 1, 0, -1):
+        if asked[-1]["role"] == "user" and all(map(_same, answer[:count], asked[-count:])):
+            return count
     return 0
+
+
+def _continues(answer: str, prompt: str) -> bool:
+    return _is_sentence(prompt) and len(answer) > len(prompt) and answer.startswith(prompt)
 
 
 def _same(left: Message, right: Message) -> bool:
     return all((left.get(key) or "") == (right.get(key) or "") for key in ("role", "tool_calls")) and (
-        left["content"].strip() == right["content"].strip()
+        normalize("NFC", left["content"]).strip() == normalize("NFC", right["content"]).strip()
     )
 
 
