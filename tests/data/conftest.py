@@ -98,10 +98,10 @@ def load(write_rows, tmp_path):
 
 @pytest.fixture
 def report_of(write_rows, tmp_path, make_tokenizer):
-    def _report(*rows, render="chat", reads=(), template="chatml", columns=None):
+    def _report(*rows, render="chat", reads=(), template="chatml", columns=None, test=None):
         source = {"path": write_rows(*rows), "columns": columns or {}}
         settings = SimpleNamespace(
-            train=source, validation=None, test=None, split_seed=0, group_by=None, max_tokens=2000
+            train=source, validation=None, test=test, split_seed=0, group_by=None, max_tokens=2000
         )
         settings.too_long, settings.deduplicate = "error", False
         return prepare(settings, Renderer(make_tokenizer(template), render), tmp_path, columns=reads).report

@@ -16,13 +16,14 @@ from luthier.data.render import MARKED_LEARNED, Renderer
 from luthier.data.shapes import EmptyAnswer, messages_of
 from luthier.data.sources import load_records
 from luthier.errors import DataError
-from luthier.records.columns import JOINED_INPUT, NUMBERS, REPEATED, SYSTEM, TWO_SYSTEMS
+from luthier.records.calls import LEGACY_TOOLS
+from luthier.records.columns import BEGINS, JOINED_INPUT, NUMBERS, REPEATED, SYSTEM, TRUTHS, TWO_SYSTEMS
 from luthier.records.messages import CONTEXT, EMPTY_TURN, JSON_MESSAGES, NOTHING_LEARNED, PARTS, THINKING
 from support.talk import assistant, learned, system, user
 
 
 @pytest.mark.parametrize(
-    "mark", [{"weight": 0}, {"train": False}, {"loss": False}, {"training": "false"}, {"masked": True}]
+    "mark", [{"weight": 0}, {"train": False}, {"loss": False}, {"training": "false"}, {"masked": True}, {"train": "No"}]
 )
 @pytest.mark.parametrize("family", ["chatml", "llama3", "mistral", "thinking"])
 def test_a_marked_answer_is_context_and_its_mark_reaches_no_template(load, make_tokenizer, mark, family):
@@ -35,6 +36,24 @@ def test_a_marked_answer_is_context_and_its_mark_reaches_no_template(load, make_
     unmarked = load({"messages": messages_of(record)})[0]
     assert renderer.prompt_text(record) == renderer.prompt_text(unmarked)
     assert content_hash(record) != content_hash(unmarked)
+
+
+def test_a_mark_that_is_not_read_is_said(report_of, load):
+    answers = [assistant("Wrong.", mask=True, trainable="no"), user("No."), assistant("Red.", loss=0.25)]
+    report = report_of({"messages": [user("Colour?"), *answers]})
+    (warning,) = [words for words in report.warnings if "which answers are learned" in words]
+    assert "`messages[].mask` (1 records)" in warning and "`messages[].trainable` (1 records)" in warning
+    assert report.notes["answers whose `loss` is neither true nor false: learned like all others"] == 1
+    with pytest.raises(DataError, match=r"messages\[0\]: the role must be text, found int \(1\)"):
+        load({"messages": [{"role": 1, "content": "Colour?"}, assistant("red")]})
+
+
+def test_held_out_records_without_a_reference_are_said(report_of):
+    rows = [{"prompt": f"Name the colour of wall {n}.", "completion": f"c{n}", "label": n % 2 == 0} for n in range(40)]
+    report = report_of(*rows, test=10)
+    count = report.unscored["test"]
+    assert 0 < count < 10 and set(report.unscored) == {"test"}
+    assert any(words.startswith(f"{count} of 10 test records have `label: false`") for words in report.warnings)
 
 
 def test_marks_hold_in_completions_and_at_the_end(load, make_tokenizer):
@@ -200,7 +219,7 @@ def test_several_columns_are_joined_and_numbers_are_written_as_text(load):
     for row, words in (
         ({"Body": "a", "Answer": "b"}, "takes prompt from `Question`, which is missing"),
         ({"Body": ["a"], "Question": "b", "Answer": "c"}, "joins `Body` into prompt, which holds list"),
-        ({"Body": "a", "Question": "b", "Answer": True}, "`completion` must be a string"),
+        ({"Body": "a", "Question": "b", "Answer": {"is": 1}}, "`completion` must be a string"),
     ):
         with pytest.raises(DataError, match=words):
             load(row, columns=columns)
@@ -270,6 +289,35 @@ def test_conversions_and_unread_columns_are_counted(report_of):
     assert "source" not in warning
     assert "context" not in report_of(*rows, reads={"context"}).unread
     assert json.loads(json.dumps(report.to_json()))["unread"] == report.unread
+
+
+@pytest.mark.parametrize("asked", [[user("a"), assistant("b"), user("Café?")], [user("b"), user("Cafe\u0301?")]])
+def test_answers_that_repeat_the_last_turns_of_a_prompt_ask_once(load, asked):
+    sides = {name: [user("Cafe\u0301?"), assistant(name)] for name in ("chosen", "rejected")}
+    (record,) = load({"prompt": asked, **sides})
+    assert messages_of(record) == [*asked, assistant("chosen")] and record.notes == (REPEATED,)
+    assert record.fields["rejected"] == [assistant("rejected")]
+
+
+def test_answers_that_begin_with_the_prompt_are_said(load):
+    prompt = "def area(width, height):\n"
+    (record,) = load({"prompt": prompt, "completion": f"{prompt}    return width * height"})
+    assert record.notes == (BEGINS,) and record.fields["completion"].startswith(prompt)
+    assert load({"prompt": "copy: ab", "completion": "copy: ab c"})[0].notes == ()
+
+
+def test_truths_in_named_columns_are_words(load):
+    columns = {"prompt": "question", "completion": "answer"}
+    (record,) = load({"question": "Is red a colour?", "answer": False}, columns=columns)
+    assert record.fields["completion"] == "false" and record.notes == (TRUTHS,)
+    with pytest.raises(DataError, match="found bool"):
+        load({"prompt": "Is red a colour?", "completion": False})
+
+
+def test_tools_that_reading_made_of_functions_are_read(report_of):
+    function = {"name": "paint", "description": "Paints a wall in a colour.", "parameters": {"type": "object"}}
+    report = report_of({"messages": [user("Colour?"), assistant("red")], "functions": [function]})
+    assert report.notes[LEGACY_TOOLS] == 1 and report.unread == {}
 
 
 def test_a_text_that_is_read_elsewhere_is_no_warning(report_of):

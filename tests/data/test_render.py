@@ -223,7 +223,7 @@ def test_a_format_string_may_use_other_columns(make_tokenizer):
     record = pair(level=3)
     assert renderer.prompt_text(record) == "{3} what is 12 + 30?\n"
     assert runs(renderer, renderer.render(record)) == ["42\n\n</s>"]
-    with pytest.raises(DataError, match=r"asks for the column `level`.*Columns found: prompt, completion"):
+    with pytest.raises(DataError, match=r"asks for the column `level`, which is missing\..*found: prompt, completion"):
         renderer.render(pair())
     with pytest.raises(DataError, match="one question and one answer"):
         renderer.render(talk())

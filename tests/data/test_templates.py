@@ -179,6 +179,12 @@ def test_any_arguments_are_targets_to_the_end_of_the_turn(make_tokenizer, family
         assert call.startswith("<call>" if family == "calls first" or not content else content)
 
 
+def test_an_end_of_turn_that_is_no_control_token_ends_a_call_too(make_tokenizer):
+    worded = CALLING["object"].replace("<|im_end|>", "(end)")
+    texts, notes = targets(Renderer(make_tokenizer(worded)), talk(*PAINTED))
+    assert len(texts) == 2 and all(text.removesuffix("</s>").endswith("(end)") for text in texts) and notes == ()
+
+
 @pytest.mark.parametrize("content", ["Let me see.", None])
 def test_a_tools_answer_within_the_models_turn_is_no_target(make_tokenizer, content):
     renderer = Renderer(make_tokenizer(INSIDE))

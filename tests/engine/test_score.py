@@ -1,5 +1,7 @@
 """The score pass: values at targets, by record, cached by what they depend on."""
 
+from dataclasses import replace
+
 import numpy
 import pytest
 import torch
@@ -14,6 +16,7 @@ from luthier.engine.trainer import Batching
 from luthier.errors import RecipeError
 from luthier.models.policy import TokenPolicy
 from luthier.objectives.base import SequenceObjective
+from luthier.types import Stream
 
 ROWS = tiny_rows()
 
@@ -37,6 +40,15 @@ def test_modes_and_gradients_are_left_alone():
     model = tiny_model().train()
     score(TokenPolicy(model), ROWS, ["logprobs"], 50)
     assert model.training and all(p.grad is None for p in model.parameters())
+
+
+def test_rows_with_and_without_a_label_share_a_batch():
+    model, label = tiny_model(), {"preferred": Stream(numpy.float32(0), "row")}
+    plain = score(TokenPolicy(model), ROWS, ["logprobs"], 10_000)["logprobs"]
+    for labelled in ROWS:
+        rows = [replace(row, streams={**row.streams, **label}) if row is labelled else row for row in ROWS]
+        mixed = score(TokenPolicy(model), rows, ["logprobs"], 10_000)["logprobs"]
+        assert all(numpy.array_equal(mixed[row.id], plain[row.id]) for row in ROWS)
 
 
 def test_unknown_values_are_refused():

@@ -63,8 +63,16 @@ def test_a_bad_answer_is_no_reference(run, record, own_answer):
     good = record("a", "q", own_answer("q"))
     bad = replace(record("b", "ask", "x"), fields={"prompt": "ask", "completion": "x", "label": False})
     assert [item.id for item in run([bad, good], "exact").items] == ["a"]
-    with pytest.raises(EvaluationError, match="no records"):
+    with pytest.raises(EvaluationError, match=r"no records to evaluate\. All 1 have `label: false`"):
         run([bad], "exact")
+
+
+def test_an_answer_that_is_marked_as_context_is_no_reference(run, record, own_answer):
+    good = record("a", "q", own_answer("q"))
+    turns = [{"role": "user", "content": "ask"}, {"role": "assistant", "content": "x", "learn": False}]
+    messages = replace(record("b"), shape="messages", fields={"messages": turns})
+    completion = replace(record("c"), fields={"prompt": turns[:1], "completion": turns[1:]})
+    assert [item.id for item in run([messages, completion, good], "exact").items] == ["a"]
 
 
 def test_sampling_is_keyed_by_seed_and_record(run, record, settings):

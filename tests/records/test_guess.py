@@ -29,6 +29,12 @@ def rows(**columns):
         (rows(Antwort=SAY, Frage=ASK), {"prompt": "Frage", "completion": "Antwort"}),
         (rows(Lösung=SAY, Aufgabe=ASK), {"prompt": "Aufgabe", "completion": "Lösung"}),
         (rows(label=["good", "bad"], sentence=SAY), {"prompt": "sentence", "completion": "label"}),
+        (rows(label=[True, False], sentence=SAY), {"prompt": "sentence", "completion": "label"}),
+        (rows(question=ASK, ans=SAY, label=[True, False]), {"prompt": "question", "completion": "ans"}),
+        (
+            rows(question=ASK, passage=SAY, answer=[True, False]),
+            {"prompt": ["passage", "question"], "completion": "answer"},
+        ),
         (rows(Unnamed__0=["0", "1", "2", "3"], question=ASK, answer=["4", "5", "6", "7"]), None),
         (rows(instruction=SAY, input=["", "two", "three", ""], output=ASK), "alpaca"),
         (rows(instruction=SAY, input=["", ""], output=SAY), {"prompt": "instruction", "completion": "output"}),

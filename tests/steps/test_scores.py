@@ -140,6 +140,24 @@ def test_scores_of_other_answers_do_not_do(data):
         run(data, steps)
 
 
+def test_bad_answers_are_neither_asked_for_nor_chosen_by_a_training_that_left_them_out(data):
+    rows = [{"prompt": f"reverse {word}", "completion": word[::-1], "label": word > WORDS[1]} for word in WORDS]
+    (data / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    good = sum(row["label"] for row in rows)
+    steps = {
+        "answers": {"do": "generate", "samples": 2},
+        "scores": {"do": "score", "data": ["answers", "data"]},
+        "warm": {"do": "train", "probe": {"every": 1}},
+        "kept": {"do": "select", "subset": {"kind": "s2l", "clusters": 1, "share": 1.0}},
+        "learn": {"do": "train", "from": "base", "data": "kept"},
+    }
+    facts = run(data, steps)["steps"]
+    assert 0 < good < len(rows)
+    assert (facts["answers"]["answers"], facts["answers"]["without_reference"]) == (2 * good, len(rows) - good)
+    assert facts["scores"]["answers"] == 2 * good + len(rows)
+    assert (facts["kept"]["candidates"], facts["kept"]["untrained"]) == (good, len(rows) - good)
+
+
 def test_plain_text_is_scored_without_a_judge(data):
     (data / "text.jsonl").write_text("".join(json.dumps({"text": f"copy: {word}"}) + "\n" for word in WORDS))
     source = {"train": "text.jsonl", "validation": None, "test": None}

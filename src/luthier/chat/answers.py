@@ -137,8 +137,8 @@ class Conversation:
     def _unclosed(self, after: str, closing: str, index: int) -> bool:
         """Whether an answer ends in no end of turn, although the template has one or the next turn begins with one."""
         template = self.template
-        if template.ends(closing) or (closing and closing == template.closing):
-            return False
+        if template.ends(closing) or (template.closing and closing.endswith(template.closing)):
+            return False  # text of a call may stand before the end of turn
         if template.closing or index == len(self.messages) - 1:
             return bool(template.closing)
         return after.lstrip().startswith(tuple(template.special))

@@ -11,12 +11,14 @@ from typing import Any
 
 import numpy
 
-from luthier.data.shapes import label_of, seems_bad
+from luthier.data.shapes import has_reference, label_of, seems_bad
 from luthier.errors import LuthierError
 from luthier.records.guess import Guess
 from luthier.types import Record, Row
 
 FEW_TEST_RECORDS = 50
+MARK = re.compile(r"weight|train|loss|mask|learn", re.IGNORECASE)
+"""Words in the names of keys that may say which answers are learned."""
 PROBLEMS = {
     "source": ("source", "cannot be read"),
     "unreadable": ("line", "cannot be read"),
@@ -123,6 +125,7 @@ class DataReport:
         split_notes: sentences on groups that a split could not follow, or that made it uneven.
         equal_pairs: dropped preference pairs of two equal answers.
         labelled_bad: training records with `label: false`.
+        unscored: per split, held-out records whose own answer is labelled bad or marked as context.
         seem_bad: training records whose label seems to mean `false` in other words, which no objective reads.
         problems: sources, lines and records that cannot be used, by the kinds of PROBLEMS; empty after `prepare`, which
             stops at the first.
@@ -148,6 +151,7 @@ class DataReport:
     equal_pairs: int = 0
     labelled_bad: int = 0
     seem_bad: int = 0
+    unscored: dict[str, int] = field(default_factory=dict)
     duplicates: int = 0
     near_duplicates: int = 0
     largest_group: int = 0
@@ -183,6 +187,7 @@ class DataReport:
             equal_pairs=sum(part.equal_pairs for part in fitted.values()),
             labelled_bad=sum(label_of(record) is False for record in trained),
             seem_bad=sum(map(seems_bad, trained)),
+            unscored=_unscored(fitted, records),
             duplicates=division.duplicates,
             near_duplicates=division.near_duplicates,
             largest_group=division.largest_group,
@@ -216,6 +221,15 @@ class DataReport:
     def to_json(self) -> dict[str, Any]:
         """The report as lists, mappings, texts and numbers, with `target_share`."""
         return asdict(self) | {"target_share": self.target_share}
+
+
+def _unscored(fitted: Mapping[str, Fitted], records: Mapping[str, Record]) -> dict[str, int]:
+    """Held-out records without a reference, by split."""
+    counts = {}
+    for name, part in fitted.items():
+        held = [records[record_rows[0].record] for record_rows in part.rows_by_record]
+        counts[name] = sum(not has_reference(record) for record in held)
+    return {name: count for name, count in counts.items() if count and name != "train"}
 
 
 def measure_lengths(rows: Sequence[Row]) -> dict[str, int]:
@@ -306,6 +320,11 @@ def _about_labels(report: DataReport) -> list[str]:
             f"{report.labelled_bad} of {report.counts['train']} training records have `label: false`: `kto` learns from"
             " them, objectives that read no labels leave them out."
         )
+    for name, count in report.unscored.items():
+        warnings.append(
+            f"{count} of {report.counts[name]} {name} records have `label: false` or a last answer that is not to be"
+            " learned: they are not scored."
+        )
     if report.seem_bad:
         warnings.append(
             f"{report.seem_bad} of {report.counts['train']} training records have a `label` that reads as bad and is"
@@ -343,12 +362,25 @@ def _leaks_in_words(leak: Mapping[str, Any]) -> str:
 
 
 def _about_unread(unread: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    texts = [f"`{name}` ({column['records']} records)" for name, column in unread.items() if column["text"]]
+    texts, marks = [], []
+    for name, column in unread.items():
+        words = f"`{name}` ({column['records']} records)"
+        if column["text"]:
+            texts.append(words)
+        elif name.startswith("messages[].") and MARK.search(name):
+            marks.append(words)
+    warnings = []
+    if marks:
+        warnings.append(
+            f"{', '.join(marks)}: nothing reads it. If it says which answers are learned, call it `weight`, `train`,"
+            " `loss` or `masked`."
+        )
     if not texts:
-        return []
+        return warnings
     return [
+        *warnings,
         f"{', '.join(texts)}: text that nothing in the recipe reads. If the question is in several columns, join them: "
-        "`columns: {prompt: [first, second]}`; a format string in `data.render` reads any column."
+        "`columns: {prompt: [first, second]}`; a format string in `data.render` reads any column.",
     ]
 
 

@@ -168,6 +168,13 @@ def unlearned(record: Record) -> frozenset[int]:
     return frozenset(index for index, message in enumerate(messages) if message.get("learn") is False)
 
 
+def has_reference(record: Record) -> bool:
+    """Whether the last answer is one to give: neither labelled bad nor marked as context."""
+    if record.shape not in ("messages", "prompt_completion"):
+        return label_of(record) is not False
+    return label_of(record) is not False and last_answer(_messages(record)) not in unlearned(record)
+
+
 def with_written_roles(record: Record, prefers: Callable[[str, str], bool]) -> Record:
     """The record, in which messages have the role that the user wrote where `prefers(written, usual)` says so."""
     changed: dict[str, Any] = {}

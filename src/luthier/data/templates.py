@@ -101,9 +101,12 @@ class FormatString:
             if name == self.target:
                 start = len("".join(parts))
             if not isinstance(values.get(name), str | int | float):
-                columns = ", ".join(values)
+                content = values.get(name)
+                fault = "is empty" if content is None else f"holds {type(content).__name__} and no text"
                 raise DataError(
-                    f"data.render asks for the column `{name}`, which is not text. Columns found: {columns}."
+                    f"data.render asks for the column `{name}`, which {fault if name in values else 'is missing'}."
+                    f" Columns found: {', '.join(values)}.",
+                    'Name another column in `data.render`, or write text into this one, "" where there is none.',
                 )
             parts.append(str(values[name]))
         text, answer = "".join(parts), str(values[self.target])

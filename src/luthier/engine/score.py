@@ -60,6 +60,8 @@ def score(
         raise RecipeError(f"A score pass cannot give `{unknown[0]}`.", f"Known: {', '.join(known)}.")
     device = next(reader.policy.module.parameters()).device
     columns: dict[str, Column] = {name: {} for name in wanted}
+    # Answers of several sources may have other streams beside their weights, such as labels, and share a batch here.
+    rows = [replace(row, streams={"weights": row.streams["weights"]}) for row in rows]
     done, layout = 0, layout or ragged_layout(reader.policy, rows)
     for micro in micro_batches(rows, tokens, layout):
         batch = collate(micro, layout).to(device)

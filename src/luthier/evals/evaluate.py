@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from luthier.answers.choices import IN_WORDS, Choices, Naming, chosen, labelled, lists_choices, naming_of, read_choices
-from luthier.data.shapes import label_of
+from luthier.data.shapes import has_reference
 from luthier.errors import RecipeError
 from luthier.evals.answering import WAYS, EvaluatedModel, Question, ReferenceRenderer, Reply, refuse_infinite
 from luthier.evals.auto import choose_metric, metric_of_odd
@@ -37,7 +37,8 @@ def evaluate(
     `choices` are multiple choice, and the shape of the other records decides their metric.
 
     Args:
-        records: the set, ids unique; records whose own answer is labelled bad are left out, having no reference.
+        records: the set, ids unique; records whose own answer is labelled bad or marked as context have no
+            reference and are left out.
         metric: a Metric, or what a recipe writes: `auto`, a name, a block, a file.
         progress: called with (records done, records in all).
         base: folder that part files in `metric` are relative to.
@@ -88,9 +89,12 @@ def questions_of(
     records: Sequence[Record], renderer: ReferenceRenderer, metric: Any, base: Path | None
 ) -> tuple[list[Question], str]:
     """The records that have a reference, ordered by id, with their metrics; and who chose the metrics."""
-    scorable = [record for record in records if label_of(record) is not False]
+    scorable = [record for record in records if has_reference(record)]
     if not scorable:
-        raise EvaluationError("There are no records to evaluate.", "Check the source of the evaluation set.")
+        unscored = f" All {len(records)} have `label: false` or a last answer that is not to be learned."
+        raise EvaluationError(
+            f"There are no records to evaluate.{unscored if records else ''}", "Check the source of the evaluation set."
+        )
     scorable.sort(key=lambda record: record.id)
     references = {record.id: renderer.reference(record) for record in scorable}
     metrics, reason = assign_metrics(scorable, references, metric, base)

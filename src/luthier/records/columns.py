@@ -10,6 +10,7 @@ import string
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from typing import Any, TypeGuard
+from unicodedata import normalize
 
 from luthier.errors import DataError
 from luthier.records.calls import LEGACY_TOOLS
@@ -43,9 +44,11 @@ WORD_OF_CODE = re.compile(r"\w+")
 WORD = re.compile(r"[\u3040-\u9fff\uac00-\ud7af]|[^\s\u3040-\u9fff\uac00-\ud7af]+")
 
 NUMBERS = "numbers in columns that `columns` names, written as text"
+TRUTHS = "true and false in columns that `columns` names, written as these words"
 JOINED_INPUT = "an `input` besides the `instruction`, joined to the prompt by a blank line"
 SYSTEM = "a `system` column, read as the system message"
 TWO_SYSTEMS = "a `system` column that differs from the conversation's own system message, which is kept"
+BEGINS = "answers that begin with the text of the prompt, which so stands there twice"
 REPEATED = "a prompt that the answers repeat as a turn of the user: asked once"
 
 
@@ -113,6 +116,9 @@ def _joined(ours: str, cells: Mapping[str, Any], origin: str, conversion: Conver
 
 def _text_of_number(ours: str, cell: Any, conversion: Conversion) -> Any:
     number = plain(cell)
+    if ours in TEXT_COLUMNS and isinstance(number, bool):
+        conversion.note(TRUTHS)
+        return str(number).lower()
     if ours not in TEXT_COLUMNS or isinstance(number, str) or (text := _as_text(number)) is None:
         return cell
     conversion.note(NUMBERS)
@@ -184,6 +190,9 @@ def ask_once(fields: dict[str, Any], answers: Sequence[str], conversion: Convers
     """Move a prompt that all answers repeat out of them, with the turns before it."""
     prompt = fields.get("prompt")
     asked = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+    texts = [side.strip() for name in answers if isinstance(side := fields.get(name), str)]
+    if isinstance(prompt, str) and texts and all(_continues(text, prompt.strip()) for text in texts):
+        conversion.note(BEGINS)
     sides = [side for name in answers if is_conversation(side := fields.get(name))]
     if not is_conversation(asked) or not sides or "messages" in answers or len(sides) < len(answers):
         return
@@ -193,22 +202,33 @@ def ask_once(fields: dict[str, Any], answers: Sequence[str], conversion: Convers
         return
     if not all(all(map(_same, opening, openings[0])) for opening in openings):
         return
-    fields["prompt"] = prompt if ends[0] == len(asked) else openings[0]
+    # Answers that hold more turns than the prompt hold earlier ones, which are a part of it.
+    fields["prompt"] = prompt if ends[0] <= len(asked) else openings[0]
     fields |= {name: side[end:] for name, side, end in zip(answers, sides, ends, strict=True)}
     conversion.note(REPEATED)
 
 
 def _end_of_repeat(answer: Sequence[Message], asked: Sequence[Message]) -> int:
-    """The number of messages up to the first repetition of `asked` that something follows; 0 without one."""
+    """The number of messages up to the first repetition of `asked` that something follows; 0 without one.
+
+    An answer may also begin with the last turns of `asked` alone.
+    """
     for start in range(len(answer) - len(asked)):
         if all(map(_same, answer[start : start + len(asked)], asked)):
             return start + len(asked)
+    for count in range(min(len(asked), len(answer)) - 1, 0, -1):
+        if asked[-1]["role"] == "user" and all(map(_same, answer[:count], asked[-count:])):
+            return count
     return 0
+
+
+def _continues(answer: str, prompt: str) -> bool:
+    return _is_sentence(prompt) and len(answer) > len(prompt) and answer.startswith(prompt)
 
 
 def _same(left: Message, right: Message) -> bool:
     return all((left.get(key) or "") == (right.get(key) or "") for key in ("role", "tool_calls")) and (
-        left["content"].strip() == right["content"].strip()
+        normalize("NFC", left["content"]).strip() == normalize("NFC", right["content"]).strip()
     )
 
 
@@ -283,7 +303,9 @@ def _names_in_form(form: str) -> list[str]:
 def _read_besides(record: Record, chat: bool) -> Iterator[str]:
     """The columns that a record's own answers need, besides those of its shape."""
     if chat and record.shape != "text":
-        yield "functions" if LEGACY_TOOLS in record.notes else "tools"
+        yield "tools"
+        if LEGACY_TOOLS in record.notes:
+            yield "functions"
     if chat and (SYSTEM in record.notes or TWO_SYSTEMS in record.notes):
         yield "system"
     if record.shape not in ("messages", "text"):

@@ -243,6 +243,8 @@ def _question_and_answer(columns: Sequence[Column], rows: Sequence[Mapping[str, 
     prose = [column for column in texts if column.numbers < MOSTLY and not _aside(column)]
     others = [column for column in prose if column not in asked and column is not answer]
     reason = "their usual names"
+    if answer is not None and (answer.key, answer.kind) == ("label", "truth") and others:
+        answer = None  # the label of a record says whether its answer is good, and another column holds the answer
     if asked and answer is None:
         if nested := _first([column for column in columns if column.kind in ("mapping", "texts")], ANSWER):
             kind = {"mapping": "mappings", "texts": "lists"}[nested.kind]

@@ -48,7 +48,7 @@ THOUGHT_PARTS = ("thinking", "reasoning")
 MEDIA = ("image", "audio", "video", "file")
 LEARNED = ("weight", "train", "training", "loss", "learn")
 MASKED = "masked"
-TRUE, FALSE = ("true", "1", "1.0"), ("false", "0", "0.0")
+TRUE, FALSE = ("true", "1", "1.0", "yes", "y", "on"), ("false", "0", "0.0", "no", "n", "off")
 OWN_KEYS = ("learn", "written_role")
 """Keys that no template and no server gets."""
 KEYS = {"role", "content", "reasoning_content", "tool_calls", "tool_call_id", "name", *OWN_KEYS}
@@ -137,6 +137,8 @@ def canonical(message: Any, where: str, conversion: Conversion, keep_developer: 
     # Parquet fills absent keys of a struct with null, which the tests of a template (`is defined`) take for a value.
     fields = {key: part for key, part in message.items() if part is not None}
     _rename(fields, conversion)
+    if fields.get("role") is not None and not isinstance(fields["role"], str):
+        raise DataError(f"{where}: the role must be text, found {type(fields['role']).__name__} ({fields['role']}).")
     if not isinstance(fields.get("role"), str):
         raise _no_message(where, ", ".join(map(str, message)) or "none", conversion)
     calling = _read_role(fields, conversion, keep_developer)
@@ -265,6 +267,8 @@ def _read_learned(fields: dict[str, Any], where: str, conversion: Conversion) ->
                 f"{where}: the weight of a message must be 0 (context) or 1 (learned), found {fields[name]!r}.",
                 "Answers are learned or not; round the weights, or remove those that say something else.",
             )
+        if learned is None and fields["role"] == "assistant":
+            conversion.note(f"answers whose `{name}` is neither true nor false: learned like all others")
         if learned is not None:
             marks.append(learned != (name == MASKED))
             del fields[name]

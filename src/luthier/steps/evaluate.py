@@ -14,6 +14,7 @@ from torch import nn
 from luthier.data.batches import limited
 from luthier.data.groups import group_records, with_groups
 from luthier.data.render import Renderer
+from luthier.data.shapes import has_reference
 from luthier.data.sources import load_records
 from luthier.data.words import words_of
 from luthier.engine.allocator import tune_allocator
@@ -117,6 +118,7 @@ def evaluate_model(
     records = limited(records, limit or settings.evaluate.limit, lambda record: record.id)
     if not records:
         raise RecipeError(f"{data} holds no records.")
+    _say_unscored(records, console)
     refuse_unknown_ids(loaded.module, loaded.tokenizer, (renderer.render(record) for record in records))
     verify_model(TokenPolicy(loaded.module), _rendered(renderer, records))
     asked = EvaluatedModel(loaded.module, loaded.tokenizer, renderer, settings.generate, settings.seed)
@@ -129,6 +131,15 @@ def evaluate_model(
         line = f"  {answered.id}: {answered.prediction[:120]!r}  (gold: {answered.reference[:80]!r})"
         console.print(line, markup=False)
     return evaluation
+
+
+def _say_unscored(records: Sequence[Record], console: Console) -> None:
+    if unscored := sum(not has_reference(record) for record in records):
+        console.print(
+            f"{unscored} of {len(records)} records have `label: false` or a last answer that is not to be learned: they"
+            " are not scored.",
+            markup=False,
+        )
 
 
 def _rendered(renderer: Renderer, records: Sequence[Record]) -> list[Row]:

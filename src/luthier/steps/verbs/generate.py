@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 from pydantic import AfterValidator, Field
 
 from luthier import parts
+from luthier.data.shapes import has_reference
 from luthier.parts import lazy
 from luthier.recipe.settings import Count
 from luthier.recipe.steps import DATA, NEWEST, StepReference
@@ -77,9 +78,14 @@ class Generate(Verb):
         return parts.build("sampler", stage.recipe.settings.generate.sampler, stage.recipe.base)
 
     def run(self, work: Work, stage: Stage, folder: Path) -> None:
-        """Write records.jsonl, one line per answer; a file that is there already is read back."""
+        """Write records.jsonl, one line per answer; a file that is there already is read back.
+
+        Records whose own answer is labelled bad are not asked: samples equal to it would be judged right.
+        """
         path, workspace = folder / FILE, replace(work.language, recipe=stage.recipe)
-        asked = self._asked(work, stage)
+        known = self._asked(work, stage)
+        asked = [candidate for candidate in known if has_reference(candidate.record)]
+        without = len({candidate.record.id for candidate in known} - {candidate.record.id for candidate in asked})
         total = len({candidate.record.id for candidate in asked}) * self.samples
         if not path.is_file():
             answers.write_candidates(path, self._generate(work, stage, folder, asked, total))
@@ -89,7 +95,11 @@ class Generate(Verb):
         rewards = [candidate.reward for candidate in candidates if candidate.reward is not None]
         too_long = self._too_long(work, folder)
         left_out = sum(not line["kept"] for line in too_long)
-        counts = {"refused": total - len(candidates) - left_out, "too_long": len(too_long)}
+        counts = {
+            "refused": total - len(candidates) - left_out,
+            "too_long": len(too_long),
+            "without_reference": without,
+        }
         facts: dict[str, Any] = {
             "answers": len(candidates),
             **{name: count for name, count in counts.items() if count},

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 from pydantic import BeforeValidator, Field
 
 from luthier import parts
+from luthier.data.shapes import label_of
 from luthier.errors import RecipeError, RunError
 from luthier.parts import lazy
 from luthier.recipe.steps import DATA, NEWEST
@@ -65,13 +66,16 @@ class Select(Verb):
 
     def run(self, work: Work, stage: Stage, folder: Path) -> None:
         """Leave the chosen candidates in the order that the subset gives; kept.json lists their rows."""
-        part, candidates = self._part(stage), work.inputs(stage)
+        part, known = self._part(stage), work.inputs(stage)
+        candidates = [candidate for candidate in known if not _is_untrained(work, candidate, part.READS)]
         columns = self._columns(work, stage, candidates, part.READS)
         indices = part.choose(candidates, columns, stage.recipe.settings.seed)
         chosen = [candidates[index] for index in indices]
         work.records[stage.name] = chosen
         sources = dict(Counter(candidate.source for candidate in chosen))
         facts: dict[str, Any] = {"candidates": len(candidates), "kept": len(chosen), "sources": sources}
+        if untrained := len(known) - len(candidates):
+            facts["untrained"] = untrained
         if set(part.READS) - set(work.columns):  # the model scored all candidates here, which is a cost
             tokens = sum(len(candidate.row) for candidate in candidates)
             facts |= {"looked_rows": len(candidates), "looked_tokens": tokens}
@@ -93,6 +97,13 @@ class Select(Verb):
             tokens = workspace.micro_tokens(stage.recipe, module, work.workspace.device)
             columns |= scoring.score(policy.TokenPolicy(module), rows, computed, tokens)
         return columns
+
+
+def _is_untrained(work: Work, candidate: Candidate, names: Sequence[str]) -> bool:
+    """Whether the answer is labelled bad, and lacks a column since a training left it out for that."""
+    if label_of(candidate.record) is not False:
+        return False
+    return any(name in work.columns and candidate.row.id not in work.columns[name] for name in names)
 
 
 def _refuse_missing(stage: Stage, candidates: Sequence[Candidate], name: str, column: Mapping[str, Any]) -> None:
