@@ -30,14 +30,17 @@ QUESTION = (
 )
 WEAK_QUESTION = QUESTION[QUESTION.index("text") :]
 """Names that are questions beside a column of answers alone."""
+STRONG_QUESTION = QUESTION[: QUESTION.index("input")]
+"""Names of questions that no document has."""
 ASKING = ("question", "q", "frage", "pregunta", "domanda", "pergunta", "vraag", "вопрос", "问题", "質問", "질문")
 """Names of columns that hold questions in the narrow sense, with a question mark."""
 ANSWER = (
     *("answer", "completion", "output", "response", "solution", "reply", "assistant", "assistant_message", "bot"),
+    "answer_key",
     *("a", "antwort", "ausgabe", "lösung", "loesung", "réponse", "reponse", "respuesta", "risposta", "resposta"),
     *("antwoord", "ответ", "回答", "答案", "答え", "답변", "label", "sentiment", "intent", "klasse", "class"),
     *("target", "tgt", "canonical_solution", "expected", "gold", "reference", "summary", "highlight", "translation"),
-    "category",
+    *("category", "correct", "correct_option", "result"),
 )
 WEAK_ANSWER = ANSWER[ANSWER.index("target") :]
 """Names that are answers beside a column of questions alone."""
@@ -284,6 +287,12 @@ def _document(columns: Sequence[Column], rows: Sequence[Mapping[str, Any]]) -> t
         return {}, ""
     if any(column.key in ANSWER for column in columns if column is not texts[0]):
         return {}, f"`{texts[0].name}` is the only text beside another column of answers"
+    if _first(texts, DOCUMENT) is None:
+        others = [column.name for column in columns if column is not texts[0] and not _aside(column)]
+        if others:
+            return {}, f"`{texts[0].name}` is the only text, and `{others[0]}` may be what belongs to it"
+        if _first(texts, STRONG_QUESTION) is not None:
+            return {}, f"`{texts[0].name}` holds questions, and nothing answers them"
     return {"text": texts[0].name}, f"`{texts[0].name}` is the only column of text"
 
 
