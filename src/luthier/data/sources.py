@@ -75,7 +75,7 @@ def load_records(source: Mapping[str, Any] | str | list[str], base: Path, column
     try:
         return _load(source, base, columns, Reports(stop, lambda note: None))
     except UnknownShape as error:
-        _advise(error, _guessed(_spec(source), base))
+        _advise(error, _guessed(_spec(source), base, error.row))
         raise
 
 
@@ -158,9 +158,9 @@ def _load(
     return kept.identified()
 
 
-def _guessed(spec: Mapping[str, Any], base: Path) -> Guess:
-    """The guess from the first records of unknown shape."""
-    rows = []
+def _guessed(spec: Mapping[str, Any], base: Path, refused: Mapping[str, Any]) -> Guess:
+    """The guess from the record that was refused and the first others of unknown shape."""
+    rows = [refused]
     for origin, row in islice(_lines(spec, base, Reports(lambda error: None, lambda note: None)), 10 * SAMPLE):
         try:
             make_record(row, spec.get("columns") or {}, origin)
