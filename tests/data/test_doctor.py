@@ -71,7 +71,22 @@ def test_a_complaint_about_every_record_is_made_once_with_what_to_do(tmp_path, m
     text = printed(print_report, report)
     assert text.count("no known shape. Columns found: question, answer") == 1
     assert "300 × data.csv:2, data.csv:3 and 298 more: no known shape" in text
-    assert "columns: {prompt: question, completion: answer}" in text
+    assert report.problems["shape"][0].hint.endswith("`columns: {prompt: question, completion: answer}`.")
+
+
+def test_lines_in_another_encoding_are_one_complaint(tmp_path, make_tokenizer):
+    lines = [json.dumps({"prompt": "x" * n, "completion": sign}, ensure_ascii=False) for n, sign in enumerate("äöüßéñ")]
+    (tmp_path / "data.jsonl").write_bytes("\n".join(lines).encode("latin-1"))
+    report = examine(settings(), Renderer(make_tokenizer("chatml")), tmp_path)
+    text = printed(print_report, report)
+    assert "6 × data.jsonl:1" in text and text.count("iconv -f LATIN1") == 1
+
+
+def test_what_stops_everything_is_not_said_twice(tmp_path, make_tokenizer):
+    (tmp_path / "data.csv").write_text("question,answer\nWho?,Ann\nWhere?,Here\n")
+    report = examine(settings(train="data.csv"), Renderer(make_tokenizer("chatml")), tmp_path)
+    text = printed(print_report, report)
+    assert "The training data is empty" not in text and "Name yours" not in text
 
 
 def test_complaints_that_differ_are_told_apart_and_the_rest_is_counted(tmp_path, make_tokenizer):
