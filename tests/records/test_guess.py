@@ -38,10 +38,14 @@ def rows(**columns):
             rows(problem=ASK, level=["Level 5"], type=["Algebra"], solution=SAY),
             {"prompt": "problem", "completion": "solution"},
         ),
-        (rows(question=ASK, choices=[["a", "b"]], answer=[1]), {"prompt": "question", "completion": "answer"}),
         (
-            rows(question=ASK, options=[["a", "b"]], answer=["B"]),
-            {"prompt": "question", "completion": "answer", "choices": "options"},
+            rows(question=ASK, choices=[["a", "b"]], answer=[1]),
+            {"prompt": ["question", "choices"], "completion": "answer"},
+        ),
+        (rows(question=ASK, choices=[["a", "b"]], answer=["b"]), {"prompt": "question", "completion": "answer"}),
+        (
+            rows(question=ASK, options=[["red", "blue"]], answer=["B"]),
+            {"prompt": ["question", "options"], "completion": "answer", "choices": "options"},
         ),
         (
             rows(premise=SAY, hypothesis=SAY[::-1], label=["yes"]),
@@ -63,11 +67,11 @@ def rows(**columns):
         (rows(question=ASK, result=[4, 5]), {"prompt": "question", "completion": "result"}),
         (
             rows(id=["a"], question=ASK, choices=[{"text": ["x", "y"], "label": ["A", "B"]}], answerKey=["A"]),
-            {"prompt": "question", "completion": "answerKey"},
+            {"prompt": ["question", "choices"], "completion": "answerKey"},
         ),
         (
             rows(question=ASK, options=[["A)1", "B)2"]], rationale=SAY, correct=["B"]),
-            {"prompt": "question", "completion": "correct", "choices": "options"},
+            {"prompt": ["question", "options"], "completion": "correct", "choices": "options"},
         ),
     ],
 )

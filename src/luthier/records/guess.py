@@ -11,6 +11,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from luthier.records.choices import chosen, read_choices
+
 SAMPLE = 200
 """Records that a guess looks at."""
 MOSTLY = 0.8
@@ -263,9 +265,16 @@ def _question_and_answer(columns: Sequence[Column], rows: Sequence[Mapping[str, 
     if ask and answer.questions > 0.5 and max(column.questions for column in asked) < 0.2:
         return {}, f"`{answer.name}` holds questions, and `{asked[-1].name}` none, against their names"
     mapping: Columns = {**prompt, "completion": answer.name}
-    offered = _first([column for column in columns if column.kind == "texts"], CHOICES)
-    if offered is not None and offered.name != "choices":
+    offered = _first([column for column in columns if column.kind in ("texts", "mapping")], CHOICES)
+    pairs = [] if offered is None else [(row.get(answer.name), read_choices(row.get(offered.name))) for row in rows]
+    readable = [(str(text), choices) for text, choices in pairs if choices is not None and text is not None]
+    if offered is None or not readable:
+        return mapping, reason
+    if offered.name != "choices":
         mapping["choices"] = offered.name
+    # A letter or an index says nothing to someone who does not see the choices.
+    if sum(chosen(text, choices, "text") is None for text, choices in readable) > len(readable) / 2:
+        mapping["prompt"] = [*(column.name for column in asked), offered.name]
     return mapping, reason
 
 

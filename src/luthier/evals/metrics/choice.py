@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from luthier.answers.choices import Naming
+from luthier.records.choices import Naming
 from luthier.evals.base import Metric
 from luthier.types import Record
 
