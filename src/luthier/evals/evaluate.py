@@ -8,13 +8,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from luthier.records.choices import IN_WORDS, Choices, Naming, chosen, labelled, lists_choices, naming_of, read_choices
 from luthier.data.shapes import label_of
 from luthier.errors import RecipeError
 from luthier.evals.answering import WAYS, EvaluatedModel, Question, ReferenceRenderer, Reply, refuse_infinite
 from luthier.evals.auto import choose_metric, metric_of_odd
 from luthier.evals.base import Evaluation, EvaluationError, Item, Metric
 from luthier.parts import build
+from luthier.records.choices import IN_WORDS, Choices, Naming, chosen, labelled, lists_choices, naming_of, read_choices
 from luthier.sampling.check import refuse_unreadable
 from luthier.sampling.scoring import sequence_logprobs
 from luthier.types import Record, Row

@@ -11,9 +11,9 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from typing import Any, TypeGuard
 
-from luthier.records.choices import chosen, lists_choices, read_choices, written
 from luthier.errors import DataError
 from luthier.records.calls import LEGACY_TOOLS
+from luthier.records.choices import chosen, lists_choices, read_choices, written
 from luthier.records.conversion import Conversion
 from luthier.records.messages import (
     JSON_MESSAGES,
