@@ -115,3 +115,10 @@ def test_a_long_preview_is_shortened_in_the_middle():
 
 def test_text_that_looks_like_markup_is_shown_as_it_is():
     assert "[bold]x[/bold]" in printed(print_preview, [("[bold]x[/bold]", True)])
+
+
+def test_records_that_are_too_long_are_not_told_to_raise_a_limit_that_the_model_has(tmp_path, make_tokenizer):
+    rows = [{"prompt": f"{n} " + "word " * 2000, "completion": "yes"} for n in range(9)]
+    (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    report = examine(settings(), Renderer(make_tokenizer("chatml")), tmp_path)
+    assert "if the model reads more" in report.fault[1]
