@@ -63,6 +63,12 @@ def test_what_makes_training_impossible_is_the_first_warning(tmp_path, make_toke
     assert "no file" in missing.problems["source"][0].message and "empty" in missing.warnings[0]
 
 
+def test_a_warning_keeps_within_the_width(bad, make_tokenizer):
+    report = examine(settings(), Renderer(make_tokenizer("chatml")), bad).known(sources=["word " * 40])
+    assert "warning word" in (text := printed(print_report, report))
+    assert max(len(line) for line in text.splitlines() if "word word" in line) <= 200
+
+
 def test_a_complaint_about_every_record_is_made_once_with_what_to_do(tmp_path, make_tokenizer):
     lines = ["question,answer", *(f"what is {number} + 1,{number + 1}" for number in range(300))]
     (tmp_path / "data.csv").write_text("\n".join(lines) + "\n")

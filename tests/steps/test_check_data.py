@@ -229,6 +229,13 @@ def test_a_metric_that_takes_one_answer_for_another_is_warned_of(written):
     assert "metric  number (set in the recipe)" in text and "counts as right where the reference is" in text
 
 
+def test_answers_beside_plain_text_are_warned_of_once(written):
+    rows = [{"text": f"The long film {n} was {COLOURS[n % 8]}", "summary": f"Film {n} in few words"} for n in range(40)]
+    text, _ = checked(written(rows), "evaluate.metric=perplexity")
+    assert text.count("`summary`") == 2 and "columns: {prompt: text, completion: summary}" in text
+    assert "method rho: " not in text
+
+
 def test_labels_beside_plain_text_are_warned_of(written):
     rows = [{"text": f"It was {colour} {n}", "label": n % 2} for n, colour in enumerate(COLOURS * 4)]
     text, _ = checked(written(rows))

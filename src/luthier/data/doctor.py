@@ -63,8 +63,15 @@ def print_report(report: DataReport, console: Console) -> None:
     for warning in report.warnings[1 if follows and report.fault[0] else 0 :]:
         if warning in listed:
             continue
-        console.print("\n[yellow]warning[/yellow] ", end="")
-        console.print(warning, markup=False, highlight=False)
+        console.print()
+        print_warning(warning, console)
+
+
+def print_warning(text: str, console: Console) -> None:
+    """Print a warning behind its name."""
+    from rich.text import Text
+
+    console.print(Text.assemble(("warning", "yellow"), " ", text), highlight=False)
 
 
 def _print_complaints(complaints: Sequence[Complaint], console: Console, unneeded: Collection[str]) -> None:
