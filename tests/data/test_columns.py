@@ -17,7 +17,7 @@ from luthier.data.shapes import EmptyAnswer, messages_of
 from luthier.data.sources import load_records
 from luthier.errors import DataError
 from luthier.records.calls import LEGACY_TOOLS
-from luthier.records.columns import BEGINS, JOINED_INPUT, NUMBERS, REPEATED, SYSTEM, TRUTHS, TWO_SYSTEMS
+from luthier.records.columns import BEGINS, JOINED_INPUT, NUMBERS, REPEATED, SYSTEM, TRUTHS, TWO_SYSTEMS, UNLISTED
 from luthier.records.messages import CONTEXT, EMPTY_TURN, JSON_MESSAGES, NOTHING_LEARNED, PARTS, THINKING
 from support.talk import assistant, learned, system, user
 
@@ -223,6 +223,27 @@ def test_several_columns_are_joined_and_numbers_are_written_as_text(load):
     ):
         with pytest.raises(DataError, match=words):
             load(row, columns=columns)
+
+
+def test_choices_are_listed_in_the_prompt_and_kept(load, report_of):
+    row = {"question": "Which barks?", "choices": ["a cat", "a dog"], "answer": 1}
+    columns = {"prompt": ["question", "choices"], "completion": "answer"}
+    (record,) = load(row, columns=columns)
+    assert record.fields["prompt"] == "Which barks?\n\nA. a cat\nB. a dog"
+    assert record.fields["choices"] == ["a cat", "a dog"] and UNLISTED not in record.notes
+    other = {"question": "Which barks?", "options": ["A)3", "B)5"], "answer": "B"}
+    (record,) = load(other, columns={**columns, "prompt": ["question", "options"], "choices": "options"})
+    assert record.fields["prompt"] == "Which barks?\n\nA)3\nB)5" and record.fields["choices"] == ["A)3", "B)5"]
+    with pytest.raises(DataError, match="joins `options` into prompt"):
+        load(other, columns={**columns, "prompt": ["question", "options"]})
+
+
+def test_a_letter_of_choices_that_no_prompt_lists_is_warned_of(load, report_of):
+    columns = {"prompt": "question", "completion": "answer"}
+    rows = [{"question": f"Which barks {n}?", "choices": ["a cat", "a dog"], "answer": "AB"[n % 2]} for n in range(20)]
+    assert report_of(*rows, columns=columns).notes == {UNLISTED: 20}
+    for row in (rows[0] | {"question": "Is it a cat or a dog?"}, rows[0] | {"answer": "a dog"}):
+        assert UNLISTED not in load(row, columns=columns)[0].notes
 
 
 def test_messages_as_text_are_read_as_messages(load, tmp_path):

@@ -63,6 +63,12 @@ def test_what_makes_training_impossible_is_the_first_warning(tmp_path, make_toke
     assert "no file" in missing.problems["source"][0].message and "empty" in missing.warnings[0]
 
 
+def test_a_warning_keeps_within_the_width(bad, make_tokenizer):
+    report = examine(settings(), Renderer(make_tokenizer("chatml")), bad).known(sources=["word " * 40])
+    assert "warning word" in (text := printed(print_report, report))
+    assert max(len(line) for line in text.splitlines() if "word word" in line) <= 200
+
+
 def test_a_complaint_about_every_record_is_made_once_with_what_to_do(tmp_path, make_tokenizer):
     lines = ["question,answer", *(f"what is {number} + 1,{number + 1}" for number in range(300))]
     (tmp_path / "data.csv").write_text("\n".join(lines) + "\n")
@@ -71,7 +77,22 @@ def test_a_complaint_about_every_record_is_made_once_with_what_to_do(tmp_path, m
     text = printed(print_report, report)
     assert text.count("no known shape. Columns found: question, answer") == 1
     assert "300 × data.csv:2, data.csv:3 and 298 more: no known shape" in text
-    assert "columns: {prompt: question, completion: answer}" in text
+    assert report.problems["shape"][0].hint.endswith("`columns: {prompt: question, completion: answer}`.")
+
+
+def test_lines_in_another_encoding_are_one_complaint(tmp_path, make_tokenizer):
+    lines = [json.dumps({"prompt": "x" * n, "completion": sign}, ensure_ascii=False) for n, sign in enumerate("äöüßéñ")]
+    (tmp_path / "data.jsonl").write_bytes("\n".join(lines).encode("latin-1"))
+    report = examine(settings(), Renderer(make_tokenizer("chatml")), tmp_path)
+    text = printed(print_report, report)
+    assert "6 × data.jsonl:1" in text and text.count("iconv -f LATIN1") == 1
+
+
+def test_what_stops_everything_is_not_said_twice(tmp_path, make_tokenizer):
+    (tmp_path / "data.csv").write_text("question,answer\nWho?,Ann\nWhere?,Here\n")
+    report = examine(settings(train="data.csv"), Renderer(make_tokenizer("chatml")), tmp_path)
+    text = printed(print_report, report)
+    assert "The training data is empty" not in text and "Name yours" not in text
 
 
 def test_complaints_that_differ_are_told_apart_and_the_rest_is_counted(tmp_path, make_tokenizer):
@@ -100,3 +121,10 @@ def test_a_long_preview_is_shortened_in_the_middle():
 
 def test_text_that_looks_like_markup_is_shown_as_it_is():
     assert "[bold]x[/bold]" in printed(print_preview, [("[bold]x[/bold]", True)])
+
+
+def test_records_that_are_too_long_are_not_told_to_raise_a_limit_that_the_model_has(tmp_path, make_tokenizer):
+    rows = [{"prompt": f"{n} " + "word " * 2000, "completion": "yes"} for n in range(9)]
+    (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    report = examine(settings(), Renderer(make_tokenizer("chatml")), tmp_path)
+    assert "if the model reads more" in report.fault[1]

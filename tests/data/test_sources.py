@@ -265,3 +265,11 @@ def test_any_file_gives_records_or_one_clear_error(tmp_path_factory, rows):
         assert error.message in {problem.message for problem in problems}
     else:
         assert not problems
+
+
+def test_an_unknown_shape_far_behind_the_sample_has_a_hint_too(tmp_path):
+    rows = [{"prompt": f"{n}?", "completion": f"{n}"} for n in range(2100)] + [{"question": "Who?", "answer": "Ann"}]
+    (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(DataError, match=r"data\.jsonl:2101: no known shape") as caught:
+        load_records("data.jsonl", tmp_path)
+    assert "columns: {prompt: question, completion: answer}" in caught.value.hint

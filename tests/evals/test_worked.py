@@ -54,3 +54,9 @@ def test_choices_show_another_choice_and_perplexity_nothing(explain):
     ]  # fmt: skip
     assert explain(["a", "b"], "perplexity").examples == ()
     assert explain(["a"]).examples[0].wrong is not None
+
+
+def test_a_worked_number_is_right_in_fewer_words(explain):
+    explained = explain([f"She has {n} and 4 more.\n{n} + 4 = {n + 4}\n#### {n + 4}" for n in range(9)])
+    assert explained.name == "number" and explained.examples[0].right == ("The answer is 4", 1.0)
+    assert explain([f"It is {n}." for n in range(1, 9)]).examples[0].right == ("The answer is 1.", 1.0)

@@ -44,10 +44,14 @@ def rows(**columns):
             rows(problem=ASK, level=["Level 5"], type=["Algebra"], solution=SAY),
             {"prompt": "problem", "completion": "solution"},
         ),
-        (rows(question=ASK, choices=[["a", "b"]], answer=[1]), {"prompt": "question", "completion": "answer"}),
         (
-            rows(question=ASK, options=[["a", "b"]], answer=["B"]),
-            {"prompt": "question", "completion": "answer", "choices": "options"},
+            rows(question=ASK, choices=[["a", "b"]], answer=[1]),
+            {"prompt": ["question", "choices"], "completion": "answer"},
+        ),
+        (rows(question=ASK, choices=[["a", "b"]], answer=["b"]), {"prompt": "question", "completion": "answer"}),
+        (
+            rows(question=ASK, options=[["red", "blue"]], answer=["B"]),
+            {"prompt": ["question", "options"], "completion": "answer", "choices": "options"},
         ),
         (
             rows(premise=SAY, hypothesis=SAY[::-1], label=["yes"]),
@@ -65,6 +69,16 @@ def rows(**columns):
         (rows(content=SAY, source=["web"]), {"text": "content"}),
         (rows(source=SAY, target=ASK), {"prompt": "source", "completion": "target"}),
         (rows(alpha=SAY, beta=ASK), {"prompt": "beta", "completion": "alpha"}),  # by the question marks
+        (rows(prompt=ASK, completion=[4, 5.5]), {"prompt": "prompt", "completion": "completion"}),
+        (rows(question=ASK, result=[4, 5]), {"prompt": "question", "completion": "result"}),
+        (
+            rows(id=["a"], question=ASK, choices=[{"text": ["x", "y"], "label": ["A", "B"]}], answerKey=["A"]),
+            {"prompt": ["question", "choices"], "completion": "answerKey"},
+        ),
+        (
+            rows(question=ASK, options=[["A)1", "B)2"]], rationale=SAY, correct=["B"]),
+            {"prompt": ["question", "options"], "completion": "correct", "choices": "options"},
+        ),
     ],
 )
 def test_columns_are_guessed_from_names_types_and_contents(records, columns):
@@ -93,6 +107,9 @@ def test_columns_are_guessed_from_names_types_and_contents(records, columns):
         (rows(alpha=[1, 2], beta=[3, 4]), "no column has a usual name"),
         (rows(dialog=[[{"x": "a", "y": "b"}, {"x": "a", "y": "b", "z": "e"}]]), "have the keys x, y, z"),
         (rows(content=SAY, summary=[1]), "beside another column of answers"),
+        (rows(x=SAY, y=[4, 5]), "`y` may be what belongs to it"),
+        (rows(chat_a=[TALK], chat_b=[TALK], winner=["a", "b"]), "`chat_a` may be what belongs to it"),
+        (rows(question=ASK, id=["a"]), "nothing answers them"),
     ],
 )
 def test_without_evidence_nothing_is_offered_and_every_column_is_described(records, words):

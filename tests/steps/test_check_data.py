@@ -73,6 +73,18 @@ def test_yes_writes_them_into_the_recipe_and_checks_again(written):
     assert train == {"path": "data.jsonl", "columns": {"prompt": "Question", "completion": "Answer"}}
 
 
+def test_numbers_for_text_are_offered_as_columns_that_may_hold_numbers(written):
+    file = written([{"prompt": f"{n} and {n + 1}?", "completion": n * 2 + 1.5} for n in range(30)])
+    text, error = checked(file)
+    assert "columns: {prompt: prompt, completion: completion}" in text and "--yes" in error.hint
+    with pytest.raises(DataError) as run:
+        open_workspace(load_recipe(file), None)
+    assert "columns: {prompt: prompt, completion: completion}" in run.value.hint
+    assert invoked("check", file, "--yes").exit_code == 0
+    text, error = checked(written([{"prompt": 4, "completion": True, "completion2": None}] * 9))
+    assert "Write numbers and JSON objects as strings" in text and "--yes" not in str(error)
+
+
 def test_yes_changes_no_other_source_and_no_bundled_recipe(written):
     file = written()
     before = file.read_text()
@@ -215,6 +227,13 @@ def test_a_metric_that_takes_one_answer_for_another_is_warned_of(written):
     rows = [{"prompt": f"When was event {n}?", "completion": f"March {n + 1}, 2024"} for n in range(20)]
     text, _ = checked(written(rows, evaluate={"metric": "number"}))
     assert "metric  number (set in the recipe)" in text and "counts as right where the reference is" in text
+
+
+def test_answers_beside_plain_text_are_warned_of_once(written):
+    rows = [{"text": f"The long film {n} was {COLOURS[n % 8]}", "summary": f"Film {n} in few words"} for n in range(40)]
+    text, _ = checked(written(rows), "evaluate.metric=perplexity")
+    assert text.count("`summary`") == 2 and "columns: {prompt: text, completion: summary}" in text
+    assert "method rho: " not in text
 
 
 def test_labels_beside_plain_text_are_warned_of(written):

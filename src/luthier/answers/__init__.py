@@ -1,1 +1,1 @@
-"""Readers of answers: mathematical formulas, and choices by text, letter or index. Nothing here imports torch."""
+"""Readers of answers: mathematical formulas. Nothing here imports torch."""

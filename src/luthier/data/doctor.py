@@ -45,7 +45,7 @@ def print_report(report: DataReport, console: Console) -> None:
     for name, text in _lines(report):
         table.add_row(name, text)
     console.print(table)
-    columns = {guess.hint for _, guess in report.guesses if not guess.columns}  # they are listed below, one by one
+    columns = {guess.hint for _, guess in report.guesses}  # `check` shows them below, with an example
     for kind, problems in report.problems.items():
         console.print(f"\n[red]{counted(kind, len(problems))}[/red]", highlight=False)
         _print_complaints(grouped(problems), console, columns)
@@ -58,11 +58,20 @@ def print_report(report: DataReport, console: Console) -> None:
             console.print(f"{side}:", style="bold")
         print_preview(preview, console)
     listed = set(about_problems(report))  # they stand above, one by one
-    for warning in report.warnings:
+    # Without a record that can be read, nothing is left for the reason that stands above.
+    follows = bool(report.problems) and not report.read
+    for warning in report.warnings[1 if follows and report.fault[0] else 0 :]:
         if warning in listed:
             continue
-        console.print("\n[yellow]warning[/yellow] ", end="")
-        console.print(warning, markup=False, highlight=False)
+        console.print()
+        print_warning(warning, console)
+
+
+def print_warning(text: str, console: Console) -> None:
+    """Print a warning behind its name."""
+    from rich.text import Text
+
+    console.print(Text.assemble(("warning", "yellow"), " ", text), highlight=False)
 
 
 def _print_complaints(complaints: Sequence[Complaint], console: Console, unneeded: Collection[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bz2
+import codecs
 import csv
 import gzip
 import io
@@ -20,6 +21,7 @@ from luthier.errors import DataError, LuthierError
 from luthier.records.nulls import ColumnarRow
 
 Line = tuple[str, Any]  # origin ("data.jsonl:12") and the object in that line
+BLOCK = 4096  # bytes of a file that tell whether it is text
 BATCH = 1000  # rows of a columnar file that are objects at a time
 
 AGAIN = "Write or download the file again, or name another."
@@ -106,6 +108,33 @@ def _opened(path: Path) -> IO[bytes]:
     return path.open("rb")
 
 
+def _opened_text(path: Path, origin: str) -> IO[bytes]:
+    """The bytes of a file that holds text.
+
+    Raises:
+        NotUtf8: the text is UTF-16, so that no line could be read; the message names `origin`.
+        SourceError: the file is binary, whatever its name says.
+    """
+    with _opened(path) as file:
+        first = file.read(BLOCK)
+    if first.startswith((b"\xff\xfe", b"\xfe\xff")):
+        decode(first[:2], origin)
+    if b"\x00" in first and not _may_be_utf8(first):
+        raise SourceError(
+            f"{path.name} is no text: it holds zero bytes.",
+            "Give it the suffix of its format, or name another file.",
+        )
+    return _opened(path)
+
+
+def _may_be_utf8(beginning: bytes) -> bool:
+    try:
+        codecs.getincrementaldecoder("utf-8")().decode(beginning)  # a character may be cut at the end
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
 def _zstandard(path: Path) -> IO[bytes]:
     import pyarrow
 
@@ -114,7 +143,7 @@ def _zstandard(path: Path) -> IO[bytes]:
 
 
 def _jsonl(path: Path, label: str, split: str | None, reports: Reports) -> Iterator[Line]:
-    with _opened(path) as file:
+    with _opened_text(path, f"{label}:1") as file:
         numbered = enumerate(file, 1)
         first = next(((number, raw) for number, raw in numbered if raw.strip()), None)
         if first is None:
@@ -144,7 +173,7 @@ def _whole_list(path: Path) -> Any:
 
 
 def _json(path: Path, label: str, split: str | None, reports: Reports) -> Iterator[Line]:
-    with _opened(path) as file:
+    with _opened_text(path, label) as file:
         raw = file.read()
     text = decode(raw, label)
     try:
@@ -216,10 +245,8 @@ def _numbered(rows: list[Any], label: str) -> Iterator[Line]:
 
 def _csv(path: Path, label: str, split: str | None, reports: Reports) -> Iterator[Line]:
     csv.field_size_limit(sys.maxsize)  # a cell may hold a whole document; the default is 131,072 characters
-    with _opened(path) as binary:
-        _refuse_utf16(binary, label)
     # Bytes that are not UTF-8 pass as surrogates, so that the error is of their row and the other rows are read.
-    with io.TextIOWrapper(_opened(path), "utf-8-sig", "surrogateescape", newline="") as text:
+    with io.TextIOWrapper(_opened_text(path, f"{label}:1"), "utf-8-sig", "surrogateescape", newline="") as text:
         head = text.readline()
         while head and not head.strip():
             head = text.readline()
@@ -274,11 +301,6 @@ def _refuse_bytes(text: str, origin: str) -> None:
     except UnicodeEncodeError as error:
         byte = ord(error.object[error.start]) - 0xDC00
         raise NotUtf8(f"{origin}: a byte (0x{byte:02x}) is not UTF-8.", _conversion("LATIN1")) from None
-
-
-def _refuse_utf16(file: IO[bytes], label: str) -> None:
-    if (first := file.read(2)) in (b"\xff\xfe", b"\xfe\xff"):
-        decode(first, f"{label}:1")
 
 
 def _parquet(path: Path, label: str, split: str | None, reports: Reports) -> Iterator[Line]:

@@ -371,7 +371,7 @@ def _nothing_to_learn(train: Sequence[Row], report: DataReport) -> DataError | N
             f"No training record is left: {report.dropped.get('train', 0)} have more than data.max_tokens "
             f"{report.max_tokens} tokens (the median has {report.lengths.get('p50', 0)}), {report.no_target} lost "
             f"their answer to truncation, {report.equal_pairs} are pairs of equal answers.",
-            "Raise `data.max_tokens` or shorten the prompts.",
+            "Divide or shorten them, or raise `data.max_tokens` if the model reads more.",
         )
     if not any(row.targets for row in train):
         return DataError(

@@ -148,7 +148,7 @@ class Renderer:
         if rendering.prompt_tokens is None:
             raise DataError(
                 f"{record.origin}: record {record.id} is plain text without a prompt to answer.",
-                "Evaluate by the metric `perplexity`, or bring records with prompt and completion, or messages.",
+                "Set `evaluate.metric: perplexity`, or bring records with prompt and completion, or messages.",
             )
         return rendering.row.ids[: rendering.prompt_tokens].tolist()
 

@@ -64,7 +64,7 @@ def grouped(problems: Sequence[Problem]) -> list[Complaint]:
     for problem in problems:
         # A record's own words would make a complaint of each record.
         text = re.sub(r"'(?:[^'\\]|\\.){12,}'|\"(?:[^\"\\]|\\.){12,}\"", "…", problem.message)
-        kind = re.sub(r"\b\d+\b", "#", re.sub(r"(found \w+) \(.*\)", r"\1", text, flags=re.DOTALL))
+        kind = re.sub(r"\b(?:\d+|0x[0-9a-f]+)\b", "#", re.sub(r"(found \w+) \(.*\)", r"\1", text, flags=re.DOTALL))
         complaint = complaints.setdefault((kind, problem.hint), Complaint([], problem.message, problem.hint))
         complaint.origins.append(problem.origin)
     return list(complaints.values())

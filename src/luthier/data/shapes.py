@@ -73,6 +73,10 @@ class UnknownShape(DataError):
     row: Mapping[str, Any] = {}
 
 
+class NumberForText(UnknownShape):
+    """A record with a number where text is wanted; a column that `columns` names may hold numbers."""
+
+
 class EmptyAnswer(DataError):
     """A record without an answer to learn from; the doctor counts these errors separately."""
 
@@ -265,7 +269,8 @@ def text_or_messages(content: Any, name: str, shape: Shape, origin: str) -> Any:
     if isinstance(content, list) and name != "text":
         return conversation(content, f"{origin}: {name}", Conversion())
     wanted = {"messages": "a list of messages", "text": "a string"}.get(name, "a string or a list of messages")
-    raise DataError(
+    is_number = name != "messages" and isinstance(content, int | float) and not isinstance(content, bool)
+    raise (NumberForText if is_number else DataError)(
         f"{origin}: `{name}` must be {wanted}, found {type(content).__name__} ({_short(content)}).",
         "Write numbers and JSON objects as strings: the model reads and writes text." if shape != "messages" else None,
     )

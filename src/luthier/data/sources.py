@@ -14,7 +14,7 @@ from typing import Any
 
 from luthier.data.files import Line, NotUtf8, Reports, SourceError, read_file, suffix_of
 from luthier.data.identity import assign_ids, content_hash
-from luthier.data.shapes import UnknownShape, make_record
+from luthier.data.shapes import NumberForText, UnknownShape, make_record
 from luthier.errors import DataError, LuthierError, RecipeError, nearest
 from luthier.parts import build, catalogue
 from luthier.records.guess import SAMPLE, Guess, guess
@@ -75,7 +75,7 @@ def load_records(source: Mapping[str, Any] | str | list[str], base: Path, column
     try:
         return _load(source, base, columns, Reports(stop, lambda note: None))
     except UnknownShape as error:
-        error.hint = _guessed(_spec(source), base).hint
+        _advise(error, _guessed(_spec(source), base, error.row))
         raise
 
 
@@ -100,8 +100,14 @@ def scan(source: Mapping[str, Any] | str | list[str], base: Path, columns: Seque
         scanned.guess = guess(unknown.rows)
         for error in scanned.problems:
             if isinstance(error, UnknownShape):
-                error.hint = scanned.guess.hint
+                _advise(error, scanned.guess)
     return scanned
+
+
+def _advise(error: UnknownShape, guessed: Guess) -> None:
+    """Give the error the hint of a guess; a number for text keeps its own where nothing is offered."""
+    if guessed.columns or not isinstance(error, NumberForText):
+        error.hint = guessed.hint
 
 
 def scan_records(
@@ -152,9 +158,9 @@ def _load(
     return kept.identified()
 
 
-def _guessed(spec: Mapping[str, Any], base: Path) -> Guess:
-    """The guess from the first records of unknown shape."""
-    rows = []
+def _guessed(spec: Mapping[str, Any], base: Path, refused: Mapping[str, Any]) -> Guess:
+    """The guess from the record that was refused and the first others of unknown shape."""
+    rows = [refused]
     for origin, row in islice(_lines(spec, base, Reports(lambda error: None, lambda note: None)), 10 * SAMPLE):
         try:
             make_record(row, spec.get("columns") or {}, origin)

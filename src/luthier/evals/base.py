@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, ClassVar
 
-from luthier.answers.choices import Naming
 from luthier.errors import LuthierError
 from luthier.parts import Part
+from luthier.records.choices import Naming
 from luthier.types import Record
 
 

@@ -15,6 +15,7 @@ from luthier.evals.answering import WAYS, EvaluatedModel, Question, ReferenceRen
 from luthier.evals.auto import choose_metric, metric_of_odd
 from luthier.evals.base import Evaluation, EvaluationError, Item, Metric
 from luthier.parts import build
+from luthier.records.choices import IN_WORDS, Choices, Naming, chosen, labelled, lists_choices, naming_of, read_choices
 from luthier.sampling.check import refuse_unreadable
 from luthier.sampling.scoring import sequence_logprobs
 from luthier.types import Record, Row

@@ -136,7 +136,8 @@ def _is_number(text: str) -> bool:
     return (
         not unit
         or read_unit(unit.strip("()")) is not None
-        or (_UNIT.fullmatch(unit) is not None and (spaced or len(unit) < 4))
+        # Right behind the digits, letters are a unit, and a single one or digits among them a code: 4k7, 10x15, 12b.
+        or (_UNIT.fullmatch(unit) is not None and (spaced or re.fullmatch(r"\W.*|[^\W\d_]{2,3}", unit) is not None))
     )
 
 

@@ -111,6 +111,8 @@ def _restated(question: Question) -> Iterator[str]:
         return
     if question.metric.kind == "math" and (answer := answer_of(reference)) not in ("", reference):
         yield f"So it is ${answer}$."
+    if question.metric.kind == "number" and (answer := answer_of(reference)) not in ("", reference):
+        yield f"The answer is {answer}"
     try:
         document = json.loads(reference)
         if isinstance(document, dict) and len(document) > 1:

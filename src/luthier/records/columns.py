@@ -14,6 +14,7 @@ from unicodedata import normalize
 
 from luthier.errors import DataError
 from luthier.records.calls import LEGACY_TOOLS
+from luthier.records.choices import chosen, lists_choices, read_choices, written
 from luthier.records.conversion import Conversion
 from luthier.records.messages import (
     JSON_MESSAGES,
@@ -49,6 +50,10 @@ JOINED_INPUT = "an `input` besides the `instruction`, joined to the prompt by a 
 SYSTEM = "a `system` column, read as the system message"
 TWO_SYSTEMS = "a `system` column that differs from the conversation's own system message, which is kept"
 BEGINS = "answers that begin with the text of the prompt, which so stands there twice"
+UNLISTED = (
+    "`choices` that the prompt does not list, and an answer that is a letter or index of one, which nobody could know: "
+    "`columns: {prompt: [question, choices]}` lists them"
+)
 REPEATED = "a prompt that the answers repeat as a turn of the user: asked once"
 
 
@@ -71,7 +76,18 @@ def rename(row: Mapping[str, Any], columns: Columns, origin: str, conversion: Co
     if outer.get("prompt") == "instruction" and isinstance(text, str) and more and more.strip():
         fields["prompt"] = BETWEEN.join(part for part in (text, more) if part.strip())
         conversion.note(JOINED_INPUT)
+    if _lacks_choices(fields):
+        conversion.note(UNLISTED)
     return fields
+
+
+def _lacks_choices(fields: Mapping[str, Any]) -> bool:
+    """Whether an answer names one of the choices by letter or index, and its prompt does not list them."""
+    prompt, answer, choices = fields.get("prompt"), fields.get("completion"), read_choices(plain(fields.get("choices")))
+    if choices is None or not isinstance(prompt, str) or not isinstance(answer, str):
+        return False
+    unclear = chosen(answer, choices, "text") is None and chosen(answer, choices) is not None
+    return unclear and not lists_choices(prompt, choices)
 
 
 def without_input(question: str, record: Record) -> str:
@@ -91,22 +107,27 @@ def _renamed(row: Mapping[str, Any], columns: Columns, origin: str, conversion: 
                     f"{origin}: `columns` takes {ours} from `{name}`, which is missing. Columns found: {_listed(row)}.",
                     "Correct the name under `columns:` in the recipe.",
                 )
-        taken |= set(names)
+        taken |= set(names) if isinstance(theirs, str) else {*names} - {"choices"}  # listed, and compared too
         if isinstance(theirs, str):
             renamed[ours] = _text_of_number(ours, row[theirs], conversion)
         else:
-            renamed[ours] = _joined(ours, {name: row[name] for name in names}, origin, conversion)
+            choices = str(columns.get("choices", "choices"))
+            renamed[ours] = _joined(ours, {name: row[name] for name in names}, choices, origin, conversion)
     return {name: cell for name, cell in row.items() if name not in taken} | renamed
 
 
-def _joined(ours: str, cells: Mapping[str, Any], origin: str, conversion: Conversion) -> str:
+def _joined(ours: str, cells: Mapping[str, Any], offered: str, origin: str, conversion: Conversion) -> str:
+    """The texts of several cells, those of choices, which the cell `offered` may hold, one below the other."""
     texts = []
     for name, cell in cells.items():
+        if name == offered and (choices := read_choices(plain(cell))) is not None:
+            texts.append(written(choices))
+            continue
         text = _as_text(plain(cell))
         if text is None and cell is not None:
             raise DataError(
                 f"{origin}: `columns` joins `{name}` into {ours}, which holds {type(cell).__name__} and no text.",
-                "Join columns of text or numbers.",
+                "Join columns of text, numbers or choices.",
             )
         if not isinstance(cell, str | None):
             conversion.note(NUMBERS)

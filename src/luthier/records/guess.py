@@ -11,6 +11,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from luthier.records.choices import chosen, read_choices
+
 SAMPLE = 200
 """Records that a guess looks at."""
 MOSTLY = 0.8
@@ -30,14 +32,17 @@ QUESTION = (
 )
 WEAK_QUESTION = QUESTION[QUESTION.index("text") :]
 """Names that are questions beside a column of answers alone."""
+STRONG_QUESTION = QUESTION[: QUESTION.index("input")]
+"""Names of questions that no document has."""
 ASKING = ("question", "q", "frage", "pregunta", "domanda", "pergunta", "vraag", "вопрос", "问题", "質問", "질문")
 """Names of columns that hold questions in the narrow sense, with a question mark."""
 ANSWER = (
     *("answer", "completion", "output", "response", "solution", "reply", "assistant", "assistant_message", "bot"),
+    "answer_key",
     *("a", "antwort", "ausgabe", "lösung", "loesung", "réponse", "reponse", "respuesta", "risposta", "resposta"),
     *("antwoord", "ответ", "回答", "答案", "答え", "답변", "label", "sentiment", "intent", "klasse", "class"),
     *("target", "tgt", "canonical_solution", "expected", "gold", "reference", "summary", "highlight", "translation"),
-    "category",
+    *("category", "correct", "correct_option", "result"),
 )
 WEAK_ANSWER = ANSWER[ANSWER.index("target") :]
 """Names that are answers beside a column of questions alone."""
@@ -262,9 +267,16 @@ def _question_and_answer(columns: Sequence[Column], rows: Sequence[Mapping[str, 
     if ask and answer.questions > 0.5 and max(column.questions for column in asked) < 0.2:
         return {}, f"`{answer.name}` holds questions, and `{asked[-1].name}` none, against their names"
     mapping: Columns = {**prompt, "completion": answer.name}
-    offered = _first([column for column in columns if column.kind == "texts"], CHOICES)
-    if offered is not None and offered.name != "choices":
+    offered = _first([column for column in columns if column.kind in ("texts", "mapping")], CHOICES)
+    pairs = [] if offered is None else [(row.get(answer.name), read_choices(row.get(offered.name))) for row in rows]
+    readable = [(str(text), choices) for text, choices in pairs if choices is not None and text is not None]
+    if offered is None or not readable:
+        return mapping, reason
+    if offered.name != "choices":
         mapping["choices"] = offered.name
+    # A letter or an index says nothing to someone who does not see the choices.
+    if sum(chosen(text, choices, "text") is None for text, choices in readable) > len(readable) / 2:
+        mapping["prompt"] = [*(column.name for column in asked), offered.name]
     return mapping, reason
 
 
@@ -286,6 +298,12 @@ def _document(columns: Sequence[Column], rows: Sequence[Mapping[str, Any]]) -> t
         return {}, ""
     if any(column.key in ANSWER for column in columns if column is not texts[0]):
         return {}, f"`{texts[0].name}` is the only text beside another column of answers"
+    if _first(texts, DOCUMENT) is None:
+        others = [column.name for column in columns if column is not texts[0] and not _aside(column)]
+        if others:
+            return {}, f"`{texts[0].name}` is the only text, and `{others[0]}` may be what belongs to it"
+        if _first(texts, STRONG_QUESTION) is not None:
+            return {}, f"`{texts[0].name}` holds questions, and nothing answers them"
     return {"text": texts[0].name}, f"`{texts[0].name}` is the only column of text"
 
 

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from luthier.answers.choices import NAMINGS, Choices, Naming, chosen, read_choices
+from luthier.records.choices import NAMINGS, Choices, Naming, chosen, read_choices
 from luthier.rewards.base import Answer, Judged, Reward
 
 ANSWERED = re.compile(

@@ -45,7 +45,7 @@ from luthier.parts import find
 from luthier.recipe import Method, Recipe, Stage, flat, list_methods, load_recipe, stages_of
 from luthier.recipe.modality import MODALITIES, modality_of
 from luthier.runs.run import SETS, Run
-from luthier.steps.check_data import GuessedColumns, guessed_columns, refuse_unusable, unlearned_classes
+from luthier.steps.check_data import GuessedColumns, guessed_columns, refuse_unusable, with_unlearned
 from luthier.steps.check_metric import metric_choice
 from luthier.steps.check_model import ModelTrial, try_model
 from luthier.steps.train import made_ready, training
@@ -215,8 +215,7 @@ def _language_findings(recipe: Recipe, stages: Sequence[Stage], generates: bool)
     renderer = Renderer(load_tokenizer(settings.model, recipe.base), settings.data.render, settings.data.targets)
     # Records that cannot be used are listed and left out, so the data are read once for everything below.
     prepared = prepare_with_report(settings.data, renderer, recipe.base, columns=columns_of(recipe), collect=True)
-    notes = [*prepared.report.sources, *filter(None, [unlearned_classes([*prepared.records.values()])])]
-    report = prepared.report.known(context=context_of(config), sources=notes)
+    report = with_unlearned(prepared.report.known(context=context_of(config)), [*prepared.records.values()])
     yield report
     guesses = list(guessed_columns(recipe, report, renderer))
     yield from guesses
@@ -318,7 +317,7 @@ def _methods(recipe: Recipe, prepared: Prepared | None) -> Methods:
                 peak = max(_memory(stage.recipe, prepared).total for stage in _trainings(stages))
         except LuthierError as error:
             # Without the part's name at its beginning, methods with the same reason share a line.
-            reason = re.sub(r"^`[^`]+` ", "", error.message)
+            reason = re.sub(r"^(?:`[^`]+` |method \w+: )", "", error.message)
             refused.setdefault(reason, []).append(method.name)
             continue
         fits.append(MethodFit(method.name, _family(method, recipe.base), peak))

@@ -96,16 +96,18 @@ def _cure(report: DataReport, guesses: Sequence[GuessedColumns]) -> str:
     return (hints.pop() if len(hints) == 1 else None) or "Correct or remove them."
 
 
-def unlearned_classes(records: Sequence[Any]) -> str | None:
-    """A note on labels beside plain text, which are not learned; None without them."""
+def with_unlearned(report: DataReport, records: Sequence[Any]) -> DataReport:
+    """The report with a note on a column of answers beside plain text, which is not learned; said once."""
     texts = [record for record in records[:200] if record.shape == "text"]
     name = classes_beside([record.fields for record in texts]) if texts else None
     if name is None:
-        return None
-    return (
-        f"the column `text` is learned as it is, and `{name}` is not; to learn `{name}` from the text, write "
+        return report
+    note = (
+        f"The column `text` is learned as it is, and `{name}` is not; to learn `{name}` from the text, write "
         f"`columns: {{prompt: text, completion: {name}}}`"
     )
+    counted = {key: unread | {"text": unread["text"] and key != name} for key, unread in report.unread.items()}
+    return report.known(sources=[*report.sources, note], unread=counted)
 
 
 def write_columns(recipe: str, findings: Sequence[GuessedColumns], overrides: Sequence[str] = ()) -> list[str]:

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from luthier.data.doctor import print_preview, print_report
+from luthier.data.doctor import print_preview, print_report, print_warning
 from luthier.data.report import DataReport
 from luthier.engine.trains import Trains
 from luthier.evals.worked import ExplainedMetric
@@ -110,8 +110,7 @@ def _print_metric(metric: ExplainedMetric, console: Console) -> None:
         console.print(line, markup=False, highlight=False)
     if mistaken := next((example for example in metric.examples if example.mistaken is not None), None):
         texts = f"{_short(str(mistaken.mistaken))} counts as right where the reference is {_short(mistaken.reference)}"
-        console.print("[yellow]warning[/] ", end="")
-        console.print(f"{texts}: set `evaluate.metric` if they are not the same.", markup=False, highlight=False)
+        print_warning(f"{texts}: set `evaluate.metric` if they are not the same.", console)
 
 
 def _print_trial(trial: TriedUpdate, console: Console) -> None:

@@ -7,8 +7,8 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from luthier.answers.choices import Naming
 from luthier.evals.base import Metric
+from luthier.records.choices import Naming
 from luthier.types import Record
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from luthier.answers.choices import chosen, labelled, lists_choices, naming_of, read_choices
+from luthier.records.choices import chosen, labelled, lists_choices, naming_of, read_choices
 
 PETS = read_choices(["a cat", "a dog", "an owl", "a rat"])
 DIGITS = read_choices(["3", "2", "0", "1"])

@@ -128,6 +128,14 @@ def labelled(answer: str, choices: Choices, naming: Naming) -> tuple[str, ...]:
     return tuple(f"{before}{label}{behind}" for label in labels)
 
 
+def written(choices: Choices) -> str:
+    """The choices as lines of a prompt, each behind its label, as in `A. a dog`, unless it begins with that itself."""
+    pairs = list(zip(choices.labels, choices.texts, strict=True))
+    if all(re.match(rf"[(\[]?{re.escape(label)}[)\].:]", text) for label, text in pairs):
+        return "\n".join(choices.texts)
+    return "\n".join(f"{label}. {text}" for label, text in pairs)
+
+
 def lists_choices(prompt: str, choices: Choices) -> bool:
     """Whether a prompt lists the choices: then the model answers by their labels, else by their texts."""
     return all(text.strip() in prompt for text in choices.texts)
