@@ -96,7 +96,16 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "bailing_hybrid": {"num_hidden_layers": 2, "layer_types": ["linear_attention", "full_attention"]},
     "bamba": {"attn_layer_indices": [1]},
     "codegen": {"rotary_dim": 8},
+    "cohere_compass_text": {
+        "rope_parameters": {
+            "full_attention": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 3, 3]}
+        }
+    },
     "cpmant": {"prompt_types": 4, "prompt_length": 4, "segment_types": 4, "dim_head": 16},
+    "dbrx": {
+        "attn_config": {"kv_n_heads": 2, "rope_theta": 10000.0, "clip_qkv": 8.0},
+        "ffn_config": {"hidden_size": 64, "ffn_hidden_size": 96, "moe_num_experts": 4, "moe_top_k": 2},
+    },
     "exaone4": {"sliding_window_pattern": 2, **FOUR},
     "exaone_moe": {"sliding_window_pattern": 2, **FOUR},
     "falcon_h1": {"mamba_d_ssm": 128},
