@@ -76,6 +76,8 @@ SMALL: dict[str, Any] = {
     "linear_num_key_heads": 2,
     "linear_key_head_dim": 16,
     "linear_value_head_dim": 16,
+    "linear_num_heads": 4,
+    "linear_head_dim": 16,
 }
 """Sizes by the names that configs of transformers give them; a config takes those that it has."""
 
