@@ -8,10 +8,12 @@ import peft
 import pytest
 from safetensors.torch import load_file, save_file
 
+from luthier import parts
 from luthier.errors import ModelError
 from luthier.models.loading.load import folded, load_model
 from luthier.models.nano.build import nano_tokenizer
 from luthier.recipe.settings import Model as ModelSettings
+from luthier.steps.train import made_ready
 from support.families import apart, family, logits
 
 KINDS = {
@@ -50,6 +52,16 @@ def loaded(folder):
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # nothing of PEFT reaches the terminal
         return load_model(ModelSettings(path=str(folder), dtype="float32"), folder)
+
+
+@pytest.mark.parametrize("kind", ["PromptTuningConfig", "PrefixTuningConfig", "PromptEncoderConfig"])
+def test_an_adapter_that_is_no_change_of_weights_is_not_trained_further(base, tmp_path, kind):
+    extra = {"encoder_hidden_size": 8} if kind == "PromptEncoderConfig" else {}
+    adapter_of(base, tmp_path, getattr(peft, kind)(task_type="CAUSAL_LM", num_virtual_tokens=3, **extra))
+    model = folded(loaded(tmp_path)).module
+    for tuner in ("full", "lora"):
+        with pytest.raises(ModelError, match="cannot be merged into the weights of LlamaForCausalLM"):
+            made_ready([parts.build("tuner", tuner)], model)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -175,6 +175,14 @@ def test_adapters_of_virtual_tokens_are_read_again(kind):
     assert sampled < 1e-4 and scored < 5e-4
 
 
+def test_the_context_is_the_one_that_a_run_respects():
+    # Its config names the bound `max_seq_len`, and its biases have no row beyond it.
+    module = family("mpt", n_heads=4, n_layers=2, max_seq_len=24)
+    requests = [Request([*range(3, 23)], "long"), Request([*range(3, 8)], "short")]
+    trajectories = NativeSampler(module, set(), batch=2)(requests, Sampling(12, 0.0))
+    assert [len(trajectory.ids) for trajectory in trajectories] == [4, 12]
+
+
 def test_a_model_that_sees_what_follows_is_refused():
     module = family("roformer", is_decoder=False)
     with pytest.raises(ModelError, match="RoFormerForCausalLM cannot generate: it reads the tokens behind"):

@@ -112,6 +112,20 @@ def refuse_unmergeable(adapted: Any) -> None:
             )
 
 
+def refuse_unmerged(module: Any) -> None:
+    """Raise ModelError for a model whose adapter is no change of its weights, as virtual tokens before every text.
+
+    The module is one that `folded` left as it is. A tuner would train the base inside, and saving would lose it.
+    """
+    if hasattr(module, "get_base_model"):
+        kind = next(iter(module.peft_config.values())).peft_type
+        raise ModelError(
+            f"The model has an adapter of the kind {getattr(kind, 'value', kind)}, which cannot be merged into the"
+            f" weights of {type(module.get_base_model()).__name__}, so it cannot be trained further.",
+            "`luthier eval` scores it. Start from the base model.",
+        )
+
+
 def merged(adapted: Any) -> Any:
     """The base with the adapter in its weights. A tied output embedding that changes by itself is untied first.
 

@@ -21,7 +21,7 @@ from luthier.sampling._decoder import decoder_of
 from luthier.sampling._shared_prefixes import SharedPrefixes
 from luthier.sampling.agreement import AT_ONCE, STEPS, TrialLogits, TrialTexts, Truth, is_rounding, split_tokens
 from luthier.sampling.cache import Slots, common_prefix, open_cache, prefill, sampling_mode
-from luthier.sampling.state import WAYS, Forward, Way
+from luthier.sampling.state import WAYS, FixedRowsCache, Forward, Way
 
 MOST_TEXTS = 8  # whose tokens continue the texts of a trial
 
@@ -96,6 +96,8 @@ def _checked(forward: Forward, trials: Sequence[TrialTexts], length: int) -> Che
     own = torch.finfo(forward.dtype).eps
     rough = max(2 * own, torch.finfo(torch.bfloat16).eps)
     cached = [way for way in WAYS if way.cached and forward.cached and (way.positions or forward.positions)]
+    if length >= forward.context:
+        cached = [way for way in cached if not _outgrows_context(forward, way)]
     # The steps of some recurrent layers compute slightly otherwise than their plain forward.
     tries = [(way, own) for way in cached] + [(way, rough) for way in cached]
     for way, resolution in [*tries, *((way, own) for way in WAYS if not way.cached)]:
@@ -108,6 +110,12 @@ def _checked(forward: Forward, trials: Sequence[TrialTexts], length: int) -> Che
             _warn(forward, way, rough=resolution != own)
             return CheckedWay(way, fast, length)
     raise AssertionError("The last way is always taken.")
+
+
+def _outgrows_context(forward: Forward, way: Way) -> bool:
+    """Whether the columns of a cache may be more than the model reads, where a short text outlives a long one."""
+    forward.way = way
+    return way.ragged and isinstance(open_cache(forward, 1), FixedRowsCache)
 
 
 def _passes(read: Callable[[Forward, TrialTexts], Iterator[TrialLogits]], truth: Truth, resolution: float) -> bool:

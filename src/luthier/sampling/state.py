@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers.cache_utils import DynamicCache
 
 from luthier.errors import ModelError
-from luthier.models.config import text_config
+from luthier.models.config import context_of
 
 
 @dataclass(frozen=True)
@@ -86,9 +86,7 @@ class Forward:
         self.last_only = "logits_to_keep" in self.parameters and not virtual
         embeddings = inner.get_input_embeddings().weight
         self.device, self.dtype, self.vocabulary = embeddings.device, embeddings.dtype, len(embeddings)
-        text = text_config(inner)
-        bound = getattr(text, "max_position_embeddings", None) or 0
-        self.context: int = (bound if bound > 0 else 1 << 30) - virtual  # -1: no bound
+        self.context: int = (context_of(inner) or 1 << 30) - virtual
 
     def __call__(self, ids: Tensor, mask: Tensor | None, positions: Tensor, cache: DynamicCache, last: bool) -> Tensor:
         """Logits of new tokens, [B,1,V] if `last` else [B,T,V].

@@ -14,7 +14,7 @@ from luthier.modalities.language.workspace import LanguageWorkspace
 from luthier.models.loading.load import folded, load_model, resolve_model
 from luthier.models.policy import TokenPolicy
 from luthier.recipe import Recipe
-from luthier.steps.train import compared_with, dropout_notes, router_loss
+from luthier.steps.train import compared_with, dropout_notes, made_ready, router_loss
 
 FREE_SHARE = 0.5
 """Share of the free memory that the files of the weights may have, for the model to be loaded by a check."""
@@ -47,10 +47,16 @@ def try_model(recipe: Recipe, prepared: Prepared, renderer: Renderer) -> ModelTr
     if settings.steps is not None:
         return ModelTrial((f"{name} sees no later token",))
     parts, policy = Parts.of(recipe), TokenPolicy(loaded.module)
+    changed = made_ready(parts.tuners, loaded.module)
     compared = compared_with(parts, settings.rl is not None)
     router, notes = router_loss(policy, prepared.train, compared)
     layout = workspace.layout(policy, parts, *(part.kind for part in router))
-    lines = (f"{name} sees no later token; rows are laid out as `{layout}`", *dropout_notes(policy, compared), *notes)
+    lines = (
+        f"{name} sees no later token; rows are laid out as `{layout}`",
+        *changed,
+        *dropout_notes(policy, compared),
+        *notes,
+    )
     return ModelTrial(lines)
 
 

@@ -21,6 +21,7 @@ from luthier.engine.trainer import Trainer
 from luthier.engine.trains import what_trains
 from luthier.errors import RecipeError
 from luthier.modalities.base import Workspace
+from luthier.models.adapters import refuse_unmerged
 from luthier.models.dropout import dropouts
 from luthier.models.kinds import Weight, weights_of
 from luthier.models.loading.saving import make_savable
@@ -124,6 +125,7 @@ def made_ready(tuners: Sequence[Tuner], module: nn.Module) -> list[str]:
 
     Returns what was changed in the model, in sentences.
     """
+    refuse_unmerged(module)
     notes = make_savable(module, whole=len(tuners) > 1 or any(tuner.SAVES_MODEL for tuner in tuners))
     for tuner in tuners:
         notes += tuner.ready(module)

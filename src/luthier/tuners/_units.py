@@ -53,7 +53,10 @@ def unit_layers(model: nn.Module, target: str) -> list[UnitLayer]:
     named = [(name, module) for name, module in model.named_modules() if name.rpartition(".")[2] == target]
     linear = [(name, module) for name, module in named if isinstance(module, nn.Linear)]
     if not linear or len(linear) < len(named):
-        raise RecipeError(f"This model has no linear layers called `{target}`.", f"Known: {', '.join(DIMS)}.")
+        raise RecipeError(
+            f"This model has no linear layers called `{target}`.",
+            f"`s2ft` trains layers of these names: {', '.join(DIMS)}. Other tuners, such as `lora`, know more.",
+        )
     layers = []
     for name, layer in _tunable.tunable(linear, model, "s2ft", named=False):
         width = 1
