@@ -273,3 +273,20 @@ def test_an_unknown_shape_far_behind_the_sample_has_a_hint_too(tmp_path):
     with pytest.raises(DataError, match=r"data\.jsonl:2101: no known shape") as caught:
         load_records("data.jsonl", tmp_path)
     assert "columns: {prompt: question, completion: answer}" in caught.value.hint
+
+
+def test_columns_that_would_lose_the_other_records_are_not_offered(tmp_path):
+    rows = [{"prompt": f"{n}?", "completion": "a"} if n % 2 else {"question": f"{n}?", "answer": "a"} for n in range(9)]
+    (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    guessed = scan("data.jsonl", tmp_path).guess
+    assert guessed.columns == {} and "not the 4 that are read already" in guessed.reason
+    mixed = [{"prompt": f"{n}?", "completion": n if n % 2 else "a"} for n in range(9)]
+    (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in mixed))
+    assert scan("data.jsonl", tmp_path).guess.columns == {"prompt": "prompt", "completion": "completion"}
+
+
+def test_a_format_that_no_library_reads_is_refused_in_a_few_words(tmp_path):
+    (tmp_path / "data.xlsx").write_bytes(b"\x00\xff" * 50)
+    with pytest.raises(DataError, match="is not a format of data files") as caught:
+        load_records("data.xlsx", tmp_path)
+    assert len(caught.value.message) < 400 + len(str(tmp_path)) and "spreadsheet" in caught.value.hint

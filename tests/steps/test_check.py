@@ -162,7 +162,8 @@ def test_a_csv_of_other_columns_is_one_complaint_with_the_hint_that_run_gives(tm
     assert screen.getvalue().count("300 × data.csv:2, data.csv:3 and 298 more: no known shape") == 1
     with pytest.raises(DataError) as run:
         open_workspace(wrong, None)
-    assert "columns: {prompt: question, completion: answer}" in run.value.hint and run.value.hint in screen.getvalue()
+    mapping = "columns: {prompt: question, completion: answer}"
+    assert mapping in run.value.hint and mapping in screen.getvalue()
 
 
 def test_findings_are_told_one_by_one_and_are_there_for_programs_too(recipe):

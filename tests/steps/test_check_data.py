@@ -130,7 +130,7 @@ def test_a_missing_file_has_the_hint_of_a_missing_file(written):
 
 
 def test_records_that_share_a_fault_share_the_hint(written):
-    rows = [*PAIRS, *({"prompt": "a", "completion": n} for n in range(5))]
+    rows = [*PAIRS, *({"prompt": "a", "completion": n > 2} for n in range(5))]
     text, error = checked(written(rows))
     assert "5 × data.jsonl:41, data.jsonl:42 and 3 more: `completion` must be" in text
     assert error.message.startswith("5 of 45 records") and "as strings" in error.hint

@@ -21,6 +21,7 @@ from luthier.errors import DataError, LuthierError
 from luthier.records.nulls import ColumnarRow
 
 Line = tuple[str, Any]  # origin ("data.jsonl:12") and the object in that line
+LONGEST_REASON = 160  # characters of an error of a library, which may list all formats that it knows
 BLOCK = 4096  # bytes of a file that tell whether it is text
 BATCH = 1000  # rows of a columnar file that are objects at a time
 
@@ -349,7 +350,8 @@ def _of_library(path: Path, label: str, split: str | None, reports: Reports) -> 
     except Exception as error:  # the library raises dozens of types for a file that it cannot read
         raise SourceError(
             f"{path}: `{path.suffix}` is not a format of data files ({_first_line(error)}).",
-            "Known: .jsonl, .json, .csv, .tsv, .parquet, .arrow, also compressed (.gz), and what `datasets` reads.",
+            "Known: .jsonl, .json, .csv, .tsv, .parquet, .arrow, also in .gz, and what `datasets` reads. Save "
+            "a spreadsheet as .csv.",
         ) from None
     if first:
         reports.note(f"{label} was read by the library datasets, with the columns {', '.join(first[0])}")
@@ -357,7 +359,8 @@ def _of_library(path: Path, label: str, split: str | None, reports: Reports) -> 
 
 
 def _first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+    line = (str(error).splitlines() or [""])[0]
+    return f"{type(error).__name__}: {line if len(line) <= LONGEST_REASON else f'{line[:LONGEST_REASON]}...'}"
 
 
 def decode(raw: bytes, origin: str) -> str:

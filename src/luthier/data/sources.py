@@ -6,9 +6,9 @@ import os
 import random
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from glob import has_magic, iglob
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -97,11 +97,21 @@ def scan(source: Mapping[str, Any] | str | list[str], base: Path, columns: Seque
     except DataError as error:
         scanned.problems.append(error)
     if unknown.rows:
-        scanned.guess = guess(unknown.rows)
+        scanned.guess = _that_fits(guess(unknown.rows), scanned.records)
         for error in scanned.problems:
             if isinstance(error, UnknownShape):
                 _advise(error, scanned.guess)
     return scanned
+
+
+def _that_fits(guessed: Guess, records: Sequence[Record]) -> Guess:
+    """The guess without its columns if the records that can be read already could not be read by them."""
+    named = [[theirs] if isinstance(theirs, str) else theirs for theirs in guessed.columns.values()]
+    unread = sum(not all(name in record.fields for name in chain.from_iterable(named)) for record in records)
+    if guessed.columns.keys() & {"role", "content"} or not unread:
+        return guessed
+    reason = f"they would fit these records and not the {unread} that are read already"
+    return replace(guessed, columns={}, reason=reason)
 
 
 def _advise(error: UnknownShape, guessed: Guess) -> None:
