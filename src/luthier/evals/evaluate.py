@@ -8,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from luthier.answers.choices import IN_WORDS, Choices, Naming, chosen, labelled, lists_choices, naming_of, read_choices
 from luthier.data.shapes import has_reference
 from luthier.errors import RecipeError
 from luthier.evals.answering import WAYS, EvaluatedModel, Question, ReferenceRenderer, Reply, refuse_infinite
