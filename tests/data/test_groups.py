@@ -54,6 +54,21 @@ def test_short_first_questions_and_common_follow_ups_join_no_others():
     assert sizes(rows) == [3] * 8
 
 
+def test_turns_in_one_string_that_name_their_speakers_are_a_conversation():
+    records = []
+    for seed in range(8):
+        history = ""
+        for turn in range(3):
+            history += f"User: {text(f'{seed}-{turn}')}\n"
+            answer = text(f"{seed}-{turn}-answer")
+            records.append(plain(history, answer))
+            history += f"Assistant: {answer}\n"
+    assert sizes(records) == [3] * 8
+    task = f"Say in one word what this is about, please, and nothing else at all, {text('task')}:"
+    records = [plain(task), *(plain(f"{task} {text(f'about {index}')}") for index in range(30))]
+    assert sizes(records) == [1] * 31
+
+
 def test_turns_in_one_string_are_a_conversation():
     rows = []
     for seed in range(10):

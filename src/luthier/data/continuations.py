@@ -100,26 +100,31 @@ def _contexts(record: WordHashes) -> list[int]:
 
 
 def join_texts(words: Sequence[WordHashes], groups: Groups) -> None:
-    """Join a record with those that begin with all of its words, such as turns of a conversation in one string."""
+    """Join a record with those that begin with all of its words, such as turns of a conversation in one string.
+
+    The words of its only question do as well: what a string holds before an answer, such as a name, its record has not.
+    """
     wholes: dict[int, int] = {}
     for index, record in enumerate(words):
-        if len(record.turns) >= SPAN:
-            wholes.setdefault(_whole(record.turns), index)
+        for end in {*record.asks[:1], len(record.turns)} if len(record.asks) <= 1 else {len(record.turns)}:
+            if end >= SPAN:
+                wholes.setdefault(_whole(record.turns[:end]), index)
     table = _Table(wholes)
     longer: dict[int, list[tuple[int, int]]] = defaultdict(list)
+    short: set[int] = set()
     for index, record in enumerate(words):
         if len(record.turns) <= SPAN:
             continue
         hashes = prefixes(record.turns[:-1])[SPAN - 1 :]
         hashes ^= numpy.arange(SPAN, len(record.turns), dtype=numpy.uint64)
         for whole, position in table.hits(hashes):
-            end = position + SPAN  # the number of words of the shorter record
-            if end not in record.replies:  # else both have turns there, which are compared as such
+            end = position + SPAN  # the number of words of the shorter record, or of its question
+            if end not in record.replies and end not in record.asks:  # else turns begin there, which are compared
                 longer[whole].append((index, _span(record.turns, end)))
+                short |= {whole} if end < 2 * FEW_WORDS else set()  # of a question and its answer
     texts = len({index for others in longer.values() for index, _ in others})
     for whole, others in longer.items():
-        short = len(words[wholes[whole]].turns) < 2 * FEW_WORDS  # of a question and its answer
-        if not is_opening(len({following for _, following in others}), texts, short):
+        if not is_opening(len({following for _, following in others}), texts, whole in short):
             for index, _ in others:
                 groups.join(wholes[whole], index)
 
