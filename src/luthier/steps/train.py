@@ -71,9 +71,7 @@ def training(
     compared = compared_with(parts, settings.rl is not None)
     router, router_notes = router_loss(policy, rows, compared)
     layout = workspace.layout(policy, parts, *(part.kind for part in router))
-    if compared is None:
-        refuse_unreadable_in_training(policy, rows)
-
+    refuse_unreadable_in_training(policy, () if compared else rows)  # compared forwards run in eval mode
     trainer = Trainer(
         policy=policy,
         parts=parts,
