@@ -17,7 +17,7 @@ rounded once more than one that is not; a lost or wrong tensor changes logits by
 
 
 @contextmanager
-def _mode(model: nn.Module, training: bool) -> Iterator[None]:
+def in_mode(model: nn.Module, training: bool) -> Iterator[None]:
     """The model in training or eval mode, with dropout's draws left out of the global generator."""
     modes = {module: module.training for module in model.modules()}
     model.train(training)
@@ -49,7 +49,7 @@ def trial_logits(model: Any, ids: Sequence[int] = ()) -> Tensor | None:
     if row is None:
         return None
     try:
-        with _mode(model, training=False), torch.no_grad():
+        with in_mode(model, training=False), torch.no_grad():
             return model(input_ids=row, use_cache=False).logits[0].float()
     except Exception:  # it does not read tokens alone: the checks of the policy say so in words
         return None
@@ -90,7 +90,7 @@ def bypassed(model: Any, layers: Mapping[str, nn.Linear]) -> list[str]:
     uncalled: dict[str, nn.Linear] = {}
     try:
         for training in (False, True):
-            with _mode(model, training), torch.no_grad():
+            with in_mode(model, training), torch.no_grad():
                 uncalled |= _uncalled(model, layers, row)
         return [] if not uncalled else _with_gradient(model, uncalled, row)
     except Exception:  # the model does not read tokens alone: the checks of the policy say so in words
@@ -114,7 +114,7 @@ def _with_gradient(model: Any, layers: Mapping[str, nn.Linear], row: Tensor) -> 
     for weight in weights.values():
         weight.requires_grad_(True)
     try:
-        with torch.enable_grad(), _mode(model, training=True):
+        with torch.enable_grad(), in_mode(model, training=True):
             total = model(input_ids=row, use_cache=False).logits.float().square().sum()
             if not total.requires_grad:
                 return []

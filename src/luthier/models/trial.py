@@ -19,6 +19,7 @@ from torch import Tensor
 
 from luthier.errors import LuthierError, ModelError
 from luthier.models.checks import in_words, verify_head
+from luthier.models.logits import in_mode
 from luthier.models.policy import TokenPolicy, reading
 from luthier.types import Batch, Row, Stream
 
@@ -91,6 +92,18 @@ class RowTrial:
             raise ModelError(
                 f"{name} gives {hidden.shape[0]} hidden states for a row of {len(row)} tokens, and cannot be trained."
             )
+
+    def fault_of_training_mode(self, rows: Sequence[Row]) -> str:
+        """Why the model reads a row of these in eval mode alone, or nothing: training mode may be stricter."""
+        tried = self.chosen(rows)
+        try:
+            # Of a large model the shortest row alone, for time.
+            for row in tried if self.small else tried[-1:]:
+                with in_mode(self.policy.module, training=True), torch.no_grad():
+                    self.policy.input_of_head({"input_ids": self._ids(row)[None]})
+        except Exception as error:  # a model's own code may raise anything
+            return in_words(error)
+        return ""
 
     def refuse_future(self, row: Row) -> None:
         """Raise ModelError if hidden states depend on later tokens: the second half of the row's beginning changes."""

@@ -19,13 +19,14 @@ from luthier.engine.router_loss import RouterLoss, find_router_loss
 from luthier.engine.source import Records
 from luthier.engine.trainer import Trainer
 from luthier.engine.trains import what_trains
-from luthier.errors import RecipeError
+from luthier.errors import ModelError, RecipeError
 from luthier.modalities.base import Workspace
 from luthier.models.adapters import refuse_unmerged
 from luthier.models.dropout import dropouts
 from luthier.models.kinds import Weight, weights_of
 from luthier.models.loading.saving import make_savable
 from luthier.models.policy import TokenPolicy
+from luthier.models.trial import RowTrial
 from luthier.recipe.fingerprint import fingerprint
 from luthier.recipe.modality import modality_of
 from luthier.runs.run import Run
@@ -70,7 +71,7 @@ def training(
     compared = compared_with(parts, settings.rl is not None)
     router, router_notes = router_loss(policy, rows, compared)
     layout = workspace.layout(policy, parts, *(part.kind for part in router))
-
+    refuse_unreadable_in_training(policy, () if compared else rows)  # compared forwards run in eval mode
     trainer = Trainer(
         policy=policy,
         parts=parts,
@@ -168,6 +169,16 @@ def dropout_notes(policy: Any, compared: str | None) -> list[str]:
     if compared is None or not levels:
         return []
     return [f"Dropout ({levels}) is off in this training, which compares the model with {compared}."]
+
+
+def refuse_unreadable_in_training(policy: Any, rows: Sequence[Row]) -> None:
+    """Raise ModelError if the model reads the rows in eval mode alone: training mode may be stricter."""
+    rows = [row for row in rows if len(row.ids)] if isinstance(policy, TokenPolicy) else []
+    if rows and (fault := RowTrial(policy).fault_of_training_mode(rows)):
+        raise ModelError(
+            f"{type(policy.module).__name__} reads these rows, but not in training mode: {fault}.",
+            "Choose another model.",
+        )
 
 
 def carry_probe(trainer: Trainer, every: int | Literal["auto"]) -> None:
