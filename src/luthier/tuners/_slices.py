@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from luthier.models.kernels.gradients import no_view
 from luthier.tuners._layers import Replacement, layers_of
 
 
@@ -92,7 +93,7 @@ class _Product(torch.autograd.Function):
             saved = _select_last(x, index) if dim == 1 else x
         ctx.save_for_backward(weight, saved)
         ctx.index, ctx.dim = index, dim
-        return functional.linear(x, weight, bias)
+        return no_view(functional.linear(x, weight, bias))
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:

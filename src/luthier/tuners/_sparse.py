@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from luthier.models.context import ASIDE, context_value
+from luthier.models.kernels.gradients import no_view
 from luthier.tuners._layers import Replacement, layers_of
 
 Candidates = Literal["update", "micro_batch"]
@@ -124,7 +125,7 @@ class _Product(torch.autograd.Function):
         # lfu's ascent step differentiates another loss; its gradient must not enter the window.
         ctx.trains = context_value(ASIDE) is None
         ctx.save_for_backward(x, delta)
-        return functional.linear(x, layer.effective(), layer.bias)
+        return no_view(functional.linear(x, layer.effective(), layer.bias))
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:

@@ -183,3 +183,13 @@ def test_the_first_gradient_in_a_sum_of_another_type_is_not_rounded_to_the_weigh
     with accumulating_in_place(sums):
         assert gradients.add(weight, gradient.clone(), 1 / 3) is None
     assert torch.equal(sums.get(weight), gradient.float() * (1 / 3))
+
+
+def test_a_product_may_be_changed_in_place():
+    """Some models do so with what their layers return, and autograd refuses it for views."""
+    torch.manual_seed(0)
+    x, layer = torch.randn(2, 3, 4, requires_grad=True), nn.Linear(4, 5)
+    product = gradients._Product.apply(x, layer.weight, layer.bias)
+    product.mul_(2)
+    product.sum().backward()
+    assert torch.equal(x.grad, 2 * layer.weight.detach().sum(0).expand_as(x)) and not product._is_view()

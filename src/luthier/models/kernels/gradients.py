@@ -186,7 +186,7 @@ class _Product(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(x, weight)
-        return nn.functional.linear(x, weight, bias)
+        return no_view(nn.functional.linear(x, weight, bias))
 
     @staticmethod
     def backward(ctx: Any, *grads_out: Tensor) -> tuple[Tensor | None, ...]:
@@ -196,6 +196,11 @@ class _Product(torch.autograd.Function):
         flat = grad_out.reshape(-1, grad_out.shape[-1])
         grad_weight = add_product(weight, flat, x.reshape(-1, x.shape[-1])) if ctx.needs_input_grad[1] else None
         return grad_x, grad_weight, flat.sum(0) if ctx.needs_input_grad[2] else None
+
+
+def no_view(product: Tensor) -> Tensor:
+    """The same memory as a tensor of its own: autograd refuses to change a view of a function's output in place."""
+    return product.new_empty(0).set_(product) if product._is_view() else product
 
 
 class _Lookup(torch.autograd.Function):
