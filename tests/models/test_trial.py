@@ -14,7 +14,7 @@ from luthier.models.checks import model_errors
 from luthier.models.config import context_of
 from luthier.models.policy import TokenPolicy
 from luthier.models.trial import RowTrial, verify_model
-from luthier.steps.train import refuse_unreadable_in_training
+from luthier.steps.train import refuse_untrainable
 from luthier.types import Row, Stream
 
 LLAMA = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -163,16 +163,38 @@ def test_a_trial_leaves_no_hook_no_mode_and_no_gradient():
     assert all(p.grad is None for p in policy.module.parameters())
 
 
-def test_a_model_whose_training_mode_is_stricter_is_refused():
+def reformer():
     size = {"hidden_size": 32, "attention_head_size": 16, "feed_forward_size": 48, "num_attention_heads": 2}
     size |= {"attn_layers": ["local", "local"], "axial_pos_embds": False, "local_attn_chunk_length": 8}
     config = transformers.ReformerConfig(**size, vocab_size=97, is_decoder=True, max_position_embeddings=64)
     torch.manual_seed(0)
-    policy = TokenPolicy(transformers.ReformerModelWithLMHead(config).eval())
-    refuse_unreadable_in_training(policy, rows_of(8, 16))
+    return TokenPolicy(transformers.ReformerModelWithLMHead(config).eval())
+
+
+def test_a_model_whose_training_mode_is_stricter_is_refused():
+    policy = reformer()
+    refuse_untrainable(policy, rows_of(8, 16), compared=False)
     with pytest.raises(ModelError, match="reads these rows, but not in training mode: ValueError"):
-        refuse_unreadable_in_training(policy, rows_of(8, 19))
+        refuse_untrainable(policy, rows_of(8, 19), compared=False)
     assert not any(module.training for module in policy.module.modules())
+
+
+def test_weights_that_no_gradient_reaches_are_refused():
+    """Reversible layers give none to weights within them where nothing before them is trained, as under LoRA."""
+    policy = reformer()
+    refuse_untrainable(policy, rows_of(8), compared=True)
+    for name, weight in policy.module.named_parameters():
+        weight.requires_grad_(".attention." in name)
+    with pytest.raises(ModelError, match="No gradient reaches the weights"):
+        refuse_untrainable(policy, rows_of(8), compared=True)
+
+
+def test_a_head_that_is_trained_alone_is_not_refused():
+    policy = reformer()
+    policy.module.requires_grad_(False)
+    refuse_untrainable(policy, rows_of(8), compared=True)
+    policy.output.requires_grad_(True)
+    refuse_untrainable(policy, rows_of(8), compared=True)
 
 
 def test_a_row_that_the_model_cannot_read_is_refused_in_words():

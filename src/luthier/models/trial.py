@@ -93,6 +93,23 @@ class RowTrial:
                 f"{name} gives {hidden.shape[0]} hidden states for a row of {len(row)} tokens, and cannot be trained."
             )
 
+    def refuse_detached(self, row: Row) -> None:
+        """Raise ModelError if the states of this row depend on no weight that is trained, so that nothing is learned.
+
+        Reversible layers, for instance, give no gradient to adapters within them where the embeddings are frozen.
+        """
+        module, head = self.policy.module, {id(weight) for weight in self.policy.output.parameters()}
+        if not any(weight.requires_grad and id(weight) not in head for weight in module.parameters()):
+            return  # the head alone is trained, or weights that the module does not list
+        with reading(module), torch.enable_grad():
+            attached = self.policy.input_of_head({"input_ids": self._ids(row)[None]}).requires_grad
+        if not attached:
+            raise ModelError(
+                f"No gradient reaches the weights that are trained: {type(module).__name__} computes its layers outside"
+                " of autograd.",
+                "Train all weights (train.tuner=full), or choose another model.",
+            )
+
     def fault_of_training_mode(self, rows: Sequence[Row]) -> str:
         """Why the model reads a row of these in eval mode alone, or nothing: training mode may be stricter."""
         tried = self.chosen(rows)

@@ -118,24 +118,24 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
         raise Redirected(f"{code}: it redirects to {newurl}")
 
 
-class _Watched(http.client.HTTPConnection):
+class _Watching:
+    """Gives the deadline its connection, which urllib makes and hides."""
+
     def __init__(self, *arguments: Any, watch: Callable[[Any], None], **options: Any):
         super().__init__(*arguments, **options)
         self._watch = watch
 
     def connect(self) -> None:
-        super().connect()
+        super().connect()  # pyright: ignore[reportAttributeAccessIssue]
         self._watch(self)
 
 
-class _WatchedTls(http.client.HTTPSConnection):
-    def __init__(self, *arguments: Any, watch: Callable[[Any], None], **options: Any):
-        super().__init__(*arguments, **options)
-        self._watch = watch
+class _Watched(_Watching, http.client.HTTPConnection):
+    pass
 
-    def connect(self) -> None:
-        super().connect()
-        self._watch(self)
+
+class _WatchedTls(_Watching, http.client.HTTPSConnection):
+    pass
 
 
 class _Http(urllib.request.HTTPHandler):

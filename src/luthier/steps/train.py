@@ -71,7 +71,7 @@ def training(
     compared = compared_with(parts, settings.rl is not None)
     router, router_notes = router_loss(policy, rows, compared)
     layout = workspace.layout(policy, parts, *(part.kind for part in router))
-    refuse_unreadable_in_training(policy, () if compared else rows)  # compared forwards run in eval mode
+    refuse_untrainable(policy, rows, compared is not None)
     trainer = Trainer(
         policy=policy,
         parts=parts,
@@ -171,10 +171,21 @@ def dropout_notes(policy: Any, compared: str | None) -> list[str]:
     return [f"Dropout ({levels}) is off in this training, which compares the model with {compared}."]
 
 
-def refuse_unreadable_in_training(policy: Any, rows: Sequence[Row]) -> None:
-    """Raise ModelError if the model reads the rows in eval mode alone: training mode may be stricter."""
+def refuse_untrainable(policy: Any, rows: Sequence[Row], compared: bool) -> None:
+    """Refuse a model that would learn nothing of these rows, or that reads them in eval mode alone.
+
+    Args:
+        compared: the training compares forwards, which then run in eval mode.
+
+    Raises:
+        ModelError: see above.
+    """
     rows = [row for row in rows if len(row.ids)] if isinstance(policy, TokenPolicy) else []
-    if rows and (fault := RowTrial(policy).fault_of_training_mode(rows)):
+    if not rows:
+        return
+    trial = RowTrial(policy)
+    trial.refuse_detached(min(rows, key=len))
+    if not compared and (fault := trial.fault_of_training_mode(rows)):
         raise ModelError(
             f"{type(policy.module).__name__} reads these rows, but not in training mode: {fault}.",
             "Choose another model.",

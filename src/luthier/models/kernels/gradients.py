@@ -200,7 +200,7 @@ class _Product(torch.autograd.Function):
 
 def no_view(product: Tensor) -> Tensor:
     """The same memory as a tensor of its own: autograd refuses to change a view of a function's output in place."""
-    return product.new_empty(0).set_(product) if product._is_view() else product
+    return product.new_empty(0).set_(product) if product._is_view() else product  # pyright: ignore[reportArgumentType]
 
 
 class _Lookup(torch.autograd.Function):
