@@ -338,11 +338,11 @@ def test_one_file_may_mix_both_spellings_and_a_columnar_file_fills_the_others_wi
 
 @pytest.mark.parametrize("role", ["function_call", "tool_call", "Function-Call"])
 def test_a_turn_of_sharegpt_that_calls_a_tool_has_tool_calls(role):
-    one = '{"name": "paint", "arguments": {"colour": "red"}}'
-    (message,), notes = read({"from": role, "value": one})
+    call = '{"name": "paint", "arguments": {"colour": "red"}}'
+    (message,), notes = read({"from": role, "value": call})
     assert message["role"] == "assistant" and message["content"] == "" and LEGACY in notes and FLAT not in notes
     assert message["tool_calls"] == calling({"colour": "red"})["tool_calls"]
-    (message,), _ = read({"from": role, "value": f"[{one}, {one}]"})
+    (message,), _ = read({"from": role, "value": f"[{call}, {call}]"})
     assert len(message["tool_calls"]) == 2
     (message,), notes = read({"from": role, "value": "paint(red)"})
     assert message == {"role": "assistant", "content": "paint(red)"} and UNREAD_CALL in notes

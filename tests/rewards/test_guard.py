@@ -106,20 +106,20 @@ def test_a_verdict_after_the_limit_of_time_does_not_count(work):
 
 
 def test_the_limit_of_time_holds_outside_the_main_thread_too():
-    found = []
+    outcomes = []
 
     def work():
         try:
             within(0.05, lambda: time.sleep(5))
         except TooSlow as error:
-            found.append(error)
-        found.append(within(5, lambda: 3))
+            outcomes.append(error)
+        outcomes.append(within(5, lambda: 3))
         try:
             within(5, lambda: 1 / 0)
         except ZeroDivisionError as error:
-            found.append(error)
+            outcomes.append(error)
 
     thread = threading.Thread(target=work)
     thread.start()
     thread.join(4)
-    assert [type(one) for one in found] == [TooSlow, int, ZeroDivisionError]
+    assert [type(outcome) for outcome in outcomes] == [TooSlow, int, ZeroDivisionError]

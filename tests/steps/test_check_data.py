@@ -209,7 +209,7 @@ def test_a_large_model_is_not_loaded_and_that_is_said(written):
 
     with torch.device("meta"):
         empty = torch.nn.Linear(10**5, 10**5)
-    trial = try_update(load_recipe(written()), None, None, empty, 0)
+    trial = try_update(load_recipe(written()), None, None, None, empty, 0)
     assert trial == TriedUpdate("sft with lora", 0, None, "10,000 M parameters; `--probe` tries them on the model")
 
 

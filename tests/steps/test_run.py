@@ -65,15 +65,15 @@ def test_eval_asks_a_run_s_model_as_the_run_did(data, monkeypatch):
     settings = recipe(data, "data.render='Q: {prompt} A: {completion}'", "evaluate.metric=./half.py", model=model)
     run_recipe(settings, data / "run", ["target"])
     write_json(data / "run" / "lock.json", settings.to_lock())
-    told = {line["id"]: line for line in read_jsonl(data / "run" / "evaluation.jsonl")}
+    lines = {line["id"]: line for line in read_jsonl(data / "run" / "evaluation.jsonl")}
     (data / "elsewhere").mkdir()
     monkeypatch.chdir(data / "elsewhere")
     assert recipe_of_evaluation("../run", "../data.jsonl", None, []).settings.model.dtype == "float32"
     options = {"data": "../data.jsonl", "limit": None, "overrides": [], "console": Console(file=io.StringIO())}
     found = {item.id: item for item in evaluate_model("../run", metric=None, **options).items}
-    assert len(told) == 16 and {found[name].score for name in told} == {0.5}
-    assert all(found[name].prompt == one["prompt"] for name, one in told.items())
-    assert all(found[name].prediction == one["prediction"] for name, one in told.items())
+    assert len(lines) == 16 and {found[name].score for name in lines} == {0.5}
+    assert all(found[name].prompt == one["prompt"] for name, one in lines.items())
+    assert all(found[name].prediction == one["prediction"] for name, one in lines.items())
     other = {item.id: item for item in evaluate_model("../run", metric="exact", **options).items}
     assert {one.metric for one in other.values()} == {"exact"}
 

@@ -21,10 +21,10 @@ def family(kind, dtype=torch.float32, **options):
     """A causal model of this type in eval mode, its weights three times as large as at the usual start."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    made = type(AutoConfig.for_model(kind))
-    known = {key: number for key, number in SMALL.items() if hasattr(made(), key)}
+    config_type = type(AutoConfig.for_model(kind))
+    known = {key: number for key, number in SMALL.items() if hasattr(config_type(), key)}
     chosen = known | (ZAMBA if kind == "zamba" else {}) | options
-    config = made(**{key: number for key, number in chosen.items() if number is not None})
+    config = config_type(**{key: number for key, number in chosen.items() if number is not None})
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = AutoModelForCausalLM.from_config(config, dtype=dtype).eval()

@@ -140,12 +140,7 @@ def merged(adapted: Any) -> Any:
     before = logits.trial_logits(adapted) if logits.is_exact(adapted) else None
     with peft_in_words():
         module = adapted.merge_and_unload()
-    after = None if before is None else logits.trial_logits(module)
-    if (
-        before is not None
-        and after is not None
-        and (apart := logits.difference(before, after)) > logits.tolerance(module)
-    ):
+    if apart := logits.moved_beyond_rounding(before, module):
         raise ModelError(
             f"The adapter cannot be merged into {type(module).__name__}: the logits of a few tokens then differ by"
             f" {apart:.2g} of the largest.",

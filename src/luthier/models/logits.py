@@ -64,6 +64,19 @@ def difference(before: Tensor, after: Tensor) -> float:
     return apart if apart == apart else float("inf")
 
 
+def moved_beyond_rounding(before: Tensor | None, model: nn.Module) -> float:
+    """The difference of a model's logits from those before a change, if rounding does not explain it, else 0.
+
+    Args:
+        before: of `trial_logits`; None where they were not computed, which is no difference.
+    """
+    after = None if before is None else trial_logits(model)
+    if before is None or after is None:
+        return 0.0
+    apart = difference(before, after)
+    return apart if apart > tolerance(model) else 0.0
+
+
 def is_exact(model: nn.Module) -> bool:
     """Whether the model computes in float32 or wider.
 

@@ -235,9 +235,10 @@ def _language_findings(recipe: Recipe, stages: Sequence[Stage], generates: bool)
     peak = 0 if generates else _memory(recipe, prepared).total
     yield replace(_methods(recipe, prepared), trains=trains)
     # Last: the memory of a process that has loaded the model would be counted twice.
-    yield try_model(recipe, prepared, renderer)
+    trial, loaded = try_model(recipe, prepared, renderer)
+    yield trial
     if not generates:
-        yield try_update(recipe, prepared, renderer, module, peak)
+        yield try_update(recipe, prepared, renderer, loaded, module, peak)
 
 
 def _network(recipe: Recipe) -> Network:

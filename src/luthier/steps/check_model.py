@@ -11,7 +11,7 @@ from luthier.data.render import Renderer
 from luthier.engine.assemble import Parts
 from luthier.modalities.base import compute_dtype, find_device
 from luthier.modalities.language.workspace import LanguageWorkspace
-from luthier.models.loading.load import folded, load_model, resolve_model
+from luthier.models.loading.load import Loaded, folded, load_model, resolve_model
 from luthier.models.policy import TokenPolicy
 from luthier.recipe import Recipe
 from luthier.steps.train import compared_with, dropout_notes, made_ready, router_loss
@@ -27,10 +27,11 @@ class ModelTrial:
     lines: tuple[str, ...]
 
 
-def try_model(recipe: Recipe, prepared: Prepared, renderer: Renderer) -> ModelTrial:
+def try_model(recipe: Recipe, prepared: Prepared, renderer: Renderer) -> tuple[ModelTrial, Loaded | None]:
     """Load the model and try it on the recipe's rows: its head, that it sees no later token, and the layout.
 
-    Steps make rows and models of their own: in a recipe of several the model is tried alone.
+    Steps make rows and models of their own: in a recipe of several the model is tried alone. The loaded model is
+    returned as it was; None where it is too large for the free memory.
 
     Raises:
         LuthierError: the run would be refused.
@@ -38,14 +39,15 @@ def try_model(recipe: Recipe, prepared: Prepared, renderer: Renderer) -> ModelTr
     settings, device = recipe.settings, find_device()
     needed, free = _file_bytes(recipe), psutil.virtual_memory().available
     if needed > FREE_SHARE * free:
-        return ModelTrial((f"not tried: its weights have {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free",))
+        words = f"not tried: its weights have {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free"
+        return ModelTrial((words,)), None
     model = settings.model.model_copy(update={"dtype": compute_dtype(recipe, device)})
     loaded = folded(load_model(model, recipe.base, device))
     workspace = LanguageWorkspace(recipe, device, loaded, prepared, renderer)
     workspace.verify()
     name = type(loaded.module).__name__
     if settings.steps is not None:
-        return ModelTrial((f"{name} sees no later token",))
+        return ModelTrial((f"{name} sees no later token",)), loaded
     parts, policy = Parts.of(recipe), TokenPolicy(loaded.module)
     changed = made_ready(parts.tuners, loaded.module)
     compared = compared_with(parts, settings.rl is not None)
@@ -57,7 +59,7 @@ def try_model(recipe: Recipe, prepared: Prepared, renderer: Renderer) -> ModelTr
         *dropout_notes(policy, compared),
         *notes,
     )
-    return ModelTrial(lines)
+    return ModelTrial(lines), loaded
 
 
 def _file_bytes(recipe: Recipe) -> int:

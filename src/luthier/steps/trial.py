@@ -13,10 +13,11 @@ from torch import nn
 
 from luthier.data.prepare import Prepared
 from luthier.data.render import Renderer
+from luthier.engine import estimate
 from luthier.errors import LuthierError, RunError
-from luthier.modalities.base import compute_dtype, find_device
+from luthier.modalities.base import find_device
 from luthier.modalities.language.workspace import LanguageWorkspace
-from luthier.models.loading.load import folded, load_model
+from luthier.models.loading.load import Loaded
 from luthier.recipe import Recipe, load_recipe
 from luthier.runs.run import Run
 from luthier.steps.train import training
@@ -43,10 +44,13 @@ class TriedUpdate:
     left_out: str
 
 
-def try_update(recipe: Recipe, prepared: Prepared, renderer: Renderer, empty: nn.Module, peak: int) -> TriedUpdate:
+def try_update(
+    recipe: Recipe, prepared: Prepared, renderer: Renderer, loaded: Loaded | None, empty: nn.Module, peak: int
+) -> TriedUpdate:
     """Train one update on the shortest records, in a folder that is removed.
 
     Args:
+        loaded: the model, which the update changes; None: too large to be tried.
         empty: the architecture without weights.
         peak: estimated peak memory of the whole training, in bytes.
 
@@ -55,7 +59,9 @@ def try_update(recipe: Recipe, prepared: Prepared, renderer: Renderer, empty: nn
     """
     names, device = _names(recipe), find_device()
     parameters = sum(parameter.numel() for parameter in empty.parameters())
-    if parameters > LARGEST[device.type] or peak > _free(device):
+    # The peak of a training counts the weights, which have their memory already.
+    held = 0 if loaded is None else estimate.weight_bytes(loaded.module)
+    if loaded is None or parameters > LARGEST[device.type] or peak - held > _free(device):
         return TriedUpdate(names, 0, None, f"{parameters / 1e6:,.0f} M parameters; `--probe` tries them on the model")
     lock = recipe.to_lock()
     short = load_recipe({**lock, "recipe": {**lock["recipe"], "budget": {"updates": 1}}})
@@ -63,8 +69,6 @@ def try_update(recipe: Recipe, prepared: Prepared, renderer: Renderer, empty: nn
     few = _shortest(prepared, min(RECORDS, recipe.settings.train.batch.records))
     try:
         with tempfile.TemporaryDirectory() as folder:
-            typed = recipe.settings.model.model_copy(update={"dtype": compute_dtype(recipe, device)})
-            loaded = folded(load_model(typed, recipe.base, device))
             workspace = LanguageWorkspace(short, device, loaded, few, renderer)
             trainer, _ = training(Run(short, Path(folder)), workspace, events.append, lambda: False)
             trainer.train()

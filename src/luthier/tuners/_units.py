@@ -260,12 +260,7 @@ def unchanged(model: nn.Module) -> Iterator[None]:
     """
     before = logits.trial_logits(model) if logits.is_exact(model) else None
     yield
-    after = None if before is None else logits.trial_logits(model)
-    if (
-        before is not None
-        and after is not None
-        and (apart := logits.difference(before, after)) > logits.tolerance(model)
-    ):
+    if apart := logits.moved_beyond_rounding(before, model):
         raise RecipeError(
             f"Reordering the units of {type(model).__name__} changes what it computes (logits by {apart:.1g} of the"
             " largest).",
