@@ -278,10 +278,12 @@ def merged() -> None:
 
 
 def dpo() -> None:
-    """The first loss of dpo is ln 2: policy and reference are the same model."""
+    """The first loss of dpo is ln 2: policy and reference are the same model; and its gradient is not 0."""
     folder = run("dpo", train="train-pairs", objective="dpo", tuner="lora", updates=1, rate=1e-4)
     first = json.loads((folder / "metrics.jsonl").read_text().splitlines()[0])
     same("dpo's first loss", torch.tensor(first["loss"]), torch.tensor(2.0).log(), 1e-4)
+    if not first["gradient_norm"] > 0:
+        raise Wrong("no gradient reaches the adapter")
 
 
 def sampling() -> None:
